@@ -1,0 +1,83 @@
+"""From an nnx module to a pure function of a plain nested dict of arrays, and back.
+
+Networks are authored in ``flax.nnx``; everywhere else travel plain parameter dicts. This
+file is the only door between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+Params = dict[str, Any]
+
+
+class Pure:
+    """A network without its weights.
+
+    ``Pure(build)`` traces ``build(rngs) -> nnx.Module`` abstractly (nothing is allocated).
+    ``pure.init(key)`` gives the parameters, a nested dict of arrays; ``pure(params, *args)``
+    calls the module; ``pure(params, *args, method="encode")`` calls a method by its name.
+    Every nnx variable is in the dict, batch statistics included; ``pure.mutate`` also
+    returns the dict as the call left it.
+    """
+
+    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
+        self._build = build
+        abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+        self._graph, self._state = nnx.split(abstract)
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters from a PRNG key."""
+        return jax.jit(lambda k: _pure(nnx.state(self._build(nnx.Rngs(k)))))(key)
+
+    def shapes(self) -> Params:
+        """The parameters as ``jax.ShapeDtypeStruct`` leaves."""
+        return _pure(self._state)
+
+    def module(self, params: Params) -> nnx.Module:
+        """The live module holding ``params``."""
+        state = jax.tree.map(lambda leaf: leaf, self._state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graph, state)
+
+    def __call__(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        return getattr(self.module(params), method)(*args, **kwargs)
+
+    def mutate(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> tuple[Any, Params]:
+        """Like a call, and returns ``(output, params)`` with the variables as it left them."""
+        module = self.module(params)
+        output = getattr(module, method)(*args, **kwargs)
+        return output, _pure(nnx.state(module))
+
+
+def _pure(state: nnx.State) -> Params:
+    return nnx.to_pure_dict(state)
+
+
+def stack(build: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -> nnx.Module:
+    """``length`` equal blocks as one module whose variables have a leading layer axis."""
+
+    @nnx.split_rngs(splits=length)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return build(rngs)
+
+    return make(rngs)
+
+
+def scan_blocks(blocks: nnx.Module, carry: jax.Array, *args: Any, remat: bool = True) -> jax.Array:
+    """Runs ``carry = block(carry, *args)`` over the layer axis of a stacked module.
+
+    ``args`` are the same for every layer. With ``remat`` the backward pass recomputes each
+    block from its input.
+    """
+    graph, state = nnx.split(blocks)
+
+    def body(carry: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
+        return nnx.merge(graph, layer)(carry, *args), None
+
+    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, state)[0]

@@ -1,0 +1,123 @@
+"""A scripted expert for the embedded table, its noise and its named flaws.
+
+The expert is digital: each axis moves at one of a few speeds, so a token policy sees few
+distinct actions. It reacts to the state at every step, hence recovers from anything that
+noise does to it. A flaw makes it fail in one coarse, correctable way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from wovr_jax.sim import tabletop
+from wovr_jax.sim.tabletop import TabletopConfig, TabletopState
+from wovr_jax.types import ACTION_DIM, Array
+
+FLAWS = ("none", "early_release")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertConfig:
+    """How demonstrations are made.
+
+    Attributes:
+      speeds: the speeds of an axis, as shares of a full-speed step; 0 and 1 included.
+      noise: standard deviation added to the executed deltas (labels stay clean).
+      flip: probability that the executed gripper command is flipped for a step.
+      flaw: one of ``FLAWS``; ``early_release`` lets go on the way and then idles.
+      flawed_share: share of the demonstrations that carry the flaw.
+      release_low, release_high: distance to the plate at which a flawed one lets go.
+    """
+
+    speeds: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    noise: float = 0.2
+    flip: float = 0.03
+    flaw: str = "early_release"
+    flawed_share: float = 0.35
+    release_low: float = 0.26
+    release_high: float = 0.44
+
+    def __post_init__(self) -> None:
+        if self.flaw not in FLAWS:
+            raise ValueError(f"expert flaw: expected one of {FLAWS}, got {self.flaw!r}")
+
+
+@struct.dataclass
+class ExpertState:
+    """What the expert carries through an episode: its flaw and whether it has given up."""
+
+    release: Array  # distance to the plate at which it lets go; 0 for a flawless one
+    idle: Array  # bool
+
+
+def begin(key: Array, cfg: ExpertConfig) -> ExpertState:
+    """Draws whether, and where, this demonstration lets go too early."""
+    k_flaw, k_where = jax.random.split(key)
+    flawed = jax.random.bernoulli(k_flaw, cfg.flawed_share if cfg.flaw == "early_release" else 0.0)
+    where = jax.random.uniform(k_where, minval=cfg.release_low, maxval=cfg.release_high)
+    return ExpertState(release=jnp.where(flawed, where, 0.0), idle=jnp.array(False))
+
+
+def act(
+    expert: ExpertState, state: TabletopState, cfg: ExpertConfig, sim: TabletopConfig
+) -> tuple[ExpertState, Array]:
+    """The clean action (7,) for a state: reach, close, carry, let go, stay."""
+    holding = state.held == 0
+    wrong = state.held == 1
+    placed = tabletop.success(state, sim)
+    goal = jnp.where(holding, state.plate, state.block_K2[0])
+    offset = goal - state.gripper
+    on_block = jnp.linalg.norm(offset) < 0.6 * sim.grasp_radius
+    to_plate = jnp.linalg.norm(state.plate - state.gripper)
+    lets_go = holding & ((to_plate < 0.5 * sim.success_radius) | (to_plate < expert.release))
+    gives_up = expert.idle | (holding & (to_plate < expert.release) & (to_plate >= sim.success_radius))
+
+    rest = placed | lets_go | gives_up | (on_block & ~holding)
+    move = jnp.where(rest, 0.0, _digital(offset / sim.max_move, cfg))
+    grip = (holding & ~lets_go) | (on_block & ~holding & ~placed)
+    grip = grip & ~gives_up & ~wrong
+    action = jnp.zeros(ACTION_DIM).at[:2].set(move).at[6].set(jnp.where(grip, 1.0, -1.0))
+    return expert.replace(idle=gives_up), action
+
+
+def _digital(wish: Array, cfg: ExpertConfig) -> Array:
+    """The nearest allowed speed, per axis, with its sign."""
+    speeds = jnp.asarray(cfg.speeds)
+    size = jnp.clip(jnp.abs(wish), 0.0, 1.0)
+    nearest = jnp.argmin(jnp.abs(size[:, None] - speeds[None, :]), axis=-1)
+    return jnp.sign(wish) * speeds[nearest]
+
+
+def demonstrate(
+    seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig
+) -> tuple[TabletopState, Array, Array]:
+    """One demonstration: states (S + 1 leading), clean labels (S, 7), executed actions (S, 7)."""
+    first = tabletop.reset(jax.random.key(seed), sim)
+    k_flaw, k_noise = jax.random.split(key)
+
+    def body(
+        carry: tuple[ExpertState, TabletopState], key: Array
+    ) -> tuple[tuple[ExpertState, TabletopState], tuple[TabletopState, Array, Array]]:
+        expert, state = carry
+        expert, label = act(expert, state, cfg, sim)
+        executed = _disturb(label, key, cfg)
+        after = tabletop.step(state, executed, sim)
+        return (expert, after), (after, label, executed)
+
+    keys = jax.random.split(k_noise, sim.horizon)
+    _, (states, label_SA, action_SA) = jax.lax.scan(body, (begin(k_flaw, cfg), first), keys)
+    states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
+    return states, label_SA, action_SA
+
+
+def _disturb(label: Array, key: Array, cfg: ExpertConfig) -> Array:
+    """What is executed: noisy deltas, and now and then a flipped gripper."""
+    k_move, k_flip = jax.random.split(key)
+    move = label[:2] + cfg.noise * jax.random.normal(k_move, (2,)) * (jnp.abs(label[:2]).max() > 0)
+    flip = jax.random.bernoulli(k_flip, cfg.flip)
+    grip = jnp.where(flip, -label[6], label[6])
+    return label.at[:2].set(jnp.clip(move, -1.0, 1.0)).at[6].set(grip)

@@ -1,0 +1,212 @@
+"""The embedded true simulator: a planar pick-and-place table in pure JAX.
+
+A gripper seen from above must reach the block that the instruction names, close on it,
+carry it to the plate and let go. Two of three colours lie on the table. Everything is a
+function of arrays without a batch axis; callers ``vmap``. The world is deterministic: a
+reset key and the actions replay an episode exactly.
+
+Actions follow LIBERO: seven numbers, end-effector deltas in [-1, 1] and the gripper, -1
+open and +1 closed. The table is planar, so of the six deltas only x (right) and y (down)
+move anything; z and the three rotations are accepted and ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from wovr_jax.types import Array, Start, World
+
+COLOURS = ("red", "green", "blue")
+INSTRUCTIONS = tuple(f"pick up the {colour} block and put it on the plate" for colour in COLOURS)
+"""The tasks of this simulator; a task index is an index into this tuple."""
+
+_RGB = jnp.array([[0.86, 0.20, 0.18], [0.20, 0.66, 0.30], [0.20, 0.36, 0.85]])
+_TABLE = jnp.array([0.62, 0.54, 0.45])
+_PLATE = jnp.array([0.96, 0.96, 0.94])
+_OPEN = jnp.array([0.12, 0.12, 0.14])
+_CLOSED = jnp.array([0.98, 0.80, 0.16])
+
+
+@dataclasses.dataclass(frozen=True)
+class TabletopConfig:
+    """Geometry in table widths (the table is the unit square, x right, y down).
+
+    Attributes:
+      size: rendered height and width in pixels.
+      horizon: simulator steps of an episode.
+      max_move: distance of a full-speed step on one axis.
+      grasp_radius: closed jaws hold a block whose centre is nearer than this...
+      grasp_speed: ...if the step moved each axis less than this share of ``max_move``.
+      success_radius: a released block nearer than this to the plate's centre is a success.
+      jitter: half-widths of the uniform layout noise: gripper x, y; blocks x, y; plate x, y.
+    """
+
+    size: int = 32
+    horizon: int = 24
+    max_move: float = 0.07
+    grasp_radius: float = 0.10
+    grasp_speed: float = 0.6
+    success_radius: float = 0.14
+    plate_radius: float = 0.17
+    jitter: tuple[float, ...] = (0.10, 0.05, 0.08, 0.07, 0.16, 0.05)
+
+    @classmethod
+    def fake(cls) -> TabletopConfig:
+        """For tests: 16 pixels, two chunks."""
+        return cls(size=16, horizon=16)
+
+
+@struct.dataclass
+class TabletopState:
+    """Everything there is: positions (2,), gripper command, which block is held.
+
+    Attributes:
+      gripper: (2,) float32 position.
+      closed: bool scalar, the last gripper command.
+      held: int32 scalar, index of the held block or -1.
+      block_K2: (2, 2) float32 positions of the two blocks.
+      colour_K: (2,) int32 colour indices; block 0 is the target.
+      plate: (2,) float32 position.
+    """
+
+    gripper: Array
+    closed: Array
+    held: Array
+    block_K2: Array
+    colour_K: Array
+    plate: Array
+
+
+def reset(key: Array, cfg: TabletopConfig) -> TabletopState:
+    """A random layout. The task is the colour of block 0 (``task_of``)."""
+    k_colour, k_side, k_grip, k_block, k_plate = jax.random.split(key, 5)
+    j = jnp.asarray(cfg.jitter)
+
+    def uniform(key: Array, shape: tuple[int, ...], half: Array) -> Array:
+        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * half
+
+    slots = jnp.array([[0.22, 0.25], [0.78, 0.25]])
+    slots = jnp.where(jax.random.bernoulli(k_side), slots, slots[::-1])
+    return TabletopState(
+        gripper=jnp.array([0.5, 0.42]) + uniform(k_grip, (2,), j[0:2]),
+        closed=jnp.array(False),
+        held=jnp.array(-1, jnp.int32),
+        block_K2=slots + uniform(k_block, (2, 2), j[2:4]),
+        colour_K=jax.random.permutation(k_colour, jnp.arange(3, dtype=jnp.int32))[:2],
+        plate=jnp.array([0.5, 0.80]) + uniform(k_plate, (2,), j[4:6]),
+    )
+
+
+def task_of(state: TabletopState) -> Array:
+    """int32 task index: the colour of the target block."""
+    return state.colour_K[..., 0]
+
+
+def step(state: TabletopState, action_A: Array, cfg: TabletopConfig) -> TabletopState:
+    """One simulator step: move, then the jaws act, then a held block follows.
+
+    A block is taken only by closed jaws that are nearly still, so a block dropped in full
+    flight stays lost until the gripper comes back for it.
+    """
+    move = jnp.clip(action_A[:2], -1.0, 1.0)
+    gripper = jnp.clip(state.gripper + cfg.max_move * move, 0.04, 0.96)
+    closed = action_A[6] > 0.0
+    distance_K = jnp.linalg.norm(state.block_K2 - gripper, axis=-1)
+    nearest = jnp.argmin(distance_K).astype(jnp.int32)
+    still = jnp.max(jnp.abs(move)) < cfg.grasp_speed
+    takes = closed & (state.held < 0) & still & (distance_K[nearest] < cfg.grasp_radius)
+    held = jnp.where(closed, jnp.where(takes, nearest, state.held), -1)
+    carried_K = jnp.arange(2) == held
+    block_K2 = jnp.where(carried_K[:, None], gripper, state.block_K2)
+    return state.replace(gripper=gripper, closed=closed, held=held, block_K2=block_K2)
+
+
+def success(state: TabletopState, cfg: TabletopConfig) -> Array:
+    """bool: the target lies released on the plate."""
+    near = jnp.linalg.norm(state.block_K2[0] - state.plate) < cfg.success_radius
+    return near & (state.held != 0)
+
+
+def render(state: TabletopState, cfg: TabletopConfig) -> Array:
+    """(size, size, 3) float32 in [-1, 1], seen from above.
+
+    Every edge is a sigmoid about a pixel wide and nothing is thinner than four pixels: the
+    picture is band-limited, so a small video model can carry it. A held block is drawn
+    larger (it is nearer to the camera) and closed jaws change colour.
+    """
+    axis = (jnp.arange(cfg.size) + 0.5) / cfg.size
+    y_HW, x_HW = jnp.meshgrid(axis, axis, indexing="ij")
+    sharp = 1.6 * cfg.size
+
+    def disc(centre: Array, radius: float) -> Array:
+        distance = jnp.sqrt((x_HW - centre[0]) ** 2 + (y_HW - centre[1]) ** 2 + 1e-8)
+        return jax.nn.sigmoid((radius - distance) * sharp)
+
+    def square(centre: Array, half: Array) -> Array:
+        distance = jnp.maximum(jnp.abs(x_HW - centre[0]), jnp.abs(y_HW - centre[1]))
+        return jax.nn.sigmoid((half - distance) * sharp)
+
+    def paint(image: Array, mask_HW: Array, colour: Array) -> Array:
+        return image + mask_HW[..., None] * (colour - image)
+
+    image = _TABLE * (1.0 - 0.12 * y_HW[..., None])
+    image = paint(image, disc(state.plate, cfg.plate_radius), _PLATE)
+    image = paint(image, disc(state.plate, 0.7 * cfg.plate_radius), 0.93 * _PLATE)
+    for k in (1, 0):
+        half = jnp.where(state.held == k, 0.105, 0.085)
+        image = paint(image, square(state.block_K2[k], half), _RGB[state.colour_K[k]])
+    palm = jnp.where(state.closed, _CLOSED, _OPEN)
+    image = paint(image, disc(state.gripper, 0.065), palm)
+    return 2.0 * image - 1.0
+
+
+def roll(state: TabletopState, action_SA: Array, cfg: TabletopConfig) -> TabletopState:
+    """The states after each of S actions, stacked on a leading axis."""
+
+    def body(state: TabletopState, action_A: Array) -> tuple[TabletopState, TabletopState]:
+        state = step(state, action_A, cfg)
+        return state, state
+
+    return jax.lax.scan(body, state, action_SA)[1]
+
+
+def world(cfg: TabletopConfig) -> World:
+    """The true simulator behind the interface of the learned world model.
+
+    The state is ``Start.sim`` (a batch of ``TabletopState``); the true predicate comes back
+    with the frames.
+    """
+
+    def begin(start: Start) -> TabletopState:
+        if start.sim is None:
+            raise ValueError("the true simulator needs Start.sim, the simulator state; got None. Build the start states with sim=...")
+        return start.sim
+
+    def chunk(state: TabletopState, action_BTA: Array, key_B: Array) -> tuple[TabletopState, Array, Array]:
+        del key_B  # the table is deterministic
+        states_BT = jax.vmap(lambda s, a: roll(s, a, cfg))(state, action_BTA)
+        frame_BTHWC = jax.vmap(jax.vmap(lambda s: render(s, cfg)))(states_BT)
+        truth_BT = jax.vmap(jax.vmap(lambda s: success(s, cfg)))(states_BT)
+        return jax.tree.map(lambda leaf: leaf[:, -1], states_BT), frame_BTHWC, truth_BT
+
+    return World(begin=begin, step=chunk)
+
+
+def reset_batch(seed_B: Array, cfg: TabletopConfig) -> TabletopState:
+    """Resets by integer seeds: one seed, one layout, wherever and whenever it is computed."""
+    return jax.vmap(lambda seed: reset(jax.random.key(seed), cfg))(seed_B)
+
+
+def replay(seed_B: Array, action_BSA: Array, step_B: Array, cfg: TabletopConfig) -> TabletopState:
+    """The states after ``step_B`` actions of recorded episodes: how ``Start.sim`` is rebuilt."""
+    state = reset_batch(seed_B, cfg)
+
+    def one(state: TabletopState, action_SA: Array, count: Array) -> TabletopState:
+        states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), state, roll(state, action_SA, cfg))
+        return jax.tree.map(lambda leaf: leaf[count], states)
+
+    return jax.vmap(one)(state, action_BSA, step_B)
