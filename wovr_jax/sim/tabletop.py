@@ -210,3 +210,15 @@ def replay(seed_B: Array, action_BSA: Array, step_B: Array, cfg: TabletopConfig)
         return jax.tree.map(lambda leaf: leaf[count], states)
 
     return jax.vmap(one)(state, action_BSA, step_B)
+
+
+def subgoals(states_S: TabletopState, cfg: TabletopConfig) -> dict[str, Array]:
+    """What one episode achieved, from its stacked states: grasped, carried over the plate, placed."""
+    gap_S = jnp.linalg.norm(states_S.gripper - states_S.plate, axis=-1)
+    holds_S = states_S.held == 0
+    return {
+        "grasped": jnp.any(holds_S),
+        "wrong_object": jnp.any(states_S.held == 1),
+        "carried": jnp.any(holds_S & (gap_S < cfg.success_radius)),
+        "placed": jnp.any(jax.vmap(lambda s: success(s, cfg))(states_S)),
+    }
