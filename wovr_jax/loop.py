@@ -1,0 +1,241 @@
+"""The training loop: progress, metrics, checkpoints, interruption, exact resumption.
+
+It knows nothing of what is trained. The step draws its own batch from ``fold_in(key, i)``
+on the device, so the only state of the loop is the step count, and a resumed run is the
+uninterrupted run bit for bit.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from wovr_jax import checkpoint
+from wovr_jax.metrics import Log
+
+IN_FLIGHT = 2
+"""Steps dispatched ahead of the device: enough to hide dispatch, few enough to stop soon."""
+LINE_EVERY_S = 20.0
+"""Seconds between progress lines when standard error is not a terminal."""
+
+Step = Callable[[Any, jax.Array], tuple[Any, dict[str, jax.Array]]]
+
+
+class NonFiniteError(FloatingPointError):
+    """A metric or the state became NaN or infinite; the message says where."""
+
+
+def fit(
+    name: str,
+    state: Any,
+    step: Step,
+    steps: int,
+    *,
+    log: Log | None = None,
+    folder: str | os.PathLike | None = None,
+    save_every_s: float = 60.0,
+    log_every: int = 20,
+    on_step: Callable[[int, Any], dict[str, float] | None] | None = None,
+    nan_ok: tuple[str, ...] = (),
+) -> Any:
+    """Runs ``state, metrics = step(state, i)`` for i in [0, steps) and returns the last state.
+
+    Args:
+      name: the stage, for the progress bar, the log and messages.
+      state: any pytree of arrays. The step may donate it.
+      step: jitted by the caller; ``i`` is an int32 scalar array, metrics are scalars.
+      steps: how many.
+      log: receives the mean of each metric over the last ``log_every`` steps.
+      folder: where the checkpoint is kept and looked for; None for a run that is not resumed.
+      save_every_s: seconds between checkpoints; one is always written at the end.
+      log_every: steps between reads of the metrics. The device is never waited for in between.
+      on_step: called as ``on_step(done, state)`` after each step, ``done`` counting from 1. It
+        must not keep ``state``, which the next step may donate. Scalars that it returns are logged.
+      nan_ok: metrics that may be NaN (a mean over nothing, say).
+
+    Raises:
+      NonFiniteError: naming stage, step and metric; the last good checkpoint stays.
+      KeyboardInterrupt: on Ctrl-C, after the checkpoint is written.
+      ValueError: when the checkpoint in ``folder`` is further than ``steps``.
+    """
+    run = _Run(name, steps, log, folder, nan_ok)
+    state, done = run.resume(state)
+    saved_at = time.monotonic()
+    in_flight: collections.deque[Any] = collections.deque()
+    with _interrupts() as interrupted, _Progress(name, done, steps) as progress:
+        while done < steps:
+            state, metrics = step(state, jnp.asarray(done, jnp.int32))
+            done += 1
+            run.window.append(metrics)
+            in_flight.append(metrics)
+            if len(in_flight) > IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+            try:
+                extra = on_step(done, state) if on_step else None
+            except KeyboardInterrupt:
+                interrupted.set()
+                extra = None
+            if done % log_every == 0 or done == steps:
+                progress.metrics = run.write(done)
+            if extra and log:
+                log.scalars(name, done, extra)
+            progress.advance(done)
+            if interrupted.is_set():
+                run.save(done, state)
+                raise KeyboardInterrupt(f"{name} stopped after step {done} of {steps}")
+            if done == steps or time.monotonic() - saved_at > save_every_s:
+                run.save(done, state)
+                saved_at = time.monotonic()
+    return state
+
+
+class _Run:
+    """The bookkeeping of one fit: metrics not yet logged, and the checkpoint."""
+
+    def __init__(
+        self, name: str, steps: int, log: Log | None, folder: str | os.PathLike | None, nan_ok: tuple[str, ...]
+    ):
+        self.name, self.steps, self.log, self.nan_ok = name, steps, log, nan_ok
+        self.path = None if folder is None else pathlib.Path(folder) / "fit"
+        self.saved: int | None = None
+        self.window: list[dict[str, Any]] = []
+
+    def resume(self, state: Any) -> tuple[Any, int]:
+        """The state and step to go on from."""
+        if self.path is None or not checkpoint.exists(self.path):
+            return state, 0
+        facts = checkpoint.meta(self.path)
+        done, self.window = facts["step"], facts["window"]
+        if done > self.steps:
+            raise ValueError(
+                f"{self.name}: the checkpoint in {self.path} is at step {done}, beyond the {self.steps} steps "
+                f"asked for. Ask for at least {done} steps, or use a new run folder."
+            )
+        self.saved = done
+        if self.log:
+            self.log.rewind(self.name, done)
+        return checkpoint.restore(self.path, state), done
+
+    def read(self, done: int) -> None:
+        """Brings the window to the host and checks it."""
+        self.window = [_floats(metrics) for metrics in jax.device_get(self.window)]
+        for back, metrics in enumerate(reversed(self.window)):
+            for metric, value in metrics.items():
+                if metric not in self.nan_ok and not np.isfinite(value):
+                    raise NonFiniteError(self._fault(f"metric {metric!r} is {value}", done - back))
+
+    def write(self, done: int) -> dict[str, float]:
+        """Logs the means of the window and empties it."""
+        self.read(done)
+        means = {metric: float(np.mean([m[metric] for m in self.window])) for metric in self.window[-1]}
+        self.window = []
+        if self.log:
+            self.log.scalars(self.name, done, means)
+        return means
+
+    def save(self, done: int, state: Any) -> None:
+        """Writes the checkpoint, unless it would hold a NaN."""
+        if self.path is None:
+            return
+        self.read(done)
+        # The loss of this step was computed before its update: a bad update shows first in the state.
+        bad = _nan_leaf(state)
+        if bad:
+            raise NonFiniteError(self._fault(f"state leaf {bad!r} holds a NaN", done))
+        checkpoint.save(self.path, state, {"step": done, "window": self.window})
+        self.saved = done
+
+    def _fault(self, what: str, step: int) -> str:
+        if self.path is None:
+            kept = "No checkpoint was asked for."
+        elif self.saved is None:
+            kept = "No checkpoint had been written yet."
+        else:
+            kept = f"The checkpoint of step {self.saved} in {self.path} is kept."
+        advice = "Try a smaller learning rate or look at the data."
+        return f"{self.name}: {what} at step {step} of {self.steps}. {kept} {advice}"
+
+
+def _floats(metrics: dict[str, Any]) -> dict[str, float]:
+    return {metric: float(value) for metric, value in metrics.items()}
+
+
+def _nan_leaf(state: Any) -> str | None:
+    flat = [
+        (keys, leaf)
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+        if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact)
+    ]
+    bad = _has_nan([leaf for _, leaf in flat])
+    names = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in flat]
+    return next((name for name, is_bad in zip(names, jax.device_get(bad), strict=True) if is_bad), None)
+
+
+@jax.jit
+def _has_nan(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.isnan(leaf).any() for leaf in leaves]
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C into an event, so that it never cuts a step in two; the second one raises."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def first(*_: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Progress:
+    """A bar on a terminal, a line every LINE_EVERY_S seconds elsewhere; both on standard error."""
+
+    def __init__(self, name: str, done: int, steps: int):
+        self.name, self.first, self.steps = name, done, steps
+        self.metrics: dict[str, float] = {}
+        self._begin = self._line = time.monotonic()
+        self._bar = tqdm.tqdm(
+            total=steps, initial=done, desc=name, file=sys.stderr, disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, done: int) -> None:
+        if not self._bar.disable:
+            self._bar.set_postfix_str(self._shown(), refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif time.monotonic() - self._line > LINE_EVERY_S:
+            self._line = time.monotonic()
+            rate = (done - self.first) / (self._line - self._begin)
+            eta = tqdm.tqdm.format_interval((self.steps - done) / rate)
+            text = f"{self.name} {done}/{self.steps}, {rate:.2f} steps/s, {eta} left, {self._shown()}"
+            print(text, file=sys.stderr, flush=True)
+
+    def _shown(self) -> str:
+        return ", ".join(f"{metric} {value:.4g}" for metric, value in list(self.metrics.items())[:4])

@@ -1,0 +1,189 @@
+"""Keys by name, compile cache and counter, timers, the ledger, and facts about the machine."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+"""What JAX reports once for each program it compiles or takes from the compile cache."""
+
+
+def key(seed: int, *names: str | int | jax.Array) -> jax.Array:
+    """A typed PRNG key for ``seed`` and a path of names, e.g. ``key(0, "grpo", round, "noise")``.
+
+    Names are folded in one after another; a string by the first 32 bits of its SHA-256, so
+    the same call gives the same key in every process (Python's ``hash`` would not).
+    Integers may be traced.
+    """
+    found = jax.random.key(seed)
+    for name in names:
+        found = jax.random.fold_in(found, _fold(name))
+    return found
+
+
+def _fold(name: str | int | jax.Array) -> int | jax.Array:
+    if isinstance(name, str):
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+    return name & 0xFFFFFFFF if isinstance(name, int) else name
+
+
+def enable_compile_cache(folder: str | os.PathLike) -> pathlib.Path:
+    """Keeps compiled programs in ``folder`` between processes; returns the folder in use.
+
+    The environment variable ``JAX_COMPILATION_CACHE_DIR`` wins over ``folder``. Small and
+    quick programs are kept too: on a laptop they are most of the start-up time.
+    """
+    chosen = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder).expanduser().resolve()
+    jax.config.update("jax_compilation_cache_dir", str(chosen))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return chosen
+
+
+@contextlib.contextmanager
+def count_compiles() -> Iterator[collections.Counter[str]]:
+    """Counts programs that JAX compiles inside the block, by the name of the jitted function.
+
+    >>> with count_compiles() as compiles:
+    ...     train_step(state, i)
+    >>> compiles["train_step"]  # doctest: +SKIP
+    1
+
+    A program taken from the persistent cache counts as compiled. Array operations outside
+    jit appear under their own names, so look a stage up by its function.
+    """
+    counted: collections.Counter[str] = collections.Counter()
+
+    def listen(event: str, seconds: float, **facts: Any) -> None:
+        if event == COMPILE_EVENT:
+            counted[_plain(str(facts.get("fun_name", "?")))] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield counted
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def _plain(name: str) -> str:
+    """``train_step`` from ``jit(train_step)`` or ``jit_train_step``."""
+    if name.startswith("jit(") and name.endswith(")"):
+        return name[4:-1]
+    return name.removeprefix("jit_")
+
+
+class Stopwatch:
+    """Wall seconds since its making, or of its ``with`` block once that is left."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._end: float | None = None
+
+    def __enter__(self) -> Stopwatch:
+        self._begin, self._end = time.perf_counter(), None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return (time.perf_counter() if self._end is None else self._end) - self._begin
+
+
+@dataclasses.dataclass
+class Account:
+    """What one stage consumed: true simulator steps, imagined frames, wall seconds."""
+
+    true_steps: int = 0
+    imagined_frames: int = 0
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class Ledger:
+    """Who consumed what, by stage, in the order in which the stages first appeared.
+
+    The claim "the learner used no true simulator step" is ``ledger["grpo-1"].true_steps == 0``.
+    """
+
+    stages: dict[str, Account] = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, stage: str) -> Account:
+        return self.stages.get(stage, Account())
+
+    def add(self, stage: str, *, true_steps: int = 0, imagined_frames: int = 0, seconds: float = 0.0) -> None:
+        """Books consumption on ``stage``."""
+        account = self.stages.setdefault(stage, Account())
+        account.true_steps += int(true_steps)
+        account.imagined_frames += int(imagined_frames)
+        account.seconds += float(seconds)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[Stopwatch]:
+        """Books the wall seconds of the block on ``stage``, also when it raises."""
+        watch = Stopwatch()
+        try:
+            yield watch
+        finally:
+            self.add(stage, seconds=watch.seconds)
+
+    def merge(self, other: Ledger) -> None:
+        """Books everything of ``other`` here too."""
+        for stage, account in other.stages.items():
+            self.add(stage, **dataclasses.asdict(account))
+
+    def total(self) -> Account:
+        """The sum over stages."""
+        both = Ledger()
+        for account in self.stages.values():
+            both.add("total", **dataclasses.asdict(account))
+        return both["total"]
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """stage -> {true_steps, imagined_frames, seconds}, ready for JSON."""
+        return {stage: dataclasses.asdict(account) for stage, account in self.stages.items()}
+
+    @classmethod
+    def from_dict(cls, mapping: dict[str, dict[str, float]]) -> Ledger:
+        """The inverse of :meth:`to_dict`."""
+        return cls({stage: Account(**account) for stage, account in mapping.items()})
+
+
+def peak_rss_gb() -> float:
+    """Largest resident memory of this process so far, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kibibytes, macOS bytes.
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a number."""
+    found = {"python": platform.python_version()}
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "wovr_jax"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def device_name() -> str:
+    """For example ``"1 x NVIDIA H100"`` or ``"cpu, 2 cores"``."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return f"cpu, {cores} cores"
+    return f"{len(devices)} x {devices[0].device_kind}"
