@@ -1,0 +1,84 @@
+"""Success rates with their intervals, and imagination held against the truth.
+
+Two questions, kept apart. How good is the policy? Roll it in the true simulator, on start
+states that training never saw, with the sampler that acted in training. How honest is the
+world model? Play the same actions from the same start states in both worlds and count where
+the verdicts differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wovr_jax import metrics
+from wovr_jax.types import Array, Imagined
+
+
+def succeeded(rollout: Imagined) -> np.ndarray:
+    """(B,) bool: the world's own verdict, success in any frame (LIBERO's ``success_once``)."""
+    verdict = rollout.success_BNT if rollout.truth_BNT is None else rollout.truth_BNT
+    return np.asarray(verdict).any((1, 2))
+
+
+def rate(success_B: np.ndarray | Sequence[bool]) -> dict[str, Any]:
+    """n, successes, rate and the 95 % Wilson interval, JSON-able.
+
+    Raises:
+      ValueError: for no episodes at all.
+    """
+    success_B = np.asarray(success_B, bool)
+    if success_B.size == 0:
+        raise ValueError("a success rate needs at least one episode, got none; raise evaluate.episodes")
+    low, high = metrics.wilson(int(success_B.sum()), success_B.size)
+    return {
+        "n": int(success_B.size),
+        "successes": int(success_B.sum()),
+        "rate": float(success_B.mean()),
+        "low": low,
+        "high": high,
+    }
+
+
+def verdicts(imagined_B: np.ndarray, true_B: np.ndarray) -> dict[str, Any]:
+    """The four counts of imagined against true success, with TPR and FPR (None when undefined)."""
+    imagined_B, true_B = np.asarray(imagined_B, bool), np.asarray(true_B, bool)
+    tp, fp = int((imagined_B & true_B).sum()), int((imagined_B & ~true_B).sum())
+    fn, tn = int((~imagined_B & true_B).sum()), int((~imagined_B & ~true_B).sum())
+    return {
+        "tp": tp,
+        "fp": fp,
+        "fn": fn,
+        "tn": tn,
+        "tpr": tp / (tp + fn) if tp + fn else None,
+        "fpr": fp / (fp + tn) if fp + tn else None,
+    }
+
+
+def fidelity(imagined: Imagined, true: Imagined) -> list[float]:
+    """Mean PSNR (dB) of each chunk between two rollouts of the same actions, both with video.
+
+    Raises:
+      ValueError: when either rollout has no video.
+    """
+    if imagined.video_BNTHWC is None or true.video_BNTHWC is None:
+        raise ValueError("fidelity compares frames: make both rollouts with video=True")
+    error_N = jnp.mean((imagined.video_BNTHWC - true.video_BNTHWC) ** 2, axis=(2, 3, 4, 5)).mean(0)
+    return [float(10.0 * np.log10(4.0 / max(float(error), 1e-10))) for error in error_N]
+
+
+def join(parts: Sequence[Imagined], count: int | None = None) -> Imagined:
+    """Rollouts of equal shape one after another on the host, cut to the first ``count`` rows."""
+    host = [jax.device_get(part) for part in parts]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *host)
+
+
+def side_by_side(true_SHWC: Array | np.ndarray, imagined_SHWC: Array | np.ndarray) -> np.ndarray:
+    """uint8 frames (S, H, 2W + gap, C): the truth on the left, imagination on the right."""
+    left, right = (np.clip(np.round((np.asarray(x) + 1) * 127.5), 0, 255).astype(np.uint8) for x in (true_SHWC, imagined_SHWC))
+    gap = np.full((*left.shape[:2], max(1, left.shape[2] // 16), 3), 255, np.uint8)
+    return np.concatenate([left, gap, right], axis=2)

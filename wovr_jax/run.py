@@ -1,0 +1,122 @@
+"""A run folder: what was asked, what each stage made, and what it cost.
+
+::
+
+    runs/<name>/
+      config.json            the whole configuration, written first
+      metrics.jsonl, tb/     curves of every stage
+      stages/<stage>/        the stage's products and done.json, its facts
+      videos/  results.json  report.html
+
+A stage whose ``done.json`` is there is not run again. Every stage is a function of the
+configuration and of earlier products alone, so the same command after an interruption ends
+in the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from wovr_jax import config
+from wovr_jax.metrics import Log
+from wovr_jax.runtime import Ledger
+
+T = TypeVar("T")
+
+MARK = "done.json"
+COUNTED = ("true_steps", "imagined_frames")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used for what was asked; the message says why."""
+
+
+class Run:
+    """The open folder of one run.
+
+    Args:
+      folder: where; made when missing.
+      settings: the whole configuration as a plain dictionary.
+
+    Raises:
+      RunError: when the folder holds something else, or a run with another configuration
+        (every difference is listed).
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any]):
+        self.folder = pathlib.Path(folder).absolute()
+        self.settings = config.to_dict(settings)
+        self._claim()
+        self.log = Log(self.folder)
+        self.facts: dict[str, dict[str, Any]] = {}
+
+    def _claim(self) -> None:
+        mark = self.folder / "config.json"
+        if mark.exists():
+            self._compare(mark)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise RunError(
+                f"{self.folder} is not empty and is not a run folder (no config.json in it). "
+                "Choose another folder with --run=..., or empty this one."
+            )
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(mark, self.settings)
+
+    def _compare(self, mark: pathlib.Path) -> None:
+        try:
+            there = json.loads(mark.read_text())
+        except json.JSONDecodeError as error:
+            raise RunError(f"{mark} is not readable JSON ({error}); this is not a run folder of this project.") from error
+        different = config.diff(there, self.settings)
+        if different:
+            lines = "\n  ".join(f"{name}: {old!r} there, {new!r} asked" for name, (old, new) in list(different.items())[:20])
+            raise RunError(
+                f"{self.folder} holds a run with another configuration ({len(different)} settings differ). "
+                f"Choose another folder with --run=..., or ask for what is there:\n  {lines}"
+            )
+
+    def stage(self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], load: Callable[[pathlib.Path], T]) -> T:
+        """Runs ``make(folder) -> facts`` unless it is done, then returns ``load(folder)``.
+
+        ``facts`` is JSON-able; ``true_steps`` and ``imagined_frames`` in it go to the ledger.
+        Seconds of interrupted tries are counted too.
+        """
+        folder = self.folder / "stages" / name
+        if (folder / MARK).exists():
+            self.facts[name] = json.loads((folder / MARK).read_text())
+            return load(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tried = folder / "tried.json"
+        before = json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
+        print(f"== {name}", file=sys.stderr, flush=True)
+        begin = time.perf_counter()
+        try:
+            facts = dict(make(folder))
+        except BaseException:
+            write_json(tried, {"seconds": before + time.perf_counter() - begin})
+            raise
+        facts["seconds"] = before + time.perf_counter() - begin
+        write_json(folder / MARK, facts)
+        self.facts[name] = facts
+        return load(folder)
+
+    def ledger(self) -> Ledger:
+        """What every finished stage consumed."""
+        ledger = Ledger()
+        for name, facts in self.facts.items():
+            ledger.add(name, seconds=facts["seconds"], **{count: facts.get(count, 0) for count in COUNTED})
+        return ledger
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes beside, then renames: a reader never sees half a file."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(value, indent=1))
+    beside.replace(path)
