@@ -48,7 +48,10 @@ def test_defaults_and_harmless_conversions():
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"name": "x", "inner": {"widht": 3}}, r"config\.inner\.widht: Inner has no such setting. Did you mean config\.inner\.width"),
+        (
+            {"name": "x", "inner": {"widht": 3}},
+            r"config\.inner\.widht: Inner has no such setting. Did you mean config\.inner\.width",
+        ),
         ({"name": "x", "qqqq": 3}, r"config\.qqqq: .* Outer has: name, inner"),
         ({}, r"config: Outer needs name"),
         ({"name": 3}, r"config\.name: expected str, got 3 \(int\)"),

@@ -21,6 +21,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 META = "wovr.json"
+ROOT = "tree"
+"""Orbax wants a container at the top; under this name any tree fits, a single array too."""
 SHOWN = 12
 """Mismatching leaves listed in an error before the rest is only counted."""
 
@@ -52,7 +54,7 @@ def save(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = No
             shutil.rmtree(stale, ignore_errors=True)
     _barrier(f"clean {path}")
     with ocp.StandardCheckpointer() as writer:
-        writer.save(fresh, jax.tree.map(_storable, tree))
+        writer.save(fresh, {ROOT: jax.tree.map(_storable, tree)})
     if jax.process_index() == 0:
         (fresh / META).write_text(json.dumps(dict(meta or {})))
         if path.exists():
@@ -77,8 +79,8 @@ def restore(path: str | os.PathLike, like: Any) -> Any:
     path = _found(path)
     _compare(path, like)
     with ocp.StandardCheckpointer() as reader:
-        stored = reader.restore(path, jax.tree.map(_target, like))
-    return jax.tree.map(_revive, like, stored)
+        stored = reader.restore(path, {ROOT: jax.tree.map(_target, like)})
+    return jax.tree.map(_revive, like, stored[ROOT])
 
 
 def exists(path: str | os.PathLike) -> bool:
@@ -170,7 +172,7 @@ def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 def _compare(path: pathlib.Path, like: Any) -> None:
     """Raises unless the stored leaves are exactly those of ``like``."""
     with ocp.StandardCheckpointer() as reader:
-        there = _leaves(reader.metadata(path).item_metadata.tree)
+        there = _leaves(reader.metadata(path).item_metadata.tree[ROOT])
     wanted = _leaves(like)
     shown = [f"{name}: expected {_text(wanted[name])}, not in the checkpoint" for name in wanted if name not in there]
     shown += [f"{name}: in the checkpoint {_text(there[name])}, not expected" for name in there if name not in wanted]
@@ -183,8 +185,8 @@ def _compare(path: pathlib.Path, like: Any) -> None:
         rest = [f"... and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
         lines = "\n  ".join(shown[:SHOWN] + rest)
         raise CheckpointError(
-            f"{path} does not fit the tree to restore, {len(shown)} of {len(wanted)} leaves differ "
-            f"(was it written with another config?):\n  {lines}"
+            f"{path} does not fit the tree to restore: {len(shown)} leaves differ "
+            f"(was it written with another config?).\n  {lines}"
         )
 
 

@@ -138,7 +138,8 @@ class Ledger:
         """Books the wall seconds of the block on ``stage``, also when it raises."""
         watch = Stopwatch()
         try:
-            yield watch
+            with watch:
+                yield watch
         finally:
             self.add(stage, seconds=watch.seconds)
 

@@ -1,0 +1,95 @@
+"""Keys by name, the compile counter, the ledger."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wovr_jax import runtime
+
+
+def data(key: jax.Array) -> list[int]:
+    return np.asarray(jax.random.key_data(key)).tolist()
+
+
+def test_key_is_the_same_in_another_process():
+    code = "import jax; from wovr_jax import runtime; print(jax.random.key_data(runtime.key(3, 'grpo', 5)).tolist())"
+    environment = {"PYTHONHASHSEED": "77", "JAX_PLATFORMS": "cpu", "PYTHONPATH": "."}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(result.stdout) == data(runtime.key(3, "grpo", 5))
+
+
+def test_key_depends_on_every_name_and_their_order():
+    keys = [runtime.key(0), runtime.key(1), runtime.key(0, "a"), runtime.key(0, "b"), runtime.key(0, "a", "b")]
+    keys += [runtime.key(0, "b", "a"), runtime.key(0, "a", 0), runtime.key(0, 0), runtime.key(0, -1)]
+    assert len({tuple(data(key)) for key in keys}) == len(keys)
+    assert jnp.issubdtype(keys[0].dtype, jax.dtypes.prng_key)
+
+
+def test_key_takes_a_traced_step():
+    traced = jax.jit(lambda i: runtime.key(0, "noise", i))(jnp.int32(7))
+    assert data(traced) == data(runtime.key(0, "noise", 7))
+
+
+def test_compiles_are_counted_by_function():
+    def grown(x):
+        return x * 2 + 1
+
+    step = jax.jit(grown)
+    with runtime.count_compiles() as compiles:
+        step(jnp.ones(3))
+        step(jnp.zeros(3))
+        assert compiles["grown"] == 1
+        step(jnp.ones(4))
+    assert compiles["grown"] == 2
+    step(jnp.ones(5))
+    assert compiles["grown"] == 2  # no longer listening
+
+
+def test_ledger_books_by_stage():
+    ledger = runtime.Ledger()
+    ledger.add("collect", true_steps=240, seconds=1.5)
+    ledger.add("grpo-1", imagined_frames=1000)
+    ledger.add("collect", true_steps=10)
+    with ledger.timed("evaluate") as watch:
+        pass
+    assert ledger["collect"] == runtime.Account(250, 0, 1.5)
+    assert ledger["grpo-1"].true_steps == 0 and ledger["never"].true_steps == 0
+    assert ledger["evaluate"].seconds == watch.seconds > 0
+
+    other = runtime.Ledger.from_dict(json.loads(json.dumps(ledger.to_dict())))
+    assert other == ledger
+    other.merge(ledger)
+    assert other["collect"] == runtime.Account(500, 0, 3.0)
+    assert other.total().imagined_frames == 2000
+    assert list(other.stages) == ["collect", "grpo-1", "evaluate"]
+
+
+def test_ledger_books_seconds_of_a_stage_that_fails():
+    ledger = runtime.Ledger()
+    with pytest.raises(KeyboardInterrupt), ledger.timed("sft"):
+        raise KeyboardInterrupt
+    assert ledger["sft"].seconds > 0
+
+
+def test_facts_about_the_machine():
+    assert 0.01 < runtime.peak_rss_gb() < 1000
+    assert {"python", "jax", "numpy"} <= set(runtime.versions())
+    assert runtime.device_name()
+
+
+def test_environment_wins_over_the_cache_folder(tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        assert runtime.enable_compile_cache(tmp_path / "a") == tmp_path / "a"
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "b"))
+        assert runtime.enable_compile_cache(tmp_path / "a") == tmp_path / "b"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
