@@ -43,7 +43,7 @@ def attention(
     """
     _check(q_BLHD, k_BKHD, v_BKHD, kernel)
     if mask is not None:
-        mask = _mask_to_BHLK(mask)
+        mask = _mask_of_rank_four(mask)
     scale = float(q_BLHD.shape[-1] ** -0.5 if scale is None else scale)
     if kernel == "cudnn":
         return jax.nn.dot_product_attention(q_BLHD, k_BKHD, v_BKHD, mask=mask, scale=scale, implementation="cudnn")
@@ -64,7 +64,7 @@ def causal_mask(length: int) -> Array:
     return jnp.tril(jnp.ones((length, length), bool))
 
 
-def _mask_to_BHLK(mask: Array) -> Array:
+def _mask_of_rank_four(mask: Array) -> Array:
     if mask.dtype != jnp.bool_:
         raise ValueError(f"attention mask: expected bool, True where a query may look, got {mask.dtype}")
     if mask.ndim == 2:

@@ -69,15 +69,17 @@ def stack(build: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) 
     return make(rngs)
 
 
-def scan_blocks(blocks: nnx.Module, carry: jax.Array, *args: Any, remat: bool = True) -> jax.Array:
-    """Runs ``carry = block(carry, *args)`` over the layer axis of a stacked module.
+def scan_blocks(blocks: nnx.Module, carry: jax.Array, *args: Any, layered: tuple = (), remat: bool = True) -> jax.Array:
+    """Runs ``carry = block(carry, *own, *args)`` over the layer axis of a stacked module.
 
-    ``args`` are the same for every layer. With ``remat`` the backward pass recomputes each
-    block from its input.
+    ``args`` are the same for every layer; ``own`` is the layer's slice of ``layered``, whose
+    arrays have a leading layer axis. With ``remat`` the backward pass recomputes each block
+    from its input.
     """
     graph, state = nnx.split(blocks)
 
-    def body(carry: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-        return nnx.merge(graph, layer)(carry, *args), None
+    def body(carry: jax.Array, layer: tuple[nnx.State, tuple]) -> tuple[jax.Array, None]:
+        weights, own = layer
+        return nnx.merge(graph, weights)(carry, *own, *args), None
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, state)[0]
+    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (state, layered))[0]
