@@ -1,0 +1,130 @@
+"""Rectified flow with a shifted schedule: training levels, loss weight, Euler sampler.
+
+A latent at noise level sigma is (1 - sigma) x0 + sigma noise, the network predicts the
+velocity noise - x0, and it is told time = 1000 sigma. (The paper writes the opposite
+orientation; this is the one of the released weights.)
+Source: RLinf's DiffSynth-Studio fork, diffsynth/schedulers/flow_match.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wovr_jax.types import Array
+
+TIME_SCALE = 1000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """The schedule.
+
+    Attributes:
+      steps: Euler steps of the sampler.
+      shift: how strongly levels crowd towards pure noise; 1 is uniform.
+      levels: size of the table from which training draws uniformly.
+      round_time: whether the time told to the network is rounded to bfloat16, in training
+        and sampling, as the reference does (952.38 becomes 952, 882.35 becomes 884). The
+        levels themselves stay exact.
+    """
+
+    steps: int = 5
+    shift: float = 5.0
+    levels: int = 1000
+    round_time: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.levels < 2 or self.shift <= 0:
+            raise ValueError(f"flow: expected steps >= 1, levels >= 2 and shift > 0, got {self}")
+
+    @classmethod
+    def paper(cls, **changes) -> FlowConfig:
+        """Exact times."""
+        return cls(**changes)
+
+    @classmethod
+    def rlinf(cls, **changes) -> FlowConfig:
+        """Times as the released weights were trained and run with."""
+        return cls(**{"round_time": True} | changes)
+
+
+def shifted(uniform: np.ndarray, shift: float) -> np.ndarray:
+    """shift u / (1 + (shift - 1) u)."""
+    return shift * uniform / (1.0 + (shift - 1.0) * uniform)
+
+
+def sigmas(steps: int, shift: float) -> np.ndarray:
+    """(steps + 1,) levels of the sampler, from 1 down to 0, shifted once.
+
+    5 steps at shift 5: 1, 0.9524, 0.8824, 0.7692, 0.5556, 0.
+    """
+    return np.append(shifted(1.0 - np.arange(steps) / steps, shift), 0.0).astype(np.float32)
+
+
+def training_levels(cfg: FlowConfig) -> np.ndarray:
+    """(levels,) table of sigmas, from 1 down; training draws its rows uniformly."""
+    return shifted(1.0 - np.arange(cfg.levels) / cfg.levels, cfg.shift).astype(np.float32)
+
+
+def draw_levels(key: Array, batch: int, cfg: FlowConfig) -> Array:
+    """(B,) sigmas for training."""
+    row_B = jax.random.randint(key, (batch,), 0, cfg.levels)
+    return jnp.asarray(training_levels(cfg))[row_B]
+
+
+def weight(time: Array, cfg: FlowConfig) -> Array:
+    """Loss weight of a time: a bump around 500 that is 0 at 1000 and has mean 1 over the table."""
+    bump = _bump(TIME_SCALE * training_levels(cfg).astype(np.float64))
+    floor, mean = float(bump.min()), float(bump.mean() - bump.min())
+    return (_bump(time) - floor) / mean
+
+
+def _bump(time):
+    numpy_or_jax = np if isinstance(time, np.ndarray) else jnp
+    return numpy_or_jax.exp(-2.0 * ((time - 500.0) / 1000.0) ** 2)
+
+
+def times(sigma: Array, cfg: FlowConfig) -> Array:
+    """What the network is told of a level, in [0, 1000], float32."""
+    time = TIME_SCALE * sigma.astype(jnp.float32)
+    return time.astype(jnp.bfloat16).astype(jnp.float32) if cfg.round_time else time
+
+
+def noised(clean: Array, noise: Array, sigma: Array) -> Array:
+    """(1 - sigma) clean + sigma noise; ``sigma`` has the rank of the latents."""
+    return (1.0 - sigma) * clean + sigma * noise
+
+
+def euler(
+    velocity: Callable[[Array, Array], Array], context_Bfhwc: Array, noise_Bfhwc: Array, cfg: FlowConfig
+) -> Array:
+    """Integrates the flow from noise to the new latent frames behind a clean context.
+
+    The context is written anew before every step: what the network predicts for its frames
+    never enters, and its time is 0.
+
+    Args:
+      velocity: ``velocity(latent_Bfhwc, time_Bf) -> velocity_Bfhwc`` over the whole window.
+      context_Bfhwc: clean latents of the first frames.
+      noise_Bfhwc: noise in place of the frames to sample.
+      cfg: steps and shift.
+
+    Returns:
+      The sampled frames, of the shape of the noise.
+    """
+    batch, known, new = context_Bfhwc.shape[0], context_Bfhwc.shape[1], noise_Bfhwc.shape[1]
+    level = jnp.asarray(sigmas(cfg.steps, cfg.shift))
+
+    def step(latent_Bfhwc: Array, now_next: tuple[Array, Array]) -> tuple[Array, None]:
+        now, after = now_next
+        window_Bfhwc = jnp.concatenate([context_Bfhwc, latent_Bfhwc], axis=1)
+        time_Bf = jnp.concatenate([jnp.zeros((batch, known)), jnp.full((batch, new), times(now, cfg))], axis=1)
+        velocity_Bfhwc = velocity(window_Bfhwc, time_Bf)[:, known:]
+        return latent_Bfhwc + (after - now) * velocity_Bfhwc, None
+
+    return jax.lax.scan(step, noise_Bfhwc, (level[:-1], level[1:]))[0]
