@@ -270,17 +270,19 @@ def chunk_loss(
     ratio_XTA = jnp.broadcast_to(jnp.exp(jnp.sum(log_ratio_XTA, axis=axes, keepdims=True)), logp_XTA.shape)
     objective_XTA, clipped_XTA = clipped(ratio_XTA, advantage_X[:, None, None], cfg)
     loss_XTA = -objective_XTA
-    kl_XTA = _regulariser(kl_XTA, cfg.kl, "kl", logp_XTA)
-    entropy_XTA = _regulariser(entropy_XTA, cfg.entropy, "entropy", logp_XTA)
-    loss_XTA = loss_XTA + cfg.kl * kl_XTA - cfg.entropy * entropy_XTA
+    if cfg.kl:
+        loss_XTA = loss_XTA + cfg.kl * _wanted(kl_XTA, "kl")
+    if cfg.entropy:
+        loss_XTA = loss_XTA - cfg.entropy * _wanted(entropy_XTA, "entropy")
     loss_XT = jnp.mean(jnp.where(valid_XTA, loss_XTA, 0.0), axis=2)
+    nothing_XTA = jnp.zeros_like(logp_XTA)
     tally = Tally(
         tokens=jnp.sum(valid_XTA, dtype=jnp.float32),
         ratio=masked.sum(ratio_XTA, valid_XTA),
         clipped=masked.sum(clipped_XTA.astype(jnp.float32), valid_XTA),
         approx_kl=masked.sum(k3(log_ratio_XTA), valid_XTA),
-        kl=masked.sum(kl_XTA, valid_XTA),
-        entropy=masked.sum(entropy_XTA, valid_XTA),
+        kl=masked.sum(nothing_XTA if kl_XTA is None else kl_XTA, valid_XTA),
+        entropy=masked.sum(nothing_XTA if entropy_XTA is None else entropy_XTA, valid_XTA),
         ratio_max=jnp.max(jnp.where(valid_XTA, ratio_XTA, 0.0)),
         gap_max=jnp.max(jnp.abs(log_ratio_XTA)),
     )
@@ -373,9 +375,7 @@ def _grouped(x_B: Array, group: int) -> Array:
     return x_B.reshape(-1, group)
 
 
-def _regulariser(x_XTA: Array | None, weight: float, name: str, like_XTA: Array) -> Array:
-    if x_XTA is not None:
-        return x_XTA
-    if weight:
-        raise ValueError(f"grpo: GRPOConfig.{name} is {weight} but {name}_XTA was not given (a reference policy for kl)")
-    return jnp.zeros_like(like_XTA)
+def _wanted(x_XTA: Array | None, name: str) -> Array:
+    if x_XTA is None:
+        raise ValueError(f"grpo: GRPOConfig.{name} is on but {name}_XTA was not given (kl needs a reference policy)")
+    return x_XTA

@@ -1,0 +1,349 @@
+"""The learner against what it should do by arithmetic, by loops and by optax alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wovr_jax import checkpoint, grpo, learner
+from wovr_jax.grpo import GRPOConfig
+from wovr_jax.learner import LearnerConfig
+from wovr_jax.types import Imagined
+
+B, N, T, A, K = 8, 3, 2, 2, 5
+KEY = jax.random.key(0)
+
+
+def logits_fn(params, frame_BHWC, prompt_BL):
+    """A linear policy with a frozen-able eye and a word table."""
+    seen_BD = frame_BHWC.reshape(frame_BHWC.shape[0], -1) @ params["vision"]["eye"]
+    seen_BD = jnp.tanh(seen_BD + jnp.sum(params["word"][prompt_BL], axis=1))
+    return (seen_BD @ params["head"]).reshape(-1, T, A, K)
+
+
+def make_params(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return {
+        "vision": {"eye": 0.5 * jax.random.normal(keys[0], (12, 6))},
+        "word": 0.5 * jax.random.normal(keys[1], (7, 6)),
+        "head": 0.5 * jax.random.normal(keys[2], (6, T * A * K)),
+    }
+
+
+def make_imagined(params, temperature=1.0, success=None, seed=0):
+    """Rollouts whose log-probabilities are those of ``params``."""
+    rng = np.random.default_rng(seed)
+    frame = jnp.asarray(rng.uniform(-1, 1, (B, N, 2, 2, 3)), jnp.float32)
+    prompt = jnp.asarray(rng.integers(0, 7, (B, 3)), jnp.int32)
+    token = jnp.asarray(rng.integers(0, K, (B, N, T, A)), jnp.int32)
+    if success is None:
+        success = rng.random((B, N, T)) < 0.2
+        success[:4] &= np.arange(4)[:, None, None] % 2 == 0  # so that the first groups of two and of four differ
+        success[0, 0, 1] = True
+    logits = jax.vmap(logits_fn, (None, 1, None), 1)(params, frame, prompt)
+    logp = jnp.take_along_axis(jax.nn.log_softmax(logits / temperature), token[..., None], -1)[..., 0]
+    success = jnp.asarray(success)
+    return Imagined(
+        frame_BNHWC=frame,
+        prompt_BL=prompt,
+        task_B=jnp.zeros(B, jnp.int32),
+        token_BNTA=token,
+        logp_BNTA=logp,
+        action_BNTA=jnp.zeros((B, N, T, A)),
+        prob_BNT=success.astype(jnp.float32),
+        success_BNT=success,
+    )
+
+
+def run(cfg, params=None, imagined=None, trainable=None, ref_params=None, key=KEY, updates=1):
+    params = make_params() if params is None else params
+    imagined = make_imagined(params, cfg.temperature) if imagined is None else imagined
+    state = learner.create(cfg, params, trainable)
+    update = learner.make_update(cfg, logits_fn, ref_params)
+    for _ in range(updates):
+        state, metrics = update(state, imagined, key)
+    return state, metrics
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# ------------------------------------------------------------------ direction and size of a step
+
+
+def test_bandit_learns_the_rewarded_token():
+    """One parameter, two tokens, one step: token 0 succeeds and token 1 fails."""
+
+    def bandit(params, frame_BHWC, prompt_BL):
+        batch = frame_BHWC.shape[0]
+        return jnp.broadcast_to(jnp.stack([params["theta"], jnp.zeros(())]), (batch, 1, 1, 2))
+
+    imagined = Imagined(
+        frame_BNHWC=jnp.zeros((2, 1, 1, 1, 1)),
+        prompt_BL=jnp.zeros((2, 1), jnp.int32),
+        task_B=jnp.zeros(2, jnp.int32),
+        token_BNTA=jnp.array([0, 1]).reshape(2, 1, 1, 1),
+        logp_BNTA=jnp.full((2, 1, 1, 1), jnp.log(0.5)),
+        action_BNTA=jnp.zeros((2, 1, 1, 1)),
+        prob_BNT=jnp.array([1.0, 0.0]).reshape(2, 1, 1),
+        success_BNT=jnp.array([True, False]).reshape(2, 1, 1),
+    )
+    cfg = LearnerConfig.fake()
+    state, metrics = learner.make_update(cfg, bandit)(learner.create(cfg, {"theta": jnp.zeros(())}), imagined, KEY)
+    # advantages 0.5 and -0.5, d log p / d theta = 0.5 and -0.5: gradient of the loss -(0.25 + 0.25) / 2 = -0.25.
+    # A first Adam step has the size of the rate: theta = 0.1. With the sign lost it would be -0.1,
+    # and without the group mean token 1 would have no gradient: -0.125.
+    np.testing.assert_allclose(metrics["grad_norm"], 0.25, rtol=1e-6)
+    np.testing.assert_allclose(state.params["theta"], 0.1, rtol=1e-3)
+    assert jax.nn.sigmoid(state.params["theta"]) > 0.52
+    np.testing.assert_allclose(metrics["ratio_mean"], 1.0)
+
+
+@pytest.mark.parametrize("preset", [GRPOConfig.paper(group=4), GRPOConfig.rlinf(group=4)], ids=["paper", "rlinf"])
+def test_one_step_is_adamw_on_the_surrogate(preset):
+    cfg = LearnerConfig.fake(grpo=preset, temperature=1.6, weight_decay=0.1, clip_norm=0.01)
+    params = make_params()
+    imagined = make_imagined(params, cfg.temperature)
+    signal = grpo.signal(imagined.success_BNT, preset)
+
+    def loss(params):
+        logits = jax.vmap(logits_fn, (None, 1, None), 1)(params, imagined.frame_BNHWC, imagined.prompt_BL)
+        all_logp = jax.nn.log_softmax(logits / 1.6)
+        logp = jnp.take_along_axis(all_logp, imagined.token_BNTA[..., None], -1)[..., 0]
+        return grpo.surrogate(logp, imagined.logp_BNTA, signal.advantage_B, signal.valid_BNT, signal.keep_B, preset)[0]
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    transform = optax.chain(optax.clip_by_global_norm(0.01), optax.adamw(0.1, 0.9, 0.999, 1e-5, weight_decay=0.1))
+    updates, _ = transform.update(grads, transform.init(params), params)
+    state, metrics = run(cfg, params, imagined)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+    assert optax.tree.norm(grads) > 0.01
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), state.params, optax.apply_updates(params, updates))
+
+
+def test_loss_and_metrics_equal_numpy():
+    """An old policy that differs from the trained one, so that ratios are not 1; everything again with loops."""
+    cfg = LearnerConfig.fake(temperature=1.3, minibatches=1, grpo=GRPOConfig.fake(kl=0.05, entropy=0.02))
+    params, old, ref = make_params(0), make_params(1), make_params(2)
+    imagined = make_imagined(old, cfg.temperature)
+    _, metrics = run(cfg, params, imagined, ref_params=ref)
+
+    def log_softmax(x):
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    def numpy_policy(p, frame, prompt):
+        seen = np.tanh(frame.reshape(-1) @ p["vision"]["eye"] + p["word"][prompt].sum(0))
+        return log_softmax((seen @ p["head"]).reshape(T, A, K) / cfg.temperature)
+
+    host, params, ref = jax.tree.map(np.asarray, (imagined, params, ref))
+    success = host.success_BNT.reshape(B, -1)
+    ends = [int(row.argmax()) + 1 if row.any() else N * T for row in success]
+    reward = success.any(1).astype(float)
+    ratios, total, clipped = [], 0.0, 0
+    for i in range(B):
+        advantage = reward[i] - reward[i - i % 2 : i - i % 2 + 2].mean()
+        for t in range(ends[i]):
+            n, s = divmod(t, T)
+            logp = numpy_policy(params, host.frame_BNHWC[i, n], host.prompt_BL[i])[s]
+            ref_logp = numpy_policy(ref, host.frame_BNHWC[i, n], host.prompt_BL[i])[s]
+            for a in range(A):
+                ratio = np.exp(logp[a, host.token_BNTA[i, n, s, a]] - host.logp_BNTA[i, n, s, a])
+                objective = min(ratio * advantage, np.clip(ratio, 0.8, 1.28) * advantage)
+                kl = (np.exp(logp[a]) * (logp[a] - ref_logp[a])).sum()
+                entropy = -(np.exp(logp[a]) * logp[a]).sum()
+                total += (-objective + 0.05 * kl - 0.02 * entropy) / (A * ends[i] * B)
+                ratios.append(ratio)
+                clipped += objective != ratio * advantage
+    assert 0 < clipped < len(ratios)
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-4)
+    np.testing.assert_allclose(metrics["ratio_mean"], np.mean(ratios), rtol=1e-4)
+    np.testing.assert_allclose(metrics["ratio_max"], np.max(ratios), rtol=1e-4)
+    np.testing.assert_allclose(metrics["clip_fraction"], clipped / len(ratios), rtol=1e-4)
+    np.testing.assert_allclose(metrics["ratio_gap"], np.abs(np.log(ratios)).max(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["return_mean"], reward.mean())
+    np.testing.assert_allclose(metrics["length"], np.mean(ends) / (N * T), rtol=1e-6)
+
+
+def test_temperature_must_be_the_actors():
+    params = make_params()
+    imagined = make_imagined(params, temperature=1.6)
+    _, right = run(LearnerConfig.fake(temperature=1.6), params, imagined)
+    _, wrong = run(LearnerConfig.fake(temperature=1.0), params, imagined)
+    assert right["ratio_gap"] < 1e-5
+    assert wrong["ratio_gap"] > 0.05
+
+
+def test_kl_pulls_back_to_the_reference():
+    params, ref = make_params(0), make_params(1)
+    nobody = np.zeros((B, N, T), bool)  # no advantage: the reference alone moves the policy
+    cfg = LearnerConfig.fake(lr=0.02, grpo=GRPOConfig.fake(kl=1.0))
+    imagined = make_imagined(params, success=nobody)
+    _, before = run(cfg, params, imagined, ref_params=ref)
+    _, after = run(cfg, params, imagined, ref_params=ref, updates=8)
+    assert after["kl"] < 0.8 * before["kl"]
+    with pytest.raises(ValueError, match="make_update needs ref_params"):
+        learner.make_update(cfg, logits_fn)
+
+
+# ------------------------------------------------------------------ minibatches
+
+
+@pytest.mark.parametrize("microbatch", [1, 7, 1000])
+def test_gradient_accumulation_equals_the_full_batch(microbatch):
+    """24 samples; 7 does not divide them: the padding repeats sample 0, which counted again would show."""
+    cfg = LearnerConfig.fake(minibatches=1, microbatch=24, lr=1e-2)
+    whole, expected = run(cfg)
+    parts, metrics = run(dataclasses.replace(cfg, microbatch=microbatch))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), parts.params, whole.params)
+    for name in expected:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("minibatches", "microbatch", "alive"), [(4, 2, 9), (5, 3, 24), (1, 4, 0), (3, 100, 4)])
+def test_plan_deals_active_samples_first_and_evenly(minibatches, microbatch, alive):
+    active = np.random.default_rng(0).permutation(np.arange(24) < alive)
+    cfg = LearnerConfig.fake(minibatches=minibatches, microbatch=microbatch, epochs=2)
+    index, counts = jax.tree.map(np.asarray, learner._plan(jnp.asarray(active), KEY, cfg))
+    assert index.shape == counts.shape and index.shape[0] == 2 * minibatches
+    epochs = index.reshape(2, -1), counts.reshape(2, -1)
+    for epoch_index, epoch_counts in zip(*epochs, strict=True):
+        assert sorted(epoch_index[epoch_counts]) == list(np.flatnonzero(active))  # each once
+        assert set(epoch_index) == set(range(24))
+    assert alive == 0 or not np.array_equal(epochs[0][0], epochs[0][1])  # shuffled again
+    per_step = counts.reshape(2 * minibatches, -1)
+    assert np.ptp(per_step.sum(1)) <= 1
+    assert (np.diff(per_step.astype(int), axis=1) <= 0).all()  # in front
+
+
+def test_masked_chunks_are_not_computed():
+    calls = []
+
+    def counted(params, frame_BHWC, prompt_BL):
+        jax.debug.callback(lambda: calls.append(frame_BHWC.shape[0]))
+        return logits_fn(params, frame_BHWC, prompt_BL)
+
+    success = np.zeros((B, N, T), bool)
+    success[0::2, 0, 0] = True  # 4 rollouts of 1 valid chunk, 4 of 3: 16 of 24 samples
+    params = make_params()
+    cfg = LearnerConfig.fake(microbatch=4)
+    state, metrics = learner.make_update(cfg, counted)(learner.create(cfg, params), make_imagined(params, success=success), KEY)
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    assert calls == [4] * 4  # all of them would be 6
+    np.testing.assert_allclose(metrics["length"], (4 * 1 + 4 * 6) / 48)
+
+
+def test_steps_are_counted_over_epochs():
+    cfg = LearnerConfig.fake(epochs=3, minibatches=2)
+    state, metrics = run(cfg)
+    assert int(state.step) == 6 and metrics["steps"] == 6 and metrics["skipped"] == 0
+    again, _ = run(cfg)
+    assert_same(state, again)  # the key alone decides the order
+    other, _ = run(cfg, key=jax.random.key(1))
+    assert not np.array_equal(other.params["head"], state.params["head"])
+
+
+def test_warmup_starts_above_zero():
+    cfg = LearnerConfig.fake(warmup=4, epochs=1)
+    plain, _ = run(dataclasses.replace(cfg, warmup=0))
+    first, _ = run(cfg)
+    start = make_params()["head"]
+    np.testing.assert_allclose(first.params["head"] - start, (plain.params["head"] - start) / 4, atol=1e-6)
+
+
+# ------------------------------------------------------------------ what must not move
+
+
+@pytest.mark.parametrize("grpo_cfg", [GRPOConfig.rlinf(group=2), GRPOConfig.paper(group=2)], ids=["rlinf", "paper"])
+def test_groups_that_all_agree_leave_everything_untouched(grpo_cfg):
+    cfg = LearnerConfig.fake(grpo=grpo_cfg, weight_decay=0.1, minibatches=2)
+    params = make_params()
+    update = learner.make_update(cfg, logits_fn)
+    state, _ = update(learner.create(cfg, params), make_imagined(params), KEY)
+    before = jax.tree.map(np.array, state)  # with momentum, which alone would move the parameters
+    for outcome in (False, True):
+        state, metrics = update(state, make_imagined(params, success=np.full((B, N, T), outcome)), KEY)
+        assert_same(state, before)
+        assert metrics["skipped"] == 1 and metrics["steps"] == 0
+        assert metrics["kept_groups"] == (0 if grpo_cfg.filter else B // 2)
+        assert metrics["ratio_mean"] == 1 and all(np.isfinite(value) for value in metrics.values())
+
+
+def test_frozen_leaves_stay_bit_identical():
+    cfg = LearnerConfig.fake(epochs=2, weight_decay=0.1)
+    params = make_params()
+    state, _ = run(cfg, params, trainable=learner.all_but("vision"), updates=2)
+    np.testing.assert_array_equal(state.params["vision"]["eye"], params["vision"]["eye"])
+    assert not np.array_equal(state.params["head"], params["head"])
+    assert not np.array_equal(state.params["word"], params["word"])
+    # no optimizer state either: moments for two leaves, not three (and Adam's and the schedule's counts)
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state.opt_state))
+    assert shapes == sorted([(), ()] + 2 * [params["head"].shape, params["word"].shape])
+
+
+def test_frozen_equals_training_the_rest():
+    """Freezing is only leaving out: without clipping, the others move as they would beside a trained eye."""
+    cfg = LearnerConfig.fake(clip_norm=0.0)
+    free, _ = run(cfg)
+    held, _ = run(cfg, trainable={"vision": {"eye": False}, "word": True, "head": True})
+    np.testing.assert_allclose(held.params["head"], free.params["head"], atol=1e-6)
+
+
+def test_masks_that_do_not_fit_are_refused():
+    params, cfg = make_params(), LearnerConfig.fake()
+    with pytest.raises(ValueError, match="differ at .*vision/eye"):
+        learner.create(cfg, params, {"word": True, "head": True})
+    with pytest.raises(ValueError, match="no parameter under 'visoin'.*'head', 'vision', 'word'"):
+        learner.create(cfg, params, learner.all_but("visoin"))
+    with pytest.raises(ValueError, match="nothing to train"):
+        learner.create(cfg, params, learner.all_but("vision", "word", "head"))
+
+
+def test_donation_spares_the_callers_parameters():
+    params = make_params()
+    run(LearnerConfig.fake(), params, ref_params=params, updates=2)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))
+
+
+def test_second_call_does_not_compile():
+    cfg = LearnerConfig.fake(minibatches=2)
+    params = make_params()
+    update = learner.make_update(cfg, logits_fn, params)
+    state = learner.create(cfg, params)
+    for seed in range(3):  # other rollouts, other numbers of valid chunks
+        state, _ = update(state, make_imagined(params, seed=seed), jax.random.fold_in(KEY, seed))
+    assert update.func._cache_size() == 1
+
+
+def test_state_goes_through_a_checkpoint(tmp_path):
+    cfg = LearnerConfig.fake()
+    state, _ = run(cfg, trainable=learner.all_but("vision"))
+    checkpoint.save(tmp_path / "policy", state)
+    like = learner.create(cfg, make_params(3), learner.all_but("vision"))
+    assert_same(checkpoint.restore(tmp_path / "policy", like), state)
+
+
+def test_misshapen_rollouts_are_refused():
+    params = make_params()
+    imagined = make_imagined(params)
+    cfg = LearnerConfig.fake()
+    with pytest.raises(ValueError, match="token_BNTA and logp_BNTA should both be"):
+        learner.make_update(cfg, logits_fn)(
+            learner.create(cfg, params), imagined.replace(success_BNT=imagined.success_BNT[:, :2]), KEY
+        )
+    with pytest.raises(ValueError, match="multiple of group=3"):
+        bad = dataclasses.replace(cfg, grpo=GRPOConfig(group=3))
+        learner.make_update(bad, logits_fn)(learner.create(cfg, params), imagined, KEY)
+
+
+@pytest.mark.parametrize(("name", "value"), [("minibatches", 0), ("microbatch", 0), ("temperature", 0.0)])
+def test_bad_settings_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"LearnerConfig.{name}"):
+        LearnerConfig(**{name: value})

@@ -1,0 +1,348 @@
+"""Imagined -> new policy state: one jitted call does every optimizer step of an iteration.
+
+The success flags are read once (mask, returns, advantages, filter: ``grpo.signal``). Then
+the trajectories are cut into chunks, B * N samples, and each epoch goes through
+
+    shuffle, samples that count first -> minibatches (an optimizer step each)
+                                      -> microbatches (a scan that adds gradients)
+
+Samples after a success or in filtered groups weigh nothing. They are dealt last, so whole
+microbatches of them stand at the end of each minibatch and are skipped by ``lax.cond``:
+shapes are static, time follows the number of valid chunks. A minibatch in which nothing
+counts takes no optimizer step, so an iteration whose groups all agree leaves parameters and
+optimizer untouched and says so (``skipped``, ``kept_groups``).
+
+The policy is a callable ``logits_fn``; log-probabilities are of its logits over the
+temperature, in float32 whatever the policy computes in, as the actor's were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct, traverse_util
+
+from wovr_jax import grpo, masked
+from wovr_jax.grpo import GRPOConfig
+from wovr_jax.types import Array, Imagined
+
+Params = dict[str, Any]
+Path = tuple[Any, ...]
+
+LogitsFn = Callable[[Params, Array, Array], Array]
+"""``logits_fn(params, frame_BHWC, prompt_BL) -> logits_BTAK``."""
+
+Update = Callable[["PolicyState", Imagined, Array], tuple["PolicyState", dict[str, Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+    """How rollouts become optimizer steps; the defaults are RLinf's for LIBERO (wan_libero_*_grpo_openvlaoft.yaml).
+
+    Attributes:
+      lr: AdamW learning rate after the warm-up.
+      betas, eps, weight_decay: of AdamW.
+      clip_norm: largest global norm of a gradient; 0 is off.
+      warmup: optimizer steps over which the rate rises linearly, the first one included.
+      epochs: passes over the rollouts.
+      minibatches: optimizer steps of a pass.
+      microbatch: chunk-samples in one forward and backward pass.
+      temperature: that the actor sampled with; log-probabilities are of logits / temperature.
+      grpo: mask, advantage, clips, regularisers.
+    """
+
+    lr: float = 2e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-5
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    warmup: int = 0
+    epochs: int = 1
+    minibatches: int = 4
+    microbatch: int = 32
+    temperature: float = 1.6
+    grpo: GRPOConfig = GRPOConfig()
+
+    @classmethod
+    def fake(cls, **changes: Any) -> LearnerConfig:
+        """One plain, large step, for tests."""
+        small = {"lr": 0.1, "weight_decay": 0.0, "minibatches": 1, "microbatch": 4, "temperature": 1.0}
+        return cls(**small | {"grpo": GRPOConfig.fake()} | changes)
+
+    def __post_init__(self):
+        for name in ("epochs", "minibatches", "microbatch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"LearnerConfig.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"LearnerConfig.temperature: expected a positive number, got {self.temperature}")
+
+
+@struct.dataclass
+class PolicyState:
+    """A policy in training.
+
+    Attributes:
+      params: all parameters, frozen ones included.
+      opt_state: of the trained parameters only.
+      step: int32, optimizer steps taken (skipped ones do not count).
+      frozen: key paths of the parameters that are not trained.
+    """
+
+    params: Params
+    opt_state: Any
+    step: Array
+    frozen: frozenset[Path] = struct.field(pytree_node=False, default=frozenset())
+
+
+def create(cfg: LearnerConfig, params: Params, trainable: Params | Callable[[Params], Params] | None = None) -> PolicyState:
+    """A fresh state. The parameters are copied, because updates donate the state.
+
+    Args:
+      cfg: its optimizer settings.
+      params: nested dict of arrays.
+      trainable: booleans in the structure of ``params``, or a function that makes them from
+        it (see ``all_but``). False freezes: no gradient, no optimizer state, no update.
+
+    Raises:
+      ValueError: a mask of another structure, or one that leaves nothing to train.
+    """
+    mask = trainable(params) if callable(trainable) else trainable
+    frozen = frozenset() if mask is None else _frozen_paths(params, mask)
+    params = jax.tree.map(jnp.copy, params)
+    trained, _ = _split(params, frozen)
+    return PolicyState(params, optimizer(cfg).init(trained), jnp.zeros((), jnp.int32), frozen)
+
+
+def all_but(*names: str) -> Callable[[Params], Params]:
+    """A mask for ``create`` that freezes the subtrees at these paths, e.g. ``all_but("vision/dino")``.
+
+    Raises (when called): ValueError for a path that names nothing.
+    """
+
+    def mask(params: Params) -> Params:
+        flat = traverse_util.flatten_dict(params)
+        inside = {name: [path for path in flat if f"{_slashed(path)}/".startswith(f"{name}/")] for name in names}
+        for name, paths in inside.items():
+            if not paths:
+                raise ValueError(f"all_but: no parameter under {name!r}; the top level has {sorted(map(str, params))}")
+        frozen = {path for paths in inside.values() for path in paths}
+        return traverse_util.unflatten_dict({path: path not in frozen for path in flat})
+
+    return mask
+
+
+def optimizer(cfg: LearnerConfig) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW with linear warm-up."""
+
+    def rate(count: Array) -> Array:
+        return cfg.lr * jnp.minimum(1.0, (count.astype(jnp.float32) + 1.0) / max(cfg.warmup, 1))
+
+    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
+    return optax.chain(clip, optax.adamw(rate, *cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay))
+
+
+def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, ref_params: Params | None = None) -> Update:
+    """The jitted ``update(state, imagined, key) -> (state, metrics)``; ``state`` is donated.
+
+    Args:
+      cfg: static.
+      logits_fn: the policy as a function; see ``LogitsFn``.
+      ref_params: reference policy of the exact KL term, wanted when ``cfg.grpo.kl`` is not 0 (with
+        weight 0 the divergence is only reported). An argument of the compiled function, not a
+        constant; it must not share arrays with a state (``create`` copies, so the parameters
+        that a state was created from are fine).
+
+    Returns:
+      ``update``, whose metrics are scalars: loss, policy ratio (mean, max), clip_fraction,
+      approx_kl (to the policy that acted), kl (to the reference), entropy, grad_norm, return_mean,
+      success, length (valid share of the steps), groups, kept_groups, steps (optimizer steps
+      taken), skipped (1 when none was) and ratio_gap: the largest |log ratio| before the first
+      step, which is rounding unless actor and learner disagree about temperature or tokens.
+
+    Raises:
+      ValueError: a KL weight without a reference.
+    """
+    if cfg.grpo.kl and ref_params is None:
+        raise ValueError(f"GRPOConfig.kl is {cfg.grpo.kl}: make_update needs ref_params, the reference policy")
+    transform = optimizer(cfg)
+
+    def update(
+        state: PolicyState, imagined: Imagined, key: Array, ref_params: Params | None
+    ) -> tuple[PolicyState, dict[str, Array]]:
+        signal = grpo.signal(imagined.success_BNT, cfg.grpo)
+        samples = _samples(imagined, signal)
+        active_X = _active(samples, cfg.grpo)
+        trained, frozen = _split(state.params, state.frozen)
+
+        def loss_fn(trained: Params, index_x: Array, counts_x: Array) -> tuple[Array, grpo.Tally]:
+            sample = jax.tree.map(lambda leaf: leaf[index_x], samples)
+            sample = sample.replace(weight_XT=jnp.where(counts_x[:, None], sample.weight_XT, 0.0))
+            return _loss(cfg, logits_fn, _merge(trained, frozen), ref_params, sample, imagined)
+
+        def minibatch(carry: tuple, plan: tuple[Array, Array]) -> tuple[tuple, dict[str, Any]]:
+            trained, opt_state, step = carry
+            grads, loss, tally = _accumulate(loss_fn, trained, *plan)
+            counts = jnp.any(plan[1])
+            stepped = functools.partial(_step, transform)
+            trained, opt_state = jax.lax.cond(counts, stepped, lambda grads, *same: same, grads, trained, opt_state)
+            report = {"loss": loss, "tally": tally, "grad_norm": optax.tree.norm(grads), "counts": counts}
+            return (trained, opt_state, step + counts.astype(jnp.int32)), report
+
+        plan = _plan(active_X, key, cfg)
+        (trained, opt_state, step), report_S = jax.lax.scan(minibatch, (trained, state.opt_state, state.step), plan)
+        fresh = state.replace(params=_merge(trained, frozen), opt_state=opt_state, step=step)
+        return fresh, _metrics(report_S, signal, imagined, cfg.grpo)
+
+    return functools.partial(jax.jit(update, donate_argnums=0), ref_params=ref_params)
+
+
+@struct.dataclass
+class _Samples:
+    """Chunks of all trajectories as one axis X = B * N."""
+
+    frame_XHWC: Array
+    row_X: Array
+    token_XTA: Array
+    logp_XTA: Array
+    advantage_X: Array
+    weight_XT: Array
+
+
+def _samples(imagined: Imagined, signal: grpo.Signal) -> _Samples:
+    rows, chunks, steps = imagined.success_BNT.shape
+    if imagined.token_BNTA.shape[:3] != (rows, chunks, steps) or imagined.logp_BNTA.shape != imagined.token_BNTA.shape:
+        raise ValueError(
+            f"learner: imagined.success_BNT is {imagined.success_BNT.shape}, so token_BNTA and logp_BNTA should both be "
+            f"{(rows, chunks, steps, 'A')}, got {imagined.token_BNTA.shape} and {imagined.logp_BNTA.shape}"
+        )
+
+    def flat(x: Array) -> Array:
+        return x.reshape(rows * chunks, *x.shape[2:])
+
+    return _Samples(
+        frame_XHWC=flat(imagined.frame_BNHWC),
+        row_X=jnp.repeat(jnp.arange(rows), chunks),
+        token_XTA=flat(imagined.token_BNTA),
+        logp_XTA=flat(imagined.logp_BNTA),
+        advantage_X=jnp.repeat(signal.advantage_B, chunks),
+        weight_XT=flat(signal.weight_BNT),
+    )
+
+
+def _active(samples: _Samples, cfg: GRPOConfig) -> Array:
+    """Which samples have a gradient: some weight, and an advantage or a regulariser."""
+    active_X = jnp.any(samples.weight_XT > 0, axis=1)
+    return active_X if cfg.kl or cfg.entropy else active_X & (samples.advantage_X != 0)
+
+
+def _plan(active_X: Array, key: Array, cfg: LearnerConfig) -> tuple[Array, Array]:
+    """Sample indices (steps, microbatches, microbatch) and whether each one counts.
+
+    A random order with the active samples first is dealt to the minibatches like cards, so
+    each gets the same number of active ones give or take one, and has them in front.
+    """
+    total = active_X.shape[0]
+    size = -(-total // cfg.minibatches)
+    micro = min(cfg.microbatch, size)
+    slots = -(-size // micro) * micro
+    padded = slots * cfg.minibatches
+
+    def epoch(key: Array) -> tuple[Array, Array]:
+        order_X = jnp.argsort(jax.random.uniform(key, (total,)) + jnp.where(active_X, 0.0, 1.0))
+        index_Y = jnp.pad(order_X, (0, padded - total))
+        counts_Y = jnp.arange(padded) < jnp.sum(active_X)
+        return tuple(y.reshape(slots, cfg.minibatches).T.reshape(-1, slots // micro, micro) for y in (index_Y, counts_Y))
+
+    keys_E = jax.vmap(lambda e: jax.random.fold_in(key, e))(jnp.arange(cfg.epochs))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.vmap(epoch)(keys_E))
+
+
+def _loss(
+    cfg: LearnerConfig, logits_fn: LogitsFn, params: Params, ref_params: Params | None, sample: _Samples, imagined: Imagined
+) -> tuple[Array, grpo.Tally]:
+    """Loss of one microbatch, scaled so that a minibatch estimates the loss of the whole batch."""
+    prompt_xL = imagined.prompt_BL[sample.row_X]
+
+    def log_probs(params: Params) -> Array:
+        logits_xTAK = logits_fn(params, sample.frame_XHWC, prompt_xL)
+        return jax.nn.log_softmax(logits_xTAK.astype(jnp.float32) / cfg.temperature)
+
+    all_xTAK = log_probs(params)
+    logp_xTA = jnp.take_along_axis(all_xTAK, sample.token_XTA[..., None], axis=-1)[..., 0]
+    entropy_xTA = -jnp.sum(jnp.exp(all_xTAK) * all_xTAK, axis=-1)
+    kl_xTA = None if ref_params is None else grpo.categorical_kl(all_xTAK, jax.lax.stop_gradient(log_probs(ref_params)))
+    loss, tally = grpo.chunk_loss(
+        logp_xTA, sample.logp_XTA, sample.advantage_X, sample.weight_XT, cfg.grpo, kl_xTA, entropy_xTA
+    )
+    return loss * cfg.minibatches, tally
+
+
+def _accumulate(loss_fn: Callable, trained: Params, index_Ux: Array, counts_Ux: Array) -> tuple[Params, Array, grpo.Tally]:
+    """Gradient, loss and tally summed over microbatches; those in which nothing counts are not computed."""
+
+    def compute(total: tuple, index_x: Array, counts_x: Array) -> tuple:
+        grads, loss, tally = total
+        (more, aux), slope = jax.value_and_grad(loss_fn, has_aux=True)(trained, index_x, counts_x)
+        return jax.tree.map(jnp.add, grads, slope), loss + more, tally.add(aux)
+
+    def micro(total: tuple, xs: tuple[Array, Array]) -> tuple[tuple, None]:
+        return jax.lax.cond(jnp.any(xs[1]), compute, lambda total, *_: total, total, *xs), None
+
+    nothing = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros((), jnp.float32), grpo.Tally.zero())
+    return jax.lax.scan(micro, nothing, (index_Ux, counts_Ux))[0]
+
+
+def _step(transform: optax.GradientTransformation, grads: Params, trained: Params, opt_state: Any) -> tuple[Params, Any]:
+    updates, opt_state = transform.update(grads, opt_state, trained)
+    return optax.apply_updates(trained, updates), opt_state
+
+
+def _metrics(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined, cfg: GRPOConfig) -> dict[str, Array]:
+    """Means over the optimizer steps taken, and facts of the rollouts."""
+    tally_S, counts_S = report_S["tally"], report_S["counts"]
+    tally = jax.lax.scan(lambda total, one: (total.add(one), None), grpo.Tally.zero(), tally_S)[0]
+    steps = jnp.sum(counts_S, dtype=jnp.float32)
+    return tally.summary() | {
+        "loss": masked.mean(report_S["loss"], counts_S),
+        "grad_norm": masked.mean(report_S["grad_norm"], counts_S),
+        "ratio_gap": tally_S.gap_max[0],
+        "return_mean": jnp.mean(signal.return_B),
+        "success": jnp.mean(jnp.any(imagined.success_BNT, axis=(1, 2)), dtype=jnp.float32),
+        "length": jnp.mean(signal.valid_BNT, dtype=jnp.float32),
+        "groups": jnp.float32(signal.keep_B.shape[0] // cfg.group),
+        "kept_groups": grpo.kept_groups(signal.keep_B, cfg.group),
+        "steps": steps,
+        "skipped": (steps == 0).astype(jnp.float32),
+    }
+
+
+def _split(params: Params, frozen: frozenset[Path]) -> tuple[Params, dict[Path, Array]]:
+    """Trained parameters as a nested dict without the frozen ones, and the frozen ones by path."""
+    flat = traverse_util.flatten_dict(params)
+    trained = {path: leaf for path, leaf in flat.items() if path not in frozen}
+    return traverse_util.unflatten_dict(trained), {path: flat[path] for path in flat if path in frozen}
+
+
+def _merge(trained: Params, frozen: dict[Path, Array]) -> Params:
+    return traverse_util.unflatten_dict(traverse_util.flatten_dict(trained) | frozen)
+
+
+def _frozen_paths(params: Params, mask: Params) -> frozenset[Path]:
+    flat, flags = traverse_util.flatten_dict(params), traverse_util.flatten_dict(mask)
+    if set(flat) != set(flags):
+        odd = sorted(_slashed(path) for path in set(flat) ^ set(flags))
+        raise ValueError(f"trainable: expected one boolean for each parameter; the mask and params differ at {odd[:5]}")
+    frozen = frozenset(path for path, trained in flags.items() if not trained)
+    if len(frozen) == len(flat):
+        raise ValueError(f"trainable: all {len(flat)} parameters are frozen, so there is nothing to train")
+    return frozen
+
+
+def _slashed(path: Path) -> str:
+    return "/".join(map(str, path))
