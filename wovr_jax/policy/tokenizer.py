@@ -1,0 +1,108 @@
+"""The instruction in the words of the policy: prompt template, vocabulary, token ids.
+
+The vocabulary has the layout of OpenVLA's: special ids first (unknown 0, begin 1, stop 2), then words,
+then 256 action ids as the last of the ``vocab_size`` real ids, then padding rows of which the first is
+the pad id (OpenVLA: 32000 real ids, actions 31744..31999, pad 32000, 32064 rows). Here the words are a
+small embedded list; a release checkpoint brings its own tokenizer and feeds the same ``prompt_BL``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+
+PROMPT = "In: What action should the robot take to {task}?\nOut:"
+"""The prompt of OpenVLA (openvla: prismatic/extern/hf/modeling_prismatic.py); a lone-space token follows it."""
+
+SPACE = "\u2581"
+"""The lone-space token that ends every prompt (id 29871 in Llama's vocabulary)."""
+
+_SPECIAL = ("<unk>", "<s>", "</s>")
+_TEMPLATE_WORDS = (SPACE, "\n", ":", "?", "In", "Out", "What", "action", "should", "the", "robot", "take", "to")
+_TASK_WORDS = (
+    "a", "and", "at", "away", "basket", "behind", "beside", "between", "black", "block", "blue", "bottom", "bowl",
+    "box", "center", "close", "cube", "cup", "down", "drawer", "drop", "from", "front", "grasp", "green", "in", "it",
+    "left", "lift", "middle", "move", "next", "of", "on", "open", "orange", "pick", "place", "plate", "purple", "push",
+    "put", "red", "release", "right", "slide", "square", "stack", "table", "top", "tray", "turn", "up", "white", "with",
+    "yellow",
+)  # fmt: skip
+_PIECE = re.compile(r"\n|[:?]|[^\s:?]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A word-level tokenizer. Word ``i`` of ``words`` has token id ``i``.
+
+    Attributes:
+      words: the vocabulary without action and pad ids; starts with unknown, begin, stop.
+      length: width L of ``prompt``; shorter prompts are padded.
+      action_bins: how many action ids follow the words.
+    """
+
+    words: tuple[str, ...] = _SPECIAL + _TEMPLATE_WORDS + _TASK_WORDS
+    length: int = 26
+    action_bins: int = 256
+
+    @classmethod
+    def tabletop(cls) -> Tokenizer:
+        """The words of the embedded table's instructions, and some more."""
+        return cls()
+
+    @property
+    def bos(self) -> int:
+        """Id that begins every prompt."""
+        return 1
+
+    @property
+    def stop(self) -> int:
+        """Id of the stop token (the ``oft`` recipe puts it behind the action slots)."""
+        return 2
+
+    @property
+    def vocab_size(self) -> int:
+        """Real ids: words and action ids; the pad id is the next one."""
+        return len(self.words) + self.action_bins
+
+    @property
+    def pad(self) -> int:
+        """Padding id, the first row after the real ids."""
+        return self.vocab_size
+
+    def encode(self, task: str) -> list[int]:
+        """Token ids of the whole prompt: begin, template with ``task`` in lower case, lone space.
+
+        Raises:
+          ValueError: when a word is not in the vocabulary.
+        """
+        index = {word: i for i, word in enumerate(self.words)}
+        pieces = _PIECE.findall(PROMPT.format(task=task.lower())) + [SPACE]
+        unknown = sorted({piece for piece in pieces if piece not in index})
+        if unknown:
+            raise ValueError(
+                f"instruction {task!r}: expected words of the policy's vocabulary, got unknown {unknown}; "
+                "reword it or add the words to wovr_jax/policy/tokenizer.py (this changes the token ids)"
+            )
+        return [self.bos] + [index[piece] for piece in pieces]
+
+    def prompt(self, task: str) -> np.ndarray:
+        """(L,) int32: begin, padding, then the rest flush right, so the action slots follow it directly.
+
+        Raises:
+          ValueError: for an unknown word or a prompt longer than ``length``.
+        """
+        ids = self.encode(task)
+        if len(ids) > self.length:
+            raise ValueError(
+                f"instruction {task!r}: prompt has {len(ids)} tokens, expected at most {self.length}; "
+                "shorten it or raise Tokenizer.length"
+            )
+        row = np.full(self.length, self.pad, np.int32)
+        row[0] = self.bos
+        row[self.length - len(ids) + 1 :] = ids[1:]
+        return row
+
+    def prompts(self, tasks: tuple[str, ...] | list[str]) -> np.ndarray:
+        """(len(tasks), L) int32: a table to be indexed by task."""
+        return np.stack([self.prompt(task) for task in tasks])

@@ -1,0 +1,158 @@
+"""Pretraining of the two small vision towers on scene parsing, so that a policy can start from towers that see.
+
+OpenVLA's towers come pretrained on pictures of the world; the embedded table is a world of its own, so
+its towers are pretrained on random scenes of it. Nothing here knows actions or tasks: the objective is
+*what is where*. DINOv2 learns absolute positions of every object, SigLIP relations (position of every
+object relative to the first one), and both learn the scene's yes/no attributes. Positions are classified
+into fine bins with a linear head over the mean patch feature, which leaves them in a form that the
+layers behind can threshold. Each patch also predicts which objects cover it.
+
+The heads are thrown away; the features are those that the policy uses (second-to-last block).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+
+from wovr_jax.nn.functional import Params, Pure
+from wovr_jax.policy.vision import Tower, TowerConfig
+from wovr_jax.types import Array
+
+OBJECTIVES = ("where", "relation")
+
+
+@struct.dataclass
+class Scenes:
+    """A batch of labelled pictures; O objects, E yes/no attributes.
+
+    Attributes:
+      frame_BHWC: float32 in [-1, 1].
+      position_BO2: float32 in [0, 1], x right and y down.
+      present_BO: bool, whether the object is in the picture.
+      attribute_BE: bool.
+      radius_O: float32, half-width of each object in picture widths.
+    """
+
+    frame_BHWC: Array
+    position_BO2: Array
+    present_BO: Array
+    attribute_BE: Array
+    radius_O: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerTraining:
+    """How a tower is pretrained.
+
+    Attributes:
+      objective: ``"where"`` or ``"relation"``.
+      objects, attributes: numbers O and E of the scenes.
+      bins: position classes on each axis.
+      blur: standard deviation of the soft position target, in bins.
+      local: weight of the coverage loss of single patches.
+      steps, batch, lr, weight_decay, clip: of AdamW with a warm-up and a cosine to zero.
+    """
+
+    objective: str
+    objects: int = 5
+    attributes: int = 7
+    bins: int = 64
+    blur: float = 1.0
+    local: float = 0.5
+    steps: int = 1500
+    batch: int = 128
+    lr: float = 2e-3
+    weight_decay: float = 0.02
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"tower objective: expected one of {OBJECTIVES}, got {self.objective!r}")
+
+
+class Parser(nnx.Module):
+    """A tower and its throw-away linear heads."""
+
+    def __init__(self, tower: TowerConfig, cfg: TowerTraining, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.tower = Tower(tower, rngs=rngs)
+        self.position = nnx.Linear(tower.width, cfg.objects * 2 * cfg.bins, rngs=rngs)
+        self.attribute = nnx.Linear(tower.width, cfg.attributes, rngs=rngs)
+        self.cover = nnx.Linear(tower.width, cfg.objects, rngs=rngs)
+
+    def __call__(self, frame_BHWC: Array) -> tuple[Array, Array, Array]:
+        """Logits: position (B, O, 2, bins), attributes (B, E), coverage (B, patches, O)."""
+        token_BPD = self.tower(frame_BHWC)
+        mean_BD = token_BPD.mean(axis=1)
+        position = self.position(mean_BD).reshape(-1, self.cfg.objects, 2, self.cfg.bins)
+        return position, self.attribute(mean_BD), self.cover(token_BPD)
+
+
+def loss(net: Pure, params: Params, cfg: TowerTraining, scenes: Scenes) -> tuple[Array, dict[str, Array]]:
+    """Cross-entropies of position, attributes and coverage, and how far off the expected position is."""
+    position, attribute, cover = net(params, scenes.frame_BHWC)
+    goal_BO2, there_BO = _goal(cfg, scenes)
+    centre_K = (jnp.arange(cfg.bins) + 0.5) / cfg.bins
+    target = jax.nn.softmax(-0.5 * jnp.square((goal_BO2[..., None] - centre_K.reshape(1, 1, 1, -1)) * cfg.bins / cfg.blur))
+    where = jnp.broadcast_to(there_BO[..., None], goal_BO2.shape)
+    position_loss = jnp.mean(optax.losses.softmax_cross_entropy(position, target), where=where)
+    attribute_loss = optax.losses.sigmoid_binary_cross_entropy(attribute, scenes.attribute_BE).mean()
+    cover_loss = optax.losses.sigmoid_binary_cross_entropy(cover, _coverage(scenes, cover.shape[1])).mean()
+    guess = (jax.nn.softmax(position) * centre_K.reshape(1, 1, 1, -1)).sum(-1)
+    miss = jnp.mean(jnp.abs(guess - goal_BO2), where=where) * (2.0 if cfg.objective == "relation" else 1.0)
+    total = position_loss + attribute_loss + cfg.local * cover_loss
+    right = ((attribute > 0.0) == scenes.attribute_BE).mean()
+    return total, {"loss": total, "position": position_loss, "miss": miss, "attribute": right, "cover": cover_loss}
+
+
+def make(
+    tower: TowerConfig, cfg: TowerTraining, draw: Callable[[Array, int], Scenes], key: Array
+) -> tuple[dict[str, Any], Callable[[dict, Array], tuple[dict, dict]]]:
+    """First state and jitted, donated ``step(state, i) -> (state, metrics)``.
+
+    Args:
+      tower: the tower.
+      cfg: its training.
+      draw: ``draw(key, batch) -> Scenes``, traced into the step: every batch is fresh.
+      key: for parameters and scenes.
+    """
+    net = Pure(lambda rngs: Parser(tower, cfg, rngs=rngs))
+    k_init, k_data = jax.random.split(key)
+    rate = optax.warmup_cosine_decay_schedule(0.0, cfg.lr, min(100, cfg.steps // 10 + 1), cfg.steps)
+    optimiser = optax.chain(optax.clip_by_global_norm(cfg.clip), optax.adamw(rate, weight_decay=cfg.weight_decay))
+    params = net.init(k_init)
+
+    def step(state: dict, i: Array) -> tuple[dict, dict]:
+        scenes = draw(jax.random.fold_in(k_data, i), cfg.batch)
+        objective = lambda p: loss(net, p, cfg, scenes)  # noqa: E731
+        gradient, metrics = jax.grad(objective, has_aux=True)(state["params"])
+        update, opt = optimiser.update(gradient, state["opt"], state["params"])
+        return {"params": optax.apply_updates(state["params"], update), "opt": opt}, metrics
+
+    return {"params": params, "opt": optimiser.init(params)}, jax.jit(step, donate_argnums=0)
+
+
+def _goal(cfg: TowerTraining, scenes: Scenes) -> tuple[Array, Array]:
+    """What the position head should say, in [0, 1], and where it counts."""
+    if cfg.objective == "where":
+        return scenes.position_BO2, scenes.present_BO
+    relative = scenes.position_BO2 - scenes.position_BO2[:, :1]
+    there = scenes.present_BO & scenes.present_BO[:, :1]
+    return 0.5 * (relative + 1.0), there.at[:, 0].set(False)
+
+
+def _coverage(scenes: Scenes, patches: int) -> Array:
+    """bool (B, patches, O): the patch's square overlaps the object's square."""
+    side = round(patches**0.5)
+    centre = (jnp.arange(side) + 0.5) / side
+    y, x = jnp.meshgrid(centre, centre, indexing="ij")
+    patch_P2 = jnp.stack([x.ravel(), y.ravel()], axis=-1)
+    distance = jnp.abs(patch_P2[None, :, None, :] - scenes.position_BO2[:, None, :, :]).max(-1)
+    return (distance < scenes.radius_O[None, None, :] + 0.5 / side) & scenes.present_BO[:, None, :]

@@ -1,0 +1,166 @@
+"""The two vision towers: DINOv2 with registers and SigLIP, one class.
+
+Facts that are easy to get wrong, all held by tests: both towers use the exact (erf) GELU and LayerNorm
+eps 1e-6; position embeddings are added to patches only, before the prefix tokens join; the features are
+the raw output of the **second-to-last** block, without the final norm and without prefix tokens
+(prismatic: prismatic/models/backbones/vision/dinosiglip_vit.py).
+
+A tower of published depth ``n`` therefore holds ``n - 1`` blocks. The last block, the final norm and
+SigLIP's attention pool are in release files but never reach the policy; they are not parameters here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wovr_jax.nn.attention import attention
+from wovr_jax.nn.functional import scan_blocks, stack
+from wovr_jax.nn.norms import LayerNorm
+from wovr_jax.types import Array
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """One vision transformer.
+
+    Attributes:
+      image: input height and width in pixels; other sizes are resized to it.
+      patch: side of a patch in pixels.
+      width, heads, mlp: width D, attention heads, hidden width of the MLP.
+      depth: blocks of the published network; ``depth - 1`` are run.
+      prefix: learned tokens before the patches (DINOv2: one cls and four registers).
+      layer_scale: whether each residual branch has a learned scale (DINOv2).
+      mean, std: normalisation of pixels in [0, 1].
+      remat: recompute blocks in the backward pass.
+      dtype: of matrix products and activations; norms and softmax stay float32.
+    """
+
+    image: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    prefix: int = 0
+    layer_scale: bool = False
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+    remat: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.depth < 2 or self.image % self.patch or self.width % self.heads:
+            raise ValueError(
+                "vision tower: expected depth >= 2, image divisible by patch and width by heads, got "
+                f"depth={self.depth}, image={self.image}, patch={self.patch}, width={self.width}, heads={self.heads}"
+            )
+
+    @classmethod
+    def dinov2_large(cls, dtype: str = "bfloat16") -> TowerConfig:
+        """timm vit_large_patch14_reg4_dinov2 at 224 pixels."""
+        return cls(
+            224, 14, 1024, 24, 16, 4096, 5, True, IMAGENET_MEAN, IMAGENET_STD, remat=True, dtype=dtype
+        )  # fmt: skip
+
+    @classmethod
+    def siglip_so400m(cls, dtype: str = "bfloat16") -> TowerConfig:
+        """timm vit_so400m_patch14_siglip_224."""
+        return cls(224, 14, 1152, 27, 16, 4304, remat=True, dtype=dtype)
+
+    @classmethod
+    def tabletop_dinov2(cls) -> TowerConfig:
+        """For 32-pixel frames; its weights are shipped."""
+        return cls(32, 8, 96, 4, 4, 384, 5, True, IMAGENET_MEAN, IMAGENET_STD)
+
+    @classmethod
+    def tabletop_siglip(cls) -> TowerConfig:
+        """For 32-pixel frames; its weights are shipped."""
+        return cls(32, 8, 96, 4, 4, 384)
+
+    @classmethod
+    def fake(cls, prefix: int = 0, layer_scale: bool = False) -> TowerConfig:
+        """Tiny, for tests."""
+        return cls(16, 8, 16, 3, 2, 24, prefix, layer_scale)
+
+    @property
+    def patches(self) -> int:
+        """Number of patch tokens of an image."""
+        return (self.image // self.patch) ** 2
+
+
+class TowerBlock(nnx.Module):
+    """Pre-norm transformer block: ``x + ls1 * attn(LN x)``, then ``x + ls2 * mlp(LN x)``."""
+
+    def __init__(self, cfg: TowerConfig, *, rngs: nnx.Rngs):
+        dense = lambda i, o: nnx.Linear(i, o, dtype=jnp.dtype(cfg.dtype), rngs=rngs)  # noqa: E731
+        self.heads = cfg.heads
+        self.norm1 = LayerNorm(cfg.width, eps=1e-6)
+        self.qkv = dense(cfg.width, 3 * cfg.width)
+        self.proj = dense(cfg.width, cfg.width)
+        self.norm2 = LayerNorm(cfg.width, eps=1e-6)
+        self.fc1 = dense(cfg.width, cfg.mlp)
+        self.fc2 = dense(cfg.mlp, cfg.width)
+        self.ls1 = nnx.Param(jnp.ones(cfg.width)) if cfg.layer_scale else None
+        self.ls2 = nnx.Param(jnp.ones(cfg.width)) if cfg.layer_scale else None
+
+    def __call__(self, x_BLD: Array) -> Array:
+        x_BLD = x_BLD + _scaled(self.ls1, self._attend(self.norm1(x_BLD)))
+        hidden = jax.nn.gelu(self.fc1(self.norm2(x_BLD)), approximate=False)
+        return x_BLD + _scaled(self.ls2, self.fc2(hidden))
+
+    def _attend(self, x_BLD: Array) -> Array:
+        batch, length, width = x_BLD.shape
+        q, k, v = jnp.moveaxis(self.qkv(x_BLD).reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)
+        return self.proj(attention(q, k, v).reshape(batch, length, width))
+
+
+class Tower(nnx.Module):
+    """(B, H, W, 3) in [-1, 1] -> (B, patches, width), features of the second-to-last block."""
+
+    def __init__(self, cfg: TowerConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))  # noqa: E731
+        self.patch_embed = nnx.Conv(
+            3, cfg.width, (cfg.patch, cfg.patch), (cfg.patch, cfg.patch), padding="VALID",
+            dtype=jnp.dtype(cfg.dtype), rngs=rngs,
+        )  # fmt: skip
+        self.pos_embed = normal(1, cfg.patches, cfg.width)
+        self.prefix = normal(1, cfg.prefix, cfg.width) if cfg.prefix else None
+        self.blocks = stack(lambda r: TowerBlock(cfg, rngs=r), cfg.depth - 1, rngs)
+
+    def __call__(self, frame_BHWC: Array) -> Array:
+        cfg = self.cfg
+        x_BLD = self.patch_embed(normalise(resize(frame_BHWC, cfg.image), cfg.mean, cfg.std))
+        x_BLD = x_BLD.reshape(x_BLD.shape[0], cfg.patches, cfg.width) + self.pos_embed.astype(x_BLD.dtype)
+        if self.prefix is not None:
+            prefix = jnp.broadcast_to(self.prefix[...], (x_BLD.shape[0], cfg.prefix, cfg.width))
+            x_BLD = jnp.concatenate([prefix.astype(x_BLD.dtype), x_BLD], axis=1)
+        return scan_blocks(self.blocks, x_BLD, remat=cfg.remat)[:, cfg.prefix :]
+
+
+def resize(frame_BHWC: Array, size: int) -> Array:
+    """Antialiased bicubic resize to (size, size); the identity at that size already.
+
+    RLinf's input path without its 8-bit rounding, which stays with the caller.
+    """
+    batch, height, width, channels = frame_BHWC.shape
+    if (height, width) == (size, size):
+        return frame_BHWC
+    return jnp.clip(jax.image.resize(frame_BHWC, (batch, size, size, channels), "cubic", antialias=True), -1.0, 1.0)
+
+
+def normalise(frame_BHWC: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    """Pixels in [-1, 1] -> ((x + 1) / 2 - mean) / std, float32."""
+    mean_1113, std_1113 = (jnp.asarray(value).reshape(1, 1, 1, 3) for value in (mean, std))
+    return (0.5 * (frame_BHWC + 1.0) - mean_1113) / std_1113
+
+
+def _scaled(scale: nnx.Param | None, x_BLD: Array) -> Array:
+    return x_BLD if scale is None else x_BLD * scale[None, None].astype(x_BLD.dtype)

@@ -1,0 +1,190 @@
+"""OpenVLA-OFT with discrete tokens and parallel decoding: frame and instruction in, one chunk out.
+
+The sequence of the language model, P patches, prompt of L ids, chunk of T x A slots::
+
+    [BOS][P patches][padding][prompt rest][T*A zero slots]([stop])
+      0   1 .. P              .. P + L - 1  P + L ..          'oft' only
+
+Slots carry a zero embedding; they differ only by their rotary position. Logits of slot ``k`` are read one
+position **earlier**, so the first is read at the last prompt token. Slot order is step-major. The fused
+projector takes DINOv2's and SigLIP's features concatenated on channels, DINOv2 first.
+
+Two recipes differ by one token: ``oft`` appends the stop token (OFT, SimpleVLA-RL, WMPO, and the SFT
+checkpoints), ``rlinf`` does not (RLinf's and WoVR's configs). Since attention is bidirectional, the stop
+token changes the logits. Padding never does: padded keys are masked and positions count real tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wovr_jax.nn.functional import Params, Pure
+from wovr_jax.policy import actions
+from wovr_jax.policy.actions import BINS, Codec
+from wovr_jax.policy.llm import Llama, LlamaConfig
+from wovr_jax.policy.tokenizer import Tokenizer
+from wovr_jax.policy.vision import Tower, TowerConfig
+from wovr_jax.types import ACTION_DIM, Array
+
+RECIPES = ("oft", "rlinf")
+
+
+@dataclasses.dataclass(frozen=True)
+class VLAConfig:
+    """The policy network.
+
+    Attributes:
+      dino, siglip: the two vision towers; equal numbers of patches.
+      llm: the language model.
+      vocab_size: real token ids; action ids are the last 256 of them, rows after them are padding.
+      chunk, action_dim: steps T of a chunk and dimensions A of an action.
+      recipe: ``"oft"`` (stop token behind the slots) or ``"rlinf"`` (none).
+      pad, stop: ids of padding and of the stop token.
+    """
+
+    dino: TowerConfig
+    siglip: TowerConfig
+    llm: LlamaConfig
+    vocab_size: int
+    chunk: int = 8
+    action_dim: int = ACTION_DIM
+    recipe: str = "rlinf"
+    pad: int = 32000
+    stop: int = 2
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"policy recipe: expected one of {RECIPES}, got {self.recipe!r}")
+        if self.dino.patches != self.siglip.patches:
+            raise ValueError(
+                "policy towers: features are joined on channels, so both need equally many patches, got "
+                f"{self.dino.patches} (dino) and {self.siglip.patches} (siglip)"
+            )
+        if not BINS < self.vocab_size <= self.llm.rows or self.pad >= self.llm.rows:
+            raise ValueError(
+                f"policy vocabulary: expected {BINS} < vocab_size <= llm.rows and pad < llm.rows, got "
+                f"vocab_size={self.vocab_size}, pad={self.pad}, llm.rows={self.llm.rows}"
+            )
+
+    @classmethod
+    def openvla_7b(cls, recipe: str = "rlinf", dtype: str = "bfloat16") -> VLAConfig:
+        """The released size: 7,498,... parameters held here; the release file has 7,541,237,184."""
+        towers = TowerConfig.dinov2_large(dtype), TowerConfig.siglip_so400m(dtype)
+        return cls(*towers, LlamaConfig.llama2_7b(dtype), vocab_size=32000, recipe=recipe)
+
+    @classmethod
+    def tabletop(cls, recipe: str = "rlinf") -> VLAConfig:
+        """For the embedded table: 32-pixel frames, 16 patches, the words of ``Tokenizer.tabletop()``."""
+        words = Tokenizer.tabletop()
+        llm = LlamaConfig(words.vocab_size + 64, 128, 4, 4, 352, rope_theta=100.0)
+        towers = TowerConfig.tabletop_dinov2(), TowerConfig.tabletop_siglip()
+        return cls(*towers, llm, words.vocab_size, recipe=recipe, pad=words.pad)
+
+    @classmethod
+    def fake(cls, recipe: str = "rlinf") -> VLAConfig:
+        """Tiny, for tests; 16-pixel frames, and the real tokenizer."""
+        words = Tokenizer.tabletop()
+        llm = LlamaConfig(words.vocab_size + 64, 16, 3, 2, 24, rope_theta=100.0)
+        towers = TowerConfig.fake(5, True), TowerConfig.fake()
+        return cls(*towers, llm, words.vocab_size, recipe=recipe, pad=words.pad)
+
+    @property
+    def slots(self) -> int:
+        """Action slots of a chunk, T * A."""
+        return self.chunk * self.action_dim
+
+
+class Projector(nnx.Module):
+    """Fused features to the width of the language model: three layers, erf GELU between."""
+
+    def __init__(self, cfg: VLAConfig, *, rngs: nnx.Rngs):
+        vision, width, dtype = cfg.dino.width + cfg.siglip.width, cfg.llm.width, jnp.dtype(cfg.llm.dtype)
+        self.fc1 = nnx.Linear(vision, 4 * vision, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(4 * vision, width, dtype=dtype, rngs=rngs)
+        self.fc3 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BLD: Array) -> Array:
+        hidden = jax.nn.gelu(self.fc1(x_BLD), approximate=False)
+        return self.fc3(jax.nn.gelu(self.fc2(hidden), approximate=False))
+
+
+class VLA(nnx.Module):
+    """The policy: frame and prompt to logits over the 256 action ids of every slot."""
+
+    def __init__(self, cfg: VLAConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.dino = Tower(cfg.dino, rngs=rngs)
+        self.siglip = Tower(cfg.siglip, rngs=rngs)
+        self.projector = Projector(cfg, rngs=rngs)
+        self.llm = Llama(cfg.llm, rngs=rngs)
+
+    def __call__(self, frame_BHWC: Array, prompt_BL: Array) -> Array:
+        """Logits (B, T, A, 256), float32, in slice coordinates (index 0 is the largest action).
+
+        Args:
+          frame_BHWC: float32 in [-1, 1], any square size.
+          prompt_BL: int32, the begin id in column 0; pads anywhere after it.
+        """
+        return self.from_features(self.features(frame_BHWC), prompt_BL)
+
+    def features(self, frame_BHWC: Array) -> Array:
+        """Both towers' patch features joined on channels, (B, P, D1 + D2); constant while towers are frozen."""
+        return jnp.concatenate([self.dino(frame_BHWC), self.siglip(frame_BHWC)], axis=-1)
+
+    def from_features(self, feature_BPD: Array, prompt_BL: Array) -> Array:
+        """Like a call, from tower features."""
+        x_BLD, mask_BL = self._sequence(self.projector(feature_BPD), flush_right(prompt_BL, self.cfg.pad))
+        first = feature_BPD.shape[1] + prompt_BL.shape[1] - 1
+        hidden_BLD = self.llm(x_BLD, mask_BL)[:, first : first + self.cfg.slots]
+        logits = self.llm.logits(hidden_BLD, self.cfg.vocab_size - BINS, BINS)
+        return logits.reshape(-1, self.cfg.chunk, self.cfg.action_dim, BINS)
+
+    def _sequence(self, patch_BPD: Array, prompt_BL: Array) -> tuple[Array, Array]:
+        """Embeddings and padding mask of the whole sequence."""
+        batch, patches, width = patch_BPD.shape
+        text_BLD = self.llm.embed(prompt_BL)
+        slot_BLD = jnp.zeros((batch, self.cfg.slots, width), text_BLD.dtype)
+        parts = [text_BLD[:, :1], patch_BPD, text_BLD[:, 1:], slot_BLD]
+        if self.cfg.recipe == "oft":
+            parts.append(self.llm.embed(jnp.full((batch, 1), self.cfg.stop)))
+        x_BLD = jnp.concatenate(parts, axis=1)
+        real_BL = prompt_BL != self.cfg.pad
+        ones = jnp.ones((batch, patches), bool)
+        tail = jnp.ones((batch, x_BLD.shape[1] - patches - prompt_BL.shape[1]), bool)
+        return x_BLD, jnp.concatenate([real_BL[:, :1], ones, real_BL[:, 1:], tail], axis=1)
+
+
+def flush_right(prompt_BL: Array, pad: int) -> Array:
+    """Moves pads to directly after column 0 and keeps the order of the rest, so slots follow the prompt."""
+    rest = prompt_BL[:, 1:]
+    order = jnp.argsort(rest != pad, axis=1, stable=True)
+    return jnp.concatenate([prompt_BL[:, :1], jnp.take_along_axis(rest, order, axis=1)], axis=1)
+
+
+def network(cfg: VLAConfig) -> Pure:
+    """The policy network as a pure function of its parameters."""
+    return Pure(lambda rngs: VLA(cfg, rngs=rngs))
+
+
+def policy(
+    cfg: VLAConfig, params: Params, codec: Codec, temperature: float = 1.0
+) -> Callable[[Array, Array, Array], tuple[Array, Array, Array]]:
+    """``act(frame_BHWC, prompt_BL, key_B) -> (token_BTA, logp_BTA, action_BTA)``.
+
+    Tokens are sampled at ``temperature``, which the log-probabilities share; at ``temperature <= 0`` the
+    likeliest token is taken and the log-probabilities are those of temperature 1.
+    """
+    net = network(cfg)
+    scale = temperature if temperature > 0.0 else 1.0
+
+    def act(frame_BHWC: Array, prompt_BL: Array, key_B: Array) -> tuple[Array, Array, Array]:
+        logits = net(params, frame_BHWC, prompt_BL)
+        token = actions.sample(logits, key_B, scale) if temperature > 0.0 else actions.greedy(logits)
+        return token, actions.log_prob(logits, token, scale), codec.decode(token)
+
+    return act
