@@ -1,0 +1,123 @@
+"""The settings of a whole run: one frozen dataclass, nested, filled from ``configs/*.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from wovr_jax.learner import LearnerConfig
+from wovr_jax.policy.train import SFTConfig
+from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.sim.experts import ExpertConfig
+from wovr_jax.sim.tabletop import TabletopConfig
+from wovr_jax.world.model import WorldConfig
+from wovr_jax.world.train import WorldTrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+    """True-simulator trajectories: the budget that WoVR spends (1,500 then 1,000 in the paper).
+
+    Attributes:
+      demonstrations: scripted episodes for the base policy; they are not part of the budget.
+      first: episodes of the base policy, for the first world model and reward.
+      again: episodes of the evolved policy, for each refresh.
+      batch: episodes rolled at once.
+    """
+
+    demonstrations: int = 768
+    first: int = 384
+    again: int = 256
+    batch: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class StartsConfig:
+    """Where imagined rollouts begin.
+
+    Attributes:
+      share: of the groups that begin at keyframes (KIR); 0 switches KIR off.
+      rule, before, event, each: see ``data.starts.keyframes``.
+    """
+
+    share: float = 1 / 3
+    rule: str = "before_failure"
+    before: int = 6
+    event: str = "any"
+    each: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamConfig:
+    """One iteration of RL, and the world and the judge it happens in.
+
+    Attributes:
+      groups: start states of an iteration; each is rolled ``learner.grpo.group`` times.
+      chunks: chunks of a rollout.
+      updates: iterations of each round, one number a round; their count is the number of rounds.
+      world: ``learned``; ``true`` is online RL; ``shadow`` shows the policy learned frames
+        while the simulator follows the same actions (for ``reward="true"``).
+      reward: ``learned`` classifier, or the ``true`` predicate.
+    """
+
+    groups: int = 12
+    chunks: int = 3
+    updates: tuple[int, ...] = (12, 12)
+    world: Literal["learned", "true", "shadow"] = "learned"
+    reward: Literal["learned", "true"] = "learned"
+
+    def __post_init__(self) -> None:
+        if not self.updates:
+            raise ValueError("dream.updates: expected one number of iterations a round, got none")
+        if self.reward == "true" and self.world == "learned":
+            raise ValueError("dream.reward='true' needs a world that knows the truth: dream.world='shadow' or 'true'")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """True success on start states that no training stage ever sees.
+
+    Attributes:
+      episodes: per policy, on the same layouts for every policy of the run.
+      batch: episodes rolled at once.
+      compare: episodes replayed in the world model to hold its verdict against the truth.
+      videos: side-by-side videos kept of each comparison.
+    """
+
+    episodes: int = 512
+    batch: int = 128
+    compare: int = 256
+    videos: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run."""
+
+    policy: VLAConfig
+    world: WorldConfig
+    reward: RewardConfig
+    job: str = "pace"
+    name: str = "pace"
+    seed: int = 0
+    vae: str = "vae_tabletop"
+    towers: tuple[str, ...] = ("tower_dino_tabletop", "tower_siglip_tabletop")
+    temperature: float = 1.0
+    sim: TabletopConfig = TabletopConfig()
+    expert: ExpertConfig = ExpertConfig()
+    collect: CollectConfig = CollectConfig()
+    sft: SFTConfig = SFTConfig()
+    world_train: WorldTrainConfig = WorldTrainConfig()
+    refresh_steps: int = 400
+    reward_train: RewardTrainConfig = RewardTrainConfig()
+    starts: StartsConfig = StartsConfig()
+    dream: DreamConfig = DreamConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of imagined RL; every round after the first begins with a refresh (PACE)."""
+        return len(self.dream.updates)
