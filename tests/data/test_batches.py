@@ -1,0 +1,192 @@
+"""Windows, chunks and reward frames, checked against numbered frames."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wovr_jax import runtime
+from wovr_jax.data import batches
+from wovr_jax.data.batches import NoDataError
+from wovr_jax.types import NULL_ACTION, Episode
+
+NULL = np.asarray(NULL_ACTION, np.float32)
+
+
+def numbered(steps: int, seed: int = 0, first_success: int | None = None, task: int = 1) -> Episode:
+    """Frame t is filled with t (plus 100 x seed, modulo 256); action t is t / 100 with the gripper closed."""
+    action = np.repeat(np.arange(steps, dtype=np.float32)[:, None] / 100, 7, axis=1)
+    action[:, -1] = 1.0
+    frame = np.broadcast_to(np.arange(steps + 1)[:, None, None, None], (steps + 1, 2, 2, 3))
+    return Episode(
+        frame_SHWC=((frame + 100 * seed) % 256).astype(np.uint8),
+        action_SA=action,
+        success_S=np.arange(steps + 1) >= (steps + 1 if first_success is None else first_success),
+        instruction="x",
+        task=task,
+        seed=seed,
+        actor="base",
+        label_SA=action + 0.5 * np.eye(7, dtype=np.float32)[0],
+    )
+
+
+def frame_numbers(frame_BFHWC) -> list[list[int]]:
+    return np.round((np.asarray(frame_BFHWC)[:, :, 0, 0, 0] + 1) * 127.5).astype(int).tolist()
+
+
+def test_window_layout_and_action_alignment():
+    data = batches.windows([numbered(24)], val_share=0.0)
+    rows = jnp.array([[0, -3], [0, 0], [0, 5], [0, 13]])
+    frame, action = batches.gather_windows(data, rows)
+    assert frame.shape == (4, 13, 2, 2, 3) and frame.dtype == jnp.float32
+    numbers = frame_numbers(frame)
+    assert numbers[0] == [0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]  # the episode start of the reference
+    assert numbers[1] == [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert numbers[2] == [0, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
+    assert numbers[3][-1] == 24
+    # Slot i holds the action that produced frame i: frame t comes from action t - 1.
+    np.testing.assert_allclose(action[2, 1:, 0], (np.arange(5, 17) - 1) / 100, rtol=1e-6)
+    np.testing.assert_array_equal(action[:, 0], np.tile(NULL, (4, 1)))
+    np.testing.assert_array_equal(action[0, :5], np.tile(NULL, (5, 1)))
+    np.testing.assert_allclose(action[0, 5:, 0], np.arange(8) / 100, rtol=1e-6)
+    np.testing.assert_array_equal(action[1, 1], NULL)  # frame 0 was produced by nothing
+
+
+def test_window_index():
+    # 25 frames: starts 0 ... 13, as the reference's [0, T - 11).
+    data = batches.windows([numbered(24)], val_share=0.0)
+    assert data.train_I2.tolist() == [[0, -3]] + [[0, start] for start in range(14)]
+    assert data.train_starts == 1 and len(data.val_I2) == 0
+    capped = batches.windows([numbered(24)], val_share=0.0, start_cap=3)
+    assert capped.train_I2[:, 1].tolist() == [-3, 0, 1, 2]
+    partial = batches.windows([numbered(24)], val_share=0.0, partial=True)
+    assert partial.train_I2[:, 1].tolist() == list(range(-3, 14))
+    frame, action = batches.gather_windows(partial, jnp.array([[0, -1]]))
+    assert frame_numbers(frame)[0] == [0, 0, 0, *range(1, 11)]
+    np.testing.assert_array_equal(action[0, 1:3], np.tile(NULL, (2, 1)))
+
+
+def test_unequal_lengths_never_reach_padding():
+    lengths = [24, 9, 5, 11, 12]
+    data = batches.windows([numbered(steps, seed) for seed, steps in enumerate(lengths)], val_share=0.0)
+    assert data.frame_ESHWC.shape == (5, 25, 2, 2, 3) and data.action_ESA.shape == (5, 24, 7)
+    counts = np.bincount(data.train_I2[:, 0], minlength=5).tolist()
+    assert counts == [15, 1, 0, 2, 3]  # 9 steps: only the first chunk; 5 steps: nothing
+    for episode, start in data.train_I2.tolist():
+        assert start + 11 <= lengths[episode]
+    with pytest.raises(NoDataError, match="needs 8 steps, the longest of 2 episodes has 7"):
+        batches.windows([numbered(7), numbered(6)])
+    with pytest.raises(NoDataError, match="0 episodes"):
+        batches.windows([])
+
+
+def test_rows_are_drawn_on_the_device_with_the_start_share():
+    data = jax.device_put(batches.windows([numbered(24, seed) for seed in range(8)], val_share=0.0))
+
+    @functools.partial(jax.jit, static_argnames="share")
+    def batch(data, key, share):
+        row = batches.sample_rows(key, 4000, data.train_starts, len(data.train_I2), share)
+        return row, batches.gather_windows(data, data.train_I2[row[:4]])
+
+    row, (frame, action) = batch(data, runtime.key(0, "batch"), share=0.05)
+    assert 0.03 < np.mean(np.asarray(row) < 8) < 0.07
+    assert set(np.asarray(row).tolist()) == set(range(len(data.train_I2)))
+    assert frame.shape == (4, 13, 2, 2, 3) and action.shape == (4, 13, 7)
+    assert (np.asarray(batch(data, runtime.key(0), share=0.0)[0]) >= 8).all()
+    short = batches.windows([numbered(9)], val_share=0.0)  # nothing but episode starts
+    assert (batches.sample_rows(runtime.key(0), 5, short.train_starts, len(short.train_I2)) == 0).all()
+
+
+def test_split_is_stable_under_growth_and_never_one_sided():
+    first = [numbered(12, seed) for seed in range(200)]
+    val = batches.split(first, 0.1)
+    assert 0.04 < val.mean() < 0.18
+    grown = batches.split(first + [numbered(12, seed) for seed in range(200, 300)], 0.1)
+    np.testing.assert_array_equal(grown[:200], val)
+    assert not batches.split(first, 0.0).any()
+    for seed in range(20):
+        assert batches.split([numbered(12, seed), numbered(12, seed + 50)], 0.01).sum() == 1
+        assert not batches.split([numbered(12, seed)], 0.9).any()
+    won = [index % 50 == 0 for index in range(200)]
+    both = batches.split(first, 0.01, won)
+    assert 1 <= both[won].sum() < 4
+    with pytest.raises(ValueError, match=r"val_share must be in \[0, 1\)"):
+        batches.split(first, 1.0)
+
+
+def test_train_and_validation_windows_share_no_episode():
+    data = batches.windows([numbered(24, seed) for seed in range(40)], val_share=0.2)
+    train, val = set(data.train_I2[:, 0].tolist()), set(data.val_I2[:, 0].tolist())
+    assert not train & val and len(train | val) == 40
+    assert (data.val_I2[: data.val_starts, 1] == -3).all() and (data.val_I2[data.val_starts :, 1] >= 0).all()
+
+
+def test_every_step_is_an_imitation_sample():
+    prompts = np.array([[5, 6], [7, 8]], np.int32)
+    found = batches.sft_chunks([numbered(10, 0), numbered(8, 1)], prompt_KL=prompts)
+    assert found["frame_BHWC"].shape == (18, 2, 2, 3) and found["label_BTA"].shape == (18, 8, 7)
+    assert found["step_B"].tolist() == [*range(10), *range(8)]
+    np.testing.assert_allclose(found["label_BTA"][0, :, 0], np.arange(8) / 100 + 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(found["prompt_BL"], np.tile([7, 8], (18, 1)))
+    # Sample 7 of the first episode: labels 7, 8, 9, then no motion with the gripper still closed.
+    label = found["label_BTA"][7]
+    np.testing.assert_allclose(label[:3, 1], [0.07, 0.08, 0.09], rtol=1e-6)
+    np.testing.assert_array_equal(label[3:], np.tile([0, 0, 0, 0, 0, 0, 1], (5, 1)))
+
+
+def test_chunk_boundaries_and_random_offsets():
+    episodes = [numbered(24, seed) for seed in range(20)]
+    steps = batches.sft_chunks(episodes, stride=8)["step_B"].reshape(20, 3)
+    assert (steps == [0, 8, 16]).all()
+    shifted = batches.sft_chunks(episodes, stride=8, random_offset=True, seed=1)
+    offsets = set()
+    for e in range(20):
+        of = shifted["step_B"][shifted["episode_B"] == e]
+        assert of[0] == 0 and (np.diff(of[1:]) == 8).all()
+        offsets.add(int(of[1]) % 8)
+    assert len(offsets) > 4
+    with pytest.raises(NoDataError):
+        batches.sft_chunks([])
+
+
+def test_reward_rows_by_class():
+    episodes = [numbered(12, 0, first_success=9), numbered(12, 1), numbered(12, 2)]
+    data = batches.reward_frames(episodes, late=0.25, near=2, val_share=0.0)
+    assert data.positive_I.tolist() == [9, 10, 11, 12]
+    # The two frames before the success, and the last quarter of the 13 frames of each failure.
+    assert data.hard_I.tolist() == [7, 8, 23, 24, 25, 36, 37, 38]
+    assert set(data.negative_I.tolist()) == set(range(39)) - {9, 10, 11, 12}
+    assert len(data.val_N) == 0
+
+
+def test_a_success_that_is_lost_again_is_labelled_frame_by_frame():
+    episode = numbered(6, 0, first_success=3)
+    episode.success_S[4] = False
+    data = batches.reward_frames([episode, numbered(6, 1)], val_share=0.0, near=1)
+    assert data.positive_I.tolist() == [3, 5, 6] and data.hard_I.tolist()[:2] == [2, 4]
+
+
+def test_reward_batches_are_balanced_and_labelled():
+    episodes = [numbered(12, seed, first_success=9 if seed == 3 else None, task=seed % 3) for seed in range(10)]
+    data = jax.device_put(batches.reward_frames(episodes, val_share=0.2))
+    frame, task, label = jax.jit(lambda d, k: batches.sample_reward(d, k, 30))(data, runtime.key(1))
+    assert frame.shape == (30, 2, 2, 3) and frame.dtype == jnp.float32 and label.dtype == jnp.float32
+    assert label.sum() == 10 and label[:10].all()
+    assert task[:10].tolist() == [0] * 10
+    val_episodes = set((np.asarray(data.val_N) // 13).tolist())
+    assert val_episodes and 3 not in val_episodes  # the only success is for training
+    for rows in (data.positive_I, data.negative_I, data.hard_I):
+        assert not set((np.asarray(rows) // 13).tolist()) & val_episodes
+
+
+def test_reward_needs_both_classes():
+    with pytest.raises(NoDataError, match="none of the 26 frames of 2 episodes by base shows a success"):
+        batches.reward_frames([numbered(12, 0), numbered(12, 1)])
+    with pytest.raises(NoDataError, match="shows a failure"):
+        batches.reward_frames([numbered(12, 0, first_success=0)])
+    with pytest.raises(NoDataError, match="no episodes"):
+        batches.reward_frames([])

@@ -1,0 +1,175 @@
+"""Episodes come back exactly; every way a folder can be wrong has its own message."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from wovr_jax.data import episodes as disk
+from wovr_jax.data.episodes import EpisodesError
+from wovr_jax.types import Episode
+
+
+def make(seed: int, steps: int = 12, success: bool | None = None, **changes) -> Episode:
+    rng = np.random.default_rng(seed)
+    won = seed % 2 == 0 if success is None else success
+    episode = Episode(
+        frame_SHWC=rng.integers(0, 256, (steps + 1, 8, 10, 3), np.uint8),
+        action_SA=rng.uniform(-1, 1, (steps, 7)).astype(np.float32),
+        success_S=np.arange(steps + 1) >= (steps - 2 if won else steps + 1),
+        instruction=f"task {seed % 3} – ü",
+        task=seed % 3,
+        seed=seed,
+        actor="base",
+        label_SA=rng.uniform(-1, 1, (steps, 7)).astype(np.float32),
+    )
+    return dataclasses.replace(episode, **changes)
+
+
+def same(a: Episode, b: Episode) -> bool:
+    pairs = [(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(Episode)]
+    return all(np.array_equal(x, y) and getattr(x, "dtype", 0) == getattr(y, "dtype", 0) for x, y in pairs)
+
+
+def test_round_trip_over_shards_and_lengths(tmp_path):
+    originals = [make(i, steps=8 + i) for i in range(7)]
+    facts = disk.write(tmp_path / "base", iter(originals), meta={"sim": {"size": 8}}, per_shard=3)
+    assert [shard["episodes"] for shard in facts["shards"]] == [3, 3, 1]
+    read = disk.read(tmp_path / "base")
+    assert len(read) == 7 and all(same(a, b) for a, b in zip(originals, read, strict=True))
+    assert read[0].frame_SHWC.flags.writeable
+
+    source = disk.EpisodeSource(tmp_path / "base", verify=False)
+    assert len(source) == 7 and same(source[5], originals[5])
+
+
+def test_manifest_counts(tmp_path):
+    facts = disk.write(tmp_path / "base", [make(i) for i in range(6)], meta={"sim": {"size": 8}})
+    assert (facts["schema"], facts["episodes"], facts["steps"], facts["successes"]) == (1, 6, 72, 3)
+    assert facts["tasks"]["1"] == {"instruction": "task 1 – ü", "episodes": 2, "successes": 1}
+    assert facts["actors"] == {"base": 6} and facts["frame"] == [8, 10, 3] and facts["meta"] == {"sim": {"size": 8}}
+    assert len(facts["shards"][0]["sha256"]) == 64
+
+
+def test_still_background_is_small():
+    still = make(0, steps=24, frame_SHWC=np.repeat(make(0).frame_SHWC[:1], 25, axis=0))
+    assert len(disk.encode(still)) < 0.3 * still.frame_SHWC.nbytes  # most of it random actions
+
+
+def test_pixels_survive_the_round_trip():
+    pixels = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(disk.to_uint8(disk.to_float(pixels)), pixels)
+    assert disk.to_float(pixels)[[0, 255]].tolist() == [-1.0, 1.0]
+    assert disk.to_uint8(np.array([-1.2, 0.9999, 1.2])).tolist() == [0, 255, 255]
+
+
+def test_an_existing_folder_is_not_replaced_unasked(tmp_path):
+    disk.write(tmp_path / "base", [make(0)])
+    with pytest.raises(EpisodesError, match="exists already; pass overwrite=True"):
+        disk.write(tmp_path / "base", [make(1)])
+    assert same(disk.read(tmp_path / "base")[0], make(0))
+    disk.write(tmp_path / "base", [make(1)], overwrite=True)
+    assert same(disk.read(tmp_path / "base")[0], make(1))
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(EpisodesError, match="is not an episode folder; it is not replaced"):
+        disk.write(tmp_path / "notes", [make(1)], overwrite=True)
+
+
+def test_an_interrupted_write_leaves_nothing_and_keeps_the_old(tmp_path):
+    disk.write(tmp_path / "base", [make(0)])
+
+    def broken():
+        yield make(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        disk.write(tmp_path / "base", broken(), overwrite=True)
+    assert same(disk.read(tmp_path / "base")[0], make(0))
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_death_between_the_renames(tmp_path):
+    disk.write(tmp_path / "base", [make(0)])
+    (tmp_path / "base").rename(tmp_path / "base.old")
+    assert same(disk.read(tmp_path / "base")[0], make(0))
+
+
+def test_no_folder_and_foreign_folders(tmp_path):
+    with pytest.raises(EpisodesError, match="the folder does not exist"):
+        disk.read(tmp_path / "nothing")
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(EpisodesError, match=r"is not an episode folder: manifest.json is missing"):
+        disk.read(tmp_path / "notes")
+    (tmp_path / "notes" / "manifest.json").write_text('{"format": "other"}')
+    with pytest.raises(EpisodesError, match="does not describe episodes"):
+        disk.read(tmp_path / "notes")
+    (tmp_path / "notes" / "manifest.json").write_text("{")
+    with pytest.raises(EpisodesError, match="is not JSON"):
+        disk.read(tmp_path / "notes")
+
+
+def test_a_newer_schema(tmp_path):
+    facts = disk.write(tmp_path / "base", [make(0)])
+    (tmp_path / "base" / "manifest.json").write_text(json.dumps(facts | {"schema": 9}))
+    with pytest.raises(EpisodesError, match="written with schema 9; this code reads up to 1"):
+        disk.read(tmp_path / "base")
+
+
+def test_shards_cut_short_changed_or_missing(tmp_path):
+    disk.write(tmp_path / "base", [make(i) for i in range(4)], per_shard=2)
+    shard = tmp_path / "base" / "shard-00001.array_record"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(EpisodesError, match=r"shard-00001.array_record is cut short: expected \d+ bytes"):
+        disk.read(tmp_path / "base", verify=False)
+    shard.write_bytes(whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:])
+    with pytest.raises(EpisodesError, match=r"shard-00001.array_record is damaged: its SHA-256"):
+        disk.read(tmp_path / "base")
+    shard.unlink()
+    with pytest.raises(EpisodesError, match=r"shard-00001.array_record is missing; the manifest expects 2"):
+        disk.read(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action_SA": np.zeros((12, 6), np.float32)}, r"expected actions of shape \(steps, 7\), got \(12, 6\)"),
+        ({"label_SA": np.zeros((11, 7), np.float32)}, r"expected label_SA of shape \(12, 7\)"),
+        ({"success_S": np.zeros(12, bool)}, r"expected success_S of shape \(13,\)"),
+        ({"frame_SHWC": np.zeros((13, 8, 10, 3), np.float32)}, r"expected frame_SHWC .* type uint8"),
+        ({"action_SA": np.full((12, 7), np.nan, np.float32)}, "NaN or infinity"),
+    ],
+)
+def test_malformed_episodes_are_not_written(tmp_path, changes, message):
+    with pytest.raises(EpisodesError, match="episode 1 for .*base: .*" + message):
+        disk.write(tmp_path / "base", [make(0), make(1, **changes)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stored_episode_of_another_robot_names_file_and_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "check", lambda episode, where: None)
+    two_arms = np.zeros((12, 14), np.float32)
+    disk.write(tmp_path / "base", [make(0), make(1), make(2, action_SA=two_arms, label_SA=two_arms)], per_shard=2)
+    monkeypatch.undo()
+    with pytest.raises(EpisodesError, match=r"shard-00001.array_record, record 0: expected .*7\), got \(12, 14\)"):
+        disk.read(tmp_path / "base")
+
+
+def test_damaged_records():
+    record = disk.encode(make(0))
+    for broken in (record[:-30], record[:6], record[:4] + b"\xff\xff\xff\x7f" + record[8:]):
+        with pytest.raises(EpisodesError, match="here: damaged record"):
+            disk.decode(broken, "here")
+    with pytest.raises(EpisodesError, match="here: not an episode record"):
+        disk.decode(b"PNG?" + record, "here")
+
+
+def test_frames_of_two_sizes_and_no_episodes(tmp_path):
+    with pytest.raises(EpisodesError, match=r"frames are \[4, 4, 3\], those before are \[8, 10, 3\]"):
+        disk.write(tmp_path / "base", [make(0), make(1, frame_SHWC=np.zeros((13, 4, 4, 3), np.uint8))])
+    with pytest.raises(EpisodesError, match="no episodes were given"):
+        disk.write(tmp_path / "base", [])
+    assert not list(tmp_path.iterdir())

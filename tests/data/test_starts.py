@@ -1,0 +1,191 @@
+"""Start states: where keyframes fall, what memory holds, and that a table survives the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wovr_jax import runtime
+from wovr_jax.data import starts
+from wovr_jax.data.batches import NoDataError
+from wovr_jax.data.episodes import EpisodesError
+from wovr_jax.types import NULL_ACTION, Episode, Start
+
+NULL = np.asarray(NULL_ACTION, np.float32)
+PROMPTS = np.array([[1, 2], [3, 4]], np.int32)
+
+
+def numbered(
+    steps: int = 24, seed: int = 0, closed: tuple[int, int] | None = (6, 15), won_at: int | None = None
+) -> Episode:
+    """Frame t is filled with t; the gripper is closed in steps [closed)."""
+    action = np.repeat(np.arange(1, steps + 1, dtype=np.float32)[:, None] / 100, 7, axis=1)
+    low, high = closed or (0, 0)
+    action[:, -1] = np.where((np.arange(steps) >= low) & (np.arange(steps) < high), 1.0, -1.0)
+    frame = np.broadcast_to(np.arange(steps + 1, dtype=np.uint8)[:, None, None, None], (steps + 1, 2, 2, 3))
+    success = np.arange(steps + 1) >= (steps + 1 if won_at is None else won_at)
+    return Episode(frame.copy(), action, success, "x", seed % 2, seed, "base", action)
+
+
+def frame_numbers(frame) -> list[int]:
+    return np.round((np.asarray(frame)[..., 0, 0, 0] + 1) * 127.5).astype(int).tolist()
+
+
+def test_gripper_events():
+    action = numbered().action_SA
+    assert starts.gripper_events(action).tolist() == [6, 15]
+    assert starts.gripper_events(action, "close").tolist() == [6]
+    assert starts.gripper_events(action, "open").tolist() == [15]
+    assert starts.gripper_events(numbered(closed=(0, 3)).action_SA).tolist() == [0, 3]  # open before the first step
+
+
+def test_initial_starts():
+    table = starts.initial([numbered(seed=3), numbered(steps=9, seed=4)])
+    start = starts.gather(table, np.array([1, 0]), PROMPTS)
+    assert isinstance(start, Start) and start.sim is None
+    assert start.memory_BMHWC.shape == (2, 4, 2, 2, 3) and start.memory_BMHWC.dtype == jnp.float32
+    assert (start.memory_BMHWC == -1.0).all() and (start.anchor_BHWC == -1.0).all()
+    np.testing.assert_array_equal(start.action_BMA, np.tile(NULL, (2, 4, 1)))
+    assert start.task_B.tolist() == [0, 1] and start.prompt_BL.tolist() == [[1, 2], [3, 4]]
+    assert not start.keyframe_B.any() and start.step_B.tolist() == [0, 0]
+
+
+def at(step: int) -> Start:
+    """The start at ``step``, through the uniform rule."""
+    for seed in range(1000):
+        table = starts.keyframes([numbered(seed=7)], "uniform", rng=seed)
+        if table.step_K[0] == step:
+            return starts.gather(table, np.array([0]), PROMPTS)
+    raise AssertionError(f"step {step} was never drawn")
+
+
+@pytest.mark.parametrize(
+    ("step", "memory", "actions"),
+    [
+        (1, [0, 0, 0, 1], [None, None, None, 0]),
+        (3, [0, 1, 2, 3], [None, 0, 1, 2]),
+        (4, [1, 2, 3, 4], [0, 1, 2, 3]),
+        (17, [14, 15, 16, 17], [13, 14, 15, 16]),
+    ],
+)
+def test_memory_and_the_actions_that_produced_it(step, memory, actions):
+    start = at(step)
+    assert frame_numbers(start.memory_BMHWC) == [memory] and frame_numbers(start.anchor_BHWC) == [0]
+    recorded = numbered().action_SA
+    expected = [NULL if action is None else recorded[action] for action in actions]
+    np.testing.assert_allclose(start.action_BMA[0], expected, rtol=1e-6)
+    assert start.keyframe_B.all() and start.step_B.tolist() == [step] and start.task_B.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "allowed"),
+    [
+        ("gripper_event", {"before": 3}, {3, 4, 5, 12, 13, 14}),
+        ("gripper_event", {"before": 3, "event": "open"}, {12, 13, 14}),
+        ("gripper_event", {"before": 9, "event": "close"}, {1, 2, 3, 4, 5}),
+        ("gripper_event", {"before": 9, "least": 8, "event": "open"}, {6, 7}),
+        ("before_failure", {"before": 2}, {13, 14}),
+        ("progress", {}, {6, 12, 18}),
+        ("uniform", {}, set(range(1, 24))),
+    ],
+)
+def test_where_keyframes_fall(rule, options, allowed):
+    table = starts.keyframes([numbered()], rule, each=400, rng=0, **options)
+    assert set(table.step_K.tolist()) == allowed
+    assert table.initials == 0 and {row["rule"] for row in table.provenance()} == {rule}
+
+
+def test_failure_without_a_gripper_event_is_the_end():
+    table = starts.keyframes([numbered(closed=None)], "before_failure", before=3, each=100)
+    assert set(table.step_K.tolist()) == {21, 22, 23}
+
+
+def test_keyframes_come_from_failures_unless_asked():
+    mixed = [numbered(seed=0, won_at=18), numbered(seed=1), numbered(seed=2, won_at=1)]
+    table = starts.keyframes(mixed, "uniform", each=50)
+    assert set(table.episode_K.tolist()) == {1}
+    both = starts.keyframes(mixed, "uniform", each=200, successes=True)
+    assert set(both.episode_K.tolist()) == {0, 1}  # the third is won before any keyframe
+    assert both.step_K[both.episode_K == 0].max() == 17  # before its success
+
+
+def test_no_keyframe_and_wrong_settings():
+    with pytest.raises(NoDataError, match="rule 'uniform' finds no keyframe in 1 episodes, of which 0 failed"):
+        starts.keyframes([numbered(won_at=3)], "uniform")
+    with pytest.raises(NoDataError, match="rule 'gripper_event' finds no keyframe in 1 episodes, of which 1 failed"):
+        starts.keyframes([numbered(closed=None)], "gripper_event")
+    with pytest.raises(ValueError, match="unknown keyframe rule 'gripper'; one of before_failure"):
+        starts.keyframes([numbered()], "gripper")
+    with pytest.raises(ValueError, match="one of any, open, close"):
+        starts.keyframes([numbered()], "gripper_event", event="shut")
+    with pytest.raises(ValueError, match="1 <= least <= before"):
+        starts.keyframes([numbered()], "uniform", before=0)
+    with pytest.raises(NoDataError):
+        starts.initial([])
+
+
+def test_the_same_seed_gives_the_same_keyframes():
+    episodes = [numbered(seed=seed) for seed in range(20)]
+    first, again, other = (starts.keyframes(episodes, "gripper_event", rng=seed).step_K for seed in (1, 1, 2))
+    assert first.tolist() == again.tolist() != other.tolist()
+
+
+def test_played_actions_lead_to_the_step():
+    table = starts.keyframes([numbered(steps=10), numbered(steps=24, seed=5)], "progress", rng=0)
+    recorded = numbered().action_SA
+    assert table.played_KSA.shape == (2, 24, 7)
+    for row, step in enumerate(table.step_K.tolist()):
+        np.testing.assert_array_equal(table.played_KSA[row, :step, :6], recorded[:step, :6])
+        np.testing.assert_array_equal(table.played_KSA[row, step:], np.tile(NULL, (24 - step, 1)))
+
+
+def table_of_both() -> starts.Starts:
+    episodes = [numbered(seed=seed) for seed in range(10)]
+    return starts.join(starts.initial(episodes), starts.keyframes([numbered(steps=30, seed=11)], "uniform", each=5))
+
+
+def test_drawn_groups_are_equal_rows_with_the_share_of_keyframes():
+    table = jax.device_put(table_of_both())
+    assert len(table) == 15 and table.initials == 10 and table.played_KSA.shape == (15, 30, 7)
+    row = jax.jit(lambda t, k: starts.draw(t, k, 12, 8, share=1 / 3))(table, runtime.key(0, "draw"))
+    groups = np.asarray(row).reshape(12, 8)
+    assert (groups == groups[:, :1]).all() and (groups[:, 0] >= 10).sum() == 4
+    start = jax.jit(starts.gather)(table, row, PROMPTS)
+    assert start.keyframe_B.reshape(12, 8)[:, 0].sum() == 4
+    assert (starts.draw(starts.initial([numbered()]), runtime.key(0), 3, 2) == 0).all()
+    only = starts.keyframes([numbered()], "uniform", each=4)
+    assert len(starts.draw(only, runtime.key(0), 3, 2, share=0.0)) == 6
+
+
+def test_host_and_device_tables_give_the_same():
+    table, row = table_of_both(), jnp.array([0, 12, 14])
+    host, device = starts.gather(table, row, PROMPTS), starts.gather(jax.device_put(table), row, PROMPTS)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(host), jax.tree.leaves(device), strict=True))
+
+
+def test_disk_round_trip(tmp_path):
+    table = table_of_both()
+    starts.save(tmp_path / "starts", table, meta={"episodes": "abc"})
+    again = starts.load(tmp_path / "starts")
+    assert again.initials == table.initials and again.provenance() == table.provenance()
+    for field in dataclasses.fields(starts.Starts):
+        assert np.array_equal(getattr(again, field.name), getattr(table, field.name))
+    with pytest.raises(EpisodesError, match="exists already"):
+        starts.save(tmp_path / "starts", table)
+    starts.save(tmp_path / "starts", starts.initial([numbered()]), overwrite=True)
+    assert len(starts.load(tmp_path / "starts")) == 1
+    (tmp_path / "starts" / "task_K.npy").write_bytes(b"\x93NUM")
+    with pytest.raises(EpisodesError, match=r"task_K.npy is missing or cut short"):
+        starts.load(tmp_path / "starts")
+    with pytest.raises(EpisodesError, match="no start states"):
+        starts.load(tmp_path / "nothing")
+
+
+def test_join_refuses_the_wrong_order():
+    key = starts.keyframes([numbered()], "uniform")
+    with pytest.raises(ValueError, match="episode starts first"):
+        starts.join(key, key)

@@ -1,0 +1,128 @@
+"""Action statistics in OpenVLA's ``dataset_statistics.json`` form.
+
+::
+
+    {key: {"action": {mean, std, max, min, q01, q99, mask}, "num_transitions": n, "num_trajectories": m}}
+
+The gripper. An episode holds environment actions, -1 open and +1 closed. OpenVLA's LIBERO data
+is flipped to 1 = open and 0 = closed, and its mask exempts the gripper from normalisation. The
+statistics here describe that flipped gripper, as the files of released checkpoints do; turning
+one into the other is the action codec's work (openvla-oft:
+prismatic/vla/datasets/rlds/oxe/transforms.py, libero_dataset_transform).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wovr_jax.types import ACTION_DIM, Episode
+
+FIELDS = ("mean", "std", "max", "min", "q01", "q99")
+
+
+class StatisticsError(ValueError):
+    """Statistics that are missing or malformed; the message names file and key."""
+
+
+def statistics(
+    episodes: Sequence[Episode], key: str, *, which: str = "label", constant: str = "keep"
+) -> dict[str, Any]:
+    """Statistics of the actions to imitate, as the content of ``dataset_statistics.json``.
+
+    Args:
+      episodes: the demonstrations.
+      key: the data set's name in the file, e.g. ``"libero_spatial_no_noops"``.
+      which: ``"label"`` for the actions to imitate, ``"action"`` for the executed ones.
+      constant: what happens to a motion dimension that never changes. ``"keep"`` writes q01 = q99,
+        as OpenVLA does: every token then decodes to the constant. ``"widen"`` moves q01 and q99
+        to the constant -1 and +1: the constant is the middle bin, and tokens can move it.
+
+    Raises:
+      StatisticsError: without episodes, or for an unknown option.
+    """
+    if which not in ("label", "action") or constant not in ("keep", "widen"):
+        raise StatisticsError(
+            f"expected which label or action and constant keep or widen, got {which!r}, {constant!r}."
+        )
+    if not episodes:
+        raise StatisticsError(f"no episodes to compute the statistics {key!r} from.")
+    action_NA = np.concatenate([getattr(episode, f"{which}_SA") for episode in episodes]).astype(np.float64)
+    action_NA[:, -1] = action_NA[:, -1] < 0  # 1 = open, 0 = closed
+    found = {
+        "mean": action_NA.mean(0),
+        "std": action_NA.std(0),
+        "max": action_NA.max(0),
+        "min": action_NA.min(0),
+        "q01": np.quantile(action_NA, 0.01, axis=0),
+        "q99": np.quantile(action_NA, 0.99, axis=0),
+    }
+    if constant == "widen":
+        still = (found["q01"] == found["q99"]) & (np.arange(ACTION_DIM) < ACTION_DIM - 1)
+        found["q01"], found["q99"] = found["q01"] - still, found["q99"] + still
+    action = {name: value.tolist() for name, value in found.items()}
+    action["mask"] = [True] * (ACTION_DIM - 1) + [False]
+    return {key: {"action": action, "num_transitions": len(action_NA), "num_trajectories": len(episodes)}}
+
+
+def constant_dimensions(entry: Mapping[str, Any]) -> list[int]:
+    """Normalised dimensions whose q01 equals q99: tokens cannot move them."""
+    check(entry, "statistics")
+    rows = zip(entry["q01"], entry["q99"], mask_of(entry), strict=True)
+    return [i for i, (low, high, normalised) in enumerate(rows) if normalised and low == high]
+
+
+def mask_of(entry: Mapping[str, Any]) -> list[bool]:
+    """The mask; all True when the file has none, as in OpenVLA."""
+    return list(entry.get("mask", [True] * len(entry["q01"])))
+
+
+def save(path: str | os.PathLike, table: Mapping[str, Any]) -> None:
+    """Writes ``dataset_statistics.json``."""
+    for key, entry in table.items():
+        check(entry.get("action", {}), f"statistics {key!r}")
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(table, indent=2))
+    fresh.replace(path)
+
+
+def load(path: str | os.PathLike, key: str | None = None) -> dict[str, Any]:
+    """The ``action`` entry of ``key`` in a ``dataset_statistics.json``.
+
+    A plain suite name also finds its ``_no_noops`` entry. Without ``key`` the file must have one entry.
+
+    Raises:
+      StatisticsError: no file, no such key, or a malformed entry.
+    """
+    path = pathlib.Path(path)
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StatisticsError(f"{path} cannot be read as action statistics: {error}") from error
+    keys = list(table) if key is None else [name for name in (key, f"{key}_no_noops") if name in table][:1]
+    if len(keys) != 1:
+        wanted = "exactly one entry" if key is None else f"an entry {key!r}"
+        raise StatisticsError(f"{path}: expected {wanted}, the file has {', '.join(table) or 'none'}.")
+    entry = table[keys[0]].get("action", {})
+    check(entry, f"{path}, entry {keys[0]!r}")
+    return entry
+
+
+def check(entry: Mapping[str, Any], where: str) -> None:
+    """Raises a StatisticsError unless ``entry`` has every field, of one length, finite and in order."""
+    lacking = [name for name in FIELDS if name not in entry]
+    if lacking:
+        raise StatisticsError(f"{where}: action statistics lack {', '.join(lacking)}.")
+    lengths = {name: len(entry[name]) for name in (*FIELDS, *(["mask"] if "mask" in entry else []))}
+    if len(set(lengths.values())) != 1:
+        raise StatisticsError(f"{where}: fields of unequal length: {lengths}.")
+    low, high = np.asarray(entry["q01"], float), np.asarray(entry["q99"], float)
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
+        raise StatisticsError(f"{where}: q01 and q99 must be finite with q01 <= q99, got {low} and {high}.")
