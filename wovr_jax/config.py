@@ -38,7 +38,7 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected a mapping with fields of {cls.__name__}, got {_shown(mapping)}.")
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    fields = {field.name: field for field in _fields(cls) if field.init}
     for name in mapping:
         if name not in fields:
             raise ConfigError(_unknown(cls, name, fields, where))
@@ -88,6 +88,12 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
+def _fields(cls: Any) -> tuple[dataclasses.Field, ...]:
+    if not dataclasses.is_dataclass(cls):
+        raise TypeError(f"expected a dataclass, got {cls!r}.")
+    return dataclasses.fields(cls)
+
+
 def _required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
@@ -117,7 +123,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert_tuple(arguments, value, where)
     if origin is dict or hint is dict:
         return _convert_dict(arguments, value, where)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, where)
     return _convert_plain(hint, value, where)
 

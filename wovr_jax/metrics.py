@@ -171,14 +171,14 @@ def paired_difference(success: Sequence[bool], base: Sequence[bool], z: float = 
     interval for paired proportions (Statistics in Medicine 17:2635, 1998, method 10): the
     correlation of the outcomes narrows the interval of :func:`difference`.
     """
-    success, base = np.asarray(success, bool), np.asarray(base, bool)
-    if success.shape != base.shape or success.ndim != 1:
-        raise ValueError(f"expected two equal lists of outcomes, got shapes {success.shape} and {base.shape}.")
-    n = len(success)
+    won, base_won = np.asarray(success, bool), np.asarray(base, bool)
+    if won.shape != base_won.shape or won.ndim != 1:
+        raise ValueError(f"expected two equal lists of outcomes, got shapes {won.shape} and {base_won.shape}.")
+    n = len(won)
     if n == 0:
         return 0.0, -1.0, 1.0
-    both, neither = int((success & base).sum()), int((~success & ~base).sum())
-    gained, lost = int((success & ~base).sum()), int((~success & base).sum())
+    both, neither = int((won & base_won).sum()), int((~won & ~base_won).sum())
+    gained, lost = int((won & ~base_won).sum()), int((~won & base_won).sum())
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     excess = both * neither - gained * lost
     # Newcombe's continuity correction, applied to a positive correlation only.

@@ -68,9 +68,9 @@ def count_compiles() -> Iterator[collections.Counter[str]]:
     """
     counted: collections.Counter[str] = collections.Counter()
 
-    def listen(event: str, seconds: float, **facts: Any) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILE_EVENT:
-            counted[_plain(str(facts.get("fun_name", "?")))] += 1
+            counted[_plain(str(kwargs.get("fun_name", "?")))] += 1
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -155,12 +155,12 @@ class Ledger:
             both.add("total", **dataclasses.asdict(account))
         return both["total"]
 
-    def to_dict(self) -> dict[str, dict[str, float]]:
+    def to_dict(self) -> dict[str, dict[str, Any]]:
         """stage -> {true_steps, imagined_frames, seconds}, ready for JSON."""
         return {stage: dataclasses.asdict(account) for stage, account in self.stages.items()}
 
     @classmethod
-    def from_dict(cls, mapping: dict[str, dict[str, float]]) -> Ledger:
+    def from_dict(cls, mapping: dict[str, dict[str, Any]]) -> Ledger:
         """The inverse of :meth:`to_dict`."""
         return cls({stage: Account(**account) for stage, account in mapping.items()})
 

@@ -20,12 +20,17 @@ from flax import struct
 from wovr_jax.data.episodes import to_float
 from wovr_jax.types import ACTION_DIM, NULL_ACTION, Array, Episode
 
+Column = Array | np.ndarray
+"""Built on the host; used on the device."""
+
 
 class NoDataError(ValueError):
     """A training set that would be empty or one-sided; the message says what is missing."""
 
 
-def split(episodes: Sequence[Episode], val_share: float, flags: Sequence[bool] | None = None) -> np.ndarray:
+def split(
+    episodes: Sequence[Episode], val_share: float, flags: Sequence[bool] | np.ndarray | None = None
+) -> np.ndarray:
     """Which episodes validate: (E,) bool, stable under growth of the data.
 
     An episode's side depends only on its task and seed, so a start layout stays on its side
@@ -92,11 +97,11 @@ class Windows:
         rows are the episode-start windows, one an episode.
     """
 
-    frame_ESHWC: Array
-    action_ESA: Array
-    task_E: Array
-    train_I2: Array
-    val_I2: Array
+    frame_ESHWC: Column
+    action_ESA: Column
+    task_E: Column
+    train_I2: Column
+    val_I2: Column
     train_starts: int = struct.field(pytree_node=False)
     val_starts: int = struct.field(pytree_node=False)
     memory: int = struct.field(pytree_node=False, default=4)
@@ -260,13 +265,13 @@ class RewardFrames:
       val_N: (V,) int32 rows of all frames of held-out episodes.
     """
 
-    frame_NHWC: Array
-    task_N: Array
-    success_N: Array
-    positive_I: Array
-    negative_I: Array
-    hard_I: Array
-    val_N: Array
+    frame_NHWC: Column
+    task_N: Column
+    success_N: Column
+    positive_I: Column
+    negative_I: Column
+    hard_I: Column
+    val_N: Column
 
 
 def reward_frames(

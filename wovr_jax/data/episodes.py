@@ -196,7 +196,7 @@ class EpisodeSource:
         shards = self.manifest["shards"]
         for shard in shards:
             _check_shard(self.folder, shard, verify)
-        self._records = grain.sources.ArrayRecordDataSource([str(self.folder / shard["file"]) for shard in shards])
+        self._records: Any = grain.sources.ArrayRecordDataSource([str(self.folder / shard["file"]) for shard in shards])
         self._first = np.cumsum([0] + [shard["episodes"] for shard in shards])
         if len(self._records) != self._first[-1]:
             raise EpisodesError(

@@ -28,6 +28,8 @@ RULES = ("initial", "before_failure", "gripper_event", "progress", "uniform")
 PROGRESS = (0.25, 0.5, 0.75)
 INDEX = "starts.json"
 
+Column = Array | np.ndarray
+
 
 @struct.dataclass
 class Starts:
@@ -45,15 +47,15 @@ class Starts:
       initials: how many of the first rows are episode starts; the others are keyframes.
     """
 
-    anchor_KHWC: Array
-    memory_KMHWC: Array
-    action_KMA: Array
-    played_KSA: Array
-    task_K: Array
-    step_K: Array
-    seed_K: Array
-    episode_K: Array
-    rule_K: Array
+    anchor_KHWC: Column
+    memory_KMHWC: Column
+    action_KMA: Column
+    played_KSA: Column
+    task_K: Column
+    step_K: Column
+    seed_K: Column
+    episode_K: Column
+    rule_K: Column
     initials: int = struct.field(pytree_node=False)
 
     def __len__(self) -> int:
@@ -204,12 +206,12 @@ def join(initials: Starts, keys: Starts) -> Starts:
     length = max(initials.played_KSA.shape[1], keys.played_KSA.shape[1])
 
     def longer(table: Starts) -> Starts:
-        null = np.broadcast_to(np.asarray(NULL_ACTION, np.float32), (len(table), length, len(NULL_ACTION))).copy()
-        null[:, : table.played_KSA.shape[1]] = table.played_KSA
-        return table.replace(played_KSA=null, initials=0)
+        played = np.tile(np.asarray(NULL_ACTION, np.float32), (len(table), length, 1))
+        played[:, : table.played_KSA.shape[1]] = table.played_KSA
+        return dataclasses.replace(table, played_KSA=played, initials=0)
 
     joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), longer(initials), longer(keys))
-    return joined.replace(initials=len(initials))
+    return dataclasses.replace(joined, initials=len(initials))
 
 
 def draw(table: Starts, key: Array, groups: int, size: int, *, share: float = 1 / 3) -> Array:
@@ -239,7 +241,7 @@ def gather(table: Starts, row_B: Array, prompt_KL: Array) -> Start:
       prompt_KL: (tasks, L) int32 prompt tokens of every task.
     """
 
-    def pick(column_K: Array | np.ndarray) -> Array:
+    def pick(column_K: Column) -> Array:
         return column_K[row_B] if isinstance(column_K, jax.Array) else jnp.asarray(column_K[np.asarray(row_B)])
 
     picked = jax.tree.map(pick, table)
