@@ -33,7 +33,7 @@ def test_bins_equal_openvla():
 def test_index_zero_is_the_largest_action():
     ends = jnp.array([[1.0, -1.0, 0.0, 0.5, -0.5, 2.0, -2.0]])
     token = PLAIN.encode(ends)
-    np.testing.assert_array_equal(token, [[0, 255, 128, 64, 191, 0, 255]])
+    np.testing.assert_array_equal(token, [[0, 255, 128, 64, 192, 0, 255]])
     # 256 edges have 255 centres: tokens 0 and 1 are one action.
     pair = PLAIN.decode(jnp.array([[0, 1, 2, 255, 254, 0, 1]]))[0]
     assert pair[0] == pair[1] == pytest.approx(254 / 255)

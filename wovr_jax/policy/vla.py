@@ -73,7 +73,7 @@ class VLAConfig:
 
     @classmethod
     def openvla_7b(cls, recipe: str = "rlinf", dtype: str = "bfloat16") -> VLAConfig:
-        """The released size: 7,498,... parameters held here; the release file has 7,541,237,184."""
+        """The released size: 7,498,156,704 parameters. The release file holds 43,080,480 more that are never used."""
         towers = TowerConfig.dinov2_large(dtype), TowerConfig.siglip_so400m(dtype)
         return cls(*towers, LlamaConfig.llama2_7b(dtype), vocab_size=32000, recipe=recipe)
 
