@@ -1,0 +1,121 @@
+"""The door: settings in, a run folder out.
+
+    python launch/train.py --config=configs/pace.py                    the whole loop on the embedded table
+    python launch/train.py --config=configs/pace.py:libero_spatial     a preset of the same file
+    python launch/train.py --config=configs/sft.py --config.seed=1     one stage, one setting changed
+    python launch/train.py --config=... --run=runs/mine                another run folder
+
+The same command continues a run that was interrupted. A run folder belongs to the settings that made it: other
+settings are refused, so that no result mixes two experiments. Works without installation, from any directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Python puts this file's folder first on the path; the packages lie one above it.
+sys.path[0] = str(ROOT)
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File of settings, with :preset after it if wanted.")
+_RUN = flags.DEFINE_string("run", None, "Run folder; default runs/<file>[-<preset>][-seed<n>].")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the settings, runs the job they name, prints one table."""
+    if len(argv) > 1:
+        refuse(f"Expected only --name=value, got {' '.join(argv[1:])}.")
+    settings = json.loads(_CONFIG.value.to_json())
+    if "job" not in settings:
+        refuse('The config file names no job: its settings need job="pace" or the like.')
+    run = pathlib.Path(_RUN.value or default_run(*file_and_preset(sys.argv), settings))
+
+    # Only now: importing jax takes seconds, a misspelt flag none.
+    from wovr_jax import pace, report
+    from wovr_jax.config import ConfigError
+    from wovr_jax.run import RunError
+
+    try:
+        results = pace.run(settings["job"], settings, run)
+    except (ConfigError, RunError) as error:
+        refuse(str(error))
+    except KeyboardInterrupt:
+        print(f"\nStopped. {run} is kept up to here; the same command continues it.", file=sys.stderr)
+        sys.exit(130)
+    print(report.table(results))
+    print(f"\n{run / 'report.html'}")
+
+
+def default_run(file: str, preset: str, settings: dict[str, Any]) -> pathlib.Path:
+    """``runs/pace``, ``runs/pace-libero_spatial``, ``runs/pace-seed1``: never one folder for two seeds."""
+    parts = [pathlib.Path(file).stem, *filter(None, preset.split(","))]
+    if settings.get("seed"):
+        parts.append(f"seed{settings['seed']}")
+    return ROOT / "runs" / "-".join(parts)
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; what is wrong with it is said in a line or two, without a traceback."""
+    file, _ = file_and_preset(argv)
+    if file and not pathlib.Path(file).is_file():
+        near = difflib.get_close_matches(pathlib.Path(file).stem, _jobs(), n=1)
+        hint = f" Did you mean --config=configs/{near[0]}.py?" if near else ""
+        refuse(f"There is no config file {file}.{hint} {_known()}")
+    if not file and not any(re.match(r"--?help", word) for word in argv):
+        refuse(f"Expected --config=configs/<job>.py, got none. {_known()}")
+    try:
+        return flags.FLAGS(argv)
+    except AttributeError as error:
+        refuse(_unknown_setting(argv, error))
+    except KeyError as error:
+        refuse(f"{error.args[0]}.")
+    except flags.Error as error:
+        cause = error.__context__.__context__ if error.__context__ else None
+        # A config file raises ValueError on purpose (a preset it does not have); anything else is a fault in it.
+        if cause is not None and not isinstance(cause, ValueError):
+            raise
+        refuse(str(cause or error))
+
+
+def file_and_preset(argv: Sequence[str]) -> tuple[str, str]:
+    """File and preset of ``--config=file:preset``, empty where there is none."""
+    given = [word.split("=", 1)[1] for word in argv if re.match(r"--?config=", word)]
+    given += [after for word, after in itertools.pairwise(argv) if word in ("--config", "-config")]
+    file, _, preset = (given[-1] if given else "").partition(":")
+    return file, preset
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the program with ``message`` on stderr and exit status 1."""
+    sys.exit(message)
+
+
+def _unknown_setting(argv: Sequence[str], error: AttributeError) -> str:
+    """ml_collections says ``'chnk'`` and perhaps ``Did you mean "chunk" instead of "chnk"?``; we say where."""
+    words = re.findall(r"\w+", str(error).replace("\\n", "\n"))
+    name, hint = words[0], re.search(r"Did you mean \"(\w+)\"", str(error))
+    path = next((found[1] for word in argv if (found := re.match(rf"--?(config\.[\w.]*\b{name})\b", word))), name)
+    near = f" Did you mean --{path.removesuffix(name)}{hint[1]}?" if hint else ""
+    return f"There is no setting --{path}.{near}"
+
+
+def _jobs() -> list[str]:
+    return sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("common", "__init__"))
+
+
+def _known() -> str:
+    return "There are: " + ", ".join(f"configs/{job}.py" for job in _jobs())
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,13 @@
+"""What every test shares: the CPU, one folder of compiled programs, no silent broadcasting of dtypes."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+# Before jax is imported. JAX_PLATFORMS=cuda (or tpu) in the environment runs the tests there instead.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
+# Most programs here are small and quick to compile; together they are most of the time.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
