@@ -1,0 +1,248 @@
+"""The world model as a simulator: a start state and eight actions in, eight frames out.
+
+A window of 13 frames is 1 anchor (the first frame of the episode), 4 memory frames and 8
+new ones; the VAE makes 4 latent frames of it: anchor, memory, future, future. A chunk
+encodes the first five frames, samples the two future latents with a few Euler steps of the
+transformer and decodes. The frames it gives become the memory of the next chunk.
+
+Named departures from the reference environment (RLinf:rlinf/envs/world_model/
+world_model_wan_env.py), each with a switch back:
+
+* frames stay float between chunks; it cuts them to 8 bits (``eight_bit="floor"``; its
+  second cut of the same frame, on the way to memory, is not reproduced);
+* noise differs between chunks; it uses the same in each (``noise="fixed"``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from wovr_jax.nn.functional import Params, Pure
+from wovr_jax.types import NULL_ACTION, Array, Start, World
+from wovr_jax.world import flow
+from wovr_jax.world.dit import DiT, DiTConfig
+from wovr_jax.world.flow import FlowConfig
+from wovr_jax.world.vae import VAE, VAEConfig
+
+EIGHT_BIT = ("none", "round", "floor")
+NOISE = ("folded", "fixed")
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """Everything about the world model.
+
+    Attributes:
+      dit, vae, flow: its parts.
+      chunk: new frames T of a window.
+      memory: how many of the last frames are remembered, at most ``slots``. With fewer, the
+        remaining (older) memory slots repeat the oldest remembered one under the null action.
+      anchor: whether slot 0 holds the first frame of the episode. Without, it holds the oldest
+        remembered frame.
+      noisy_context: whether training puts noise on the memory latent.
+      eight_bit: rounding of generated frames to 256 levels, "none", "round" or "floor".
+      noise: "folded": fresh for every trajectory and chunk, from its own key. "fixed": the
+        same in every chunk, by row of the batch.
+    """
+
+    dit: DiTConfig = dataclasses.field(default_factory=DiTConfig)
+    vae: VAEConfig = dataclasses.field(default_factory=VAEConfig)
+    flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
+    chunk: int = 8
+    memory: int = 4
+    anchor: bool = True
+    noisy_context: bool = True
+    eight_bit: str = "none"
+    noise: str = "folded"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.dit.channels != self.vae.z_dim:
+            problems.append(f"dit.channels {self.dit.channels} differs from vae.z_dim {self.vae.z_dim}")
+        if self.dit.frames_per_latent != self.vae.time:
+            problems.append(
+                f"dit.frames_per_latent {self.dit.frames_per_latent} differs from the VAE's {self.vae.time}"
+            )
+        if self.chunk % self.vae.time or self.chunk < 1:
+            problems.append(f"chunk {self.chunk} is not a positive multiple of {self.vae.time}, a latent's frames")
+        if not 1 <= self.memory <= self.slots:
+            problems.append(f"memory {self.memory} is not within 1..{self.slots}")
+        if self.eight_bit not in EIGHT_BIT:
+            problems.append(f"eight_bit {self.eight_bit!r} is not one of {EIGHT_BIT}")
+        if self.noise not in NOISE:
+            problems.append(f"noise {self.noise!r} is not one of {NOISE}")
+        if problems:
+            raise ValueError("world model: " + "; ".join(problems))
+
+    @property
+    def slots(self) -> int:
+        """Memory slots M of a window: the frames of one latent."""
+        return self.vae.time
+
+    @property
+    def frames(self) -> int:
+        """Frames F of a window."""
+        return 1 + self.slots + self.chunk
+
+    @property
+    def context_latents(self) -> int:
+        """Latent frames that are given: anchor and memory."""
+        return self.vae.latent_frames(1 + self.slots)
+
+    @property
+    def latents(self) -> int:
+        """Latent frames f of a window."""
+        return self.vae.latent_frames(self.frames)
+
+    @classmethod
+    def wan(cls, **changes) -> WorldConfig:
+        """Wan2.2-TI2V-5B with actions, numerics of the paper."""
+        parts = {"dit": DiTConfig.ti2v_5b(), "vae": dataclasses.replace(VAEConfig.wan2_2(), dtype="bfloat16")}
+        return cls(**parts | changes)
+
+    @classmethod
+    def rlinf(cls, **changes) -> WorldConfig:
+        """Wan2.2-TI2V-5B as RLinf's environment runs it, for its released weights."""
+        dit = DiTConfig.ti2v_5b(sinusoid_dtype="bfloat16")
+        return cls.wan(**{"dit": dit, "flow": FlowConfig.rlinf(), "eight_bit": "floor", "noise": "fixed"} | changes)
+
+    @classmethod
+    def tabletop(cls, **changes) -> WorldConfig:
+        """The embedded run: 32 x 32 frames."""
+        return cls(**{"dit": DiTConfig.tabletop(), "vae": VAEConfig.tabletop()} | changes)
+
+    @classmethod
+    def fake(cls, **changes) -> WorldConfig:
+        """For tests: 16 x 16 frames are enough."""
+        return cls(**{"dit": DiTConfig.fake(), "vae": VAEConfig.fake(), "flow": FlowConfig(steps=2)} | changes)
+
+
+@struct.dataclass
+class WorldState:
+    """What a trajectory carries from chunk to chunk.
+
+    Attributes:
+      anchor_BHWC: first frame of the episode.
+      memory_BMHWC: the last M frames.
+      action_BMA: the actions that produced them.
+    """
+
+    anchor_BHWC: Array
+    memory_BMHWC: Array
+    action_BMA: Array
+
+
+@functools.cache
+def networks(cfg: WorldConfig) -> tuple[Pure, Pure]:
+    """The transformer and the VAE, without weights."""
+    return Pure(lambda rngs: DiT(cfg.dit, rngs=rngs)), Pure(lambda rngs: VAE(cfg.vae, rngs=rngs))
+
+
+def init(cfg: WorldConfig, key: Array) -> Params:
+    """Fresh parameters ``{"dit": ..., "vae": ...}``."""
+    dit, vae = networks(cfg)
+    return {"dit": dit.init(jax.random.fold_in(key, 0)), "vae": vae.init(jax.random.fold_in(key, 1))}
+
+
+def world(cfg: WorldConfig, params: Params) -> World:
+    """The world model with weights ``{"dit": ..., "vae": ...}``, to be used under ``jit``.
+
+    Frames go in and out as float32 in [-1, 1]. ``step`` knows no truth: its third result is None.
+
+    Raises:
+      ValueError: by ``begin`` and ``step``, when memory or actions do not fit the config.
+    """
+
+    def begin(start: Start) -> WorldState:
+        _check("memory", start.memory_BMHWC, cfg.slots)
+        _check("memory actions", start.action_BMA, cfg.slots)
+        return WorldState(start.anchor_BHWC, start.memory_BMHWC, start.action_BMA)
+
+    def step(state: WorldState, action_BTA: Array, key_B: Array) -> tuple[WorldState, Array, None]:
+        _check("actions", action_BTA, cfg.chunk)
+        frame_BTHWC = chunk(cfg, params, state, action_BTA, key_B)
+        state = state.replace(
+            memory_BMHWC=jnp.concatenate([state.memory_BMHWC, frame_BTHWC], axis=1)[:, -cfg.slots :],
+            action_BMA=jnp.concatenate([state.action_BMA, action_BTA], axis=1)[:, -cfg.slots :],
+        )
+        return state, frame_BTHWC, None
+
+    return World(begin=begin, step=step)
+
+
+def chunk(cfg: WorldConfig, params: Params, state: WorldState, action_BTA: Array, key_B: Array) -> Array:
+    """The T frames that follow ``state`` under ``action_BTA``: encode, sample, decode."""
+    _, vae = networks(cfg)
+    frame_BFHWC = jnp.concatenate([state.anchor_BHWC[:, None], state.memory_BMHWC], axis=1)
+    null_B1A = jnp.broadcast_to(jnp.asarray(NULL_ACTION), (len(action_BTA), 1, len(NULL_ACTION)))
+    action_BFA = jnp.concatenate([null_B1A, state.action_BMA, action_BTA], axis=1)
+
+    context_Bfhwc = vae(params["vae"], arrange_frames(frame_BFHWC, cfg), method="encode")
+    noise_Bfhwc = draw_noise(cfg, key_B, context_Bfhwc.shape[2:])
+    new_Bfhwc = sample(cfg, params["dit"], context_Bfhwc, arrange_actions(action_BFA, cfg), noise_Bfhwc)
+    latent_Bfhwc = jnp.concatenate([context_Bfhwc, new_Bfhwc], axis=1)
+    decoded_BFHWC = vae(params["vae"], latent_Bfhwc, method="decode")
+    return quantise(jnp.clip(decoded_BFHWC[:, -cfg.chunk :], -1.0, 1.0), cfg.eight_bit)
+
+
+def sample(cfg: WorldConfig, dit_params: Params, context_Bfhwc: Array, action_BFA: Array, noise_Bfhwc: Array) -> Array:
+    """The new latent frames behind a clean context, from noise, by Euler steps."""
+    dit, _ = networks(cfg)
+    context = dit(dit_params, action_BFA, method="context")  # once for all steps
+
+    def velocity(latent_Bfhwc: Array, time_Bf: Array) -> Array:
+        return dit(dit_params, latent_Bfhwc, time_Bf, context=context)
+
+    return flow.euler(velocity, context_Bfhwc, noise_Bfhwc, cfg.flow)
+
+
+def draw_noise(cfg: WorldConfig, key_B: Array, size: tuple[int, int, int]) -> Array:
+    """(B, new latent frames, h, w, c) noise; row b depends on ``key_B[b]`` only, or on b only when fixed."""
+    shape = (cfg.latents - cfg.context_latents, *size)
+    if cfg.noise == "fixed":
+        key_B = jax.vmap(lambda b: jax.random.fold_in(jax.random.key(0), b))(jnp.arange(len(key_B)))
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(key_B)
+
+
+def arrange_frames(frame_BFHWC: Array, cfg: WorldConfig) -> Array:
+    """Applies ``anchor`` and ``memory`` to the frames of a window, or of its context alone.
+
+    In: (B, F, ...) with the first frame of the episode in slot 0 and the last M frames after
+    it. Training and imagination both come through here.
+    """
+    source = np.arange(frame_BFHWC.shape[1])
+    source[: 1 + cfg.slots] = _sources(cfg)
+    return frame_BFHWC[:, source]
+
+
+def arrange_actions(action_BFA: Array, cfg: WorldConfig) -> Array:
+    """The actions that belong to the arranged frames: slot 0 and repeated frames get the null action."""
+    held_F = np.arange(action_BFA.shape[1]) > cfg.slots - cfg.memory
+    return jnp.where(held_F[None, :, None], action_BFA, jnp.asarray(NULL_ACTION)[None, None])
+
+
+def _sources(cfg: WorldConfig) -> np.ndarray:
+    """For each context slot the slot whose frame it shows, e.g. (0, 1, 2, 3, 4) or, memory 1, (0, 4, 4, 4, 4)."""
+    oldest = 1 + cfg.slots - cfg.memory
+    memory = np.maximum(np.arange(1, 1 + cfg.slots), oldest)
+    return np.append(0 if cfg.anchor else oldest, memory)
+
+
+def quantise(frame: Array, eight_bit: str) -> Array:
+    """Frames in [-1, 1] on the 256 levels of a byte, or untouched."""
+    if eight_bit == "none":
+        return frame
+    level = (frame + 1.0) * 127.5
+    level = jnp.round(level) if eight_bit == "round" else jnp.floor(level)
+    return level / 127.5 - 1.0
+
+
+def _check(what: str, array: Array, length: int) -> None:
+    if array.shape[1] != length:
+        raise ValueError(f"world model: expected {length} {what} on axis 1, got shape {array.shape}")
