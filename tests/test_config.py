@@ -84,3 +84,19 @@ def test_diff_by_dotted_path():
 def test_only_plain_values_become_json():
     with pytest.raises(ConfigError, match="numbers, strings"):
         to_dict({"a": object()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    width: int = 1
+    inner: dict = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def large(cls) -> Sized:
+        return cls(width=8, inner={"a": 1, "b": 2})
+
+
+def test_a_named_size_is_changed_by_the_other_keys() -> None:
+    assert from_dict(Sized, {"size": "large", "inner": {"b": 3}}) == Sized(8, {"a": 1, "b": 3})
+    with pytest.raises(ConfigError, match=r"config.size: Sized has no size 'huge'; it has large"):
+        from_dict(Sized, {"size": "huge"})

@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+SIZE = "size"
+"""The key that names a size of a network instead of spelling out its fields."""
+
 
 class ConfigError(ValueError):
     """A setting that does not fit; the message begins with its dotted path."""
@@ -26,6 +29,9 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -
 
     Fields that are absent take their default. Lists become tuples where the field is a
     tuple, integers become floats where the field is a float; nothing else is converted.
+
+    A key ``size`` that is not a field of the class names one of its classmethods, whose result the other
+    keys change: ``{"size": "tabletop", "memory": 1}``.
 
     Args:
       cls: a dataclass type.
@@ -77,6 +83,21 @@ def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     names = list(flat_a) + [name for name in flat_b if name not in flat_a]
     pairs = {name: (flat_a.get(name), flat_b.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _resized(cls: type, mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``mapping`` laid over the named size, nested groups merged."""
+    name = mapping[SIZE]
+    sizes = [key for key, member in vars(cls).items() if isinstance(member, classmethod) and not key.startswith("_")]
+    if name not in sizes:
+        raise ConfigError(f"{where}.{SIZE}: {cls.__name__} has no size {name!r}; it has {', '.join(sizes) or 'none'}.")
+    return _merged(to_dict(getattr(cls, name)()), {key: value for key, value in mapping.items() if key != SIZE})
+
+
+def _merged(base: Any, change: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(change, Mapping):
+        return change
+    return base | {key: _merged(base.get(key), value) for key, value in change.items()}
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:
