@@ -45,6 +45,8 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected a mapping with fields of {cls.__name__}, got {_shown(mapping)}.")
     fields = {field.name: field for field in _fields(cls) if field.init}
+    if SIZE in mapping and SIZE not in fields:
+        mapping = _resized(cls, mapping, where)
     for name in mapping:
         if name not in fields:
             raise ConfigError(_unknown(cls, name, fields, where))
