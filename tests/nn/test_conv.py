@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from wovr_jax.nn.conv import CausalConv3D, Conv2D, causal_conv3d, conv2d
+from wovr_jax.nn.conv import CausalConv3D, Conv2D, causal_conv3d, conv2d, upsample_conv2d
 
 
 def draw(seed: int, *shape: int) -> jax.Array:
@@ -14,7 +14,7 @@ def draw(seed: int, *shape: int) -> jax.Array:
 
 
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 1, 1)])
-@pytest.mark.parametrize("stride,past", [(1, None), (2, 0), (1, 1)])
+@pytest.mark.parametrize("stride,past", [(1, None), (2, 0), (1, 1), (2, 2)])
 def test_fold_equals_native_forward_and_backward(kernel, stride, past):
     if kernel[0] == 1 and past:
         pytest.skip("one time tap has no past")
@@ -77,6 +77,12 @@ def test_conv2d_takes_any_leading_axes():
     np.testing.assert_allclose(conv2d(x, k), x @ k[0, 0], atol=1e-5)
     wide = draw(2, 3, 3, 2, 6)
     np.testing.assert_allclose(conv2d(x, wide)[1, 2], conv2d(x[1, 2], wide), atol=1e-5)
+
+
+def test_upsampling_before_equals_after_the_repetition():
+    x, k = draw(0, 2, 3, 4, 6, 2), draw(1, 3, 3, 2, 5)
+    expected = conv2d(x.repeat(2, axis=-3).repeat(2, axis=-2), k)
+    np.testing.assert_allclose(upsample_conv2d(x, k), expected, atol=1e-5)
 
 
 def test_bad_input_is_named():

@@ -84,11 +84,22 @@ def _native(x_BFHWC: Array, kernel_THWIO: Array, stride: int, past: int) -> Arra
 
 def _fold(x_BFHWC: Array, kernel_THWIO: Array, stride: int, past: int) -> Array:
     taps, height, width, channels, features = kernel_THWIO.shape
-    x_BFHWC = jnp.pad(x_BFHWC, ((0, 0), (past, 0), (0, 0), (0, 0), (0, 0)))
-    span = x_BFHWC.shape[1] - taps + 1
-    folded = jnp.concatenate([x_BFHWC[:, t : t + span : stride] for t in range(taps)], axis=-1)
+    frames = (x_BFHWC.shape[1] + past - taps) // stride + 1
+    folded = jnp.concatenate([_shifted(x_BFHWC, t - past, stride, frames) for t in range(taps)], axis=-1)
     kernel_HWIO = kernel_THWIO.transpose(1, 2, 0, 3, 4).reshape(height, width, taps * channels, features)
     return conv2d(folded, kernel_HWIO, padding=(_same(height), _same(width)))
+
+
+def _shifted(x_BFHWC: Array, start: int, stride: int, frames: int) -> Array:
+    """Frames start, start + stride, ..., ``frames`` of them; those before the first are zero."""
+    missing = min(frames, max(0, -(start // stride)))
+    first = start + missing * stride
+    kept = x_BFHWC[:, first : first + (frames - missing - 1) * stride + 1 : stride] if frames > missing else x_BFHWC[:, :0]
+    if not missing:
+        return kept
+    # Zeros are joined here, not padded once for all taps: that saves a pass over the input.
+    B, _, H, W, C = x_BFHWC.shape
+    return jnp.concatenate([jnp.zeros((B, missing, H, W, C), x_BFHWC.dtype), kept], axis=1)
 
 
 def conv2d(
@@ -114,6 +125,24 @@ def conv2d(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return y.reshape(*lead, *y.shape[1:])
+
+
+def upsample_conv2d(x_HWC: Array, kernel_HWIO: Array) -> Array:
+    """Doubles height and width by repeating pixels, then convolves with a 3 x 3 kernel.
+
+    Computed before the repetition: of the nine taps of an output pixel those that meet the
+    same input pixel are summed first, which leaves four. (..., H, W, I) to (..., 2H, 2W, O).
+    """
+    *lead, H, W, channels = x_HWC.shape
+    features = kernel_HWIO.shape[-1]
+    # Row taps -1, 0, 1 of an even output row meet input rows i-1, i, i; of an odd row i, i, i+1.
+    merge_PTK = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)
+    phases = jnp.einsum("pak,qbl,klio->abipqo", merge_PTK, merge_PTK, kernel_HWIO.astype(jnp.float32))
+    phases = phases.reshape(2, 2, channels, 4 * features).astype(kernel_HWIO.dtype)
+    y = conv2d(x_HWC, phases, padding=((1, 1), (1, 1))).reshape(-1, H + 1, W + 1, 2, 2, features)
+    rows = jnp.stack([y[:, p : p + H, :, p] for p in (0, 1)], axis=2).reshape(-1, 2 * H, W + 1, 2, features)
+    out = jnp.stack([rows[:, :, q : q + W, q] for q in (0, 1)], axis=3)
+    return out.reshape(*lead, 2 * H, 2 * W, features)
 
 
 def _same(size: int) -> tuple[int, int]:
@@ -176,4 +205,9 @@ class Conv2D(nnx.Module):
     def __call__(self, x_HWC: Array) -> Array:
         """(..., H, W, I) to (..., H', W', O), in the compute dtype."""
         y = conv2d(x_HWC.astype(self.dtype), self.kernel[...].astype(self.dtype), stride=self.stride, padding=self.padding)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def upsample(self, x_HWC: Array) -> Array:
+        """The layer after a doubling by repeated pixels (3 x 3 kernels at stride 1): ``upsample_conv2d``."""
+        y = upsample_conv2d(x_HWC.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
