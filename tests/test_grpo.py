@@ -298,7 +298,8 @@ def test_parts_of_a_batch_add_up():
     logp, old = (jnp.asarray(rng.normal(size=(6, 4, 7)), jnp.float32) for _ in range(2))
     advantage, weight = jnp.asarray(rng.normal(size=6), jnp.float32), jnp.asarray(rng.random((6, 4)), jnp.float32)
     whole, tally = grpo.chunk_loss(logp, old, advantage, weight, GRPOConfig())
-    parts = [grpo.chunk_loss(logp[i : i + 2], old[i : i + 2], advantage[i : i + 2], weight[i : i + 2], GRPOConfig()) for i in (0, 2, 4)]
+    cuts = [slice(i, i + 2) for i in (0, 2, 4)]
+    parts = [grpo.chunk_loss(logp[c], old[c], advantage[c], weight[c], GRPOConfig()) for c in cuts]
     np.testing.assert_allclose(sum(loss for loss, _ in parts), whole, rtol=1e-5)
     added = parts[0][1].add(parts[1][1]).add(parts[2][1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), added, tally)
@@ -308,18 +309,17 @@ def test_ratio_levels():
     """log-ratios 0.1 and 0.2 in step 0, 0.3 and 0.4 in step 1 (masked); one chunk, A = 1."""
     logp = jnp.array([[[0.1, 0.2], [0.3, 0.4]]])
     weight = jnp.array([[1.0, 0.0]])
-    loss = {
-        level: float(
-            grpo.chunk_loss(logp, jnp.zeros_like(logp), jnp.ones(1), weight, GRPOConfig(ratio=level, clip_high=9.0))[0]
-        )
-        for level in ("token", "step", "chunk")
-    }
+
+    def run(level, weight):
+        cfg = GRPOConfig(ratio=level, clip_high=9.0)
+        return float(grpo.chunk_loss(logp, jnp.zeros_like(logp), jnp.ones(1), weight, cfg)[0])
+
+    loss = {level: run(level, weight) for level in ("token", "step", "chunk")}
     # token: mean(e^0.1, e^0.2); step: e^0.3; chunk: also e^0.3, as the masked step stays out (with it: e^1.0 = 2.718)
     np.testing.assert_allclose(loss["token"], -(np.exp(0.1) + np.exp(0.2)) / 2, rtol=1e-5)
     np.testing.assert_allclose(loss["step"], -np.exp(0.3), rtol=1e-5)
     np.testing.assert_allclose(loss["chunk"], -np.exp(0.3), rtol=1e-5)
-    both = grpo.chunk_loss(logp, jnp.zeros_like(logp), jnp.ones(1), jnp.ones((1, 2)) / 2, GRPOConfig(ratio="chunk", clip_high=9.0))
-    np.testing.assert_allclose(both[0], -np.exp(1.0), rtol=1e-5)
+    np.testing.assert_allclose(run("chunk", jnp.ones((1, 2)) / 2), -np.exp(1.0), rtol=1e-5)
 
 
 def test_masked_infinities_do_not_reach_the_gradient():

@@ -125,7 +125,8 @@ def test_one_step_is_adamw_on_the_surrogate(preset):
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
     assert optax.tree.norm(grads) > 0.01
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), state.params, optax.apply_updates(params, updates))
+    expected = optax.apply_updates(params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), state.params, expected)
 
 
 def test_loss_and_metrics_equal_numpy():
@@ -233,7 +234,8 @@ def test_masked_chunks_are_not_computed():
     success[0::2, 0, 0] = True  # 4 rollouts of 1 valid chunk, 4 of 3: 16 of 24 samples
     params = make_params()
     cfg = LearnerConfig.fake(microbatch=4)
-    state, metrics = learner.make_update(cfg, counted)(learner.create(cfg, params), make_imagined(params, success=success), KEY)
+    update, imagined = learner.make_update(cfg, counted), make_imagined(params, success=success)
+    state, metrics = update(learner.create(cfg, params), imagined, KEY)
     jax.block_until_ready(state)
     jax.effects_barrier()
     assert calls == [4] * 4  # all of them would be 6
@@ -298,9 +300,9 @@ def test_frozen_equals_training_the_rest():
 
 def test_masks_that_do_not_fit_are_refused():
     params, cfg = make_params(), LearnerConfig.fake()
-    with pytest.raises(ValueError, match="differ at .*vision/eye"):
+    with pytest.raises(ValueError, match=r"differ at .*vision/eye"):
         learner.create(cfg, params, {"word": True, "head": True})
-    with pytest.raises(ValueError, match="no parameter under 'visoin'.*'head', 'vision', 'word'"):
+    with pytest.raises(ValueError, match=r"no parameter under 'visoin'.*'head', 'vision', 'word'"):
         learner.create(cfg, params, learner.all_but("visoin"))
     with pytest.raises(ValueError, match="nothing to train"):
         learner.create(cfg, params, learner.all_but("vision", "word", "head"))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,20 +82,29 @@ class GRPOConfig:
     entropy: float = 0.0
 
     @classmethod
-    def paper(cls, **changes) -> GRPOConfig:
+    def paper(cls, **changes: Any) -> GRPOConfig:
         """WoVR, section 4.2: no deviation, no filter, mask to the step of the first success."""
-        return cls(**{"clip_high": 0.2} | changes)
+        return dataclasses.replace(cls(clip_high=0.2), **changes)
 
     @classmethod
-    def rlinf(cls, **changes) -> GRPOConfig:
+    def rlinf(cls, **changes: Any) -> GRPOConfig:
         """RLinf:examples/embodiment/config/wan_libero_spatial_grpo_openvlaoft.yaml, what of it is used."""
-        preset = {"coef": 5.0, "flicker": True, "granularity": "chunk", "normalise": "mean_std", "length": "ratio"}
-        return cls(**preset | {"filter": True, "filter_low": 0.5, "filter_high": 4.5} | changes)
+        preset = cls(
+            coef=5.0,
+            flicker=True,
+            granularity="chunk",
+            normalise="mean_std",
+            length="ratio",
+            filter=True,
+            filter_low=0.5,
+            filter_high=4.5,
+        )
+        return dataclasses.replace(preset, **changes)
 
     @classmethod
-    def fake(cls, **changes) -> GRPOConfig:
+    def fake(cls, **changes: Any) -> GRPOConfig:
         """Groups of two, for tests."""
-        return cls(**{"group": 2} | changes)
+        return dataclasses.replace(cls(group=2), **changes)
 
     def __post_init__(self):
         for name, hint in typing.get_type_hints(type(self)).items():
@@ -103,7 +112,7 @@ class GRPOConfig:
             if choices and getattr(self, name) not in choices:
                 raise ValueError(f"GRPOConfig.{name}: expected one of {choices}, got {getattr(self, name)!r}")
         if self.group < 1 or (self.normalise == "mean_std" and self.group <= self.ddof):
-            raise ValueError(f"GRPOConfig.group: {self.group} rollouts have no deviation with ddof={self.ddof}; use more")
+            raise ValueError(f"GRPOConfig.group: {self.group} rollouts have no deviation with ddof={self.ddof}")
         if self.dual_clip and self.dual_clip <= 1.0:
             raise ValueError(f"GRPOConfig.dual_clip: expected 0 (off) or more than 1, got {self.dual_clip}")
 
@@ -343,8 +352,8 @@ def surrogate(
     if kl_BNTA is None and ref_logp_BNTA is not None:
         kl_BNTA = k3(ref_logp_BNTA - logp_BNTA)
 
-    def flat(x: Array | None) -> Array | None:
-        return None if x is None else x.reshape(rows * chunks, *x.shape[2:])
+    def flat(x: Array) -> Array:
+        return x.reshape(rows * chunks, *x.shape[2:])
 
     loss, tally = chunk_loss(
         flat(logp_BNTA),
@@ -352,8 +361,8 @@ def surrogate(
         jnp.repeat(advantage_B, chunks),
         flat(weights(valid_BNT, keep_B, cfg)),
         cfg,
-        flat(kl_BNTA),
-        flat(entropy_BNTA),
+        None if kl_BNTA is None else flat(kl_BNTA),
+        None if entropy_BNTA is None else flat(entropy_BNTA),
     )
     return loss, tally.summary() | {"loss": loss, "kept_groups": kept_groups(keep_B, cfg.group)}
 

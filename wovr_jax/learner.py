@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
+from jax.typing import ArrayLike
 
 from wovr_jax import grpo, masked
 from wovr_jax.grpo import GRPOConfig
@@ -34,6 +35,9 @@ from wovr_jax.types import Array, Imagined
 
 Params = dict[str, Any]
 Path = tuple[Any, ...]
+
+Mask = Params | Callable[[Params], Params]
+"""Booleans in the structure of the parameters, or a function that makes them from the parameters; False freezes."""
 
 LogitsFn = Callable[[Params, Array, Array], Array]
 """``logits_fn(params, frame_BHWC, prompt_BL) -> logits_BTAK``."""
@@ -67,13 +71,13 @@ class LearnerConfig:
     minibatches: int = 4
     microbatch: int = 32
     temperature: float = 1.6
-    grpo: GRPOConfig = GRPOConfig()
+    grpo: GRPOConfig = dataclasses.field(default_factory=GRPOConfig)
 
     @classmethod
     def fake(cls, **changes: Any) -> LearnerConfig:
         """One plain, large step, for tests."""
-        small = {"lr": 0.1, "weight_decay": 0.0, "minibatches": 1, "microbatch": 4, "temperature": 1.0}
-        return cls(**small | {"grpo": GRPOConfig.fake()} | changes)
+        small = cls(lr=0.1, weight_decay=0.0, minibatches=1, microbatch=4, temperature=1.0, grpo=GRPOConfig.fake())
+        return dataclasses.replace(small, **changes)
 
     def __post_init__(self):
         for name in ("epochs", "minibatches", "microbatch"):
@@ -100,14 +104,14 @@ class PolicyState:
     frozen: frozenset[Path] = struct.field(pytree_node=False, default=frozenset())
 
 
-def create(cfg: LearnerConfig, params: Params, trainable: Params | Callable[[Params], Params] | None = None) -> PolicyState:
+def create(cfg: LearnerConfig, params: Params, trainable: Mask | None = None) -> PolicyState:
     """A fresh state. The parameters are copied, because updates donate the state.
 
     Args:
       cfg: its optimizer settings.
       params: nested dict of arrays.
-      trainable: booleans in the structure of ``params``, or a function that makes them from
-        it (see ``all_but``). False freezes: no gradient, no optimizer state, no update.
+      trainable: a ``Mask``, for example ``all_but("vision")``. What it freezes has no gradient,
+        no optimizer state and no update.
 
     Raises:
       ValueError: a mask of another structure, or one that leaves nothing to train.
@@ -140,8 +144,8 @@ def all_but(*names: str) -> Callable[[Params], Params]:
 def optimizer(cfg: LearnerConfig) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW with linear warm-up."""
 
-    def rate(count: Array) -> Array:
-        return cfg.lr * jnp.minimum(1.0, (count.astype(jnp.float32) + 1.0) / max(cfg.warmup, 1))
+    def rate(count: ArrayLike) -> Array:
+        return cfg.lr * jnp.minimum(1.0, (jnp.asarray(count, jnp.float32) + 1.0) / max(cfg.warmup, 1))
 
     clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
     return optax.chain(clip, optax.adamw(rate, *cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay))
@@ -183,7 +187,7 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, ref_params: Params | No
         def loss_fn(trained: Params, index_x: Array, counts_x: Array) -> tuple[Array, grpo.Tally]:
             sample = jax.tree.map(lambda leaf: leaf[index_x], samples)
             sample = sample.replace(weight_XT=jnp.where(counts_x[:, None], sample.weight_XT, 0.0))
-            return _loss(cfg, logits_fn, _merge(trained, frozen), ref_params, sample, imagined)
+            return _loss(cfg, logits_fn, _merge(trained, frozen), ref_params, sample, imagined.prompt_BL)
 
         def minibatch(carry: tuple, plan: tuple[Array, Array]) -> tuple[tuple, dict[str, Any]]:
             trained, opt_state, step = carry
@@ -196,7 +200,7 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, ref_params: Params | No
 
         plan = _plan(active_X, key, cfg)
         (trained, opt_state, step), report_S = jax.lax.scan(minibatch, (trained, state.opt_state, state.step), plan)
-        fresh = state.replace(params=_merge(trained, frozen), opt_state=opt_state, step=step)
+        fresh = PolicyState(_merge(trained, frozen), opt_state, step, state.frozen)
         return fresh, _metrics(report_S, signal, imagined, cfg.grpo)
 
     return functools.partial(jax.jit(update, donate_argnums=0), ref_params=ref_params)
@@ -218,8 +222,8 @@ def _samples(imagined: Imagined, signal: grpo.Signal) -> _Samples:
     rows, chunks, steps = imagined.success_BNT.shape
     if imagined.token_BNTA.shape[:3] != (rows, chunks, steps) or imagined.logp_BNTA.shape != imagined.token_BNTA.shape:
         raise ValueError(
-            f"learner: imagined.success_BNT is {imagined.success_BNT.shape}, so token_BNTA and logp_BNTA should both be "
-            f"{(rows, chunks, steps, 'A')}, got {imagined.token_BNTA.shape} and {imagined.logp_BNTA.shape}"
+            f"learner: imagined.success_BNT is {imagined.success_BNT.shape}, so token_BNTA and logp_BNTA should "
+            f"both be {(rows, chunks, steps, 'A')}, got {imagined.token_BNTA.shape} and {imagined.logp_BNTA.shape}"
         )
 
     def flat(x: Array) -> Array:
@@ -257,17 +261,23 @@ def _plan(active_X: Array, key: Array, cfg: LearnerConfig) -> tuple[Array, Array
         order_X = jnp.argsort(jax.random.uniform(key, (total,)) + jnp.where(active_X, 0.0, 1.0))
         index_Y = jnp.pad(order_X, (0, padded - total))
         counts_Y = jnp.arange(padded) < jnp.sum(active_X)
-        return tuple(y.reshape(slots, cfg.minibatches).T.reshape(-1, slots // micro, micro) for y in (index_Y, counts_Y))
+        deal = lambda y_Y: y_Y.reshape(slots, cfg.minibatches).T.reshape(-1, slots // micro, micro)  # noqa: E731
+        return deal(index_Y), deal(counts_Y)
 
     keys_E = jax.vmap(lambda e: jax.random.fold_in(key, e))(jnp.arange(cfg.epochs))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.vmap(epoch)(keys_E))
 
 
 def _loss(
-    cfg: LearnerConfig, logits_fn: LogitsFn, params: Params, ref_params: Params | None, sample: _Samples, imagined: Imagined
+    cfg: LearnerConfig,
+    logits_fn: LogitsFn,
+    params: Params,
+    ref_params: Params | None,
+    sample: _Samples,
+    prompt_BL: Array,
 ) -> tuple[Array, grpo.Tally]:
     """Loss of one microbatch, scaled so that a minibatch estimates the loss of the whole batch."""
-    prompt_xL = imagined.prompt_BL[sample.row_X]
+    prompt_xL = prompt_BL[sample.row_X]
 
     def log_probs(params: Params) -> Array:
         logits_xTAK = logits_fn(params, sample.frame_XHWC, prompt_xL)
@@ -283,7 +293,9 @@ def _loss(
     return loss * cfg.minibatches, tally
 
 
-def _accumulate(loss_fn: Callable, trained: Params, index_Ux: Array, counts_Ux: Array) -> tuple[Params, Array, grpo.Tally]:
+def _accumulate(
+    loss_fn: Callable, trained: Params, index_Ux: Array, counts_Ux: Array
+) -> tuple[Params, Array, grpo.Tally]:
     """Gradient, loss and tally summed over microbatches; those in which nothing counts are not computed."""
 
     def compute(total: tuple, index_x: Array, counts_x: Array) -> tuple:
@@ -298,7 +310,7 @@ def _accumulate(loss_fn: Callable, trained: Params, index_Ux: Array, counts_Ux: 
     return jax.lax.scan(micro, nothing, (index_Ux, counts_Ux))[0]
 
 
-def _step(transform: optax.GradientTransformation, grads: Params, trained: Params, opt_state: Any) -> tuple[Params, Any]:
+def _step(transform: optax.GradientTransformation, grads: Params, trained: Params, opt_state: Any) -> tuple[Any, Any]:
     updates, opt_state = transform.update(grads, opt_state, trained)
     return optax.apply_updates(trained, updates), opt_state
 
@@ -324,7 +336,7 @@ def _metrics(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined, 
 
 def _split(params: Params, frozen: frozenset[Path]) -> tuple[Params, dict[Path, Array]]:
     """Trained parameters as a nested dict without the frozen ones, and the frozen ones by path."""
-    flat = traverse_util.flatten_dict(params)
+    flat: dict[Path, Any] = traverse_util.flatten_dict(params)
     trained = {path: leaf for path, leaf in flat.items() if path not in frozen}
     return traverse_util.unflatten_dict(trained), {path: flat[path] for path in flat if path in frozen}
 

@@ -14,7 +14,7 @@ Array = jax.Array
 Axis = int | tuple[int, ...] | None
 
 
-def sum(x: Array, where: Array, axis: Axis = None, keepdims: bool = False) -> Array:  # noqa: A001 (masked.sum)
+def sum(x: Array, where: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Sum of the chosen values."""
     chosen = jnp.broadcast_to(where, x.shape)
     return jnp.sum(jnp.where(chosen, x, jnp.zeros_like(x)), axis, keepdims=keepdims)

@@ -1,0 +1,214 @@
+"""Frames -> does this picture show success? A residual network over single frames.
+
+The layout is ResNet-18's with two departures of the reference: every convolution has a
+bias, and the 1x1 convolutions of the shortcuts have no normalisation
+(DiffSynth-Studio-RLinf:diffsynth/models/reward_model.py). Two heads: ``"plain"`` reads the
+pooled features, ``"task"`` joins them with an embedding of the instruction's index, so that
+one network judges several tasks.
+
+    conv stem - norm - relu - (max pool) - stages of residual blocks - mean over pixels - head
+
+The stem is a setting: 7x7 at stride 2 with a max pool suits 256 pixels and would leave one
+pixel of a 32-pixel frame to the last stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wovr_jax.nn.functional import Params, Pure
+from wovr_jax.types import Array
+
+EPSILON = 1e-5
+"""Of batch normalisation, torch's default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """Sizes of the classifier.
+
+    Attributes:
+      widths: channels of the stages; each stage after the first halves the picture.
+      blocks: residual blocks of a stage.
+      stem_kernel, stem_stride, stem_pool: first convolution, and whether a 3x3 max pool at
+        stride 2 follows it.
+      head: ``"plain"`` ignores the task, ``"task"`` embeds it.
+      tasks, embed, hidden, dropout: of the task head.
+      momentum: share of the new batch in the running statistics, torch's convention (0.1).
+      dtype: of the convolutions; normalisation and head stay in float32.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    blocks: int = 2
+    stem_kernel: int = 7
+    stem_stride: int = 2
+    stem_pool: bool = True
+    head: Literal["plain", "task"] = "plain"
+    tasks: int = 10
+    embed: int = 64
+    hidden: int = 256
+    dropout: float = 0.1
+    momentum: float = 0.1
+    dtype: str = "float32"
+
+    @classmethod
+    def resnet18(cls, **changes: Any) -> RewardConfig:
+        """The reference for LIBERO Spatial and Object, 256 pixels, 11.18 M parameters."""
+        return cls(**changes)
+
+    @classmethod
+    def resnet18_task(cls, **changes: Any) -> RewardConfig:
+        """The reference for LIBERO Goal: ten instructions, 11.33 M parameters."""
+        return dataclasses.replace(cls(head="task"), **changes)
+
+    @classmethod
+    def tabletop(cls, **changes: Any) -> RewardConfig:
+        """32 pixels, three instructions; the stages see 32, 16, 8 and 4 pixels."""
+        stem = cls(widths=(8, 16, 32, 64), stem_kernel=3, stem_stride=1, stem_pool=False)
+        small = dataclasses.replace(stem, head="task", tasks=3, embed=16, hidden=64)
+        return dataclasses.replace(small, **changes)
+
+    @classmethod
+    def fake(cls, **changes: Any) -> RewardConfig:
+        """The smallest that has every part, for tests."""
+        return cls.tabletop(**{"widths": (4, 6), "embed": 4, "hidden": 8} | changes)
+
+    def __post_init__(self):
+        if self.head not in ("plain", "task"):
+            raise ValueError(f"RewardConfig.head: expected 'plain' or 'task', got {self.head!r}")
+
+
+class Residual(nnx.Module):
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, cfg: RewardConfig, width_in: int, width: int, stride: int, *, rngs: nnx.Rngs):
+        self.conv1 = _conv(cfg, width_in, width, 3, stride, rngs)
+        self.norm1 = _norm(cfg, width, rngs)
+        self.conv2 = _conv(cfg, width, width, 3, 1, rngs)
+        self.norm2 = _norm(cfg, width, rngs)
+        changes = stride != 1 or width_in != width
+        self.shortcut = _conv(cfg, width_in, width, 1, stride, rngs) if changes else None
+
+    def __call__(self, x_BHWC: Array, train: bool) -> Array:
+        y_BHWC = nnx.relu(self.norm1(self.conv1(x_BHWC), use_running_average=not train))
+        y_BHWC = self.norm2(self.conv2(y_BHWC), use_running_average=not train)
+        return nnx.relu(y_BHWC + (self.shortcut(x_BHWC) if self.shortcut else x_BHWC).astype(y_BHWC.dtype))
+
+
+class Classifier(nnx.Module):
+    """A frame, and for the task head the index of its instruction, to the logit of success."""
+
+    def __init__(self, cfg: RewardConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.stem = _conv(cfg, 3, cfg.widths[0], cfg.stem_kernel, cfg.stem_stride, rngs)
+        self.stem_norm = _norm(cfg, cfg.widths[0], rngs)
+        self.blocks = nnx.Dict()
+        width = cfg.widths[0]
+        for name, wider, stride in _blocks(cfg):
+            self.blocks[name] = Residual(cfg, width, wider, stride, rngs=rngs)
+            width = wider
+        if cfg.head == "task":
+            self.task = nnx.Embed(cfg.tasks, cfg.embed, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
+            self.hidden = nnx.Linear(width + cfg.embed, cfg.hidden, rngs=rngs)
+            width = cfg.hidden
+        self.out = nnx.Linear(width, 1, rngs=rngs)
+
+    def __call__(
+        self, frame_BHWC: Array, task_B: Array | None = None, *, train: bool = False, key: Array | None = None
+    ) -> Array:
+        """Logits of success.
+
+        Args:
+          frame_BHWC: in [-1, 1], clamped, as generated frames overshoot.
+          task_B: int32 in [0, tasks); the plain head ignores it.
+          train: normalise with this batch and update the running statistics.
+          key: for dropout, wanted when ``train`` with the task head.
+
+        Returns:
+          logit_B, float32.
+
+        Raises:
+          ValueError: the task head without tasks.
+        """
+        x_BHWC = self.stem(jnp.clip(frame_BHWC, -1.0, 1.0))
+        x_BHWC = nnx.relu(self.stem_norm(x_BHWC, use_running_average=not train))
+        if self.cfg.stem_pool:
+            x_BHWC = _max_pool(x_BHWC)
+        for name, _, _ in _blocks(self.cfg):
+            x_BHWC = self.blocks[name](x_BHWC, train)
+        feature_BD = jnp.mean(x_BHWC, axis=(1, 2))
+        if self.cfg.head == "task":
+            if task_B is None:
+                raise ValueError("reward classifier: RewardConfig.head is 'task', so task_B is needed")
+            feature_BD = jnp.concatenate([feature_BD, self.task(task_B)], axis=-1)
+            feature_BD = nnx.relu(self.hidden(feature_BD))
+            feature_BD = nnx.Dropout(self.cfg.dropout)(feature_BD, deterministic=not train, rngs=key)
+        return self.out(feature_BD)[:, 0]
+
+
+def network(cfg: RewardConfig) -> Pure:
+    """The classifier without its weights."""
+    return Pure(lambda rngs: Classifier(cfg, rngs=rngs))
+
+
+def is_statistic(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter path (of ``jax.tree_util``) is a running mean or variance, which no optimizer touches."""
+    return getattr(path[-1], "key", None) in ("mean", "var")
+
+
+def score(cfg: RewardConfig, params: Params) -> Callable[[Array, Array, Array | None], Array]:
+    """The scorer of an imagined rollout: ``(frame_BTHWC, task_B, truth_BT) -> prob_BT``; the truth is not looked at."""
+    pure = network(cfg)
+
+    def scorer(frame_BTHWC: Array, task_B: Array, truth_BT: Array | None = None) -> Array:
+        del truth_BT
+        batch, steps = frame_BTHWC.shape[:2]
+        logit_X = pure(params, frame_BTHWC.reshape(batch * steps, *frame_BTHWC.shape[2:]), jnp.repeat(task_B, steps))
+        return jax.nn.sigmoid(logit_X).reshape(batch, steps)
+
+    return scorer
+
+
+def _blocks(cfg: RewardConfig) -> list[tuple[str, int, int]]:
+    """Name, width and stride of each residual block, first to last."""
+    return [
+        (f"stage{stage}_block{block}", width, 2 if stage and not block else 1)
+        for stage, width in enumerate(cfg.widths)
+        for block in range(cfg.blocks)
+    ]
+
+
+def _conv(cfg: RewardConfig, width_in: int, width: int, kernel: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
+    # Explicit padding: "SAME" at stride 2 pads an even picture on one side only, a shift by a pixel against torch.
+    pad = kernel // 2
+    return nnx.Conv(
+        width_in,
+        width,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        kernel_init=nnx.initializers.he_normal(),
+        dtype=jnp.dtype(cfg.dtype),
+        rngs=rngs,
+    )
+
+
+def _max_pool(x_BHWC: Array) -> Array:
+    """3x3 at stride 2, padded by one pixel on each side."""
+    return jax.lax.reduce_window(
+        x_BHWC, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    )
+
+
+def _norm(cfg: RewardConfig, width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    # float32 whatever the convolutions are: a variance in bfloat16 has two digits. Momentum is the old share in flax,
+    # the new one in torch. The running variance here is over n, torch's over n - 1: a difference in training only.
+    return nnx.BatchNorm(
+        width, momentum=1.0 - cfg.momentum, epsilon=EPSILON, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
+    )

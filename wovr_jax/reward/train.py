@@ -1,0 +1,271 @@
+"""Labelled frames -> a trained success classifier: batches drawn on the device, cross-entropy, AdamW.
+
+Successes are rare in the rollouts, so a batch is put together from pools in fixed shares:
+successes, failures, an extra pool (near misses, frames that a world model made) with
+whatever labels it has, and successes shown under another instruction, which are failures.
+Labels are of frames, not of episodes. The official training code of this classifier is not
+public; defaults follow the reimplementation that trains it with AdamW at 1e-4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.typing import ArrayLike
+
+from wovr_jax.nn.functional import Params
+from wovr_jax.reward import classifier
+from wovr_jax.reward.calibrate import Rule
+from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardTrainConfig:
+    """How the classifier is trained.
+
+    Attributes:
+      lr: peak learning rate.
+      warmup: steps of its linear rise.
+      steps: steps after which a cosine has brought it to 0; 0 keeps it constant.
+      weight_decay, clip_norm: of AdamW.
+      batch: frames of a batch.
+      positive: share of successes in a batch.
+      extra: share of the extra pool.
+      swap: share of successes under another instruction, labelled failures. The rest are failures.
+      pos_weight: weight of successes in the loss (torch's ``pos_weight``).
+      rule, max_fpr: how the threshold is chosen (``calibrate.choose``).
+    """
+
+    lr: float = 1e-4
+    warmup: int = 0
+    steps: int = 0
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    batch: int = 64
+    positive: float = 0.5
+    extra: float = 0.0
+    swap: float = 0.0
+    pos_weight: float = 1.0
+    rule: Rule = "youden"
+    max_fpr: float = 0.05
+
+    @classmethod
+    def fake(cls, **changes: Any) -> RewardTrainConfig:
+        """Small and fast, for tests."""
+        return dataclasses.replace(cls(lr=1e-2, batch=16), **changes)
+
+    def __post_init__(self):
+        if min(self.counts) < 0 or min(self.positive, self.extra, self.swap) < 0:
+            raise ValueError(
+                f"RewardTrainConfig: shares positive={self.positive}, extra={self.extra}, swap={self.swap} "
+                "should be at least 0 and at most 1 together"
+            )
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """Frames of a batch that are successes, swapped successes, extras, failures."""
+        positive, swap, extra = (round(self.batch * share) for share in (self.positive, self.swap, self.extra))
+        return positive, swap, extra, self.batch - positive - swap - extra
+
+
+@struct.dataclass
+class RewardData:
+    """Frames on the device and the pools that batches are drawn from (see ``dataset``).
+
+    Attributes:
+      frame_XHWC: uint8.
+      label_X: bool, success.
+      task_X: int32.
+      positive_P, negative_Q, extra_E: int32 indices into the frames.
+      task_K: int32, the tasks that occur, ascending.
+    """
+
+    frame_XHWC: Array
+    label_X: Array
+    task_X: Array
+    positive_P: Array
+    negative_Q: Array
+    extra_E: Array
+    task_K: Array
+
+
+@struct.dataclass
+class RewardState:
+    """Parameters (running statistics among them) and optimizer state."""
+
+    params: Params
+    opt_state: Any
+
+
+def dataset(
+    frame_XHWC: np.ndarray, label_X: np.ndarray, task_X: np.ndarray, extra_X: np.ndarray | None = None
+) -> RewardData:
+    """Frames sorted into pools, on the device.
+
+    Args:
+      frame_XHWC: uint8.
+      label_X: bool, whether the frame shows success of its own task.
+      task_X: task indices.
+      extra_X: bool, frames of the extra pool; they are left out of the other two.
+
+    Raises:
+      ValueError: floating frames, lengths that differ, no success, or no failure.
+    """
+    label_X, task_X = np.asarray(label_X, bool), np.asarray(task_X, np.int32)
+    extra_X = np.zeros(len(label_X), bool) if extra_X is None else np.asarray(extra_X, bool)
+    if frame_XHWC.dtype != np.uint8:
+        raise ValueError(f"reward data: expected uint8 frames, as on disk, got {frame_XHWC.dtype}")
+    lengths = {"frame": len(frame_XHWC), "label": len(label_X), "task": len(task_X), "extra": len(extra_X)}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"reward data: one entry a frame expected, got {lengths}")
+    pools = [np.flatnonzero(pool).astype(np.int32) for pool in (label_X & ~extra_X, ~label_X & ~extra_X, extra_X)]
+    for name, pool in zip(("success", "failure"), pools, strict=False):
+        if not len(pool):
+            raise ValueError(
+                f"reward data: none of {len(label_X)} frames is a {name}, so the classifier cannot learn to tell; "
+                "collect more episodes, or add demonstrations (which succeed) and base rollouts (which fail)"
+            )
+    return RewardData(*map(jnp.asarray, (frame_XHWC, label_X, task_X, *pools, np.unique(task_X))))
+
+
+def create(training: RewardTrainConfig, params: Params) -> RewardState:
+    """A fresh optimizer around ``params``, which are copied because steps donate the state."""
+    params = jax.tree.map(jnp.copy, params)
+    return RewardState(params, optimizer(training).init(params))
+
+
+def optimizer(training: RewardTrainConfig) -> optax.GradientTransformation:
+    """Clipped AdamW on everything but the running statistics."""
+
+    def rate(count: ArrayLike) -> Array:
+        done = jnp.asarray(count, jnp.float32)
+        rise = jnp.minimum(1.0, (done + 1.0) / max(training.warmup, 1))
+        fall = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(done / training.steps, 1.0))) if training.steps else 1.0
+        return training.lr * rise * fall
+
+    def learned(params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(lambda path, _: not classifier.is_statistic(path), params)
+
+    clip = optax.clip_by_global_norm(training.clip_norm)
+    return optax.masked(optax.chain(clip, optax.adamw(rate, weight_decay=training.weight_decay)), learned)
+
+
+def make_step(
+    cfg: RewardConfig, training: RewardTrainConfig, data: RewardData, key: Array
+) -> Callable[[RewardState, Array], tuple[RewardState, dict[str, Array]]]:
+    """The jitted ``step(state, i) -> (state, metrics)``; ``state`` is donated, the batch is drawn from fold_in(key, i).
+
+    Frames are an argument of the compiled function, and functions are kept by their settings: a
+    second call with data of the same shapes compiles nothing.
+
+    Raises:
+      ValueError: shares that the data or the network cannot serve.
+    """
+    if training.extra and not data.extra_E.size:
+        raise ValueError(f"RewardTrainConfig.extra is {training.extra}, but dataset(extra_X=...) marked no frames")
+    if training.swap and (cfg.head != "task" or data.task_K.size < 2):
+        raise ValueError(
+            f"RewardTrainConfig.swap is {training.swap}: it needs the task head (this one is {cfg.head!r}) and at "
+            f"least two tasks (the data has {data.task_K.size})"
+        )
+    largest = int(data.task_K[-1])
+    if cfg.head == "task" and largest >= cfg.tasks:
+        raise ValueError(f"RewardConfig.tasks is {cfg.tasks}, but the data has task {largest}")
+    return functools.partial(_compiled(cfg, training), data=data, key=key)
+
+
+def draw(training: RewardTrainConfig, data: RewardData, key: Array) -> tuple[Array, Array, Array]:
+    """A batch: frame_BHWC float32 in [-1, 1], label_B bool, task_B int32; pools one after the other.
+
+    Uniform with replacement inside each pool.
+    """
+    k_positive, k_swap, k_extra, k_negative, k_task = jax.random.split(key, 5)
+    positive, swap, extra, negative = training.counts
+    index_B = jnp.concatenate(
+        [
+            _choose(k_positive, data.positive_P, positive),
+            _choose(k_swap, data.positive_P, swap),
+            _choose(k_extra, data.extra_E, extra),
+            _choose(k_negative, data.negative_Q, negative),
+        ]
+    )
+    slot_B = jnp.arange(training.batch)
+    swapped_B = (slot_B >= positive) & (slot_B < positive + swap)
+    task_B = jnp.where(swapped_B, _another(k_task, data.task_X[index_B], data.task_K), data.task_X[index_B])
+    return _pixels(data.frame_XHWC[index_B]), data.label_X[index_B] & ~swapped_B, task_B
+
+
+def cross_entropy(logit_B: Array, label_B: Array, pos_weight: float = 1.0) -> Array:
+    """Mean binary cross-entropy, successes weighted (torch's ``BCEWithLogitsLoss(pos_weight=...)``)."""
+    success_B, failure_B = jax.nn.log_sigmoid(logit_B), jax.nn.log_sigmoid(-logit_B)
+    return -jnp.mean(jnp.where(label_B, pos_weight * success_B, failure_B))
+
+
+def predict(
+    cfg: RewardConfig, params: Params, frame_XHWC: np.ndarray, task_X: np.ndarray, batch: int = 256
+) -> np.ndarray:
+    """Success probabilities of uint8 frames on the host, in batches of one shape."""
+    total = len(frame_XHWC)
+    prob = []
+    for begin in range(0, total, batch):
+        index = np.minimum(np.arange(begin, begin + batch), total - 1)  # the last batch is filled with its last frame
+        prob.append(np.asarray(_probabilities(cfg)(params, frame_XHWC[index], np.asarray(task_X, np.int32)[index])))
+    return np.concatenate(prob)[:total] if prob else np.zeros(0, np.float32)
+
+
+@functools.cache
+def _compiled(cfg: RewardConfig, training: RewardTrainConfig) -> Callable:
+    pure, transform = classifier.network(cfg), optimizer(training)
+
+    def step(state: RewardState, i: Array, data: RewardData, key: Array) -> tuple[RewardState, dict[str, Array]]:
+        k_draw, k_dropout = jax.random.split(jax.random.fold_in(key, i))
+        frame_BHWC, label_B, task_B = draw(training, data, k_draw)
+
+        def loss_fn(params: Params) -> tuple[Array, tuple[Array, Params]]:
+            logit_B, after = pure.mutate(params, frame_BHWC, task_B, train=True, key=k_dropout)
+            return cross_entropy(logit_B, label_B, training.pos_weight), (logit_B, after)
+
+        (loss, (logit_B, after)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, new, seen: seen if classifier.is_statistic(path) else new,
+            optax.apply_updates(state.params, updates),
+            after,
+        )
+        accuracy = jnp.mean((logit_B > 0) == label_B, dtype=jnp.float32)
+        metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.tree.norm(grads)}
+        return RewardState(params, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+@functools.cache
+def _probabilities(cfg: RewardConfig) -> Callable:
+    pure = classifier.network(cfg)
+    return jax.jit(lambda params, frame_BHWC, task_B: jax.nn.sigmoid(pure(params, _pixels(frame_BHWC), task_B)))
+
+
+def _pixels(frame_BHWC: Array) -> Array:
+    return frame_BHWC.astype(jnp.float32) / 127.5 - 1.0
+
+
+def _choose(key: Array, pool_P: Array, count: int) -> Array:
+    if not count:
+        return jnp.zeros((0,), pool_P.dtype)
+    return pool_P[jax.random.randint(key, (count,), 0, pool_P.shape[0])]
+
+
+def _another(key: Array, task_B: Array, task_K: Array) -> Array:
+    """A task of the data, uniformly among those that are not ``task_B``."""
+    others = max(task_K.shape[0] - 1, 1)
+    shift_B = 1 + jax.random.randint(key, task_B.shape, 0, others)
+    return task_K[(jnp.searchsorted(task_K, task_B) + shift_B) % task_K.shape[0]]
