@@ -96,7 +96,7 @@ def test_sinusoid_has_cosines_first():
 def test_patch_orders_differ_on_the_way_in_and_out():
     latent = jnp.arange(2 * 2 * 3).reshape(1, 1, 2, 2, 3).astype(jnp.float32)  # (row, column, c) = 6 row + 3 col + c
     np.testing.assert_array_equal(patchify(latent, 2).ravel(), [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11])
-    np.testing.assert_array_equal(unpatchify(jnp.arange(12.0).reshape(1, 1, 1, 12), (2, 2), 2), latent)
+    np.testing.assert_array_equal(unpatchify(jnp.arange(12.0).reshape(1, 1, 1, 12), 2, 2, 2), latent)
 
 
 def test_rematerialised_gradient_equals_the_stored_one():

@@ -21,7 +21,7 @@ L = f * n tokens of a window, H heads of width E.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,8 @@ class DiTConfig:
       residual_dtype: in which the token stream is kept between layers.
       sinusoid_dtype: "bfloat16" rounds the time embedding as RLinf's training did.
       kernel: attention kernel, see ``nn.attention``.
-      remat: whether the backward pass recomputes blocks instead of storing activations.
+      remat: whether the backward pass recomputes blocks instead of storing activations; on a CPU
+        it is also the quicker way, since the scan would copy what it stores.
     """
 
     dim: int = 3072
@@ -95,18 +96,19 @@ class DiTConfig:
     @classmethod
     def ti2v_5b(cls, **changes) -> DiTConfig:
         """The sizes of Wan2.2-TI2V-5B: 5.03 billion parameters with both action channels."""
-        return cls(**{"dtype": "bfloat16", "residual_dtype": "bfloat16"} | changes)
+        sizes: dict[str, Any] = {"dtype": "bfloat16", "residual_dtype": "bfloat16"}
+        return cls(**sizes | changes)
 
     @classmethod
     def tabletop(cls, **changes) -> DiTConfig:
         """The embedded run: 4 x 4 latents, small enough to train on a laptop in minutes."""
-        sizes = {"dim": 128, "heads": 4, "layers": 4, "ffn": 512, "channels": 16, "freq_dim": 64, "remat": False}
+        sizes: dict[str, Any] = {"dim": 128, "heads": 4, "layers": 4, "ffn": 512, "channels": 16, "freq_dim": 64}
         return cls(**sizes | changes)
 
     @classmethod
     def fake(cls, **changes) -> DiTConfig:
         """For tests: heads of 20 channels, which the three rotary axes share unevenly."""
-        sizes = {"dim": 40, "heads": 2, "layers": 2, "ffn": 56, "channels": 4, "freq_dim": 16}
+        sizes: dict[str, Any] = {"dim": 40, "heads": 2, "layers": 2, "ffn": 56, "channels": 4, "freq_dim": 16}
         return cls(**sizes | changes)
 
 
@@ -207,7 +209,7 @@ class DiT(nnx.Module):
         self.head_norm = LayerNorm(cfg.dim, eps=cfg.eps, affine=False)
         self.head = _linear(cfg.dim, pixel, "float32", init=nnx.initializers.zeros, rngs=rngs)
 
-    def context(self, action_BFA: Array) -> Context:
+    def context(self, action_BFA: Array | None) -> Context:
         """Everything that depends on the actions of the window only.
 
         Args:
@@ -216,7 +218,7 @@ class DiT(nnx.Module):
         Raises:
           ValueError: when F or A does not fit the config.
         """
-        _check_actions(action_BFA, self.cfg)
+        action_BFA = _checked_actions(action_BFA, self.cfg)
         key_value = frame = None
         if self.cfg.action_conditioning != "adaln":
             key_value = self.key_value(self.action_cross(action_BFA.astype(self.cfg.dtype)))
@@ -226,7 +228,7 @@ class DiT(nnx.Module):
 
     def key_value(self, context_BKD: Array) -> tuple[Array, Array]:
         """Keys and values of all cross-attention layers, each (layers, B, K, H, E)."""
-        graph, state = nnx.split(self.blocks.cross_attn)
+        graph, state = nnx.split(self.blocks.cross_attn)  # pyright: ignore[reportAttributeAccessIssue]
         return jax.vmap(lambda layer: nnx.merge(graph, layer).key_value(context_BKD))(state)
 
     def __call__(
@@ -244,7 +246,8 @@ class DiT(nnx.Module):
           ValueError: when shapes do not fit each other or the config.
         """
         _check_latents(latent_Bfhwc, time_Bf, self.cfg)
-        context = self.context(action_BFA) if context is None else context
+        if context is None:
+            context = self.context(action_BFA)
         embedding_BfD = self._time(time_Bf, context)
         frames, rows, columns = latent_Bfhwc.shape[1], *(side // self.cfg.patch for side in latent_Bfhwc.shape[2:4])
         angle_LP = wan_angles(frames, rows, columns, self.cfg.head_dim, self.cfg.theta)
@@ -257,7 +260,7 @@ class DiT(nnx.Module):
         )
         shift, scale = _modulation(self.head_modulation, jnp.repeat(embedding_BfD[:, :, None], 2, axis=2))
         velocity_Bfnp = self.head(_modulate(self.head_norm, token_BfnD, shift, scale, "float32"))
-        return unpatchify(velocity_Bfnp, latent_Bfhwc.shape[2:4], self.cfg.patch)
+        return unpatchify(velocity_Bfnp, latent_Bfhwc.shape[2], latent_Bfhwc.shape[3], self.cfg.patch)
 
     def _time(self, time_Bf: Array, context: Context) -> Array:
         wave_BfD = sinusoid(time_Bf, self.cfg.freq_dim).astype(self.cfg.sinusoid_dtype).astype(jnp.float32)
@@ -286,10 +289,9 @@ def patchify(latent_Bfhwc: Array, patch: int) -> Array:
     return grid.transpose(0, 1, 2, 4, 6, 3, 5).reshape(b, f, -1, c * patch**2)
 
 
-def unpatchify(pixel_Bfnp: Array, size: tuple[int, int], patch: int) -> Array:
+def unpatchify(pixel_Bfnp: Array, h: int, w: int, patch: int) -> Array:
     """Back to (B, f, h, w, c); inside an *output* token the order is (row, column, c)."""
     b, f = pixel_Bfnp.shape[:2]
-    h, w = size
     grid = pixel_Bfnp.reshape(b, f, h // patch, w // patch, patch, patch, -1)
     return grid.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, f, h, w, -1)
 
@@ -331,7 +333,7 @@ def _flat(token_BfnD: Array) -> Array:
     return token_BfnD.reshape(token_BfnD.shape[0], -1, token_BfnD.shape[-1])
 
 
-def _check_actions(action_BFA: Array | None, cfg: DiTConfig) -> None:
+def _checked_actions(action_BFA: Array | None, cfg: DiTConfig) -> Array:
     if action_BFA is None:
         raise ValueError("the transformer needs actions (B, F, A), or the context computed from them")
     _, frames, width = action_BFA.shape
@@ -339,6 +341,7 @@ def _check_actions(action_BFA: Array | None, cfg: DiTConfig) -> None:
         raise ValueError(
             f"actions: expected (B, 1 + {cfg.frames_per_latent} k, {cfg.action_dim}), got {action_BFA.shape}"
         )
+    return action_BFA
 
 
 def _check_latents(latent_Bfhwc: Array, time_Bf: Array, cfg: DiTConfig) -> None:

@@ -79,14 +79,9 @@ def draw_levels(key: Array, batch: int, cfg: FlowConfig) -> Array:
 
 def weight(time: Array, cfg: FlowConfig) -> Array:
     """Loss weight of a time: a bump around 500 that is 0 at 1000 and has mean 1 over the table."""
-    bump = _bump(TIME_SCALE * training_levels(cfg).astype(np.float64))
-    floor, mean = float(bump.min()), float(bump.mean() - bump.min())
-    return (_bump(time) - floor) / mean
-
-
-def _bump(time):
-    numpy_or_jax = np if isinstance(time, np.ndarray) else jnp
-    return numpy_or_jax.exp(-2.0 * ((time - 500.0) / 1000.0) ** 2)
+    table = np.exp(-2.0 * ((TIME_SCALE * training_levels(cfg).astype(np.float64) - 500.0) / 1000.0) ** 2)
+    floor, mean = float(table.min()), float(table.mean() - table.min())
+    return (jnp.exp(-2.0 * ((time - 500.0) / 1000.0) ** 2) - floor) / mean
 
 
 def times(sigma: Array, cfg: FlowConfig) -> Array:

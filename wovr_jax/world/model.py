@@ -167,7 +167,8 @@ def world(cfg: WorldConfig, params: Params) -> World:
     def step(state: WorldState, action_BTA: Array, key_B: Array) -> tuple[WorldState, Array, None]:
         _check("actions", action_BTA, cfg.chunk)
         frame_BTHWC = chunk(cfg, params, state, action_BTA, key_B)
-        state = state.replace(
+        state = WorldState(
+            anchor_BHWC=state.anchor_BHWC,
             memory_BMHWC=jnp.concatenate([state.memory_BMHWC, frame_BTHWC], axis=1)[:, -cfg.slots :],
             action_BMA=jnp.concatenate([state.action_BMA, action_BTA], axis=1)[:, -cfg.slots :],
         )

@@ -71,12 +71,14 @@ class WorldTrainConfig:
     @classmethod
     def rlinf(cls, **changes) -> WorldTrainConfig:
         """The published recipe of the 5B model: eight windows a step, constant rate."""
-        return cls(**{"steps": 400_000, "batch": 8, "lr": 1e-5, "warmup": 5, "schedule": "constant"} | changes)
+        sizes: dict[str, Any] = {"steps": 400_000, "batch": 8, "lr": 1e-5, "warmup": 5, "schedule": "constant"}
+        return cls(**sizes | changes)
 
     @classmethod
     def tabletop(cls, **changes) -> WorldTrainConfig:
         """The embedded run. A third of its chunks are first chunks, and so are its windows."""
-        return cls(**{"steps": 1500, "start_share": 0.25, "b2": 0.98} | changes)
+        sizes: dict[str, Any] = {"steps": 1500, "start_share": 0.25, "b2": 0.98}
+        return cls(**sizes | changes)
 
     @classmethod
     def refresh(cls, **changes) -> WorldTrainConfig:
@@ -86,7 +88,8 @@ class WorldTrainConfig:
     @classmethod
     def fake(cls, **changes) -> WorldTrainConfig:
         """For tests."""
-        return cls(**{"steps": 4, "batch": 3, "warmup": 1} | changes)
+        sizes: dict[str, Any] = {"steps": 4, "batch": 3, "warmup": 1}
+        return cls(**sizes | changes)
 
 
 @struct.dataclass
@@ -166,8 +169,8 @@ def encode_windows(
     episode_E = np.arange(len(windows.frame_ESHWC), dtype=np.int32)
     static_Efhwc = _in_batches(lambda rows: encode_static(vae_params, data, rows), episode_E, batch)
 
-    def side(row_I2: Array, starts: int) -> Latents:
-        row_I2 = np.asarray(row_I2)
+    def side(index: Any, starts: int) -> Latents:
+        row_I2 = np.asarray(index)
         done = _in_batches(lambda rows: encode(vae_params, data, rows), row_I2, batch)
         return Latents(done.latent_Bfhwc, done.action_BFA, jnp.asarray(row_I2[:, 0]), static_Efhwc, starts)
 
@@ -262,7 +265,7 @@ def make(
         objective = lambda params: loss(cfg, train, params, batch, k_loss)  # noqa: E731
         gradient, metrics = jax.grad(objective, has_aux=True)(state.params)
         update, opt = optimiser.update(gradient, state.opt, state.params)
-        params = optax.apply_updates(state.params, update)
+        params: Any = optax.apply_updates(state.params, update)
         metrics["gradient"] = optax.tree.norm(gradient)
         return WorldTrainState(params, _average(state.ema, params, train.ema, i), opt), metrics
 
@@ -323,5 +326,5 @@ def validation(
 def _average(ema: Params | None, params: Params, decay: float, i: Array) -> Params | None:
     if ema is None:
         return None
-    decay = jnp.minimum(decay, (1.0 + i) / (10.0 + i))  # early weights are forgotten quickly
-    return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
+    keep = jnp.minimum(decay, (1.0 + i) / (10.0 + i))  # early weights are forgotten quickly
+    return jax.tree.map(lambda old, new: keep * old + (1.0 - keep) * new, ema, params)
