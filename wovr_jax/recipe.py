@@ -24,12 +24,15 @@ class CollectConfig:
       demonstrations: scripted episodes for the base policy; they are not part of the budget.
       first: episodes of the base policy, for the first world model and reward.
       again: episodes of the evolved policy, for each refresh.
+      retold: newest of them (and a third as many demonstrations) that the world model retells for
+        the training of the reward.
       batch: episodes rolled at once.
     """
 
     demonstrations: int = 768
     first: int = 384
     again: int = 256
+    retold: int = 192
     batch: int = 128
 
 
@@ -39,7 +42,7 @@ class StartsConfig:
 
     Attributes:
       share: of the groups that begin at keyframes (KIR); 0 switches KIR off.
-      rule, before, event, each: see ``data.starts.keyframes``.
+      rule, before, least, event, each: see ``data.starts.keyframes``.
     """
 
     share: float = 1 / 3
@@ -47,6 +50,7 @@ class StartsConfig:
     before: int = 6
     event: str = "any"
     each: int = 2
+    least: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +98,16 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run."""
+    """Everything that decides a run.
+
+    Attributes:
+      policy, world, reward: the networks.
+      job, name, seed: what to run, how to call it, and the seed of everything random.
+      assets: folder of the pretrained parts; empty for those of the package.
+      vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP).
+      temperature: of the policy's sampling, in training and evaluation alike.
+      refresh: what a refresh of the world model changes in ``world_train``.
+    """
 
     policy: VLAConfig
     world: WorldConfig
@@ -102,20 +115,28 @@ class Recipe:
     job: str = "pace"
     name: str = "pace"
     seed: int = 0
-    vae: str = "vae_tabletop"
-    towers: tuple[str, ...] = ("tower_dino_tabletop", "tower_siglip_tabletop")
+    assets: str = ""
+    vae: str = "tabletop_vae"
+    towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")
     temperature: float = 1.0
     sim: TabletopConfig = TabletopConfig()
     expert: ExpertConfig = ExpertConfig()
     collect: CollectConfig = CollectConfig()
     sft: SFTConfig = SFTConfig()
     world_train: WorldTrainConfig = WorldTrainConfig()
-    refresh_steps: int = 400
+    refresh: dict[str, float] = dataclasses.field(default_factory=lambda: {"steps": 400, "lr": 5e-4})
     reward_train: RewardTrainConfig = RewardTrainConfig()
     starts: StartsConfig = StartsConfig()
     dream: DreamConfig = DreamConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self) -> None:
+        if self.learner.temperature != self.temperature:
+            raise ValueError(
+                f"learner.temperature is {self.learner.temperature}, temperature {self.temperature}: actor and learner "
+                "must agree, or the importance ratios are wrong from the first step"
+            )
 
     @property
     def rounds(self) -> int:

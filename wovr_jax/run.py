@@ -55,6 +55,7 @@ class Run:
         self._claim()
         self.log = Log(self.folder)
         self.facts: dict[str, dict[str, Any]] = {}
+        self._products: dict[str, Any] = {}
 
     def _claim(self) -> None:
         mark = self.folder / "config.json"
@@ -83,15 +84,20 @@ class Run:
             )
 
     def stage(self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], load: Callable[[pathlib.Path], T]) -> T:
-        """Runs ``make(folder) -> facts`` unless it is done, then returns ``load(folder)``.
+        """Runs ``make(folder) -> facts`` unless it is done, then returns ``load(folder)``, loaded once.
 
         ``facts`` is JSON-able; ``true_steps`` and ``imagined_frames`` in it go to the ledger.
         Seconds of interrupted tries are counted too.
         """
-        folder = self.folder / "stages" / name
-        if (folder / MARK).exists():
+        if name not in self._products:
+            folder = self.folder / "stages" / name
+            if not (folder / MARK).exists():
+                self._make(name, make, folder)
             self.facts[name] = json.loads((folder / MARK).read_text())
-            return load(folder)
+            self._products[name] = load(folder)
+        return self._products[name]
+
+    def _make(self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tried = folder / "tried.json"
         before = json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
@@ -104,8 +110,6 @@ class Run:
             raise
         facts["seconds"] = before + time.perf_counter() - begin
         write_json(folder / MARK, facts)
-        self.facts[name] = facts
-        return load(folder)
 
     def ledger(self) -> Ledger:
         """What every finished stage consumed."""

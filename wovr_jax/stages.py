@@ -9,8 +9,8 @@ Round 0 is the base policy; round k is the policy after k rounds of imagined RL.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,12 +29,13 @@ from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.recipe import Recipe
 from wovr_jax.reward import classifier
-from wovr_jax.reward import train as reward_training
+from wovr_jax.reward import fit as reward_fit
 from wovr_jax.run import Run
 from wovr_jax.sim import collect, tabletop
 from wovr_jax.types import Array, Episode, Imagined, Start, World
 from wovr_jax.world import model as world_model
 from wovr_jax.world import train as world_training
+from wovr_jax.world.model import WorldConfig
 
 Params = dict[str, Any]
 SPAN = 10_000_000
@@ -68,7 +69,7 @@ class Stages:
 
     # --- data and base policy ---------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def demonstrations(self) -> list[Episode]:
         """Scripted episodes, a share of them flawed."""
         cfg = self.recipe
@@ -90,9 +91,13 @@ class Stages:
     def fresh_policy(self) -> Params:
         """Random weights with the pretrained vision towers put in."""
         params = vla.network(self.recipe.policy).init(self.key("policy"))
-        return params | {part: assets.load_asset(name)[1] for part, name in zip(("dino", "siglip"), self.recipe.towers)}
+        towers = {part: self._asset(name)[1] for part, name in zip(("dino", "siglip"), self.recipe.towers, strict=True)}
+        return jax.tree.map(jnp.asarray, params | towers)
 
-    @functools.cache
+    def _asset(self, name: str) -> tuple[Any, Params]:
+        folder = pathlib.Path(self.recipe.assets) if self.recipe.assets else assets.FOLDER
+        return assets.load_asset(name, folder)
+
     def policy(self, round_: int) -> Params:
         """The policy after ``round_`` rounds of imagined RL; 0 is the base policy."""
         make = self._make_base if round_ == 0 else functools.partial(self._make_policy, round_)
@@ -131,7 +136,6 @@ class Stages:
             part = seeds[low : low + batch]
             yield part, self._live(params, jnp.asarray(np.resize(part, batch)), jax.random.fold_in(key, low), temperature)
 
-    @functools.cache
     def collected(self, round_: int) -> list[Episode]:
         """True rollouts of the policy of ``round_``; the only true steps that training consumes."""
         cfg = self.recipe
@@ -152,3 +156,258 @@ class Stages:
     def _pool(self, round_: int) -> list[Episode]:
         """Every true rollout so far."""
         return [episode for k in range(round_ + 1) for episode in self.collected(k)]
+
+    # --- the learned simulator --------------------------------------------------------------
+
+    @functools.cached_property
+    def _vae(self) -> tuple[WorldConfig, Params]:
+        """The world model's settings with the shipped VAE's statistics, and its weights."""
+        config, params = self._asset(self.recipe.vae)
+        return dataclasses.replace(self.recipe.world, vae=config), params
+
+    def world(self, round_: int) -> Params:
+        """World model of a round: trained from nothing in round 0, refreshed after that (PACE)."""
+        cfg, vae_params = self._vae
+        name = f"world-{round_}"
+        train = self.recipe.world_train
+        shape = world_model.networks(cfg)[0].init(self.key("world"))
+
+        def make(folder: pathlib.Path) -> dict[str, Any]:
+            new, held = self._latents(self.collected(round_) + (self.demonstrations if round_ == 0 else []))
+            old = self._latents(self._pool(round_ - 1))[0] if round_ else None
+            first = self.world(round_ - 1)["dit"] if round_ else shape
+            stage = dataclasses.replace(train, **self.recipe.refresh) if round_ else train
+            state, step = world_training.make(cfg, stage, first, new, self.key(name), replay=old)
+            measure = world_training.validation(cfg, stage, held, self.key(name, "validation"))
+            state = loop.fit(name, state, step, stage.steps, log=self.run.log, folder=folder)
+            weights = world_training.weights(state)
+            checkpoint.save(folder / "dit", weights)
+            final = {key: float(value) for key, value in measure(weights).items()}
+            self.run.log.scalars(name, stage.steps, final)
+            return final | {"windows": new.count}
+
+        dit = self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "dit", shape))
+        return {"dit": dit, "vae": vae_params}
+
+    def _latents(self, episodes: list[Episode]) -> tuple[world_training.Latents, world_training.Latents]:
+        cfg, vae_params = self._vae
+        cut = batches.windows(episodes, memory=cfg.slots, new=cfg.chunk, partial=True)
+        return world_training.encode_windows(cfg, vae_params, cut)
+
+    @functools.cached_property
+    def _replayed(self) -> Callable[[Params, Params, Start, Array, Array], Imagined]:
+        """One compiled replay of recorded actions in the learned world."""
+        cfg = self.recipe
+
+        @jax.jit
+        def replayed(world: Params, reward: Params, start: Start, action_BNTA: Array, key: Array) -> Imagined:
+            model = world_model.world(self._vae[0], world)
+            score = classifier.score(cfg.reward, reward)
+            chunks = action_BNTA.shape[1]
+            return imagine.imagine(action_BNTA, model, score, start, key, chunks=chunks, video=True)
+
+        return replayed
+
+    def _retold(self, round_: int, episodes: list[Episode]) -> list[Episode]:
+        """The same actions in the learned world: imagined frames under the true labels.
+
+        A classifier that sees them learns how far imagination is to be believed, not only what
+        success looks like.
+        """
+        batch, chunk = self.recipe.collect.batch, self.recipe.policy.chunk
+        table = start_states.initial(episodes, memory=self._vae[0].slots)
+        blank = classifier.network(self.recipe.reward).init(self.key("reward"))
+        told = []
+        for low in range(0, len(episodes), batch):
+            row_B = np.resize(np.arange(low, min(low + batch, len(episodes))), batch)
+            action_BSA = np.stack([episodes[row].action_SA for row in row_B])
+            action_BNTA = action_BSA.reshape(batch, -1, chunk, action_BSA.shape[-1])
+            start = start_states.gather(table, jnp.asarray(row_B), self.prompt_KL)
+            dream = self._replayed(self.world(round_), blank, start, action_BNTA, self.key("retold", round_, low))
+            video_BSHWC = disk.to_uint8(dream.video_BNTHWC).reshape(batch, -1, *dream.frame_BNHWC.shape[2:])
+            for row, video_SHWC in list(zip(row_B, video_BSHWC, strict=True))[: len(episodes) - low]:
+                frames = np.concatenate([episodes[row].frame_SHWC[:1], video_SHWC])
+                told.append(dataclasses.replace(episodes[row], frame_SHWC=frames, actor="imagination"))
+        return told
+
+    def reward(self, round_: int) -> tuple[Params, float]:
+        """Success classifier of a round and its threshold, both judged on held-out episodes."""
+        cfg = self.recipe
+        name = f"reward-{round_}"
+        like = classifier.network(cfg.reward).init(self.key("reward"))
+
+        def make(folder: pathlib.Path) -> dict[str, Any]:
+            demos = self.demonstrations
+            newest = self._pool(round_)[-cfg.collect.retold :]
+            told = self._retold(round_, newest + demos[: len(newest) // 3])
+            params, facts = reward_fit.fit(
+                cfg.reward, cfg.reward_train, like, self._pool(round_) + demos, told, self.key(name),
+                name=name, log=self.run.log, folder=folder,
+            )  # fmt: skip
+            checkpoint.save(folder / "reward", params)
+            return facts | {"imagined_frames": sum(len(episode.action_SA) for episode in told)}
+
+        self.world(round_)
+        params = self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "reward", like))
+        return params, self.run.facts[name]["threshold"]
+
+    # --- reinforcement learning in imagination ----------------------------------------------
+
+    def starts(self, round_: int) -> start_states.Starts:
+        """Where imagined rollouts of a round begin: episode starts, and keyframes before failures."""
+        cfg = self.recipe.starts
+        name = f"starts-{round_}"
+
+        def make(folder: pathlib.Path) -> dict[str, Any]:
+            pool, slots = self._pool(round_), self._vae[0].slots
+            table = start_states.initial(pool, memory=slots)
+            if cfg.share:
+                rng = np.random.default_rng([self.recipe.seed, round_])
+                keys = start_states.keyframes(
+                    self.collected(round_), cfg.rule, cfg.before, rng, each=cfg.each, least=cfg.least, event=cfg.event, memory=slots
+                )
+                table = start_states.join(table, keys)
+            start_states.save(folder / "starts", table, overwrite=True)
+            steps = np.asarray(table.step_K[table.initials :])
+            rules = np.asarray(table.rule_K[table.initials :])
+            counts = {rule: int((rules == i).sum()) for i, rule in enumerate(start_states.RULES) if (rules == i).any()}
+            return {"initials": table.initials, "steps": steps.tolist(), "rules": counts}
+
+        self.collected(round_)
+        return self.run.stage(name, make, lambda folder: start_states.load(folder / "starts"))
+
+    def _make_policy(self, round_: int, folder: pathlib.Path) -> dict[str, Any]:
+        """Imagined masked GRPO from the policy, world, reward and starts of the round before."""
+        cfg = self.recipe
+        updates = cfg.dream.updates[round_ - 1]
+        name = f"grpo-{round_}"
+        state, step = self._dream(round_ - 1, self.key(name))
+        state = loop.fit(name, state, step, updates, log=self.run.log, folder=folder, log_every=1)
+        checkpoint.save(folder / "policy", state.params)
+        steps = updates * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
+        return {"imagined_frames" if cfg.dream.world == "learned" else "true_steps": steps}
+
+    def _dream(self, round_: int, key: Array) -> tuple[learner.PolicyState, Callable]:
+        """First learner state and ``step(state, i)``: draw starts, roll, score, update, all on the device."""
+        cfg, parts = self.recipe, self._dream_parts(round_)
+        update = learner.make_update(cfg.learner, vla.network(cfg.policy), self.policy(0))
+        rollout = self._dreamt
+
+        def step(state: learner.PolicyState, i: Array) -> tuple[learner.PolicyState, dict[str, Array]]:
+            k_dream, k_update = jax.random.split(jax.random.fold_in(key, i))
+            return update(state, rollout(state.params, parts, k_dream), k_update)
+
+        frozen = learner.all_but(*cfg.sft.frozen) if cfg.sft.frozen else None
+        return learner.create(cfg.learner, self.policy(round_), frozen), step
+
+    def _dream_parts(self, round_: int) -> dict[str, Any]:
+        """What a rollout reads besides the policy; arguments of the compiled program, not constants in it."""
+        cfg = self.recipe.dream
+        table = jax.device_put(self.starts(round_))
+        parts: dict[str, Any] = {"starts": table, "threshold": jnp.float32(0.5)}
+        if cfg.world != "true":
+            parts["world"] = self.world(round_)
+        if cfg.reward == "learned":
+            params, threshold = self.reward(round_)
+            parts |= {"reward": params, "threshold": jnp.float32(threshold)}
+        if cfg.world != "learned":
+            parts["sim"] = tabletop.replay(table.seed_K, table.played_KSA, table.step_K, self.recipe.sim)
+        return parts
+
+    @functools.cached_property
+    def _dreamt(self) -> Callable[[Params, dict[str, Any], Array], Imagined]:
+        """One compiled rollout of all groups of an iteration; the same program in every round."""
+        cfg = self.recipe
+        group = cfg.learner.grpo.group
+
+        @jax.jit
+        def dreamt(params: Params, parts: dict[str, Any], key: Array) -> Imagined:
+            k_draw, k_roll = jax.random.split(key)
+            table = parts["starts"]
+            row_B = start_states.draw(table, k_draw, cfg.dream.groups, group, share=cfg.starts.share)
+            start = start_states.gather(table, row_B, self.prompt_KL)
+            if "sim" in parts:
+                start = start.replace(sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
+            act = vla.policy(cfg.policy, params, self.codec, cfg.temperature)
+            score = classifier.score(cfg.reward, parts["reward"]) if "reward" in parts else imagine.predicate
+            world = self._stage_world(parts)
+            return imagine.imagine(
+                act, world, score, start, k_roll, chunks=cfg.dream.chunks, threshold=parts["threshold"]
+            )
+
+        return dreamt
+
+    def _stage_world(self, parts: dict[str, Any]) -> World:
+        """The world of ``dream.world``."""
+        kind, true = self.recipe.dream.world, tabletop.world(self.recipe.sim)
+        if kind == "true":
+            return true
+        model = world_model.world(self._vae[0], parts["world"])
+        return model if kind == "learned" else imagine.shadowed(model, true)
+
+    # --- the truth --------------------------------------------------------------------------
+
+    def evaluated(self, round_: int) -> dict[str, Any]:
+        """True success of the policy of a round on layouts that no stage trains on."""
+        cfg = self.recipe
+        name = f"evaluate-{round_}"
+
+        def make(folder: pathlib.Path) -> dict[str, Any]:
+            seeds = self.layouts("evaluate", cfg.evaluate.episodes)
+            params, key = self.policy(round_), self.key("evaluate")
+            sampled = self._rolled(params, seeds, key, cfg.temperature)
+            greedy = self._rolled(params, seeds, key, 0.0)
+            return {
+                "true_success": evaluate.rate(evaluate.succeeded(sampled)),
+                "greedy": evaluate.rate(evaluate.succeeded(greedy)),
+                "subgoals": collect.subgoal_rates(sampled, jnp.asarray(seeds), cfg.sim),
+                "outcomes": evaluate.succeeded(sampled).astype(int).tolist(),
+                "true_steps": 2 * len(seeds) * cfg.sim.horizon,
+            }
+
+        self.policy(round_)
+        return self.run.stage(name, make, lambda folder: self.run.facts[name])
+
+    def _rolled(self, params: Params, seeds: np.ndarray, key: Array, temperature: float) -> Imagined:
+        parts = [rollout for _, rollout in self._rollouts(params, seeds, key, temperature)]
+        return evaluate.join(parts, len(seeds))
+
+    def compared(self, round_: int, world_round: int) -> dict[str, Any]:
+        """The world model's verdict on true rollouts of a policy, against what really happened."""
+        cfg = self.recipe
+        name = f"compare-{round_}-in-world-{world_round}"
+
+        def make(folder: pathlib.Path) -> dict[str, Any]:
+            seeds = self.layouts("evaluate", cfg.evaluate.compare)
+            reward, threshold = self.reward(world_round)
+            trues, dreams = [], []
+            for part, true in self._rollouts(self.policy(round_), seeds, self.key("evaluate"), cfg.temperature):
+                start = collect.begin(jnp.asarray(np.resize(part, cfg.collect.batch)), self.prompt_KL, cfg.sim)
+                dream = self._replayed(self.world(world_round), reward, start, true.action_BNTA, self.key(name))
+                trues.append(true)
+                dreams.append(dream)
+            true, dream = evaluate.join(trues, len(seeds)), evaluate.join(dreams, len(seeds))
+            imagined_B = (dream.prob_BNT > threshold).any((1, 2))
+            for i in range(min(cfg.evaluate.videos, len(seeds))):
+                clip = evaluate.side_by_side(*(_film(rollout, i) for rollout in (true, dream)))
+                metrics.video(folder / f"episode-{i}.mp4", clip, fps=6)
+            verdicts = evaluate.verdicts(imagined_B, evaluate.succeeded(true))
+            frames = len(seeds) * cfg.sim.horizon
+            return {
+                "verdicts": verdicts,
+                "imagined_success": float(imagined_B.mean()),
+                "psnr": evaluate.fidelity(dream, true),
+                "videos": [f"episode-{i}.mp4" for i in range(min(cfg.evaluate.videos, len(seeds)))],
+                "true_steps": frames,
+                "imagined_frames": frames,
+            }
+
+        self.policy(round_)
+        self.reward(world_round)
+        return self.run.stage(name, make, lambda folder: self.run.facts[name])
+
+
+def _film(rollout: Imagined, row: int) -> np.ndarray:
+    """All frames of one rollout, the first one included."""
+    video_SHWC = rollout.video_BNTHWC[row].reshape(-1, *rollout.video_BNTHWC.shape[3:])
+    return np.concatenate([rollout.frame_BNHWC[row, :1], video_SHWC])

@@ -95,8 +95,11 @@ def _judge(
 ) -> dict[str, Any]:
     prob = {kind: training.predict(cfg, params, one["frame"], one["task"]) for kind, one in held.items()}
     pairs = {kind: (prob[kind], one["label"]) for kind, one in held.items()}
-    choice = calibrate.choose(*pairs["real"], train.rule, max_fpr=train.max_fpr, imagined=pairs.get("imagined"))
-    facts: dict[str, Any] = {"threshold": choice.threshold}
+    imagined = pairs.get("imagined")
+    if imagined is not None and not 0 < imagined[1].sum() < len(imagined[1]):
+        imagined = None  # a few held-out episodes may lack one kind; true frames have both
+    choice = calibrate.choose(*pairs["real"], train.rule, max_fpr=train.max_fpr, imagined=imagined)
+    facts: dict[str, Any] = {"threshold": choice.threshold, "chosen_on_imagined_too": imagined is not None}
     for kind, one in held.items():
         by_episode = calibrate.by_episode(*pairs[kind], one["episode"])
         facts[kind] = {

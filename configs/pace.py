@@ -1,0 +1,49 @@
+"""The whole loop on the embedded table: base policy, world model, imagined GRPO, refresh, GRPO again.
+
+Command:   python launch/train.py --config=configs/pace.py
+Hardware:  two CPU cores, 6 GB of memory; no downloads
+Expect:    see docs/tabletop.md for times and success rates
+
+Settings that are not listed here keep the defaults of ``wovr_jax.recipe.Recipe``; a key ``size`` names a
+size of a network, and keys beside it change that size.
+"""
+
+from configs import common
+
+
+def get_config(preset: str = ""):
+    settings = common.settings(
+        job="pace",
+        name="pace",
+        seed=0,
+        temperature=1.0,
+        policy={"size": "tabletop"},
+        world={"size": "tabletop", "flow": {"steps": 5}, "anchor": True, "memory": 4, "noisy_context": True},
+        reward={"size": "tabletop"},
+        expert={"flaw": "early_release", "flawed_share": 0.35},
+        collect={"demonstrations": 768, "first": 384, "again": 256},
+        sft={"steps": 700, "batch": 64, "lr": 2e-3},
+        world_train={"steps": 1500, "batch": 32, "lr": 1e-3, "start_share": 0.25, "b2": 0.98},
+        refresh={"steps": 400, "lr": 5e-4},
+        reward_train={"steps": 400, "batch": 64, "lr": 2e-3, "positive": 0.3, "extra": 0.4, "swap": 0.1},
+        starts={"share": 1 / 3, "rule": "before_failure", "before": 6, "event": "any", "each": 2},
+        dream={"groups": 12, "chunks": 3, "updates": (12, 12), "world": "learned", "reward": "learned"},
+        learner={
+            "lr": 3e-4,
+            "epochs": 1,
+            "minibatches": 2,
+            "microbatch": 48,
+            "temperature": 1.0,
+            "weight_decay": 0.0,
+            "grpo": {"group": 8, "clip_low": 0.2, "clip_high": 0.28, "kl": 0.0},
+        },
+        evaluate={"episodes": 512, "compare": 256, "videos": 3},
+    )
+    return common.with_preset(settings, preset, {"smoke": smoke})
+
+
+def smoke(settings):
+    """Every stage at the smallest size that runs, for tests: minutes become seconds, the numbers mean nothing."""
+    settings.collect.demonstrations = 24
+    settings.collect.first = 16
+    settings.collect.again = 16
