@@ -310,16 +310,16 @@ def test_masks_that_do_not_fit_are_refused():
 
 def test_donation_spares_the_callers_parameters():
     params = make_params()
-    run(LearnerConfig.fake(), params, ref_params=params, updates=2)
+    run(LearnerConfig.fake(grpo=GRPOConfig.fake(kl=0.1)), params, ref_params=params, updates=2)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))
 
 
 def test_second_call_does_not_compile():
     cfg = LearnerConfig.fake(minibatches=2)
     params = make_params()
-    update = learner.make_update(cfg, logits_fn, params)
     state = learner.create(cfg, params)
-    for seed in range(3):  # other rollouts, other numbers of valid chunks
+    for seed in range(3):  # other rollouts, other numbers of valid chunks; a new round asks for its update anew
+        update = learner.make_update(cfg, logits_fn)
         state, _ = update(state, make_imagined(params, seed=seed), jax.random.fold_in(KEY, seed))
     assert update.func._cache_size() == 1
 

@@ -156,11 +156,12 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, ref_params: Params | No
 
     Args:
       cfg: static.
-      logits_fn: the policy as a function; see ``LogitsFn``.
-      ref_params: reference policy of the exact KL term, wanted when ``cfg.grpo.kl`` is not 0 (with
-        weight 0 the divergence is only reported). An argument of the compiled function, not a
-        constant; it must not share arrays with a state (``create`` copies, so the parameters
-        that a state was created from are fine).
+      logits_fn: the policy as a function; see ``LogitsFn``. The compiled program is kept by this
+        object and ``cfg``: give the same one again in the next round and nothing compiles.
+      ref_params: reference policy of the exact KL term, wanted when ``cfg.grpo.kl`` is not 0 and
+        not looked at otherwise, as it costs a forward pass. An argument of the compiled
+        function, not a constant; it must not share arrays with a state (``create`` copies, so
+        the parameters that a state was created from are fine).
 
     Returns:
       ``update``, whose metrics are scalars: loss, policy ratio (mean, max), clip_fraction,
@@ -174,6 +175,12 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, ref_params: Params | No
     """
     if cfg.grpo.kl and ref_params is None:
         raise ValueError(f"GRPOConfig.kl is {cfg.grpo.kl}: make_update needs ref_params, the reference policy")
+    return functools.partial(_compiled(cfg, logits_fn), ref_params=ref_params if cfg.grpo.kl else None)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(cfg: LearnerConfig, logits_fn: LogitsFn) -> Callable:
+    """``update(state, imagined, key, ref_params)``."""
     transform = optimizer(cfg)
 
     def update(
@@ -203,7 +210,7 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, ref_params: Params | No
         fresh = PolicyState(_merge(trained, frozen), opt_state, step, state.frozen)
         return fresh, _metrics(report_S, signal, imagined, cfg.grpo)
 
-    return functools.partial(jax.jit(update, donate_argnums=0), ref_params=ref_params)
+    return jax.jit(update, donate_argnums=0)
 
 
 @struct.dataclass
