@@ -52,7 +52,9 @@ def test_fused_scan_equals_a_python_loop_of_the_same_parts() -> None:
     for n in range(3):
         keys = jax.vmap(lambda k, n=n: jax.random.split(jax.random.fold_in(k, n)))(key_B)
         token, _, action = _act(frame, start.prompt_BL, keys[:, 0])
-        assert jnp.array_equal(fused.frame_BNHWC[:, n], frame) or jnp.allclose(fused.frame_BNHWC[:, n], frame, atol=1e-6)
+        assert jnp.array_equal(fused.frame_BNHWC[:, n], frame) or jnp.allclose(
+            fused.frame_BNHWC[:, n], frame, atol=1e-6
+        )
         assert jnp.array_equal(fused.token_BNTA[:, n], token)
         state, video, _ = world.step(state, action, keys[:, 1])
         assert jnp.allclose(fused.video_BNTHWC[:, n], video, atol=1e-6)

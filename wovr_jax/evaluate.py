@@ -22,7 +22,7 @@ from wovr_jax.types import Array, Imagined
 def succeeded(rollout: Imagined) -> np.ndarray:
     """(B,) bool: the world's own verdict, success in any frame (LIBERO's ``success_once``)."""
     verdict = rollout.success_BNT if rollout.truth_BNT is None else rollout.truth_BNT
-    return np.asarray(verdict).any((1, 2))
+    return np.any(np.asarray(verdict), axis=(1, 2))
 
 
 def rate(success_B: np.ndarray | Sequence[bool]) -> dict[str, Any]:
@@ -79,6 +79,8 @@ def join(parts: Sequence[Imagined], count: int | None = None) -> Imagined:
 
 def side_by_side(true_SHWC: Array | np.ndarray, imagined_SHWC: Array | np.ndarray) -> np.ndarray:
     """uint8 frames (S, H, 2W + gap, C): the truth on the left, imagination on the right."""
-    left, right = (np.clip(np.round((np.asarray(x) + 1) * 127.5), 0, 255).astype(np.uint8) for x in (true_SHWC, imagined_SHWC))
+    left, right = (
+        np.clip(np.round((np.asarray(x) + 1) * 127.5), 0, 255).astype(np.uint8) for x in (true_SHWC, imagined_SHWC)
+    )
     gap = np.full((*left.shape[:2], max(1, left.shape[2] // 16), 3), 255, np.uint8)
     return np.concatenate([left, gap, right], axis=2)

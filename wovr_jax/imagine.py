@@ -64,6 +64,7 @@ def imagine(
         n, recorded_BTA = xs
         k_policy_B, k_world_B = _split(key_B, n)
         if recorded_BTA is None:
+            assert callable(actor)
             token_BTA, logp_BTA, action_BTA = actor(frame_BHWC, start.prompt_BL, k_policy_B)
         else:
             action_BTA = recorded_BTA
@@ -96,7 +97,9 @@ def predicate(frame_BTHWC: Array, task_B: Array, truth_BT: Array | None) -> Arra
     """A scorer that asks the true simulator instead of a network."""
     del frame_BTHWC, task_B
     if truth_BT is None:
-        raise ValueError("the true predicate was asked of a world that does not know it; use the simulator or `shadowed`")
+        raise ValueError(
+            "the true predicate was asked of a world that does not know it; use the simulator or `shadowed`"
+        )
     return truth_BT.astype(jnp.float32)
 
 

@@ -1,3 +1,5 @@
+"""Causal and planar convolutions: native against folded, taps by hand, torch, causality, bad input."""
+
 from __future__ import annotations
 
 import jax

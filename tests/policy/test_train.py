@@ -58,7 +58,9 @@ def test_frozen_parts_stay_and_the_rest_moves():
     params = NET.init(KEY)
     state, step = train.make(CFG, SFTConfig.fake(), params, data(), KEY)
     state, _ = run(state, step, 0, 3)
-    same = {name: all(map(np.array_equal, *map(jax.tree.leaves, (params[name], state.params[name])))) for name in params}
+    same = {
+        name: all(map(np.array_equal, *map(jax.tree.leaves, (params[name], state.params[name])))) for name in params
+    }
     assert same == {"dino": True, "siglip": True, "projector": False, "llm": False}
     everything = dataclasses.replace(SFTConfig.fake(), frozen=())
     state, _ = run(*train.make(CFG, everything, params, data(), KEY), 0, 3)

@@ -77,7 +77,9 @@ def test_slots_separate_from_the_second_layer_on():
     def spread(depth):
         cfg = dataclasses.replace(CFG, llm=dataclasses.replace(CFG.llm, depth=depth))
         net = network(cfg)
-        slot = net(net.init(jax.random.key(0)), FRAME, PROMPT).reshape(2, 56, 256)[:, 1:]  # slot 0 is read at the prompt
+        slot = net(net.init(jax.random.key(0)), FRAME, PROMPT).reshape(2, 56, 256)[
+            :, 1:
+        ]  # slot 0 is read at the prompt
         return float(jnp.abs(slot - slot.mean(1, keepdims=True)).max())
 
     assert spread(1) < 1e-5 < 1e-3 < spread(3)

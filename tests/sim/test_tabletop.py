@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.sim import collect, experts, tabletop
+from wovr_jax.sim import collect, tabletop
 from wovr_jax.sim.experts import ExpertConfig
 from wovr_jax.sim.tabletop import TabletopConfig
 from wovr_jax.types import Imagined

@@ -1,3 +1,5 @@
+"""The video VAE: sizes, parity with diffusers, prefixes, shortcuts by hand, bad input."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -112,7 +114,7 @@ def test_against_diffusers(cfg: VAEConfig):
 def test_encode_normalises_the_mean_and_decode_undoes_it():
     cfg = dataclasses.replace(THREE, latent_mean=(0.5,) * 5, latent_std=(2.0,) * 5)
     params, x = lively(cfg), window(cfg, frames=5)
-    mean, logvar = compiled(THREE, "moments")(params, x)
+    mean, _ = compiled(THREE, "moments")(params, x)
     latent = compiled(cfg, "encode")(params, x)
     np.testing.assert_allclose(latent, (mean - 0.5) / 2.0, atol=1e-5)
     np.testing.assert_allclose(

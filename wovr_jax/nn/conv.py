@@ -50,7 +50,7 @@ def causal_conv3d(
     Raises:
       ValueError: for an unknown implementation, or channels that do not match.
     """
-    taps, height, width, channels, features = kernel_THWIO.shape
+    taps, height, width, channels, _ = kernel_THWIO.shape
     if x_BFHWC.shape[-1] != channels:
         raise ValueError(f"causal_conv3d: the kernel takes {channels} channels, the input has {x_BFHWC.shape[-1]}")
     past = taps - 1 if past is None else past
@@ -94,7 +94,9 @@ def _shifted(x_BFHWC: Array, start: int, stride: int, frames: int) -> Array:
     """Frames start, start + stride, ..., ``frames`` of them; those before the first are zero."""
     missing = min(frames, max(0, -(start // stride)))
     first = start + missing * stride
-    kept = x_BFHWC[:, first : first + (frames - missing - 1) * stride + 1 : stride] if frames > missing else x_BFHWC[:, :0]
+    kept = (
+        x_BFHWC[:, first : first + (frames - missing - 1) * stride + 1 : stride] if frames > missing else x_BFHWC[:, :0]
+    )
     if not missing:
         return kept
     # Zeros are joined here, not padded once for all taps: that saves a pass over the input.
@@ -113,7 +115,7 @@ def conv2d(
 
     ``padding`` is (top, bottom), (left, right), or a name of ``lax``. A 1 x 1 kernel is a matmul.
     """
-    height, width, _, features = kernel_HWIO.shape
+    height, width = kernel_HWIO.shape[:2]
     if (height, width) == (1, 1) and padding in ("SAME", "VALID", ((0, 0), (0, 0))):
         return x_HWC[..., ::stride, ::stride, :] @ kernel_HWIO[0, 0]
     lead = x_HWC.shape[:-3]
@@ -204,7 +206,9 @@ class Conv2D(nnx.Module):
 
     def __call__(self, x_HWC: Array) -> Array:
         """(..., H, W, I) to (..., H', W', O), in the compute dtype."""
-        y = conv2d(x_HWC.astype(self.dtype), self.kernel[...].astype(self.dtype), stride=self.stride, padding=self.padding)
+        y = conv2d(
+            x_HWC.astype(self.dtype), self.kernel[...].astype(self.dtype), stride=self.stride, padding=self.padding
+        )
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def upsample(self, x_HWC: Array) -> Array:

@@ -100,7 +100,9 @@ def loss(net: Pure, params: Params, cfg: TowerTraining, scenes: Scenes) -> tuple
     position, attribute, cover = net(params, scenes.frame_BHWC)
     goal_BO2, there_BO = _goal(cfg, scenes)
     centre_K = (jnp.arange(cfg.bins) + 0.5) / cfg.bins
-    target = jax.nn.softmax(-0.5 * jnp.square((goal_BO2[..., None] - centre_K.reshape(1, 1, 1, -1)) * cfg.bins / cfg.blur))
+    target = jax.nn.softmax(
+        -0.5 * jnp.square((goal_BO2[..., None] - centre_K.reshape(1, 1, 1, -1)) * cfg.bins / cfg.blur)
+    )
     where = jnp.broadcast_to(there_BO[..., None], goal_BO2.shape)
     position_loss = jnp.mean(optax.losses.softmax_cross_entropy(position, target), where=where)
     attribute_loss = optax.losses.sigmoid_binary_cross_entropy(attribute, scenes.attribute_BE).mean()

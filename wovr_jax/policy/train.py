@@ -128,7 +128,8 @@ def make(
         gradient, metrics = jax.grad(objective, has_aux=True)(free)
         update, opt = optimiser.update(gradient, state.opt, free)
         metrics["gradient"] = optax.tree.norm(gradient)
-        return SFTState(fixed | optax.apply_updates(free, update), opt), metrics
+        moved: Any = optax.apply_updates(free, update)
+        return SFTState(fixed | moved, opt), metrics
 
     jitted = jax.jit(step, donate_argnums=0)
     first = SFTState(jax.tree.map(jnp.copy, params), optimiser.init(split(params, train.frozen)[1]))

@@ -62,9 +62,7 @@ def begin(key: Array, cfg: ExpertConfig) -> ExpertState:
     return ExpertState(release=jnp.where(flawed, where, 0.0), idle=jnp.array(False))
 
 
-def act(
-    expert: ExpertState, state: TabletopState, cfg: ExpertConfig, sim: TabletopConfig
-) -> tuple[ExpertState, Array]:
+def act(expert: ExpertState, state: TabletopState, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[ExpertState, Array]:
     """The clean action (7,) for a state: reach, close, carry, let go, stay."""
     holding = state.held == 0
     wrong = state.held == 1
@@ -81,7 +79,7 @@ def act(
     grip = (holding & ~lets_go) | (on_block & ~holding & ~placed)
     grip = grip & ~gives_up & ~wrong
     action = jnp.zeros(ACTION_DIM).at[:2].set(move).at[6].set(jnp.where(grip, 1.0, -1.0))
-    return expert.replace(idle=gives_up), action
+    return dataclasses.replace(expert, idle=gives_up), action
 
 
 def _digital(wish: Array, cfg: ExpertConfig) -> Array:
@@ -92,9 +90,7 @@ def _digital(wish: Array, cfg: ExpertConfig) -> Array:
     return jnp.sign(wish) * speeds[nearest]
 
 
-def demonstrate(
-    seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig
-) -> tuple[TabletopState, Array, Array]:
+def demonstrate(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[TabletopState, Array, Array]:
     """One demonstration: states (S + 1 leading), clean labels (S, 7), executed actions (S, 7)."""
     first = tabletop.reset(jax.random.key(seed), sim)
     k_flaw, k_noise = jax.random.split(key)

@@ -122,7 +122,7 @@ def step(state: TabletopState, action_A: Array, cfg: TabletopConfig) -> Tabletop
     held = jnp.where(closed, jnp.where(takes, nearest, state.held), -1)
     carried_K = jnp.arange(2) == held
     block_K2 = jnp.where(carried_K[:, None], gripper, state.block_K2)
-    return state.replace(gripper=gripper, closed=closed, held=held, block_K2=block_K2)
+    return dataclasses.replace(state, gripper=gripper, closed=closed, held=held, block_K2=block_K2)
 
 
 def success(state: TabletopState, cfg: TabletopConfig) -> Array:
@@ -183,7 +183,9 @@ def world(cfg: TabletopConfig) -> World:
 
     def begin(start: Start) -> TabletopState:
         if start.sim is None:
-            raise ValueError("the true simulator needs Start.sim, the simulator state; got None. Build the start states with sim=...")
+            raise ValueError(
+                "the true simulator needs Start.sim, the simulator state; got None. Build the start states with sim=..."
+            )
         return start.sim
 
     def chunk(state: TabletopState, action_BTA: Array, key_B: Array) -> tuple[TabletopState, Array, Array]:

@@ -87,7 +87,9 @@ class VAEConfig:
             # The shortcut turns a * time * space^2 channels into b by means or copies; above, b into a.
             stacked = a * time * space**2
             if stacked % b and b % stacked:
-                raise ValueError(f"VAEConfig: no shortcut from multiple {a} to {b} in dim_mult {self.dim_mult}: must divide")
+                raise ValueError(
+                    f"VAEConfig: no shortcut from multiple {a} to {b} in dim_mult {self.dim_mult}: must divide"
+                )
 
     @classmethod
     def wan2_2(cls) -> VAEConfig:
@@ -97,7 +99,9 @@ class VAEConfig:
     @classmethod
     def tabletop(cls) -> VAEConfig:
         """For 32 x 32 frames of the embedded table: 4 x 4 latents, 8x in space, 4x in time."""
-        return cls(encoder_dim=12, decoder_dim=12, z_dim=16, dim_mult=(1, 2, 2), res_blocks=1, temporal_down=(True, True))
+        return cls(
+            encoder_dim=12, decoder_dim=12, z_dim=16, dim_mult=(1, 2, 2), res_blocks=1, temporal_down=(True, True)
+        )
 
     @classmethod
     def fake(cls) -> VAEConfig:
