@@ -53,10 +53,10 @@ def test_full_size_shapes():
 
 
 def test_tabletop_keeps_the_picture():
-    """The stages see 32, 16, 8 and 4 pixels; the reference stem would hand the last one a single pixel."""
+    """The stages see 16, 8 and 4 pixels; the reference stem and stages would end with a single one."""
     cfg = RewardConfig.tabletop()
     pixels = 32 // cfg.stem_stride // (2 if cfg.stem_pool else 1)
-    assert [pixels // 2**stage for stage in range(len(cfg.widths))] == [32, 16, 8, 4]
+    assert [pixels // 2**stage for stage in range(len(cfg.widths))] == [16, 8, 4]
 
 
 def test_task_head_reads_the_task_and_plain_head_does_not(fake):

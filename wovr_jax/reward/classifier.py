@@ -69,15 +69,19 @@ class RewardConfig:
 
     @classmethod
     def tabletop(cls, **changes: Any) -> RewardConfig:
-        """32 pixels, three instructions; the stages see 32, 16, 8 and 4 pixels."""
-        stem = cls(widths=(8, 16, 32, 64), stem_kernel=3, stem_stride=1, stem_pool=False)
+        """32 pixels, three instructions; the stages see 16, 8 and 4 pixels.
+
+        Widths 8, 16, 32, 64 from 32 pixels on cost three times as much on a CPU, where narrow
+        convolutions are slow, and told success no better on held-out episodes.
+        """
+        stem = cls(widths=(16, 32, 64), stem_kernel=3, stem_stride=2, stem_pool=False)
         small = dataclasses.replace(stem, head="task", tasks=3, embed=16, hidden=64)
         return dataclasses.replace(small, **changes)
 
     @classmethod
     def fake(cls, **changes: Any) -> RewardConfig:
         """The smallest that has every part, for tests."""
-        return cls.tabletop(**{"widths": (4, 6), "embed": 4, "hidden": 8} | changes)
+        return cls.tabletop(**{"widths": (4, 6), "stem_stride": 1, "embed": 4, "hidden": 8} | changes)
 
     def __post_init__(self):
         if self.head not in ("plain", "task"):
