@@ -40,7 +40,7 @@ class GRPOConfig:
       coef: value of a success.
       flicker: rewards are differences of the flag inside a chunk-granular mask, so a flag that
         falls again before the end of its chunk takes the success back (as RLinf does).
-      granularity: the mask ends with the step of the first success, or with its chunk.
+      granularity: the mask ends with the step of the first success, or with its chunk; "none" masks nothing.
       normalise: advantage minus the group mean, or that over the group deviation.
       ddof: of that deviation; 1 is torch's default.
       eps: added to the deviation.
@@ -64,7 +64,7 @@ class GRPOConfig:
     gamma: float = 1.0
     coef: float = 1.0
     flicker: bool = False
-    granularity: Literal["step", "chunk"] = "step"
+    granularity: Literal["step", "chunk", "none"] = "step"
     normalise: Literal["mean", "mean_std"] = "mean"
     ddof: int = 1
     eps: float = 1e-6
@@ -151,6 +151,8 @@ def valid_mask(success_BNT: Array, granularity: str = "step") -> Array:
 
     A trajectory without success is valid throughout.
     """
+    if granularity == "none":
+        return jnp.ones(success_BNT.shape, bool)
     if granularity == "chunk":
         done_BN = jnp.any(success_BNT, axis=2)
         return jnp.broadcast_to(_none_before(done_BN)[:, :, None], success_BNT.shape)

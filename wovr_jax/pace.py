@@ -106,7 +106,9 @@ def _phase(round_: int, facts: Mapping[str, Any], recipe: Recipe) -> dict[str, A
     names = ["base", "after imagined GRPO"] + [f"after PACE round {k}" for k in range(1, recipe.rounds)]
     imagined = facts.get(f"compare-{round_}-in-world-{max(round_ - 1, 0)}", {}).get("imagined_success")
     one = facts[f"evaluate-{round_}"]
-    return {"name": names[round_], "imagined_success": imagined} | {key: one[key] for key in ("true_success", "greedy", "subgoals")}
+    return {"name": names[round_], "imagined_success": imagined} | {
+        key: one[key] for key in ("true_success", "greedy", "subgoals")
+    }
 
 
 def _comparison(name: str, one: Mapping[str, Any]) -> dict[str, Any]:

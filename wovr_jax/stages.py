@@ -12,14 +12,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax import assets, checkpoint, evaluate, imagine, learner, loop, metrics, runtime
+from wovr_jax import assets, checkpoint, evaluate, learner, loop, metrics, runtime
 from wovr_jax.data import batches, normalize
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
@@ -27,12 +27,13 @@ from wovr_jax.policy import train as sft
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
+from wovr_jax.programs import Programs
 from wovr_jax.recipe import Recipe
 from wovr_jax.reward import classifier
 from wovr_jax.reward import fit as reward_fit
 from wovr_jax.run import Run
 from wovr_jax.sim import collect, tabletop
-from wovr_jax.types import Array, Episode, Imagined, Start, World
+from wovr_jax.types import Array, Episode, Imagined
 from wovr_jax.world import model as world_model
 from wovr_jax.world import train as world_training
 from wovr_jax.world.model import WorldConfig
@@ -113,28 +114,12 @@ class Stages:
         checkpoint.save(folder / "policy", state.params)
         return {"chunks": len(chunks["task_B"])}
 
-    # --- the true simulator -----------------------------------------------------------------
-
     @functools.cached_property
-    def _live(self) -> Callable[[Params, Array, Array, float], Imagined]:
-        """One compiled rollout in the true simulator, for collection and evaluation alike."""
-        cfg = self.recipe
-        world, chunks = tabletop.world(cfg.sim), cfg.sim.horizon // cfg.policy.chunk
+    def programs(self) -> Programs:
+        """The compiled rollouts of this run."""
+        return Programs(self.recipe, self.codec, self._vae[0], self.prompt_KL)
 
-        @functools.partial(jax.jit, static_argnums=3)
-        def live(params: Params, seed_B: Array, key: Array, temperature: float) -> Imagined:
-            act = vla.policy(cfg.policy, params, self.codec, temperature)
-            start = collect.begin(seed_B, self.prompt_KL, cfg.sim, cfg.world.memory)
-            return imagine.imagine(act, world, imagine.predicate, start, key, chunks=chunks, video=True)
-
-        return live
-
-    def _rollouts(self, params: Params, seeds: np.ndarray, key: Array, temperature: float) -> Iterator[tuple[np.ndarray, Imagined]]:
-        """True rollouts in equal batches; the padding of the last one is for the caller to drop."""
-        batch = self.recipe.collect.batch
-        for low in range(0, len(seeds), batch):
-            part = seeds[low : low + batch]
-            yield part, self._live(params, jnp.asarray(np.resize(part, batch)), jax.random.fold_in(key, low), temperature)
+    # --- the true simulator -----------------------------------------------------------------
 
     def collected(self, round_: int) -> list[Episode]:
         """True rollouts of the policy of ``round_``; the only true steps that training consumes."""
@@ -144,7 +129,9 @@ class Stages:
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
             count = cfg.collect.first if round_ == 0 else cfg.collect.again
-            rollouts = self._rollouts(self.policy(round_), self.layouts(name, count), self.key(name), cfg.temperature)
+            rollouts = self.programs.live_batches(
+                self.policy(round_), self.layouts(name, count), self.key(name), cfg.temperature
+            )
             made = (episode for seeds, rollout in rollouts for episode in collect.episodes(rollout, seeds, actor))
             facts = disk.write(folder / "episodes", made, meta={"sim": "tabletop"}, overwrite=True)
             steps = count * cfg.sim.horizon
@@ -194,20 +181,6 @@ class Stages:
         cut = batches.windows(episodes, memory=cfg.slots, new=cfg.chunk, partial=True)
         return world_training.encode_windows(cfg, vae_params, cut)
 
-    @functools.cached_property
-    def _replayed(self) -> Callable[[Params, Params, Start, Array, Array], Imagined]:
-        """One compiled replay of recorded actions in the learned world."""
-        cfg = self.recipe
-
-        @jax.jit
-        def replayed(world: Params, reward: Params, start: Start, action_BNTA: Array, key: Array) -> Imagined:
-            model = world_model.world(self._vae[0], world)
-            score = classifier.score(cfg.reward, reward)
-            chunks = action_BNTA.shape[1]
-            return imagine.imagine(action_BNTA, model, score, start, key, chunks=chunks, video=True)
-
-        return replayed
-
     def _retold(self, round_: int, episodes: list[Episode]) -> list[Episode]:
         """The same actions in the learned world: imagined frames under the true labels.
 
@@ -223,7 +196,7 @@ class Stages:
             action_BSA = np.stack([episodes[row].action_SA for row in row_B])
             action_BNTA = action_BSA.reshape(batch, -1, chunk, action_BSA.shape[-1])
             start = start_states.gather(table, jnp.asarray(row_B), self.prompt_KL)
-            dream = self._replayed(self.world(round_), blank, start, action_BNTA, self.key("retold", round_, low))
+            dream = self.programs.replay(self.world(round_), blank, start, action_BNTA, self.key("retold", round_, low))
             video_BSHWC = disk.to_uint8(dream.video_BNTHWC).reshape(batch, -1, *dream.frame_BNHWC.shape[2:])
             for row, video_SHWC in list(zip(row_B, video_BSHWC, strict=True))[: len(episodes) - low]:
                 frames = np.concatenate([episodes[row].frame_SHWC[:1], video_SHWC])
@@ -263,9 +236,8 @@ class Stages:
             table = start_states.initial(pool, memory=slots)
             if cfg.share:
                 rng = np.random.default_rng([self.recipe.seed, round_])
-                keys = start_states.keyframes(
-                    self.collected(round_), cfg.rule, cfg.before, rng, each=cfg.each, least=cfg.least, event=cfg.event, memory=slots
-                )
+                how = {"each": cfg.each, "least": cfg.least, "event": cfg.event, "memory": slots}
+                keys = start_states.keyframes(self.collected(round_), cfg.rule, cfg.before, rng, **how)
                 table = start_states.join(table, keys)
             start_states.save(folder / "starts", table, overwrite=True)
             steps = np.asarray(table.step_K[table.initials :])
@@ -291,7 +263,7 @@ class Stages:
         """First learner state and ``step(state, i)``: draw starts, roll, score, update, all on the device."""
         cfg, parts = self.recipe, self._dream_parts(round_)
         update = learner.make_update(cfg.learner, vla.network(cfg.policy), self.policy(0))
-        rollout = self._dreamt
+        rollout = self.programs.dream
 
         def step(state: learner.PolicyState, i: Array) -> tuple[learner.PolicyState, dict[str, Array]]:
             k_dream, k_update = jax.random.split(jax.random.fold_in(key, i))
@@ -313,37 +285,6 @@ class Stages:
         if cfg.world != "learned":
             parts["sim"] = tabletop.replay(table.seed_K, table.played_KSA, table.step_K, self.recipe.sim)
         return parts
-
-    @functools.cached_property
-    def _dreamt(self) -> Callable[[Params, dict[str, Any], Array], Imagined]:
-        """One compiled rollout of all groups of an iteration; the same program in every round."""
-        cfg = self.recipe
-        group = cfg.learner.grpo.group
-
-        @jax.jit
-        def dreamt(params: Params, parts: dict[str, Any], key: Array) -> Imagined:
-            k_draw, k_roll = jax.random.split(key)
-            table = parts["starts"]
-            row_B = start_states.draw(table, k_draw, cfg.dream.groups, group, share=cfg.starts.share)
-            start = start_states.gather(table, row_B, self.prompt_KL)
-            if "sim" in parts:
-                start = start.replace(sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
-            act = vla.policy(cfg.policy, params, self.codec, cfg.temperature)
-            score = classifier.score(cfg.reward, parts["reward"]) if "reward" in parts else imagine.predicate
-            world = self._stage_world(parts)
-            return imagine.imagine(
-                act, world, score, start, k_roll, chunks=cfg.dream.chunks, threshold=parts["threshold"]
-            )
-
-        return dreamt
-
-    def _stage_world(self, parts: dict[str, Any]) -> World:
-        """The world of ``dream.world``."""
-        kind, true = self.recipe.dream.world, tabletop.world(self.recipe.sim)
-        if kind == "true":
-            return true
-        model = world_model.world(self._vae[0], parts["world"])
-        return model if kind == "learned" else imagine.shadowed(model, true)
 
     # --- the truth --------------------------------------------------------------------------
 
@@ -369,7 +310,7 @@ class Stages:
         return self.run.stage(name, make, lambda folder: self.run.facts[name])
 
     def _rolled(self, params: Params, seeds: np.ndarray, key: Array, temperature: float) -> Imagined:
-        parts = [rollout for _, rollout in self._rollouts(params, seeds, key, temperature)]
+        parts = [rollout for _, rollout in self.programs.live_batches(params, seeds, key, temperature)]
         return evaluate.join(parts, len(seeds))
 
     def compared(self, round_: int, world_round: int) -> dict[str, Any]:
@@ -381,9 +322,11 @@ class Stages:
             seeds = self.layouts("evaluate", cfg.evaluate.compare)
             reward, threshold = self.reward(world_round)
             trues, dreams = [], []
-            for part, true in self._rollouts(self.policy(round_), seeds, self.key("evaluate"), cfg.temperature):
+            for part, true in self.programs.live_batches(
+                self.policy(round_), seeds, self.key("evaluate"), cfg.temperature
+            ):
                 start = collect.begin(jnp.asarray(np.resize(part, cfg.collect.batch)), self.prompt_KL, cfg.sim)
-                dream = self._replayed(self.world(world_round), reward, start, true.action_BNTA, self.key(name))
+                dream = self.programs.replay(self.world(world_round), reward, start, true.action_BNTA, self.key(name))
                 trues.append(true)
                 dreams.append(dream)
             true, dream = evaluate.join(trues, len(seeds)), evaluate.join(dreams, len(seeds))

@@ -1,0 +1,110 @@
+"""The compiled programs of a run: three rollouts, each compiled once and used in every round.
+
+Weights, start states and thresholds are arguments, never constants in a program, so a
+refreshed world model or an evolved policy runs in the program that is already there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wovr_jax.data import starts as start_states
+from wovr_jax.imagine import imagine, predicate, shadowed
+from wovr_jax.policy import vla
+from wovr_jax.policy.actions import Codec
+from wovr_jax.recipe import Recipe
+from wovr_jax.reward import classifier
+from wovr_jax.sim import collect, tabletop
+from wovr_jax.types import Array, Imagined, Start, World
+from wovr_jax.world import model as world_model
+from wovr_jax.world.model import WorldConfig
+
+Params = dict[str, Any]
+
+
+class Programs:
+    """Rollouts of one recipe.
+
+    Args:
+      recipe: the settings.
+      codec: between actions and tokens.
+      world: the world model's settings, its VAE's statistics filled in.
+      prompt_KL: (tasks, L) prompt tokens of every task.
+    """
+
+    def __init__(self, recipe: Recipe, codec: Codec, world: WorldConfig, prompt_KL: Array):
+        self.recipe, self.codec, self.world_config, self.prompt_KL = recipe, codec, world, prompt_KL
+
+    @functools.cached_property
+    def live(self) -> Callable[[Params, Array, Array, float], Imagined]:
+        """``live(policy, seed_B, key, temperature)``: a policy in the true simulator, with video."""
+        cfg = self.recipe
+        world, chunks = tabletop.world(cfg.sim), cfg.sim.horizon // cfg.policy.chunk
+
+        @functools.partial(jax.jit, static_argnums=3)
+        def live(policy: Params, seed_B: Array, key: Array, temperature: float) -> Imagined:
+            act = vla.policy(cfg.policy, policy, self.codec, temperature)
+            start = collect.begin(seed_B, self.prompt_KL, cfg.sim, self.world_config.slots)
+            return imagine(act, world, predicate, start, key, chunks=chunks, video=True)
+
+        return live
+
+    def live_batches(
+        self, policy: Params, seeds: np.ndarray, key: Array, temperature: float
+    ) -> Iterator[tuple[np.ndarray, Imagined]]:
+        """``live`` in equal batches of seeds; rows beyond the seeds of a batch are padding."""
+        batch = self.recipe.collect.batch
+        for low in range(0, len(seeds), batch):
+            part = seeds[low : low + batch]
+            padded = jnp.asarray(np.resize(part, batch))
+            yield part, self.live(policy, padded, jax.random.fold_in(key, low), temperature)
+
+    @functools.cached_property
+    def replay(self) -> Callable[[Params, Params, Start, Array, Array], Imagined]:
+        """``replay(world, reward, start, action_BNTA, key)``: recorded actions in the learned world, with video."""
+
+        @jax.jit
+        def replay(world: Params, reward: Params, start: Start, action_BNTA: Array, key: Array) -> Imagined:
+            model = world_model.world(self.world_config, world)
+            score = classifier.score(self.recipe.reward, reward)
+            return imagine(action_BNTA, model, score, start, key, chunks=action_BNTA.shape[1], video=True)
+
+        return replay
+
+    @functools.cached_property
+    def dream(self) -> Callable[[Params, Params, Array], Imagined]:
+        """``dream(policy, parts, key)``: the rollouts of one iteration of RL.
+
+        ``parts`` holds ``starts``, ``threshold`` and, as ``recipe.dream`` asks for them, the weights
+        ``world`` and ``reward`` and the simulator states ``sim`` of the starts.
+        """
+        cfg = self.recipe
+
+        @jax.jit
+        def dream(policy: Params, parts: Params, key: Array) -> Imagined:
+            k_draw, k_roll = jax.random.split(key)
+            table = parts["starts"]
+            row_B = start_states.draw(table, k_draw, cfg.dream.groups, cfg.learner.grpo.group, share=cfg.starts.share)
+            start = start_states.gather(table, row_B, self.prompt_KL)
+            if "sim" in parts:
+                start = start.replace(sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
+            act = vla.policy(cfg.policy, policy, self.codec, cfg.temperature)
+            score = classifier.score(cfg.reward, parts["reward"]) if cfg.dream.reward == "learned" else predicate
+            chunks, threshold = cfg.dream.chunks, parts["threshold"]
+            return imagine(act, self._world(parts), score, start, k_roll, chunks=chunks, threshold=threshold)
+
+        return dream
+
+    def _world(self, parts: Params) -> World:
+        """The world of ``recipe.dream.world``."""
+        kind, true = self.recipe.dream.world, tabletop.world(self.recipe.sim)
+        if kind == "true":
+            return true
+        model = world_model.world(self.world_config, parts["world"])
+        return model if kind == "learned" else shadowed(model, true)
