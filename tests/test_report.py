@@ -96,9 +96,7 @@ def run(tmp_path_factory):
             log.scalars("grpo-1", step, values)
     frames = rng.integers(0, 255, (8, 32, 64, 3), dtype=np.uint8)
     metrics.video(folder / "videos" / "one.mp4", frames)
-    from PIL import Image
-
-    Image.fromarray(metrics.image_grid(frames, 4)).save(folder / "videos" / "strip.png")
+    (folder / "videos" / "strip.png").write_bytes(b"a picture is only carried over")
     return folder
 
 
