@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from wovr_jax import config, report, runtime
+from wovr_jax import config, report, runtime, studies
 from wovr_jax.recipe import Recipe
 from wovr_jax.run import Run, write_json
 from wovr_jax.stages import Stages
@@ -36,16 +36,19 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike) -> Res
       ConfigError: settings that do not fit, an unknown job.
       RunError: a folder that holds something else.
     """
-    if job not in JOBS:
-        raise config.ConfigError(f"config.job: expected one of {', '.join(JOBS)}, got {job!r}.")
+    if job not in JOBS and job not in studies.STUDIES:
+        raise config.ConfigError(f"config.job: expected one of {', '.join((*JOBS, *studies.STUDIES))}, got {job!r}.")
     recipe = config.from_dict(Recipe, settings)
     opened = Run(folder, config.to_dict(recipe))
     runtime.enable_compile_cache(opened.folder.parent / ".jax_cache")
     begin = time.perf_counter()
-    stages = Stages(recipe, opened)
-    JOBS[job](stages)
+    if job in studies.STUDIES:
+        results = _studied(job, recipe, opened.folder) | {"seconds": time.perf_counter() - begin}
+    else:
+        stages = Stages(recipe, opened)
+        JOBS[job](stages)
+        results = summary(stages, time.perf_counter() - begin)
     opened.log.close()
-    results = summary(stages, time.perf_counter() - begin)
     write_json(opened.folder / "results.json", results)
     report.write(opened.folder)
     return results
@@ -71,7 +74,15 @@ JOBS: dict[str, Callable[[Stages], Any]] = {
     "world_model": lambda stages: stages.world(0),
     "reward": lambda stages: stages.reward(0),
     "grpo": lambda stages: (stages.evaluated(0), stages.evaluated(1)),
+    "online_grpo": lambda stages: (stages.evaluated(0), stages.evaluated(1)),
 }
+
+
+def _studied(job: str, recipe: Recipe, folder: pathlib.Path) -> Results:
+    """The results of a study: its table in the place of phases."""
+    table = studies.study(job, recipe, folder)
+    facts = {"name": recipe.name, "job": job, "seed": recipe.seeds[0], "versions": runtime.versions()}
+    return facts | {"device": runtime.device_name(), "peak_rss_gb": runtime.peak_rss_gb(), "phases": [], "study": table}
 
 
 def summary(stages: Stages, seconds: float) -> Results:

@@ -103,6 +103,7 @@ class Recipe:
     Attributes:
       policy, world, reward: the networks.
       job, name, seed: what to run, how to call it, and the seed of everything random.
+      seeds: of the runs of a study; other jobs use ``seed``.
       assets: folder of the pretrained parts; empty for those of the package.
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP).
       temperature: of the policy's sampling, in training and evaluation alike.
@@ -115,6 +116,7 @@ class Recipe:
     job: str = "pace"
     name: str = "pace"
     seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2)
     assets: str = ""
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")

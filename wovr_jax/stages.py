@@ -230,10 +230,12 @@ class Stages:
         """Where imagined rollouts of a round begin: episode starts, and keyframes before failures."""
         cfg = self.recipe.starts
         name = f"starts-{round_}"
+        # Online RL without keyframes needs layouts only; its whole budget is for the learner.
+        online = self.recipe.dream.world == "true" and not cfg.share
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
-            pool, slots = self._pool(round_), self._vae[0].slots
-            table = start_states.initial(pool, memory=slots)
+            slots = self._vae[0].slots
+            table = start_states.initial(self.demonstrations if online else self._pool(round_), memory=slots)
             if cfg.share:
                 rng = np.random.default_rng([self.recipe.seed, round_])
                 how = {"each": cfg.each, "least": cfg.least, "event": cfg.event, "memory": slots}
@@ -245,7 +247,8 @@ class Stages:
             counts = {rule: int((rules == i).sum()) for i, rule in enumerate(start_states.RULES) if (rules == i).any()}
             return {"initials": table.initials, "steps": steps.tolist(), "rules": counts}
 
-        self.collected(round_)
+        if not online:
+            self.collected(round_)
         return self.run.stage(name, make, lambda folder: start_states.load(folder / "starts"))
 
     def _make_policy(self, round_: int, folder: pathlib.Path) -> dict[str, Any]:

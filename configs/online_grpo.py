@@ -1,0 +1,18 @@
+"""GRPO in the true simulator with the true predicate, at the true budget of the whole loop: the baseline of WoVR.
+
+The budget of configs/pace.py (first plus later collections) goes into online rollouts instead; six updates of
+96 trajectories come closest.
+
+Command:   python launch/train.py --config=configs/online_grpo.py
+"""
+
+from configs import pace
+
+
+def get_config(preset: str = ""):
+    settings = pace.get_config(preset)
+    settings.job = settings.name = "online_grpo"
+    settings.dream.world = settings.dream.reward = "true"
+    settings.dream.updates = (6,)
+    settings.starts.share = 0.0
+    return settings
