@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wovr_jax.world import vae_train
+from wovr_jax.world.vae import VAEConfig
+from wovr_jax.world.vae_train import VAETraining
+
+CFG = VAEConfig.fake()
+TRAINING = VAETraining(steps=40, batch=2, lr=1e-2, warmup=5)
+
+
+def draw(key: jax.Array, batch: int) -> jax.Array:
+    """A bright square at a random place, which jumps after the first frame: (B, 5, 16, 16, 3)."""
+    at_BF2 = jax.random.randint(key, (batch, 5, 2), 0, 12)
+    at_BF2 = at_BF2.at[:, 2:].set(at_BF2[:, 1:2])
+    row, column = jnp.arange(16)[:, None], jnp.arange(16)[None, :]
+    inside = (abs(row - at_BF2[..., 0, None, None]) < 3) & (abs(column - at_BF2[..., 1, None, None]) < 3)
+    return jnp.where(inside, 0.8, -0.4)[..., None] * jnp.ones(3)
+
+
+def test_training_lowers_the_loss_and_is_reproducible():
+    state, step = vae_train.make(CFG, TRAINING, draw)
+    losses = []
+    for i in range(TRAINING.steps):
+        state, metrics = step(state, jnp.int32(i))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
+    again, step = vae_train.make(CFG, TRAINING, draw)
+    assert float(step(again, jnp.int32(0))[1]["loss"]) == losses[0]
+
+    held_out = [draw(jax.random.key(7), 16)]
+    cfg = vae_train.normalised(CFG, state["params"], held_out)
+    latent = vae_train.network(cfg)(state["params"], held_out[0], method="encode").reshape(-1, cfg.z_dim)
+    np.testing.assert_allclose(latent.mean(0), 0.0, atol=1e-2)
+    np.testing.assert_allclose(latent.std(0), 1.0, atol=1e-2)
+    found = vae_train.scores(cfg, state["params"], held_out)
+    assert found["psnr"] > found["psnr_moving"] and found["psnr"] > found["psnr_worst"]
+
+
+def test_moving_pixels_by_hand():
+    frame = jnp.zeros((1, 3, 2, 2, 3)).at[0, 1, 0, 1, 2].set(0.5).at[0, 2, 1, 0, 0].set(0.05)
+    np.testing.assert_array_equal(vae_train.moving(frame)[0, 0, :, :, 0], [[0, 1], [0, 0]])
+
+
+def test_focus_weighs_moving_pixels_and_keeps_the_scale():
+    """Weights have mean one: the focus moves attention and does not change the size of the loss."""
+    vae = vae_train.network(CFG)
+    params = vae.init(jax.random.key(0))
+    frame = draw(jax.random.key(1), 2)
+
+    @jax.jit
+    def total(focus: jax.Array) -> jax.Array:
+        training = dataclasses.replace(TRAINING, focus=focus)
+        return vae_train.loss(vae, params, training, frame, jax.random.key(2))[0]
+
+    losses = [total(focus) for focus in (0.0, 2.0)]
+    assert losses[0] != losses[1]
+    assert float(losses[1]) == pytest.approx(float(losses[0]), rel=0.5)

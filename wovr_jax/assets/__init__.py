@@ -1,0 +1,102 @@
+"""Small pretrained parts that come with the package: what the paper takes pretrained, at the size of the embedded run.
+
+An asset is ``<name>.safetensors`` (float16 weights; a parameter's path joined by dots) and
+``<name>.json``: the class and fields of its config, the settings of its training, what it
+scores, and the SHA-256 of the weights. ``launch/pretrain_tabletop.py`` makes them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import load, save
+
+from wovr_jax import config
+
+FOLDER = pathlib.Path(__file__).parent
+
+Params = dict[Any, Any]
+
+
+class AssetError(ValueError):
+    """An asset is missing, or not the one that its description belongs to."""
+
+
+def load_asset(name: str, folder: pathlib.Path = FOLDER) -> tuple[Any, Params]:
+    """The config (an instance of its dataclass) and the float32 parameters (numpy) of an asset.
+
+    Raises:
+      AssetError: if a file is missing or the weights do not have the hash of the description.
+      config.ConfigError: if the config's class no longer has the fields.
+    """
+    facts = describe(name, folder)
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+        raise AssetError(f"asset {name!r}: {path} is missing. Make it with launch/pretrain_tabletop.py.")
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != facts["sha256"]:
+        raise AssetError(
+            f"asset {name!r}: {path} has SHA-256 {digest}, its description says {facts['sha256']}. "
+            "Restore both files from one commit, or make them again with launch/pretrain_tabletop.py."
+        )
+    module, _, class_name = facts["config_class"].partition(":")
+    cls = getattr(importlib.import_module(module), class_name)
+    return config.from_dict(cls, facts["config"], f"{name}.json"), _nested(load(data))
+
+
+def describe(name: str, folder: pathlib.Path = FOLDER) -> dict[str, Any]:
+    """Everything that the asset's json says.
+
+    Raises:
+      AssetError: if there is no such asset, naming those there are.
+    """
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
+        raise AssetError(f"asset {name!r}: {path} is missing. Assets here: {known}.")
+    return json.loads(path.read_text())
+
+
+def save_asset(
+    name: str, cfg: Any, params: Params, *, training: Any, scores: dict[str, Any], folder: pathlib.Path = FOLDER
+) -> pathlib.Path:
+    """Writes both files; ``training`` is the settings dataclass (or dict) that made the weights. Returns the json's path."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    with np.errstate(over="ignore"):  # what overflows is reported below, by name
+        flat = {".".join(str(entry.key) for entry in path): np.asarray(leaf, np.float16) for path, leaf in leaves}
+    bad = [key for key, value in flat.items() if not np.isfinite(value).all()]
+    if bad:
+        raise AssetError(f"asset {name!r}: {bad[0]!r} is not finite in float16 ({len(bad)} such parameters)")
+    data = save(flat)
+    facts = {
+        "config_class": f"{type(cfg).__module__}:{type(cfg).__qualname__}",
+        "config": config.to_dict(cfg),
+        "training": config.to_dict(training),
+        "scores": scores,
+        "parameters": sum(value.size for value in flat.values()),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.safetensors").write_bytes(data)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(facts, indent=2) + "\n")
+    return path
+
+
+def _nested(flat: dict[str, np.ndarray]) -> Params:
+    """Dotted paths to nested dicts; a path entry of digits is a list index, an integer key."""
+    tree: Params = {}
+    for path, value in flat.items():
+        *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value.astype(np.float32)
+    return tree
