@@ -40,7 +40,9 @@ FLOORS = (
     ("imagine", "bridge"),
     ("learner", "evaluate", "export", "report"),
     ("recipe",),
+    ("programs",),
     ("stages",),
+    ("studies",),
     ("pace",),
 )
 """Imports go down only. Rooms above the ground floor do not see their neighbours; on the ground floor they may."""
