@@ -69,16 +69,17 @@ class LlamaBlock(nnx.Module):
 
     def __call__(self, x_BLD: Array, angle_BLP: Array, mask: Array) -> Array:
         x_BLD = x_BLD + self._attend(self.norm1(x_BLD), angle_BLP, mask)
-        h_BLD = self.norm2(x_BLD)
-        return x_BLD + self.down(jax.nn.silu(self.gate(h_BLD)) * self.up(h_BLD))
+        # Tokens on one axis: XLA:CPU copies a transposed operand of the weight gradients otherwise.
+        h_ND = self.norm2(x_BLD).reshape(-1, x_BLD.shape[-1])
+        return x_BLD + self.down(jax.nn.silu(self.gate(h_ND)) * self.up(h_ND)).reshape(x_BLD.shape)
 
     def _attend(self, x_BLD: Array, angle_BLP: Array, mask: Array) -> Array:
         batch, length, width = x_BLD.shape
-        q, k, v = (
-            layer(x_BLD).reshape(batch, length, self.heads, width // self.heads) for layer in (self.q, self.k, self.v)
-        )
+        x_ND = x_BLD.reshape(-1, width)
+        heads = batch, length, self.heads, width // self.heads
+        q, k, v = (layer(x_ND).reshape(heads) for layer in (self.q, self.k, self.v))
         q, k = rotate_halves(q, angle_BLP), rotate_halves(k, angle_BLP)
-        return self.o(attention(q, k, v, mask).reshape(batch, length, width))
+        return self.o(attention(q, k, v, mask).reshape(-1, width)).reshape(x_BLD.shape)
 
 
 class Llama(nnx.Module):
