@@ -1,4 +1,8 @@
-"""What every test shares: the CPU, one folder of compiled programs, no silent broadcasting of dtypes."""
+"""What every test shares: the CPU, and one folder of compiled programs.
+
+JAX's strict promotion settings stay off: optax itself mixes floats with its integer step count, and a bias or a
+statistic along the last axis is broadcast on purpose throughout (the shape letters say along what).
+"""
 
 from __future__ import annotations
 
