@@ -175,7 +175,7 @@ def torch_twin(torch, cfg, params):
 def test_equals_torch():
     """The reference stem at odd and even sizes: 'SAME' padding at stride 2 would shift the picture and miss by 0.1."""
     torch = pytest.importorskip("torch")
-    cfg = RewardConfig.fake(widths=(4, 6, 8), stem_kernel=7, stem_stride=2, stem_pool=True)
+    cfg = RewardConfig.fake(blocks=1, stem_kernel=7, stem_stride=2, stem_pool=True)
     pure = classifier.network(cfg)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: np.asarray(x + 0.1 * rng.random(x.shape), np.float32), pure.init(jax.random.key(3)))
@@ -187,10 +187,10 @@ def test_equals_torch():
         with torch.no_grad():
             expected = twin(torch.tensor(frame.transpose(0, 3, 1, 2).copy()), torch.tensor(task)).numpy()
         np.testing.assert_allclose(jax.jit(pure)(params, frame, task), expected, atol=2e-5, rtol=1e-5)
-        # and the running statistics of a training step: the mean exactly, the variance up to n / (n - 1)
-        body.train()
-        with torch.no_grad():
-            body(torch.tensor(frame.transpose(0, 3, 1, 2).copy()))
-        _, after = trained(cfg)(params, frame, task, jax.random.key(0))
-        np.testing.assert_allclose(after["stem_norm"]["mean"], body[1].running_mean.numpy(), atol=1e-5)
-        np.testing.assert_allclose(after["stem_norm"]["var"], body[1].running_var.numpy(), rtol=2e-3)
+    # and the running statistics of a training step: the mean exactly, the variance up to n / (n - 1)
+    body.train()
+    with torch.no_grad():
+        body(torch.tensor(frame.transpose(0, 3, 1, 2).copy()))
+    _, after = trained(cfg)(params, frame, task, jax.random.key(0))
+    np.testing.assert_allclose(after["stem_norm"]["mean"], body[1].running_mean.numpy(), atol=1e-5)
+    np.testing.assert_allclose(after["stem_norm"]["var"], body[1].running_var.numpy(), rtol=2e-3)
