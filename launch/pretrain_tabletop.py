@@ -42,7 +42,9 @@ def vae(args: argparse.Namespace) -> None:
     draw = jax.jit(windows, static_argnums=(1, 2))
     cfg = vae_train.normalised(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
     scores = vae_train.scores(cfg, params, [draw(key(1, "held out", i), 64, sim) for i in range(8)])
-    path = assets.save_asset(args.name or "tabletop_vae", cfg, params, training=training, scores=scores, folder=args.out)
+    path = assets.save_asset(
+        args.name or "tabletop_vae", cfg, params, training=training, scores=scores, folder=args.out
+    )
     print(f"{path}: {scores}")
 
 
@@ -93,6 +95,7 @@ PARTS = {"vae": vae}
 
 
 def main() -> None:
+    """Trains the part that the command line names, and writes the asset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=pathlib.Path, default=assets.FOLDER, help="where the asset is written")

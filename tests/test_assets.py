@@ -1,3 +1,5 @@
+"""Assets: round trip, damage, other versions, and their size all together."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,3 +1,5 @@
+"""Pretraining of the small VAE: it learns, reproducibly, and looks where things move."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -67,7 +67,7 @@ def describe(name: str, folder: pathlib.Path = FOLDER) -> dict[str, Any]:
 def save_asset(
     name: str, cfg: Any, params: Params, *, training: Any, scores: dict[str, Any], folder: pathlib.Path = FOLDER
 ) -> pathlib.Path:
-    """Writes both files; ``training`` is the settings dataclass (or dict) that made the weights. Returns the json's path."""
+    """Writes both files and returns the json's path; ``training``: the settings that made the weights."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     with np.errstate(over="ignore"):  # what overflows is reported below, by name
         flat = {".".join(str(entry.key) for entry in path): np.asarray(leaf, np.float16) for path, leaf in leaves}

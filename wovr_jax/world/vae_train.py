@@ -76,7 +76,9 @@ def make(cfg: VAEConfig, training: VAETraining, draw: Draw) -> tuple[dict[str, A
     """First state and jitted, donated ``step(state, i) -> (state, metrics)``; every batch is drawn afresh."""
     vae = network(cfg)
     k_init, k_data = jax.random.split(jax.random.key(training.seed))
-    rate = optax.warmup_cosine_decay_schedule(0.0, training.lr, min(training.warmup, training.steps // 2), training.steps)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, training.lr, min(training.warmup, training.steps // 2), training.steps
+    )
     optimiser = optax.chain(optax.clip_by_global_norm(training.clip), optax.adam(rate, b2=0.99))
     params = vae.init(k_init)
 
