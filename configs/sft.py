@@ -1,4 +1,4 @@
-"""A single stage of the loop, with the stages it needs: the base policy from scripted demonstrations, and its true success.
+"""A single stage of the loop, with the stages it needs: the base policy from demonstrations, and its true success.
 
 Command:   python launch/train.py --config=configs/sft.py[:preset]
 Settings:  those of configs/pace.py, presets included

@@ -1,4 +1,4 @@
-"""A single stage of the loop, with the stages it needs: the action-conditioned world model, from the base policy's rollouts.
+"""A single stage of the loop, with the stages it needs: the world model, from the base policy's rollouts.
 
 Command:   python launch/train.py --config=configs/world_model.py[:preset]
 Settings:  those of configs/pace.py, presets included

@@ -12,7 +12,6 @@ import pytest
 
 from wovr_jax import assets, pace
 from wovr_jax.config import to_dict
-from wovr_jax.data.batches import NoDataError
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
@@ -21,7 +20,6 @@ from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe, StartsConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
-from wovr_jax.run import RunError
 from wovr_jax.sim.experts import ExpertConfig
 from wovr_jax.sim.tabletop import TabletopConfig
 from wovr_jax.world.model import WorldConfig, networks

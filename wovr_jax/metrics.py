@@ -164,7 +164,9 @@ def difference(successes: int, n: int, base_successes: int, base_n: int, z: floa
     return _hybrid(successes / n, ends, base_successes / base_n, base_ends, 0.0)
 
 
-def paired_difference(success: Sequence[bool], base: Sequence[bool], z: float = 1.96) -> tuple[float, float, float]:
+def paired_difference(
+    success: Sequence[bool] | np.ndarray, base: Sequence[bool] | np.ndarray, z: float = 1.96
+) -> tuple[float, float, float]:
     """Gain in success rate over a base that ran from the same start states: (gain, low, high).
 
     ``success[i]`` and ``base[i]`` are outcomes of the same start. Newcombe's hybrid score

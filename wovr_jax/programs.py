@@ -6,6 +6,7 @@ refreshed world model or an evolved policy runs in the program that is already t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -93,7 +94,7 @@ class Programs:
             row_B = start_states.draw(table, k_draw, cfg.dream.groups, cfg.learner.grpo.group, share=cfg.starts.share)
             start = start_states.gather(table, row_B, self.prompt_KL)
             if "sim" in parts:
-                start = start.replace(sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
+                start = dataclasses.replace(start, sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
             act = vla.policy(cfg.policy, policy, self.codec, cfg.temperature)
             score = classifier.score(cfg.reward, parts["reward"]) if cfg.dream.reward == "learned" else predicate
             chunks, threshold = cfg.dream.chunks, parts["threshold"]

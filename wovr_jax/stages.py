@@ -194,7 +194,7 @@ class Stages:
         for low in range(0, len(episodes), batch):
             row_B = np.resize(np.arange(low, min(low + batch, len(episodes))), batch)
             action_BSA = np.stack([episodes[row].action_SA for row in row_B])
-            action_BNTA = action_BSA.reshape(batch, -1, chunk, action_BSA.shape[-1])
+            action_BNTA = jnp.asarray(action_BSA.reshape(batch, -1, chunk, action_BSA.shape[-1]))
             start = start_states.gather(table, jnp.asarray(row_B), self.prompt_KL)
             dream = self.programs.replay(self.world(round_), blank, start, action_BNTA, self.key("retold", round_, low))
             video_BSHWC = disk.to_uint8(dream.video_BNTHWC).reshape(batch, -1, *dream.frame_BNHWC.shape[2:])
@@ -333,7 +333,7 @@ class Stages:
                 trues.append(true)
                 dreams.append(dream)
             true, dream = evaluate.join(trues, len(seeds)), evaluate.join(dreams, len(seeds))
-            imagined_B = (dream.prob_BNT > threshold).any((1, 2))
+            imagined_B = np.any(np.asarray(dream.prob_BNT) > threshold, axis=(1, 2))
             for i in range(min(cfg.evaluate.videos, len(seeds))):
                 clip = evaluate.side_by_side(*(_film(rollout, i) for rollout in (true, dream)))
                 metrics.video(folder / f"episode-{i}.mp4", clip, fps=6)
@@ -355,5 +355,6 @@ class Stages:
 
 def _film(rollout: Imagined, row: int) -> np.ndarray:
     """All frames of one rollout, the first one included."""
+    assert rollout.video_BNTHWC is not None
     video_SHWC = rollout.video_BNTHWC[row].reshape(-1, *rollout.video_BNTHWC.shape[3:])
     return np.concatenate([rollout.frame_BNHWC[row, :1], video_SHWC])

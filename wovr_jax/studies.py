@@ -18,6 +18,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from wovr_jax import config, metrics
 from wovr_jax.recipe import Recipe
 from wovr_jax.run import MARK, Run
@@ -136,7 +138,7 @@ def _row(variant: Variant, outcomes: Sequence[tuple[list[int], list[int]]]) -> S
     """Success before and after, and the paired difference with its interval, over all seeds."""
     base = [flag for before, _ in outcomes for flag in before]
     final = [flag for _, after in outcomes for flag in after]
-    gain, low, high = metrics.paired_difference(final, base)
+    gain, low, high = metrics.paired_difference(np.asarray(final, bool), np.asarray(base, bool))
     per_seed = [[sum(part) / len(part) for part in pair] for pair in outcomes]
     return {
         "variant": variant.name,

@@ -50,7 +50,7 @@ def begin(seed_B: Array, prompt_KL: Array, cfg: TabletopConfig, memory: int = 4)
 
 
 def demonstrations(
-    seeds: Sequence[int], key: Array, expert: ExpertConfig, cfg: TabletopConfig, batch: int = 128
+    seeds: Sequence[int] | np.ndarray, key: Array, expert: ExpertConfig, cfg: TabletopConfig, batch: int = 128
 ) -> Iterator[Episode]:
     """Scripted demonstrations, one for each reset seed (``actor`` is ``"expert"``)."""
     make = jax.jit(functools.partial(_demonstrate, expert=expert, cfg=cfg))
@@ -83,7 +83,7 @@ def _demonstrate(seed_B: Array, key: Array, expert: ExpertConfig, cfg: TabletopC
     }
 
 
-def episodes(rollout: Imagined, seeds: Sequence[int], actor: str) -> Iterator[Episode]:
+def episodes(rollout: Imagined, seeds: Sequence[int] | np.ndarray, actor: str) -> Iterator[Episode]:
     """Episodes of a true rollout made with ``video=True`` from ``begin(seeds)``.
 
     Raises:
