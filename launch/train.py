@@ -11,31 +11,37 @@ settings are refused, so that no result mixes two experiments. Works without ins
 
 from __future__ import annotations
 
+import ast
 import difflib
 import itertools
 import json
 import pathlib
 import re
+import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Python puts this file's folder first on the path; the packages lie one above it.
 sys.path[0] = str(ROOT)
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of settings, with :preset after it if wanted.")
 _RUN = flags.DEFINE_string("run", None, "Run folder; default runs/<file>[-<preset>][-seed<n>].")
+_UNLISTED: dict[str, Any] = {}
 
 
 def main(argv: Sequence[str]) -> None:
     """Reads the settings, runs the job they name, prints one table."""
     if len(argv) > 1:
         refuse(f"Expected only --name=value, got {' '.join(argv[1:])}.")
+    logging.set_verbosity(logging.WARNING)  # jax tells of every accelerator that is not there
     settings = json.loads(_CONFIG.value.to_json())
+    for path, value in _UNLISTED.items():
+        put(settings, path, value)
     if "job" not in settings:
         refuse('The config file names no job: its settings need job="pace" or the like.')
     run = pathlib.Path(_RUN.value or default_run(*file_and_preset(sys.argv), settings))
@@ -65,26 +71,58 @@ def default_run(file: str, preset: str, settings: dict[str, Any]) -> pathlib.Pat
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; what is wrong with it is said in a line or two, without a traceback."""
-    file, _ = file_and_preset(argv)
+    """Parses the command line; what is wrong with it is said in a line or two, without a traceback.
+
+    A config file lists the settings that matter. Others of the package can be set too: they are kept aside here and
+    the package, which knows them all, checks them.
+    """
+    file, preset = file_and_preset(argv)
     if file and not pathlib.Path(file).is_file():
         near = difflib.get_close_matches(pathlib.Path(file).stem, _jobs(), n=1)
         hint = f" Did you mean --config=configs/{near[0]}.py?" if near else ""
         refuse(f"There is no config file {file}.{hint} {_known()}")
-    if not file and not any(re.match(r"--?help", word) for word in argv):
-        refuse(f"Expected --config=configs/<job>.py, got none. {_known()}")
+    if not file:
+        asks = any(re.match(r"--?help", word) for word in argv)
+        return flags.FLAGS(argv) if asks else refuse(f"Expected --config=configs/<job>.py, got none. {_known()}")
     try:
-        return flags.FLAGS(argv)
-    except AttributeError as error:
-        refuse(_unknown_setting(argv, error))
-    except KeyError as error:
-        refuse(f"{error.args[0]}.")
-    except flags.Error as error:
-        cause = error.__context__.__context__ if error.__context__ else None
-        # A config file raises ValueError on purpose (a preset it does not have); anything else is a fault in it.
-        if cause is not None and not isinstance(cause, ValueError):
-            raise
-        refuse(str(cause or error))
+        listed = runpy.run_path(file)["get_config"](preset).to_dict()
+        # In place, because ml_collections looks for settings there and not in what it is given.
+        sys.argv[:] = [word for word in argv if not _keep_aside(word, listed)]
+        return flags.FLAGS(sys.argv)
+    except (flags.Error, ValueError) as error:
+        refuse(str(error))
+
+
+def put(settings: dict[str, Any], path: str, value: Any) -> None:
+    """``settings["a"]["b"] = value`` for the path ``a.b``; groups that are not there are made."""
+    *groups, name = path.split(".")
+    for depth, group in enumerate(groups, 1):
+        settings = settings.setdefault(group, {})
+        if not isinstance(settings, dict):
+            refuse(f"--config.{path}: config.{'.'.join(groups[:depth])} is a value, not a group of settings.")
+    settings[name] = value
+
+
+def _keep_aside(word: str, listed: Mapping[str, Any]) -> bool:
+    """Whether ``word`` sets what the config file does not list; then it is noted."""
+    found = re.fullmatch(r"--?config\.([\w.]+)=(.*)", word, re.DOTALL)
+    if not found:
+        return False
+    group: Any = listed
+    for name in found[1].split("."):
+        if not isinstance(group, Mapping) or name not in group:
+            _UNLISTED[found[1]] = _literal(found[2])
+            return True
+        group = group[name]
+    return False
+
+
+def _literal(text: str) -> Any:
+    """A number, tuple, list, True, False or None where the text is one; else the text."""
+    try:
+        return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
 
 
 def file_and_preset(argv: Sequence[str]) -> tuple[str, str]:
@@ -98,15 +136,6 @@ def file_and_preset(argv: Sequence[str]) -> tuple[str, str]:
 def refuse(message: str) -> NoReturn:
     """Ends the program with ``message`` on stderr and exit status 1."""
     sys.exit(message)
-
-
-def _unknown_setting(argv: Sequence[str], error: AttributeError) -> str:
-    """ml_collections says ``'chnk'`` and perhaps ``Did you mean "chunk" instead of "chnk"?``; we say where."""
-    words = re.findall(r"\w+", str(error).replace("\\n", "\n"))
-    name, hint = words[0], re.search(r"Did you mean \"(\w+)\"", str(error))
-    path = next((found[1] for word in argv if (found := re.match(rf"--?(config\.[\w.]*\b{name})\b", word))), name)
-    near = f" Did you mean --{path.removesuffix(name)}{hint[1]}?" if hint else ""
-    return f"There is no setting --{path}.{near}"
 
 
 def _jobs() -> list[str]:
