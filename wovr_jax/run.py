@@ -74,16 +74,22 @@ class Run:
         try:
             there = json.loads(mark.read_text())
         except json.JSONDecodeError as error:
-            raise RunError(f"{mark} is not readable JSON ({error}); this is not a run folder of this project.") from error
+            raise RunError(
+                f"{mark} is not readable JSON ({error}); this is not a run folder of this project."
+            ) from error
         different = config.diff(there, self.settings)
         if different:
-            lines = "\n  ".join(f"{name}: {old!r} there, {new!r} asked" for name, (old, new) in list(different.items())[:20])
+            lines = "\n  ".join(
+                f"{name}: {old!r} there, {new!r} asked" for name, (old, new) in list(different.items())[:20]
+            )
             raise RunError(
                 f"{self.folder} holds a run with another configuration ({len(different)} settings differ). "
                 f"Choose another folder with --run=..., or ask for what is there:\n  {lines}"
             )
 
-    def stage(self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], load: Callable[[pathlib.Path], T]) -> T:
+    def stage(
+        self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], load: Callable[[pathlib.Path], T]
+    ) -> T:
         """Runs ``make(folder) -> facts`` unless it is done, then returns ``load(folder)``, loaded once.
 
         ``facts`` is JSON-able; ``true_steps`` and ``imagined_frames`` in it go to the ledger.

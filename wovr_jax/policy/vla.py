@@ -17,6 +17,7 @@ token changes the logits. Padding never does: padded keys are masked and positio
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -166,8 +167,9 @@ def flush_right(prompt_BL: Array, pad: int) -> Array:
     return jnp.concatenate([prompt_BL[:, :1], jnp.take_along_axis(rest, order, axis=1)], axis=1)
 
 
+@functools.cache
 def network(cfg: VLAConfig) -> Pure:
-    """The policy network as a pure function of its parameters."""
+    """The policy network as a pure function of its parameters; one object a config, so programs that hold it are reused."""
     return Pure(lambda rngs: VLA(cfg, rngs=rngs))
 
 

@@ -1,0 +1,65 @@
+"""Run folders: claimed, compared, skipped stage by stage."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from wovr_jax.run import Run, RunError
+
+
+def _made(run: Run, calls: list[str], name: str = "one", **facts: Any) -> str:
+    def make(folder: pathlib.Path) -> dict[str, Any]:
+        calls.append(name)
+        (folder / "product").write_text(name)
+        return facts
+
+    return run.stage(name, make, lambda folder: (folder / "product").read_text())
+
+
+def test_a_done_stage_is_loaded_and_not_made_again(tmp_path: pathlib.Path) -> None:
+    calls: list[str] = []
+    assert _made(Run(tmp_path / "run", {"seed": 0}), calls, true_steps=7) == "one"
+    again = Run(tmp_path / "run", {"seed": 0})
+    assert _made(again, calls) == "one"
+    assert calls == ["one"]
+    assert again.ledger()["one"].true_steps == 7
+
+
+def test_an_interrupted_stage_is_made_again_and_its_seconds_count(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path / "run", {"seed": 0})
+
+    def stop(folder: pathlib.Path) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("one", stop, lambda folder: None)
+    tried = json.loads((tmp_path / "run" / "stages" / "one" / "tried.json").read_text())["seconds"]
+    calls: list[str] = []
+    _made(run, calls)
+    assert calls == ["one"]
+    assert run.facts["one"]["seconds"] > tried > 0
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: pathlib.Path) -> None:
+    Run(tmp_path / "run", {"seed": 0, "world": {"memory": 4}})
+    with pytest.raises(RunError, match=r"world\.memory: 4 there, 1 asked"):
+        Run(tmp_path / "run", {"seed": 0, "world": {"memory": 1}})
+
+
+def test_a_foreign_folder_is_refused_and_untouched(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
+    with pytest.raises(RunError, match=r"is not a run folder.*--run="):
+        Run(tmp_path / "photos", {"seed": 0})
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_a_broken_config_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config\.json is not readable JSON"):
+        Run(tmp_path / "run", {"seed": 0})
