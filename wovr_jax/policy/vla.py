@@ -169,7 +169,7 @@ def flush_right(prompt_BL: Array, pad: int) -> Array:
 
 @functools.cache
 def network(cfg: VLAConfig) -> Pure:
-    """The policy network as a pure function of its parameters; one object a config, so programs that hold it are reused."""
+    """The policy as a pure function of its parameters; one object a config, so programs that hold it are reused."""
     return Pure(lambda rngs: VLA(cfg, rngs=rngs))
 
 
