@@ -107,7 +107,7 @@ class Stages:
 
     def _make_base(self, folder: pathlib.Path) -> dict[str, Any]:
         cfg = self.recipe
-        chunks = batches.sft_chunks(self.demonstrations, cfg.policy.chunk, prompt_KL=np.asarray(self.prompt_KL))
+        chunks = batches.sft_chunks(self.demonstrations, cfg.policy.chunk, early=cfg.sft.early)
         data = sft.demonstrations(chunks, self.codec, self.prompt_KL)
         state, step = sft.make(cfg.policy, cfg.sft, self.fresh_policy, data, self.key("sft"))
         state = loop.fit("sft", state, step, cfg.sft.steps, log=self.run.log, folder=folder)

@@ -205,6 +205,7 @@ def sft_chunks(
     *,
     stride: int = 1,
     random_offset: bool = False,
+    early: int = 1,
     seed: int = 0,
     prompt_KL: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
@@ -218,6 +219,8 @@ def sft_chunks(
       stride: steps between samples of an episode; 1 takes every step, ``chunk`` the chunk boundaries.
       random_offset: shift each episode's samples by a random number of steps below ``stride``;
         step 0, where every rollout begins, is taken all the same.
+      early: how often samples of the first half chunk are repeated. Every rollout begins there, before
+        the robot's own motion gives the goal away, so they are the ones worth learning from.
       seed: of the offsets.
       prompt_KL: (tasks, L) int32 prompt tokens; adds ``prompt_BL``.
 
@@ -234,6 +237,7 @@ def sft_chunks(
     for e, episode in enumerate(episodes):
         offset = int(rng.integers(stride)) if random_offset else 0
         steps = np.union1d([0], np.arange(offset, len(episode.label_SA), stride)).astype(np.int32)
+        steps = np.repeat(steps, np.where(steps < chunk // 2, early, 1))
         out["frame_BHWC"].append(episode.frame_SHWC[steps])
         out["label_BTA"].append(_padded_labels(episode, chunk)[steps[:, None] + np.arange(chunk)])
         out["task_B"].append(np.full(len(steps), episode.task, np.int32))

@@ -54,6 +54,7 @@ class SFTConfig:
       lr, warmup: peak of the cosine schedule and steps to reach it.
       weight_decay, b2, clip: of AdamW, and the global gradient norm.
       blur: standard deviation in bins of a Gaussian that spreads each target over neighbouring bins; 0 is off.
+      early: how often samples of the first half chunk are repeated (``data.batches.sft_chunks``).
       frozen: top-level parts of the network that stay as they are.
     """
 
@@ -65,6 +66,7 @@ class SFTConfig:
     b2: float = 0.98
     clip: float = 1.0
     blur: float = 0.0
+    early: int = 1
     frozen: tuple[str, ...] = ("dino", "siglip")
 
     @classmethod

@@ -82,7 +82,7 @@ class VLAConfig:
     def tabletop(cls, recipe: str = "rlinf") -> VLAConfig:
         """For the embedded table: 32-pixel frames, 16 patches, the words of ``Tokenizer.tabletop()``."""
         words = Tokenizer.tabletop()
-        llm = LlamaConfig(words.vocab_size + 64, 128, 4, 4, 352, rope_theta=100.0)
+        llm = LlamaConfig(words.vocab_size + 64, 96, 4, 4, 256, rope_theta=100.0)
         towers = TowerConfig.tabletop_dinov2(), TowerConfig.tabletop_siglip()
         return cls(*towers, llm, words.vocab_size, recipe=recipe, pad=words.pad)
 

@@ -28,6 +28,8 @@ _RGB = jnp.array([[0.86, 0.20, 0.18], [0.20, 0.66, 0.30], [0.20, 0.36, 0.85]])
 _TABLE = jnp.array([0.62, 0.54, 0.45])
 _PLATE = jnp.array([0.96, 0.96, 0.94])
 _OPEN = jnp.array([0.12, 0.12, 0.14])
+_AWAY = 10.0
+"""Added to the position of a block that is not on the table."""
 _CLOSED = jnp.array([0.98, 0.80, 0.16])
 
 
@@ -42,17 +44,20 @@ class TabletopConfig:
       grasp_radius: closed jaws hold a block whose centre is nearer than this...
       grasp_speed: ...if the step moved each axis less than this share of ``max_move``.
       success_radius: a released block nearer than this to the plate's centre is a success.
+      clutter: whether a block of another colour lies in the other slot. Without, the instruction
+        names the only block, and the policy need not bind a word to a picture to succeed.
       jitter: half-widths of the uniform layout noise: gripper x, y; blocks x, y; plate x, y.
     """
 
     size: int = 32
     horizon: int = 24
-    max_move: float = 0.07
+    max_move: float = 0.08
     grasp_radius: float = 0.10
     grasp_speed: float = 0.6
     success_radius: float = 0.14
     plate_radius: float = 0.17
-    jitter: tuple[float, ...] = (0.10, 0.05, 0.08, 0.07, 0.16, 0.05)
+    clutter: bool = False
+    jitter: tuple[float, ...] = (0.30, 0.08, 0.08, 0.07, 0.16, 0.05)
 
     @classmethod
     def fake(cls) -> TabletopConfig:
@@ -89,13 +94,13 @@ def reset(key: Array, cfg: TabletopConfig) -> TabletopState:
     def uniform(key: Array, shape: tuple[int, ...], half: Array) -> Array:
         return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * half
 
-    slots = jnp.array([[0.22, 0.25], [0.78, 0.25]])
+    slots = jnp.array([[0.26, 0.25], [0.74, 0.25]])
     slots = jnp.where(jax.random.bernoulli(k_side), slots, slots[::-1])
     return TabletopState(
-        gripper=jnp.array([0.5, 0.42]) + uniform(k_grip, (2,), j[0:2]),
+        gripper=jnp.array([0.5, 0.46]) + uniform(k_grip, (2,), j[0:2]),
         closed=jnp.array(False),
         held=jnp.array(-1, jnp.int32),
-        block_K2=slots + uniform(k_block, (2, 2), j[2:4]),
+        block_K2=(slots + uniform(k_block, (2, 2), j[2:4])).at[1].add(0.0 if cfg.clutter else _AWAY),
         colour_K=jax.random.permutation(k_colour, jnp.arange(3, dtype=jnp.int32))[:2],
         plate=jnp.array([0.5, 0.80]) + uniform(k_plate, (2,), j[4:6]),
     )
