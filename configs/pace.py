@@ -20,14 +20,22 @@ def get_config(preset: str = ""):
         policy={"size": "tabletop"},
         world={"size": "tabletop", "flow": {"steps": 5}, "anchor": True, "memory": 4, "noisy_context": True},
         reward={"size": "tabletop"},
-        expert={"flaw": "early_release", "flawed_share": 0.35},
-        collect={"demonstrations": 768, "first": 384, "again": 256},
+        expert={"flaw": "early_release", "flawed_share": 0.3},
+        collect={"demonstrations": 768, "first": 768, "again": 384},
         sft={"steps": 600, "batch": 32, "lr": 2e-3, "early": 3},
-        world_train={"steps": 1500, "batch": 32, "lr": 1e-3, "start_share": 0.25, "b2": 0.98},
+        world_train={"steps": 2500, "batch": 32, "lr": 1e-3, "start_share": 0.25, "b2": 0.98},
         refresh={"steps": 400, "lr": 5e-4},
-        reward_train={"steps": 400, "batch": 64, "lr": 2e-3, "positive": 0.3, "extra": 0.4, "rule": "max_fpr", "max_fpr": 0.02},
-        starts={"share": 1 / 3, "rule": "before_failure", "before": 6, "event": "any", "each": 2},
-        dream={"groups": 12, "chunks": 3, "updates": (12, 12), "world": "learned", "reward": "learned"},
+        reward_train={
+            "steps": 400,
+            "batch": 64,
+            "lr": 2e-3,
+            "positive": 0.3,
+            "extra": 0.4,
+            "rule": "max_fpr",
+            "max_fpr": 0.02,
+        },
+        starts={"share": 0.5, "rule": "before_failure", "before": 6, "event": "any", "each": 2},
+        dream={"groups": 12, "chunks": 3, "updates": (6, 6, 6), "world": "learned", "reward": "learned"},
         learner={
             "lr": 3e-4,
             "epochs": 1,
@@ -37,7 +45,7 @@ def get_config(preset: str = ""):
             "weight_decay": 0.0,
             "grpo": {"group": 8, "clip_low": 0.2, "clip_high": 0.28, "kl": 0.0},
         },
-        evaluate={"episodes": 512, "compare": 256, "videos": 3},
+        evaluate={"episodes": 512, "compare": 128, "videos": 3},
     )
     return common.with_preset(settings, preset, {"smoke": smoke})
 

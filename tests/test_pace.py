@@ -17,7 +17,7 @@ from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe, StartsConfig
+from wovr_jax.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.sim.experts import ExpertConfig
@@ -55,7 +55,7 @@ def _recipe(parts: pathlib.Path, **changes: Any) -> dict[str, Any]:
         collect=CollectConfig(demonstrations=32, first=8, again=8, batch=8),
         sft=SFTConfig.fake(),
         world_train=WorldTrainConfig.fake(),
-        refresh={"steps": 2},
+        refresh=RefreshConfig(steps=2),
         reward_train=RewardTrainConfig.fake(steps=4, extra=0.25),
         starts=StartsConfig(share=0.5),
         dream=DreamConfig(groups=2, chunks=2, updates=(2, 1)),

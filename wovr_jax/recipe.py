@@ -37,6 +37,18 @@ class CollectConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RefreshConfig:
+    """What a refresh of the world model changes in its training (PACE).
+
+    Attributes:
+      steps, lr: fewer and smaller than in the first training.
+    """
+
+    steps: int = 400
+    lr: float = 5e-4
+
+
+@dataclasses.dataclass(frozen=True)
 class StartsConfig:
     """Where imagined rollouts begin.
 
@@ -107,7 +119,6 @@ class Recipe:
       assets: folder of the pretrained parts; empty for those of the package.
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP).
       temperature: of the policy's sampling, in training and evaluation alike.
-      refresh: what a refresh of the world model changes in ``world_train``.
     """
 
     policy: VLAConfig
@@ -126,7 +137,7 @@ class Recipe:
     collect: CollectConfig = CollectConfig()
     sft: SFTConfig = SFTConfig()
     world_train: WorldTrainConfig = WorldTrainConfig()
-    refresh: dict[str, float] = dataclasses.field(default_factory=lambda: {"steps": 400, "lr": 5e-4})
+    refresh: RefreshConfig = RefreshConfig()
     reward_train: RewardTrainConfig = RewardTrainConfig()
     starts: StartsConfig = StartsConfig()
     dream: DreamConfig = DreamConfig()

@@ -163,7 +163,7 @@ class Stages:
             new, held = self._latents(self.collected(round_) + (self.demonstrations if round_ == 0 else []))
             old = self._latents(self._pool(round_ - 1))[0] if round_ else None
             first = self.world(round_ - 1)["dit"] if round_ else shape
-            stage = dataclasses.replace(train, **self.recipe.refresh) if round_ else train
+            stage = dataclasses.replace(train, **dataclasses.asdict(self.recipe.refresh)) if round_ else train
             state, step = world_training.make(cfg, stage, first, new, self.key(name), replay=old)
             measure = world_training.validation(cfg, stage, held, self.key(name, "validation"))
             state = loop.fit(name, state, step, stage.steps, log=self.run.log, folder=folder)

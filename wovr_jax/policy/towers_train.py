@@ -13,7 +13,7 @@ The heads are thrown away; the features are those that the policy uses (second-t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +58,7 @@ class TowerTraining:
       blur: standard deviation of the soft position target, in bins.
       local: weight of the coverage loss of single patches.
       steps, batch, lr, weight_decay, clip: of AdamW with a warm-up and a cosine to zero.
+      seed: of parameters and scenes.
     """
 
     objective: str
@@ -66,11 +67,22 @@ class TowerTraining:
     bins: int = 64
     blur: float = 1.0
     local: float = 0.5
-    steps: int = 1500
-    batch: int = 128
+    steps: int = 3000
+    batch: int = 64
     lr: float = 2e-3
     weight_decay: float = 0.02
     clip: float = 1.0
+    seed: int = 0
+
+    @classmethod
+    def dinov2(cls) -> TowerTraining:
+        """Of the shipped DINOv2 tower."""
+        return cls("where")
+
+    @classmethod
+    def siglip(cls) -> TowerTraining:
+        """Of the shipped SigLIP tower."""
+        return cls("relation")
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -139,6 +151,14 @@ def make(
         return {"params": optax.apply_updates(state["params"], update), "opt": opt}, metrics
 
     return {"params": params, "opt": optimiser.init(params)}, jax.jit(step, donate_argnums=0)
+
+
+def scores(tower: TowerConfig, cfg: TowerTraining, params: Params, scenes: Sequence[Scenes]) -> dict[str, float]:
+    """Means over unseen scenes: ``miss`` in picture widths, ``attribute`` the share of right ones."""
+    net = Pure(lambda rngs: Parser(tower, cfg, rngs=rngs))
+    measured = [jax.jit(lambda p, s: loss(net, p, cfg, s)[1])(params, batch) for batch in scenes]
+    mean = lambda name: round(float(sum(m[name] for m in measured)) / len(measured), 5)  # noqa: E731
+    return {name: mean(name) for name in ("miss", "attribute", "cover")}
 
 
 def _goal(cfg: TowerTraining, scenes: Scenes) -> tuple[Array, Array]:

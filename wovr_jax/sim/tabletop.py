@@ -52,8 +52,8 @@ class TabletopConfig:
     size: int = 32
     horizon: int = 24
     max_move: float = 0.08
-    grasp_radius: float = 0.10
-    grasp_speed: float = 0.6
+    grasp_radius: float = 0.13
+    grasp_speed: float = 0.8
     success_radius: float = 0.14
     plate_radius: float = 0.17
     clutter: bool = False
