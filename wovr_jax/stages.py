@@ -256,13 +256,13 @@ class Stages:
         cfg = self.recipe
         updates = cfg.dream.updates[round_ - 1]
         name = f"grpo-{round_}"
-        state, step = self._dream(round_ - 1, self.key(name))
+        state, step = self.dream(round_ - 1, self.key(name))
         state = loop.fit(name, state, step, updates, log=self.run.log, folder=folder, log_every=1)
         checkpoint.save(folder / "policy", state.params)
         steps = updates * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
         return {"imagined_frames" if cfg.dream.world == "learned" else "true_steps": steps}
 
-    def _dream(self, round_: int, key: Array) -> tuple[learner.PolicyState, Callable]:
+    def dream(self, round_: int, key: Array) -> tuple[learner.PolicyState, Callable]:
         """First learner state and ``step(state, i)``: draw starts, roll, score, update, all on the device."""
         cfg, parts = self.recipe, self._dream_parts(round_)
         update = learner.make_update(cfg.learner, vla.network(cfg.policy), self.policy(0))

