@@ -2,7 +2,7 @@
 
 It learns from true frames and from the same episodes retold by the world model (imagined
 frames under the true labels), so its probability on an imagined frame already discounts
-what imagination gets wrong. The threshold is chosen on held-out frames of both kinds.
+what imagination gets wrong. The threshold is chosen on held-out episodes of both kinds.
 """
 
 from __future__ import annotations
@@ -95,16 +95,17 @@ def _judge(
 ) -> dict[str, Any]:
     prob = {kind: training.predict(cfg, params, one["frame"], one["task"]) for kind, one in held.items()}
     pairs = {kind: (prob[kind], one["label"]) for kind, one in held.items()}
-    imagined = pairs.get("imagined")
+    whole = {kind: calibrate.by_episode(*pairs[kind], one["episode"]) for kind, one in held.items()}
+    # A rollout counts as a success when any of its frames does, so the threshold is chosen on episodes.
+    imagined = whole.get("imagined")
     if imagined is not None and not 0 < imagined[1].sum() < len(imagined[1]):
-        imagined = None  # a few held-out episodes may lack one kind; true frames have both
-    choice = calibrate.choose(*pairs["real"], train.rule, max_fpr=train.max_fpr, imagined=imagined)
+        imagined = None  # a few held-out episodes may lack one kind; true ones have both
+    choice = calibrate.choose(*whole["real"], train.rule, max_fpr=train.max_fpr, imagined=imagined)
     facts: dict[str, Any] = {"threshold": choice.threshold, "chosen_on_imagined_too": imagined is not None}
-    for kind, one in held.items():
-        by_episode = calibrate.by_episode(*pairs[kind], one["episode"])
+    for kind in held:
         facts[kind] = {
             "frame": dataclasses.asdict(calibrate.rates(*pairs[kind], choice.threshold)),
-            "episode": dataclasses.asdict(calibrate.rates(*by_episode, choice.threshold)),
+            "episode": dataclasses.asdict(calibrate.rates(*whole[kind], choice.threshold)),
             "reliability": dataclasses.asdict(calibrate.reliability(*pairs[kind])),
         }
     return facts
