@@ -131,7 +131,7 @@ class Recipe:
     assets: str = ""
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")
-    temperature: float = 1.0
+    temperature: float = 1.6
     sim: TabletopConfig = TabletopConfig()
     expert: ExpertConfig = ExpertConfig()
     collect: CollectConfig = CollectConfig()

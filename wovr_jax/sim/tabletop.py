@@ -1,7 +1,7 @@
 """The embedded true simulator: a planar pick-and-place table in pure JAX.
 
 A gripper seen from above must reach the block that the instruction names, close on it,
-carry it to the plate and let go. Two of three colours lie on the table. Everything is a
+carry it to the plate and let go; ``clutter`` puts a block of another colour beside it. Everything is a
 function of arrays without a batch axis; callers ``vmap``. The world is deterministic: a
 reset key and the actions replay an episode exactly.
 

@@ -1,0 +1,58 @@
+"""Studies: what a variant changes, and what it shares."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from wovr_jax import config, studies
+from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.recipe import CollectConfig, DreamConfig, Recipe
+from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.run import MARK
+from wovr_jax.studies import Variant
+from wovr_jax.world.model import WorldConfig
+
+RECIPE = Recipe(
+    policy=VLAConfig.fake(),
+    world=WorldConfig.fake(),
+    reward=RewardConfig.fake(),
+    collect=CollectConfig(first=300, again=100),
+    dream=DreamConfig(groups=5, updates=(4, 3)),
+)
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_every_variant_is_a_valid_recipe(name: str) -> None:
+    settings = config.to_dict(RECIPE)
+    for variant in studies.variants(name, RECIPE):
+        config.from_dict(Recipe, studies.merged(settings, variant.change))
+
+
+def test_online_rl_gets_the_true_budget_of_the_loop_and_no_more() -> None:
+    # 300 + 100 trajectories; an iteration rolls 5 groups of 8: ten iterations, not 11 and not the loop's 7.
+    online = next(one for one in studies.variants("ablations", RECIPE) if one.name == "online")
+    assert online.change["dream"]["updates"] == [10]
+
+
+def test_without_a_refresh_the_number_of_updates_is_the_same() -> None:
+    frozen = next(one for one in studies.variants("ablations", RECIPE) if one.name == "no_pace")
+    assert frozen.change["dream"]["updates"] == [7]
+
+
+def test_a_change_is_laid_over_group_by_group_and_leaves_the_original_alone() -> None:
+    settings = {"a": {"x": 1, "y": 2}, "b": 3}
+    assert studies.merged(settings, {"a": {"y": 5}}) == {"a": {"x": 1, "y": 5}, "b": 3}
+    assert settings["a"]["y"] == 2
+
+
+def test_only_finished_shared_stages_are_linked(tmp_path: pathlib.Path) -> None:
+    for name, done in (("sft", True), ("world-0", False), ("starts-0", True)):
+        folder = tmp_path / "full" / "stages" / name
+        folder.mkdir(parents=True)
+        if done:
+            (folder / MARK).write_text("{}")
+    studies.link(Variant("v", "", {}, ("sft", "world-0")), tmp_path / "full", tmp_path / "v")
+    assert [path.name for path in (tmp_path / "v" / "stages").iterdir()] == ["sft"]
+    assert (tmp_path / "v" / "stages" / "sft" / MARK).read_text() == "{}"
