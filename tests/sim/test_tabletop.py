@@ -34,7 +34,7 @@ def test_jaws_in_full_flight_take_nothing() -> None:
 
 
 def test_far_jaws_take_nothing() -> None:
-    assert int(tabletop.step(_over_target(0.11), _action(grip=1.0), CFG).held) == -1
+    assert int(tabletop.step(_over_target(0.14), _action(grip=1.0), CFG).held) == -1
 
 
 def test_held_block_follows_and_stays_where_it_is_dropped() -> None:
