@@ -51,7 +51,8 @@ def get_config(preset: str = ""):
 
 
 def smoke(settings):
-    """Every stage at the smallest size that runs, for tests: minutes become seconds, the numbers mean nothing."""
-    settings.collect.demonstrations = 24
-    settings.collect.first = 16
-    settings.collect.again = 16
+    """Every stage with almost nothing in it, to see a machine run them all; the numbers mean nothing."""
+    settings.collect.update(demonstrations=32, first=32, again=16, retold=16)
+    settings.sft.steps = settings.world_train.steps = settings.reward_train.steps = settings.refresh.steps = 10
+    settings.dream.update(groups=2, updates=(1, 1))
+    settings.evaluate.update(episodes=32, compare=16, videos=1)
