@@ -14,7 +14,8 @@ from wovr_jax.world.vae import VAEConfig
 from wovr_jax.world.vae_train import VAETraining
 
 CFG = VAEConfig.fake()
-TRAINING = VAETraining(steps=40, batch=2, lr=1e-2, warmup=5)
+# Adam: Muon takes a minute to compile, a matrix iteration for every kernel.
+TRAINING = VAETraining(steps=40, batch=2, lr=1e-2, warmup=5, optimiser="adam")
 
 
 def draw(key: jax.Array, batch: int) -> jax.Array:
@@ -43,6 +44,31 @@ def test_training_lowers_the_loss_and_is_reproducible():
     np.testing.assert_allclose(latent.std(0), 1.0, atol=1e-2)
     found = vae_train.scores(cfg, state["params"], held_out)
     assert found["psnr"] > found["psnr_moving"] and found["psnr"] > found["psnr_worst"]
+
+
+def test_muon_has_a_matrix_for_every_kernel():
+    state, step = vae_train.make(CFG, dataclasses.replace(TRAINING, optimiser="muon"), draw)
+    after, _ = jax.eval_shape(step, state, jnp.int32(0))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    with pytest.raises(ValueError, match="expected one of"):
+        VAETraining(optimiser="muno")
+
+
+def test_an_error_of_zero_has_a_gradient_with_and_without_knee():
+    for knee in (0.0, 0.1):
+        training = dataclasses.replace(TRAINING, knee=knee)
+        found = jax.grad(lambda f, t=training: vae_train.loss(Echo(), {}, t, f, jax.random.key(0))[0])(
+            jnp.zeros((1, 1, 4, 4, 3))
+        )
+        assert np.isfinite(found).all()
+
+
+class Echo:
+    """Gives back what a test asks for: zero moments, a black frame."""
+
+    def __call__(self, params, x, method):
+        latent = jnp.zeros((1, 1, 1, 1, 2))
+        return (latent, latent - 60.0) if method == "moments" else jnp.zeros((1, 1, 4, 4, 3))
 
 
 def test_moving_pixels_by_hand():

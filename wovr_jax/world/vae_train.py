@@ -23,16 +23,18 @@ from wovr_jax.world.vae import VAE, VAEConfig
 Draw = Callable[[Array, int], Array]
 """``draw(key, batch) -> frame_BFHWC``, traceable, float32 in [-1, 1]."""
 
+OPTIMISERS = ("muon", "adam")
+
 
 @dataclasses.dataclass(frozen=True)
 class VAETraining:
     """How the VAE is pretrained.
 
     Attributes:
-      steps, batch, lr, warmup, clip: of Muon (Adam for vectors) with a linear warm-up and a
-        cosine to zero.
+      steps, batch, lr, warmup, clip: of the optimiser, with a linear warm-up and a cosine to zero.
+      optimiser: one of ``OPTIMISERS``; Muon moves kernels and leaves vectors to Adam.
       knee: pixel error up to which the absolute error is rounded into a square; below it the
-        gradient fades, so that the still background does not drown what moves.
+        gradient fades, so that the still background does not drown what moves. 0: not rounded.
       edge: weight of the error of differences between neighbouring pixels.
       focus: extra weight of the pixels that change inside a window; they are few, and all that matters.
       kl: weight of the mean divergence per latent number.
@@ -41,14 +43,19 @@ class VAETraining:
 
     steps: int = 2000
     batch: int = 8
-    lr: float = 5e-3
+    lr: float = 3e-3
     warmup: int = 50
+    optimiser: str = "muon"
     clip: float = 1.0
     knee: float = 0.1
     edge: float = 0.5
     focus: float = 8.0
     kl: float = 1e-5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"VAE optimiser: expected one of {OPTIMISERS}, got {self.optimiser!r}")
 
 
 def network(cfg: VAEConfig) -> Pure:
@@ -66,7 +73,8 @@ def loss(vae: Pure, params: Params, cfg: VAETraining, frame_BFHWC: Array, key: A
     weight = weight / weight.mean()
 
     def size(error: Array) -> Array:
-        return jnp.sqrt(jnp.square(error) + cfg.knee**2) - cfg.knee
+        # The square root has no gradient at 0 without a knee.
+        return jnp.sqrt(jnp.square(error) + cfg.knee**2) - cfg.knee if cfg.knee else jnp.abs(error)
 
     pixel = (weight * (size(error_BFHWC) + jnp.square(error_BFHWC))).mean()
     edge = size(jnp.diff(error_BFHWC, axis=2)).mean() + size(jnp.diff(error_BFHWC, axis=3)).mean()
@@ -88,7 +96,7 @@ def make(cfg: VAEConfig, training: VAETraining, draw: Draw) -> tuple[dict[str, A
     rate = optax.warmup_cosine_decay_schedule(
         0.0, training.lr, min(training.warmup, training.steps // 2), training.steps
     )
-    optimiser = optax.chain(optax.clip_by_global_norm(training.clip), _muon(rate))
+    optimiser = optax.chain(optax.clip_by_global_norm(training.clip), _moves(rate, training.optimiser))
     params = vae.init(k_init)
 
     def step(state: dict[str, Any], i: Array) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -103,8 +111,10 @@ def make(cfg: VAEConfig, training: VAETraining, draw: Draw) -> tuple[dict[str, A
     return {"params": params, "opt": optimiser.init(params)}, jax.jit(step, donate_argnums=0)
 
 
-def _muon(rate: optax.Schedule) -> optax.GradientTransformation:
-    """Muon on every kernel, as a matrix from its taps and inputs to its outputs; a third of Adam's steps suffice."""
+def _moves(rate: optax.Schedule, name: str) -> optax.GradientTransformation:
+    """Adam, or Muon on every kernel, as a matrix from its taps and inputs to its outputs."""
+    if name == "adam":
+        return optax.adam(rate, b2=0.99)
 
     def matrix(p: Array) -> MuonDimensionNumbers | None:
         return MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None
