@@ -51,9 +51,20 @@ def test_rules_by_hand():
     np.testing.assert_allclose([best.threshold, best.real.tpr, best.real.fpr], [0.3, 1.0, 1 / 3], rtol=1e-6)
 
 
+def test_rate_calls_as_many_successes_as_there_are():
+    prob = np.array([0.1, 0.3, 0.5, 0.7, 0.8, 0.9], np.float32)
+    label = np.array([0, 1, 0, 1, 0, 0], bool)
+    # two successes: 0.8 and 0.9 are called, between 0.7 and 0.8, although both are wrong; Youden would say 0.2
+    np.testing.assert_allclose(calibrate.choose(prob, label, "rate").threshold, 0.75, rtol=1e-6)
+    # With imagined ones, only these count: three of them are called, so 0.35 and not 0.75.
+    imagined = (np.array([0.2, 0.3, 0.4, 0.5, 0.6], np.float32), np.array([1, 1, 0, 0, 1], bool))
+    choice = calibrate.choose(prob, label, "rate", imagined=imagined)
+    np.testing.assert_allclose(choice.threshold, 0.35, rtol=1e-6)
+
+
 def test_separable_data_gets_the_middle_of_the_gap():
     prob, label = np.array([0.01, 0.02, 0.92, 0.99]), np.array([0, 0, 1, 1])
-    for rule in ("youden", "f1", "max_fpr"):
+    for rule in calibrate.RULES:
         np.testing.assert_allclose(calibrate.choose(prob, label, rule).threshold, 0.47, rtol=1e-6)
 
 
@@ -105,5 +116,5 @@ def test_bad_input_is_refused():
         calibrate.choose(PROB, np.zeros(6, bool))
     with pytest.raises(ValueError, match="2 of 2 imagined frames are successes"):
         calibrate.choose(PROB, LABEL, imagined=(PROB[:2], np.ones(2, bool)))
-    with pytest.raises(ValueError, match="expected rule 'youden', 'f1' or 'max_fpr', got 'best'"):
+    with pytest.raises(ValueError, match="expected one of the rules .*, got 'best'"):
         calibrate.choose(PROB, LABEL, "best")

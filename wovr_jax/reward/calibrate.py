@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-Rule = Literal["youden", "f1", "max_fpr"]
+RULES = ("rate", "youden", "f1", "max_fpr")
+Rule = Literal["rate", "youden", "f1", "max_fpr"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,16 +119,18 @@ def choose(
 
     Args:
       prob_X, label_X: of true frames (or episodes).
-      rule: ``"youden"`` maximises tpr - fpr, ``"f1"`` maximises F1, ``"max_fpr"`` maximises tpr among
+      rule: ``"rate"`` calls as many successes as there are, so that neither kind of error wins;
+        ``"youden"`` maximises tpr - fpr, ``"f1"`` maximises F1, ``"max_fpr"`` maximises tpr among
         thresholds whose fpr is at most ``max_fpr`` (it may find only tpr 0: look at the result).
-      imagined: (prob, label) of model-made frames. Scores are then the mean over both sets, each
+      imagined: (prob, label) of model-made frames. ``"rate"`` then looks at these alone, since they are
+        what is judged in imagination. For the other rules scores are the mean over both sets, each
         weighing the same however many frames it has, and ``max_fpr`` must hold in both.
 
     Raises:
       ValueError: an unknown rule, or a set without successes or without failures.
     """
-    if rule not in ("youden", "f1", "max_fpr"):
-        raise ValueError(f"choose: expected rule 'youden', 'f1' or 'max_fpr', got {rule!r}")
+    if rule not in RULES:
+        raise ValueError(f"choose: expected one of the rules {RULES}, got {rule!r}")
     sets = {"real": (prob_X, label_X)} | ({} if imagined is None else {"imagined": imagined})
     for name, (_, label) in sets.items():
         if not 0 < np.sum(label) < np.size(label):
@@ -138,7 +141,9 @@ def choose(
     threshold_C, gap_C = _candidates(np.concatenate([prob for prob, _ in sets.values()]))
     curves = [_curve(prob, label, threshold_C) for prob, label in sets.values()]
     tpr_C, fpr_C, f1_C = (np.mean(parts, axis=0) for parts in zip(*curves, strict=True))
-    score_C = {"youden": tpr_C - fpr_C, "f1": f1_C, "max_fpr": tpr_C}[rule]
+    prob, label = list(sets.values())[-1]
+    excess_C = _above(prob, threshold_C) - np.sum(label)
+    score_C = {"rate": -np.abs(excess_C), "youden": tpr_C - fpr_C, "f1": f1_C, "max_fpr": tpr_C}[rule]
     if rule == "max_fpr":
         score_C = np.where(np.max([fpr for _, fpr, _ in curves], axis=0) <= max_fpr, score_C, -1.0)
     best = np.lexsort((gap_C, -fpr_C, np.round(score_C, 9)))[-1]
@@ -164,9 +169,11 @@ def _candidates(prob_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _curve(prob_X: np.ndarray, label_X: np.ndarray, threshold_C: np.ndarray) -> tuple[np.ndarray, ...]:
     """tpr, fpr and F1 at each threshold."""
     prob_X, label_X = np.asarray(prob_X, np.float32), np.asarray(label_X, bool)
-    hits_C, false_alarms_C = (
-        len(part) - np.searchsorted(np.sort(part), threshold_C, side="right")
-        for part in (prob_X[label_X], prob_X[~label_X])
-    )
+    hits_C, false_alarms_C = _above(prob_X[label_X], threshold_C), _above(prob_X[~label_X], threshold_C)
     positives, negatives = label_X.sum(), (~label_X).sum()
     return hits_C / positives, false_alarms_C / negatives, 2 * hits_C / (positives + hits_C + false_alarms_C)
+
+
+def _above(prob_X: np.ndarray, threshold_C: np.ndarray) -> np.ndarray:
+    """How many probabilities are above each threshold."""
+    return len(prob_X) - np.searchsorted(np.sort(np.asarray(prob_X, np.float32)), threshold_C, side="right")

@@ -55,7 +55,7 @@ class RewardTrainConfig:
     extra: float = 0.0
     swap: float = 0.0
     pos_weight: float = 1.0
-    rule: Rule = "youden"
+    rule: Rule = "rate"
     max_fpr: float = 0.05
 
     @classmethod
