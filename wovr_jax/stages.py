@@ -95,6 +95,16 @@ class Stages:
         towers = {part: self._asset(name)[1] for part, name in zip(("dino", "siglip"), self.recipe.towers, strict=True)}
         return jax.tree.map(jnp.asarray, params | towers)
 
+    @functools.cached_property
+    def fresh_world(self) -> Params:
+        """Random weights of the world model's transformer."""
+        return world_model.networks(self._vae[0])[0].init(self.key("world"))
+
+    @functools.cached_property
+    def fresh_reward(self) -> Params:
+        """Random weights of the success classifier."""
+        return classifier.network(self.recipe.reward).init(self.key("reward"))
+
     def _asset(self, name: str) -> tuple[Any, Params]:
         folder = pathlib.Path(self.recipe.assets) if self.recipe.assets else assets.FOLDER
         return assets.load_asset(name, folder)
@@ -157,12 +167,11 @@ class Stages:
         cfg, vae_params = self._vae
         name = f"world-{round_}"
         train = self.recipe.world_train
-        shape = world_model.networks(cfg)[0].init(self.key("world"))
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
             new, held = self._latents(self.collected(round_) + (self.demonstrations if round_ == 0 else []))
             old = self._latents(self._pool(round_ - 1))[0] if round_ else None
-            first = self.world(round_ - 1)["dit"] if round_ else shape
+            first = self.world(round_ - 1)["dit"] if round_ else self.fresh_world
             stage = dataclasses.replace(train, **dataclasses.asdict(self.recipe.refresh)) if round_ else train
             state, step = world_training.make(cfg, stage, first, new, self.key(name), replay=old)
             measure = world_training.validation(cfg, stage, held, self.key(name, "validation"))
@@ -173,7 +182,7 @@ class Stages:
             self.run.log.scalars(name, stage.steps, final)
             return final | {"windows": new.count}
 
-        dit = self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "dit", shape))
+        dit = self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "dit", self.fresh_world))
         return {"dit": dit, "vae": vae_params}
 
     def _latents(self, episodes: list[Episode]) -> tuple[world_training.Latents, world_training.Latents]:
@@ -189,14 +198,14 @@ class Stages:
         """
         batch, chunk = self.recipe.collect.batch, self.recipe.policy.chunk
         table = start_states.initial(episodes, memory=self._vae[0].slots)
-        blank = classifier.network(self.recipe.reward).init(self.key("reward"))
         told = []
         for low in range(0, len(episodes), batch):
             row_B = np.resize(np.arange(low, min(low + batch, len(episodes))), batch)
             action_BSA = np.stack([episodes[row].action_SA for row in row_B])
             action_BNTA = jnp.asarray(action_BSA.reshape(batch, -1, chunk, action_BSA.shape[-1]))
             start = start_states.gather(table, jnp.asarray(row_B), self.prompt_KL)
-            dream = self.programs.replay(self.world(round_), blank, start, action_BNTA, self.key("retold", round_, low))
+            key = self.key("retold", round_, low)
+            dream = self.programs.replay(self.world(round_), self.fresh_reward, start, action_BNTA, key)
             video_BSHWC = disk.to_uint8(dream.video_BNTHWC).reshape(batch, -1, *dream.frame_BNHWC.shape[2:])
             for row, video_SHWC in list(zip(row_B, video_BSHWC, strict=True))[: len(episodes) - low]:
                 frames = np.concatenate([episodes[row].frame_SHWC[:1], video_SHWC])
@@ -207,21 +216,20 @@ class Stages:
         """Success classifier of a round and its threshold, both judged on held-out episodes."""
         cfg = self.recipe
         name = f"reward-{round_}"
-        like = classifier.network(cfg.reward).init(self.key("reward"))
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
             demos = self.demonstrations
             newest = self._pool(round_)[-cfg.collect.retold :]
             told = self._retold(round_, newest + demos[: len(newest) // 3])
             params, facts = reward_fit.fit(
-                cfg.reward, cfg.reward_train, like, self._pool(round_) + demos, told, self.key(name),
+                cfg.reward, cfg.reward_train, self.fresh_reward, self._pool(round_) + demos, told, self.key(name),
                 name=name, log=self.run.log, folder=folder,
             )  # fmt: skip
             checkpoint.save(folder / "reward", params)
             return facts | {"imagined_frames": sum(len(episode.action_SA) for episode in told)}
 
         self.world(round_)
-        params = self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "reward", like))
+        params = self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "reward", self.fresh_reward))
         return params, self.run.facts[name]["threshold"]
 
     # --- reinforcement learning in imagination ----------------------------------------------
@@ -328,7 +336,9 @@ class Stages:
             for part, true in self.programs.live_batches(
                 self.policy(round_), seeds, self.key("evaluate"), cfg.temperature
             ):
-                start = collect.begin(jnp.asarray(np.resize(part, cfg.collect.batch)), self.prompt_KL, cfg.sim)
+                start = collect.begin(
+                    jnp.asarray(np.resize(part, cfg.collect.batch)), self.prompt_KL, cfg.sim, self._vae[0].slots
+                ).replace(sim=None)  # the learned world knows no simulator state; so it is the program of `_retold`
                 dream = self.programs.replay(self.world(world_round), reward, start, true.action_BNTA, self.key(name))
                 trues.append(true)
                 dreams.append(dream)

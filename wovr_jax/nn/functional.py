@@ -31,8 +31,13 @@ class Pure:
         self._graph, self._state = nnx.split(abstract)
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters from a PRNG key."""
-        return jax.jit(lambda k: _pure(nnx.state(self._build(nnx.Rngs(k)))))(key)
+        """Fresh parameters from a PRNG key. Every call traces and compiles: keep what it returns."""
+
+        @jax.jit
+        def init(key: jax.Array) -> Params:
+            return _pure(nnx.state(self._build(nnx.Rngs(key))))
+
+        return init(key)
 
     def shapes(self) -> Params:
         """The parameters as ``jax.ShapeDtypeStruct`` leaves."""
