@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from wovr_jax import checkpoint
+from wovr_jax import checkpoint, runtime
 from wovr_jax.checkpoint import CheckpointError
 
 
@@ -121,3 +121,19 @@ def test_missing_and_foreign_folders(tmp_path):
     with pytest.raises(CheckpointError, match="exists and is not a checkpoint"):
         checkpoint.save(tmp_path / "notes", {"x": jnp.zeros(1)})
     assert (tmp_path / "notes" / "todo.txt").read_text() == "milk"
+
+
+def test_a_restored_array_is_compiled_for_once(tmp_path):
+    # An array tied to a device, where the fresh one was not, would make every program that reads it compile again.
+    fresh = {"w": jnp.ones(3), "key": jax.random.key(0)}
+    checkpoint.save(tmp_path / "c", fresh)
+    back = checkpoint.restore(tmp_path / "c", fresh)
+    assert [leaf.committed for leaf in jax.tree.leaves(back)] == [leaf.committed for leaf in jax.tree.leaves(fresh)]
+
+    def once(tree):
+        return tree["w"] * 2
+
+    once = jax.jit(once)
+    with runtime.count_compiles() as compiles:
+        once(fresh), once(back)
+    assert compiles["once"] == 1

@@ -71,7 +71,8 @@ def restore(path: str | os.PathLike, like: Any) -> Any:
     Args:
       path: a folder that :func:`save` wrote.
       like: a tree of arrays, of ``jax.ShapeDtypeStruct`` (whose sharding is used when it
-        has one), or of numbers. Leaves that are numpy arrays or numbers come back as numpy.
+        has one), or of numbers. Leaves that are numpy arrays or numbers come back as numpy,
+        arrays that no device was chosen for come back so.
 
     Raises:
       CheckpointError: when there is no checkpoint, or naming every leaf that is missing,
@@ -151,14 +152,20 @@ def _shape(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
 def _target(leaf: Any) -> Any:
     """What Orbax is told to restore this leaf into."""
     shape, dtype = _shape(leaf)
-    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+    if _is_free(leaf) or not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return np.empty(shape, dtype)
     # A typed key's sharding describes the key, not its data: a key is small, put it on one device.
     sharding = None if _is_key(leaf) else leaf.sharding
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 
 
+def _is_free(leaf: Any) -> bool:
+    """Whether ``leaf`` is tied to no device. It must stay so: JAX compiles anew for an array that is."""
+    return isinstance(leaf, jax.Array) and not leaf.committed
+
+
 def _revive(like: Any, stored: Any) -> Any:
+    stored = jax.device_put(stored) if _is_free(like) else stored
     if not _is_key(like):
         return stored
     impl = jax.random.key_impl(like) if isinstance(like, jax.Array) else like.dtype._impl.name
