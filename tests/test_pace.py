@@ -70,7 +70,7 @@ def _recipe(parts: pathlib.Path, **changes: Any) -> dict[str, Any]:
 
 def test_the_whole_loop_runs_and_reports(parts: pathlib.Path, tmp_path: pathlib.Path) -> None:
     results = pace.run("pace", _recipe(parts), tmp_path / "run")
-    assert [phase["name"] for phase in results["phases"]] == ["base", "after imagined GRPO", "after PACE round 1"]
+    assert [phase["name"] for phase in results["phases"]] == ["base", "after imagined GRPO", "after PACE"]
     learner = [account for name, account in results["ledger"].items() if name.startswith("grpo-")]
     assert [account["true_steps"] for account in learner] == [0, 0]
     assert all(account["imagined_frames"] > 0 for account in learner)

@@ -17,8 +17,31 @@ def rate(successes: int, n: int = 512) -> dict:
     return {"n": n, "successes": successes, "rate": successes / n, "low": low, "high": high}
 
 
+def gain(won: int, lost: int, n: int = 512) -> dict:
+    base = [True] * lost + [False] * (n - lost)
+    ours = [False] * lost + [True] * won + [False] * (n - lost - won)
+    return dict(zip(("gain", "low", "high"), metrics.paired_difference(ours, base), strict=True))
+
+
+def judged(seed: int) -> dict:
+    count = [9120, 610, 240, 0, 95, 80, 77, 102, 230, 2900]
+    table = {"predicted": np.arange(0.05, 1, 0.1).tolist(), "observed": np.linspace(0, 1, 10).tolist(), "count": count}
+    rates = {"tpr": 0.943 - seed / 10, "fpr": 0.012}
+    return {"frame": rates, "episode": rates, "reliability": table | {"error": 0.031}}
+
+
+def compared(policy: str, world: int, counts: tuple[int, int, int, int], bias: dict, films: list | None = None) -> dict:
+    facts = {"policy": policy, "world": f"world model of round {world}", "bias": bias, "psnr": [28.8, 25.4, 23.9]}
+    return facts | dict(zip(("tp", "fp", "fn", "tn"), counts, strict=True)) | {"videos": films or []}
+
+
 def results() -> dict:
     rng = np.random.default_rng(0)
+    phases = [("base", 211, 170, None), ("after imagined GRPO", 274, 268, 0.61), ("after PACE", 321, 330, 0.66)]
+    films = [
+        {"path": "videos/one.mp4", "true": 0, "imagined": 1},
+        {"path": "videos/lost.mp4", "true": 1, "imagined": 1},
+    ]
     return {
         "name": "pace <embedded>",
         "job": "pace",
@@ -33,47 +56,41 @@ def results() -> dict:
                 "true_success": rate(true),
                 "greedy": rate(greedy),
                 "imagined_success": imagined,
-                "subgoals": {"reached": 0.96, "grasped": 0.8 + i / 20, "carried": 0.6 + i / 10, "released": true / 512},
+                "subgoals": {"carried": 0.6 + i / 10, "reached": 0.96, "released": true / 512, "wrong_object": 0.0},
             }
-            for i, (name, true, greedy, imagined) in enumerate(
-                [("base", 211, 170, None), ("after imagined GRPO", 274, 268, 0.61), ("after PACE", 321, 330, 0.66)]
-            )
+            | ({"gain": gain(true - 211 + 20, 20)} if i else {})
+            for i, (name, true, greedy, imagined) in enumerate(phases)
         ],
         "comparison": [
-            {"phase": "after imagined GRPO", "tp": 121, "fp": 23, "fn": 15, "tn": 97},
-            {"phase": "after PACE", "tp": 148, "fp": 11, "fn": 14, "tn": 83},
+            compared("after imagined GRPO", 1, (121, 23, 15, 97), gain(23, 15, 256)),
+            compared("after PACE", 2, (148, 61, 14, 33), gain(61, 14, 256), films),
         ],
-        "reward": {
-            "bins": [
-                {
-                    "low": i / 10,
-                    "high": (i + 1) / 10,
-                    "mean_prob": i / 10 + 0.05,
-                    "frequency": (i / 9) ** 1.4,
-                    "count": c,
-                }
-                for i, c in enumerate([9120, 610, 240, 0, 95, 80, 77, 102, 230, 2900])
-            ],
-            "threshold": 0.8,
-            "frame_tpr": 0.943,
-            "frame_fpr": 0.012,
-        },
+        "reward": {"reward-0": {"threshold": 0.8, "real": judged(0), "imagined": judged(1)}},
         "keyframes": {
-            "steps": rng.integers(6, 22, 300).tolist(),
-            "rules": {"before_failure": 240, "gripper_event": 60},
+            "starts-0": {
+                "steps": rng.integers(6, 22, 300).tolist(),
+                "rules": {"before_failure": 240, "gripper_event": 60},
+            }
         },
         "ledger": {
-            "demonstrations": {"true_steps": 18432, "imagined_frames": 0, "seconds": 8.1},
+            "demonstrations": {"true_steps": 0, "imagined_frames": 0, "seconds": 8.1},
             "sft": {"true_steps": 0, "imagined_frames": 0, "seconds": 131.0},
             "collect-0": {"true_steps": 9216, "imagined_frames": 0, "seconds": 9.9},
             "world-0": {"true_steps": 0, "imagined_frames": 0, "seconds": 311.0},
             "reward-0": {"true_steps": 0, "imagined_frames": 0, "seconds": 62.0},
             "grpo-1": {"true_steps": 0, "imagined_frames": 27648, "seconds": 244.0},
         },
-        "videos": [
-            {"title": "Pick up the red block: imagined left, true right", "path": "videos/one.mp4"},
-            {"title": "A strip of frames", "path": "videos/strip.png"},
-            {"title": "One that was lost", "path": "videos/lost.mp4"},
+    }
+
+
+def study() -> dict:
+    """A ladder of two variants on two seeds."""
+    row = {"n": 1024, "base": 0.25, "final": 0.5, "seeds": [[0.2, 0.5], [0.3, 0.5]]}
+    return {
+        "job": "ladder",
+        "study": [
+            row | {"variant": "full", "says": "(e) all learned"} | gain(276, 20, 1024),
+            row | {"variant": "c", "says": "(c) learned world", "final": 0.252} | gain(32, 30, 1024),
         ],
     }
 
@@ -96,7 +113,6 @@ def run(tmp_path_factory):
             log.scalars("grpo-1", step, values)
     frames = rng.integers(0, 255, (8, 32, 64, 3), dtype=np.uint8)
     metrics.video(folder / "videos" / "one.mp4", frames)
-    (folder / "videos" / "strip.png").write_bytes(b"a picture is only carried over")
     return folder
 
 
@@ -136,9 +152,11 @@ def page(run):
 
 def test_the_page_is_whole_and_alone(page):
     outline = Outline(page)
-    assert all(source.startswith("data:") for source in outline.sources)
-    assert len(outline.sources) == 2
+    assert all(source.startswith("data:video/mp4;base64,") for source in outline.sources)
+    assert len(outline.sources) == 1
     assert "<script" not in page
+    assert "http" not in page
+    assert "$" not in page, "every slot of the template is filled"
     assert "pace <embedded>" in outline.text, "names are escaped"
     assert page.count("<h2>") == 8
 
@@ -147,17 +165,34 @@ def test_the_page_says_what_the_results_say(page):
     text = re.sub(r"\s+", " ", Outline(page).text)
     assert "from 41.2% (base) to 62.7% (after PACE): +21.5 points" in text
     assert "The policy truly got better." in text
-    assert "agree 85.2%, hits 89.0%, false alarms 19.2%" in text
-    assert "27,648" in text
+    assert "imagination calls 81.6% of 256 episodes a success, the truth 63.3%" in text
+    assert "Imagination flattered the policy; 75 episodes were misjudged." in text
+    assert "The collections took 9,216 steps of the true simulator. The learner took 0; it learnt from 27,648" in text
+    assert "reward-0: threshold 0.8" in text
+    assert "240 before failure, 60 gripper event" in text
     assert "5 min 11 s" in text
-    assert "lost.mp4 is not there" in text
     assert "17 min 23 s" in text
 
 
-def test_a_gain_within_its_interval_is_not_called_one():
-    phases = [{"name": "base", "true_success": rate(100, 200)}, {"name": "after", "true_success": rate(104, 200)}]
-    assert "no certain change" in report.page({"phases": phases})
-    assert "truly got worse" in report.page({"phases": phases, "gain": {"gain": -0.1, "low": -0.2, "high": -0.01}})
+def test_a_film_says_who_acts_and_marks_the_wrong_verdict(page):
+    text = Outline(page).text
+    assert "policy: after PACE; true left, imagined right (world model of round 2)" in text
+    assert '<b class="true">true: failure</b><b class="imagined lies">imagined: success</b>' in page
+    assert "lost.mp4 is not there" in text
+    silent = compared("base", 1, (1, 1, 1, 1), gain(1, 1, 4), [{"path": "videos/one.mp4", "true": 0, "imagined": None}])
+    assert "lies" not in report.page({"comparison": [silent]}).split("</style>")[1]
+
+
+def test_a_difference_within_its_interval_is_not_called_one():
+    def page(change, bias):
+        shown = results()
+        shown["phases"][-1]["gain"], shown["comparison"][-1]["bias"] = change, bias
+        return report.page(shown)
+
+    assert "That may be chance." in page(gain(24, 20), gain(9, 8, 256))
+    assert "The difference may be chance" in page(gain(24, 20), gain(9, 8, 256))
+    assert "truly got worse" in page(gain(10, 60), gain(8, 60, 256))
+    assert "too strict" in page(gain(10, 60), gain(8, 60, 256))
 
 
 @pytest.mark.parametrize("absent", [*results(), "everything"])
@@ -168,20 +203,38 @@ def test_what_is_absent_is_left_out(absent):
 
 
 def test_what_is_empty_is_left_out():
-    phase = {"name": "base", "true_success": None, "imagined_success": None, "greedy": None, "subgoals": {}}
-    hollow = {"phases": [phase], "comparison": [], "reward": {"bins": []}, "keyframes": {"steps": []}, "ledger": {}}
-    text = Outline(report.page(hollow)).text
-    assert "Keyframes" not in text
-    assert "What it cost" not in text
-    assert report.table(hollow).splitlines()[-1].split() == ["base", "-", "-", "-", "-"]
+    hollow = {"phases": [], "study": [], "comparison": [], "reward": {}, "keyframes": {}, "ledger": {}}
+    assert "<h2>" not in report.page(hollow)
+    assert report.table(hollow) == ""
+
+
+def test_a_judge_that_met_no_success_has_no_rate():
+    judge = judged(0) | {"episode": {"tpr": float("nan"), "fpr": 0.0}}
+    assert "<td>successful episodes found</td><td>-</td>" in report.page(
+        {"reward": {"reward-0": {"threshold": 0.5, "real": judge}}}
+    )
 
 
 def test_the_table_of_the_terminal():
     lines = report.table(results()).splitlines()
-    assert lines[2].split() == ["base", "41.2%", "37.0%", "-", "45.5%", "33.2%", "-"]
-    assert "gain +21.5 points, 95% between +15.4 and +27.3" in lines
-    assert lines[-1].split() == ["all", "27,648", "27,648", "12", "min", "46", "s"]
-    assert len({len(line) for line in lines if line.startswith(("base", "after"))}) == 1
+    assert lines[2].split() == ["base", "41.2%", "37.0%", "-", "45.5%", "-", "-", "33.2%", "-"]
+    assert lines[4].split()[:7] == ["after", "PACE", "62.7%", "58.4%", "-", "66.8%", "+21.5"]
+    assert lines[8].split()[-3:] == ["28.8", "25.4", "23.9"]
+    assert lines[9].startswith("after PACE, round 2")
+    assert lines[9].split()[4:8] == ["148", "61", "14", "33"]
+    assert re.search(r"(?m)^all +9,216 +27,648 +12 min 46 s$", "\n".join(lines))
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert any(line.startswith("The collections took 9,216 steps") for line in lines)
+
+
+def test_a_study_is_one_row_a_variant_with_seeds_pooled():
+    lines = report.table(study()).splitlines()
+    assert lines[2].split()[3:8] == ["1024", "25.0%", "50.0%", "46.9%", "-"]
+    assert lines[2].endswith("+30.0 +20.0")
+    assert lines[3].startswith("(c) learned world")
+    text = Outline(report.page(study())).text
+    assert "Of 2 variants on 2 seeds, 1 truly gained and 0 truly lost. Best: (e) all learned, +25.0 points" in text
+    assert text.count("(c) learned world") == 2, "in the figure and in the table"
 
 
 def test_no_results_no_report(tmp_path):
@@ -203,3 +256,18 @@ def test_curves_break_where_a_value_is_missing_and_stay_small():
 )
 def test_short_numbers(value, says):
     assert figures.short(value) == says
+
+
+def test_the_bar_of_agreement_shows_both_rates():
+    drawn = figures.agreement([("one <policy>", {"tp": 30, "fp": 20, "fn": 10, "tn": 40}, "")])
+    Outline(drawn)
+    assert 'class="span imagined" style="width:50.00%"' in drawn
+    assert 'class="span true" style="margin-left:20.00%;width:40.00%"' in drawn
+    assert "imagined success only: 20 of 100" in drawn
+
+
+def test_an_interval_is_where_its_numbers_are():
+    drawn = figures.intervals([("gain", [("true", 0.1, 0.0, 0.2)], "+10.0")], -0.1, 0.3)
+    assert 'left:25.0%;width:50.0%"' in drawn
+    assert 'title="10.0, 95% between 0.0 and 20.0"' in drawn
+    assert drawn.count('<s class="zero" style="left:25.0%">') == 1, "the line of no gain"

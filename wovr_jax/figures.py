@@ -1,8 +1,8 @@
-"""Small figures as inline SVG: intervals, curves, reliability, bars.
+"""Small figures: intervals and agreement as rows of HTML, curves, reliability and bars as inline SVG.
 
-Numbers in, one ``<svg>`` string out. Colours are classes that the page's style sheet fills, so a figure follows the
-reader's light or dark theme: ``true`` and ``imagined`` for the two worlds, ``ink`` and ``rule`` for the rest. Every
-mark carries a ``<title>``, which browsers show on hover.
+Numbers in, one string out. Rows stretch with the page and keep their letters readable on a phone; an SVG has its own
+size. Colours are classes that the page's style sheet fills, so a figure follows the reader's light or dark theme:
+``true`` and ``imagined`` for the two worlds. Every mark says its numbers when the pointer rests on it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,16 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+Mark = tuple[str, float, float, float]
+SEGMENTS = {
+    "fp": "imagined success only",
+    "tp": "success in both",
+    "fn": "true success only",
+    "tn": "failure in both",
+}
+"""Two verdicts on one episode, in the order of the bar of :func:`agreement`."""
 MOST_POINTS = 400
 """A longer curve is thinned evenly: a page shows no more."""
 
@@ -48,30 +56,53 @@ class Frame:
         return f'<svg {box} role="img" aria-label="{html.escape(label, quote=True)}">{"".join(parts)}</svg>'
 
 
-def success(rows: Sequence[tuple[str, dict | None, dict | None, float | None]]) -> str:
-    """Success rates of policies, one row each, with their intervals.
+def intervals(rows: Sequence[tuple[str, Sequence[Mark], str]], low: float = 0.0, high: float = 1.0) -> str:
+    """Rates, or gains when ``low`` is negative, with their intervals on one axis from ``low`` to ``high``.
 
     Args:
-      rows: (name, true, greedy, imagined) where true and greedy are dictionaries with rate, low and high
-        in [0, 1], or None, and imagined is a rate or None.
+      rows: (name, marks, what to say at the end); a mark is (class, rate, low, high).
     """
-    room = 12 + int(7.8 * max(len(name) for name, *_ in rows))
-    frame = Frame(720, 44 * len(rows) + 34, (0.0, 1.0), (len(rows), 0.0), left=room, right=70, top=4, bottom=26)
-    parts = [_rule(frame, x, 0, x, len(rows)) for x in (0, 0.25, 0.5, 0.75, 1)]
-    parts += [_text(*frame.at(x, len(rows)), f"{x:.0%}", dy=17, anchor="middle") for x in (0, 0.25, 0.5, 0.75, 1)]
-    for row, (name, true, greedy, imagined) in enumerate(rows):
-        parts.append(_text(room - 12, frame.at(0, row + 0.5)[1], name, dy=5, anchor="end", kind="name"))
-        if greedy:
-            parts.append(_interval(frame, row + 0.72, greedy, f"{name}, greedy", "true hollow", radius=4))
-        if true:
-            parts.append(_interval(frame, row + 0.45, true, f"{name}, sampled", "true", radius=6))
-            x, y = frame.at(1, row + 0.45)
-            parts.append(_text(x + 14, y, f"{true['rate']:.1%}", dy=5, kind="name"))
-        if imagined is not None:
-            x, y = frame.at(imagined, row + 0.45)
-            shape = f"M{x} {y - 6}l6 6l-6 6l-6 -6z"
-            parts.append(f'<path class="imagined" d="{shape}">{_hover(f"{name}, imagined: {imagined:.1%}")}</path>')
-    return frame.svg(*parts, label="success rates with 95% intervals")
+
+    def at(x: float) -> str:
+        return f"{100 * (x - low) / (high - low):.1f}%"
+
+    def shown(x: float) -> str:
+        return f"{x:.0%}" if low >= 0 else f"{100 * x:+.0f}"
+
+    ticks = _ticks(low, high, 5)
+    grid = "".join(f'<s class="{"" if x else "zero"}" style="left:{at(x)}"></s>' for x in ticks)
+    body = ""
+    for name, marks, said in rows:
+        track = grid
+        for kind, rate, left, right in marks:
+            numbers = f"{100 * rate:.1f}" + (f", 95% between {100 * left:.1f} and {100 * right:.1f}" * (left < right))
+            reach = f'<i class="reach" style="left:{at(left)};width:{100 * (right - left) / (high - low):.1f}%"></i>'
+            track += f'<b class="{kind}" title="{numbers}">{reach}<i class="dot" style="left:{at(rate)}"></i></b>'
+        body += _row(name, f'<div class="track">{track}</div>', said)
+    axis = "".join(f'<span style="left:{at(x)}">{shown(x)}</span>' for x in ticks)
+    axis = f'<div class="track axis">{axis}</div>'
+    return f'<div class="rows">{body}{_row("", axis, "")}</div>'
+
+
+def agreement(rows: Sequence[tuple[str, Mapping[str, int], str]]) -> str:
+    """Two verdicts on the same episodes, one bar a row, (name, the four counts tp, fp, fn, tn, what to say).
+
+    From the left: imagined only, both, true only, neither. So imagined successes are the first two parts, true ones
+    the middle two, and a line above and a line below the bar show both rates.
+    """
+    body = ""
+    for name, counts, said in rows:
+        everything = max(sum(counts[part] for part in SEGMENTS), 1)
+        fp, tp, fn, _ = share = [100 * counts[part] / everything for part in SEGMENTS]
+        bar = "".join(
+            f'<i class="{part}" style="width:{width:.2f}%" title="{words}: {counts[part]} of {everything}">'
+            f"{counts[part] if width >= 5 else ''}</i>"
+            for (part, words), width in zip(SEGMENTS.items(), share, strict=True)
+        )
+        above = f'<div class="span imagined" style="width:{fp + tp:.2f}%"></div>'
+        below = f'<div class="span true" style="margin-left:{fp:.2f}%;width:{tp + fn:.2f}%"></div>'
+        body += _row(name, f'{above}<div class="parts">{bar}</div>{below}', said)
+    return f'<div class="rows">{body}</div>'
 
 
 def curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
@@ -80,49 +111,39 @@ def curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
     if not values:
         return ""
     low, high = _widened(min(values), max(values))
-    frame = Frame(230, 120, (points[0][0], max(points[-1][0], points[0][0] + 1)), (low, high), left=44, bottom=20)
-    ticks = _ticks(low, high, 3)
-    parts = [_rule(frame, frame.x[0], y, frame.x[1], y) for y in ticks]
-    parts += [_text(frame.left - 6, frame.at(0, y)[1], short(y), dy=4, anchor="end") for y in ticks]
-    parts += [_text(*frame.at(frame.x[1], low), short(points[-1][0]), dy=16, anchor="end")]
-    thinned = points[:: -(-len(points) // MOST_POINTS)]
+    frame = Frame(262, 120, (points[0][0], max(points[-1][0], points[0][0] + 1)), (low, high), left=44, bottom=20)
+    parts = _axes(frame, [points[-1][0]], _ticks(low, high, 3))
     path, pen = [], "M"
-    for x, y in thinned:
-        if y is None:
-            pen = "M"
-            continue
-        path.append(f"{pen}{' '.join(map(str, frame.at(x, y)))}")
-        pen = "L"
+    for x, y in points[:: -(-len(points) // MOST_POINTS)]:
+        if y is not None:
+            path.append(f"{pen}{' '.join(map(str, frame.at(x, y)))}")
+        pen = "M" if y is None else "L"
     parts.append(f'<path class="line" d="{"".join(path)}">{_hover(f"{label}: last {short(values[-1])}")}</path>')
     return frame.svg(*parts, label=label)
 
 
-def reliability(bins: Sequence[dict], threshold: float | None) -> str:
-    """Observed frequency of success against predicted probability; area of a dot: how many frames.
+def reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], threshold: float | None) -> str:
+    """Observed frequency of success against predicted probability; size of a dot: how many frames.
 
     Args:
-      bins: dictionaries with mean_prob, frequency, count (and low, high).
+      tables: class of the marks -> bins: ``predicted``, ``observed`` and ``count`` of each.
       threshold: the probability from which on a frame counts as success, drawn as a line.
     """
-    frame = Frame(320, 300, (0.0, 1.0), (0.0, 1.0), left=44, bottom=40)
-    parts = [_rule(frame, x, 0, x, 1) for x in (0, 0.5, 1)] + [_rule(frame, 0, y, 1, y) for y in (0, 0.5, 1)]
-    parts += [_text(*frame.at(x, 0), f"{x:g}", dy=16, anchor="middle") for x in (0, 0.5, 1)]
-    parts += [_text(frame.left - 8, frame.at(0, y)[1], f"{y:g}", dy=4, anchor="end") for y in (0, 0.5, 1)]
-    parts.append(_text(*frame.at(0.5, 0), "predicted probability", dy=34, anchor="middle"))
+    frame = Frame(300, 280, (0.0, 1.0), (0.0, 1.0), left=44, bottom=40)
+    parts = _axes(frame, (0, 0.5, 1), (0, 0.5, 1), "predicted probability")
     parts.append(_rule(frame, 0, 0, 1, 1, kind="ideal"))
     if threshold is not None:
         parts.append(_rule(frame, threshold, 0, threshold, 1, kind="threshold"))
-    filled = [one for one in bins if one["count"]]
-    if not filled:
-        return frame.svg(*parts, label="reliability of the success classifier")
-    most = max(one["count"] for one in filled)
-    places = [frame.at(one["mean_prob"], one["frequency"]) for one in filled]
-    parts.append(f'<path class="line" d="M{"L".join(f"{x} {y}" for x, y in places)}"/>')
-    for one, (x, y) in zip(filled, places, strict=True):
-        # Frames without success outnumber the others by far: a logarithm keeps every dot in sight.
-        radius = 2.5 + 6.5 * math.log1p(one["count"]) / math.log1p(most)
-        said = f"predicted {one['mean_prob']:.2f}, observed {one['frequency']:.2f}, {one['count']} frames"
-        parts.append(f'<circle class="imagined dot" cx="{x}" cy="{y}" r="{radius:.1f}">{_hover(said)}</circle>')
+    for kind, table in tables.items():
+        bins = [one for one in zip(table["predicted"], table["observed"], table["count"], strict=True) if one[2]]
+        places = [" ".join(map(str, frame.at(x, y))) for x, y, _ in bins]
+        parts.append(f'<path class="line {kind}" d="{"M" * bool(bins)}{"L".join(places)}"/>')
+        for x, y, count in bins:
+            # Frames without success outnumber the others by far: a logarithm keeps every dot in sight.
+            radius = 2 + 5 * math.log1p(count) / math.log1p(max(table["count"]))
+            said = _hover(f"{kind}: predicted {x:.2f}, observed {y:.2f}, {count} frames")
+            (cx, cy) = frame.at(x, y)
+            parts.append(f'<circle class="{kind} dot" cx="{cx}" cy="{cy}" r="{radius:.1f}">{said}</circle>')
     return frame.svg(*parts, label="reliability of the success classifier")
 
 
@@ -131,17 +152,13 @@ def histogram(values: Sequence[int], label: str) -> str:
     counts = [0] * (max(values) + 1)
     for value in values:
         counts[value] += 1
-    frame = Frame(420, 200, (-0.5, len(counts) - 0.5), (0.0, max(counts)), left=44, bottom=40)
-    ticks = _ticks(0, max(counts), 3)
-    parts = [_rule(frame, -0.5, y, len(counts) - 0.5, y) for y in ticks]
-    parts += [_text(frame.left - 8, frame.at(0, y)[1], short(y), dy=4, anchor="end") for y in ticks]
+    frame = Frame(380, 180, (-0.5, len(counts) - 0.5), (0.0, max(counts)), left=44, bottom=40)
+    parts = _axes(frame, _ticks(0, len(counts) - 1, 6), _ticks(0, max(counts), 3), label)
     for x, count in enumerate(counts):
         left, top = frame.at(x - 0.42, count)
         right, bottom = frame.at(x + 0.42, 0)
         size = f'width="{right - left:.1f}" height="{bottom - top:.1f}"'
         parts.append(f'<rect class="bar" x="{left}" y="{top}" {size}>{_hover(f"{x}: {count}")}</rect>')
-    parts += [_text(*frame.at(x, 0), f"{x:g}", dy=16, anchor="middle") for x in _ticks(0, len(counts) - 1, 6)]
-    parts.append(_text(*frame.at((len(counts) - 1) / 2, 0), label, dy=34, anchor="middle"))
     return frame.svg(*parts, label=label)
 
 
@@ -153,13 +170,17 @@ def short(value: float) -> str:
     return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _interval(frame: Frame, row: float, rate: dict, name: str, kind: str, radius: int) -> str:
-    (low, y), (high, _), (x, _) = (frame.at(rate[end], row) for end in ("low", "high", "rate"))
-    said = f"{name}: {rate['rate']:.1%}, 95% between {rate['low']:.1%} and {rate['high']:.1%}"
-    if "n" in rate:
-        said += f", {rate['successes']} of {rate['n']}"
-    bar = f'<line x1="{low}" y1="{y}" x2="{high}" y2="{y}"/>'
-    return f'<g class="{kind}">{_hover(said)}{bar}<circle cx="{x}" cy="{y}" r="{radius}"/></g>'
+def _row(name: str, drawn: str, said: str) -> str:
+    name, said = (f'<div class="{kind}">{html.escape(text)}</div>' for kind, text in (("name", name), ("said", said)))
+    return f'{name}{said}<div class="drawn">{drawn}</div>'
+
+
+def _axes(frame: Frame, xs: Sequence[float], ys: Sequence[float], label: str = "") -> list[str]:
+    (left, right), low = frame.x, frame.y[0]
+    parts = [_rule(frame, left, y, right, y) for y in ys]
+    parts += [_text(frame.left - 8, frame.at(left, y)[1], short(y), dy=4, anchor="end") for y in ys]
+    parts += [_text(*frame.at(x, low), short(x), dy=16, anchor="middle") for x in xs]
+    return [*parts, _text(*frame.at((left + right) / 2, low), label, dy=34, anchor="middle")]
 
 
 def _rule(frame: Frame, x1: float, y1: float, x2: float, y2: float, kind: str = "rule") -> str:

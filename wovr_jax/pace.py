@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from wovr_jax import config, report, runtime, studies
+from wovr_jax import config, metrics, report, runtime, studies
 from wovr_jax.recipe import Recipe
 from wovr_jax.run import Run, write_json
 from wovr_jax.stages import Stages
@@ -86,11 +87,10 @@ def _studied(job: str, recipe: Recipe, folder: pathlib.Path) -> Results:
 
 
 def summary(stages: Stages, seconds: float) -> Results:
-    """``results.json``: phases in order, verdicts, reward, keyframes, ledger, machine."""
-    recipe, facts = stages.recipe, stages.run.facts
-    ledger = stages.run.ledger()
-    rewards = [name for name in facts if name.startswith("reward-")]
-    starts = [name for name in facts if name.startswith("starts-")]
+    """``results.json``: phases in order, verdicts, rewards, keyframes, ledger, machine."""
+    recipe, facts = stages.recipe, {name: stages.run.facts[name] for name in sorted(stages.run.facts, key=_place)}
+    ledger, rounds = stages.run.ledger(), range(recipe.rounds + 1)
+    pairs = [(k, world) for k in rounds for world in rounds if f"compare-{k}-in-world-{world}" in facts]
     return {
         "name": recipe.name,
         "job": recipe.job,
@@ -100,40 +100,58 @@ def summary(stages: Stages, seconds: float) -> Results:
         "seconds": ledger.total().seconds,
         "seconds_now": seconds,
         "peak_rss_gb": runtime.peak_rss_gb(),
-        "phases": [_phase(k, facts, recipe) for k in range(recipe.rounds + 1) if f"evaluate-{k}" in facts],
-        "comparison": [_comparison(name, one) for name, one in facts.items() if name.startswith("compare-")],
-        "reward": _reward(facts[rewards[-1]]) if rewards else None,
-        "keyframes": {key: facts[starts[-1]][key] for key in ("steps", "rules")} if starts else None,
-        "ledger": ledger.to_dict(),
-        "videos": [
-            {"title": f"{name}, {video}", "path": str(pathlib.Path("stages") / name / video)}
-            for name, one in facts.items()
-            for video in one.get("videos", [])
-        ],
+        "phases": [_phase(k, facts, recipe) for k in rounds if f"evaluate-{k}" in facts],
+        "comparison": [_comparison(*pair, facts, recipe) for pair in pairs],
+        "reward": {name: one for name, one in facts.items() if name.startswith("reward-")},
+        "keyframes": {name: one for name, one in facts.items() if name.startswith("starts-") and one["steps"]},
+        "ledger": {name: account for name in facts if (account := ledger.to_dict().get(name))},
     }
 
 
-def _phase(round_: int, facts: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    names = ["base", "after imagined GRPO"] + [f"after PACE round {k}" for k in range(1, recipe.rounds)]
-    imagined = facts.get(f"compare-{round_}-in-world-{max(round_ - 1, 0)}", {}).get("imagined_success")
+ORDER = ("demonstrations", "sft", "grpo", "evaluate", "collect", "world", "reward", "starts", "compare")
+
+
+def _place(stage: str) -> tuple[int, int, str]:
+    """Where a stage stands in the loop: a run that was resumed met its stages in another order."""
+    kind, round_ = stage.split("-")[0], re.search(r"\d+", stage)
+    return int(round_[0]) if round_ else 0, ORDER.index(kind) if kind in ORDER else len(ORDER), stage
+
+
+def _policy(round_: int, recipe: Recipe) -> str:
+    """What a reader calls the policy of a round."""
+    if round_ == 0:
+        return "base"
+    if round_ == 1:
+        return "after online GRPO" if recipe.dream.world == "true" else "after imagined GRPO"
+    return "after PACE" if recipe.rounds == 2 else f"after PACE, round {round_}"
+
+
+def _phase(round_: int, facts: Mapping[str, Any], recipe: Recipe) -> Results:
     one = facts[f"evaluate-{round_}"]
-    return {"name": names[round_], "imagined_success": imagined} | {
-        key: one[key] for key in ("true_success", "greedy", "subgoals")
+    imagined = facts.get(f"compare-{round_}-in-world-{max(round_ - 1, 0)}", {}).get("imagined_success")
+    phase = {"name": _policy(round_, recipe), "imagined_success": imagined}
+    phase |= {key: one[key] for key in ("true_success", "greedy", "subgoals")}
+    return phase | ({"gain": _paired(one["outcomes"], facts["evaluate-0"]["outcomes"])} if round_ else {})
+
+
+def _comparison(round_: int, world: int, facts: Mapping[str, Any], recipe: Recipe) -> Results:
+    """Counts, their bias, fidelity and films of a comparison: it replays the first episodes of the evaluation."""
+    name = f"compare-{round_}-in-world-{world}"
+    one, true = facts[name], facts[f"evaluate-{round_}"]["outcomes"]
+    imagined = one.get("imagined_outcomes", [None] * len(one["videos"]))
+    tp, fp, fn, tn = (one["verdicts"][count] for count in ("tp", "fp", "fn", "tn"))
+    believed = [True] * (tp + fp) + [False] * (fn + tn)
+    bias = _paired(believed, [True] * tp + [False] * fp + [True] * fn + [False] * tn)
+    films = zip(one["videos"], true, imagined, strict=False)
+    return one["verdicts"] | {
+        "policy": _policy(round_, recipe),
+        "world": f"world model of round {world + 1}",
+        "bias": bias,
+        "psnr": one["psnr"],
+        "videos": [{"path": f"stages/{name}/{film}", "true": was, "imagined": seen} for film, was, seen in films],
     }
 
 
-def _comparison(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
-    return {"phase": name.removeprefix("compare-"), "psnr": one["psnr"]} | one["verdicts"]
-
-
-def _reward(one: Mapping[str, Any]) -> dict[str, Any]:
-    table = one.get("imagined", one["real"])["reliability"]
-    edges = table["edges"]
-    bins = [
-        {"low": low, "high": high, "mean_prob": prob, "frequency": seen, "count": count}
-        for low, high, prob, seen, count in zip(
-            edges, edges[1:], table["predicted"], table["observed"], table["count"], strict=False
-        )
-    ]
-    frame = one["real"]["frame"]
-    return {"bins": bins, "threshold": one["threshold"], "frame_tpr": frame["tpr"], "frame_fpr": frame["fpr"]}
+def _paired(ours: list[bool], theirs: list[bool]) -> dict[str, float]:
+    """Difference of two success rates over the same start states, with its 95 % interval."""
+    return dict(zip(("gain", "low", "high"), metrics.paired_difference(ours, theirs), strict=True))

@@ -1,8 +1,9 @@
 """One self-contained page from a run folder, and one table for the terminal.
 
 ``results.json``, ``metrics.jsonl``, ``config.json`` and the videos go in; ``report.html`` comes out: no script, no
-network, everything inside, light or dark as the reader has it. A part of the results that is absent leaves its
-section out, so that the single stages use the same page. Every function here is pure but :func:`write`.
+network, everything inside, light or dark as the reader has it. The words of the page are in ``assets/report.html``; a
+section for which the results have nothing is left out, so that single jobs and studies use the same page. Every
+function here is pure but :func:`write`.
 """
 
 from __future__ import annotations
@@ -10,22 +11,29 @@ from __future__ import annotations
 import base64
 import html
 import importlib.resources
+import itertools
 import json
+import math
 import os
 import pathlib
+import re
+import string
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from wovr_jax import figures
-from wovr_jax.metrics import difference, read_metrics
+from wovr_jax.metrics import read_metrics, wilson
 
 Results = Mapping[str, Any]
+Rows = list[tuple[str, ...]]
+"""A table, its head first."""
 
 FIRST_CURVES = ("success", "return_mean", "loss", "kl", "entropy", "accuracy")
 """Shown at once when a stage has them, and other curves to fill up; the rest is behind a fold."""
 CURVES_AT_ONCE = 3
-
-MEDIA = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg"}
+LEARNER = "grpo-"
+"""How the learner's stages begin."""
 
 
 def write(run: str | os.PathLike) -> pathlib.Path:
@@ -35,18 +43,12 @@ def write(run: str | os.PathLike) -> pathlib.Path:
       FileNotFoundError: when ``results.json`` is not there.
     """
     run = pathlib.Path(run)
-    source = run / "results.json"
+    source, config = run / "results.json", run / "config.json"
     if not source.exists():
         raise FileNotFoundError(f"{source}: a report needs the results of a run; run the job first.")
-    config = run / "config.json"
-    text = page(
-        json.loads(source.read_text()),
-        curves=read_metrics(run),
-        config=json.loads(config.read_text()) if config.exists() else None,
-        folder=run,
-    )
+    settings = json.loads(config.read_text()) if config.exists() else None
     beside = run / "report.html.tmp"
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(page(json.loads(source.read_text()), read_metrics(run), settings, run), encoding="utf-8")
     return beside.replace(run / "report.html")
 
 
@@ -64,149 +66,198 @@ def page(
       config: the settings of the run.
       folder: what the paths of the videos are relative to.
     """
-    style = importlib.resources.files("wovr_jax").joinpath("assets", "report.css").read_text()
-    sections = (
-        _success(results.get("phases", ())),
-        _comparison(results.get("comparison", ())),
-        _videos(results.get("videos", ()), pathlib.Path(folder)),
-        _curves(curves),
-        _reward(results.get("reward")),
-        _keyframes(results.get("keyframes")),
-        _ledger(results.get("ledger")),
-        _settings(config, results.get("versions")),
-    )
-    title = html.escape(str(results.get("name", "run")))
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f"{_head(title, results)}\n{''.join(sections)}</body>\n</html>\n"
-    )
+    assets = importlib.resources.files("wovr_jax").joinpath("assets")
+    settings = {"versions": results.get("versions"), "config": config}
+    parts = {
+        "title": html.escape(str(results.get("name", "run"))),
+        "style": assets.joinpath("report.css").read_text(),
+        "facts": _facts(results),
+        "lead": "".join(f'<p class="lead">{html.escape(sentence)}</p>\n' for sentence in findings(results)),
+        "success": _success(results.get("phases") or ()),
+        "study": _study(results.get("study") or ()),
+        "comparison": _comparison(results.get("comparison") or ()),
+        "films": _films(results.get("comparison") or (), pathlib.Path(folder)),
+        "curves": _curves(curves),
+        "reward": _reward(results.get("reward") or {}),
+        "keyframes": _keyframes(results.get("keyframes") or {}),
+        "ledger": _ledger(results.get("ledger") or {}),
+        "settings": html.escape(json.dumps(settings, indent=2)) if any(settings.values()) else "",
+    }
+    words = assets.joinpath("report.html").read_text()
+    told = re.sub(r'(?s)<section id="(\w+)">.*?</section>\n', lambda one: one[0] * bool(parts[one[1]]), words)
+    return string.Template(told).substitute(parts)
 
 
 def table(results: Results) -> str:
     """The same results in few lines of plain text, for the end of a run."""
-    blocks = []
-    if phases := results.get("phases"):
-        rows = [("policy", "true success", "95%", "greedy", "imagined")]
-        for phase in phases:
-            true, greedy = phase.get("true_success"), phase.get("greedy")
-            spread = f"{true['low']:.1%} - {true['high']:.1%}" if true else "-"
-            rate, most = (_percent(one and one["rate"]) for one in (true, greedy))
-            rows.append((phase["name"], rate, spread, most, _percent(phase.get("imagined_success"))))
-        blocks.append(_aligned(rows))
-        if gain := _gain(results):
-            blocks.append(f"gain {_signed(gain[0])} points, 95% between {_signed(gain[1])} and {_signed(gain[2])}")
-    if ledger := results.get("ledger"):
-        rows = [("stage", "true steps", "imagined frames", "time")]
-        rows += [
-            (s, f"{a['true_steps']:,}", f"{a['imagined_frames']:,}", _time(a["seconds"])) for s, a in ledger.items()
-        ]
-        rows.append(("all", *_total(ledger)))
-        blocks.append(_aligned(rows))
-    return "\n\n".join(blocks)
+    tables = (
+        _policies(results.get("phases") or ()),
+        _variants(results.get("study") or ()),
+        _worlds(results.get("comparison") or ()),
+        _accounts(results.get("ledger") or {}),
+    )
+    said = [textwrap.fill(sentence, 110) for sentence in findings(results)]
+    return "\n\n".join([_aligned(rows) for rows in tables if len(rows) > 1] + said)
 
 
-# ---------------------------------------------------------------- sections
+# ---------------------------------------------------------------- what was found, in sentences
 
 
-def _head(title: str, results: Results) -> str:
-    facts = [results.get("job"), results.get("device")]
-    facts += [f"seed {results['seed']}"] if "seed" in results else []
+def findings(results: Results) -> list[str]:
+    """What was reached, whether imagination can be believed and what it cost, as far as the results tell."""
+    phases, ledger = results.get("phases"), results.get("ledger") or {}
+    said = [_reached(phases)] if phases else []
+    said += [_gained(results["study"])] if results.get("study") else []
+    said += [_believed(results["comparison"][-1])] if results.get("comparison") else []
+    return said + ([_spent(ledger)] if any(stage.startswith(LEARNER) for stage in ledger) else [])
+
+
+def _reached(phases: Sequence[Results]) -> str:
+    last, gain = phases[-1], phases[-1].get("gain")
+    now = f"{last['true_success']['rate']:.1%} ({last['name']})"
+    where = f"over {last['true_success']['n']} start states that no stage trained on"
+    if not gain:
+        return f"True success is {now}, {where}."
+    verdict = _verdict(gain, "The policy truly got better.", "The policy truly got worse.", "That may be chance.")
+    before = f"{phases[0]['true_success']['rate']:.1%} ({phases[0]['name']})"
+    return f"True success went from {before} to {now}: {_points(gain)}, {where}. {verdict}"
+
+
+def _gained(study: Sequence[Results]) -> str:
+    best = max(study, key=lambda row: row["gain"])
+    won, lost = sum(row["low"] > 0 for row in study), sum(row["high"] < 0 for row in study)
+    count = f"Of {len(study)} variants on {len(best['seeds'])} seeds, {won} truly gained and {lost} truly lost."
+    return f"{count} Best: {best['says']}, {_points(best)}."
+
+
+def _believed(row: Results) -> str:
+    verdict = _verdict(
+        row["bias"], "Imagination flattered the policy", "Imagination was too strict", "The difference may be chance"
+    )
+    imagined, true, everything = _rates(row)
+    return (
+        f"Same actions, two worlds ({row['policy']}, {row['world']}): imagination calls {imagined:.1%} of {everything} "
+        f"episodes a success, the truth {true:.1%}, a difference of {_points(row['bias'])}. {verdict}; "
+        f"{row['fp'] + row['fn']} episodes were misjudged."
+    )
+
+
+def _spent(ledger: Mapping[str, Results]) -> str:
+    def total(kind: str, what: str) -> int:
+        return sum(account[what] for stage, account in ledger.items() if stage.startswith(kind))
+
+    return (
+        f"The collections took {total('collect-', 'true_steps'):,} steps of the true simulator. The learner took "
+        f"{total(LEARNER, 'true_steps'):,}; it learnt from {total(LEARNER, 'imagined_frames'):,} imagined frames."
+    )
+
+
+def _verdict(difference: Results, above: str, below: str, neither: str) -> str:
+    return above if difference["low"] > 0 else below if difference["high"] < 0 else neither
+
+
+# ---------------------------------------------------------------- tables, for the page and for the terminal
+
+
+def _policies(phases: Sequence[Results]) -> Rows:
+    rows: Rows = [("policy", "true success", "95%", "gain", "95%", "greedy", "imagined")]
+    for phase in phases:
+        rates = (_percent(phase["greedy"]["rate"]), _percent(phase["imagined_success"]))
+        rows.append((phase["name"], *_spread(phase["true_success"]), *_gain(phase.get("gain")), *rates))
+    return rows
+
+
+def _subgoals(phases: Sequence[Results]) -> Rows:
+    """How far the episodes came."""
+    first = phases[0]["subgoals"]
+    names = sorted(first, key=lambda name: -first[name])
+    rows = [(phase["name"], *(_percent(phase["subgoals"][name]) for name in names)) for phase in phases]
+    return [("episodes with", *(name.replace("_", " ") for name in names)), *rows]
+
+
+def _variants(study: Sequence[Results]) -> Rows:
+    """Seeds pooled, and each seed's own gain."""
+    rows: Rows = [("variant", "episodes", "base", "success", "95%", "gain", "95%", "gain by seed")]
+    for row in study:
+        low, high = wilson(round(row["final"] * row["n"]), row["n"])
+        final = _spread({"rate": row["final"], "low": low, "high": high})
+        seeds = " ".join(_signed(after - before) for before, after in row["seeds"])
+        rows.append((row["says"], str(row["n"]), _percent(row["base"]), *final, *_gain(row), seeds))
+    return rows
+
+
+def _worlds(comparison: Sequence[Results]) -> Rows:
+    rows: Rows = [("policy, world of", "both", "imagined only", "true only", "neither", "bias", "95%", "PSNR by chunk")]
+    for row in comparison:
+        psnr = " ".join(f"{value:.1f}" for value in row.get("psnr") or ())
+        name = f"{row['policy']}, {row['world'].removeprefix('world model of ')}"
+        rows.append((name, *(str(row[part]) for part in ("tp", "fp", "fn", "tn")), *_gain(row["bias"]), psnr))
+    return rows
+
+
+def _accounts(ledger: Mapping[str, Results]) -> Rows:
+    names = ("true_steps", "imagined_frames", "seconds")
+    total = {name: sum(one[name] for one in ledger.values()) for name in names}
+    rows = [
+        (stage, *(f"{one[name]:,}" for name in names[:2]), _time(one["seconds"]))
+        for stage, one in ({**ledger, "all": total} if ledger else {}).items()
+    ]
+    return [("stage", "true steps", "imagined frames", "time"), *rows]
+
+
+# ---------------------------------------------------------------- sections of the page
+
+
+def _facts(results: Results) -> str:
+    facts = [results.get("job"), results.get("device"), f"seed {results['seed']}" if "seed" in results else None]
     facts += [_time(results["seconds"])] if results.get("seconds") else []
     facts += [f"{results['peak_rss_gb']:.1f} GB of memory at most"] if results.get("peak_rss_gb") else []
-    line = " · ".join(html.escape(str(fact)) for fact in facts if fact)
-    return f'<h1>{title}</h1>\n<p class="facts">{line}</p>\n{_lead(results)}'
+    return " · ".join(html.escape(str(fact)) for fact in facts if fact)
 
 
-def _lead(results: Results) -> str:
-    """The answer in one sentence."""
-    gain = _gain(results)
-    if not gain:
-        return ""
-    first, last = results["phases"][0], results["phases"][-1]
-    n = last["true_success"]["n"]
-    verdict = "The policy truly got better." if gain[1] > 0 else "The policy truly got worse." if gain[2] < 0 else ""
-    verdict = verdict or "That is no certain change: the interval contains 0."
-    return (
-        f'<p class="lead">True success went from {first["true_success"]["rate"]:.1%} '
-        f"({html.escape(first['name'])}) to <strong>{last['true_success']['rate']:.1%}</strong> "
-        f"({html.escape(last['name'])}): {_signed(gain[0])} points, with 95% confidence between {_signed(gain[1])} "
-        f"and {_signed(gain[2])}, over {n} episodes. {verdict}</p>\n"
-    )
+def _success(phases: Sequence[Results]) -> str:
+    rows = []
+    for phase in phases:
+        true, greedy, imagined = (phase[name] for name in ("true_success", "greedy", "imagined_success"))
+        marks = [(kind, one["rate"], one["low"], one["high"]) for kind, one in (("hollow", greedy), ("true", true))]
+        marks += [("imagined", imagined, imagined, imagined)] if imagined is not None else []
+        rows.append((phase["name"], marks, _percent(true["rate"])))
+    return figures.intervals(rows) + _table(_policies(phases)) + _table(_subgoals(phases)) if rows else ""
 
 
-def _success(phases: Sequence[Mapping[str, Any]]) -> str:
-    if not phases:
-        return ""
-    rows = [(one["name"], one.get("true_success"), one.get("greedy"), one.get("imagined_success")) for one in phases]
-    shown = {
-        "in the true simulator, sampling as in training": _mark('<circle class="dot" cx="6" cy="6" r="5.5"/>', "true"),
-        "the same, most likely action": _mark('<circle cx="6" cy="6" r="4"/>', "true hollow"),
-        "in imagination": _mark('<path class="imagined" d="M6 0l6 6l-6 6l-6 -6z"/>'),
-    }
-    there = [any(row[1] for row in rows), any(row[2] for row in rows), any(row[3] is not None for row in rows)]
-    key = "".join(
-        f"<li>{mark}{words}</li>" for (words, mark), is_there in zip(shown.items(), there, strict=True) if is_there
-    )
-    why = "Start states that no stage trained on, the same for every policy; bars are 95% Wilson intervals."
-    return _section("Success", why, f'<ul class="key">{key}</ul>', figures.success(rows), _subgoals(phases))
+def _study(study: Sequence[Results]) -> str:
+    rows = [(row["says"], [("true", row["gain"], row["low"], row["high"])], _signed(row["gain"])) for row in study]
+    low, high = (edge([row[end] for row in study], default=0) for edge, end in ((min, "low"), (max, "high")))
+    return figures.intervals(rows, min(low, -0.1), max(high, 0.1)) + _table(_variants(study)) if rows else ""
 
 
-def _subgoals(phases: Sequence[Mapping[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for phase in phases for name in phase.get("subgoals") or {}))
-    if not names:
-        return ""
-    rows = [[phase["name"], *(_percent((phase.get("subgoals") or {}).get(name)) for name in names)] for phase in phases]
-    return f"<h3>How far the episodes came</h3>{_table(['policy', *names], rows)}"
+def _comparison(comparison: Sequence[Results]) -> str:
+    rows = []
+    for row in comparison:
+        imagined, true, _ = _rates(row)
+        rows.append((f"{row['policy']}, {row['world']}", row, f"{imagined:.0%} imagined, {true:.0%} true"))
+    return figures.agreement(rows) + _table(_worlds(comparison)) if rows else ""
 
 
-def _comparison(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return ""
-    why = (
-        "The same actions from the same start states, played in both worlds. Mind the upper right: episodes that "
-        "imagination calls a success and the truth does not, which is what a policy can learn to exploit."
-    )
-    return _section("Imagined against true", why, f'<div class="row">{"".join(map(_counts, rows))}</div>')
+def _films(comparison: Sequence[Results], folder: pathlib.Path) -> str:
+    shown = ""
+    for row in (row for row in comparison if row.get("videos")):
+        title = html.escape(f"policy: {row['policy']}; true left, imagined right ({row['world']})")
+        shown += f"<h3>{title}</h3>{_side_by_side([_film(film, folder) for film in row['videos']])}"
+    return shown
 
 
-def _counts(row: Mapping[str, Any]) -> str:
-    tp, fp, fn, tn = (row[name] for name in ("tp", "fp", "fn", "tn"))
-    everything = max(tp + fp + fn + tn, 1)
-
-    def cell(count: int, hue: str) -> str:
-        return f'<div class="cell" style="--mark:var(--{hue});--share:{55 * count / everything:.0f}%">{count}</div>'
-
-    grid = (
-        '<div></div><div class="top">true: yes</div><div class="top">no</div>'
-        f'<div class="side">imagined: yes</div>{cell(tp, "imagined")}{cell(fp, "true")}'
-        f'<div class="side">no</div>{cell(fn, "true")}{cell(tn, "imagined")}'
-    )
-    said = f"agree {_percent((tp + tn) / everything)}"
-    said += f", hits {_percent(tp / (tp + fn) if tp + fn else None)}"
-    said += f", false alarms {_percent(fp / (fp + tn) if fp + tn else None)}"
-    name = html.escape(str(row.get("phase", "")))
-    return f'<figure><h3>{name}</h3><div class="counts">{grid}</div><figcaption>{said}</figcaption></figure>'
-
-
-def _videos(videos: Sequence[Mapping[str, str]], folder: pathlib.Path) -> str:
-    if not videos:
-        return ""
-    shown = "".join(_medium(folder / one["path"], one["title"]) for one in videos)
-    return _section("Imagined and true, side by side", "", f'<div class="row">{shown}</div>')
-
-
-def _medium(path: pathlib.Path, title: str) -> str:
-    caption = f"<figcaption>{html.escape(title)}</figcaption>"
-    if not path.exists() or path.suffix not in MEDIA:
-        problem = "is not there" if not path.exists() else "is of no kind that a page can show"
-        return f"<figure><p class='why'>{html.escape(path.name)} {problem}.</p>{caption}</figure>"
-    kind = MEDIA[path.suffix]
-    source = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    if kind.startswith("image/"):
-        return f'<figure><img src="{source}" alt="{html.escape(title, quote=True)}">{caption}</figure>'
-    return f'<figure><video src="{source}" autoplay loop muted playsinline controls></video>{caption}</figure>'
+def _film(film: Results, folder: pathlib.Path) -> str:
+    """A video with the verdicts under its halves; a wrong verdict of imagination is marked."""
+    path, (true, imagined) = folder / film["path"], (film.get("true"), film.get("imagined"))
+    if not path.exists():
+        return f'<figure class="why">{html.escape(path.name)} is not there.</figure>'
+    source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    said = {None: "", True: ": success", False: ": failure"}
+    lies = " lies" * (None not in (true, imagined) and true != imagined)
+    under = f'<b class="true">true{said[true]}</b><b class="imagined{lies}">imagined{said[imagined]}</b>'
+    shown = f'<video src="{source}" autoplay loop muted playsinline></video>'
+    return f'<figure class="film">{shown}<figcaption>{under}</figcaption></figure>'
 
 
 def _curves(lines: Iterable[Mapping[str, Any]]) -> str:
@@ -216,131 +267,100 @@ def _curves(lines: Iterable[Mapping[str, Any]]) -> str:
         for name, value in line.items():
             if name not in ("stage", "step", "time"):
                 stage.setdefault(name, []).append((line["step"], value))
-    blocks = [_stage_curves(stage, found) for stage, found in stages.items()]
-    return _section("Learning", "", *blocks) if any(blocks) else ""
+    return "".join(_stage_curves(stage, found) for stage, found in stages.items())
 
 
 def _stage_curves(stage: str, found: Mapping[str, list[tuple[float, float | None]]]) -> str:
     first = [name for name in FIRST_CURVES if name in found]
-    names = first + [name for name in found if name not in first]
     drawn = [
         f"<figure>{svg}<figcaption>{html.escape(name)}</figcaption></figure>"
-        for name in names
+        for name in (*first, *(name for name in found if name not in first))
         if len(found[name]) > 1 and (svg := figures.curve(found[name], f"{stage}: {name}"))
     ]
-    if not drawn:
-        return ""
     shown, folded = drawn[:CURVES_AT_ONCE], drawn[CURVES_AT_ONCE:]
-    more = f'<details><summary>{len(folded)} more</summary><div class="row">{"".join(folded)}</div></details>'
-    return f'<h3>{html.escape(stage)}</h3><div class="row">{"".join(shown)}</div>{more if folded else ""}'
+    more = f"<details><summary>{len(folded)} more</summary>{_side_by_side(folded)}</details>" if folded else ""
+    return f"<h3>{html.escape(stage)}</h3>{_side_by_side(shown)}{more}" if drawn else ""
 
 
-def _reward(reward: Mapping[str, Any] | None) -> str:
-    if not reward:
-        return ""
-    why = (
-        "On true frames that the classifier did not train on. On the dotted line a probability means what it says; "
-        "a frame counts as success right of the dashed line."
-    )
-    rows = [
-        [words, shown(reward[name])]
-        for name, words, shown in (
-            ("threshold", "threshold", lambda value: f"{value:.2f}"),
-            ("frame_tpr", "frames of success found", _percent),
-            ("frame_fpr", "other frames taken for success", _percent),
-        )
-        if reward.get(name) is not None
-    ]
-    facts = _table(["classifier", ""], rows) if rows else ""
-    drawn = figures.reliability(reward.get("bins", ()), reward.get("threshold"))
-    return _section("The success classifier", why, f'<div class="row">{drawn}{facts}</div>')
+def _reward(rewards: Mapping[str, Results]) -> str:
+    shown = []
+    for name, reward in rewards.items():
+        kinds = {kind: reward[key] for kind, key in (("true", "real"), ("imagined", "imagined")) if key in reward}
+        drawn = figures.reliability({kind: one["reliability"] for kind, one in kinds.items()}, reward["threshold"])
+        rows: Rows = [("", *kinds)]
+        for words, level, part in (
+            ("successful episodes found", "episode", "tpr"),
+            ("failures taken for success", "episode", "fpr"),
+            ("frames of success found", "frame", "tpr"),
+            ("other frames taken for it", "frame", "fpr"),
+            ("calibration error", "reliability", "error"),
+        ):
+            rows.append((words, *(_percent(one[level][part]) for one in kinds.values())))
+        title = f"{html.escape(name)}: threshold {reward['threshold']:.4g}"
+        shown.append(f"<figure><h3>{title}</h3>{drawn}{_table(rows)}</figure>")
+    return _side_by_side(shown)
 
 
-def _keyframes(keyframes: Mapping[str, Any] | None) -> str:
-    if not keyframes or not keyframes.get("steps"):
-        return ""
-    why = "Imagined rollouts that begin in the middle of an episode have less time to drift."
-    drawn = figures.histogram(keyframes["steps"], "step of the episode")
-    rules = [[name, f"{count:,}"] for name, count in (keyframes.get("rules") or {}).items()]
-    facts = _table(["rule", "keyframes"], rules) if rules else ""
-    return _section("Keyframes", why, f'<div class="row">{drawn}{facts}</div>')
+def _keyframes(keyframes: Mapping[str, Results]) -> str:
+    shown = []
+    for name, one in keyframes.items():
+        rules = ", ".join(f"{count:,} {rule.replace('_', ' ')}" for rule, count in one["rules"].items())
+        drawn = figures.histogram(one["steps"], "step of the episode")
+        shown.append(f"<figure><h3>{html.escape(f'{name}: {rules}')}</h3>{drawn}</figure>")
+    return _side_by_side(shown)
 
 
-def _ledger(ledger: Mapping[str, Mapping[str, float]] | None) -> str:
-    if not ledger:
-        return ""
-    longest = max(account["seconds"] for account in ledger.values()) or 1.0
-    head = ("stage", "true steps", "imagined frames", "time", "")
-    body = ""
-    for stage, account in ledger.items():
-        bar = f'<div style="width:{100 * account["seconds"] / longest:.1f}%"></div>'
-        cells = (f"{account['true_steps']:,}", f"{account['imagined_frames']:,}", _time(account["seconds"]))
-        body += f"<tr>{_cells((stage, *cells))}<td class='spent'>{bar}</td></tr>"
-    body += f"<tr>{_cells(('all', *_total(ledger)))}<td></td></tr>"
-    rows = f"<tr>{_cells(head, 'th')}</tr>{body}"
-    why = "True steps are steps of the true simulator, the scarce good; imagined frames cost only computing."
-    return _section("What it cost", why, f'<div class="wide"><table>{rows}</table></div>')
-
-
-def _settings(config: Mapping[str, Any] | None, versions: Mapping[str, str] | None) -> str:
-    parts = []
-    if versions:
-        parts.append(f"<p>{html.escape(' · '.join(f'{name} {version}' for name, version in versions.items()))}</p>")
-    if config:
-        shown = html.escape(json.dumps(config, indent=2))
-        parts.append(f"<details><summary>config.json</summary><pre>{shown}</pre></details>")
-    return _section("Settings and versions", "", *parts) if parts else ""
+def _ledger(ledger: Mapping[str, Results]) -> str:
+    longest = max((account["seconds"] for account in ledger.values()), default=0) or 1.0
+    styles = [f'style="--share:{account["seconds"] / longest:.3f}"' for account in ledger.values()]
+    kinds = ['class="learner"' if stage.startswith(LEARNER) else "" for stage in ledger]
+    return _table(_accounts(ledger), map(" ".join, zip(kinds, styles, strict=True))) if ledger else ""
 
 
 # ---------------------------------------------------------------- small pieces
 
 
-def _section(title: str, why: str, *parts: str) -> str:
-    said = f'<p class="why">{html.escape(why)}</p>' if why else ""
-    return f"<section>\n<h2>{html.escape(title)}</h2>\n{said}{''.join(parts)}\n</section>\n"
+def _rates(row: Results) -> tuple[float, float, int]:
+    """Imagined success, true success, and of how many episodes."""
+    everything = max(sum(row[part] for part in figures.SEGMENTS), 1)
+    return (row["tp"] + row["fp"]) / everything, (row["tp"] + row["fn"]) / everything, everything
 
 
-def _mark(shape: str, kind: str = "") -> str:
-    return f'<svg width="12" height="12" viewBox="0 0 12 12" aria-hidden="true"><g class="{kind}">{shape}</g></svg>'
+def _side_by_side(drawn: Sequence[str]) -> str:
+    return f'<div class="row">{"".join(drawn)}</div>' if drawn else ""
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{_cells(head, "th")}</tr>{body}</table></div>'
+def _table(rows: Rows, attributes: Iterable[str] = ()) -> str:
+    lines = [
+        f"<tr {kind}>{_cells(row)}</tr>" for row, kind in itertools.zip_longest(rows[1:], attributes, fillvalue="")
+    ]
+    return f'<div class="wide"><table><tr>{_cells(rows[0], "th")}</tr>{"".join(lines)}</table></div>'
 
 
 def _cells(row: Iterable[str], kind: str = "td") -> str:
-    return "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for cell in row)
-
-
-def _gain(results: Results) -> tuple[float, float, float] | None:
-    """Last true success minus the first, with its interval.
-
-    ``gain`` of the results if they have it (paired by start state, so narrower); else as if the two were independent.
-    """
-    if gain := results.get("gain"):
-        return gain["gain"], gain["low"], gain["high"]
-    phases = results.get("phases", ())
-    measured = [phase["true_success"] for phase in phases if phase.get("true_success")]
-    if len(measured) < 2 or len(measured) < len(phases):
-        return None
-    first, last = measured[0], measured[-1]
-    return difference(last["successes"], last["n"], first["successes"], first["n"])
-
-
-def _total(ledger: Mapping[str, Mapping[str, float]]) -> tuple[str, str, str]:
-    steps, frames, seconds = (
-        sum(a[name] for a in ledger.values()) for name in ("true_steps", "imagined_frames", "seconds")
-    )
-    return f"{steps:,}", f"{frames:,}", _time(seconds)
+    return "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row)
 
 
 def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate:.1%}"
+    return "-" if rate is None or math.isnan(rate) else f"{rate:.1%}"
+
+
+def _spread(rate: Results) -> tuple[str, str]:
+    """A rate and its interval."""
+    return _percent(rate["rate"]), f"{rate['low']:.1%} - {rate['high']:.1%}"
 
 
 def _signed(share: float) -> str:
     return f"{100 * share:+.1f}"
+
+
+def _gain(gain: Results | None) -> tuple[str, str]:
+    """A difference and its interval, in points."""
+    return (_signed(gain["gain"]), f"{_signed(gain['low'])} to {_signed(gain['high'])}") if gain else ("-", "-")
+
+
+def _points(gain: Results) -> str:
+    return "{} points (95% between {} and {})".format(*(_signed(gain[end]) for end in ("gain", "low", "high")))
 
 
 def _time(seconds: float) -> str:
@@ -350,13 +370,8 @@ def _time(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def _aligned(rows: Rows) -> str:
     """Columns of equal width, the first to the left, numbers to the right, a line under the head."""
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, width, strict=True))
-        )
-        for row in rows
-    ]
+    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(width[0]), *map(str.rjust, row[1:], width[1:])]) for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
