@@ -72,6 +72,7 @@ def results() -> dict:
                 "rules": {"before_failure": 240, "gripper_event": 60},
             }
         },
+        "remarks": ["grpo-1: 3 of 12 updates had nothing to learn from"],
         "ledger": {
             "demonstrations": {"true_steps": 0, "imagined_frames": 0, "seconds": 8.1},
             "sft": {"true_steps": 0, "imagined_frames": 0, "seconds": 131.0},
@@ -168,6 +169,7 @@ def test_the_page_says_what_the_results_say(page):
     assert "imagination calls 81.6% of 256 episodes a success, the truth 63.3%" in text
     assert "Imagination flattered the policy; 75 episodes were misjudged." in text
     assert "The collections took 9,216 steps of the true simulator. The learner took 0; it learnt from 27,648" in text
+    assert "grpo-1: 3 of 12 updates had nothing to learn from" in text
     assert "reward-0: threshold 0.8" in text
     assert "240 before failure, 60 gripper event" in text
     assert "5 min 11 s" in text

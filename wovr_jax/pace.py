@@ -104,6 +104,7 @@ def summary(stages: Stages, seconds: float) -> Results:
         "comparison": [_comparison(*pair, facts, recipe) for pair in pairs],
         "reward": {name: one for name, one in facts.items() if name.startswith("reward-")},
         "keyframes": {name: one for name, one in facts.items() if name.startswith("starts-") and one["steps"]},
+        "remarks": [f"{name}: {one['said']}" for name, one in facts.items() if one.get("said")],
         "ledger": {name: account for name in facts if (account := ledger.to_dict().get(name))},
     }
 

@@ -105,11 +105,12 @@ def table(results: Results) -> str:
 
 def findings(results: Results) -> list[str]:
     """What was reached, whether imagination can be believed and what it cost, as far as the results tell."""
-    phases, ledger = results.get("phases"), results.get("ledger") or {}
+    phases, ledger, remarks = results.get("phases"), results.get("ledger") or {}, results.get("remarks") or []
     said = [_reached(phases)] if phases else []
     said += [_gained(results["study"])] if results.get("study") else []
     said += [_believed(results["comparison"][-1])] if results.get("comparison") else []
-    return said + ([_spent(ledger)] if any(stage.startswith(LEARNER) for stage in ledger) else [])
+    said += [_spent(ledger)] if any(stage.startswith(LEARNER) for stage in ledger) else []
+    return [*said, *remarks]
 
 
 def _reached(phases: Sequence[Results]) -> str:
@@ -291,8 +292,6 @@ def _reward(rewards: Mapping[str, Results]) -> str:
         for words, level, part in (
             ("successful episodes found", "episode", "tpr"),
             ("failures taken for success", "episode", "fpr"),
-            ("frames of success found", "frame", "tpr"),
-            ("other frames taken for it", "frame", "fpr"),
             ("calibration error", "reliability", "error"),
         ):
             rows.append((words, *(_percent(one[level][part]) for one in kinds.values())))
