@@ -1,1 +1,0 @@
-"""WoVR in JAX: post-training of robot policies inside a learned video world model."""

@@ -15,7 +15,7 @@ from wovr_jax.world.vae_train import VAETraining
 
 CFG = VAEConfig.fake()
 # Adam: Muon takes a minute to compile, a matrix iteration for every kernel.
-TRAINING = VAETraining(steps=40, batch=2, lr=1e-2, warmup=5, optimiser="adam")
+TRAINING = VAETraining(steps=40, batch=2, lr=1e-2, warmup=5, optimizer="adamw")
 
 
 def draw(key: jax.Array, batch: int) -> jax.Array:
@@ -47,11 +47,11 @@ def test_training_lowers_the_loss_and_is_reproducible():
 
 
 def test_muon_has_a_matrix_for_every_kernel():
-    state, step = vae_train.make(CFG, dataclasses.replace(TRAINING, optimiser="muon"), draw)
+    state, step = vae_train.make(CFG, dataclasses.replace(TRAINING, optimizer="muon"), draw)
     after, _ = jax.eval_shape(step, state, jnp.int32(0))
     assert jax.tree.structure(after) == jax.tree.structure(state)
-    with pytest.raises(ValueError, match="expected one of"):
-        VAETraining(optimiser="muno")
+    with pytest.raises(ValueError, match="expected 'adamw' or 'muon'"):
+        vae_train.make(CFG, dataclasses.replace(TRAINING, optimizer="muno"), draw)
 
 
 def test_an_error_of_zero_has_a_gradient_with_and_without_knee():

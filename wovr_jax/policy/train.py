@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from wovr_jax.nn import optimizers
 from wovr_jax.nn.functional import Params, Pure
 from wovr_jax.policy.actions import BINS, Codec, entropy
 from wovr_jax.policy.vla import VLAConfig, network
@@ -52,7 +53,7 @@ class SFTConfig:
     Attributes:
       steps, batch: optimiser steps and chunks in each.
       lr, warmup: peak of the cosine schedule and steps to reach it.
-      weight_decay, b2, clip: of AdamW, and the global gradient norm.
+      optimizer, weight_decay, b2, clip: see ``nn.optimizers``.
       blur: standard deviation in bins of a Gaussian that spreads each target over neighbouring bins; 0 is off.
       early: how often samples of the first half chunk are repeated (``data.batches.sft_chunks``).
       frozen: top-level parts of the network that stay as they are.
@@ -62,6 +63,7 @@ class SFTConfig:
     batch: int = 64
     lr: float = 2e-3
     warmup: int = 50
+    optimizer: optimizers.Name = "adamw"
     weight_decay: float = 0.01
     b2: float = 0.98
     clip: float = 1.0
@@ -139,11 +141,9 @@ def make(
 
 
 def optimizer(train: SFTConfig) -> optax.GradientTransformation:
-    """Clip, AdamW, warm-up and cosine to zero."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, train.lr, train.warmup, max(train.steps, train.warmup + 1))
-    return optax.chain(
-        optax.clip_by_global_norm(train.clip), optax.adamw(rate, b2=train.b2, weight_decay=train.weight_decay)
-    )
+    """Of ``train.optimizer``, with warm-up and a cosine to zero."""
+    rate = optimizers.warmup_cosine(train.lr, train.warmup, train.steps)
+    return optimizers.clipped(train.optimizer, rate, clip=train.clip, b2=train.b2, decay=train.weight_decay)
 
 
 def split(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Params]:

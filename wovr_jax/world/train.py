@@ -22,6 +22,7 @@ from flax import struct
 
 from wovr_jax.data.batches import Windows, gather_windows, sample_rows
 from wovr_jax.data.episodes import to_float
+from wovr_jax.nn import optimizers
 from wovr_jax.nn.functional import Params
 from wovr_jax.types import NULL_ACTION, Array
 from wovr_jax.world import flow
@@ -38,7 +39,7 @@ class WorldTrainConfig:
     Attributes:
       steps, batch: optimiser steps and windows in each.
       lr, warmup, schedule: peak learning rate, steps to reach it, then "cosine" to zero or "constant".
-      weight_decay, b1, b2, clip: of AdamW, and the global gradient norm.
+      optimizer, weight_decay, b1, b2, clip: see ``nn.optimizers``.
       ema: decay of the averaged weights that are used in the end; 0 for none.
       start_share: share of windows that begin an episode.
       static_share: share of windows replaced by a clip of the unmoving first frame.
@@ -52,6 +53,7 @@ class WorldTrainConfig:
     lr: float = 1e-3
     warmup: int = 50
     schedule: str = "cosine"
+    optimizer: optimizers.Name = "adamw"
     weight_decay: float = 0.01
     b1: float = 0.9
     b2: float = 0.999
@@ -281,13 +283,14 @@ def weights(state: WorldTrainState) -> Params:
 
 
 def optimizer(train: WorldTrainConfig) -> optax.GradientTransformation:
-    """Clip, then AdamW with warm-up."""
+    """Of ``train.optimizer``, with its schedule."""
     if train.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(0.0, train.lr, train.warmup, max(train.steps, train.warmup + 1))
+        rate = optimizers.warmup_cosine(train.lr, train.warmup, train.steps)
     else:
         rate = optax.linear_schedule(train.lr / max(train.warmup, 1), train.lr, max(train.warmup - 1, 1))
-    adam = optax.adamw(rate, train.b1, train.b2, weight_decay=train.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(train.clip), adam)
+    return optimizers.clipped(
+        train.optimizer, rate, clip=train.clip, b1=train.b1, b2=train.b2, decay=train.weight_decay
+    )
 
 
 def validation(

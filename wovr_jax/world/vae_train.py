@@ -14,16 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
 
+from wovr_jax.nn import optimizers
 from wovr_jax.nn.functional import Params, Pure
 from wovr_jax.types import Array
 from wovr_jax.world.vae import VAE, VAEConfig
 
 Draw = Callable[[Array, int], Array]
 """``draw(key, batch) -> frame_BFHWC``, traceable, float32 in [-1, 1]."""
-
-OPTIMISERS = ("muon", "adam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +30,7 @@ class VAETraining:
 
     Attributes:
       steps, batch, lr, warmup, clip: of the optimiser, with a linear warm-up and a cosine to zero.
-      optimiser: one of ``OPTIMISERS``; Muon moves kernels and leaves vectors to Adam.
+      optimizer: see ``nn.optimizers``.
       knee: pixel error up to which the absolute error is rounded into a square; below it the
         gradient fades, so that the still background does not drown what moves. 0: not rounded.
       edge: weight of the error of differences between neighbouring pixels.
@@ -45,17 +43,13 @@ class VAETraining:
     batch: int = 8
     lr: float = 3e-3
     warmup: int = 50
-    optimiser: str = "muon"
+    optimizer: optimizers.Name = "muon"
     clip: float = 1.0
     knee: float = 0.1
     edge: float = 0.5
     focus: float = 8.0
     kl: float = 1e-5
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS:
-            raise ValueError(f"VAE optimiser: expected one of {OPTIMISERS}, got {self.optimiser!r}")
 
 
 def network(cfg: VAEConfig) -> Pure:
@@ -93,10 +87,8 @@ def make(cfg: VAEConfig, training: VAETraining, draw: Draw) -> tuple[dict[str, A
     """First state and jitted, donated ``step(state, i) -> (state, metrics)``; every batch is drawn afresh."""
     vae = network(cfg)
     k_init, k_data = jax.random.split(jax.random.key(training.seed))
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, training.lr, min(training.warmup, training.steps // 2), training.steps
-    )
-    optimiser = optax.chain(optax.clip_by_global_norm(training.clip), _moves(rate, training.optimiser))
+    rate = optimizers.warmup_cosine(training.lr, training.warmup, training.steps)
+    optimiser = optimizers.clipped(training.optimizer, rate, clip=training.clip, b2=0.99)
     params = vae.init(k_init)
 
     def step(state: dict[str, Any], i: Array) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -109,22 +101,6 @@ def make(cfg: VAEConfig, training: VAETraining, draw: Draw) -> tuple[dict[str, A
         return {"params": optax.apply_updates(state["params"], update), "opt": opt}, metrics
 
     return {"params": params, "opt": optimiser.init(params)}, jax.jit(step, donate_argnums=0)
-
-
-def _moves(rate: optax.Schedule, name: str) -> optax.GradientTransformation:
-    """Adam, or Muon on every kernel, as a matrix from its taps and inputs to its outputs."""
-    if name == "adam":
-        return optax.adam(rate, b2=0.99)
-
-    def matrix(p: Array) -> MuonDimensionNumbers | None:
-        return MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None
-
-    def matrices(params: Params) -> Any:
-        return jax.tree.map(matrix, params)
-
-    # optax accepts a function of the parameters here; its annotation lets no checker see that.
-    how: Any = {"muon_weight_dimension_numbers": matrices, "consistent_rms": 0.2, "adam_b2": 0.99}
-    return muon(rate, **how)
 
 
 def normalised(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> VAEConfig:
