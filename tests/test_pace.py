@@ -1,29 +1,42 @@
-"""The whole loop at the smallest size: every stage runs, resumes, and says what is wrong."""
+"""The whole loop at the smallest size: it compiles once, resumes exactly, and says what is wrong.
+
+The tests of the loop share one uninterrupted run, because compiling its programs is most of the cost.
+"""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import json
 import pathlib
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
-from wovr_jax import assets, pace
+from wovr_jax import assets, checkpoint, loop, pace, report, runtime
 from wovr_jax.config import ConfigError, from_dict, to_dict
+from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
+from wovr_jax.metrics import read_metrics
+from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
-from wovr_jax.run import RunError
+from wovr_jax.run import MARK, Run, RunError
 from wovr_jax.sim.experts import ExpertConfig
 from wovr_jax.sim.tabletop import TabletopConfig
+from wovr_jax.stages import Stages
+from wovr_jax.studies import merged
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -61,21 +74,223 @@ def _recipe(parts: pathlib.Path, **changes: Any) -> dict[str, Any]:
         refresh=RefreshConfig(steps=2),
         reward_train=RewardTrainConfig.fake(steps=4, extra=0.25),
         starts=StartsConfig(share=0.5),
-        dream=DreamConfig(groups=2, chunks=2, updates=(2, 1)),
-        learner=LearnerConfig.fake(grpo=GRPOConfig.fake()),
+        dream=DreamConfig(groups=4, chunks=2, updates=(2, 1)),
+        # At this size all rollouts of a group end alike; the entropy bonus moves the policy all the same.
+        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
         evaluate=EvaluateConfig(episodes=8, batch=8, compare=8, videos=1),
     )
     return to_dict(dataclasses.replace(recipe, **changes))
 
 
-def test_the_whole_loop_runs_and_reports(parts: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    results = pace.run("pace", _recipe(parts), tmp_path / "run")
+# --- one uninterrupted run ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The uninterrupted run: settings, folder, results, and what each stage compiled."""
+
+    settings: dict[str, Any]
+    folder: pathlib.Path
+    results: dict[str, Any]
+    compiled: dict[str, collections.Counter[str]]
+
+    @functools.cached_property
+    def stages(self) -> Stages:
+        """Its products, loaded."""
+        return Stages(from_dict(Recipe, self.settings), Run(self.folder, self.settings))
+
+
+@pytest.fixture(scope="module")
+def reference(parts: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """One run of the whole loop for the tests of this file."""
+    settings, folder = _recipe(parts), tmp_path_factory.mktemp("reference") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = _count_by_stage(patch)
+        results = pace.run("pace", settings, folder)
+    return Reference(settings, folder, results, compiled)
+
+
+def _count_by_stage(patch: pytest.MonkeyPatch) -> dict[str, collections.Counter[str]]:
+    """Fills the dictionary that it returns; what a stage asks of an earlier one counts there only."""
+    compiled: dict[str, collections.Counter[str]] = {}
+    outer = [collections.Counter[str]()]
+    make_stage = Run._make
+
+    def counting(run: Run, name: str, make: Callable, folder: pathlib.Path) -> None:
+        outer.append(collections.Counter())
+        with runtime.count_compiles() as seen:
+            make_stage(run, name, make, folder)
+        compiled[name] = seen - outer.pop()
+        outer[-1] += seen
+
+    patch.setattr(Run, "_make", counting)
+    return compiled
+
+
+def test_the_whole_loop_runs_and_reports(reference: Reference) -> None:
+    results = reference.results
     assert [phase["name"] for phase in results["phases"]] == ["base", "after imagined GRPO", "after PACE"]
     learner = [account for name, account in results["ledger"].items() if name.startswith("grpo-")]
     assert [account["true_steps"] for account in learner] == [0, 0]
     assert all(account["imagined_frames"] > 0 for account in learner)
-    assert (tmp_path / "run" / "report.html").is_file()
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["seed"] == 0
+    assert (reference.folder / "report.html").is_file()
+    assert json.loads((reference.folder / "results.json").read_text())["seed"] == 0
+
+
+def test_imagination_moved_the_policy(reference: Reference) -> None:
+    policies = [reference.stages.policy(round_) for round_ in range(3)]
+    assert not _same(policies[0], policies[1]) and not _same(policies[1], policies[2])
+
+
+PROGRAMS = ("live", "replay", "dream", "update", "step", "measure", "encode_static", "_demonstrate")
+
+
+def test_a_stage_compiles_its_programs_once_and_a_round_reuses_them(reference: Reference) -> None:
+    """A weight that became a constant of a program, or a shape that changed, would compile again in a later stage."""
+    compiled = {
+        stage: {name: count for name, count in counter.items() if name in PROGRAMS}
+        for stage, counter in reference.compiled.items()
+    }
+    assert {stage: programs for stage, programs in compiled.items() if programs} == {
+        "demonstrations": {"_demonstrate": 1},
+        "sft": {"step": 1},
+        "evaluate-0": {"live": 2},  # sampled and greedy: the temperature is a constant of the program
+        "world-0": {"encode_static": 1, "step": 1, "measure": 1},
+        "reward-0": {"replay": 1, "step": 1},
+        "grpo-1": {"dream": 1, "update": 1},
+        # Round 2. A refresh draws from new and old windows, which the first training did not have ...
+        "world-1": {"encode_static": 2, "step": 1, "measure": 1},
+        # ... and the pools of frames and of start states, arguments of these two programs, have grown.
+        "reward-1": {"step": 1},
+        "grpo-2": {"dream": 1},
+    }
+
+
+# --- interruptions --------------------------------------------------------------------------
+
+
+class Interrupts:
+    """Ctrl-C once at every place that a run passes; a run that is continued meets the next one."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.met: list[str] = []
+        fit, make_stage, write = loop.fit, Run._make, disk.write
+
+        def cut_fit(name: str, state: Any, step: Any, steps: int, **options: Any) -> Any:
+            def on_step(done: int, state: Any) -> None:
+                if done == max(1, steps // 2):
+                    self.here(f"{name}: step {done}")
+
+            return fit(name, state, step, steps, on_step=on_step, **options)
+
+        def cut_write(folder: pathlib.Path, made: Any, **options: Any) -> Any:
+            return write(folder, self._some(f"{folder.parent.name}: third episode", made), **options)
+
+        def cut_stage(run: Run, name: str, make: Callable, folder: pathlib.Path) -> None:
+            def unmarked(folder: pathlib.Path) -> Any:
+                facts = make(folder)
+                self.here(f"{name}: everything made, not yet marked as done")
+                return facts
+
+            make_stage(run, name, unmarked, folder)
+
+        patch.setattr(loop, "fit", cut_fit)
+        patch.setattr(disk, "write", cut_write)
+        patch.setattr(Run, "_make", cut_stage)
+
+    def here(self, place: str) -> None:
+        if place not in self.met:
+            self.met.append(place)
+            raise KeyboardInterrupt(place)
+
+    def _some(self, place: str, made: Any) -> Iterator[Any]:
+        for count, episode in enumerate(made, 1):
+            yield episode
+            if count == 3:
+                self.here(place)
+
+
+def _same(a: Any, b: Any) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
+
+
+def _numbers(results: dict[str, Any]) -> dict[str, Any]:
+    """Results without what depends on the clock and the machine."""
+    ledger = {name: account | {"seconds": 0} for name, account in results["ledger"].items()}
+    return {k: v for k, v in results.items() if k not in ("seconds", "seconds_now", "peak_rss_gb")} | {"ledger": ledger}
+
+
+def _curves(folder: pathlib.Path) -> list[str]:
+    return sorted({json.dumps({k: v for k, v in line.items() if k != "time"}) for line in read_metrics(folder)})
+
+
+def test_interrupted_in_every_stage_the_same_command_ends_in_the_same_numbers(
+    reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupts = Interrupts(monkeypatch)
+    # Only to save time: every continuation would trace the same initialisations and rollouts again.
+    init = functools.cache(lambda pure, key: _INIT(pure, jax.random.wrap_key_data(np.frombuffer(key, np.uint32))))
+    monkeypatch.setattr(Pure, "init", lambda pure, key: init(pure, np.asarray(jax.random.key_data(key)).tobytes()))
+    monkeypatch.setattr(Stages, "programs", reference.stages.programs)
+    results = None
+    while results is None:
+        before = len(interrupts.met)
+        try:
+            results = pace.run("pace", reference.settings, tmp_path / "run")
+        except KeyboardInterrupt:
+            assert len(interrupts.met) == before + 1
+    cut = collections.Counter(place.split(":")[0] for place in interrupts.met)
+    fits = {"sft", "world-0", "reward-0", "grpo-1", "world-1", "reward-1", "grpo-2"}
+    twice = fits | {"demonstrations", "collect-0", "collect-1"}
+    assert cut == {name: 2 if name in twice else 1 for name in reference.results["ledger"]}
+    assert _numbers(results) == _numbers(reference.results)
+    assert _curves(tmp_path / "run") == _curves(reference.folder)
+    made = reference.stages
+    for stage, product, like in (
+        ("sft", "policy", made.policy(0)),
+        ("grpo-1", "policy", made.policy(1)),
+        ("grpo-2", "policy", made.policy(2)),
+        ("world-1", "dit", made.world(1)["dit"]),
+        ("reward-1", "reward", made.reward(1)[0]),
+    ):
+        assert _same(checkpoint.restore(tmp_path / "run" / "stages" / stage / product, like), like), stage
+
+
+_INIT = Pure.init
+
+
+# --- nothing to learn from ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("threshold", "rate"), [(2.0, "0%"), (-1.0, "100%")])
+def test_a_reward_that_never_or_always_says_success_leaves_the_policy_and_says_so(
+    reference: Reference, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], threshold: float, rate: str
+) -> None:
+    plain = {"grpo": to_dict(GRPOConfig.fake(group=4, filter=True))}
+    settings = merged(reference.settings, {"learner": plain})
+    stages = tmp_path / "run" / "stages"
+    for name in ("demonstrations", "sft", "evaluate-0", "collect-0", "world-0", "reward-0", "starts-0"):
+        shutil.copytree(reference.folder / "stages" / name, stages / name)
+    facts = json.loads((stages / "reward-0" / MARK).read_text())
+    (stages / "reward-0" / MARK).write_text(json.dumps(facts | {"threshold": threshold}))
+    (stages.parent / "config.json").write_text(json.dumps(settings))
+
+    results = pace.run("grpo", settings, stages.parent)
+
+    (remark,) = results["remarks"]
+    assert f"grpo-1: 2 of 2 iterations changed nothing: judged success was {rate}" in remark
+    assert "The policy is as it was" in remark
+    assert remark in capsys.readouterr().err
+    assert remark in " ".join(report.table(results).split())
+    before = reference.stages.policy(0)
+    assert _same(checkpoint.restore(stages / "grpo-1" / "policy", before), before)
+    assert json.loads((stages / "grpo-1" / MARK).read_text())["skipped"] == 2
+    curve = [line for line in read_metrics(stages.parent) if line["stage"] == "grpo-1"]
+    assert [(line["skipped"], line["kept_groups"]) for line in curve] == [(1.0, 0.0), (1.0, 0.0)]
+
+
+# --- mistakes -------------------------------------------------------------------------------
 
 
 def test_another_seed_is_refused_in_the_same_folder(parts: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -29,6 +29,12 @@ def test_a_done_stage_is_loaded_and_not_made_again(tmp_path: pathlib.Path) -> No
     assert again.ledger()["one"].true_steps == 7
 
 
+def test_the_ledger_of_a_resumed_run_has_every_stage_that_was_made(tmp_path: pathlib.Path) -> None:
+    # A later product may be there, so that the earlier one is not asked for; it was paid for all the same.
+    _made(Run(tmp_path / "run", {"seed": 0}), [], true_steps=7)
+    assert Run(tmp_path / "run", {"seed": 0}).ledger().total().true_steps == 7
+
+
 def test_an_interrupted_stage_is_made_again_and_its_seconds_count(tmp_path: pathlib.Path) -> None:
     run = Run(tmp_path / "run", {"seed": 0})
 

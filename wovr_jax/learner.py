@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -211,6 +211,24 @@ def _compiled(cfg: LearnerConfig, logits_fn: LogitsFn) -> Callable:
         return fresh, _metrics(report_S, signal, imagined, cfg.grpo)
 
     return jax.jit(update, donate_argnums=0)
+
+
+def idle(curve: Sequence[Mapping[str, float]]) -> str:
+    """What to tell the user about iterations that changed nothing; empty when every one took a step.
+
+    ``curve`` holds the metrics of each iteration.
+    """
+    skipped = [line for line in curve if line["skipped"]]
+    if not skipped:
+        return ""
+    success = sum(line["success"] for line in skipped) / len(skipped)
+    return (
+        f"{len(skipped)} of {len(curve)} iterations changed nothing: judged success was {success:.0%} in them, and no "
+        "group of rollouts from one start had enough of both outcomes to learn from. "
+        + ("The policy is as it was. " if len(skipped) == len(curve) else "")
+        + "Look at the reward's threshold and errors, and at the policy's true success; then try more groups "
+        "(dream.groups), larger ones (learner.grpo.group) or a wider filter (learner.grpo.filter_low, filter_high)."
+    )
 
 
 @struct.dataclass

@@ -54,7 +54,9 @@ class Run:
         self.settings = config.to_dict(settings)
         self._claim()
         self.log = Log(self.folder)
-        self.facts: dict[str, dict[str, Any]] = {}
+        # Of every finished stage, whether or not it is asked for again: the ledger of a resumed run is the whole run's.
+        marks = sorted(self.folder.glob(f"stages/*/{MARK}"), key=lambda mark: mark.stat().st_mtime)
+        self.facts: dict[str, dict[str, Any]] = {mark.parent.name: json.loads(mark.read_text()) for mark in marks}
         self._products: dict[str, Any] = {}
 
     def _claim(self) -> None:

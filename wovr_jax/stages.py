@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -267,8 +268,12 @@ class Stages:
         state, step = self.dream(round_ - 1, self.key(name))
         state = loop.fit(name, state, step, updates, log=self.run.log, folder=folder, log_every=1)
         checkpoint.save(folder / "policy", state.params)
+        curve = [line for line in metrics.read_metrics(self.run.folder) if line["stage"] == name]
+        if said := learner.idle(curve):
+            print(f"{name}: {said}", file=sys.stderr, flush=True)
         steps = updates * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
-        return {"imagined_frames" if cfg.dream.world == "learned" else "true_steps": steps}
+        counted = "imagined_frames" if cfg.dream.world == "learned" else "true_steps"
+        return {counted: steps, "skipped": sum(line["skipped"] for line in curve), "said": said}
 
     def dream(self, round_: int, key: Array) -> tuple[learner.PolicyState, Callable]:
         """First learner state and ``step(state, i)``: draw starts, roll, score, update, all on the device."""
