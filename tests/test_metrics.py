@@ -59,14 +59,6 @@ def test_video_takes_float_frames_and_refuses_others(tmp_path):
         metrics.video(tmp_path / "w.mp4", np.zeros((2, 32, 32, 3), np.int64))
 
 
-def test_image_grid_keeps_the_order():
-    frames = np.stack([np.full((2, 2, 3), value, np.uint8) for value in (10, 20, 30)])
-    grid = metrics.image_grid(frames, columns=2)
-    assert grid.shape == (5, 5, 3)
-    assert grid[0, 0, 0] == 10 and grid[0, 3, 0] == 20 and grid[3, 0, 0] == 30
-    assert (grid[2] == 255).all() and (grid[3:, 3:] == 255).all()
-
-
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
     # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3.

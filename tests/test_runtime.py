@@ -9,7 +9,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from wovr_jax import runtime
 
@@ -57,25 +56,11 @@ def test_ledger_books_by_stage():
     ledger.add("collect", true_steps=240, seconds=1.5)
     ledger.add("grpo-1", imagined_frames=1000)
     ledger.add("collect", true_steps=10)
-    with ledger.timed("evaluate") as watch:
-        pass
     assert ledger["collect"] == runtime.Account(250, 0, 1.5)
     assert ledger["grpo-1"].true_steps == 0 and ledger["never"].true_steps == 0
-    assert ledger["evaluate"].seconds == watch.seconds > 0
-
-    other = runtime.Ledger.from_dict(json.loads(json.dumps(ledger.to_dict())))
-    assert other == ledger
-    other.merge(ledger)
-    assert other["collect"] == runtime.Account(500, 0, 3.0)
-    assert other.total().imagined_frames == 2000
-    assert list(other.stages) == ["collect", "grpo-1", "evaluate"]
-
-
-def test_ledger_books_seconds_of_a_stage_that_fails():
-    ledger = runtime.Ledger()
-    with pytest.raises(KeyboardInterrupt), ledger.timed("sft"):
-        raise KeyboardInterrupt
-    assert ledger["sft"].seconds > 0
+    assert ledger.total() == runtime.Account(250, 1000, 1.5) and runtime.Ledger().total() == runtime.Account()
+    written = json.loads(json.dumps(ledger.to_dict()))
+    assert list(written) == ["collect", "grpo-1"] and written["grpo-1"]["imagined_frames"] == 1000
 
 
 def test_facts_about_the_machine():

@@ -1,4 +1,4 @@
-"""Scalars of a run, videos and image grids, intervals for success rates, PSNR and SSIM."""
+"""Scalars of a run, videos, intervals for success rates, PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -107,18 +107,6 @@ def video(path: str | os.PathLike, frame_THWC: np.ndarray, fps: int = 10) -> pat
         raise RuntimeError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
     fresh.replace(path)
     return path
-
-
-def image_grid(frame_NHWC: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Frames in rows of ``columns``, white gaps between: (rows * H + gaps, columns * W + gaps, 3) uint8."""
-    frame_NHWC = _as_uint8(frame_NHWC)
-    count, height, width, channels = frame_NHWC.shape
-    rows = -(-count // columns)
-    padded = np.full((rows * columns, height + gap, width + gap, channels), 255, np.uint8)
-    padded[:count, :height, :width] = frame_NHWC
-    tiles = padded.reshape(rows, columns, height + gap, width + gap, channels).transpose(0, 2, 1, 3, 4)
-    grid = tiles.reshape(rows * (height + gap), columns * (width + gap), channels)
-    return grid[: grid.shape[0] - gap, : grid.shape[1] - gap]
 
 
 def _as_uint8(frame: np.ndarray) -> np.ndarray:

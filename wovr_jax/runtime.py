@@ -1,4 +1,4 @@
-"""Keys by name, compile cache and counter, timers, the ledger, and facts about the machine."""
+"""Keys by name, compile cache and counter, the ledger, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pathlib
 import platform
 import resource
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,25 +85,6 @@ def _plain(name: str) -> str:
     return name.removeprefix("jit_")
 
 
-class Stopwatch:
-    """Wall seconds since its making, or of its ``with`` block once that is left."""
-
-    def __init__(self) -> None:
-        self._begin = time.perf_counter()
-        self._end: float | None = None
-
-    def __enter__(self) -> Stopwatch:
-        self._begin, self._end = time.perf_counter(), None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return (time.perf_counter() if self._end is None else self._end) - self._begin
-
-
 @dataclasses.dataclass
 class Account:
     """What one stage consumed: true simulator steps, imagined frames, wall seconds."""
@@ -133,36 +113,13 @@ class Ledger:
         account.imagined_frames += int(imagined_frames)
         account.seconds += float(seconds)
 
-    @contextlib.contextmanager
-    def timed(self, stage: str) -> Iterator[Stopwatch]:
-        """Books the wall seconds of the block on ``stage``, also when it raises."""
-        watch = Stopwatch()
-        try:
-            with watch:
-                yield watch
-        finally:
-            self.add(stage, seconds=watch.seconds)
-
-    def merge(self, other: Ledger) -> None:
-        """Books everything of ``other`` here too."""
-        for stage, account in other.stages.items():
-            self.add(stage, **dataclasses.asdict(account))
-
     def total(self) -> Account:
         """The sum over stages."""
-        both = Ledger()
-        for account in self.stages.values():
-            both.add("total", **dataclasses.asdict(account))
-        return both["total"]
+        return Account(*map(sum, zip(*(dataclasses.astuple(one) for one in self.stages.values()), strict=True)))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """stage -> {true_steps, imagined_frames, seconds}, ready for JSON."""
         return {stage: dataclasses.asdict(account) for stage, account in self.stages.items()}
-
-    @classmethod
-    def from_dict(cls, mapping: dict[str, dict[str, Any]]) -> Ledger:
-        """The inverse of :meth:`to_dict`."""
-        return cls({stage: Account(**account) for stage, account in mapping.items()})
 
 
 def peak_rss_gb() -> float:
