@@ -357,6 +357,7 @@ class Stages:
             return {
                 "verdicts": verdicts,
                 "imagined_success": float(imagined_B.mean()),
+                "imagined_outcomes": imagined_B.astype(int).tolist(),
                 "psnr": evaluate.fidelity(dream, true),
                 "videos": [f"episode-{i}.mp4" for i in range(min(cfg.evaluate.videos, len(seeds)))],
                 "true_steps": frames,
