@@ -1,13 +1,13 @@
 """The ladder: where does a loop that does not learn break? One learned part more on each rung, three seeds.
 
-    (a) true world, true reward      is the policy trainable at all?
-    (c) learned world, true reward   do imagined frames mislead the policy?
-    (d) true world, learned reward   does the classifier mislead it?
-    (e) all learned                  the loop itself
-
-Rung (b), the imagined budget in the true world, is (a) at the same number of updates, which is how it is run here.
+    (a) true world, true reward, twice the updates   is the policy trainable at all?
+    (b) the same with the imagined budget            is the budget enough?
+    (c) learned world, true reward                   do imagined frames mislead the policy?
+    (d) true world, learned reward                   does the classifier mislead it?
+    (e) all learned                                  the loop itself, without a refresh
 
 Command:   python launch/train.py --config=configs/ladder.py
+Expect:    an hour on two cores; the table is in docs/tabletop.md
 """
 
 from configs import pace
