@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import pathlib
 
+import pytest
+
 # Before jax is imported. JAX_PLATFORMS=cuda (or tpu) in the environment runs the tests there instead.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
@@ -19,3 +21,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # XLA's own passes stay on. Processes that tests start inherit it.
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: two processes share the files, and none should be left with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_pace.py")

@@ -215,10 +215,12 @@ def _same(a: Any, b: Any) -> bool:
     return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
 
 
-def _numbers(results: dict[str, Any]) -> dict[str, Any]:
+def _numbers(results: Any) -> Any:
     """Results without what depends on the clock and the machine."""
-    ledger = {name: account | {"seconds": 0} for name, account in results["ledger"].items()}
-    return {k: v for k, v in results.items() if k not in ("seconds", "seconds_now", "peak_rss_gb")} | {"ledger": ledger}
+    if not isinstance(results, dict):
+        return results
+    clock = ("seconds", "seconds_now", "peak_rss_gb")
+    return {name: _numbers(value) for name, value in results.items() if name not in clock}
 
 
 def _curves(folder: pathlib.Path) -> list[str]:
