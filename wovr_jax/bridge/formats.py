@@ -1,0 +1,156 @@
+"""Which file is which: formats of weights by the names in them, and the config and table of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from wovr_jax.bridge.native import flat
+from wovr_jax.bridge.sources import Source
+from wovr_jax.bridge.tensors import FileError
+from wovr_jax.keymap import Shape, Table
+from wovr_jax.nn.functional import Pure
+from wovr_jax.reward import classifier
+from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.reward.weights import reward_config, reward_table
+from wovr_jax.world import weights
+from wovr_jax.world.dit import DiT, DiTConfig, TextDiTConfig
+from wovr_jax.world.vae import VAE, VAEConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+      part: network it is for: "dit", "vae" or "reward".
+      name: who writes it: "wan", "rlinf" or "diffusers".
+      mark: a name that only this kind of file has.
+      file: what such a file is called.
+    """
+
+    part: str
+    name: str
+    mark: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"{self.part} ({self.name})"
+
+
+# The first whose mark is found is the format; RLinf's transformer has the names of Wan's and more.
+FORMATS = (
+    Format("dit", "rlinf", r"action_mlp\d\.", "model-00001.safetensors"),
+    Format("dit", "diffusers", r"condition_embedder\.|blocks\.\d+\.attn1\.", "diffusion_pytorch_model.safetensors"),
+    Format("dit", "wan", r"text_embedding\.|blocks\.\d+\.self_attn\.", "diffusion_pytorch_model.safetensors"),
+    Format("vae", "wan", r"encoder\.downsamples\.|decoder\.upsamples\.", "Wan2.2_VAE.pth"),
+    Format("vae", "diffusers", r"(en|de)coder\.(down|up)_blocks\.", "diffusion_pytorch_model.safetensors"),
+    Format("reward", "rlinf", r"(net|visual_encoder)\.\d+\.\d+\.", "resnet_rm.pth"),
+)
+
+
+def detect(source: Source) -> Format:
+    """The format of a file.
+
+    Raises:
+      FileError: when no name in it is known.
+    """
+    for kind in FORMATS:
+        if any(re.match(kind.mark, name) for name in source.facts):
+            return kind
+    shown = ", ".join(list(source.facts)[:3]) or "none"
+    known = ", ".join(map(str, FORMATS))
+    raise FileError(
+        f"{source.name}: not a known kind of weights. Known are {known}; the first names in it are {shown}."
+    )
+
+
+def named(cfg: Any, name: str) -> Format:
+    """The format ``name`` of the network that ``cfg`` describes.
+
+    Raises:
+      FileError: there is none, or it cannot hold this variant.
+    """
+    part = part_of(cfg)
+    found = {kind.name: kind for kind in FORMATS if kind.part == part}
+    if name not in found:
+        raise FileError(f"{part} has no format {name!r}; it has {', '.join(found)}.")
+    if part == "dit" and (name == "rlinf") == isinstance(cfg, TextDiTConfig):
+        right = ("wan or diffusers", "rlinf")[name != "rlinf"]
+        conditioned = "text" if isinstance(cfg, TextDiTConfig) else "actions"
+        raise FileError(f"a transformer conditioned on {conditioned} has no place in format {name!r}; use {right}.")
+    return found[name]
+
+
+def config_of(source: Source, kind: Format, heads: int | None = None) -> Any:
+    """The network's config, from ``config.json`` where the format has one and from shapes where not.
+
+    Raises:
+      FileError: the file lacks what tells the sizes.
+    """
+    try:
+        if kind.name == "diffusers":
+            if source.config is None:
+                raise FileError(f"{source.name}: config.json of the diffusers folder is missing beside it.")
+            make = weights.dit_config_of_diffusers if kind.part == "dit" else weights.vae_config_of_diffusers
+            return make(source.config)
+        if kind.part == "dit":
+            return _numerics(weights.dit_config(source.shapes, heads or _heads(source)), source, kind)
+        return weights.vae_config(source.shapes) if kind.part == "vae" else reward_config(source.shapes)
+    except FileError:
+        raise
+    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise FileError(f"{source.name}: looks like {kind}, but its sizes cannot be told: {what}.") from error
+
+
+def table_of(cfg: Any, kind: Format, *, from_text: bool = False) -> Table:
+    """The rows between ``kind`` and the network of ``cfg``; ``from_text`` as in :func:`weights.dit_table`."""
+    dialect = "diffusers" if kind.name == "diffusers" else "wan"
+    if kind.part == "dit":
+        return weights.dit_table(cfg, dialect, from_text=from_text)
+    return weights.vae_table(cfg, dialect) if kind.part == "vae" else reward_table(cfg)
+
+
+def network(cfg: Any) -> Pure:
+    """The network of a config, without weights."""
+    if isinstance(cfg, DiTConfig):
+        return Pure(lambda rngs: DiT(cfg, rngs=rngs))
+    return Pure(lambda rngs: VAE(cfg, rngs=rngs)) if isinstance(cfg, VAEConfig) else classifier.network(cfg)
+
+
+def shapes(cfg: Any) -> dict[str, Shape]:
+    """Path and shape of every leaf of the network."""
+    return {path: tuple(leaf.shape) for path, leaf in flat(network(cfg).shapes()).items()}
+
+
+def part_of(cfg: Any) -> str:
+    """The network that a config describes."""
+    parts: Iterable[tuple[type, str]] = ((DiTConfig, "dit"), (VAEConfig, "vae"), (RewardConfig, "reward"))
+    for cls, part in parts:
+        if isinstance(cfg, cls):
+            return part
+    raise FileError(f"{type(cfg).__name__} has no outside format.")
+
+
+def with_actions(cfg: TextDiTConfig) -> DiTConfig:
+    """The same transformer with both action channels instead of text."""
+    fields: dict[str, Any] = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(DiTConfig)}
+    fields["action_conditioning"] = "dual"
+    return DiTConfig(**fields)
+
+
+def _heads(source: Source) -> int | None:
+    """Heads as an original ``config.json`` gives them."""
+    return (source.config or {}).get("num_heads")
+
+
+def _numerics(cfg: DiTConfig, source: Source, kind: Format) -> DiTConfig:
+    """In which dtype the weights want to be run: their own; RLinf trained with a rounded time embedding."""
+    own = source.facts["patch_embedding.weight"].dtype.name
+    if own != "bfloat16":
+        return cfg
+    rounded = "bfloat16" if kind.name == "rlinf" else cfg.sinusoid_dtype
+    return dataclasses.replace(cfg, dtype=own, residual_dtype=own, sinusoid_dtype=rounded)

@@ -1,0 +1,162 @@
+"""Files of weights as they are found: single safetensors, shards with an index, ``.pth``, and folders of those."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from wovr_jax.bridge import tensors, torch_io
+from wovr_jax.bridge.tensors import FileError
+from wovr_jax.keymap import Fact, Shape
+
+PREFIXES = ("pipe.dit.", "model.")
+"""What training scripts put before every name of a network."""
+
+INDEX = ".safetensors.index.json"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.safetensors$)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened file, or set of shards; nothing but headers was read.
+
+    Attributes:
+      name: for messages.
+      facts: name without prefix -> shape and dtype.
+      read: name without prefix -> the tensor.
+      doubled: names that are there more than once.
+      prefix: what stood before every name.
+      container: key under which a ``.pth`` kept its state dict.
+      others: what a ``.pth`` held beside it.
+      config: the ``config.json`` beside the file, or None.
+    """
+
+    name: str
+    facts: dict[str, Fact]
+    read: Callable[[str], np.ndarray]
+    doubled: list[str] = dataclasses.field(default_factory=list)
+    prefix: str = ""
+    container: str | None = None
+    others: list[str] = dataclasses.field(default_factory=list)
+    config: dict[str, Any] | None = None
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        return {name: fact.shape for name, fact in self.facts.items()}
+
+
+def find(path: str | os.PathLike) -> list[pathlib.Path]:
+    """What can be opened at ``path``: itself if it is a file; in a folder every set of weights, one entry each.
+
+    The folders ``transformer`` and ``vae`` of a diffusers pipeline are looked into. A set of
+    shards is its index, or its first shard where there is no index.
+
+    Raises:
+      FileError: nothing there.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileError(f"{path}: no such file or folder.")
+    found: dict[str, pathlib.Path] = {}
+    for folder in (path, path / "transformer", path / "vae"):
+        # An index comes first, and its shards are then no entries of their own.
+        files = sorted(folder.glob("*")) if folder.is_dir() else []
+        for file in sorted(files, key=lambda file: not file.name.endswith(INDEX)):
+            if file.name.endswith((INDEX, ".safetensors", ".pth")):
+                stem = _SHARD.sub("", file.name).removesuffix(".index.json")
+                found.setdefault(str(folder / stem), file)
+    if not found:
+        raise FileError(f"{path}: no .safetensors and no .pth in it, nor in transformer/ or vae/ below it.")
+    return list(found.values())
+
+
+def open_source(path: str | os.PathLike) -> Source:
+    """Opens one entry of :func:`find`.
+
+    Raises:
+      FileError: damaged, incomplete, or not weights.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.suffix == ".pth":
+        source = _open_pth(path)
+    elif path.name.endswith((INDEX, ".safetensors")):
+        source = _open_safetensors(path, _shards(path))
+    else:
+        raise FileError(f"{path}: expected a .safetensors file, an index of shards ({INDEX}) or a .pth file.")
+    beside = path.with_name("config.json")
+    config = json.loads(beside.read_text()) if beside.is_file() else None
+    return _without_prefix(dataclasses.replace(source, config=config))
+
+
+def _open_pth(path: pathlib.Path) -> Source:
+    found = torch_io.load(path)
+    facts = {name: torch_io.fact(tensor) for name, tensor in found.tensors.items()}
+    return Source(
+        str(path),
+        facts,
+        lambda name: torch_io.to_numpy(found.tensors[name]),
+        container=found.container,
+        others=found.others,
+    )
+
+
+def _shards(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that belong to ``path``, an index or one of the shards included."""
+    if path.name.endswith(INDEX):
+        return sorted({path.with_name(name) for name in _weight_map(path).values()})
+    if not (shard := _SHARD.search(path.name)):
+        return [path]
+    index = path.with_name(_SHARD.sub("", path.name).removesuffix(".safetensors") + INDEX)
+    if index.is_file():
+        return _shards(index)
+    count = int(shard[0][-5:])
+    names = [path.name.replace(shard[0], f"-{i + 1:05d}-of-{count:05d}") for i in range(count)]
+    return [path.with_name(name) for name in names]
+
+
+def _open_safetensors(path: pathlib.Path, files: list[pathlib.Path]) -> Source:
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise FileError(f"{path}: {len(absent)} of its {len(files)} shards are not there: {', '.join(absent)}.")
+    headers = [tensors.header(file) for file in files]
+    home = {name: header for header in headers for name in header.facts}
+    counts = collections.Counter(name for header in headers for name in header.facts)
+    doubled = {name for name, count in counts.items() if count > 1}.union(*(header.doubled for header in headers))
+    if path.name.endswith(INDEX):
+        listed = _weight_map(path)
+        wrong = [name for name, file in listed.items() if name not in home or home[name].path.name != file]
+        wrong = sorted({*wrong, *(home.keys() - listed.keys())} - doubled)
+        if wrong:
+            raise FileError(f"{path} and its shards disagree about {len(wrong)} tensors, {wrong[0]!r} among them.")
+    facts = {name: header.facts[name] for name, header in home.items()}
+    return Source(str(path), facts, lambda name: tensors.read(home[name], name), sorted(doubled))
+
+
+def _weight_map(path: pathlib.Path) -> dict[str, str]:
+    try:
+        listed = json.loads(path.read_text())["weight_map"]
+        return {str(name): pathlib.PurePath(file).name for name, file in listed.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise FileError(f"{path} is not an index of shards: it has no weight_map ({error}).") from error
+
+
+def _without_prefix(source: Source) -> Source:
+    whole = (prefix for prefix in PREFIXES if source.facts and all(name.startswith(prefix) for name in source.facts))
+    prefix = next(whole, "")
+    return dataclasses.replace(
+        source,
+        facts={name.removeprefix(prefix): fact for name, fact in source.facts.items()},
+        read=lambda name: source.read(prefix + name),
+        doubled=[name.removeprefix(prefix) for name in source.doubled],
+        prefix=prefix,
+    )
