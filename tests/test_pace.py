@@ -11,12 +11,14 @@ import functools
 import json
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from wovr_jax import assets, checkpoint, loop, pace, report, runtime
 from wovr_jax.config import ConfigError, from_dict, to_dict
@@ -317,3 +319,28 @@ def test_unknown_job_is_named(parts: pathlib.Path, tmp_path: pathlib.Path) -> No
 def test_actor_and_learner_must_share_a_temperature(parts: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match="actor and learner"):
         from_dict(Recipe, _recipe(parts) | {"temperature": 1.6})
+
+
+# --- the notebook ---------------------------------------------------------------------------
+
+
+def test_the_notebook_runs(reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells, one after another, on the finished run of the smallest size."""
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    root = pathlib.Path(__file__).parents[1]
+    notebook = json.loads((root / "notebooks" / "01_pace_on_a_laptop.ipynb").read_text())
+    monkeypatch.setattr("configs.pace.get_config", lambda: ConfigDict(reference.settings))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "pace").symlink_to(reference.folder)
+    (tmp_path / "wovr_jax").symlink_to(root / "wovr_jax")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["video"].shape[:2] == (2, names["won"].action_SA.shape[0])
+    assert np.isfinite(float(names["metrics"]["loss"]))
+    assert len(pyplot.get_fignums()) == 3  # an episode, its imagination, the reward
+    pyplot.close("all")
