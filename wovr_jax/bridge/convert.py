@@ -18,6 +18,7 @@ import numpy as np
 from wovr_jax.bridge import formats, native, tensors, torch_io
 from wovr_jax.bridge.formats import Format
 from wovr_jax.bridge.sources import INDEX, Source
+from wovr_jax.bridge.tensors import FileError
 from wovr_jax.keymap import Fact, Plan, plan, plan_export
 from wovr_jax.world import weights
 from wovr_jax.world.dit import TextDiTConfig
@@ -115,9 +116,11 @@ def read_import(
       KeymapError: with everything that does not fit.
     """
     kind = formats.detect(source)
-    own = formats.config_of(source, kind, heads)
-    from_text = isinstance(own, TextDiTConfig) and not (text or isinstance(cfg, TextDiTConfig))
+    if cfg is not None and formats.part_of(cfg) != kind.part:
+        raise FileError(f"{source.name} is {kind}; the config given is for {formats.part_of(cfg)}.")
+    from_text = kind.is_text and not (text or isinstance(cfg, TextDiTConfig))
     if cfg is None:
+        own = formats.config_of(source, kind, heads)
         cfg = formats.with_actions(own) if from_text else own
     checked = plan(
         source.name,
@@ -127,9 +130,8 @@ def read_import(
         source.doubled,
     )
     usual = collections.Counter(fact.dtype for fact in checked.leaf.values()).most_common(1)[0][0]
-    facts = checked.leaf | {
-        path: Fact(shape, usual) for path, shape in formats.shapes(cfg).items() if path in checked.fresh
-    }
+    facts = dict(checked.leaf)
+    facts |= {path: Fact(shape, usual) for path, shape in formats.shapes(cfg).items() if path in checked.fresh}
     if dtype is not None:
         facts = {path: Fact(fact.shape, np.dtype(jnp.dtype(dtype))) for path, fact in facts.items()}
     return Import(source, kind, cfg, checked, facts, seed)

@@ -36,6 +36,11 @@ class Format:
     mark: str
     file: str
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds a transformer conditioned on text."""
+        return self.part == "dit" and self.name != "rlinf"
+
     def __str__(self) -> str:
         return f"{self.part} ({self.name})"
 
@@ -77,9 +82,9 @@ def named(cfg: Any, name: str) -> Format:
     found = {kind.name: kind for kind in FORMATS if kind.part == part}
     if name not in found:
         raise FileError(f"{part} has no format {name!r}; it has {', '.join(found)}.")
-    if part == "dit" and (name == "rlinf") == isinstance(cfg, TextDiTConfig):
-        right = ("wan or diffusers", "rlinf")[name != "rlinf"]
-        conditioned = "text" if isinstance(cfg, TextDiTConfig) else "actions"
+    is_text = isinstance(cfg, TextDiTConfig)
+    if part == "dit" and found[name].is_text != is_text:
+        conditioned, right = ("text", "wan or diffusers") if is_text else ("actions", "rlinf")
         raise FileError(f"a transformer conditioned on {conditioned} has no place in format {name!r}; use {right}.")
     return found[name]
 

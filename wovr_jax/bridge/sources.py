@@ -17,7 +17,7 @@ from wovr_jax.bridge import tensors, torch_io
 from wovr_jax.bridge.tensors import FileError
 from wovr_jax.keymap import Fact, Shape
 
-PREFIXES = ("pipe.dit.", "model.")
+PREFIXES = ("pipe.dit.", "model.diffusion_model.", "model.")
 """What training scripts put before every name of a network."""
 
 INDEX = ".safetensors.index.json"

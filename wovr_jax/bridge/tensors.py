@@ -143,6 +143,25 @@ def write(
     Raises:
       ValueError: for a tensor that was not announced, is not as announced, or did not come.
     """
+    text, begin, size = layout(facts, metadata)
+    waiting = set(facts)
+    with open(path, "wb") as file:
+        file.write(text)
+        for name, tensor in tensors:
+            if name not in waiting or Fact(tensor.shape, tensor.dtype) != facts[name]:
+                raise ValueError(
+                    f"{name}: {tensor.dtype}{list(tensor.shape)} came, {facts.get(name)} was announced once"
+                )
+            waiting.remove(name)
+            file.seek(begin[name])
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+        file.truncate(size)
+    if waiting:
+        raise ValueError(f"{path}: {len(waiting)} tensors did not come, {min(waiting)!r} among them")
+
+
+def layout(facts: Mapping[str, Fact], metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int], int]:
+    """The bytes before the data, where each tensor begins, and the size of the file."""
     order = sorted(facts, key=lambda name: (-facts[name].dtype.itemsize, name))  # widest first keeps data aligned
     described: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     begin, at = {}, 0
@@ -153,20 +172,8 @@ def write(
         begin[name], at = at, end
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    waiting = set(facts)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, tensor in tensors:
-            if name not in waiting or Fact(tensor.shape, tensor.dtype) != facts[name]:
-                raise ValueError(
-                    f"{name}: {tensor.dtype}{list(tensor.shape)} came, {facts.get(name)} was announced once"
-                )
-            waiting.remove(name)
-            file.seek(8 + len(text) + begin[name])
-            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-        file.truncate(8 + len(text) + at)
-    if waiting:
-        raise ValueError(f"{path}: {len(waiting)} tensors did not come, {min(waiting)!r} among them")
+    start = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {name: start + at for name, at in begin.items()}, start + at
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:

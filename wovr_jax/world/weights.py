@@ -122,7 +122,7 @@ def dit_config(shapes: Mapping[str, Shape], heads: int | None = None) -> DiTConf
         "dim": dim,
         "heads": heads or dim // 128,
         "layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
-        "ffn": shapes["blocks.0.ffn.0.weight"][0],
+        "ffn": shapes["blocks.0.ffn.0.bias"][0],
         "channels": channels,
         "patch": patch,
         "freq_dim": shapes["time_embedding.0.weight"][1],
