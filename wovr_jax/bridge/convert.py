@@ -50,7 +50,7 @@ class Import:
     @property
     def bytes(self) -> int:
         """Of all leaves."""
-        return sum(_bytes(fact) for fact in self.facts.values())
+        return sum(size_of(fact) for fact in self.facts.values())
 
     def leaves(self, progress: Progress = lambda _: None) -> Iterator[tuple[str, np.ndarray]]:
         """Path and value of every leaf, one in memory at a time."""
@@ -188,7 +188,7 @@ def write_export(
     named = ((prefix + name, tensor) for name, tensor in stream)
     folder = pathlib.Path(folder)
     if kind.file.endswith(".pth"):
-        file = folder / ("taskemb_resnet_rm.pth" if getattr(cfg, "head", "") == "task" else kind.file)
+        file = folder / export_names(cfg, kind)[0]
         fresh = tensors.beside(file)
         torch_io.save(fresh, named, origin.get("container") if same else None)
         return [fresh.replace(file)]
@@ -201,13 +201,19 @@ def write_export(
     return written
 
 
+def export_names(cfg: Any, kind: Format) -> list[str]:
+    """What an export writes, where it is not split into shards."""
+    file = "taskemb_resnet_rm.pth" if getattr(cfg, "head", "") == "task" else kind.file
+    return [file, "config.json"] if kind.name == "diffusers" else [file]
+
+
 def _write_shards(
     path: pathlib.Path, facts: Mapping[str, Fact], stream: Iterator[tuple[str, np.ndarray]], most: int | None
 ) -> list[pathlib.Path]:
     """One file, or several of at most ``most`` bytes of tensors, in the order of the stream, and their index."""
     groups: list[dict[str, Fact]] = [{}]
     for name, fact in facts.items():
-        if most and groups[-1] and sum(map(_bytes, groups[-1].values())) + _bytes(fact) > most:
+        if most and groups[-1] and sum(map(size_of, groups[-1].values())) + size_of(fact) > most:
             groups.append({})
         groups[-1][name] = fact
     names = [path.name]
@@ -220,7 +226,7 @@ def _write_shards(
     written = [path.with_name(name) for name in names]
     if len(groups) > 1:
         home = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
-        index = {"metadata": {"total_size": sum(map(_bytes, facts.values()))}, "weight_map": home}
+        index = {"metadata": {"total_size": sum(map(size_of, facts.values()))}, "weight_map": home}
         written.append(path.with_name(path.stem + INDEX))
         written[-1].write_text(json.dumps(index, indent=2) + "\n")
     return written
@@ -232,7 +238,8 @@ def _told(stream: Iterator[tuple[str, np.ndarray]], progress: Progress) -> Itera
         yield name, tensor
 
 
-def _bytes(fact: Fact) -> int:
+def size_of(fact: Fact) -> int:
+    """Bytes of a tensor."""
     return math.prod(fact.shape) * fact.dtype.itemsize
 
 

@@ -1,0 +1,186 @@
+"""Reads weights of Wan2.2, RLinf and diffusers into this project's form, and writes them back.
+
+    python launch/import_weights.py FILE_OR_FOLDER --out weights/wan            import everything that is there
+    python launch/import_weights.py FILE_OR_FOLDER --check                      say what is there and whether it fits
+    python launch/import_weights.py weights/wan/dit.json --to rlinf --out back  write back in an outside format
+
+What is read: safetensors, alone or in shards with an index, and .pth (which needs torch, and is
+never loaded with code in it). What a file is, is recognised by the names in it:
+
+    part    format     files
+    dit     rlinf      model-00001.safetensors of RLinf-Wan-LIBERO-*: conditioned on actions
+            wan        diffusion_pytorch_model*.safetensors of Wan2.2-TI2V-5B, DiffSynth-Studio's
+            diffusers  the folder transformer/ of Wan2.2-TI2V-5B-Diffusers
+    vae     wan        Wan2.2_VAE.pth
+            diffusers  the folder vae/
+    reward  rlinf      resnet_rm.pth, taskemb_resnet_rm.pth
+
+What is written: <part>.safetensors and <part>.json in --out, with the numbers exactly as they
+were. Nothing is guessed: a tensor that is missing, left over, doubled, of another shape or dtype
+stops the import before it begins, and all such tensors are listed. A transformer conditioned on
+text loses its text path and gets fresh action modules, unless --text keeps it as it is.
+
+Weights are converted one parameter at a time; memory stays well below the size of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from typing import NoReturn
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+
+def main() -> None:
+    """Imports, checks or exports what the command line names; everything wrong ends in one message on stderr."""
+    args = parse()
+
+    # Only now: importing jax takes seconds, a misspelt flag none.
+    from wovr_jax.bridge.sources import FileError
+    from wovr_jax.config import ConfigError
+    from wovr_jax.keymap import KeymapError
+    from wovr_jax.runtime import peak_rss_gb
+
+    began = time.perf_counter()
+    try:
+        if args.to:
+            export(args)
+        else:
+            import_all(args)
+    except (FileError, ConfigError, KeymapError) as error:
+        refuse(str(error))
+    except OSError as error:
+        refuse(f"{error.filename or args.out}: {error.strerror or error}. Nothing was left half written.")
+    except KeyboardInterrupt:
+        print("\nStopped. What was complete stays, nothing is half written.", file=sys.stderr)
+        sys.exit(130)
+    print(f"{time.perf_counter() - began:.1f} s, peak memory {peak_rss_gb():.2f} GiB")
+
+
+def parse() -> argparse.Namespace:
+    """The command line; combinations that mean nothing are refused."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "source", type=pathlib.Path, help="file, index or folder; with --to a .json to export"
+    )
+    parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="where to write; made if it is not there")
+    parser.add_argument("--check", action="store_true", help="only say what would be imported")
+    parser.add_argument("--part", choices=("dit", "vae", "reward"), action="append", help="import this part only")
+    parser.add_argument("--name", help="of the files written, when one part is imported; default: the part")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--text", action="store_true", help="keep a text-conditioned transformer as it is")
+    parser.add_argument("--seed", type=int, default=0, help="of fresh action modules (default 0)")
+    parser.add_argument(
+        "--heads", type=int, help="attention heads, where they are not 128 wide and no file tells"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast; default: as in the file")
+    parser.add_argument("--to", choices=("wan", "rlinf", "diffusers"), help="write back in this format")
+    parser.add_argument("--shard-gb", type=float, metavar="GB", help="with --to: split into files of at most this size")
+    args = parser.parse_args()
+    if args.check == bool(args.out):
+        parser.error("give either --out FOLDER to write, or --check to only look")
+    if args.to and (args.check or args.part or args.name or args.text or args.dtype):
+        parser.error("--to goes with --out, --shard-gb and --overwrite only")
+    if args.shard_gb is not None and (not args.to or args.shard_gb <= 0):
+        parser.error("--shard-gb is a size above 0, for --to")
+    args.source = args.source.expanduser()
+    return args
+
+
+def import_all(args: argparse.Namespace) -> None:
+    """Imports every part that the source holds. In a folder, what is no known weights is passed over and named."""
+    from wovr_jax.bridge import convert, formats
+    from wovr_jax.bridge.sources import FileError, find, open_source
+
+    ready, passed = [], []
+    for path in find(args.source):
+        try:
+            source = open_source(path)
+            kind = formats.detect(source)
+        except FileError as error:
+            if args.source.is_file():
+                raise
+            passed.append(str(error))
+            continue
+        if not args.part or kind.part in args.part:
+            ready.append(
+                convert.read_import(source, heads=args.heads, text=args.text, seed=args.seed, dtype=args.dtype)
+            )
+    for message in passed:
+        print(f"passed over: {message}", file=sys.stderr)
+    if not ready:
+        wanted = f" of {', '.join(args.part)}" if args.part else ""
+        raise FileError(f"{args.source}: found no weights{wanted}.")
+    parts = [one.kind.part for one in ready]
+    if len(set(parts)) < len(parts):
+        files = "\n  ".join(f"{one.kind}: {one.source.name}" for one in ready)
+        raise FileError(f"{args.source} holds a part more than once; name the file that is meant.\n  {files}")
+    if args.name and len(ready) > 1:
+        raise FileError(f"--name is for one part, and {args.source} holds {', '.join(parts)}; add --part.")
+    for one in ready:
+        print("\n  ".join(one.report()))
+    if args.out:
+        for one in ready:
+            unoccupied(args, f"{args.name or one.kind.part}.json", f"{args.name or one.kind.part}.safetensors")
+        roomy(args, sum(one.bytes for one in ready))
+        for one in ready:
+            with bar(one.kind.part, one.bytes) as progress:
+                written = convert.write_import(one, args.out, args.name, progress)
+            print(written)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes imported weights in an outside format."""
+    from wovr_jax.bridge import convert, formats, native
+
+    cfg, source, _ = native.open_native(args.source, verify=True)
+    kind = formats.named(cfg, args.to)
+    unoccupied(args, *convert.export_names(cfg, kind))
+    size = sum(map(convert.size_of, source.facts.values()))
+    roomy(args, size)
+    most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
+    with bar(f"{kind.part} to {args.to}", size) as progress:
+        written = convert.write_export(args.source, args.to, args.out, shard_bytes=most, progress=progress)
+    print("\n".join(map(str, written)))
+
+
+def unoccupied(args: argparse.Namespace, *names: str) -> None:
+    """Refuses to replace files without --overwrite."""
+    there = sorted({str(args.out / name) for name in names if (args.out / name).exists()})
+    if there and not args.overwrite:
+        refuse(f"{', '.join(there)}: there already. Name another folder with --out, or add --overwrite.")
+
+
+def roomy(args: argparse.Namespace, size: int) -> None:
+    """Refuses to begin what the disk cannot hold."""
+    folder = args.out.expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        refuse(f"{args.out}: {size / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free.")
+
+
+@contextlib.contextmanager
+def bar(name: str, size: int) -> Iterator:
+    """A progress bar over bytes, on stderr."""
+    from tqdm import tqdm
+
+    with tqdm(total=size, desc=name, unit="B", unit_scale=True, mininterval=0.5) as shown:
+        yield shown.update
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the program with ``message`` on stderr and exit status 1."""
+    sys.exit(message)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""launch/import_weights.py: what it prints, what it refuses, and that it refuses in words."""
+
+from __future__ import annotations
+
+import pathlib
+import runpy
+import sys
+
+import numpy as np
+import pytest
+
+from tests.bridge.layouts import BFLOAT16, arrays, dit_shapes, read, reward_shapes, same, write
+
+DOOR = pathlib.Path(__file__).resolve().parents[2] / "launch" / "import_weights.py"
+
+
+@pytest.fixture
+def door(monkeypatch, capsys):
+    """Runs the door in this process: exit status or message, stdout, stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(DOOR), *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        status = 0
+        try:
+            runpy.run_path(str(DOOR), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def release(tmp_path):
+    """A folder as RLinf releases one, small."""
+    folder = tmp_path / "RLinf-Wan"
+    write(folder / "model-00001.safetensors", arrays(dit_shapes(action=7), BFLOAT16))
+    write(folder / "resnet_rm.pth", arrays(reward_shapes()))
+    write(folder / "other.safetensors", {"lm_head.weight": np.zeros(3, np.float32)})
+    return folder
+
+
+def test_a_release_comes_in_and_goes_out_again(door, release, tmp_path):
+    status, out, err = door(release, "--heads", 2, "--out", tmp_path / "ours")
+    assert status == 0
+    assert "dit (rlinf), 73 tensors into 44 leaves" in out and "reward (rlinf)" in out
+    assert "kept beside the weights: 17 counts of batches" in out and "peak memory" in out
+    assert "passed over" in err and "other.safetensors: not a known kind of weights" in err
+    assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == [
+        "dit.json",
+        "dit.safetensors",
+        "reward.json",
+        "reward.safetensors",
+    ]
+    for part, file in (("dit", "model-00001.safetensors"), ("reward", "resnet_rm.pth")):
+        status, out, _ = door(tmp_path / "ours" / f"{part}.json", "--to", "rlinf", "--out", tmp_path / "back")
+        assert status == 0 and out.startswith(str(tmp_path / "back" / file))
+        same(read(tmp_path / "back" / file), read(release / file))
+
+
+def test_looking_writes_nothing(door, release, tmp_path):
+    status, out, _ = door(release, "--heads", 2, "--check", "--part", "dit")
+    assert status == 0 and "reward" not in out
+    assert [p.name for p in tmp_path.iterdir()] == ["RLinf-Wan"]
+
+
+def test_mistakes_are_answered_in_words(door, release, tmp_path):
+    out = tmp_path / "ours"
+    for arguments, message in (
+        ((release / "nowhere", "--check"), "nowhere: no such file or folder."),
+        ((release, "--check"), "width 64 does not make heads of 128; say how many heads the network has."),
+        ((release / "other.safetensors", "--check"), "not a known kind of weights"),
+        ((release, "--check", "--part", "vae"), "found no weights of vae."),
+        ((release, "--heads", 2, "--out", out, "--name", "x"), "--name is for one part"),
+        ((release / "resnet_rm.pth", "--to", "rlinf", "--out", out), "expected the .json of imported weights"),
+    ):
+        status, _, _ = door(*arguments)
+        assert message in str(status) and "Traceback" not in str(status)
+    assert not out.exists()
+
+
+def test_a_command_line_that_means_nothing(door, release, tmp_path):
+    for arguments, message in (
+        ((release,), "give either --out FOLDER to write, or --check"),
+        ((release, "--check", "--out", tmp_path), "give either --out FOLDER to write, or --check"),
+        ((release, "--out", tmp_path, "--shard-gb", 1), "--shard-gb is a size above 0, for --to"),
+        ((release, "--to", "wan", "--out", tmp_path, "--text"), "--to goes with --out"),
+    ):
+        status, _, err = door(*arguments)
+        assert status == 2 and message in err
+
+
+def test_files_that_are_there_stay(door, release, tmp_path):
+    arguments = (release / "resnet_rm.pth", "--out", tmp_path / "ours")
+    assert door(*arguments)[0] == 0
+    assert "there already. Name another folder with --out, or add --overwrite." in door(*arguments)[0]
+    assert door(*arguments, "--overwrite")[0] == 0
+    back = (tmp_path / "ours" / "reward.json", "--to", "rlinf", "--out", release)
+    assert "resnet_rm.pth: there already" in door(*back)[0]
+
+
+def test_what_does_not_fit_is_listed_and_nothing_is_written(door, release, tmp_path):
+    theirs = arrays(dit_shapes(action=7), BFLOAT16)
+    theirs["blocks.0.lora"] = theirs.pop("blocks.1.norm3.bias")
+    write(release / "model-00001.safetensors", theirs)
+    status, _, _ = door(release, "--heads", 2, "--out", tmp_path / "ours")
+    assert "2 problems; nothing was converted." in status
+    assert "blocks.1.norm3.bias [64], for blocks/cross_norm/bias[1]" in status and "blocks.0.lora" in status
+    assert not (tmp_path / "ours").exists()
