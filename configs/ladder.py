@@ -4,7 +4,7 @@
     (b) the same with the imagined budget            is the budget enough?
     (c) learned world, true reward                   do imagined frames mislead the policy?
     (d) true world, learned reward                   does the classifier mislead it?
-    (e) all learned                                  the loop itself, without a refresh
+    (e) all learned                                  the first round of the loop itself
 
 Command:   python launch/train.py --config=configs/ladder.py
 Expect:    an hour on two cores; the table is in docs/tabletop.md
@@ -16,5 +16,5 @@ from configs import pace
 def get_config(preset: str = ""):
     settings = pace.get_config(preset)
     settings.job = settings.name = "ladder"
-    settings.dream.updates = (sum(settings.dream.updates),)
+    settings.dream.updates = settings.dream.updates[:1]
     return settings

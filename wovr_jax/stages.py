@@ -221,7 +221,10 @@ class Stages:
         def make(folder: pathlib.Path) -> dict[str, Any]:
             demos = self.demonstrations
             newest = self._pool(round_)[-cfg.collect.retold :]
-            told = self._retold(round_, newest + demos[: len(newest) // 3])
+            # A better policy fails less: held-out episodes of earlier rounds bring failures to choose the threshold on.
+            before = self._pool(round_ - 1) if round_ else []
+            held = [before[i] for i in np.flatnonzero(batches.split(before, reward_fit.HELD_OUT))]
+            told = self._retold(round_, newest + demos[: len(newest) // 3] + held)
             params, facts = reward_fit.fit(
                 cfg.reward, cfg.reward_train, self.fresh_reward, self._pool(round_) + demos, told, self.key(name),
                 name=name, log=self.run.log, folder=folder,

@@ -25,6 +25,10 @@ from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.types import Array, Episode
 
 
+HELD_OUT = 0.15
+"""Share of the episodes that judge."""
+
+
 def fit(
     cfg: RewardConfig,
     train: RewardTrainConfig,
@@ -75,7 +79,7 @@ def _frames(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
             f"none of {len(episodes)} episodes {kind}: the success classifier needs both kinds. Collect more episodes, "
             "or let the demonstrations be better (or worse)."
         )
-    held_E = batches.split(episodes, 0.15, won_E)
+    held_E = batches.split(episodes, HELD_OUT, won_E)
     count_E = [len(episode.success_S) for episode in episodes]
     return {
         "frame": np.concatenate([episode.frame_SHWC for episode in episodes]),
