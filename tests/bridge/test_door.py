@@ -45,7 +45,7 @@ def release(tmp_path):
 def test_a_release_comes_in_and_goes_out_again(door, release, tmp_path):
     status, out, err = door(release, "--heads", 2, "--out", tmp_path / "ours")
     assert status == 0
-    assert "dit (rlinf), 73 tensors into 44 leaves" in out and "reward (rlinf)" in out
+    assert "dit (rlinf), 73 tensors into 46 leaves" in out and "reward (rlinf)" in out
     assert "kept beside the weights: 17 counts of batches" in out and "peak memory" in out
     assert "passed over" in err and "other.safetensors: not a known kind of weights" in err
     assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == [

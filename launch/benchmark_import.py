@@ -1,0 +1,105 @@
+"""Time and memory of importing a transformer of full size, on a file made up for it.
+
+    python launch/benchmark_import.py --folder /tmp/import            10 GB in, out and back: 31 GB of disk
+    python launch/benchmark_import.py --folder /tmp/import --layers 2  a quick look
+
+A bfloat16 file with the names and shapes of RLinf's release is written, imported, loaded into
+memory and written back, each in a process of its own. Peak memory is printed as a share of the
+file's size, and whether the file that comes back has every byte of the first. What was made is
+deleted at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+import numpy as np
+
+from wovr_jax.bridge import formats, tensors
+from wovr_jax.keymap import Fact, plan_export
+from wovr_jax.world.dit import DiTConfig
+
+LOADED = """
+import sys
+from wovr_jax.bridge import native
+from wovr_jax.runtime import peak_rss_gb
+cfg, params = native.load(sys.argv[1])
+print(f"peak memory {peak_rss_gb():.2f} GiB")
+"""
+
+
+def main() -> None:
+    """Runs the four steps and prints a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=pathlib.Path, required=True, help="a folder that is not there yet")
+    parser.add_argument("--layers", type=int, default=30)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True)
+    try:
+        measure(args.folder, args.layers)
+    finally:
+        shutil.rmtree(args.folder)
+
+
+def measure(folder: pathlib.Path, layers: int) -> None:
+    """Makes a file in ``folder``, takes it in and out, and says what that took."""
+    file = folder / "model-00001.safetensors"
+    began = time.perf_counter()
+    invent(file, DiTConfig.ti2v_5b(layers=layers))
+    size = file.stat().st_size
+    print(f"made      {size / 1e9:6.2f} GB in {time.perf_counter() - began:.0f} s")
+    door = str(ROOT / "launch" / "import_weights.py")
+    took("imported", size, door, str(file), "--out", str(folder / "ours"))
+    card = str(folder / "ours" / "dit.json")
+    took("loaded", size, "-c", LOADED, card)
+    took("exported", size, door, card, "--to", "rlinf", "--out", str(folder / "back"))
+    same = digest(file) == digest(folder / "back" / file.name)
+    print(f"the file that came back {'has every byte' if same else 'DIFFERS'} of the first")
+    if not same:
+        sys.exit(1)
+
+
+def invent(path: pathlib.Path, cfg: DiTConfig) -> None:
+    """Writes a file with RLinf's names and random weights."""
+    kind = formats.FORMATS[0]
+    dtype = np.dtype("bfloat16")
+    ours = {name: Fact(shape, dtype) for name, shape in formats.shapes(cfg).items()}
+    facts = plan_export("made up", formats.table_of(cfg, kind), ours).tensor
+    noise = (0.02 * np.random.default_rng(0).standard_normal(1 << 20, np.float32)).astype(dtype)
+
+    def drawn() -> Iterator[tuple[str, np.ndarray]]:
+        for i, (name, fact) in enumerate(facts.items()):
+            yield name, np.resize(np.roll(noise, 7919 * i), fact.shape)
+
+    tensors.write(path, facts, drawn(), {"format": "pt"})
+
+
+def took(what: str, size: int, *command: str) -> None:
+    """Runs a process that prints its peak memory last, and compares that with ``size``."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True)
+    peak = float(done.stdout.rsplit("peak memory", 1)[1].split()[0]) * 2**30
+    seconds = time.perf_counter() - began
+    print(
+        f"{what:9s} {size / 1e9:6.2f} GB in {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB: {peak / size:.2f} of it"
+    )
+
+
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    main()
