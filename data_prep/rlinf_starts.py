@@ -1,0 +1,234 @@
+"""RLinf's start states for imagined rollouts, to ours.
+
+    python -m data_prep.rlinf_starts RLinf-Wan-LIBERO-Goal/dataset --out data/goal_starts
+    python -m data_prep.rlinf_starts RLinf-Wan-LIBERO-Goal/dataset --out data/goal_kir --episodes
+
+A folder holds one ``.npy`` a trajectory: a list of frames, each a dict with ``image`` (uint8,
+height x width x 3), ``delta_action`` (7 numbers: the action that led into the frame) and
+``instruction`` or ``task``. A file of one frame is the start of an episode. A file of more,
+named ``*_kir.npy``, is a keyframe: its first frame is the episode's first, the anchor, and its
+last four are the memory, with their actions. So RLinf:rlinf/envs/world_model/
+world_model_wan_env.py reads them; files of two or three frames count as starts there and here.
+
+Tasks are numbered by instruction in alphabetical order, as RLinf's task-embedding classifier
+numbers them: for that classifier the folder must hold all of its suite's instructions, or they
+have to be given with ``--tasks``.
+
+What the files do not say: at which step of its episode a keyframe lies (``step_K`` counts the
+frames of the file), and the simulator's state (``played_KSA`` are the file's actions, and with
+the seed of the file's name they replay only if nothing was cut out between). An episode made of
+a keyframe file has no success in it, since it leads up to a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_prep.plain_pickle import RefusedError, load
+from wovr_jax.data import episodes as disk
+from wovr_jax.data import starts
+from wovr_jax.data.batches import NoDataError
+from wovr_jax.data.starts import RULES, Starts
+from wovr_jax.types import ACTION_DIM, NULL_ACTION, Episode
+
+MEMORY = 4
+"""Frames of memory, and so the fewest of a keyframe file."""
+ACTOR = "rlinf"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """One file.
+
+    Attributes:
+      name: of the file.
+      frame_SHWC: (S + 1, H, W, 3) uint8.
+      action_SA: (S + 1, 7) float32; ``action_SA[i]`` led into frame i. Null where the file has none.
+      instruction: what the robot was asked to do.
+      seed: the number after ``seed_`` in the name, 0 without.
+    """
+
+    name: str
+    frame_SHWC: np.ndarray
+    action_SA: np.ndarray
+    instruction: str
+    seed: int
+
+    @property
+    def is_keyframe(self) -> bool:
+        return len(self.frame_SHWC) >= MEMORY
+
+
+def read(folder: str | os.PathLike, *, keyframes: bool = True) -> Iterator[Trajectory]:
+    """The trajectories of a folder, by name.
+
+    Args:
+      folder: with the ``.npy`` files.
+      keyframes: whether files named ``*_kir.npy`` are read.
+
+    Raises:
+      NoDataError: no such folder, or no file in it.
+      RefusedError: naming the file, when it holds anything but plain data or misses something.
+    """
+    folder = pathlib.Path(folder)
+    files = sorted(folder.glob("*.npy")) if folder.is_dir() else []
+    files = [file for file in files if keyframes or not file.stem.endswith("_kir")]
+    if not files:
+        raise NoDataError(f"{folder}: no folder with .npy files{'' if keyframes else ' but keyframes'}.")
+    for file in files:
+        yield trajectory(file)
+
+
+def trajectory(path: str | os.PathLike) -> Trajectory:
+    """One file, checked. See :func:`read`."""
+    path = pathlib.Path(path)
+    frames = load(path)
+    if not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise RefusedError(f"{path}: expected a list of frames, each a dict, got {_kinds(frames)}.")
+    images = [_image(frame, f"{path}, frame {i}") for i, frame in enumerate(frames)]
+    if len({image.shape for image in images}) > 1:
+        raise RefusedError(f"{path}: its frames have different sizes, {sorted({image.shape for image in images})}.")
+    needed = len(frames) >= MEMORY
+    actions = [_action(frame, f"{path}, frame {i}", needed) for i, frame in enumerate(frames)]
+    seed = re.search(r"seed_(\d+)", path.stem)
+    return Trajectory(
+        path.name, np.stack(images), np.stack(actions), _instruction(frames[0], path), int(seed[1]) if seed else 0
+    )
+
+
+def tasks(trajectories: Sequence[Trajectory], given: Sequence[str] | None = None) -> list[str]:
+    """The instructions in the order of their task numbers: ``given``, or all that occur, by alphabet.
+
+    Raises:
+      NoDataError: when an instruction is not among those given.
+    """
+    found = sorted({one.instruction for one in trajectories})
+    strange = sorted(set(found) - set(given or found))
+    if strange:
+        raise NoDataError(
+            f"{len(strange)} instructions are not among the {len(given or ())} tasks: {strange[0]!r}, ..."
+        )
+    return list(given or found)
+
+
+def to_starts(trajectories: Sequence[Trajectory], instructions: Sequence[str]) -> Starts:
+    """The table that rollouts begin from: starts of episodes first, then keyframes.
+
+    Raises:
+      NoDataError: for trajectories of different frame sizes, or none.
+    """
+    ordered = sorted(trajectories, key=lambda one: one.is_keyframe)
+    sizes = {one.frame_SHWC.shape[1:] for one in ordered}
+    if len(sizes) != 1:
+        raise NoDataError(f"start states of one frame size are needed, got {sorted(sizes) or 'none'}.")
+    null_A = np.asarray(NULL_ACTION, np.float32)
+    longest = max(len(one.frame_SHWC) - 1 for one in ordered)
+    played_KSA = np.tile(null_A, (len(ordered), max(longest, 1), 1))
+    memories, actions, steps = [], [], []
+    for one, played_SA in zip(ordered, played_KSA, strict=True):
+        key = one.is_keyframe
+        memories.append(one.frame_SHWC[-MEMORY:] if key else np.repeat(one.frame_SHWC[:1], MEMORY, axis=0))
+        actions.append(one.action_SA[-MEMORY:] if key else np.tile(null_A, (MEMORY, 1)))
+        steps.append(len(one.frame_SHWC) - 1 if key else 0)
+        played_SA[: steps[-1]] = one.action_SA[1 : 1 + steps[-1]]
+    rule = [RULES.index("before_failure" if one.is_keyframe else "initial") for one in ordered]
+    return Starts(
+        anchor_KHWC=np.stack([one.frame_SHWC[0] for one in ordered]),
+        memory_KMHWC=np.stack(memories),
+        action_KMA=np.stack(actions),
+        played_KSA=played_KSA,
+        task_K=np.array([instructions.index(one.instruction) for one in ordered], np.int32),
+        step_K=np.array(steps, np.int32),
+        seed_K=np.array([one.seed for one in ordered], np.int32),
+        episode_K=np.arange(len(ordered), dtype=np.int32),
+        rule_K=np.array(rule, np.int32),
+        initials=sum(not one.is_keyframe for one in ordered),
+    )
+
+
+def to_episodes(trajectories: Sequence[Trajectory], instructions: Sequence[str]) -> Iterator[Episode]:
+    """Keyframe files as short episodes; a file of one frame has no step and makes none."""
+    for one in trajectories:
+        if one.is_keyframe:
+            yield Episode(
+                frame_SHWC=one.frame_SHWC,
+                action_SA=one.action_SA[1:],  # there the action leads out of a frame, here into it
+                success_S=np.zeros(len(one.frame_SHWC), bool),
+                instruction=one.instruction,
+                task=instructions.index(one.instruction),
+                seed=one.seed,
+                actor=ACTOR,
+                label_SA=one.action_SA[1:],
+            )
+
+
+def _image(frame: dict[Any, Any], where: str) -> np.ndarray:
+    image = frame.get("image")
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        got = f"{image.dtype}{list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise RefusedError(f"{where}: expected 'image' as uint8 (height, width, 3), got {got}.")
+    return image
+
+
+def _action(frame: dict[Any, Any], where: str, needed: bool) -> np.ndarray:
+    if "delta_action" not in frame and not needed:
+        return np.asarray(NULL_ACTION, np.float32)
+    try:
+        action = np.asarray(frame["delta_action"], np.float32)
+    except (KeyError, TypeError, ValueError):
+        action = np.empty(0, np.float32)
+    if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
+        raise RefusedError(
+            f"{where}: expected 'delta_action' as {ACTION_DIM} finite numbers, got {frame.get('delta_action')}."
+        )
+    return action
+
+
+def _instruction(frame: dict[Any, Any], path: pathlib.Path) -> str:
+    text = frame.get("instruction", frame.get("task"))
+    text = text.decode() if isinstance(text, bytes) else text
+    if not isinstance(text, str) or not text.strip():
+        raise RefusedError(f"{path}: expected 'instruction' or 'task' as text in the first frame, got {text!r}.")
+    return text.strip()
+
+
+def _kinds(frames: list[Any]) -> str:
+    return ", ".join(sorted({type(frame).__name__ for frame in frames})) or "nothing"
+
+
+def main() -> None:
+    """Reads a folder and writes start states or episodes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path, help="folder of .npy files")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    parser.add_argument("--episodes", action="store_true", help="write keyframe files as short episodes")
+    parser.add_argument("--no-keyframes", action="store_true", help="leave *_kir.npy out")
+    parser.add_argument("--tasks", type=pathlib.Path, help="text file, one instruction a line, in order of task number")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
+    args = parser.parse_args()
+    try:
+        found = list(read(args.folder, keyframes=not args.no_keyframes))
+        given = args.tasks.read_text().strip().splitlines() if args.tasks else None
+        instructions = tasks(found, given)
+        meta = {"source": "RLinf start states", "tasks": instructions}
+        if args.episodes:
+            disk.write(args.out, to_episodes(found, instructions), meta=meta, overwrite=args.overwrite)
+        else:
+            starts.save(args.out, to_starts(found, instructions), meta=meta, overwrite=args.overwrite)
+    except (RefusedError, NoDataError, disk.EpisodesError, OSError) as error:
+        sys.exit(str(error))
+    keys = sum(one.is_keyframe for one in found)
+    print(f"{args.out}: {len(found) - keys} starts and {keys} keyframes of {len(instructions)} tasks")
+
+
+if __name__ == "__main__":
+    main()
