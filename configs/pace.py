@@ -45,6 +45,7 @@ def get_config(preset: str = ""):
         dream={"groups": 12, "chunks": 3, "updates": (12, 12), "world": "learned", "reward": "learned"},
         learner={
             "lr": 3e-4,
+            "warmup": 6,
             "epochs": 1,
             "minibatches": 2,
             "microbatch": 48,
