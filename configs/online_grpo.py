@@ -1,7 +1,7 @@
 """GRPO in the true simulator with the true predicate, at the true budget of the whole loop: the baseline of WoVR.
 
-The budget of configs/pace.py (first plus later collections) goes into online rollouts instead; six updates of
-96 trajectories come closest.
+The budget of configs/pace.py (1,152 episodes in two collections) goes into online rollouts instead: twelve updates of
+96 trajectories.
 
 Command:   python launch/train.py --config=configs/online_grpo.py
 """
@@ -13,6 +13,6 @@ def get_config(preset: str = ""):
     settings = pace.get_config(preset)
     settings.job = settings.name = "online_grpo"
     settings.dream.world = settings.dream.reward = "true"
-    settings.dream.updates = (6,)
+    settings.dream.updates = (12,)
     settings.starts.share = 0.0
     return settings
