@@ -67,9 +67,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The command line; combinations that mean nothing are refused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "source", type=pathlib.Path, help="file, index or folder; with --to a .json to export"
-    )
+    parser.add_argument("source", type=pathlib.Path, help="file, index or folder; with --to a .json to export")
     parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="where to write; made if it is not there")
     parser.add_argument("--check", action="store_true", help="only say what would be imported")
     parser.add_argument("--part", choices=("dit", "vae", "reward"), action="append", help="import this part only")
@@ -77,9 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--text", action="store_true", help="keep a text-conditioned transformer as it is")
     parser.add_argument("--seed", type=int, default=0, help="of fresh action modules (default 0)")
-    parser.add_argument(
-        "--heads", type=int, help="attention heads, where they are not 128 wide and no file tells"
-    )
+    parser.add_argument("--heads", type=int, help="attention heads, where they are not 128 wide and no file tells")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast; default: as in the file")
     parser.add_argument("--to", choices=("wan", "rlinf", "diffusers"), help="write back in this format")
     parser.add_argument("--shard-gb", type=float, metavar="GB", help="with --to: split into files of at most this size")
@@ -96,12 +92,16 @@ def parse() -> argparse.Namespace:
 
 def import_all(args: argparse.Namespace) -> None:
     """Imports every part that the source holds. In a folder, what is no known weights is passed over and named."""
-    from wovr_jax.bridge import convert, formats
+    from wovr_jax.bridge import convert, formats, native
     from wovr_jax.bridge.sources import FileError, find, open_source
 
     ready, passed = [], []
     for path in find(args.source):
         try:
+            if native.is_native(path.with_suffix(".json")):
+                raise FileError(
+                    f"{path} is imported already; give {path.with_suffix('.json')} and --to to write it back."
+                )
             source = open_source(path)
             kind = formats.detect(source)
         except FileError as error:

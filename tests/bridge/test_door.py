@@ -97,6 +97,7 @@ def test_files_that_are_there_stay(door, release, tmp_path):
     assert door(*arguments)[0] == 0
     assert "there already. Name another folder with --out, or add --overwrite." in door(*arguments)[0]
     assert door(*arguments, "--overwrite")[0] == 0
+    assert "is imported already; give" in door(tmp_path / "ours" / "reward.safetensors", "--check")[0]
     back = (tmp_path / "ours" / "reward.json", "--to", "rlinf", "--out", release)
     assert "resnet_rm.pth: there already" in door(*back)[0]
 

@@ -60,6 +60,10 @@ def test_damaged_files_are_named(tmp_path):
         open_source(path)
     path.write_bytes(whole.replace(b'"b"', b'"a"'))
     assert open_source(path).doubled == ["a"]
+    path.write_bytes(whole)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(FileError, match="cannot be read as JSON settings"):
+        open_source(path)
     with pytest.raises(FileError, match="no such file"):
         find(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -182,6 +186,9 @@ def test_our_own_form_is_checked(imported):
     facts = json.loads(card.read_text())
     card.write_text(json.dumps(facts | {"config_class": "os:system"}))
     with pytest.raises(FileError, match="is not a class of this package"):
+        native.open_native(card)
+    card.write_text("{")
+    with pytest.raises(FileError, match="is not JSON"):
         native.open_native(card)
     card.write_text("{}")
     with pytest.raises(FileError, match="does not describe imported weights"):

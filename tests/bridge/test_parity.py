@@ -64,6 +64,9 @@ def test_a_diffusers_transformer_runs_the_same_here(case, tmp_path):
     assert np.abs(want).max() > 0.5
     assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
+    with pytest.raises(ValueError, match="or from text"):
+        pure(params, latent, time, np.zeros((2, 1 + 4 * (frames - 1), 7), np.float32))
+
     card = convert.write_import(ready, tmp_path / "ours")
     written = convert.write_export(card, "diffusers", tmp_path / "out")
     same(read(written[0]), {name: tensor.numpy() for name, tensor in twin.state_dict().items()})

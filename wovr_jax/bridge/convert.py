@@ -22,6 +22,7 @@ from wovr_jax.bridge.tensors import FileError
 from wovr_jax.keymap import Fact, Plan, plan, plan_export
 from wovr_jax.world import weights
 from wovr_jax.world.dit import TextDiTConfig
+from wovr_jax.world.vae import VAEConfig
 
 Progress = Callable[[int], None]
 """Told the bytes of every leaf or tensor that is done."""
@@ -86,6 +87,8 @@ class Import:
             said += [f"{why} (seed {self.seed}): {len(paths)} leaves, {count:,} parameters"]
         if self.plan.table.aside:
             said += [f"kept beside the weights: {len(self.plan.table.aside)} counts of batches"]
+        if isinstance(self.cfg, VAEConfig) and not self.cfg.latent_mean:
+            said += ["latent statistics are not in the file and not those of a release: taken as mean 0, deviation 1"]
         if self.source.others:
             said += [f"left in the file, as they are no weights: {', '.join(self.source.others)}"]
         return said

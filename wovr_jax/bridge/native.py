@@ -89,7 +89,8 @@ def write(
 
 def is_native(path: pathlib.Path) -> bool:
     """Whether ``path`` is the json of our own form."""
-    return path.suffix == ".json" and path.with_suffix(".safetensors").is_file()
+    whole = path.suffix == ".json" and path.is_file() and path.with_suffix(".safetensors").is_file()
+    return whole and '"config_class"' in path.read_text(errors="replace")
 
 
 def open_native(path: str | os.PathLike, *, verify: bool = False) -> tuple[Any, Source, dict[str, Any]]:
@@ -104,9 +105,12 @@ def open_native(path: str | os.PathLike, *, verify: bool = False) -> tuple[Any, 
       config.ConfigError: the config's class no longer has the fields.
     """
     path = pathlib.Path(path)
-    if not is_native(path):
+    if path.suffix != ".json" or not path.is_file() or not path.with_suffix(".safetensors").is_file():
         raise FileError(f"{path}: expected the .json of imported weights, with a .safetensors of that name beside it.")
-    about = json.loads(path.read_text())
+    try:
+        about = json.loads(path.read_text())
+    except ValueError as error:
+        raise FileError(f"{path} is not JSON: {error}.") from error
     weights = path.with_suffix(".safetensors")
     if not isinstance(about, dict) or not {"config_class", "config", "sha256"} <= about.keys():
         raise FileError(f"{path} does not describe imported weights: no config_class, config or sha256 in it.")

@@ -93,9 +93,16 @@ def open_source(path: str | os.PathLike) -> Source:
         source = _open_safetensors(path, _shards(path))
     else:
         raise FileError(f"{path}: expected a .safetensors file, an index of shards ({INDEX}) or a .pth file.")
-    beside = path.with_name("config.json")
-    config = json.loads(beside.read_text()) if beside.is_file() else None
-    return _without_prefix(dataclasses.replace(source, config=config))
+    return _without_prefix(dataclasses.replace(source, config=_config(path.with_name("config.json"))))
+
+
+def _config(path: pathlib.Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise FileError(f"{path} cannot be read as JSON settings: {error}.") from error
 
 
 def _open_pth(path: pathlib.Path) -> Source:
