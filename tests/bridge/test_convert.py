@@ -30,6 +30,7 @@ from wovr_jax.keymap import Fact, KeymapError, plan_export
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.world.dit import DiTConfig, TextDiTConfig
 from wovr_jax.world.vae import VAEConfig
+from wovr_jax.world.weights import vae_table
 
 # The releases ----------------------------------------------------------------------------------------
 
@@ -66,6 +67,37 @@ def test_released_reward_classifiers():
     assert goal.cfg == RewardConfig.resnet18_task()
     # in float32, with running statistics and 21 counts; the rest of the 45,379,978 bytes is the zip around them
     assert 4 * count({path: fact.shape for path, fact in goal.facts.items()}) == 45_343_748
+
+
+DIALECTS = [
+    # diffusers, and the original; pairs as other converters of the release have them
+    ("encoder.conv_in.weight", "encoder.conv1.weight"),
+    ("encoder.down_blocks.0.resnets.0.norm1.gamma", "encoder.downsamples.0.downsamples.0.residual.0.gamma"),
+    ("encoder.down_blocks.0.resnets.1.norm2.gamma", "encoder.downsamples.0.downsamples.1.residual.3.gamma"),
+    ("encoder.down_blocks.0.resnets.1.conv2.weight", "encoder.downsamples.0.downsamples.1.residual.6.weight"),
+    ("encoder.down_blocks.1.resnets.0.conv_shortcut.bias", "encoder.downsamples.1.downsamples.0.shortcut.bias"),
+    ("encoder.down_blocks.0.downsampler.resample.1.bias", "encoder.downsamples.0.downsamples.2.resample.1.bias"),
+    ("encoder.down_blocks.1.downsampler.time_conv.bias", "encoder.downsamples.1.downsamples.2.time_conv.bias"),
+    ("decoder.up_blocks.1.resnets.0.conv1.weight", "decoder.upsamples.1.upsamples.0.residual.2.weight"),
+    ("decoder.up_blocks.0.upsampler.resample.1.weight", "decoder.upsamples.0.upsamples.3.resample.1.weight"),
+    ("decoder.up_blocks.0.upsampler.time_conv.weight", "decoder.upsamples.0.upsamples.3.time_conv.weight"),
+    ("decoder.mid_block.resnets.1.conv2.weight", "decoder.middle.2.residual.6.weight"),
+    ("decoder.mid_block.resnets.0.norm2.gamma", "decoder.middle.0.residual.3.gamma"),
+    ("encoder.mid_block.attentions.0.to_qkv.bias", "encoder.middle.1.to_qkv.bias"),
+    ("encoder.norm_out.gamma", "encoder.head.0.gamma"),
+    ("decoder.conv_out.weight", "decoder.head.2.weight"),
+    ("quant_conv.weight", "conv1.weight"),
+    ("post_quant_conv.bias", "conv2.bias"),
+]
+
+
+def test_both_dialects_of_the_vae_mean_the_same_leaf():
+    """Equal shapes alone would not tell many of them apart."""
+    cfg = VAEConfig.wan2_2()
+    ours = {path: Fact(shape, FLOAT32) for path, shape in formats.shapes(cfg).items()}
+    diffusers, wan = (plan_export("", vae_table(cfg, dialect), ours).links for dialect in ("diffusers", "wan"))
+    same_leaf = {diffusers[path][0].theirs: wan[path][0].theirs for path in ours}
+    assert {name: same_leaf[name] for name, _ in DIALECTS} == dict(DIALECTS)
 
 
 # Round trips --------------------------------------------------------------------------------------------

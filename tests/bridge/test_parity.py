@@ -144,7 +144,8 @@ def test_a_diffusers_vae_runs_the_same_here(case, tmp_path):
     assert {name: array.shape for name, array in read(original).items()} == expected
 
 
-def test_a_reward_classifier_runs_the_same_here(tmp_path):
+def twin_classifier(head):
+    """RLinf's classifier in torch, small, every weight random; returns the module and its forward."""
     torch = pytest.importorskip("torch")
     nn = torch.nn
 
@@ -161,21 +162,41 @@ def test_a_reward_classifier_runs_the_same_here(tmp_path):
 
     torch.manual_seed(0)
     stem = nn.Sequential(nn.Conv2d(3, 4, 7, 2, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-    stages = [
-        nn.Sequential(Residual(a, b, s), Residual(b, b, 1)) for a, b, s in ((4, 4, 1), (4, 6, 2), (6, 8, 2), (8, 10, 2))
-    ]
-    twin = nn.ModuleDict({"net": nn.Sequential(stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 1))})
+    sizes = ((4, 4, 1), (4, 6, 2), (6, 8, 2), (8, 10, 2))
+    stages = [nn.Sequential(Residual(a, b, stride), Residual(b, b, 1)) for a, b, stride in sizes]
+    layers = [stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    if head == "plain":
+        twin = nn.ModuleDict({"net": nn.Sequential(*layers, nn.Linear(10, 1))})
+    else:
+        fusion = nn.Sequential(nn.Linear(14, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 1))
+        parts = {"visual_encoder": nn.Sequential(*layers), "task_embedding": nn.Embedding(3, 4), "fusion_layer": fusion}
+        twin = nn.ModuleDict(parts)
     with torch.no_grad():
         for name, tensor in twin.state_dict().items():
             if "num_batches" in name:
                 tensor.fill_(77)
             else:
                 tensor.add_(0.1 * torch.rand_like(tensor))  # running variances stay positive
-    torch.save(twin.state_dict(), tmp_path / "resnet_rm.pth")
-    ready = convert.read_import(open_source(tmp_path / "resnet_rm.pth"))
-    assert ready.aside()["net.0.1.num_batches_tracked"] == 77
+
+    def forward(picture, task):
+        if head == "plain":
+            return twin["net"](picture)
+        feature = torch.cat([twin["visual_encoder"](picture), twin["task_embedding"](task)], dim=1)
+        return twin["fusion_layer"](feature)
+
+    return twin.eval(), forward
+
+
+@pytest.mark.parametrize("head", ["plain", "task"])
+def test_a_reward_classifier_runs_the_same_here(head, tmp_path):
+    torch = pytest.importorskip("torch")
+    twin, forward = twin_classifier(head)
+    torch.save(twin.state_dict(), tmp_path / "rm.pth")
+    ready = convert.read_import(open_source(tmp_path / "rm.pth"))
+    assert ready.cfg.head == head and set(ready.aside().values()) == {77}
     frame = np.random.default_rng(0).uniform(-1, 1, (3, 48, 40, 3)).astype(np.float32)
-    got = jax.jit(formats.network(ready.cfg))(ready.params(), frame)
+    task = np.array([2, 0, 1], np.int32)
+    got = jax.jit(formats.network(ready.cfg))(ready.params(), frame, task)
     with torch.no_grad():
-        want = twin.eval()["net"](torch.tensor(frame).permute(0, 3, 1, 2))[:, 0].numpy()
+        want = forward(torch.tensor(frame).permute(0, 3, 1, 2), torch.tensor(task))[:, 0].numpy()
     np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
