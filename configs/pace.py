@@ -42,7 +42,14 @@ def get_config(preset: str = ""):
             "rule": "rate",
         },
         starts={"share": 0.5, "rule": "before_failure", "before": 6, "event": "any", "each": 2},
-        dream={"groups": 12, "chunks": 3, "updates": (12, 12), "world": "learned", "reward": "learned"},
+        dream={
+            "groups": 12,
+            "chunks": 3,
+            "updates": (12, 12),
+            "rates": (1.0, 1 / 3),
+            "world": "learned",
+            "reward": "learned",
+        },
         learner={
             "lr": 3e-4,
             "warmup": 6,

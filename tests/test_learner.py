@@ -13,6 +13,7 @@ import pytest
 from wovr_jax import checkpoint, grpo, learner
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
+from wovr_jax.runtime import count_compiles
 from wovr_jax.types import Imagined
 
 B, N, T, A, K = 8, 3, 2, 2, 5
@@ -258,6 +259,17 @@ def test_warmup_starts_above_zero():
     first, _ = run(cfg)
     start = make_params()["head"]
     np.testing.assert_allclose(first.params["head"] - start, (plain.params["head"] - start) / 4, atol=1e-6)
+
+
+def test_rate_scales_every_step_without_compiling_again():
+    cfg, params = LearnerConfig.fake(), make_params()
+    update = learner.make_update(cfg, logits_fn)
+    ends = []
+    with count_compiles() as compiles:
+        for rate in (1.0, 0.25):
+            ends.append(update(learner.create(cfg, params, rate=rate), make_imagined(params), KEY)[0].params["head"])
+    np.testing.assert_allclose(ends[1] - params["head"], (ends[0] - params["head"]) / 4, atol=1e-6)
+    assert compiles["update"] <= 1
 
 
 # ------------------------------------------------------------------ what must not move

@@ -95,16 +95,18 @@ class PolicyState:
       params: all parameters, frozen ones included.
       opt_state: of the trained parameters only.
       step: int32, optimizer steps taken (skipped ones do not count).
+      rate: float32, factor on the learning rate: a number in the state, so that another one compiles nothing.
       frozen: key paths of the parameters that are not trained.
     """
 
     params: Params
     opt_state: Any
     step: Array
+    rate: Array
     frozen: frozenset[Path] = struct.field(pytree_node=False, default=frozenset())
 
 
-def create(cfg: LearnerConfig, params: Params, trainable: Mask | None = None) -> PolicyState:
+def create(cfg: LearnerConfig, params: Params, trainable: Mask | None = None, rate: float = 1.0) -> PolicyState:
     """A fresh state. The parameters are copied, because updates donate the state.
 
     Args:
@@ -112,6 +114,7 @@ def create(cfg: LearnerConfig, params: Params, trainable: Mask | None = None) ->
       params: nested dict of arrays.
       trainable: a ``Mask``, for example ``all_but("vision")``. What it freezes has no gradient,
         no optimizer state and no update.
+      rate: factor on the learning rate.
 
     Raises:
       ValueError: a mask of another structure, or one that leaves nothing to train.
@@ -120,7 +123,8 @@ def create(cfg: LearnerConfig, params: Params, trainable: Mask | None = None) ->
     frozen = frozenset() if mask is None else _frozen_paths(params, mask)
     params = jax.tree.map(jnp.copy, params)
     trained, _ = _split(params, frozen)
-    return PolicyState(params, optimizer(cfg).init(trained), jnp.zeros((), jnp.int32), frozen)
+    zero = jnp.zeros((), jnp.int32)
+    return PolicyState(params, optimizer(cfg).init(trained), zero, jnp.asarray(rate, jnp.float32), frozen)
 
 
 def all_but(*names: str) -> Callable[[Params], Params]:
@@ -200,14 +204,14 @@ def _compiled(cfg: LearnerConfig, logits_fn: LogitsFn) -> Callable:
             trained, opt_state, step = carry
             grads, loss, tally = _accumulate(loss_fn, trained, *plan)
             counts = jnp.any(plan[1])
-            stepped = functools.partial(_step, transform)
+            stepped = functools.partial(_step, transform, state.rate)
             trained, opt_state = jax.lax.cond(counts, stepped, lambda grads, *same: same, grads, trained, opt_state)
             report = {"loss": loss, "tally": tally, "grad_norm": optax.tree.norm(grads), "counts": counts}
             return (trained, opt_state, step + counts.astype(jnp.int32)), report
 
         plan = _plan(active_X, key, cfg)
         (trained, opt_state, step), report_S = jax.lax.scan(minibatch, (trained, state.opt_state, state.step), plan)
-        fresh = PolicyState(_merge(trained, frozen), opt_state, step, state.frozen)
+        fresh = PolicyState(_merge(trained, frozen), opt_state, step, state.rate, state.frozen)
         return fresh, _metrics(report_S, signal, imagined, cfg.grpo)
 
     return jax.jit(update, donate_argnums=0)
@@ -335,9 +339,11 @@ def _accumulate(
     return jax.lax.scan(micro, nothing, (index_Ux, counts_Ux))[0]
 
 
-def _step(transform: optax.GradientTransformation, grads: Params, trained: Params, opt_state: Any) -> tuple[Any, Any]:
+def _step(
+    transform: optax.GradientTransformation, rate: Array, grads: Params, trained: Params, opt_state: Any
+) -> tuple[Any, Any]:
     updates, opt_state = transform.update(grads, opt_state, trained)
-    return optax.apply_updates(trained, updates), opt_state
+    return optax.apply_updates(trained, optax.tree.scale(rate, updates)), opt_state
 
 
 def _metrics(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined, cfg: GRPOConfig) -> dict[str, Array]:

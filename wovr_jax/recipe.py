@@ -73,6 +73,7 @@ class DreamConfig:
       groups: start states of an iteration; each is rolled ``learner.grpo.group`` times.
       chunks: chunks of a rollout.
       updates: iterations of each round, one number a round; their count is the number of rounds.
+      rates: factor on the learner's rate in each round; rounds beyond the list take its last number.
       world: ``learned``; ``true`` is online RL; ``shadow`` shows the policy learned frames
         while the simulator follows the same actions (for ``reward="true"``).
       reward: ``learned`` classifier, or the ``true`` predicate.
@@ -81,12 +82,13 @@ class DreamConfig:
     groups: int = 12
     chunks: int = 3
     updates: tuple[int, ...] = (12, 12)
+    rates: tuple[float, ...] = (1.0,)
     world: Literal["learned", "true", "shadow"] = "learned"
     reward: Literal["learned", "true"] = "learned"
 
     def __post_init__(self) -> None:
-        if not self.updates:
-            raise ValueError("dream.updates: expected one number of iterations a round, got none")
+        if not self.updates or not self.rates:
+            raise ValueError(f"dream: expected updates and rates of the rounds, got {self.updates} and {self.rates}")
         if self.reward == "true" and self.world == "learned":
             raise ValueError("dream.reward='true' needs a world that knows the truth: dream.world='shadow' or 'true'")
 

@@ -289,7 +289,8 @@ class Stages:
             return update(state, rollout(state.params, parts, k_dream), k_update)
 
         frozen = learner.all_but(*cfg.sft.frozen) if cfg.sft.frozen else None
-        return learner.create(cfg.learner, self.policy(round_), frozen), step
+        rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
+        return learner.create(cfg.learner, self.policy(round_), frozen, rate), step
 
     def _dream_parts(self, round_: int) -> dict[str, Any]:
         """What a rollout reads besides the policy; arguments of the compiled program, not constants in it."""

@@ -24,7 +24,6 @@ from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.types import Array, Episode
 
-
 HELD_OUT = 0.15
 """Share of the episodes that judge."""
 
