@@ -264,6 +264,41 @@ def test_interrupted_in_every_stage_the_same_command_ends_in_the_same_numbers(
 _INIT = Pure.init
 
 
+# --- without PACE ---------------------------------------------------------------------------
+
+
+def test_without_a_refresh_later_rounds_dream_in_the_first_world(
+    reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, folder = reference.settings | {"pace": False}, tmp_path / "run"
+    first = (
+        "demonstrations",
+        "sft",
+        "collect-0",
+        "world-0",
+        "reward-0",
+        "starts-0",
+        "evaluate-0",
+        "grpo-1",
+        "evaluate-1",
+    )
+    for name in (*first, "compare-0-in-world-0", "compare-1-in-world-0"):
+        shutil.copytree(reference.folder / "stages" / name, folder / "stages" / name)
+    (folder / "config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(Stages, "programs", reference.stages.programs)
+    results = pace.run("pace", settings, folder)
+    assert [name for name in results["ledger"] if name.startswith(("collect", "world", "reward", "starts"))] == [
+        "collect-0",
+        "world-0",
+        "reward-0",
+        "starts-0",
+    ]
+    last = results["comparison"][-1]
+    assert (last["policy"], last["world"]) == ("after imagined GRPO without a refresh", "world model of round 1")
+    like = reference.stages.policy(1)
+    assert not _same(checkpoint.restore(folder / "stages" / "grpo-2" / "policy", like), like)
+
+
 # --- nothing to learn from ------------------------------------------------------------------
 
 

@@ -59,13 +59,19 @@ def pace(stages: Stages) -> None:
     """The whole loop: evaluate the base policy and the policy after each round."""
     for round_ in range(stages.recipe.rounds + 1):
         stages.evaluated(round_)
-        for world_round in _worlds(round_, stages.recipe.rounds):
+        for world_round in _worlds(round_, stages.recipe):
             stages.compared(round_, world_round)
 
 
-def _worlds(round_: int, rounds: int) -> list[int]:
+def _worlds(round_: int, recipe: Recipe) -> list[int]:
     """Worlds to hold a policy against: the one that trained it, and its refresh when there is one."""
-    return [world for world in (round_ - 1, round_) if 0 <= world < rounds]
+    refreshed = recipe.pace and 0 < round_ < recipe.rounds
+    return [_home(round_, recipe), *([round_] if refreshed else [])]
+
+
+def _home(round_: int, recipe: Recipe) -> int:
+    """The world in which the policy of a round learned; the first one for the base policy."""
+    return max(round_ - 1, 0) if recipe.pace else 0
 
 
 JOBS: dict[str, Callable[[Stages], Any]] = {
@@ -124,12 +130,13 @@ def _policy(round_: int, recipe: Recipe) -> str:
         return "base"
     if round_ == 1:
         return "after online GRPO" if recipe.dream.world == "true" else "after imagined GRPO"
-    return "after PACE" if recipe.rounds == 2 else f"after PACE, round {round_}"
+    name = "PACE" if recipe.pace else "imagined GRPO without a refresh"
+    return f"after {name}" if recipe.rounds == 2 else f"after {name}, round {round_}"
 
 
 def _phase(round_: int, facts: Mapping[str, Any], recipe: Recipe) -> Results:
     one = facts[f"evaluate-{round_}"]
-    imagined = facts.get(f"compare-{round_}-in-world-{max(round_ - 1, 0)}", {}).get("imagined_success")
+    imagined = facts.get(f"compare-{round_}-in-world-{_home(round_, recipe)}", {}).get("imagined_success")
     phase = {"name": _policy(round_, recipe), "imagined_success": imagined}
     phase |= {key: one[key] for key in ("true_success", "greedy", "subgoals")}
     return phase | ({"gain": _paired(one["outcomes"], facts["evaluate-0"]["outcomes"])} if round_ else {})

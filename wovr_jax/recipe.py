@@ -121,6 +121,8 @@ class Recipe:
       assets: folder of the pretrained parts; empty for those of the package.
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP).
       temperature: of the policy's sampling, in training and evaluation alike.
+      pace: whether a round after the first collects again and refreshes world model, reward and start
+        states (PACE); without, every round dreams in the first ones.
     """
 
     policy: VLAConfig
@@ -134,6 +136,7 @@ class Recipe:
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")
     temperature: float = 1.6
+    pace: bool = True
     sim: TabletopConfig = TabletopConfig()
     expert: ExpertConfig = ExpertConfig()
     collect: CollectConfig = CollectConfig()

@@ -280,7 +280,7 @@ class Stages:
 
     def dream(self, round_: int, key: Array) -> tuple[learner.PolicyState, Callable]:
         """First learner state and ``step(state, i)``: draw starts, roll, score, update, all on the device."""
-        cfg, parts = self.recipe, self._dream_parts(round_)
+        cfg, parts = self.recipe, self._dream_parts(round_ if self.recipe.pace else 0)
         update = learner.make_update(cfg.learner, vla.network(cfg.policy), self.policy(0))
         rollout = self.programs.dream
 

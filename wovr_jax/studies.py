@@ -73,7 +73,7 @@ ABLATIONS = (
     Variant("clean_context", "no noisy context", {"world": {"noisy_context": False}}, (*COLLECTED, "starts-0")),
     Variant("no_kir", "no keyframe starts", {"starts": {"share": 0.0}}, MODELLED),
     Variant("no_mask", "no success mask", {"learner": {"grpo": {"granularity": "none"}}}, STARTED),
-    Variant("no_pace", "no refresh, as many updates", {}, STARTED),
+    Variant("no_pace", "no refresh, as many updates", {"pace": False}, (*STARTED, "grpo-1", "evaluate-1")),
     Variant(
         "online",
         "online GRPO, same true budget",
@@ -88,7 +88,7 @@ def variants(name: str, recipe: Recipe) -> list[Variant]:
     """The variants of a study, with the numbers of updates that depend on the recipe filled in."""
     updates, rollouts = sum(recipe.dream.updates), recipe.dream.groups * recipe.learner.grpo.group
     budget = recipe.collect.first + (recipe.rounds - 1) * recipe.collect.again
-    counts = {"a": 2 * updates, "no_pace": updates, "online": max(budget // rollouts, 1)}
+    counts = {"a": 2 * updates, "online": max(budget // rollouts, 1)}
     return [_with_updates(one, counts.get(one.name)) for one in STUDIES[name]]
 
 
