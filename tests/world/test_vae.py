@@ -70,28 +70,11 @@ def test_shapes_of_the_embedded_size():
 def test_against_diffusers(cfg: VAEConfig):
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
-    from diffusers import AutoencoderKLWan
-
     mean = tuple(0.1 * i - 0.3 for i in range(cfg.z_dim))
     std = tuple(0.5 + 0.2 * i for i in range(cfg.z_dim))
     cfg = dataclasses.replace(cfg, latent_mean=mean, latent_std=std)
     params = lively(cfg)
-    oracle = AutoencoderKLWan(
-        base_dim=cfg.encoder_dim,
-        decoder_base_dim=cfg.decoder_dim,
-        z_dim=cfg.z_dim,
-        dim_mult=list(cfg.dim_mult),
-        num_res_blocks=cfg.res_blocks,
-        attn_scales=[],
-        temperal_downsample=list(cfg.temporal_down),
-        is_residual=True,
-        in_channels=3 * cfg.patch**2,
-        out_channels=3 * cfg.patch**2,
-        patch_size=cfg.patch,
-        latents_mean=list(mean),
-        latents_std=list(std),
-    ).eval()
-    oracle.load_state_dict({name: torch.tensor(value) for name, value in torch_state(params).items()}, strict=True)
+    oracle = diffusers_twin(cfg, params)
 
     x = window(cfg)
     tensor = torch.tensor(np.asarray(x)).permute(0, 4, 1, 2, 3)
@@ -120,6 +103,29 @@ def test_encode_normalises_the_mean_and_decode_undoes_it():
     np.testing.assert_allclose(
         compiled(cfg, "decode")(params, latent), compiled(THREE, "decode_raw")(params, mean), atol=1e-4
     )
+
+
+def diffusers_twin(cfg: VAEConfig, params: Params):
+    """diffusers' VAE with our parameters; it streams the frames in chunks of 1, 4, 4, ... with caches."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    oracle = diffusers.AutoencoderKLWan(
+        base_dim=cfg.encoder_dim,
+        decoder_base_dim=cfg.decoder_dim,
+        z_dim=cfg.z_dim,
+        dim_mult=list(cfg.dim_mult),
+        num_res_blocks=cfg.res_blocks,
+        attn_scales=[],
+        temperal_downsample=list(cfg.temporal_down),
+        is_residual=True,
+        in_channels=3 * cfg.patch**2,
+        out_channels=3 * cfg.patch**2,
+        patch_size=cfg.patch,
+        latents_mean=list(cfg.latent_mean),
+        latents_std=list(cfg.latent_std),
+    ).eval()
+    oracle.load_state_dict({name: torch.tensor(value) for name, value in torch_state(params).items()}, strict=True)
+    return oracle
 
 
 def torch_state(params: Params) -> dict[str, np.ndarray]:

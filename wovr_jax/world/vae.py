@@ -338,12 +338,12 @@ def average_down(x_BFHWD: Array, features: int, time: int, space: int) -> Array:
     return x.reshape(*x.shape[:-1], features, -1).mean(-1)
 
 
-def duplicate_up(x_BFHWD: Array, features: int, time: int, space: int) -> Array:
-    """The decoder's shortcut: repeated channels, depth-to-space(-time); drops the first copy in time."""
+def duplicate_up(x_BFHWD: Array, features: int, time: int, space: int, *, first: bool = True) -> Array:
+    """The decoder's shortcut: repeated channels, depth-to-space(-time); drops the first copy of a video's ``first``."""
     B, F, H, W, D = x_BFHWD.shape
     x = x_BFHWD.repeat(features * time * space**2 // D, axis=-1)
     x = x.reshape(B, F, H, W, features, time, space, space).transpose(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(B, F * time, H * space, W * space, features)[:, time - 1 :]
+    return x.reshape(B, F * time, H * space, W * space, features)[:, time - 1 if first else 0 :]
 
 
 def patchify(frame_BFHWC: Array, patch: int) -> Array:
