@@ -1,8 +1,9 @@
-"""Reads weights of Wan2.2, RLinf and diffusers into this project's form, and writes them back.
+"""Reads weights of Wan2.2, RLinf, diffusers and OpenVLA-OFT into this project's form, and writes them back.
 
     python launch/import_weights.py FILE_OR_FOLDER --out weights/wan            import everything that is there
     python launch/import_weights.py FILE_OR_FOLDER --check                      say what is there and whether it fits
     python launch/import_weights.py weights/wan/dit.json --to rlinf --out back  write back in an outside format
+    python launch/import_weights.py weights/vla/policy.json --to openvla --out robot
 
 What is read: safetensors, alone or in shards with an index, and .pth (which needs torch, and is
 never loaded with code in it). What a file is, is recognised by the names in it:
@@ -13,12 +14,14 @@ never loaded with code in it). What a file is, is recognised by the names in it:
             diffusers  the folder transformer/ of Wan2.2-TI2V-5B-Diffusers
     vae     wan        Wan2.2_VAE.pth
             diffusers  the folder vae/
+    policy  openvla    the folder of an OpenVLA-OFT release: model*.safetensors and config.json
     reward  rlinf      resnet_rm.pth, taskemb_resnet_rm.pth
 
 What is written: <part>.safetensors and <part>.json in --out, with the numbers exactly as they
 were. Nothing is guessed: a tensor that is missing, left over, doubled, of another shape or dtype
 stops the import before it begins, and all such tensors are listed. A transformer conditioned on
-text loses its text path and gets fresh action modules, unless --text keeps it as it is.
+text loses its text path and gets fresh action modules, unless --text keeps it as it is. What a
+policy does not use of its release, tensors and files, is kept in <part>.rest and written back.
 
 Weights are converted one parameter at a time; memory stays well below the size of the file.
 """
@@ -70,14 +73,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("source", type=pathlib.Path, help="file, index or folder; with --to a .json to export")
     parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="where to write; made if it is not there")
     parser.add_argument("--check", action="store_true", help="only say what would be imported")
-    parser.add_argument("--part", choices=("dit", "vae", "reward"), action="append", help="import this part only")
+    parser.add_argument(
+        "--part", choices=("dit", "vae", "policy", "reward"), action="append", help="import this part only"
+    )
     parser.add_argument("--name", help="of the files written, when one part is imported; default: the part")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--text", action="store_true", help="keep a text-conditioned transformer as it is")
     parser.add_argument("--seed", type=int, default=0, help="of fresh action modules (default 0)")
-    parser.add_argument("--heads", type=int, help="attention heads, where they are not 128 wide and no file tells")
+    parser.add_argument("--heads", type=int, help="attention heads, where they are not a release's and no file tells")
+    parser.add_argument(
+        "--recipe", choices=("rlinf", "oft"), default="rlinf",
+        help="of a policy: oft has a stop token behind the action slots (default rlinf: none)",
+    )  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast; default: as in the file")
-    parser.add_argument("--to", choices=("wan", "rlinf", "diffusers"), help="write back in this format")
+    parser.add_argument("--to", choices=("wan", "rlinf", "diffusers", "openvla"), help="write back in this format")
     parser.add_argument("--shard-gb", type=float, metavar="GB", help="with --to: split into files of at most this size")
     args = parser.parse_args()
     if args.check == bool(args.out):
@@ -110,9 +119,8 @@ def import_all(args: argparse.Namespace) -> None:
             passed.append(str(error))
             continue
         if not args.part or kind.part in args.part:
-            ready.append(
-                convert.read_import(source, heads=args.heads, text=args.text, seed=args.seed, dtype=args.dtype)
-            )
+            chosen = {"heads": args.heads, "text": args.text, "seed": args.seed, "dtype": args.dtype}
+            ready.append(convert.read_import(source, **chosen, recipe=args.recipe))
     for message in passed:
         print(f"passed over: {message}", file=sys.stderr)
     if not ready:
@@ -128,7 +136,8 @@ def import_all(args: argparse.Namespace) -> None:
         print("\n  ".join(one.report()))
     if args.out:
         for one in ready:
-            unoccupied(args, f"{args.name or one.kind.part}.json", f"{args.name or one.kind.part}.safetensors")
+            name = args.name or one.kind.part
+            unoccupied(args, f"{name}.json", f"{name}.safetensors", convert.rest_name(name))
         roomy(args, sum(one.bytes for one in ready))
         for one in ready:
             with bar(one.kind.part, one.bytes) as progress:
@@ -142,6 +151,8 @@ def export(args: argparse.Namespace) -> None:
 
     cfg, source, _ = native.open_native(args.source, verify=True)
     kind = formats.named(cfg, args.to)
+    if kind.part == "policy" and args.out.is_dir():  # a folder of its own, with names that the release chose
+        unoccupied(args, *(path.name for path in args.out.iterdir()))
     unoccupied(args, *convert.export_names(cfg, kind))
     size = sum(map(convert.size_of, source.facts.values()))
     roomy(args, size)

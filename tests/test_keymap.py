@@ -147,3 +147,44 @@ def test_one_leaf_and_one_tensor_at_a_time():
         # nothing of a later leaf was read before this one was handed out
         assert len(alive) == (3 if path.startswith("stack") else 1)
         alive.clear()
+
+
+def test_a_leaf_of_several_tensors_one_after_another():
+    table = Table("parts", (Row("cls", "prefix", part=(0, 1)), Row("reg", "prefix", part=(1, None))))
+    rng = np.random.default_rng(0)
+    theirs = {name: rng.standard_normal((1, n, 3)).astype(np.float32) for name, n in (("cls", 1), ("reg", 4))}
+    leaves = dict(plan("f", table, facts(theirs), {"prefix": (1, 5, 3)}).leaves(theirs.__getitem__))
+    np.testing.assert_array_equal(leaves["prefix"], np.concatenate([theirs["cls"], theirs["reg"]], axis=1))
+    back = dict(plan_export("ours", table, facts(leaves)).tensors(leaves.__getitem__))
+    assert all(np.array_equal(back[name], theirs[name]) for name in theirs) and len(back) == 2
+    with pytest.raises(KeymapError, match=r"reg: expected \[1, 5, 3\], got \[1, 4, 3\] \(for prefix\[:,1:6\]\)"):
+        plan("f", table, facts(theirs), {"prefix": (1, 6, 3)})
+
+
+@pytest.mark.parametrize("parts", [((0, 1), (2, None)), ((0, 1), (1, 4)), ((1, None), (0, 1)), ((0, None), None)])
+def test_parts_that_do_not_fill_the_leaf_are_no_row(parts):
+    table = Table("parts", tuple(Row(name, "x", part=part) for name, part in zip("ab", parts)))
+    theirs = {name: Fact((1, 2, 3), np.dtype(np.float32)) for name in "ab"}
+    with pytest.raises(KeymapError, match="our leaves with two rows"):
+        plan("f", table, theirs, {"x": (1, 5, 3)})
+
+
+def test_tensors_that_are_kept_must_be_there_both_ways():
+    table = Table("kept", (Row("a", "x"),), kept={"b": (2,), "c": (3,)})
+    theirs = {name: Fact((n,), np.dtype(np.float32)) for name, n in (("a", 1), ("b", 2), ("c", 3))}
+    forth = plan("f", table, theirs, {"x": (1,)})
+    assert set(forth.kept) == {"b", "c"} and set(forth.tensor) == {"a"}
+    with pytest.raises(KeymapError, match=r"c: expected \[3\] of .*, got float32\[4\]"):
+        plan("f", table, theirs | {"c": Fact((4,), np.dtype(np.float32))}, {"x": (1,)})
+    with pytest.raises(KeymapError, match="missing in the file"):
+        plan("f", table, {"a": theirs["a"], "b": theirs["b"]}, {"x": (1,)})
+    assert plan_export("ours", table, forth.leaf, forth.kept).kept == forth.kept
+    with pytest.raises(KeymapError, match="2 problems") as caught:
+        plan_export("ours", table, forth.leaf, {"b": theirs["b"], "d": theirs["c"]})
+    assert set(caught.value.problems) == {"kept tensors that are missing", "kept tensors that are not in the table"}
+
+
+def test_a_leaf_whose_layout_cannot_be_is_said_on_import_too():
+    table = Table("matrix", (Row("a", "x", Flattened((2, 3))), Row("b", "y")))
+    with pytest.raises(KeymapError, match="a matrix with 6 rows was meant"):
+        plan("f", table, {"b": Fact((1,), np.dtype(np.float32))}, {"x": (5, 4), "y": (1,)})

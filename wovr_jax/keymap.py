@@ -7,7 +7,8 @@ A row of a table is ``(their name, our path, transform)``:
 ``<i>`` stands for a number. A number that our path has as well is carried over; one that it
 lacks counts the layers of a stacked leaf, whose leading axis is that number. The table is read
 forwards to import and backwards to export, and says what is left over: their tensors that are
-``dropped``, our leaves that stay ``fresh``, and numbers that only travel ``aside``.
+``dropped`` or ``kept`` for the way back, our leaves that stay ``fresh``, and numbers that only
+travel ``aside``.
 
 Nothing is guessed and nothing is nearly right: :func:`plan` compares names, shapes and dtypes
 first and raises one :class:`KeymapError` with everything that does not fit. Data move only
@@ -146,11 +147,16 @@ KEEP, KERNEL = Keep(), Kernel()
 
 
 class Row(NamedTuple):
-    """Their name, our path (joined by ``/``), and the change of layout between the two."""
+    """Their name, our path (joined by ``/``), and the change of layout between the two.
+
+    ``part``, where several of theirs lie one after another on axis 1 of one leaf: from where to
+    where, None for the end. All rows of such a leaf have it, and together they fill the axis.
+    """
 
     theirs: str
     ours: str
     transform: Transform = KEEP
+    part: tuple[int, int | None] | None = None
 
     @property
     def layer(self) -> str | None:
@@ -171,6 +177,8 @@ class Table:
       dropped: pattern of their names -> why no leaf takes it.
       fresh: pattern of our paths -> why the file has nothing for it.
       aside: their name -> the integer that an export writes when the import kept none.
+      kept: their name -> shape of a tensor that no leaf takes and the format cannot be without:
+        it is kept as it is, and an export writes it back.
     """
 
     name: str
@@ -178,20 +186,23 @@ class Table:
     dropped: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fresh: Mapping[str, str] = dataclasses.field(default_factory=dict)
     aside: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    kept: Mapping[str, Shape] = dataclasses.field(default_factory=dict)
 
 
 class Link(NamedTuple):
-    """One tensor of theirs and the leaf, or the layer of a leaf, that it is here."""
+    """One tensor of theirs and the leaf, or the layer or slice of a leaf, that it is here."""
 
     theirs: str
     ours: str
-    layer: int | None
+    layer: int | tuple[slice, slice] | None
     transform: Transform
     shape: Shape
     """Theirs."""
 
     @property
     def place(self) -> str:
+        if isinstance(self.layer, tuple):
+            return f"{self.ours}[:,{self.layer[1].start}:{self.layer[1].stop}]"
         return self.ours if self.layer is None else f"{self.ours}[{self.layer}]"
 
 
@@ -206,9 +217,10 @@ class Plan:
       table: by which it goes.
       links: our path -> its links, layers in order.
       leaf: our path -> shape and dtype, fresh leaves excluded.
-      tensor: their name -> shape and dtype, dropped tensors excluded.
+      tensor: their name -> shape and dtype, dropped and kept tensors excluded.
       dropped: their name -> why.
       fresh: our path -> why.
+      kept: their name -> shape and dtype; they are no concern of :meth:`leaves` and :meth:`tensors`.
     """
 
     table: Table
@@ -217,6 +229,7 @@ class Plan:
     tensor: Mapping[str, Fact]
     dropped: Mapping[str, str]
     fresh: Mapping[str, str]
+    kept: Mapping[str, Fact] = dataclasses.field(default_factory=dict)
 
     def leaves(self, read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         """Our leaves, one after another, from ``read(their name)``; holds one leaf and one tensor."""
@@ -269,7 +282,7 @@ def plan(
         dtype that is not as expected, and every leaf that the table does not describe.
     """
     links, fresh, problems = _links(table, ours)
-    wanted = {link.theirs: link for link in links} | dict.fromkeys(table.aside)
+    wanted = {link.theirs: link for link in links} | dict.fromkeys((*table.aside, *table.kept))
     dropped = {name: why for name in theirs if name not in wanted and (why := _reason(name, table.dropped))}
     problems["missing in the file"] = [f"{name}{_for(link)}" for name, link in wanted.items() if name not in theirs]
     problems["not in the table"] = [
@@ -277,7 +290,9 @@ def plan(
     ]
     problems["more than once in the file"] = sorted(doubled)
     present = [link for link in links if link.theirs in theirs]
-    problems["shape"] = [text for link in present if (text := _misshapen(link, theirs[link.theirs]))]
+    problems["shape"] += [text for link in present if (text := _misshapen(link, theirs[link.theirs]))]
+    kept = {name: theirs[name] for name in table.kept if name in theirs}
+    problems["shape"] += _unkept(table, kept)
     problems["dtype"] = _mistyped(present, theirs) + [
         f"{name}: expected {ASIDE_DTYPE}, got {theirs[name]}"
         for name in table.aside
@@ -287,11 +302,18 @@ def plan(
         raise KeymapError(f"{what} does not fit {table.name}", problems)
     grouped = _grouped(links)
     leaf = {path: Fact(ours[path], theirs[group[0].theirs].dtype) for path, group in grouped.items()}
-    return Plan(table, grouped, leaf, {name: theirs[name] for name in wanted}, dropped, fresh)
+    tensor = {name: theirs[name] for name in wanted if name not in kept}
+    return Plan(table, grouped, leaf, tensor, dropped, fresh, kept)
 
 
-def plan_export(what: str, table: Table, ours: Mapping[str, Fact]) -> Plan:
+def plan_export(what: str, table: Table, ours: Mapping[str, Fact], kept: Mapping[str, Fact] | None = None) -> Plan:
     """Checks an export of the leaves ``ours``; every one of them must have its place in the format.
+
+    Args:
+      what: our weights, for messages.
+      table: how names and layouts correspond.
+      ours: shape and dtype of every leaf.
+      kept: what an import kept of the tensors that the table wants kept.
 
     Raises:
       KeymapError: as for :func:`plan`.
@@ -303,11 +325,15 @@ def plan_export(what: str, table: Table, ours: Mapping[str, Fact]) -> Plan:
         for path, fact in ours.items()
         if fact.dtype.name not in FLOATS
     ]
+    kept = dict(kept or {})
+    problems["kept tensors that are missing"] = [name for name in table.kept if name not in kept]
+    problems["kept tensors that are not in the table"] = [name for name in kept if name not in table.kept]
+    problems["shape"] += _unkept(table, {name: kept[name] for name in table.kept if name in kept})
     if any(problems.values()):
         raise KeymapError(f"{what} cannot be written as {table.name}", problems)
     tensor = {link.theirs: Fact(link.shape, ours[link.ours].dtype) for link in links}
     tensor |= {name: Fact((), ASIDE_DTYPE) for name in table.aside}
-    return Plan(table, _grouped(links), dict(ours), tensor, {}, {})
+    return Plan(table, _grouped(links), dict(ours), tensor, {}, {}, kept)
 
 
 def _links(table: Table, ours: Mapping[str, Shape]) -> tuple[list[Link], dict[str, str], dict[str, list[str]]]:
@@ -319,11 +345,15 @@ def _links(table: Table, ours: Mapping[str, Shape]) -> tuple[list[Link], dict[st
     for path, shape in ours.items():
         matches = [(row, found.groupdict()) for row, pattern in patterns if (found := pattern.fullmatch(path))]
         why = _reason(path, table.fresh)
-        if len(matches) + bool(why) != 1:
+        parts = [row.part for row, _ in matches if row.part]
+        if why and not matches:
+            fresh[path] = why
+        elif parts and len(parts) == len(matches) and not why and _in_a_row(parts):
+            for row, numbers in matches:
+                links += _part(row, numbers, path, shape)
+        elif len(matches) != 1 or parts or why:
             kind = "our leaves with two rows" if matches else "our leaves without a row"
             problems[kind].append(f"{path} {list(shape)}")
-        elif why:
-            fresh[path] = why
         else:
             try:
                 links += _expand(*matches[0], path, shape)
@@ -341,6 +371,19 @@ def _expand(row: Row, numbers: Mapping[str, str], path: str, shape: Shape) -> It
     for layer in range(shape[0]):
         name = _fill(row.theirs, {**numbers, row.layer: str(layer)})
         yield Link(name, path, layer, row.transform, row.transform.theirs(shape[1:]))
+
+
+def _in_a_row(parts: list[tuple[int, int | None]]) -> bool:
+    """Whether each part begins where the one before it ends, and the last goes to the end."""
+    stops = [stop for _, stop in parts]
+    return [start for start, _ in parts] == [0, *stops[:-1]] and stops[-1] is None
+
+
+def _part(row: Row, numbers: Mapping[str, str], path: str, shape: Shape) -> Iterator[Link]:
+    assert row.part is not None
+    start, stop = row.part[0], shape[1] if row.part[1] is None else row.part[1]
+    theirs = row.transform.theirs((shape[0], stop - start, *shape[2:]))
+    yield Link(_fill(row.theirs, numbers), path, (slice(None), slice(start, stop)), row.transform, theirs)
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -375,6 +418,15 @@ def _misshapen(link: Link, got: Fact) -> str | None:
     if len(link.shape) > 1 and got.shape == (link.shape[1], link.shape[0], *link.shape[2:]):
         hint = "; it is transposed"
     return f"{link.theirs}: expected {list(link.shape)}, got {list(got.shape)}{hint} (for {link.place})"
+
+
+def _unkept(table: Table, kept: Mapping[str, Fact]) -> list[str]:
+    """Kept tensors of another shape, or that are no weights."""
+    return [
+        f"{name}: expected {list(table.kept[name])} of {', '.join(FLOATS)}, got {fact} (kept for export)"
+        for name, fact in kept.items()
+        if fact.shape != table.kept[name] or fact.dtype.name not in FLOATS
+    ]
 
 
 def _mistyped(links: list[Link], theirs: Mapping[str, Fact]) -> list[str]:

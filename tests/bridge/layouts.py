@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import jax.numpy as jnp
@@ -172,3 +173,101 @@ def same(a, b):
         assert (a[name].shape, a[name].dtype, a[name].tobytes()) == (b[name].shape, b[name].dtype, b[name].tobytes()), (
             name
         )
+
+
+TINY_VLA = {"dino": (24, 3, 40), "siglip": (12, 4, 20), "llm": (32, 3, 48), "rows": 392, "patch": 4, "patches": 4}
+"""Towers and language model: width, depth, hidden width of the MLP."""
+FULL_VLA = {"dino": (1024, 24, 4096), "siglip": (1152, 27, 4304), "llm": (4096, 32, 11008), "rows": 32064}
+
+
+def openvla_shapes(dino, siglip, llm, rows, patch=14, patches=256, registers=4):
+    """An OpenVLA-OFT release; the projector's hidden width is four times its input."""
+    shapes = {}
+
+    def linear(name, width_in, width_out, bias=True):
+        shapes[f"{name}.weight"] = (width_out, width_in)
+        if bias:
+            shapes[f"{name}.bias"] = (width_out,)
+
+    def norm(name, width):
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    for name, (width, depth, mlp) in (("featurizer", dino), ("fused_featurizer", siglip)):
+        tower = f"vision_backbone.{name}"
+        if name == "featurizer":
+            shapes[f"{tower}.cls_token"], shapes[f"{tower}.reg_token"] = (1, 1, width), (1, registers, width)
+        shapes[f"{tower}.pos_embed"] = (1, patches, width)
+        shapes[f"{tower}.patch_embed.proj.weight"] = (width, 3, patch, patch)
+        shapes[f"{tower}.patch_embed.proj.bias"] = (width,)
+        for i in range(depth):
+            block = f"{tower}.blocks.{i}"
+            norm(f"{block}.norm1", width), norm(f"{block}.norm2", width)
+            linear(f"{block}.attn.qkv", width, 3 * width), linear(f"{block}.attn.proj", width, width)
+            linear(f"{block}.mlp.fc1", width, mlp), linear(f"{block}.mlp.fc2", mlp, width)
+            if name == "featurizer":
+                shapes[f"{block}.ls1.scale_factor"] = shapes[f"{block}.ls2.scale_factor"] = (width,)
+        norm(f"{tower}.norm", width)
+        if name == "fused_featurizer":
+            pool = f"{tower}.attn_pool"
+            shapes[f"{pool}.latent"] = (1, 1, width)
+            linear(f"{pool}.q", width, width), linear(f"{pool}.kv", width, 2 * width)
+            linear(f"{pool}.proj", width, width), norm(f"{pool}.norm", width)
+            linear(f"{pool}.mlp.fc1", width, mlp), linear(f"{pool}.mlp.fc2", mlp, width)
+    vision, (width, depth, mlp) = dino[0] + siglip[0], llm
+    linear("projector.fc1", vision, 4 * vision), linear("projector.fc2", 4 * vision, width)
+    linear("projector.fc3", width, width)
+    shapes["language_model.model.embed_tokens.weight"] = (rows, width)
+    for i in range(depth):
+        layer = f"language_model.model.layers.{i}"
+        for name in "qkvo":
+            linear(f"{layer}.self_attn.{name}_proj", width, width, bias=False)
+        linear(f"{layer}.mlp.gate_proj", width, mlp, bias=False), linear(f"{layer}.mlp.up_proj", width, mlp, bias=False)
+        linear(f"{layer}.mlp.down_proj", mlp, width, bias=False)
+        shapes[f"{layer}.input_layernorm.weight"] = shapes[f"{layer}.post_attention_layernorm.weight"] = (width,)
+    shapes["language_model.model.norm.weight"] = (width,)
+    linear("language_model.lm_head", width, rows, bias=False)
+    return shapes
+
+
+def openvla_config(**text):
+    """``config.json`` of a release; ``text`` is what differs from LlamaConfig's defaults."""
+    return {
+        "architectures": ["OpenVLAForActionPrediction"],
+        "model_type": "openvla",
+        "arch_specifier": "no-align+fused-gelu-mlp",
+        "vision_backbone_id": "dinosiglip-vit-so-224px",
+        "image_sizes": [224, 224],
+        "image_resize_strategy": "resize-naive",
+        "use_fused_vision_backbone": True,
+        "pad_token_id": 32000,
+        "pad_to_multiple_of": 64,
+        "n_action_bins": 256,
+        "output_projector_states": False,
+        "torch_dtype": "bfloat16",
+        "text_config": {"model_type": "llama", "pad_token_id": 32000, "vocab_size": 32064} | text,
+    }
+
+
+def openvla_folder(folder, theirs, config, shards=1):
+    """A release on disk: shards with an index, or one file, and the other files with bytes of their own."""
+    names = [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+    if shards == 1:
+        write(folder / "model.safetensors", theirs)
+    else:
+        home = {name: names[i % shards] for i, name in enumerate(theirs)}
+        for file in names:
+            write(folder / file, {name: theirs[name] for name in theirs if home[name] == file})
+        total = sum(array.nbytes for array in theirs.values())
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": home})
+        )
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + " \r\n")
+    (folder / "tokenizer.model").write_bytes(bytes(range(256)))
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    (folder / "modeling_prismatic.py").write_text("raise SystemExit('never run')\n")
+    (folder / "dataset_statistics.json").write_text('{"libero_goal_no_noops": {}}')
+    (folder / "lora_adapter").mkdir()
+    (folder / "lora_adapter" / "adapter_config.json").write_text("{}")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "lock").write_text("")
+    return folder

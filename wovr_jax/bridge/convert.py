@@ -9,13 +9,14 @@ import json
 import math
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.bridge import formats, native, tensors, torch_io
+from wovr_jax.bridge import formats, native, rest, tensors, torch_io
 from wovr_jax.bridge.formats import Format
 from wovr_jax.bridge.sources import INDEX, Source
 from wovr_jax.bridge.tensors import FileError
@@ -26,6 +27,8 @@ from wovr_jax.world.vae import VAEConfig
 
 Progress = Callable[[int], None]
 """Told the bytes of every leaf or tensor that is done."""
+POLICY_SHARD = 5_000_000_000
+"""Most bytes of a policy's shards, where nothing else is wanted: what transformers writes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Import:
       plan: which tensor goes where.
       facts: path -> shape and dtype of every leaf, fresh ones included.
       seed: of the fresh leaves.
+      kept: name -> shape and dtype of the tensors that are kept beside the leaves, as they will be written.
+      files: the other files of the release that are kept, relative to its folder.
     """
 
     source: Source
@@ -47,11 +52,18 @@ class Import:
     plan: Plan
     facts: dict[str, Fact]
     seed: int
+    kept: dict[str, Fact] = dataclasses.field(default_factory=dict)
+    files: list[pathlib.Path] = dataclasses.field(default_factory=list)
 
     @property
     def bytes(self) -> int:
-        """Of all leaves."""
-        return sum(size_of(fact) for fact in self.facts.values())
+        """Of all leaves and kept tensors."""
+        return sum(map(size_of, self.facts.values())) + sum(map(size_of, self.kept.values()))
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the source is."""
+        return self.source.files[0].parent
 
     def leaves(self, progress: Progress = lambda _: None) -> Iterator[tuple[str, np.ndarray]]:
         """Path and value of every leaf, one in memory at a time."""
@@ -59,6 +71,13 @@ class Import:
         for path, leaf in itertools.chain(self.plan.leaves(self.source.read), weights.fresh(new, self.seed)):
             progress(leaf.nbytes)
             yield path, leaf.astype(self.facts[path].dtype, copy=False)
+
+    def rest(self, progress: Progress = lambda _: None) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and value of every kept tensor."""
+        for name, fact in self.kept.items():
+            tensor = self.source.read(name)
+            progress(tensor.nbytes)
+            yield name, tensor.astype(fact.dtype, copy=False)
 
     def params(self) -> dict[Any, Any]:
         """All leaves, as the nested dict that the network takes."""
@@ -85,6 +104,14 @@ class Import:
         for why, paths in _by_reason(self.plan.fresh).items():
             count = sum(math.prod(self.facts[path].shape) for path in paths)
             said += [f"{why} (seed {self.seed}): {len(paths)} leaves, {count:,} parameters"]
+        if self.kept:
+            count = sum(math.prod(fact.shape) for fact in self.kept.values())
+            said += [
+                f"kept for an export, as the network does not use them: {len(self.kept)} tensors, {count:,} parameters"
+            ]
+        if self.files:
+            size = sum((self.folder / file).stat().st_size for file in self.files)
+            said += [f"copied beside the weights: {len(self.files)} other files, {size:,} bytes"]
         if self.plan.table.aside:
             said += [f"kept beside the weights: {len(self.plan.table.aside)} counts of batches"]
         if isinstance(self.cfg, VAEConfig) and not self.cfg.latent_mean:
@@ -102,6 +129,7 @@ def read_import(
     text: bool = False,
     seed: int = 0,
     dtype: str | None = None,
+    recipe: str = "rlinf",
 ) -> Import:
     """Recognises a file and checks all of it against the network.
 
@@ -113,6 +141,7 @@ def read_import(
         and action modules are made.
       seed: of new action modules.
       dtype: cast to; by default nothing is cast.
+      recipe: of a policy's sequence, as in ``VLAConfig``.
 
     Raises:
       FileError: not a known format.
@@ -123,7 +152,7 @@ def read_import(
         raise FileError(f"{source.name} is {kind}; the config given is for {formats.part_of(cfg)}.")
     from_text = kind.is_text and not (text or isinstance(cfg, TextDiTConfig))
     if cfg is None:
-        own = formats.config_of(source, kind, heads)
+        own = formats.config_of(source, kind, heads, recipe)
         cfg = formats.with_actions(own) if from_text else own
     checked = plan(
         source.name,
@@ -135,26 +164,40 @@ def read_import(
     usual = collections.Counter(fact.dtype for fact in checked.leaf.values()).most_common(1)[0][0]
     facts = dict(checked.leaf)
     facts |= {path: Fact(shape, usual) for path, shape in formats.shapes(cfg).items() if path in checked.fresh}
+    kept = dict(checked.kept)
     if dtype is not None:
-        facts = {path: Fact(fact.shape, np.dtype(jnp.dtype(dtype))) for path, fact in facts.items()}
-    return Import(source, kind, cfg, checked, facts, seed)
+        facts, kept = (
+            {path: Fact(fact.shape, np.dtype(jnp.dtype(dtype))) for path, fact in group.items()}
+            for group in (facts, kept)
+        )
+    files = rest.other_files(source.files) if kept else []
+    return Import(source, kind, cfg, checked, facts, seed, kept, files)
 
 
 def write_import(
     ready: Import, folder: str | os.PathLike, name: str | None = None, progress: Progress = lambda _: None
 ) -> pathlib.Path:
     """Writes an import in our own form and returns its json."""
-    about = {
-        "source": {
-            "file": pathlib.Path(ready.source.name).name,
-            "format": ready.kind.name,
-            "prefix": ready.source.prefix,
-            "container": ready.source.container,
-            "aside": ready.aside(),
-        },
-        "report": ready.report()[1:],
+    origin: dict[str, Any] = {
+        "file": pathlib.Path(ready.source.name).name,
+        "format": ready.kind.name,
+        "prefix": ready.source.prefix,
+        "container": ready.source.container,
+        "aside": ready.aside(),
     }
-    return native.write(folder, name or ready.kind.part, ready.cfg, ready.facts, ready.leaves(progress), about)
+    name = name or ready.kind.part
+    beside = pathlib.Path(folder) / rest_name(name)
+    fresh = tensors.beside(beside)
+    try:
+        if ready.kept:
+            origin["rest"] = rest.write(fresh, ready.kept, ready.rest(progress), ready.folder, ready.files)
+        about = {"source": origin, "report": ready.report()[1:]}
+        card = native.write(folder, name, ready.cfg, ready.facts, ready.leaves(progress), about)
+        if ready.kept:
+            rest.replace(fresh, beside)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return card
 
 
 def write_export(
@@ -169,9 +212,10 @@ def write_export(
 
     Args:
       path: json of our own form.
-      to: "wan", "rlinf" or "diffusers".
+      to: "wan", "rlinf", "diffusers" or "openvla".
       folder: where; files of the same name are replaced, each once it is complete.
-      shard_bytes: most bytes of a safetensors file; more make shards and an index.
+      shard_bytes: most bytes of a safetensors file; more make shards and an index. By default one
+        file, for a policy 5 GB as Hugging Face has it.
       progress: told of each tensor.
 
     Returns:
@@ -183,8 +227,10 @@ def write_export(
     """
     cfg, source, about = native.open_native(path)
     kind = formats.named(cfg, to)
-    checked = plan_export(source.name, formats.table_of(cfg, kind), source.facts)
     origin = about.get("source", {})
+    if kind.part == "policy":
+        return _write_policy(pathlib.Path(path), cfg, kind, source, origin, pathlib.Path(folder), shard_bytes, progress)
+    checked = plan_export(source.name, formats.table_of(cfg, kind), source.facts)
     same = origin.get("format") == to
     prefix = origin.get("prefix", "") if same else ""
     stream = _told(checked.tensors(source.read, origin.get("aside")), progress)
@@ -204,6 +250,41 @@ def write_export(
     return written
 
 
+def _write_policy(
+    card: pathlib.Path,
+    cfg: Any,
+    kind: Format,
+    source: Source,
+    origin: Mapping[str, Any],
+    folder: pathlib.Path,
+    shard_bytes: int | None,
+    progress: Progress,
+) -> list[pathlib.Path]:
+    """Weights and index new, everything else of the release that the policy came from byte for byte."""
+    if not origin.get("rest"):
+        raise FileError(
+            f"{card}: the folder that torch loads also holds tensors and files which this policy does not have. "
+            "Only a policy that was imported from a release can be written as one."
+        )
+    kept = rest.open_rest(card.with_name(rest_name(card.stem)), origin["rest"])
+    checked = plan_export(source.name, formats.table_of(cfg, kind), source.facts, kept.facts)
+    facts = {**checked.tensor, **checked.kept}
+    most = shard_bytes or POLICY_SHARD
+    groups = shards(kind.file, facts, most)
+    names = {file for file, _ in groups} | ({pathlib.Path(kind.file).stem + INDEX} if len(groups) > 1 else set())
+    stale = [file.name for file in sorted(folder.glob("*")) if rest.WEIGHTS.fullmatch(file.name)]
+    if stale := [name for name in stale if name not in names]:
+        raise FileError(f"{folder} holds {', '.join(stale)}, which would be loaded with the new weights; remove them.")
+    stream = itertools.chain(checked.tensors(source.read), ((name, kept.read(name)) for name in checked.kept))
+    written = _write_shards(folder / kind.file, facts, _told(stream, progress), most)
+    return written + kept.copy_files(folder)
+
+
+def rest_name(name: str) -> str:
+    """The folder beside ``<name>.json`` that holds what an import kept."""
+    return f"{name}.rest"
+
+
 def export_names(cfg: Any, kind: Format) -> list[str]:
     """What an export writes, where it is not split into shards."""
     file = "taskemb_resnet_rm.pth" if getattr(cfg, "head", "") == "task" else kind.file
@@ -214,25 +295,41 @@ def _write_shards(
     path: pathlib.Path, facts: Mapping[str, Fact], stream: Iterator[tuple[str, np.ndarray]], most: int | None
 ) -> list[pathlib.Path]:
     """One file, or several of at most ``most`` bytes of tensors, in the order of the stream, and their index."""
-    groups: list[dict[str, Fact]] = [{}]
-    for name, fact in facts.items():
-        if most and groups[-1] and sum(map(size_of, groups[-1].values())) + size_of(fact) > most:
-            groups.append({})
-        groups[-1][name] = fact
-    names = [path.name]
-    if len(groups) > 1:
-        names = [f"{path.stem}-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
-    for name, group in zip(names, groups, strict=True):
+    groups = shards(path.name, facts, most)
+    for name, group in groups:
         fresh = tensors.beside(path.with_name(name))
         tensors.write(fresh, group, itertools.islice(stream, len(group)), {"format": "pt"})
         fresh.replace(path.with_name(name))
-    written = [path.with_name(name) for name in names]
+    written = [path.with_name(name) for name, _ in groups]
     if len(groups) > 1:
-        home = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
-        index = {"metadata": {"total_size": sum(map(size_of, facts.values()))}, "weight_map": home}
         written.append(path.with_name(path.stem + INDEX))
-        written[-1].write_text(json.dumps(index, indent=2) + "\n")
+        written[-1].write_text(json.dumps(index(groups), indent=2) + "\n")
     return written
+
+
+def shards(file: str, facts: Mapping[str, Fact], most: int | None) -> list[tuple[str, dict[str, Fact]]]:
+    """Names of the files and what each will hold, at most ``most`` bytes of tensors, in their order."""
+    groups: list[dict[str, Fact]] = [{}]
+    size = 0
+    for name, fact in facts.items():
+        if most and groups[-1] and size + size_of(fact) > most:
+            groups.append({})
+            size = 0
+        groups[-1][name] = fact
+        size += size_of(fact)
+    if len(groups) == 1:
+        return [(file, groups[0])]
+    stem, count = pathlib.PurePath(file).stem, len(groups)
+    return [(f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors", group) for i, group in enumerate(groups)]
+
+
+def index(groups: list[tuple[str, dict[str, Fact]]]) -> dict[str, Any]:
+    """The json that says which shard holds which tensor."""
+    size = sum(size_of(fact) for _, group in groups for fact in group.values())
+    return {
+        "metadata": {"total_size": size},
+        "weight_map": {tensor: file for file, group in groups for tensor in group},
+    }
 
 
 def _told(stream: Iterator[tuple[str, np.ndarray]], progress: Progress) -> Iterator[tuple[str, np.ndarray]]:

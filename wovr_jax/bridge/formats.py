@@ -12,6 +12,9 @@ from wovr_jax.bridge.sources import Source
 from wovr_jax.bridge.tensors import FileError
 from wovr_jax.keymap import Shape, Table
 from wovr_jax.nn.functional import Pure
+from wovr_jax.policy import vla
+from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.policy.weights import vla_config, vla_table
 from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.weights import reward_config, reward_table
@@ -25,8 +28,8 @@ class Format:
     """A kind of file.
 
     Attributes:
-      part: network it is for: "dit", "vae" or "reward".
-      name: who writes it: "wan", "rlinf" or "diffusers".
+      part: network it is for: "dit", "vae", "policy" or "reward".
+      name: who writes it: "wan", "rlinf", "diffusers" or "openvla".
       mark: a name that only this kind of file has.
       file: what such a file is called.
     """
@@ -52,6 +55,7 @@ FORMATS = (
     Format("dit", "wan", r"text_embedding\.|blocks\.\d+\.self_attn\.", "diffusion_pytorch_model.safetensors"),
     Format("vae", "wan", r"encoder\.downsamples\.|decoder\.upsamples\.", "Wan2.2_VAE.pth"),
     Format("vae", "diffusers", r"(en|de)coder\.(down|up)_blocks\.", "diffusion_pytorch_model.safetensors"),
+    Format("policy", "openvla", r"vision_backbone\.(fused_)?featurizer\.", "model.safetensors"),
     Format("reward", "rlinf", r"(net|visual_encoder)\.\d+\.\d+\.", "resnet_rm.pth"),
 )
 
@@ -89,8 +93,10 @@ def named(cfg: Any, name: str) -> Format:
     return found[name]
 
 
-def config_of(source: Source, kind: Format, heads: int | None = None) -> Any:
+def config_of(source: Source, kind: Format, heads: int | None = None, recipe: str = "rlinf") -> Any:
     """The network's config, from ``config.json`` where the format has one and from shapes where not.
+
+    ``heads`` and ``recipe`` are what no file tells: attention heads of unusual sizes, and the policy's stop token.
 
     Raises:
       FileError: the file lacks what tells the sizes.
@@ -101,6 +107,11 @@ def config_of(source: Source, kind: Format, heads: int | None = None) -> Any:
                 raise FileError(f"{source.name}: config.json of the diffusers folder is missing beside it.")
             make = weights.dit_config_of_diffusers if kind.part == "dit" else weights.vae_config_of_diffusers
             return make(source.config)
+        if kind.part == "policy":
+            if source.config is None:
+                raise FileError(f"{source.name}: config.json of the OpenVLA folder is missing beside it.")
+            own = _float_of(source, "language_model.lm_head.weight")
+            return vla_config(source.shapes, source.config, heads=heads, dtype=own, recipe=recipe)
         if kind.part == "dit":
             return _numerics(weights.dit_config(source.shapes, heads or _heads(source)), source, kind)
         return weights.vae_config(source.shapes) if kind.part == "vae" else reward_config(source.shapes)
@@ -116,6 +127,8 @@ def table_of(cfg: Any, kind: Format, *, from_text: bool = False) -> Table:
     dialect = "diffusers" if kind.name == "diffusers" else "wan"
     if kind.part == "dit":
         return weights.dit_table(cfg, dialect, from_text=from_text)
+    if kind.part == "policy":
+        return vla_table(cfg)
     return weights.vae_table(cfg, dialect) if kind.part == "vae" else reward_table(cfg)
 
 
@@ -123,6 +136,8 @@ def network(cfg: Any) -> Pure:
     """The network of a config, without weights."""
     if isinstance(cfg, DiTConfig):
         return Pure(lambda rngs: DiT(cfg, rngs=rngs))
+    if isinstance(cfg, VLAConfig):
+        return vla.network(cfg)
     return Pure(lambda rngs: VAE(cfg, rngs=rngs)) if isinstance(cfg, VAEConfig) else classifier.network(cfg)
 
 
@@ -133,7 +148,12 @@ def shapes(cfg: Any) -> dict[str, Shape]:
 
 def part_of(cfg: Any) -> str:
     """The network that a config describes."""
-    parts: Iterable[tuple[type, str]] = ((DiTConfig, "dit"), (VAEConfig, "vae"), (RewardConfig, "reward"))
+    parts: Iterable[tuple[type, str]] = (
+        (DiTConfig, "dit"),
+        (VAEConfig, "vae"),
+        (VLAConfig, "policy"),
+        (RewardConfig, "reward"),
+    )
     for cls, part in parts:
         if isinstance(cfg, cls):
             return part
@@ -150,6 +170,12 @@ def with_actions(cfg: TextDiTConfig) -> DiTConfig:
 def _heads(source: Source) -> int | None:
     """Heads as an original ``config.json`` gives them."""
     return (source.config or {}).get("num_heads")
+
+
+def _float_of(source: Source, name: str) -> str:
+    """The dtype of a tensor, float32 where it is none that products are run in; the plan refuses those."""
+    own = source.facts[name].dtype.name
+    return own if own in ("bfloat16", "float16") else "float32"
 
 
 def _numerics(cfg: DiTConfig, source: Source, kind: Format) -> DiTConfig:

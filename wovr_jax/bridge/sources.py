@@ -37,6 +37,7 @@ class Source:
       container: key under which a ``.pth`` kept its state dict.
       others: what a ``.pth`` held beside it.
       config: the ``config.json`` beside the file, or None.
+      files: what was opened: the file, or the shards and their index.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Source:
     container: str | None = None
     others: list[str] = dataclasses.field(default_factory=list)
     config: dict[str, Any] | None = None
+    files: tuple[pathlib.Path, ...] = ()
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -114,6 +116,7 @@ def _open_pth(path: pathlib.Path) -> Source:
         lambda name: torch_io.to_numpy(found.tensors[name]),
         container=found.container,
         others=found.others,
+        files=(path,),
     )
 
 
@@ -146,7 +149,8 @@ def _open_safetensors(path: pathlib.Path, files: list[pathlib.Path]) -> Source:
         if wrong:
             raise FileError(f"{path} and its shards disagree about {len(wrong)} tensors, {wrong[0]!r} among them.")
     facts = {name: header.facts[name] for name, header in home.items()}
-    return Source(str(path), facts, lambda name: tensors.read(home[name], name), sorted(doubled))
+    opened = tuple(dict.fromkeys((path, *files)))
+    return Source(str(path), facts, lambda name: tensors.read(home[name], name), sorted(doubled), files=opened)
 
 
 def _weight_map(path: pathlib.Path) -> dict[str, str]:

@@ -1,0 +1,211 @@
+"""The table between OpenVLA-OFT's weights, as Hugging Face folders hold them, and ours.
+
+The names are those of the release: ``vision_backbone.featurizer`` is DINOv2 and
+``vision_backbone.fused_featurizer`` SigLIP, in timm's names (only DINOv2's LayerScale is called
+``scale_factor``), then ``projector`` and ``language_model``. Source:
+moojink/openvla-oft:prismatic/extern/hf/modeling_prismatic.py.
+
+Features are those of the second-to-last block, so the last block of each tower, its final norm
+and SigLIP's attention pool never reach the policy. They are no leaves here, but a folder without
+them would not load in torch: they are kept, and written back as they were.
+
+What the discrete LIBERO recipe does not have, this table refuses: FiLM, proprio projector, action
+and value heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from wovr_jax.keymap import KERNEL, Row, Shape, Table
+from wovr_jax.policy.llm import LlamaConfig
+from wovr_jax.policy.vision import IMAGENET_MEAN, IMAGENET_STD, TowerConfig
+from wovr_jax.policy.vla import VLAConfig
+
+DINO, SIGLIP, LLM = "vision_backbone.featurizer", "vision_backbone.fused_featurizer", "language_model.model"
+
+# fmt: off
+_TOWER_LINEARS = (
+    # ours    theirs, below blocks.<i>
+    ("qkv",   "attn.qkv"),   # rows are q, k, v, heads in order within each, as our columns
+    ("proj",  "attn.proj"),
+    ("fc1",   "mlp.fc1"),
+    ("fc2",   "mlp.fc2"),
+)
+_LLM_LINEARS = (
+    # ours    theirs, below layers.<i>; rotary halves are in the same order
+    ("q",     "self_attn.q_proj"),
+    ("k",     "self_attn.k_proj"),
+    ("v",     "self_attn.v_proj"),
+    ("o",     "self_attn.o_proj"),
+    ("gate",  "mlp.gate_proj"),
+    ("up",    "mlp.up_proj"),
+    ("down",  "mlp.down_proj"),
+)
+_LLM_NORMS = (
+    ("norm1", "input_layernorm"),
+    ("norm2", "post_attention_layernorm"),
+)
+# fmt: on
+
+_DINO_CLS = 1
+"""Prefix tokens that are the class token; registers follow it."""
+
+
+def vla_table(cfg: VLAConfig) -> Table:
+    """Rows of the policy, and the shapes of what the release has and the policy does not use."""
+    rows = [*_tower_rows("dino", DINO), *_tower_rows("siglip", SIGLIP)]
+    rows += [
+        Row(f"{DINO}.cls_token", "dino/prefix", part=(0, _DINO_CLS)),
+        Row(f"{DINO}.reg_token", "dino/prefix", part=(_DINO_CLS, None)),
+        *(Row(f"{DINO}.blocks.<i>.ls{k}.scale_factor", f"dino/blocks/ls{k}") for k in (1, 2)),
+    ]
+    rows += [row for k in (1, 2, 3) for row in _weight_and_bias(f"projector.fc{k}", f"projector/fc{k}")]
+    rows += [
+        Row(f"{LLM}.layers.<i>.{theirs}.weight", f"llm/blocks/{ours}/kernel", KERNEL) for ours, theirs in _LLM_LINEARS
+    ]
+    rows += [Row(f"{LLM}.layers.<i>.{theirs}.weight", f"llm/blocks/{ours}/scale") for ours, theirs in _LLM_NORMS]
+    rows += [
+        Row(f"{LLM}.embed_tokens.weight", "llm/embed/embedding"),
+        Row(f"{LLM}.norm.weight", "llm/norm/scale"),
+        Row("language_model.lm_head.weight", "llm/head/kernel", KERNEL),
+    ]
+    return Table("OpenVLA-OFT", tuple(rows), kept=dict(_unused(cfg)))
+
+
+def vla_config(
+    shapes: Mapping[str, Shape],
+    described: Mapping[str, Any],
+    *,
+    heads: int | None = None,
+    dtype: str = "bfloat16",
+    recipe: str = "rlinf",
+) -> VLAConfig:
+    """The policy's config from the shapes of its tensors and from ``config.json``.
+
+    Args:
+      shapes: of all tensors.
+      described: ``config.json``; what it leaves out are defaults of transformers 4.40.1, which wrote it.
+      heads: of both towers, where they are not those of the release.
+      dtype: in which matrix products are run.
+      recipe: as in ``VLAConfig``; nothing in a folder tells it.
+
+    Raises:
+      KeyError: naming a tensor that no such folder can be without.
+      ValueError: for a variant with other parts, or heads that nothing tells.
+    """
+    _only(described, {"model_type": "openvla", "use_fused_vision_backbone": True, "n_action_bins": 256})
+    _only(described, {"arch_specifier": "no-align+fused-gelu-mlp", "image_resize_strategy": "resize-naive"})
+    text = described.get("text_config", {})
+    rows, width = shapes[f"{LLM}.embed_tokens.weight"]
+    llm_heads = text.get("num_attention_heads", 32)
+    _only(text, {"model_type": "llama", "hidden_act": "silu", "num_key_value_heads": llm_heads, "rope_scaling": None})
+    _only(text, {"attention_bias": False, "tie_word_embeddings": False, "vocab_size": rows})
+    if width % llm_heads:
+        raise ValueError(f"the language model's width {width} does not make {llm_heads} heads")
+    llm = LlamaConfig(
+        rows=rows,
+        width=width,
+        depth=_depth(shapes, f"{LLM}.layers."),
+        heads=llm_heads,
+        mlp=shapes[f"{LLM}.layers.0.mlp.gate_proj.weight"][0],
+        rope_theta=text.get("rope_theta", 10000.0),
+        eps=text.get("rms_norm_eps", 1e-6),
+        remat=True,
+        dtype=dtype,
+    )
+    prefix = _DINO_CLS + shapes[f"{DINO}.reg_token"][1]
+    dino = dataclasses.replace(
+        _tower(shapes, DINO, TowerConfig.dinov2_large(dtype), heads),
+        prefix=prefix, layer_scale=True, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+    )  # fmt: skip
+    siglip = _tower(shapes, SIGLIP, TowerConfig.siglip_so400m(dtype), heads)
+    return VLAConfig(
+        dino,
+        siglip,
+        llm,
+        vocab_size=rows - described.get("pad_to_multiple_of", 64),
+        recipe=recipe,
+        pad=described.get("pad_token_id", 32000),
+        stop=text.get("eos_token_id", 2),
+    )
+
+
+def _tower(shapes: Mapping[str, Shape], theirs: str, release: TowerConfig, heads: int | None) -> TowerConfig:
+    """A tower's sizes; the release's heads where it has the release's width."""
+    width, _, patch, _ = shapes[f"{theirs}.patch_embed.proj.weight"]
+    if heads is None and width != release.width:
+        raise ValueError(f"{theirs} is {width} wide, not {release.width}; say how many heads its attention has")
+    return TowerConfig(
+        image=patch * math.isqrt(shapes[f"{theirs}.pos_embed"][1]),
+        patch=patch,
+        width=width,
+        depth=_depth(shapes, f"{theirs}.blocks."),
+        heads=release.heads if width == release.width else heads or 0,
+        mlp=shapes[f"{theirs}.blocks.0.mlp.fc1.weight"][0],
+        remat=True,
+        dtype=release.dtype,
+    )
+
+
+def _tower_rows(ours: str, theirs: str) -> Iterator[Row]:
+    yield Row(f"{theirs}.pos_embed", f"{ours}/pos_embed")
+    yield from _weight_and_bias(f"{theirs}.patch_embed.proj", f"{ours}/patch_embed")
+    for name, module in _TOWER_LINEARS:
+        yield from _weight_and_bias(f"{theirs}.blocks.<i>.{module}", f"{ours}/blocks/{name}")
+    for norm in ("norm1", "norm2"):
+        yield Row(f"{theirs}.blocks.<i>.{norm}.weight", f"{ours}/blocks/{norm}/scale")
+        yield Row(f"{theirs}.blocks.<i>.{norm}.bias", f"{ours}/blocks/{norm}/bias")
+
+
+def _weight_and_bias(theirs: str, ours: str) -> tuple[Row, Row]:
+    return Row(f"{theirs}.weight", f"{ours}/kernel", KERNEL), Row(f"{theirs}.bias", f"{ours}/bias")
+
+
+def _unused(cfg: VLAConfig) -> Iterator[tuple[str, Shape]]:
+    """Names and shapes of what is in a release and reaches no action."""
+    for theirs, tower in ((DINO, cfg.dino), (SIGLIP, cfg.siglip)):
+        width, mlp, block = tower.width, tower.mlp, f"{theirs}.blocks.{tower.depth - 1}"
+        yield from _shapes_of_norm(f"{block}.norm1", width)
+        yield from _shapes_of_linear(f"{block}.attn.qkv", width, 3 * width)
+        yield from _shapes_of_linear(f"{block}.attn.proj", width, width)
+        yield from _shapes_of_norm(f"{block}.norm2", width)
+        yield from _shapes_of_linear(f"{block}.mlp.fc1", width, mlp)
+        yield from _shapes_of_linear(f"{block}.mlp.fc2", mlp, width)
+        if tower.layer_scale:
+            yield from ((f"{block}.ls{k}.scale_factor", (width,)) for k in (1, 2))
+        yield from _shapes_of_norm(f"{theirs}.norm", width)
+    pool, width, mlp = f"{SIGLIP}.attn_pool", cfg.siglip.width, cfg.siglip.mlp
+    yield f"{pool}.latent", (1, 1, width)
+    yield from _shapes_of_linear(f"{pool}.q", width, width)
+    yield from _shapes_of_linear(f"{pool}.kv", width, 2 * width)
+    yield from _shapes_of_linear(f"{pool}.proj", width, width)
+    yield from _shapes_of_norm(f"{pool}.norm", width)
+    yield from _shapes_of_linear(f"{pool}.mlp.fc1", width, mlp)
+    yield from _shapes_of_linear(f"{pool}.mlp.fc2", mlp, width)
+
+
+def _shapes_of_linear(name: str, width_in: int, width_out: int) -> tuple[tuple[str, Shape], ...]:
+    return (f"{name}.weight", (width_out, width_in)), (f"{name}.bias", (width_out,))
+
+
+def _shapes_of_norm(name: str, width: int) -> tuple[tuple[str, Shape], ...]:
+    return (f"{name}.weight", (width,)), (f"{name}.bias", (width,))
+
+
+def _depth(shapes: Mapping[str, Shape], stem: str) -> int:
+    return 1 + max(int(name[len(stem) :].split(".")[0]) for name in shapes if name.startswith(stem))
+
+
+def _only(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuses a config whose facts, where it gives them, are not as expected."""
+    wrong = [
+        f"{name} {facts[name]!r} instead of {want!r}"
+        for name, want in expected.items()
+        if facts.get(name, want) != want
+    ]
+    if wrong:
+        raise ValueError(f"config.json describes a policy that differs from OpenVLA-OFT in kind: {', '.join(wrong)}")
