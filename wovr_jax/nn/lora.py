@@ -1,0 +1,230 @@
+"""Low-rank adapters (LoRA) on a plain parameter dict: kernel + scale * a @ b, and only a and b are trained.
+
+Any network whose layers are ``nnx.Linear`` takes them, single kernels (in, out) and stacks of layers
+(layers, in, out) alike. The base weights are never touched; adapters are a dict of their own, so that the
+optimiser's state, the gradient and the checkpoint hold nothing else::
+
+    adapters = init(key, params, cfg)
+    loss = lambda adapters: objective(adapted(join(params, adapters), batch))  # adapted = Pure(... adapt(...))
+    merged = merge(params, adapters, cfg)  # runs in the plain network
+
+Two ways to run them, with the same numbers: ``adapt`` puts the two thin products beside the layer's own, and no
+gradient of a whole kernel is ever made; ``merge`` folds them into the kernels, for use and for export.
+Source: Hu et al. 2021; initialisations as in huggingface/peft:src/peft/tuners/lora/layer.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wovr_jax.nn.functional import Params
+
+Array = jax.Array
+
+INITS = ("gaussian", "kaiming")
+DOWN, UP = "lora_a", "lora_b"
+
+Keys = tuple[Any, ...]
+"""Of a node in a parameter dict: names, and numbers in a list of modules."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Which kernels are adapted, and how.
+
+    Attributes:
+      rank: inner width of the adapters.
+      alpha: their product counts alpha / rank.
+      targets: shell patterns over the paths of layers, such as ``blocks/self_attn/*`` or ``*``; a ``*`` crosses "/".
+      init: of a, "kaiming" (uniform within 1 / sqrt(inputs)) or "gaussian" (deviation 1 / rank); b starts at zero.
+    """
+
+    rank: int = 32
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("*",)
+    init: str = "kaiming"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.targets:
+            raise ValueError(f"LoRA: expected a rank of at least 1 and a target, got {self}")
+        if self.init not in INITS:
+            raise ValueError(f"LoRA: expected init in {INITS}, got {self.init!r}")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @classmethod
+    def wan(cls, **changes: Any) -> LoRAConfig:
+        """The world model's transformer: attention and feed-forward of every block, as DiffSynth-Studio trains it."""
+        targets = ("blocks/*_attn/[qkvo]", "blocks/ffn/*")
+        return cls(**{"targets": targets} | changes)
+
+    @classmethod
+    def openvla(cls, **changes: Any) -> LoRAConfig:
+        """A vision-language-action policy: every linear layer but the head, alpha 16, as openvla-oft trains it."""
+        targets = ("dino/*", "siglip/*", "projector/*", "llm/blocks/*")
+        return cls(**{"alpha": 16.0, "targets": targets, "init": "gaussian"} | changes)
+
+
+def candidates(params: Params) -> dict[str, tuple[int, ...]]:
+    """The layers that can be adapted, path -> shape of the kernel: (in, out) or (layers, in, out)."""
+    return {_path(keys): layer["kernel"].shape for keys, layer in _layers(params)}
+
+
+def targets(params: Params, cfg: LoRAConfig) -> list[str]:
+    """Paths of the layers that ``cfg.targets`` name, in the order of ``params``.
+
+    Raises:
+      ValueError: for patterns that match no layer; the message lists the layers there are.
+    """
+    known = candidates(params)
+    idle = [pattern for pattern in cfg.targets if not fnmatch.filter(known, pattern)]
+    if idle:
+        raise ValueError(f"LoRA: no layer matches {', '.join(map(repr, idle))}; there are: {', '.join(known)}")
+    return [path for path in known if any(fnmatch.fnmatchcase(path, pattern) for pattern in cfg.targets)]
+
+
+def init(key: Array, params: Params, cfg: LoRAConfig) -> Params:
+    """Fresh float32 adapters under the paths of their layers; with them the network is what it was.
+
+    Args:
+      key: every layer draws from its own fold of it, by its place among the candidates.
+      params: the network's, or their shapes.
+      cfg: which, and how.
+
+    Raises:
+      ValueError: as ``targets``.
+    """
+    adapters: Params = {}
+    chosen = set(targets(params, cfg))
+    for place, (keys, layer) in enumerate(sorted(_layers(params), key=lambda found: _path(found[0]))):
+        if _path(keys) not in chosen:
+            continue
+        *layers, inputs, outputs = layer["kernel"].shape
+        down = _draw(jax.random.fold_in(key, place), (*layers, inputs, cfg.rank), cfg)
+        node = adapters
+        for name in keys:
+            node = node.setdefault(name, {})
+        node |= {DOWN: down, UP: jnp.zeros((*layers, cfg.rank, outputs), jnp.float32)}
+    return adapters
+
+
+def _draw(key: Array, shape: tuple[int, ...], cfg: LoRAConfig) -> Array:
+    if cfg.init == "gaussian":
+        return jax.random.normal(key, shape) / cfg.rank
+    bound = 1.0 / math.sqrt(shape[-2])
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+def merge(params: Params, adapters: Params, cfg: LoRAConfig) -> Params:
+    """The parameters of the plain network with the adapters folded in; other leaves are passed on.
+
+    The product and the sum are float32, whatever the dtype of the kernel, and rounded to it once.
+
+    Raises:
+      ValueError: when an adapter has no layer, or not its shape.
+    """
+    _check(params, adapters)
+
+    def fold(node: Params, own: Params) -> Params:
+        if DOWN not in own:
+            return node | {name: fold(node[name], below) for name, below in own.items()}
+        kernel = node["kernel"]
+        product = jnp.matmul(own[DOWN], own[UP], precision="highest", preferred_element_type=jnp.float32)
+        return node | {"kernel": (kernel.astype(jnp.float32) + cfg.scale * product).astype(kernel.dtype)}
+
+    return fold(params, adapters)
+
+
+def join(params: Params, adapters: Params) -> Params:
+    """The parameters of the network that ``adapt`` made: each adapter beside the kernel it belongs to.
+
+    Raises:
+      ValueError: as ``merge``.
+    """
+    _check(params, adapters)
+
+    def beside(node: Params, own: Params) -> Params:
+        return node | {name: beside(node[name], x) if isinstance(x, dict) else x for name, x in own.items()}
+
+    return beside(params, adapters)
+
+
+def adapt(module: nnx.Module, cfg: LoRAConfig) -> nnx.Module:
+    """``module`` with adapters in the layers that ``cfg`` names, in place: for use inside the builder of a ``Pure``.
+
+    Raises:
+      ValueError: as ``targets``, or when a target is no ``nnx.Linear``.
+    """
+    for path in targets(nnx.to_pure_dict(nnx.state(module)), cfg):
+        *above, name = path.split("/")
+        holder: Any = module
+        for step in above:
+            holder = holder[int(step)] if step.isdigit() else getattr(holder, step)
+        layer = holder[int(name)] if name.isdigit() else getattr(holder, name)
+        if not isinstance(layer, nnx.Linear):
+            raise ValueError(f"LoRA: {path} is a {type(layer).__name__}; only nnx.Linear takes adapters")
+        if name.isdigit():
+            holder[int(name)] = AdaptedLinear(layer, cfg)
+        else:
+            setattr(holder, name, AdaptedLinear(layer, cfg))
+    return module
+
+
+class AdaptedLinear(nnx.Module):
+    """A linear layer, and beside it two thin ones: x W + bias + scale (x a) b, in the layer's compute dtype."""
+
+    def __init__(self, layer: nnx.Linear, cfg: LoRAConfig):
+        *layers, inputs, outputs = layer.kernel.shape
+        self.kernel, self.bias = layer.kernel, layer.bias
+        setattr(self, DOWN, nnx.Param(jnp.zeros((*layers, inputs, cfg.rank), jnp.float32)))
+        setattr(self, UP, nnx.Param(jnp.zeros((*layers, cfg.rank, outputs), jnp.float32)))
+        self.scale, self.dtype = cfg.scale, layer.dtype
+
+    def __call__(self, x: Array) -> Array:
+        x = x if self.dtype is None else x.astype(self.dtype)
+        thin = (x @ getattr(self, DOWN)[...].astype(x.dtype)) @ getattr(self, UP)[...].astype(x.dtype)
+        y = x @ self.kernel[...].astype(x.dtype) + self.scale * thin
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def _layers(params: Params, above: Keys = ()) -> Iterator[tuple[Keys, Params]]:
+    """Keys and leaves of every layer with a kernel that can be adapted."""
+    for name, node in params.items():
+        if isinstance(node, dict):
+            if getattr(node.get("kernel"), "ndim", 0) in (2, 3):
+                yield (*above, name), node
+            yield from _layers(node, (*above, name))
+
+
+def _adapters(adapters: Params, above: Keys = ()) -> Iterator[tuple[Keys, Params]]:
+    for name, node in adapters.items():
+        if DOWN in node:
+            yield (*above, name), node
+        else:
+            yield from _adapters(node, (*above, name))
+
+
+def _check(params: Params, adapters: Params) -> None:
+    known, problems = candidates(params), []
+    for keys, own in _adapters(adapters):
+        path, shape = _path(keys), (*own[DOWN].shape[:-1], own[UP].shape[-1])
+        if path not in known:
+            problems.append(f"{path} is no layer of the network")
+        elif shape != known[path]:
+            problems.append(f"{path} has the kernel {known[path]}, its adapters are for {shape}")
+    if problems:
+        raise ValueError("LoRA: " + "; ".join(problems))
+
+
+def _path(keys: Keys) -> str:
+    return "/".join(map(str, keys))
