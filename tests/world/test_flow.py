@@ -10,17 +10,56 @@ from wovr_jax.world.flow import FlowConfig, draw_levels, euler, noised, sigmas, 
 
 @pytest.mark.parametrize(
     "steps, want",
-    [(5, [1, 0.952381, 0.882353, 0.769231, 0.555556, 0]), (4, [1, 0.9375, 0.833333, 0.625, 0]), (1, [1, 0])],
+    [
+        (5, [1, 0.952381, 0.882353, 0.769231, 0.555556, 0]),
+        (4, [1, 0.9375, 0.833333, 0.625, 0]),
+        (3, [1, 0.909091, 0.714286, 0]),
+        (1, [1, 0]),
+    ],
 )
 def test_sampler_levels(steps, want):
     # Shifting twice, as some schedulers do by default, would end near 0.024 instead of 0.556.
     np.testing.assert_allclose(sigmas(steps, 5.0), want, atol=1e-6)
 
 
+def test_deltas_of_five_steps():
+    np.testing.assert_allclose(
+        np.diff(sigmas(5, 5.0)), [-0.047619, -0.070028, -0.113122, -0.213675, -0.555556], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("steps", [2, 7, 50])
+def test_any_number_of_steps(steps):
+    level = sigmas(steps, 5.0)
+    assert (level.shape, level[0], level[-1]) == ((steps + 1,), 1.0, 0.0)
+    assert level[-2] == pytest.approx(5 / (steps + 4))  # u = 1 / n, shifted
+    assert np.all(np.diff(level) < 0)
+    np.testing.assert_allclose(sigmas(steps, 1.0), np.linspace(1, 0, steps + 1), atol=1e-6)
+
+
 def test_times_round_to_bfloat16_in_the_reference_preset():
     level = jnp.asarray(sigmas(5, 5.0)[:-1])
     np.testing.assert_array_equal(times(level, FlowConfig.rlinf()), [1000, 952, 884, 768, 556])
     np.testing.assert_allclose(times(level, FlowConfig.paper()), [1000, 952.381, 882.353, 769.231, 555.556], rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps, want", [(1, [1000]), (3, [1000, 908, 716]), (4, [1000, 936, 832, 624])])
+def test_times_round_when_compiled_too(steps, want):
+    cfg = FlowConfig.rlinf(steps=steps)
+    told = jax.jit(lambda level: times(level, cfg))(jnp.asarray(sigmas(steps, 5.0)[:-1]))
+    np.testing.assert_array_equal(told, want)
+
+
+def test_training_levels_are_looked_up_by_their_rounded_time():
+    exact, table = FlowConfig(), training_levels(FlowConfig())
+    rounding = FlowConfig.rlinf()
+    drawn, looked_up = (np.asarray(draw_levels(jax.random.key(0), 3000, cfg)) for cfg in (exact, rounding))
+    assert np.isin(looked_up, table).all() and np.any(drawn != looked_up)
+    # What the network is told does not change by it, and is now nearest to the level it was given.
+    np.testing.assert_array_equal(times(jnp.asarray(drawn), rounding), times(jnp.asarray(looked_up), rounding))
+    told = np.asarray(times(jnp.asarray(looked_up), rounding))
+    nearest = table[np.abs(1000 * table[None] - told[:, None]).argmin(1)]
+    np.testing.assert_array_equal(looked_up, nearest)
 
 
 def test_training_table():
@@ -33,8 +72,11 @@ def test_training_table():
 
 def test_weight_has_its_published_values_and_mean_one():
     cfg = FlowConfig()
-    want = {1000: 0.0, 950: 0.318, 900: 0.631, 800: 1.209, 700: 1.671, 600: 1.971, 500: 2.076, 300: 1.671, 100: 0.631}
+    want = {1000: 0.0, 990: 0.064, 950: 0.318, 900: 0.631, 800: 1.209, 700: 1.671, 600: 1.971, 500: 2.076}
+    want |= {300: 1.671, 100: 0.631, 10: 0.064}
     np.testing.assert_allclose(weight(jnp.array(list(want), jnp.float32), cfg), list(want.values()), atol=2e-3)
+    at_steps = {952.38: 0.30, 882.35: 0.74, 769.23: 1.36, 555.56: 2.04, 208.33: 1.25, 5.0: 0.03}
+    np.testing.assert_allclose(weight(jnp.array(list(at_steps), jnp.float32), cfg), list(at_steps.values()), atol=6e-3)
     table = jnp.asarray(1000.0 * training_levels(cfg))
     np.testing.assert_allclose(weight(table, cfg).mean(), 1.0, rtol=1e-4)
 
@@ -50,7 +92,7 @@ def test_draws_crowd_towards_noise():
     assert np.mean(np.asarray(drawn) > 0.8) == pytest.approx(0.556, abs=0.03)
 
 
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("steps", [1, 3, 5, 8])
 def test_euler_finds_the_data_when_the_velocity_is_exact(steps):
     clean, noise, context = jax.random.normal(jax.random.key(1), (3, 2, 2, 3, 3, 4))
     calls = []

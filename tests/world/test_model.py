@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wovr_jax.config import to_dict
 from wovr_jax.types import NULL_ACTION, Start
 from wovr_jax.world import model
 from wovr_jax.world.dit import DiTConfig
@@ -184,6 +185,27 @@ def test_eight_bits():
     between = (level[:-1] + 0.75) / 127.5 - 1.0  # floor darkens what rounding keeps
     np.testing.assert_allclose((quantise(between, "floor") + 1) * 127.5, level[:-1], atol=1e-3)
     np.testing.assert_allclose((quantise(between, "round") + 1) * 127.5, level[1:], atol=1e-3)
+
+
+def test_the_reference_preset_differs_in_its_four_roundings_only():
+    paper, rlinf = to_dict(WorldConfig.wan()), to_dict(WorldConfig.rlinf())
+    assert paper["flow"]["steps"] == rlinf["flow"]["steps"] == 5 and paper["flow"]["shift"] == 5.0
+    named = [(paper["flow"], "round_time"), (paper["dit"], "sinusoid_dtype"), (paper, "eight_bit"), (paper, "noise")]
+    assert [part[name] for part, name in named] == [False, "float32", "none", "folded"]
+    for (part, name), value in zip(named, (True, "bfloat16", "floor", "fixed"), strict=True):
+        part[name] = value
+    assert paper == rlinf
+
+
+def test_the_reference_rolls_on_bytes_with_the_same_noise(params):
+    rlinf = {"flow": dataclasses.replace(CFG.flow, round_time=True), "eight_bit": "floor", "noise": "fixed"}
+    cfg = dataclasses.replace(CFG, dit=dataclasses.replace(CFG.dit, sinusoid_dtype="bfloat16"), **rlinf)
+    state, frame = roll(cfg, params, start(), actions(), keys())
+    level = (np.asarray(frame) + 1.0) * 127.5
+    np.testing.assert_allclose(level, np.round(level), atol=1e-3)
+    np.testing.assert_array_equal(state.memory_BMHWC, frame[:, -1, -4:])
+    _, again = roll(cfg, params, start(), actions(), keys(seed=8))
+    np.testing.assert_array_equal(frame, again)
 
 
 def test_refuses_what_does_not_fit(params):

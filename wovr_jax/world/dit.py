@@ -277,7 +277,8 @@ class DiT(nnx.Module):
         return unpatchify(velocity_Bfnp, latent_Bfhwc.shape[2], latent_Bfhwc.shape[3], self.cfg.patch)
 
     def _time(self, time_Bf: Array, context: Context) -> Array:
-        wave_BfD = sinusoid(time_Bf, self.cfg.freq_dim).astype(self.cfg.sinusoid_dtype).astype(jnp.float32)
+        bits = jnp.finfo(self.cfg.sinusoid_dtype)  # a cast there and back may be compiled away
+        wave_BfD = jax.lax.reduce_precision(sinusoid(time_Bf, self.cfg.freq_dim), bits.nexp, bits.nmant)
         embedding_BfD = self.time_embedding(wave_BfD)
         return embedding_BfD if context.frame is None else embedding_BfD + context.frame
 

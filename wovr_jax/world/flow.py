@@ -30,7 +30,7 @@ class FlowConfig:
       levels: size of the table from which training draws uniformly.
       round_time: whether the time told to the network is rounded to bfloat16, in training
         and sampling, as the reference does (952.38 becomes 952, 882.35 becomes 884). The
-        levels themselves stay exact.
+        sampler's levels stay exact; a level of training is looked up again by its rounded time.
     """
 
     steps: int = 5
@@ -73,8 +73,12 @@ def training_levels(cfg: FlowConfig) -> np.ndarray:
 
 def draw_levels(key: Array, batch: int, cfg: FlowConfig) -> Array:
     """(B,) sigmas for training."""
+    table = training_levels(cfg)
+    if cfg.round_time:
+        rounded = (TIME_SCALE * table).astype(jnp.bfloat16).astype(np.float32)
+        table = table[np.abs(TIME_SCALE * table[None] - rounded[:, None]).argmin(axis=1)]
     row_B = jax.random.randint(key, (batch,), 0, cfg.levels)
-    return jnp.asarray(training_levels(cfg))[row_B]
+    return jnp.asarray(table)[row_B]
 
 
 def weight(time: Array, cfg: FlowConfig) -> Array:
@@ -87,7 +91,8 @@ def weight(time: Array, cfg: FlowConfig) -> Array:
 def times(sigma: Array, cfg: FlowConfig) -> Array:
     """What the network is told of a level, in [0, 1000], float32."""
     time = TIME_SCALE * sigma.astype(jnp.float32)
-    return time.astype(jnp.bfloat16).astype(jnp.float32) if cfg.round_time else time
+    # Not a cast there and back, which a compiler may take away: the eight and seven bits of bfloat16.
+    return jax.lax.reduce_precision(time, 8, 7) if cfg.round_time else time
 
 
 def noised(clean: Array, noise: Array, sigma: Array) -> Array:

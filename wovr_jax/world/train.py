@@ -221,7 +221,7 @@ def loss(
 
     error_Bfhwc = velocity_Bfhwc - (noise_Bfhwc - batch.latent_Bfhwc)
     error_B = jnp.square(error_Bfhwc[:, known:]).mean(axis=(1, 2, 3, 4))
-    weight_B = flow.weight(time_B, cfg.flow) if train.weighting == "bump" else jnp.ones_like(time_B)
+    weight_B = flow.weight(flow.TIME_SCALE * sigma_B, cfg.flow) if train.weighting == "bump" else jnp.ones_like(time_B)
     total = (weight_B * error_B).mean()
     return total, {"loss": total, "velocity_mse": error_B.mean()}
 
