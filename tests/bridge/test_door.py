@@ -9,7 +9,19 @@ import sys
 import numpy as np
 import pytest
 
-from tests.bridge.layouts import BFLOAT16, arrays, dit_shapes, read, reward_shapes, same, write
+from tests.bridge.layouts import (
+    BFLOAT16,
+    TINY_VLA,
+    arrays,
+    dit_shapes,
+    openvla_config,
+    openvla_folder,
+    openvla_shapes,
+    read,
+    reward_shapes,
+    same,
+    write,
+)
 
 DOOR = pathlib.Path(__file__).resolve().parents[2] / "launch" / "import_weights.py"
 
@@ -110,3 +122,24 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(door, release, tmp_p
     assert "2 problems; nothing was converted." in status
     assert "blocks.1.norm3.bias [64], for blocks/cross_norm/bias[1]" in status and "blocks.0.lora" in status
     assert not (tmp_path / "ours").exists()
+
+
+def test_a_policy_comes_in_and_goes_out_as_a_folder(door, tmp_path):
+    text = {"num_attention_heads": 4, "vocab_size": 392}
+    config = openvla_config(**text) | {"pad_token_id": 327}
+    theirs = arrays(openvla_shapes(**TINY_VLA), BFLOAT16)
+    release = openvla_folder(tmp_path / "release", theirs, config, 2)
+    arguments = (release, "--heads", 2, "--out", tmp_path / "ours")
+    status, out, _ = door(*arguments, "--recipe", "oft")
+    assert status == 0 and "policy (openvla)" in out and "6 other files" in out
+    assert '"recipe": "oft"' in (tmp_path / "ours" / "policy.json").read_text()
+    assert "there already" in door(*arguments)[0]
+    assert door(*arguments, "--overwrite")[0] == 0
+
+    back = (tmp_path / "ours" / "policy.json", "--to", "openvla", "--out", tmp_path / "robot")
+    status, out, _ = door(*back, "--shard-gb", 0.00004)
+    assert status == 0 and str(tmp_path / "robot" / "tokenizer.model") in out
+    same(read(tmp_path / "robot" / "model.safetensors.index.json"), theirs)
+    assert "there already" in door(*back, "--shard-gb", 0.00004)[0]
+    assert door(*back, "--shard-gb", 0.00004, "--overwrite")[0] == 0
+    assert "remove them" in door(*back, "--overwrite")[0]  # one file now, and the shards still there
