@@ -199,6 +199,8 @@ def test_every_misfit_is_listed_at_once(tmp_path):
         ({"text_config": {"rope_scaling": {"factor": 2}}}, "rope_scaling"),
         ({"text_config": {"num_attention_heads": 5}}, "width 32 does not make 5 heads"),
         ({"text_config": {"vocab_size": 32064}}, "vocab_size 32064 instead of 392"),
+        ({"text_config": {"head_dim": 8}}, "head_dim 8 instead of 1"),
+        ({"text_config": {"rope_parameters": {"rope_type": "yarn"}}}, "rope_type 'yarn' instead of 'default'"),
         ({"pad_to_multiple_of": 200}, "policy vocabulary"),
     ],
 )
@@ -213,6 +215,9 @@ def test_sizes_that_cannot_be_told():
     with pytest.raises(FileError, match=r"config\.json of the OpenVLA folder is missing"):
         convert.read_import(source)
     source = dataclasses.replace(source, config=TINY)
+    towers = {name: shape for name, shape in openvla_shapes(**TINY_VLA).items() if ".layers." not in name}
+    with pytest.raises(FileError, match=r"'language_model\.model\.layers\.0\.mlp\.gate_proj\.weight' is missing"):
+        convert.read_import(dataclasses.replace(announced(towers), config=TINY), heads=2)
     with pytest.raises(FileError, match="featurizer is 24 wide, not 1024; say how many heads"):
         convert.read_import(source)
 
@@ -224,6 +229,9 @@ def test_rms_eps_and_theta_come_from_the_file_and_default_as_it_does():
     text = TINY["text_config"] | {"rms_norm_eps": 1e-5, "rope_theta": 5e5}
     other = convert.read_import(dataclasses.replace(announced(shapes), config=TINY | {"text_config": text}), heads=2)
     assert (other.cfg.llm.eps, other.cfg.llm.rope_theta) == (1e-5, 5e5)
+    text = TINY["text_config"] | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    other = convert.read_import(dataclasses.replace(announced(shapes), config=TINY | {"text_config": text}), heads=2)
+    assert other.cfg.llm.rope_theta == 5e5
 
 
 def test_an_export_needs_what_was_kept_unchanged(tmp_path):

@@ -99,11 +99,14 @@ def vla_config(
     """
     _only(described, {"model_type": "openvla", "use_fused_vision_backbone": True, "n_action_bins": 256})
     _only(described, {"arch_specifier": "no-align+fused-gelu-mlp", "image_resize_strategy": "resize-naive"})
-    text = described.get("text_config", {})
+    text = described.get("text_config") or {}
+    rope = text.get("rope_parameters") or {}  # where transformers 5 keeps what 4.40.1 has beside it
     rows, width = shapes[f"{LLM}.embed_tokens.weight"]
     llm_heads = text.get("num_attention_heads", 32)
     _only(text, {"model_type": "llama", "hidden_act": "silu", "num_key_value_heads": llm_heads, "rope_scaling": None})
     _only(text, {"attention_bias": False, "tie_word_embeddings": False, "vocab_size": rows})
+    _only(text, {"head_dim": width // llm_heads, "mlp_bias": False})
+    _only(rope, {"rope_type": "default"})
     if width % llm_heads:
         raise ValueError(f"the language model's width {width} does not make {llm_heads} heads")
     llm = LlamaConfig(
@@ -112,7 +115,7 @@ def vla_config(
         depth=_depth(shapes, f"{LLM}.layers."),
         heads=llm_heads,
         mlp=shapes[f"{LLM}.layers.0.mlp.gate_proj.weight"][0],
-        rope_theta=text.get("rope_theta", 10000.0),
+        rope_theta=text.get("rope_theta", rope.get("rope_theta", 10000.0)),
         eps=text.get("rms_norm_eps", 1e-6),
         remat=True,
         dtype=dtype,
@@ -197,7 +200,7 @@ def _shapes_of_norm(name: str, width: int) -> tuple[tuple[str, Shape], ...]:
 
 
 def _depth(shapes: Mapping[str, Shape], stem: str) -> int:
-    return 1 + max(int(name[len(stem) :].split(".")[0]) for name in shapes if name.startswith(stem))
+    return 1 + max((int(name[len(stem) :].split(".")[0]) for name in shapes if name.startswith(stem)), default=-1)
 
 
 def _only(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
