@@ -1,5 +1,6 @@
 """The transformer against diffusers, its action channels against torch, sizes, and its complaints."""
 
+import dataclasses
 import math
 
 import jax
@@ -110,12 +111,16 @@ def test_rematerialised_gradient_equals_the_stored_one():
         np.testing.assert_allclose(stored, recomputed, rtol=1e-3, atol=1e-3 * float(jnp.abs(stored).max()))
 
 
-def test_bfloat16_stays_close():
-    pure, wide = build(DiTConfig.fake()), build(DiTConfig.fake(dtype="bfloat16", residual_dtype="bfloat16"))
-    params, inputs = randomised(pure), window(DiTConfig.fake())
-    exact, rounded = run(pure, params, *inputs), run(wide, params, *inputs)
+@pytest.mark.parametrize("sizes", [{}, {"dim": 66, "heads": 3, "layers": 3, "patch": 1, "channels": 5}])
+@pytest.mark.parametrize("residual", ["bfloat16", "float32"])
+def test_bfloat16_stays_within_two_hundredths(sizes, residual):
+    """Of the largest velocity; measured 0.004 to 0.007."""
+    cfg = DiTConfig.fake(**sizes)
+    pure, half = build(cfg), build(dataclasses.replace(cfg, dtype="bfloat16", residual_dtype=residual))
+    params, inputs = randomised(pure), window(cfg)
+    exact, rounded = run(pure, params, *inputs), run(half, params, *inputs)
     assert rounded.dtype == jnp.float32
-    assert jnp.abs(exact - rounded).max() < 0.1 * jnp.abs(exact).max()
+    assert relative_error(rounded, np.asarray(exact)) < 0.02
 
 
 def test_refuses_what_does_not_fit():
@@ -247,11 +252,17 @@ def test_core_equals_diffusers(cfg, size):
     assert relative_error(got, want) <= 1e-5
 
 
-def test_both_action_channels_equal_torch():
+@pytest.mark.parametrize(
+    "cfg, size",
+    [
+        (DiTConfig.fake(), (4, 4, 6)),
+        (DiTConfig.fake(dim=66, heads=3, layers=1, patch=1, channels=5, action_dim=14), (3, 2, 5)),
+    ],
+)
+def test_both_action_channels_equal_torch(cfg, size):
     torch = pytest.importorskip("torch")
-    cfg = DiTConfig.fake()
     twin, pure = torch_twin(cfg), build(cfg)
-    latent, time, action = window(cfg, (4, 4, 6))
+    latent, time, action = window(cfg, size)
     params = randomised(pure) | params_from(twin)
 
     def mlp(weights, activation):
@@ -268,8 +279,8 @@ def test_both_action_channels_equal_torch():
     a = torch.tensor(np.asarray(action))
     context = mlp(params["action_cross"], torch.nn.GELU())(a)
     padded = torch.cat([a[:, :1], a[:, :1], a[:, :1], a], dim=1)
-    frame = mlp(params["action_adaln"], torch.nn.SiLU())(padded.unflatten(1, (4, 4)).flatten(2))
-    per_token = frame.repeat_interleave(2 * 3, dim=1)
+    frame = mlp(params["action_adaln"], torch.nn.SiLU())(padded.unflatten(1, (size[0], 4)).flatten(2))
+    per_token = frame.repeat_interleave(size[1] * size[2] // cfg.patch**2, dim=1)
 
     embedder = twin.condition_embedder.time_embedder
     embedder.register_forward_hook(lambda module, inputs, out: out + per_token)

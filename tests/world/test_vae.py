@@ -183,12 +183,16 @@ def test_native_and_folded_convolutions_agree():
     np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-def test_bfloat16_stays_near_float32():
-    params, x = lively(THREE), window(THREE, frames=5)
-    latent = compiled(THREE, "encode")(params, x)
-    half = compiled(dataclasses.replace(THREE, dtype="bfloat16"), "encode")(params, x)
-    assert half.dtype == jnp.float32
-    np.testing.assert_allclose(half, latent, atol=0.05 * float(jnp.abs(latent).max()))
+@pytest.mark.parametrize("cfg", [FOUR, THREE], ids=["four-levels", "three-levels"])
+def test_bfloat16_stays_within_two_hundredths(cfg: VAEConfig):
+    """Of the largest value, both ways; measured 0.003 to 0.006."""
+    params, x = lively(cfg), window(cfg, frames=5, batch=1)
+    half = dataclasses.replace(cfg, dtype="bfloat16")
+    latent = compiled(cfg, "encode")(params, x)
+    for method, given in (("encode", x), ("decode", latent)):
+        exact, rounded = (compiled(one, method)(params, given) for one in (cfg, half))
+        assert rounded.dtype == jnp.float32
+        np.testing.assert_allclose(rounded, exact, atol=0.02 * float(jnp.abs(exact).max()))
 
 
 def test_shortcuts_by_hand():
