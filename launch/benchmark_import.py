@@ -1,9 +1,10 @@
-"""Time and memory of importing a transformer of full size, on a file made up for it.
+"""Time and memory of importing a transformer or a policy of full size, on a file made up for it.
 
     python launch/benchmark_import.py --folder /tmp/import            10 GB in, out and back: 31 GB of disk
+    python launch/benchmark_import.py --folder /tmp/import --part policy  15 GB: 46 GB of disk
     python launch/benchmark_import.py --folder /tmp/import --layers 2  a quick look
 
-A bfloat16 file with the names and shapes of RLinf's release is written, imported, loaded into
+A bfloat16 file with the names and shapes of RLinf's or OpenVLA-OFT's release is written, imported, loaded into
 memory and written back, each in a process of its own. Peak memory is printed as a share of the
 file's size, and whether the file that comes back has every byte of the first. What was made is
 deleted at the end.
@@ -12,7 +13,9 @@ deleted at the end.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
+import json
 import pathlib
 import shutil
 import subprocess
@@ -27,6 +30,7 @@ import numpy as np
 
 from wovr_jax.bridge import formats, tensors
 from wovr_jax.keymap import Fact, plan_export
+from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.world.dit import DiTConfig
 
 LOADED = """
@@ -42,39 +46,54 @@ def main() -> None:
     """Runs the four steps and prints a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="a folder that is not there yet")
-    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--part", choices=("dit", "policy"), default="dit")
+    parser.add_argument("--layers", type=int, help="of the transformer or the language model; default: as released")
     args = parser.parse_args()
     args.folder.mkdir(parents=True)
     try:
-        measure(args.folder, args.layers)
+        measure(args.folder, sized(args.part, args.layers))
     finally:
         shutil.rmtree(args.folder)
 
 
-def measure(folder: pathlib.Path, layers: int) -> None:
+def sized(part: str, layers: int | None) -> DiTConfig | VLAConfig:
+    """The released network, with another number of layers if one is given."""
+    if part == "dit":
+        return DiTConfig.ti2v_5b(**({} if layers is None else {"layers": layers}))
+    cfg = VLAConfig.openvla_7b()
+    return cfg if layers is None else dataclasses.replace(cfg, llm=dataclasses.replace(cfg.llm, depth=layers))
+
+
+def measure(folder: pathlib.Path, cfg: DiTConfig | VLAConfig) -> None:
     """Makes a file in ``folder``, takes it in and out, and says what that took."""
-    file = folder / "model-00001.safetensors"
+    kind = next(kind for kind in formats.FORMATS if kind.part == formats.part_of(cfg))
+    file = folder / "release" / kind.file
+    file.parent.mkdir()
+    if kind.part == "policy":
+        text = {"model_type": "llama", "num_attention_heads": 32}
+        (file.parent / "config.json").write_text(json.dumps({"model_type": "openvla", "text_config": text}))
     began = time.perf_counter()
-    invent(file, DiTConfig.ti2v_5b(layers=layers))
+    invent(file, cfg, kind)
     size = file.stat().st_size
     print(f"made      {size / 1e9:6.2f} GB in {time.perf_counter() - began:.0f} s")
     door = str(ROOT / "launch" / "import_weights.py")
     took("imported", size, door, str(file), "--out", str(folder / "ours"))
-    card = str(folder / "ours" / "dit.json")
+    card = str(folder / "ours" / f"{kind.part}.json")
     took("loaded", size, "-c", LOADED, card)
-    took("exported", size, door, card, "--to", "rlinf", "--out", str(folder / "back"))
+    took("exported", size, door, card, "--to", kind.name, "--out", str(folder / "back"), "--shard-gb", "100")
     same = digest(file) == digest(folder / "back" / file.name)
     print(f"the file that came back {'has every byte' if same else 'DIFFERS'} of the first")
     if not same:
         sys.exit(1)
 
 
-def invent(path: pathlib.Path, cfg: DiTConfig) -> None:
-    """Writes a file with RLinf's names and random weights."""
-    kind = formats.FORMATS[0]
+def invent(path: pathlib.Path, cfg: DiTConfig | VLAConfig, kind: formats.Format) -> None:
+    """Writes a file with the release's names and random weights."""
     dtype = np.dtype("bfloat16")
     ours = {name: Fact(shape, dtype) for name, shape in formats.shapes(cfg).items()}
-    facts = plan_export("made up", formats.table_of(cfg, kind), ours).tensor
+    table = formats.table_of(cfg, kind)
+    kept = {name: Fact(shape, dtype) for name, shape in table.kept.items()}
+    facts = {**plan_export("made up", table, ours, kept).tensor, **kept}
     noise = (0.02 * np.random.default_rng(0).standard_normal(1 << 20, np.float32)).astype(dtype)
 
     def drawn() -> Iterator[tuple[str, np.ndarray]]:
