@@ -345,9 +345,10 @@ class Stages:
             for part, true in self.programs.live_batches(
                 self.policy(round_), seeds, self.key("evaluate"), cfg.temperature
             ):
-                start = collect.begin(
-                    jnp.asarray(np.resize(part, cfg.collect.batch)), self.prompt_KL, cfg.sim, self._vae[0].slots
-                ).replace(sim=None)  # the learned world knows no simulator state; so it is the program of `_retold`
+                padded = jnp.asarray(np.resize(part, cfg.collect.batch))
+                start = collect.begin(padded, self.prompt_KL, cfg.sim, self._vae[0].slots)
+                # The learned world knows no simulator state; so it is the program of `_retold`.
+                start = dataclasses.replace(start, sim=None)
                 dream = self.programs.replay(self.world(world_round), reward, start, true.action_BNTA, self.key(name))
                 trues.append(true)
                 dreams.append(dream)

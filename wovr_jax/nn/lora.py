@@ -65,14 +65,15 @@ class LoRAConfig:
     @classmethod
     def wan(cls, **changes: Any) -> LoRAConfig:
         """The world model's transformer: attention and feed-forward of every block, as DiffSynth-Studio trains it."""
-        targets = ("blocks/*_attn/[qkvo]", "blocks/ffn/*")
-        return cls(**{"targets": targets} | changes)
+        options: dict[str, Any] = {"targets": ("blocks/*_attn/[qkvo]", "blocks/ffn/*")}
+        return cls(**options | changes)
 
     @classmethod
     def openvla(cls, **changes: Any) -> LoRAConfig:
         """A vision-language-action policy: every linear layer but the head, alpha 16, as openvla-oft trains it."""
         targets = ("dino/*", "siglip/*", "projector/*", "llm/blocks/*")
-        return cls(**{"alpha": 16.0, "targets": targets, "init": "gaussian"} | changes)
+        options: dict[str, Any] = {"alpha": 16.0, "targets": targets, "init": "gaussian"}
+        return cls(**options | changes)
 
 
 def candidates(params: Params) -> dict[str, tuple[int, ...]]:

@@ -115,7 +115,12 @@ def _in_pieces(piece: Callable[..., tuple[Array, Past]], x_BF: Array, size: int)
     if count:
         batch, *rest = x_BF.shape[0], *x_BF.shape[2:]
         pieces_NBF = x_BF[:, 1 : 1 + count * size].reshape(batch, count, size, *rest).swapaxes(0, 1)
-        past, out_NBF = jax.lax.scan(lambda past, x: piece(x, past)[::-1], past, pieces_NBF)
+
+        def one(past: Past, piece_BF: Array) -> tuple[Past, Array]:
+            out_BF, past = piece(piece_BF, past)
+            return past, out_BF
+
+        past, out_NBF = jax.lax.scan(one, past, pieces_NBF)
         parts.append(out_NBF.swapaxes(0, 1).reshape(batch, -1, *out_NBF.shape[3:]))
     if 1 + count * size < x_BF.shape[1]:
         parts.append(piece(x_BF[:, 1 + count * size :], past)[0])
