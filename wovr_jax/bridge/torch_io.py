@@ -116,7 +116,7 @@ def _nothing(*_: object, **__: object) -> None:
 
 def _torch(path: str | os.PathLike = "a .pth file") -> Any:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError as error:
         raise FileError(
             f"{path}: reading or writing .pth needs torch, which is not installed: pip install torch."
