@@ -155,6 +155,7 @@ def test_a_checkpoint_keeps_its_container_and_loses_what_is_no_weight(tmp_path):
 
 
 def test_an_export_of_weights_trained_here_counts_no_batches(tmp_path):
+    pytest.importorskip("torch")
     cfg = RewardConfig.fake(head="plain")
     leaves = native.flat(jax.tree.map(np.asarray, formats.network(cfg).init(jax.random.key(0))))
     about = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
