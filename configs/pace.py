@@ -33,14 +33,7 @@ def get_config(preset: str = ""):
             "start_share": 0.25,
         },
         refresh={"steps": 300, "lr": 3e-3},
-        reward_train={
-            "steps": 400,
-            "batch": 64,
-            "lr": 2e-3,
-            "positive": 0.3,
-            "extra": 0.4,
-            "rule": "rate",
-        },
+        reward_train={"steps": 400, "batch": 64, "lr": 2e-3, "positive": 0.3, "extra": 0.4, "rule": "rate"},
         starts={"share": 0.5, "rule": "before_failure", "before": 6, "event": "any", "each": 2},
         dream={
             "groups": 12,

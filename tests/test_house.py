@@ -23,6 +23,7 @@ FLOORS = (
     (
         "types",
         "masked",
+        "transforms",
         "keymap",
         "sharding",
         "runtime",

@@ -24,16 +24,16 @@ import collections
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from wovr_jax.transforms import KEEP, Shape, Transform
 
 FLOATS = ("float32", "bfloat16", "float16")
 """Dtypes a weight may have. A file has mostly one of them, and may have float32 beside it."""
 SHOWN = 12
 """Problems of one kind that an error spells out; the rest are counted."""
-
-Shape = tuple[int, ...]
 
 
 class Fact(NamedTuple):
@@ -58,90 +58,6 @@ class KeymapError(ValueError):
             lines += [f"  {kind} ({len(cases)})", *(f"    {case}" for case in cases[:SHOWN]), *rest]
         super().__init__("\n".join(lines))
 
-
-# ---------------------------------------------------------------- transforms
-
-
-class Transform(Protocol):
-    """An invertible change of layout; no arithmetic, so no bit changes."""
-
-    def theirs(self, shape: Shape) -> Shape:
-        """Their shape of a tensor that is ``shape`` here. ValueError if there is none."""
-        ...
-
-    def forward(self, tensor: np.ndarray) -> np.ndarray:
-        """Their layout to ours."""
-        ...
-
-    def backward(self, tensor: np.ndarray) -> np.ndarray:
-        """Our layout to theirs."""
-        ...
-
-
-class Keep:
-    """The same layout on both sides."""
-
-    def theirs(self, shape: Shape) -> Shape:
-        return shape
-
-    def forward(self, tensor: np.ndarray) -> np.ndarray:
-        return tensor
-
-    def backward(self, tensor: np.ndarray) -> np.ndarray:
-        return tensor
-
-
-class Kernel:
-    """(O, I, *window) of torch to (*window, I, O): linear layers and convolutions of any rank."""
-
-    def theirs(self, shape: Shape) -> Shape:
-        if len(shape) < 2:
-            raise ValueError(f"a kernel has two axes or more, not {shape}")
-        return (shape[-1], shape[-2], *shape[:-2])
-
-    def forward(self, tensor: np.ndarray) -> np.ndarray:
-        return np.moveaxis(tensor, (0, 1), (-1, -2))
-
-    def backward(self, tensor: np.ndarray) -> np.ndarray:
-        return np.moveaxis(tensor, (-1, -2), (0, 1))
-
-
-@dataclasses.dataclass(frozen=True)
-class Ones:
-    """Axes of length one that only they have: ``before`` and ``after`` ours."""
-
-    before: int = 0
-    after: int = 0
-
-    def theirs(self, shape: Shape) -> Shape:
-        return (1,) * self.before + shape + (1,) * self.after
-
-    def forward(self, tensor: np.ndarray) -> np.ndarray:
-        return tensor.reshape(tensor.shape[self.before : tensor.ndim - self.after])
-
-    def backward(self, tensor: np.ndarray) -> np.ndarray:
-        return tensor.reshape(self.theirs(tensor.shape))
-
-
-@dataclasses.dataclass(frozen=True)
-class Flattened:
-    """(O, *window) of a convolution whose windows do not overlap, to a matrix (product of the window, O)."""
-
-    window: Shape
-
-    def theirs(self, shape: Shape) -> Shape:
-        if len(shape) != 2 or shape[0] != int(np.prod(self.window)):
-            raise ValueError(f"a matrix with {int(np.prod(self.window))} rows was meant, not {shape}")
-        return (shape[1], *self.window)
-
-    def forward(self, tensor: np.ndarray) -> np.ndarray:
-        return tensor.reshape(len(tensor), -1).T
-
-    def backward(self, tensor: np.ndarray) -> np.ndarray:
-        return tensor.T.reshape(self.theirs(tensor.shape))
-
-
-KEEP, KERNEL = Keep(), Kernel()
 
 # ---------------------------------------------------------------- tables
 
@@ -443,3 +359,18 @@ def _mistyped(links: list[Link], theirs: Mapping[str, Fact]) -> list[str]:
         if len(kinds) > 1 and kinds == {FLOATS[0], usual}:
             wrong.append(f"{group[0].theirs} and its like: layers of {path} are partly {usual}, partly {FLOATS[0]}")
     return wrong
+
+
+def require(what: str, facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuses a config whose facts, where it gives them, differ from ``expected``: another kind of network.
+
+    Raises:
+      ValueError: naming every fact that differs.
+    """
+    wrong = [
+        f"{name} {facts[name]!r} instead of {want!r}"
+        for name, want in expected.items()
+        if facts.get(name, want) != want
+    ]
+    if wrong:
+        raise ValueError(f"config.json describes a network that differs from {what} in kind: {', '.join(wrong)}")

@@ -15,7 +15,8 @@ import numpy as np
 
 from wovr_jax.bridge import tensors, torch_io
 from wovr_jax.bridge.tensors import FileError
-from wovr_jax.keymap import Fact, Shape
+from wovr_jax.keymap import Fact
+from wovr_jax.transforms import Shape
 
 PREFIXES = ("pipe.dit.", "model.diffusion_model.", "model.")
 """What training scripts put before every name of a network."""

@@ -1,7 +1,8 @@
 """The optimizers of training from nothing: clip, then AdamW or Muon, with warm-up and a cosine to zero.
 
-Muon orthogonalises the momentum of every matrix (Jordan et al. 2024; optax.contrib.muon). At small
-sizes it needs far fewer steps than AdamW; its extra cost per step does not grow with the batch.
+Muon orthogonalises the momentum of every matrix (Jordan et al. 2024; optax.contrib.muon). At the
+embedded run's sizes it needs fewer steps than AdamW (docs/tabletop.md). Its extra cost per step does not grow
+with the batch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from wovr_jax.nn.functional import Params
 
 Name = Literal["adamw", "muon"]
 NEWTON_SCHULZ_STEPS = 4
-"""Of Muon's orthogonalisation; a fifth one costs a fifth more and told no better at our sizes."""
+"""Of Muon's orthogonalisation, in every run reported with it; optax's default is five."""
 
 
 def warmup_cosine(lr: float, warmup: int, steps: int) -> optax.Schedule:

@@ -16,14 +16,19 @@ and value heads.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wovr_jax.keymap import KERNEL, Row, Shape, Table
+from wovr_jax.keymap import Row, Table, require
 from wovr_jax.policy.llm import LlamaConfig
 from wovr_jax.policy.vision import IMAGENET_MEAN, IMAGENET_STD, TowerConfig
 from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.transforms import KERNEL, Shape
+
+_only = functools.partial(require, "OpenVLA-OFT")
+"""Refuses a config that describes another kind of network."""
 
 DINO, SIGLIP, LLM = "vision_backbone.featurizer", "vision_backbone.fused_featurizer", "language_model.model"
 
@@ -201,14 +206,3 @@ def _shapes_of_norm(name: str, width: int) -> tuple[tuple[str, Shape], ...]:
 
 def _depth(shapes: Mapping[str, Shape], stem: str) -> int:
     return 1 + max((int(name[len(stem) :].split(".")[0]) for name in shapes if name.startswith(stem)), default=-1)
-
-
-def _only(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuses a config whose facts, where it gives them, are not as expected."""
-    wrong = [
-        f"{name} {facts[name]!r} instead of {want!r}"
-        for name, want in expected.items()
-        if facts.get(name, want) != want
-    ]
-    if wrong:
-        raise ValueError(f"config.json describes a policy that differs from OpenVLA-OFT in kind: {', '.join(wrong)}")

@@ -13,6 +13,7 @@ transformer_wan.py and autoencoder_kl_wan.py; DiffSynth-Studio-RLinf:diffsynth/m
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -20,9 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.keymap import KERNEL, Flattened, Ones, Row, Shape, Table
+from wovr_jax.keymap import Row, Table, require
+from wovr_jax.transforms import KERNEL, Flattened, Ones, Shape
 from wovr_jax.world.dit import DiTConfig, TextDiTConfig
 from wovr_jax.world.vae import VAEConfig
+
+_only = functools.partial(require, "Wan2.2-TI2V-5B")
+"""Refuses a config that describes another kind of network."""
 
 DIALECTS = ("wan", "diffusers")
 
@@ -330,16 +335,3 @@ def _residual_block(theirs: str, ours: str, column: int) -> list[Row]:
 def _count(names: Mapping[str, Any], name: Callable[[int], str]) -> int:
     """How many of ``name(0)``, ``name(1)``, ... there are."""
     return next(n for n in itertools.count() if name(n) not in names)
-
-
-def _only(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuses a config whose facts, where it gives them, are not as expected."""
-    wrong = [
-        f"{name} {facts[name]!r} instead of {want!r}"
-        for name, want in expected.items()
-        if facts.get(name, want) != want
-    ]
-    if wrong:
-        raise ValueError(
-            f"config.json describes a network that differs from Wan2.2-TI2V-5B in kind: {', '.join(wrong)}"
-        )
