@@ -1,6 +1,7 @@
 # Two commands: `make pace` makes the environment and runs the whole loop on a small table; `make test` tests everything.
 #   make pace ARGS="--config.seed=1"    settings and run folder, as for launch/train.py
 #   make test ARGS="tests/world -x"     arguments for pytest
+#   make parity                         torch and diffusers: from then on `make test` also compares with the originals
 # VENV=folder puts the environment elsewhere.
 
 SHELL := bash
@@ -10,16 +11,18 @@ PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help pace test lint format clean
+.PHONY: help pace test parity lint format clean
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 pace: $(VENV)/.ready
 	$(PYTHON) launch/train.py --config=configs/pace.py $(ARGS)
 
 test: $(VENV)/.ready-dev
 	$(PYTHON) -m pytest $(ARGS)
+
+parity: $(VENV)/.ready-parity
 
 lint: $(VENV)/.ready-dev
 	$(PYTHON) -m ruff check .
@@ -44,6 +47,10 @@ $(VENV)/.ready: requirements.txt pyproject.toml | $(PYTHON)
 
 $(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
 	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.ready-parity: requirements-parity.txt $(VENV)/.ready-dev
+	$(PIP) -r requirements-parity.txt
 	@touch $@
 
 # The first Python that really runs: a version manager may put a name on the path that only prints an error.

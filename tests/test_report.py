@@ -90,8 +90,10 @@ def study() -> dict:
     return {
         "job": "ladder",
         "study": [
-            row | {"variant": "full", "says": "(e) all learned"} | gain(276, 20, 1024),
-            row | {"variant": "c", "says": "(c) learned world", "final": 0.252} | gain(32, 30, 1024),
+            row | {"variant": "full", "says": "(e) all learned", "against": None} | gain(276, 20, 1024),
+            row
+            | {"variant": "c", "says": "(c) learned world", "final": 0.252, "against": gain(10, 264, 1024)}
+            | gain(32, 30, 1024),
         ],
     }
 
@@ -232,7 +234,8 @@ def test_the_table_of_the_terminal():
 def test_a_study_is_one_row_a_variant_with_seeds_pooled():
     lines = report.table(study()).splitlines()
     assert lines[2].split()[3:8] == ["1024", "25.0%", "50.0%", "46.9%", "-"]
-    assert lines[2].endswith("+30.0 +20.0")
+    assert lines[2].rstrip().endswith("+30.0 +20.0"), "the reference has nothing to be held against"
+    assert lines[3].split("  ")[-1].strip().startswith("-24.8 points (95% between -2")
     assert lines[3].startswith("(c) learned world")
     text = Outline(report.page(study())).text
     assert "Of 2 variants on 2 seeds, 1 truly gained and 0 truly lost. Best: (e) all learned, +25.0 points" in text

@@ -57,3 +57,17 @@ def test_only_finished_shared_stages_are_linked(tmp_path: pathlib.Path) -> None:
     studies.link(Variant("v", "", {}, ("sft", "world-0")), tmp_path / "full", tmp_path / "v")
     assert [path.name for path in (tmp_path / "v" / "stages").iterdir()] == ["sft"]
     assert (tmp_path / "v" / "stages" / "sft" / MARK).read_text() == "{}"
+
+
+def test_a_row_is_held_against_the_reference_on_the_seeds_that_both_have() -> None:
+    rows = [Variant(studies.REFERENCE, "all", {}), Variant("v", "without", {}), Variant("late", "not run yet", {})]
+    outcomes = {
+        studies.REFERENCE: [([0, 0, 0, 0], [1, 1, 1, 0]), ([0, 0, 0, 0], [1, 1, 0, 0])],
+        "v": [([0, 0, 0, 0], [1, 0, 0, 0])],
+        "late": [],
+    }
+    full, without = studies.table(rows, outcomes)
+    assert (full["n"], full["final"], full["against"]) == (8, 5 / 8, None)
+    assert (without["n"], without["gain"], without["seeds"]) == (4, 0.25, [[0.0, 0.25]])
+    assert without["against"]["gain"] == -0.5  # not -0.375, which would hold one seed against two
+    assert without["against"]["low"] < -0.5 < without["against"]["high"]

@@ -178,6 +178,11 @@ def paired_difference(
     return _hybrid(ours / n, wilson(ours, n, z), theirs / n, wilson(theirs, n, z), correlation)
 
 
+def gain(success: Sequence[bool] | np.ndarray, base: Sequence[bool] | np.ndarray) -> dict[str, float]:
+    """``paired_difference`` as results keep it: ``gain``, and ``low`` and ``high`` of its 95 % interval."""
+    return dict(zip(("gain", "low", "high"), paired_difference(success, base), strict=True))
+
+
 def _hybrid(
     rate: float, ends: tuple[float, float], base_rate: float, base_ends: tuple[float, float], correlation: float
 ) -> tuple[float, float, float]:

@@ -86,10 +86,18 @@ JOBS: dict[str, Callable[[Stages], Any]] = {
 
 
 def _studied(job: str, recipe: Recipe, folder: pathlib.Path) -> Results:
-    """The results of a study: its table in the place of phases."""
-    table = studies.study(job, recipe, folder)
+    """The results of a study: its table in the place of phases. What has run so far can be read meanwhile."""
     facts = {"name": recipe.name, "job": job, "seed": recipe.seeds[0], "versions": runtime.versions()}
-    return facts | {"device": runtime.device_name(), "peak_rss_gb": runtime.peak_rss_gb(), "phases": [], "study": table}
+    facts |= {"device": runtime.device_name(), "phases": []}
+
+    def results(table: list[dict[str, Any]]) -> Results:
+        return facts | {"peak_rss_gb": runtime.peak_rss_gb(), "study": table}
+
+    def keep(table: list[dict[str, Any]]) -> None:
+        write_json(folder / "results.json", results(table))
+        report.write(folder)
+
+    return results(studies.study(job, recipe, folder, keep))
 
 
 def summary(stages: Stages, seconds: float) -> Results:
@@ -139,7 +147,7 @@ def _phase(round_: int, facts: Mapping[str, Any], recipe: Recipe) -> Results:
     imagined = facts.get(f"compare-{round_}-in-world-{_home(round_, recipe)}", {}).get("imagined_success")
     phase = {"name": _policy(round_, recipe), "imagined_success": imagined}
     phase |= {key: one[key] for key in ("true_success", "greedy", "subgoals")}
-    return phase | ({"gain": _paired(one["outcomes"], facts["evaluate-0"]["outcomes"])} if round_ else {})
+    return phase | ({"gain": metrics.gain(one["outcomes"], facts["evaluate-0"]["outcomes"])} if round_ else {})
 
 
 def _comparison(round_: int, world: int, facts: Mapping[str, Any], recipe: Recipe) -> Results:
@@ -149,7 +157,7 @@ def _comparison(round_: int, world: int, facts: Mapping[str, Any], recipe: Recip
     imagined = one.get("imagined_outcomes", [None] * len(one["videos"]))
     tp, fp, fn, tn = (one["verdicts"][count] for count in ("tp", "fp", "fn", "tn"))
     believed = [True] * (tp + fp) + [False] * (fn + tn)
-    bias = _paired(believed, [True] * tp + [False] * fp + [True] * fn + [False] * tn)
+    bias = metrics.gain(believed, [True] * tp + [False] * fp + [True] * fn + [False] * tn)
     films = zip(one["videos"], true, imagined, strict=False)
     return one["verdicts"] | {
         "policy": _policy(round_, recipe),
@@ -158,8 +166,3 @@ def _comparison(round_: int, world: int, facts: Mapping[str, Any], recipe: Recip
         "psnr": one["psnr"],
         "videos": [{"path": f"stages/{name}/{film}", "true": was, "imagined": seen} for film, was, seen in films],
     }
-
-
-def _paired(ours: list[bool], theirs: list[bool]) -> dict[str, float]:
-    """Difference of two success rates over the same start states, with its 95 % interval."""
-    return dict(zip(("gain", "low", "high"), metrics.paired_difference(ours, theirs), strict=True))

@@ -177,13 +177,17 @@ def _subgoals(phases: Sequence[Results]) -> Rows:
 
 
 def _variants(study: Sequence[Results]) -> Rows:
-    """Seeds pooled, and each seed's own gain."""
-    rows: Rows = [("variant", "episodes", "base", "success", "95%", "gain", "95%", "gain by seed")]
+    """Seeds pooled, each seed's own gain, and the difference from the row that is nothing changed."""
+    reference = next((row["says"] for row in study if not row.get("against")), "the reference")
+    rows: Rows = [
+        ("variant", "episodes", "base", "success", "95%", "gain", "95%", "gain by seed", f"against {reference}")
+    ]
     for row in study:
         low, high = wilson(round(row["final"] * row["n"]), row["n"])
         final = _spread({"rate": row["final"], "low": low, "high": high})
         seeds = " ".join(_signed(after - before) for before, after in row["seeds"])
-        rows.append((row["says"], str(row["n"]), _percent(row["base"]), *final, *_gain(row), seeds))
+        against = _points(row["against"]) if row.get("against") else ""
+        rows.append((row["says"], str(row["n"]), _percent(row["base"]), *final, *_gain(row), seeds, against))
     return rows
 
 

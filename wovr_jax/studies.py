@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from wovr_jax.run import MARK, Run
 from wovr_jax.stages import Stages
 
 Settings = dict[str, Any]
+Ends = Sequence[tuple[list[int], list[int]]]
+"""For each seed the outcomes of the base policy and of the last one, layout by layout."""
 REFERENCE = "full"
 
 BASE = ("demonstrations", "sft", "evaluate-0")
@@ -117,39 +121,58 @@ def link(variant: Variant, reference: pathlib.Path, folder: pathlib.Path) -> Non
             target.symlink_to(os.path.relpath(source, target.parent), target_is_directory=True)
 
 
-def study(name: str, recipe: Recipe, folder: pathlib.Path) -> list[Settings]:
-    """Runs every variant of ``name`` on every seed of the recipe; returns the table's rows, seeds pooled."""
-    rows, settings, seeds = variants(name, recipe), config.to_dict(recipe), recipe.seeds
+def study(
+    name: str, recipe: Recipe, folder: pathlib.Path, keep: Callable[[list[Settings]], None] = lambda rows: None
+) -> list[Settings]:
+    """Runs every variant of ``name`` on every seed of the recipe; returns the table's rows, seeds pooled.
+
+    ``keep`` is given the rows so far after every run: a study takes hours, and its table grows meanwhile.
+    The folder of a run knows nothing of the other seeds, so seeds that ran apart (on two machines, say) can be
+    moved into one study, which then only has to count.
+    """
+    rows, settings = variants(name, recipe), config.to_dict(recipe)
     outcomes: dict[str, list[tuple[list[int], list[int]]]] = {variant.name: [] for variant in rows}
     # The reference first: the others link its stages.
     order = sorted(rows, key=lambda variant: variant.name != REFERENCE)
-    for seed in seeds:
-        for variant in order:
-            one = merged(settings, variant.change) | {"job": "pace", "seed": seed, "name": variant.name}
-            where = folder / f"{variant.name}-seed{seed}"
-            run = Run(where, one)
-            link(variant, folder / f"{REFERENCE}-seed{seed}", where)
-            stages = Stages(config.from_dict(Recipe, one), run)
-            ends = [stages.evaluated(round_)["outcomes"] for round_ in (0, stages.recipe.rounds)]
-            outcomes[variant.name].append((ends[0], ends[1]))
-            run.log.close()
-    return [_row(variant, outcomes[variant.name]) for variant in rows]
+    for count, (seed, variant) in enumerate(itertools.product(recipe.seeds, order), 1):
+        print(
+            f"== {variant.name}, seed {seed}: {count} of {len(recipe.seeds) * len(order)}", file=sys.stderr, flush=True
+        )
+        one = merged(settings, variant.change) | {"job": "pace", "seed": seed, "seeds": [seed], "name": variant.name}
+        where = folder / f"{variant.name}-seed{seed}"
+        run = Run(where, one)
+        link(variant, folder / f"{REFERENCE}-seed{seed}", where)
+        stages = Stages(config.from_dict(Recipe, one), run)
+        ends = [stages.evaluated(round_)["outcomes"] for round_ in (0, stages.recipe.rounds)]
+        outcomes[variant.name].append((ends[0], ends[1]))
+        run.log.close()
+        keep(table(rows, outcomes))
+    return table(rows, outcomes)
 
 
-def _row(variant: Variant, outcomes: Sequence[tuple[list[int], list[int]]]) -> Settings:
+def table(rows: Sequence[Variant], outcomes: Mapping[str, Ends]) -> list[Settings]:
+    """A row for every variant that has run; ``against`` holds it against the reference on the seeds that both have."""
+    reference = outcomes[REFERENCE]
+    made = [_row(variant, outcomes[variant.name]) for variant in rows if outcomes[variant.name]]
+    for row in made:
+        ours, theirs = ([after for _, after in ends] for ends in zip(*zip(outcomes[row["variant"]], reference)))
+        row["against"] = None if row["variant"] == REFERENCE else _paired(ours, theirs)
+    return made
+
+
+def _row(variant: Variant, ends: Ends) -> Settings:
     """Success before and after, and the paired difference with its interval, over all seeds."""
-    base = [flag for before, _ in outcomes for flag in before]
-    final = [flag for _, after in outcomes for flag in after]
-    gain, low, high = metrics.paired_difference(np.asarray(final, bool), np.asarray(base, bool))
-    per_seed = [[sum(part) / len(part) for part in pair] for pair in outcomes]
+    before, after = ([one for seed in side for one in seed] for side in zip(*ends))
     return {
         "variant": variant.name,
         "says": variant.says,
-        "n": len(base),
-        "base": sum(base) / len(base),
-        "final": sum(final) / len(final),
-        "gain": gain,
-        "low": low,
-        "high": high,
-        "seeds": per_seed,
-    }
+        "n": len(before),
+        "base": sum(before) / len(before),
+        "final": sum(after) / len(after),
+        "seeds": [[sum(part) / len(part) for part in pair] for pair in ends],
+    } | _paired([after], [before])
+
+
+def _paired(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Difference of two success rates over the same layouts, seeds pooled, with its 95 % interval."""
+    return metrics.gain(*(np.concatenate([np.asarray(seed, bool) for seed in side]) for side in (ours, theirs)))
