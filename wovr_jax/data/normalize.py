@@ -94,25 +94,40 @@ def save(path: str | os.PathLike, table: Mapping[str, Any]) -> None:
 
 
 def load(path: str | os.PathLike, key: str | None = None) -> dict[str, Any]:
-    """The ``action`` entry of ``key`` in a ``dataset_statistics.json``.
-
-    A plain suite name also finds its ``_no_noops`` entry. Without ``key`` the file must have one entry.
+    """The ``action`` entry of ``key`` in a ``dataset_statistics.json``; see :func:`entry`.
 
     Raises:
       StatisticsError: no file, no such key, or a malformed entry.
     """
-    path = pathlib.Path(path)
+    return entry(table(path), key, str(path))["action"]
+
+
+def table(path: str | os.PathLike) -> dict[str, Any]:
+    """The content of a ``dataset_statistics.json``.
+
+    Raises:
+      StatisticsError: when it cannot be read.
+    """
     try:
-        table = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return dict(json.loads(pathlib.Path(path).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise StatisticsError(f"{path} cannot be read as action statistics: {error}") from error
-    keys = list(table) if key is None else [name for name in (key, f"{key}_no_noops") if name in table][:1]
+
+
+def entry(found: Mapping[str, Any], key: str | None, where: str) -> dict[str, Any]:
+    """What a table says under ``key``: ``action``, and ``proprio`` where it has that.
+
+    A plain suite name also finds its ``_no_noops`` entry. Without ``key`` the table must have one entry.
+
+    Raises:
+      StatisticsError: no such key, or a malformed entry.
+    """
+    keys = list(found) if key is None else [name for name in (key, f"{key}_no_noops") if name in found][:1]
     if len(keys) != 1:
         wanted = "exactly one entry" if key is None else f"an entry {key!r}"
-        raise StatisticsError(f"{path}: expected {wanted}, the file has {', '.join(table) or 'none'}.")
-    entry = table[keys[0]].get("action", {})
-    check(entry, f"{path}, entry {keys[0]!r}")
-    return entry
+        raise StatisticsError(f"{where}: expected {wanted}, the file has {', '.join(found) or 'none'}.")
+    check(found[keys[0]].get("action", {}), f"{where}, entry {keys[0]!r}")
+    return dict(found[keys[0]])
 
 
 def check(entry: Mapping[str, Any], where: str) -> None:

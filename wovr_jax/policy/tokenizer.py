@@ -92,17 +92,25 @@ class Tokenizer:
         Raises:
           ValueError: for an unknown word or a prompt longer than ``length``.
         """
-        ids = self.encode(task)
-        if len(ids) > self.length:
-            raise ValueError(
-                f"instruction {task!r}: prompt has {len(ids)} tokens, expected at most {self.length}; "
-                "shorten it or raise Tokenizer.length"
-            )
-        row = np.full(self.length, self.pad, np.int32)
-        row[0] = self.bos
-        row[self.length - len(ids) + 1 :] = ids[1:]
-        return row
+        return flush(self.encode(task), self.length, self.pad, task)
 
     def prompts(self, tasks: tuple[str, ...] | list[str]) -> np.ndarray:
         """(len(tasks), L) int32: a table to be indexed by task."""
         return np.stack([self.prompt(task) for task in tasks])
+
+
+def flush(ids: list[int], length: int, pad: int, task: str) -> np.ndarray:
+    """(length,) int32: the begin id, pads, then the rest of the prompt at the right end.
+
+    Raises:
+      ValueError: for a prompt longer than ``length``.
+    """
+    if len(ids) > length:
+        raise ValueError(
+            f"instruction {task!r}: prompt has {len(ids)} tokens, expected at most {length}; "
+            "shorten it or raise the tokenizer's length"
+        )
+    row = np.full(length, pad, np.int32)
+    row[0] = ids[0]
+    row[length - len(ids) + 1 :] = ids[1:]
+    return row
