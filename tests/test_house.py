@@ -315,13 +315,15 @@ def test_every_dependency_is_pinned():
     for line in run + dev:
         assert not line[:1].isalnum() or "==" in line, f"not an exact version: {line}"
     extras = project["optional-dependencies"]
-    assert requirement_names(project["dependencies"] + extras["formats"]) <= requirement_names(run)
+    shipped = project["dependencies"] + extras["formats"] + extras["serve"]
+    assert requirement_names(shipped) <= requirement_names(run)
     assert requirement_names(extras["dev"]) <= requirement_names(dev)
 
 
 def test_the_package_imports_only_what_it_declares():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = requirement_names(project["dependencies"] + project["optional-dependencies"]["formats"])
+    extras = project["optional-dependencies"]
+    declared = requirement_names(project["dependencies"] + extras["formats"] + extras["serve"])
     known_as = {"pillow": "pil", "orbax-checkpoint": "orbax"}
     allowed = (
         {known_as.get(name, name) for name in declared} | {"wovr-jax", "array-record"} | set(sys.stdlib_module_names)

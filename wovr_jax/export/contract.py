@@ -1,0 +1,181 @@
+"""The contract of a bundle: it acts as the policy does, or it is not written.
+
+Recorded frames go through the policy, as training and evaluation run it (``vla.policy``), and through the bundle,
+as a robot opens it (``Robot.load``): instructions as text, frames as the camera gave them, greedy and sampled.
+Tokens and actions have to be equal in every slot. Weights are then compared bit by bit, because a recorded frame
+does not exercise every one of them: no instruction has every word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+
+from wovr_jax.bridge import native
+from wovr_jax.data.episodes import EpisodeSource
+from wovr_jax.export.robot import RECIPE, STATISTICS, WEIGHTS, Answer, Robot
+from wovr_jax.export.source import Policy
+from wovr_jax.policy import processing, vla
+
+CLOSE = 1e-5
+"""Largest difference of two actions that count as equal: their range is 2, and decoding is a few float32 steps."""
+CLOSE_LOGP = 1e-3
+"""The same of log-probabilities, which are sums over a network's whole width."""
+
+
+class ContractError(ValueError):
+    """A bundle that does not do what its policy does; the message says where they part."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """Frames to replay, K of them.
+
+    Attributes:
+      frame_KHWC: uint8, as the camera gave them.
+      instruction_K: what the robot was asked to do.
+      where_K: episode and step of each, for messages.
+    """
+
+    frame_KHWC: np.ndarray
+    instruction_K: tuple[str, ...]
+    where_K: tuple[str, ...]
+
+
+def recorded(folder: str | os.PathLike, count: int, chunk: int) -> Recorded:
+    """``count`` frames before chunks of actions, spread over the episodes of a folder and over their length."""
+    source = EpisodeSource(folder)
+    frames, instructions, where = [], [], []
+    for i, index in enumerate(np.linspace(0, len(source) - 1, count).round().astype(int)):
+        episode = source[index]
+        step = chunk * (i % max(len(episode.action_SA) // chunk, 1))
+        frames.append(episode.frame_SHWC[step])
+        instructions.append(episode.instruction)
+        where.append(f"episode {index}, step {step}, {episode.instruction!r}")
+    return Recorded(np.stack(frames), tuple(instructions), tuple(where))
+
+
+def check(folder: pathlib.Path, policy: Policy, frames: Recorded, batch: int = 16) -> dict[str, Any]:
+    """What was compared and how far apart it was, for the manifest.
+
+    Args:
+      folder: the bundle.
+      policy: what it was made from.
+      frames: to replay.
+      batch: frames at once.
+
+    Raises:
+      ContractError: at the first thing that differs.
+    """
+    temperatures = (0.0, policy.temperature)
+    wanted = [_by_policy(policy, frames, temperature, batch) for temperature in temperatures]
+    robot = Robot.load(folder)  # only now: the policy's own weights are gone
+    measured = {}
+    for temperature, want in zip(temperatures, wanted, strict=True):
+        got = _by_robot(robot, frames, temperature, batch)
+        how = f"sampled at temperature {temperature:g}" if temperature else "greedy"
+        measured[how] = compare(how, frames, want, got)
+    _same_text(folder / RECIPE, policy.recipe())
+    _same_text(folder / STATISTICS, policy.statistics)
+    _same_weights(folder / WEIGHTS, policy)
+    return {
+        "frames": len(frames.where_K),
+        "recorded": policy.recorded.parent.name,
+        "platform": jax.default_backend(),
+        "differences": measured,
+    }
+
+
+def compare(how: str, frames: Recorded, want: Answer, got: Answer) -> dict[str, float]:
+    """Largest differences of two answers to the same frames.
+
+    Raises:
+      ContractError: with the number of slots that differ, the largest difference and the first slot.
+    """
+    far_KTA = np.abs(want.action_BTA - got.action_BTA)
+    wrong_KTA = (want.token_BTA != got.token_BTA) | ~(far_KTA <= CLOSE)
+    if wrong_KTA.any():
+        k, t, a = np.argwhere(wrong_KTA)[0]
+        raise ContractError(
+            f"{how}: the bundle's actions are not the policy's in {wrong_KTA.sum()} of {wrong_KTA.size} slots, by up "
+            f"to {np.nanmax(far_KTA):.3g}. They part first at frame {k} ({frames.where_K[k]}), step {t} of the chunk, "
+            f"dimension {a}: policy {want.action_BTA[k, t, a]:.6g} (token {want.token_BTA[k, t, a]}), "
+            f"bundle {got.action_BTA[k, t, a]:.6g} (token {got.token_BTA[k, t, a]}). Nothing was written."
+        )
+    logp = float(np.abs(want.logp_BTA - got.logp_BTA).max())
+    if not logp <= CLOSE_LOGP:
+        raise ContractError(
+            f"{how}: the actions agree, the log-probabilities differ by up to {logp:.3g}, more than {CLOSE_LOGP}: "
+            "this is not the same network. Nothing was written."
+        )
+    return {"action": float(far_KTA.max()), "logp": logp}
+
+
+def _by_policy(policy: Policy, frames: Recorded, temperature: float, batch: int) -> Answer:
+    """The answers of the policy as it was trained; its weights are freed afterwards."""
+    params = native.nested({name.replace(".", "/"): leaf for name, leaf in policy.weights().items()})
+
+    @jax.jit
+    def act(params: Any, frame_BHWC: Any, prompt_BL: Any, seed_B: Any) -> Any:
+        run = vla.policy(policy.cfg, params, policy.codec, temperature)
+        return run(processing.frames(policy.image, frame_BHWC), prompt_BL, jax.vmap(jax.random.key)(seed_B))
+
+    def answer(frame_BHWC: np.ndarray, instructions: tuple[str, ...], seed_B: np.ndarray) -> Answer:
+        prompt_BL = np.stack([policy.tokens(text) for text in instructions])
+        token, logp, action = jax.device_get(act(params, frame_BHWC, prompt_BL, seed_B))
+        return Answer(action, token, logp)
+
+    return _in_batches(answer, frames, batch)
+
+
+def _by_robot(robot: Robot, frames: Recorded, temperature: float, batch: int) -> Answer:
+    """The answers of an opened bundle."""
+    return _in_batches(
+        lambda frame, texts, seeds: robot.act(frame, texts, seeds=seeds, temperature=temperature), frames, batch
+    )
+
+
+def _in_batches(answer: Callable[..., Answer], frames: Recorded, batch: int) -> Answer:
+    """Equal batches, the last one filled up from the beginning; row k has seed k."""
+    count = len(frames.where_K)
+    parts = []
+    for low in range(0, count, batch):
+        row_B = np.arange(low, low + min(batch, count)) % count
+        texts = tuple(frames.instruction_K[row] for row in row_B)
+        parts.append(answer(frames.frame_KHWC[row_B], texts, row_B.astype(np.uint32)))
+    whole = [np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(Answer)]
+    return Answer(*(array[:count] for array in whole))
+
+
+def _same_text(file: pathlib.Path, wanted: Any) -> None:
+    """Compares a JSON file with what the policy says."""
+    if json.loads(file.read_text()) != json.loads(json.dumps(wanted)):
+        raise ContractError(f"{file.name} does not say what the policy says. Nothing was written.")
+
+
+def _same_weights(file: pathlib.Path, policy: Policy) -> None:
+    """Compares every leaf of the bundle with the policy's, bit by bit."""
+    with safetensors.safe_open(file, framework="numpy") as there:
+        left = set(there.keys())
+        for name, leaf in policy.leaves():
+            held = there.get_tensor(name) if name in left else None
+            if held is None or held.dtype != leaf.dtype or held.shape != leaf.shape:
+                raise ContractError(f"weights: {name} is not in the bundle as the policy has it. Nothing was written.")
+            wrong = np.asarray(leaf).reshape(-1).view(np.uint8) != held.reshape(-1).view(np.uint8)
+            if wrong.any():
+                count = np.unique(np.flatnonzero(wrong) // leaf.dtype.itemsize).size
+                raise ContractError(
+                    f"weights: {name} differs from the policy's in {count} of {leaf.size} numbers, which no recorded "
+                    "frame shows. Nothing was written."
+                )
+            left.remove(name)
+    if left:
+        raise ContractError(f"weights: {min(left)} is in the bundle and not in the policy. Nothing was written.")

@@ -1,0 +1,247 @@
+"""A robot bundle, opened: frames and instructions in, environment actions out.
+
+::
+
+    bundle/
+      manifest.json            size and SHA-256 of every other file, versions, what the contract measured
+      policy.stablehlo         the whole policy as one program, written by jax.export for cpu, cuda and tpu
+      weights.safetensors      its first argument, one tensor a leaf
+      dataset_statistics.json  its second: the quantiles that turn tokens into actions
+      recipe.json              frame size, prompt tokens, chunk, gripper, temperature of training
+
+Network, image processing and action codec are inside the program. This file therefore needs jax, numpy,
+safetensors and flatbuffers, and of this package only the tokenizer (which is numpy): a robot's computer can
+install ``wovr_jax`` without its dependencies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+from jax import export as jax_export
+
+from wovr_jax.policy.tokenizer import Tokenizer
+
+FORMAT, SCHEMA = "wovr_jax robot bundle", 1
+MANIFEST, PROGRAM, WEIGHTS = "manifest.json", "policy.stablehlo", "weights.safetensors"
+STATISTICS, RECIPE = "dataset_statistics.json", "recipe.json"
+FILES = (PROGRAM, WEIGHTS, STATISTICS, RECIPE)
+
+Program = Callable[..., dict[str, jax.Array]]
+"""``program(weights, statistics, frame_BHWC, prompt_BL, seed_B, temperature)``, see ``export.program``."""
+
+
+class BundleError(ValueError):
+    """A bundle that is missing, damaged or too new, or something to act on that does not fit it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a policy answers to B frames (numpy, host).
+
+    Attributes:
+      action_BTA: float32 environment actions: six deltas, then the gripper, -1 open and +1 closed.
+      token_BTA: int32 in [0, 256), the tokens they were decoded from.
+      logp_BTA: float32, log-probability of each token; of temperature 1 where the likeliest was taken.
+    """
+
+    action_BTA: np.ndarray
+    token_BTA: np.ndarray
+    logp_BTA: np.ndarray
+
+
+class Robot:
+    """A policy that is ready to act.
+
+    Args:
+      program: the policy; compiled here, once for each batch size.
+      weights: name -> leaf, on the device or the host.
+      statistics: the content of ``dataset_statistics.json``.
+      recipe: the content of ``recipe.json``.
+      about: facts to tell whoever asks; the manifest of a bundle.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, Any],
+        statistics: Mapping[str, Any],
+        recipe: Mapping[str, Any],
+        about: Mapping[str, Any],
+    ):
+        self.recipe, self.about = dict(recipe), dict(about)
+        self.statistics = dict(statistics)
+        self._program = jax.jit(program)
+        self._weights = dict(weights)
+        self._quantiles = jax.device_put(quantiles(statistics, recipe["action"]["key"]))
+        self._prompt = functools.lru_cache(maxsize=256)(prompter(recipe["prompt"]))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, *, verify: bool = True) -> Robot:
+        """Opens a bundle and puts its weights on the device.
+
+        Args:
+          folder: the bundle.
+          verify: also compare every file's SHA-256, which reads all of it.
+
+        Raises:
+          BundleError: naming the file that is missing, changed or not understood.
+        """
+        folder = pathlib.Path(folder)
+        manifest = check(folder, verify=verify)
+        program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
+        if jax.default_backend() not in _platforms(program):
+            raise BundleError(
+                f"{folder / PROGRAM} runs on {', '.join(program.platforms)}, this machine's device is "
+                f"{jax.default_backend()}. Export it with that platform, or set JAX_PLATFORMS."
+            )
+        with safetensors.safe_open(folder / WEIGHTS, framework="numpy") as file:
+            weights = {name: jax.device_put(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        statistics, recipe = (json.loads((folder / name).read_text()) for name in (STATISTICS, RECIPE))
+        return cls(program.call, weights, statistics, recipe, manifest)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(H, W, 3) of the frames it takes, uint8."""
+        image = self.recipe["image"]
+        return image["height"], image["width"], 3
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        """(T, A) of a chunk of actions."""
+        return self.recipe["action"]["chunk"], self.recipe["action"]["dim"]
+
+    def act(
+        self,
+        frame_BHWC: np.ndarray,
+        instructions: Sequence[str],
+        *,
+        seeds: Sequence[int] | np.ndarray | None = None,
+        temperature: float = 0.0,
+    ) -> Answer:
+        """A chunk of actions for each frame.
+
+        Args:
+          frame_BHWC: uint8, of ``frame_shape``.
+          instructions: one a frame.
+          seeds: one a frame, in [0, 2**32); equal seeds draw equal actions in any batch. By default 0, 1, ...
+          temperature: 0 takes the likeliest tokens, anything above samples.
+
+        Raises:
+          BundleError: frames, instructions or seeds that do not fit.
+        """
+        frame_BHWC = np.asarray(frame_BHWC)
+        batch = len(instructions)
+        if frame_BHWC.dtype != np.uint8 or frame_BHWC.shape != (batch, *self.frame_shape) or not batch:
+            raise BundleError(
+                f"frames: expected uint8 {[batch, *self.frame_shape]} for {batch} instructions, "
+                f"got {frame_BHWC.dtype} {list(frame_BHWC.shape)}."
+            )
+        seed_B = np.arange(batch, dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
+        if seed_B.shape != (batch,):
+            raise BundleError(f"seeds: expected {batch}, one a frame, got shape {list(seed_B.shape)}.")
+        prompt_BL = np.stack([self.prompt(text) for text in instructions])
+        answer = self._program(
+            self._weights, self._quantiles, frame_BHWC, prompt_BL, seed_B, np.float32(max(temperature, 0.0))
+        )
+        host = jax.device_get(answer)
+        return Answer(host["action"], host["token"], host["logp"])
+
+    def prompt(self, instruction: str) -> np.ndarray:
+        """(L,) int32 prompt tokens.
+
+        Raises:
+          BundleError: an instruction that the policy has no tokens for.
+        """
+        try:
+            return self._prompt(instruction)
+        except ValueError as error:
+            raise BundleError(str(error)) from error
+
+    def warm(self, batch: int = 1) -> None:
+        """Compiles for a batch size, so that the first real frames do not wait for it."""
+        length = self.recipe["prompt"]["length"]
+        frame, prompt = np.zeros((batch, *self.frame_shape), np.uint8), np.ones((batch, length), np.int32)
+        seed = np.zeros(batch, np.uint32)
+        jax.block_until_ready(self._program(self._weights, self._quantiles, frame, prompt, seed, np.float32(0.0)))
+
+
+def quantiles(statistics: Mapping[str, Any], key: str) -> dict[str, np.ndarray]:
+    """q01 and q99 (A,) float32 and mask (A,) bool of an entry of ``dataset_statistics.json``."""
+    try:
+        action = statistics[key]["action"]
+        low, high = (np.asarray(action[name], np.float32) for name in ("q01", "q99"))
+        return {"q01": low, "q99": high, "mask": np.asarray(action.get("mask", [True] * len(low)), bool)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{STATISTICS}: the entry {key!r} lacks the action's q01 and q99 ({error!r}).") from error
+
+
+def prompter(recipe: Mapping[str, Any]) -> Callable[[str], np.ndarray]:
+    """Instruction -> (L,) int32 prompt tokens, as the recipe's ``prompt`` says.
+
+    ``words``: any instruction in the words of the embedded tokenizer. ``table``: the instructions that the
+    bundle was made for, with the tokens that the release's own tokenizer gave.
+    """
+    if recipe["kind"] == "words":
+        return Tokenizer(tuple(recipe["words"]), recipe["length"], recipe["action_bins"]).prompt
+    rows = {text: np.asarray(row, np.int32) for text, row in recipe["rows"].items()}
+
+    def look_up(instruction: str) -> np.ndarray:
+        row = rows.get(" ".join(instruction.lower().split()))
+        if row is None:
+            known = "; ".join(list(rows)[:10]) + ("; ..." if len(rows) > 10 else "")
+            raise ValueError(f"instruction {instruction!r}: this policy was exported for {len(rows)}: {known}.")
+        return row
+
+    return look_up
+
+
+def check(folder: pathlib.Path, *, verify: bool) -> dict[str, Any]:
+    """The manifest of a bundle whose files are all there and as they were written.
+
+    Raises:
+      BundleError: naming what is not.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(f"{folder} is not a robot bundle: there is no {MANIFEST} in it.")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files, schema = manifest["files"], manifest["schema"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{folder / MANIFEST} does not describe a robot bundle ({error!r}).") from error
+    if manifest.get("format") != FORMAT or schema > SCHEMA:
+        raise BundleError(
+            f"{folder / MANIFEST}: expected format {FORMAT!r} with schema up to {SCHEMA}, got "
+            f"{manifest.get('format')!r} with {schema}. Update wovr_jax, or export the bundle again."
+        )
+    for name in FILES:
+        _check_file(folder / name, files.get(name), verify)
+    return manifest
+
+
+def facts(path: pathlib.Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as the manifest has them."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _check_file(path: pathlib.Path, said: Mapping[str, Any] | None, verify: bool) -> None:
+    if said is None or not path.is_file():
+        raise BundleError(f"{path} is missing, or the manifest does not list it. Copy the whole bundle again.")
+    if path.stat().st_size != said["bytes"] or (verify and facts(path) != said):
+        raise BundleError(f"{path} is not the file that was exported: its size or SHA-256 is not the manifest's.")
+
+
+def _platforms(program: Any) -> set[str]:
+    """Backend names that jax uses for the platforms of a program."""
+    return set(program.platforms) | ({"gpu"} if {"cuda", "rocm"} & set(program.platforms) else set())

@@ -1,0 +1,186 @@
+"""The policy server: a WebSocket that speaks openpi's protocol.
+
+    client                                  server
+    GET /healthz                        ->  200 OK
+    connect                             ->  metadata, a msgpack map
+    observation, a msgpack map          ->  {actions (T, A) float32, server_timing: {infer_ms, prev_total_ms}}
+    anything else                       ->  a text frame that says what was expected; the connection stays open
+
+Messages are ``export.wire``, observations ``export.observation``. The policy acts in one thread of its own, one
+observation after another, while the event loop answers pings and health checks. Requests from web pages, which
+carry an Origin, are refused: a page in a browser on this machine could otherwise drive the robot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import hmac
+import http
+import itertools
+import logging
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from wovr_jax.export import observation, wire
+from wovr_jax.export.observation import ObservationError
+from wovr_jax.export.robot import BundleError, Robot
+from wovr_jax.export.wire import WireError
+
+LOG = logging.getLogger(__name__)
+_QUIET = logging.getLogger(f"{__name__}.websockets")
+_QUIET.setLevel(logging.CRITICAL)  # a stranger's broken handshake is no traceback of ours
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
+    """How to serve.
+
+    Attributes:
+      host, port: where; port 0 takes a free one.
+      api_key: what clients send as ``Authorization: Api-Key ...``; None for no key.
+      temperature: of the sampling; 0 takes the likeliest actions.
+      seed: of the first sampled answer; each later one takes the next.
+      max_bytes: longest message; a longer one closes its connection (code 1009).
+      connections: most clients at once.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    max_bytes: int = 8 * 2**20
+    connections: int = 16
+
+
+class PolicyServer:
+    """Serves one policy.
+
+    Args:
+      robot: the policy.
+      cfg: how.
+    """
+
+    def __init__(self, robot: Robot, cfg: ServerConfig):
+        self.robot, self.cfg = robot, cfg
+        self._metadata = wire.pack(metadata(robot, cfg.temperature))
+        self._seeds = itertools.count(cfg.seed)
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
+        self._clients = 0
+
+    def run(self, ready: Callable[[int], None]) -> None:
+        """Serves until the process is interrupted or told to end; ``ready`` is told the port."""
+
+        async def until_signal() -> None:
+            stop = asyncio.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            await self.serve(stop, ready)
+
+        asyncio.run(until_signal())
+
+    async def serve(self, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
+        """Serves until ``stop`` is set.
+
+        Raises:
+          OSError: the port is taken, or the host is none of this machine.
+        """
+        self.robot.warm()
+        cfg = self.cfg
+        try:
+            async with serve(
+                self._converse,
+                cfg.host,
+                cfg.port,
+                origins=[None],
+                compression=None,
+                max_size=cfg.max_bytes,
+                max_queue=2,
+                process_request=self._admit,
+                server_header=None,
+                logger=_QUIET,
+            ) as server:
+                ready(next(iter(server.sockets)).getsockname()[1])
+                await stop.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Health checks, the API key and the number of clients; None goes on to the handshake."""
+        if request.path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        given = request.headers.get_all("Authorization")
+        if self.cfg.api_key is not None and not (
+            len(given) == 1 and hmac.compare_digest(given[0].encode(), f"Api-Key {self.cfg.api_key}".encode())
+        ):
+            return connection.respond(
+                http.HTTPStatus.UNAUTHORIZED, "Expected the header Authorization: Api-Key <key>.\n"
+            )
+        if self._clients >= self.cfg.connections:
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "Too many clients.\n")
+        return None
+
+    async def _converse(self, connection: ServerConnection) -> None:
+        """One client, until it leaves."""
+        self._clients += 1
+        loop, previous = asyncio.get_running_loop(), None
+        try:
+            await connection.send(self._metadata)
+            async for message in connection:
+                began = time.perf_counter()
+                reply = await loop.run_in_executor(self._thread, self._answer, message, previous)
+                await connection.send(reply)
+                previous = 1000.0 * (time.perf_counter() - began)
+        except ConnectionClosed:
+            pass  # it left without a goodbye, or sent more than max_bytes
+        finally:
+            self._clients -= 1
+
+    def _answer(self, message: bytes | str, previous: float | None) -> bytes | str:
+        """The reply to a message; text says what was wrong with it."""
+        try:
+            if isinstance(message, str):
+                raise WireError("expected a binary message, one msgpack map; got text")
+            seen = observation.read(wire.unpack(message), self.robot.frame_shape)
+            began = time.perf_counter()
+            action_TA = self._act(seen)
+            timing = {"infer_ms": 1000.0 * (time.perf_counter() - began)}
+            if previous is not None:
+                timing["prev_total_ms"] = previous
+            return wire.pack({"actions": action_TA, "server_timing": timing})
+        except (WireError, ObservationError, BundleError) as error:
+            return str(error)
+        except Exception:  # whatever one request meets, the next one is answered
+            LOG.exception("the policy failed on an observation")
+            return "the policy failed on this observation; the server's log says how"
+
+    def _act(self, seen: observation.Observation) -> np.ndarray:
+        seed = next(self._seeds) % 2**32 if seen.seed is None else seen.seed
+        answer = self.robot.act(
+            seen.frame_HWC[None], [seen.instruction], seeds=[seed], temperature=self.cfg.temperature
+        )
+        return answer.action_BTA[0]
+
+
+def metadata(robot: Robot, temperature: float) -> dict[str, Any]:
+    """What a client is told when it connects."""
+    action, (steps, dim) = robot.recipe["action"], robot.chunk_shape
+    return {
+        "policy": robot.about["policy"],
+        "observation": observation.expected(robot.frame_shape),
+        "image": robot.recipe["image"],
+        "chunk": steps,
+        "action_dim": dim,
+        "action_convention": action["convention"],
+        "unnorm_key": action["key"],
+        "temperature": temperature,
+    }
