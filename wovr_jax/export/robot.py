@@ -37,8 +37,9 @@ MANIFEST, PROGRAM, WEIGHTS = "manifest.json", "policy.stablehlo", "weights.safet
 STATISTICS, RECIPE = "dataset_statistics.json", "recipe.json"
 FILES = (PROGRAM, WEIGHTS, STATISTICS, RECIPE)
 
-Program = Callable[..., dict[str, jax.Array]]
-"""``program(weights, statistics, frame_BHWC, prompt_BL, seed_B, temperature)``, see ``export.program``."""
+Program = Callable[..., Any]
+"""``program(weights, statistics, frame_BHWC, prompt_BL, seed_B, temperature) -> {action, token, logp}``, see
+``export.program``."""
 
 
 class BundleError(ValueError):

@@ -37,7 +37,8 @@ def pack(message: Mapping[str, Any]) -> bytes:
     Raises:
       TypeError: for a value that has no place in one.
     """
-    return msgpack.packb(dict(message), default=_packed)
+    data: Any = msgpack.packb(dict(message), default=_packed)
+    return data
 
 
 def unpack(data: bytes) -> Any:

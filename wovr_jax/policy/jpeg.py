@@ -72,7 +72,7 @@ def _transformed(x_BHW: Array, step_88: np.ndarray) -> Array:
     level = jnp.sign(eighths) * jnp.floor((jnp.abs(eighths) + 0.5 * step_18181) / step_18181)
     columns = _whole(4.0 * _along("bhuwv,uy->bhywv", level * step_18181 / 8.0))
     back_bhywx = _byte(_along("bhywv,vx->bhywx", columns) / 32.0 + 128.0)
-    return back_bhywx.reshape(len(x_BHW), height + -height % BLOCK, width + -width % BLOCK)[:, :height, :width]
+    return back_bhywx.reshape(x_BHW.shape[0], height + -height % BLOCK, width + -width % BLOCK)[:, :height, :width]
 
 
 def _blocks(x_BHW: Array) -> Array:

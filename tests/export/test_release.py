@@ -1,0 +1,87 @@
+"""An imported policy goes to the robot both ways: as a bundle that acts as it does, and as the folder for torch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.bridge import openvla_reference as torch_policy
+from tests.bridge.layouts import openvla_folder
+from tests.export.robots import KEY, TASKS, imported
+from tests.export.test_export_door import door  # noqa: F401 (a fixture)
+from wovr_jax.bridge import convert, native
+from wovr_jax.bridge.sources import find, open_source
+from wovr_jax.export import contract, source
+from wovr_jax.export.robot import BundleError, Robot
+from wovr_jax.policy import processing, release, vla
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    return imported(tmp_path_factory.mktemp("weights"))
+
+
+def test_a_bundle_of_a_release_acts_as_the_release(door, ours, tmp_path):  # noqa: F811
+    card, episodes = ours
+    arguments = ("--policy", card, "--episodes", episodes, "--to", "jax", "--out", tmp_path / "robot", "--frames", 4)
+    assert "libero_10_no_noops" in door(*arguments)[0]  # which statistics, of two
+    status, out, _ = door(*arguments, "--key", "libero_goal", "--instruction", "Close the top drawer")
+    assert status == 0 and "4 recorded frames, greedy: every action equal" in out
+    robot = Robot.load(tmp_path / "robot")
+    assert robot.frame_shape == (12, 20, 3) and robot.recipe["action"]["key"] == KEY
+    assert (robot.recipe["image"]["jpeg"], robot.recipe["image"]["kernel"]) == (95, "lanczos3")
+
+    frames = contract.recorded(episodes, 3, 8)
+    texts = (*frames.instruction_K[:2], "close  the top DRAWER")
+    cfg, params = native.load(card, put=jax.device_put)
+    folder = card.with_name("policy.rest") / "files"
+    tokens = release.ReleaseTokenizer(folder, cfg, 40).prompts([" ".join(text.split()) for text in texts])
+
+    @jax.jit
+    def act(params, frame, tokens, keys):
+        seen = processing.frames(processing.named("oft", 8), frame)
+        return vla.policy(cfg, params, release.codec(folder, KEY), 0.0)(seen, tokens, keys)
+
+    _, _, action = act(params, frames.frame_KHWC, tokens, jax.random.split(jax.random.key(0), 3))
+    got = robot.act(frames.frame_KHWC, texts).action_BTA
+    # Padded to another width, some sums of bfloat16 come out otherwise and a near tie may turn over.
+    assert (np.abs(got - action) > 1e-6).mean() < 0.05
+    assert np.ptp(got, axis=0).max() > 0.1  # frames and instructions matter
+    with pytest.raises(BundleError, match=r"'juggle': this policy was exported for 3: .*open the top drawer"):
+        robot.act(frames.frame_KHWC[:1], ["juggle"])
+
+
+def test_other_statistics_are_other_actions_and_are_caught(ours, tmp_path, monkeypatch):
+    card, episodes = ours
+    policy = source.from_import(card, episodes, key=KEY)
+    other = source.from_import(card, episodes, key="libero_10")
+    assert policy.tokens(TASKS[0]).tolist() == policy.recipe()["prompt"]["rows"][TASKS[0]]
+    frames = contract.recorded(episodes, 4, 8)
+    want, got = (contract._by_policy(whose, frames, 0.0, 4) for whose in (policy, other))
+    np.testing.assert_array_equal(want.token_BTA, got.token_BTA)
+    with pytest.raises(contract.ContractError, match=r"up to 0\.\d+\. They part first at frame 0 \(episode 0, step 0"):
+        contract.compare("greedy", frames, want, got)
+
+
+def test_torch_acts_on_the_exported_folder_as_the_policy_does(door, tmp_path):  # noqa: F811
+    """The reference is built from transformers' own modules, see ``tests/bridge/openvla_reference.py``."""
+    library = pytest.importorskip("safetensors.numpy")
+    pytest.importorskip("torch")
+    release_folder = openvla_folder(tmp_path / "release", torch_policy.weights(), torch_policy.CONFIG, 3)
+    (file,) = find(release_folder)
+    card = convert.write_import(convert.read_import(open_source(file), heads=torch_policy.HEADS), tmp_path / "ours")
+    status, _, _ = door("--policy", card, "--to", "torch", "--out", tmp_path / "robot", "--shard-gb", 0.0001)
+    assert status == 0
+    files = sorted((tmp_path / "robot").glob("model-*.safetensors"))
+    assert len(files) > 2
+    theirs = torch_policy.Reference({name: array for file in files for name, array in library.load_file(file).items()})
+    frame = np.random.default_rng(5).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    ids = [1, 17, 5, 80, 33, 9]
+    best = np.stack([theirs.slots(frame[b : b + 1], ids, "rlinf").argmax(-1) for b in range(2)]).reshape(2, 8, 7)
+    cfg, params = native.load(card, put=jax.device_put)
+    with jax.default_matmul_precision("highest"):
+        act = vla.policy(cfg, params, source.Codec(), 0.0)
+        token, _, _ = jax.jit(act)(frame, jnp.array([ids] * 2), jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_array_equal(token, best)
