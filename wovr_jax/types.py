@@ -23,7 +23,7 @@ Conventions that hold on the whole spine:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +51,10 @@ class Episode:
       actor: who acted, e.g. ``"expert"``, ``"base"``, ``"grpo-1"``.
       label_SA: (S, 7) float32 actions to imitate; equals ``action_SA`` unless the actor
         executed them with noise.
+      wrist_SHWC: (S + 1, H, W, 3) uint8, the camera in the hand, or None.
+      state_SD: (S + 1, D) float32 proprioception, or None; LIBERO's has D = 8: hand position (3, metres),
+        its rotation as axis times angle (3), two finger joints.
+      origin: JSON facts about where it comes from, e.g. suite, initial state and protocol.
     """
 
     frame_SHWC: np.ndarray
@@ -61,6 +65,9 @@ class Episode:
     seed: int
     actor: str
     label_SA: np.ndarray
+    wrist_SHWC: np.ndarray | None = None
+    state_SD: np.ndarray | None = None
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @struct.dataclass

@@ -48,7 +48,7 @@ def test_round_trip_over_shards_and_lengths(tmp_path):
 
 def test_manifest_counts(tmp_path):
     facts = disk.write(tmp_path / "base", [make(i) for i in range(6)], meta={"sim": {"size": 8}})
-    assert (facts["schema"], facts["episodes"], facts["steps"], facts["successes"]) == (1, 6, 72, 3)
+    assert (facts["schema"], facts["episodes"], facts["steps"], facts["successes"]) == (2, 6, 72, 3)
     assert facts["tasks"]["1"] == {"instruction": "task 1 – ü", "episodes": 2, "successes": 1}
     assert facts["actors"] == {"base": 6} and facts["frame"] == [8, 10, 3] and facts["meta"] == {"sim": {"size": 8}}
     assert len(facts["shards"][0]["sha256"]) == 64
@@ -114,7 +114,7 @@ def test_no_folder_and_foreign_folders(tmp_path):
 def test_a_newer_schema(tmp_path):
     facts = disk.write(tmp_path / "base", [make(0)])
     (tmp_path / "base" / "manifest.json").write_text(json.dumps(facts | {"schema": 9}))
-    with pytest.raises(EpisodesError, match="written with schema 9; this code reads up to 1"):
+    with pytest.raises(EpisodesError, match="written with schema 9; this code reads up to 2"):
         disk.read(tmp_path / "base")
 
 
@@ -168,8 +168,48 @@ def test_damaged_records():
 
 
 def test_frames_of_two_sizes_and_no_episodes(tmp_path):
-    with pytest.raises(EpisodesError, match=r"frames are \[4, 4, 3\], those before are \[8, 10, 3\]"):
+    with pytest.raises(EpisodesError, match=r"frame is \[4, 4, 3\], before it was \[8, 10, 3\]"):
         disk.write(tmp_path / "base", [make(0), make(1, frame_SHWC=np.zeros((13, 4, 4, 3), np.uint8))])
     with pytest.raises(EpisodesError, match="no episodes were given"):
         disk.write(tmp_path / "base", [])
     assert not list(tmp_path.iterdir())
+
+
+def rich(seed: int, steps: int = 12) -> Episode:
+    """With a wrist camera of another size, a state and an origin."""
+    rng = np.random.default_rng(seed)
+    return make(
+        seed,
+        steps,
+        wrist_SHWC=rng.integers(0, 256, (steps + 1, 4, 6, 3), np.uint8),
+        state_SD=rng.normal(size=(steps + 1, 8)).astype(np.float32),
+        origin={"suite": "libero_spatial", "init": seed, "flaw": None},
+    )
+
+
+def test_wrist_camera_state_and_origin_come_back(tmp_path):
+    originals = [rich(i, 8 + i) for i in range(3)]
+    facts = disk.write(tmp_path / "base", originals)
+    assert (facts["frame"], facts["wrist"], facts["state"]) == ([8, 10, 3], [4, 6, 3], 8)
+    read = disk.read(tmp_path / "base")
+    assert all(same(a, b) for a, b in zip(originals, read, strict=True))
+    assert read[2].origin == {"suite": "libero_spatial", "init": 2, "flaw": None}
+
+
+def test_one_folder_one_kind_of_episode(tmp_path):
+    with pytest.raises(EpisodesError, match=r"episode 1 .*: wrist is None, before it was \[4, 6, 3\]"):
+        disk.write(tmp_path / "base", [rich(0), make(1)])
+    with pytest.raises(EpisodesError, match=r"state_SD of shape \(13, 8\)"):
+        disk.write(tmp_path / "base", [make(0, state_SD=np.zeros((12, 8), np.float32))])
+    with pytest.raises(EpisodesError, match="state_SD holds NaN"):
+        disk.write(tmp_path / "base", [make(0, state_SD=np.full((13, 8), np.nan, np.float32))])
+
+
+def test_records_of_schema_1_are_read():
+    """Written before there was a wrist camera: no origin in the header."""
+    record = disk.encode(make(3))
+    length = int.from_bytes(record[4:8], "little")
+    header = json.loads(record[8 : 8 + length])
+    del header["origin"]
+    old = json.dumps(header).encode()
+    assert same(disk.decode(record[:4] + len(old).to_bytes(4, "little") + old + record[8 + length :]), make(3))

@@ -6,7 +6,9 @@ last. The folder is made beside its final name and renamed, so it is there whole
 A record is ``MAGIC``, the header's length (4 bytes, little-endian), a JSON header, and one zlib
 stream of, in this order: frames as uint8 differences to the frame before (modulo 256, hence
 lossless; a still background becomes zeros), ``action_SA`` and ``label_SA`` as little-endian
-float32, ``success_S`` as bytes. No pickle anywhere.
+float32, ``success_S`` as bytes; then, where the header gives their shapes, ``wrist_SHWC`` as
+differences and ``state_SD`` as little-endian float32 (schema 2; records of schema 1 have
+neither). No pickle anywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from wovr_jax.types import ACTION_DIM, Episode
 
-SCHEMA = 1
+SCHEMA = 2
 FORMAT = "wovr_jax episodes"
 MANIFEST = "manifest.json"
 MAGIC = b"WEP1"
@@ -76,7 +78,8 @@ class EpisodeWriter:
         self._shard: Any = None
         self._shards: list[dict[str, Any]] = []
         self._facts: dict[str, Any] = {"format": FORMAT, "schema": SCHEMA, "episodes": 0, "steps": 0, "successes": 0}
-        self._facts |= {"frame": None, "action": ACTION_DIM, "tasks": {}, "actors": {}, "meta": dict(meta or {})}
+        self._facts |= {"frame": None, "wrist": None, "state": None, "action": ACTION_DIM, "tasks": {}, "actors": {}}
+        self._facts["meta"] = dict(meta or {})
 
     def __enter__(self) -> EpisodeWriter:
         return self
@@ -92,12 +95,7 @@ class EpisodeWriter:
         """Appends one episode."""
         where = f"episode {self._facts['episodes']} for {self.folder}"
         check(episode, where)
-        shape = list(episode.frame_SHWC.shape[1:])
-        if self._facts["frame"] not in (None, shape):
-            raise EpisodesError(
-                f"{where}: frames are {shape}, those before are {self._facts['frame']}; one folder, one size."
-            )
-        self._facts["frame"] = shape
+        self._settle_layout(episode, where)
         if self._shard is None:
             name = f"shard-{len(self._shards):05d}.array_record"
             self._shards.append({"file": name, "episodes": 0})
@@ -121,6 +119,20 @@ class EpisodeWriter:
         text = json.dumps(self._facts | {"shards": self._shards}, indent=1)
         (self._fresh / MANIFEST).write_text(text)
         put_in_place(self._fresh, self.folder)
+
+    def _settle_layout(self, episode: Episode, where: str) -> None:
+        """The first episode says what each one holds: the size of frames, a wrist camera or none, a state or none."""
+        layout = {
+            "frame": list(episode.frame_SHWC.shape[1:]),
+            "wrist": None if episode.wrist_SHWC is None else list(episode.wrist_SHWC.shape[1:]),
+            "state": None if episode.state_SD is None else episode.state_SD.shape[1],
+        }
+        for name, found in layout.items():
+            if self._facts["episodes"] and found != self._facts[name]:
+                raise EpisodesError(
+                    f"{where}: {name} is {found}, before it was {self._facts[name]}; one folder, one kind of episode."
+                )
+        self._facts |= layout
 
     def _count(self, episode: Episode) -> None:
         success = bool(episode.success_S.any())
@@ -233,6 +245,10 @@ def check(episode: Episode, where: str) -> None:
         "success_S": ((steps + 1,), np.bool_),
         "frame_SHWC": ((steps + 1, *episode.frame_SHWC.shape[1:3], 3), np.uint8),
     }
+    if episode.wrist_SHWC is not None:
+        expected["wrist_SHWC"] = ((steps + 1, *episode.wrist_SHWC.shape[1:3], 3), np.uint8)
+    if episode.state_SD is not None:
+        expected["state_SD"] = ((steps + 1, *episode.state_SD.shape[1:2]), np.float32)
     for name, (shape, dtype) in expected.items():
         array = getattr(episode, name)
         if array.shape != shape or array.dtype != dtype:
@@ -242,8 +258,10 @@ def check(episode: Episode, where: str) -> None:
             )
     if not steps:
         raise EpisodesError(f"{where}: an episode needs at least one step.")
-    if not (np.isfinite(episode.action_SA).all() and np.isfinite(episode.label_SA).all()):
-        raise EpisodesError(f"{where}: actions hold NaN or infinity.")
+    for name in ("action_SA", "label_SA", "state_SD"):
+        array = getattr(episode, name)
+        if array is not None and not np.isfinite(array).all():
+            raise EpisodesError(f"{where}: {name} holds NaN or infinity.")
 
 
 def encode(episode: Episode) -> bytes:
@@ -251,9 +269,16 @@ def encode(episode: Episode) -> bytes:
     header = {name: getattr(episode, name) for name in ("instruction", "actor")}
     header |= {"task": int(episode.task), "seed": int(episode.seed)}
     header |= {"frame": list(episode.frame_SHWC.shape), "action": list(episode.action_SA.shape)}
+    arrays = [_changes(episode.frame_SHWC), episode.action_SA.astype("<f4"), episode.label_SA.astype("<f4")]
+    arrays.append(episode.success_S)
+    if episode.wrist_SHWC is not None:
+        header["wrist"] = list(episode.wrist_SHWC.shape)
+        arrays.append(_changes(episode.wrist_SHWC))
+    if episode.state_SD is not None:
+        header["state"] = list(episode.state_SD.shape)
+        arrays.append(episode.state_SD.astype("<f4"))
+    header["origin"] = dict(episode.origin)
     text = json.dumps(header).encode()
-    change_SHWC = np.diff(episode.frame_SHWC, axis=0, prepend=np.zeros_like(episode.frame_SHWC[:1]))
-    arrays = (change_SHWC, episode.action_SA.astype("<f4"), episode.label_SA.astype("<f4"), episode.success_S)
     body = zlib.compress(b"".join(array.tobytes() for array in arrays), level=6)
     return MAGIC + struct.pack("<I", len(text)) + text + body
 
@@ -280,11 +305,12 @@ def decode(record: bytes, where: str = "record") -> Episode:
 def _unpack(header: dict[str, Any], body: bytes) -> Episode:
     frames, actions = header["frame"], header["action"]
     layout = [(frames, np.uint8), (actions, "<f4"), (actions, "<f4"), (frames[:1], np.bool_)]
+    layout += [(header[name], kind) for name, kind in (("wrist", np.uint8), ("state", "<f4")) if name in header]
     sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout]
     if sum(sizes) != len(body):
         raise ValueError(f"expected {sum(sizes)} bytes of arrays, got {len(body)}")
     ends = np.cumsum([0, *sizes])
-    change_SHWC, action_SA, label_SA, success_S = (
+    change_SHWC, action_SA, label_SA, success_S, *more = (
         np.frombuffer(body[low:high], dtype).reshape(shape)
         for (shape, dtype), low, high in zip(layout, ends, ends[1:], strict=False)
     )
@@ -293,8 +319,16 @@ def _unpack(header: dict[str, Any], body: bytes) -> Episode:
         action_SA=action_SA.astype(np.float32),
         label_SA=label_SA.astype(np.float32),
         success_S=success_S.copy(),
+        wrist_SHWC=np.cumsum(more.pop(0), axis=0, dtype=np.uint8) if "wrist" in header else None,
+        state_SD=more.pop(0).astype(np.float32) if "state" in header else None,
+        origin=header.get("origin", {}),
         **{name: header[name] for name in ("instruction", "task", "seed", "actor")},
     )
+
+
+def _changes(frame_SHWC: np.ndarray) -> np.ndarray:
+    """Differences to the frame before, modulo 256; the first frame as it is."""
+    return np.diff(frame_SHWC, axis=0, prepend=np.zeros_like(frame_SHWC[:1]))
 
 
 def to_float(frame: Any) -> Any:
