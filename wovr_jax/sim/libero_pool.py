@@ -1,0 +1,157 @@
+"""Processes that hold LIBERO environments, and a master that outlives them.
+
+A worker that crashes, hangs or fails is replaced, and the call it had is answered with ``Lost``; the others notice
+nothing. What a worker refuses (a missing asset, say) is raised, since trying again would not help.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from wovr_jax.sim import libero_setup, libero_worker
+from wovr_jax.sim.libero_setup import LiberoError
+from wovr_jax.sim.libero_worker import SceneConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost:
+    """A call that a worker did not answer: it crashed, hung, or raised."""
+
+    reason: str
+
+
+class Pool:
+    """Worker processes with an environment each.
+
+    Args:
+      workers: how many; each takes 0.7 GB, 1 to 1.5 with frames.
+      cfg: how environments are built.
+      timeout: seconds of silence after which a worker counts as hung. Building an environment for the first time in an
+        installation takes half a minute.
+
+    Raises:
+      LiberoError: LIBERO is not installed, or nothing draws here.
+    """
+
+    def __init__(self, workers: int, cfg: SceneConfig | None = None, *, timeout: float = 300.0):
+        self.cfg, self.timeout = cfg or SceneConfig(), timeout
+        libero_setup.prepare()  # downloads once, not in every worker
+        self.renderer = libero_setup.choose_renderer() if self.cfg.size else None
+        # A renderer's state does not survive a fork.
+        self._context = multiprocessing.get_context("spawn")
+        self._slots = [_Slot(*self._start()) for _ in range(workers)]
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def close(self) -> None:
+        """Ends the workers, those that hang too."""
+        for slot in self._slots:
+            slot.end()
+        self._slots = []
+
+    def send(self, index: int, function: Callable[..., Any], *arguments: Any) -> None:
+        """Begins ``function(bench, *arguments)`` in a worker. ``function`` is one of a module, found by its name."""
+        slot = self._slots[index]
+        slot.busy, slot.heard = True, time.monotonic()
+        try:
+            slot.line.send((function, arguments))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it is dead; `receive` finds out and says so
+
+    def receive(self) -> tuple[int, Any]:
+        """The next answer of a busy worker, ``(index, value or Lost)``.
+
+        Raises:
+          LiberoError: what a worker refused, e.g. a missing asset; trying again would not help.
+        """
+        while True:
+            busy = {slot.line: index for index, slot in enumerate(self._slots) if slot.busy}
+            if not busy:
+                raise RuntimeError("no worker is busy; send something first")
+            spoken = multiprocessing.connection.wait(list(busy), timeout=1.0)
+            for line in spoken:
+                answer = self._hear(busy[line])
+                if answer is not None:
+                    return busy[line], answer[0]
+            for index in busy.values():
+                silence = time.monotonic() - self._slots[index].heard
+                if silence > self.timeout:
+                    return index, self._replace(index, f"was silent for {silence:.0f} s")
+
+    def map(self, function: Callable[..., Any], jobs: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
+        """``function(bench, *job)`` for every job, as workers come free: ``(number of the job, value or Lost)``."""
+        waiting = collections.deque(enumerate(jobs))
+        at: dict[int, int] = {}
+        idle = list(range(len(self)))
+        while waiting or at:
+            while idle and waiting:
+                index = idle.pop()
+                at[index], job = waiting.popleft()
+                self.send(index, function, *job)
+            index, value = self.receive()
+            idle.append(index)
+            yield at.pop(index), value
+
+    def _hear(self, index: int) -> tuple[Any] | None:
+        """What a worker said, None when it was only a sign of life."""
+        slot = self._slots[index]
+        try:
+            kind, value = slot.line.recv()
+        except (EOFError, ConnectionResetError):
+            slot.process.join(5)
+            return (self._replace(index, f"died with exit status {slot.process.exitcode}"),)
+        slot.heard = time.monotonic()
+        if kind in ("ready", "beat"):
+            return None
+        slot.busy = False
+        if kind == "refused":
+            raise LiberoError(value)
+        return (Lost(value.strip()) if kind == "failed" else value,)
+
+    def _start(self) -> tuple[Any, multiprocessing.connection.Connection]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=libero_worker.serve, args=(theirs, self.cfg, self.renderer), daemon=True, name="libero"
+        )
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def _replace(self, index: int, reason: str) -> Lost:
+        self._slots[index].end(patience=0.0)
+        self._slots[index] = _Slot(*self._start())
+        return Lost(f"worker {index} {reason}")
+
+
+@dataclasses.dataclass
+class _Slot:
+    """A worker seen from here."""
+
+    process: Any
+    line: multiprocessing.connection.Connection
+    busy: bool = False
+    heard: float = 0.0
+
+    def end(self, patience: float = 3.0) -> None:
+        try:
+            self.line.send(None)
+        except (BrokenPipeError, ConnectionResetError, OSError):
+            pass
+        self.process.join(0.0 if self.busy else patience)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.line.close()

@@ -1,0 +1,229 @@
+"""What LIBERO needs of a machine before it is imported: packages, assets, a renderer, and no question asked.
+
+LIBERO's package asks on the terminal when it is first imported, takes its folders from a file in the home directory that
+another environment may have written, and downloads its assets in a way that current huggingface_hub refuses.
+``prepare`` settles all three first. Nothing here imports libero, robosuite or mujoco at the top.
+
+Each fault is a :class:`LiberoError` whose text ends with the line that mends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes.util
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+INSTALL = "make libero   (or: pip install --no-deps -r requirements-libero.txt)"
+VERSIONS = {"hf-libero": "0.1.4", "robosuite": "1.4.1", "bddl": "1.0.1", "mujoco": "3.8.1"}
+"""What was tested together. Newer mujoco (3.12 and up) fails in robosuite 1.4 when an environment is built."""
+
+ASSETS = "LIBERO_ASSETS"
+FOLDERS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "turbosquid_objects")
+"""What a folder of assets holds, with ``textures``."""
+HUB = "lerobot/libero-assets"
+"""The data set on the model hub that holds them."""
+
+LIBRARIES = {"egl": ("EGL", "libegl1 libegl-mesa0 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}
+"""Renderer -> its shared library and the Debian packages that bring it."""
+
+PROBE = "import mujoco\ncontext = mujoco.GLContext(64, 64)\ncontext.make_current()\ncontext.free()\nprint('drawn')"
+
+
+class LiberoError(RuntimeError):
+    """LIBERO cannot run here as asked; the message says why and what to do."""
+
+
+def package_folder() -> pathlib.Path:
+    """``.../site-packages/libero/libero``, with tasks, initial states and code.
+
+    Raises:
+      LiberoError: when it is not installed.
+    """
+    found = importlib.util.find_spec("libero")
+    places = [pathlib.Path(place) / "libero" for place in (found.submodule_search_locations or ())] if found else []
+    for place in places:
+        if (place / "bddl_files").is_dir():
+            return place
+    raise LiberoError(f"LIBERO is not installed in {sys.prefix}.\n  {INSTALL}")
+
+
+def installed() -> dict[str, str | None]:
+    """Version of each package of ``VERSIONS`` here, None where it is missing."""
+    found: dict[str, str | None] = dict.fromkeys(VERSIONS)
+    for name in VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def assets_folder() -> pathlib.Path | None:
+    """Where the meshes and textures lie: ``$LIBERO_ASSETS``, else in the package, else where a download put them.
+
+    None when they are in none of these.
+
+    Raises:
+      LiberoError: when ``$LIBERO_ASSETS`` is no such folder.
+    """
+    named = os.environ.get(ASSETS)
+    if named:
+        folder = pathlib.Path(named).expanduser().absolute()
+        lacking = [name for name in FOLDERS if not (folder / name).is_dir()]
+        if lacking:
+            raise LiberoError(
+                f"${ASSETS} is {named}, and there is no {', '.join(lacking)} in it. "
+                f"Name the folder that holds {', '.join(FOLDERS)}.\n  export {ASSETS}=<folder>"
+            )
+        return folder
+    for folder in (package_folder() / "assets", downloaded()):
+        if all((folder / name).is_dir() for name in FOLDERS):
+            return folder
+    return None
+
+
+def downloaded() -> pathlib.Path:
+    """Where assets from the hub are kept; the same place as hf-libero's own."""
+    return pathlib.Path.home() / ".cache" / "libero" / "assets"
+
+
+def download_assets() -> pathlib.Path:
+    """Brings the assets from the hub, whole or not at all.
+
+    Raises:
+      LiberoError: when the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = downloaded()
+    fresh = folder.with_name("assets.new")  # an interrupted download is taken up again
+    print(f"LIBERO's assets come from the hub ({HUB}) to {folder}", file=sys.stderr, flush=True)
+    try:
+        snapshot_download(HUB, repo_type="dataset", local_dir=fresh)
+    except Exception as error:  # of the network, the hub, or the disk
+        raise LiberoError(
+            f"LIBERO's assets are neither named by ${ASSETS} nor in the package, and cannot be downloaded "
+            f"({type(error).__name__}: {error}).\n  export {ASSETS}=<folder with {', '.join(FOLDERS)}>"
+        ) from error
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+    return folder
+
+
+def renderers() -> tuple[str, ...]:
+    """The renderers to try, best first: EGL where there is a graphics card, OSMesa where there is none."""
+    card = any(pathlib.Path("/dev").glob("nvidia[0-9]*")) or pathlib.Path("/dev/dri").exists()
+    return ("egl", "osmesa") if card else ("osmesa", "egl")
+
+
+@functools.cache
+def choose_renderer() -> str:
+    """``egl`` or ``osmesa``, whichever draws here; ``$MUJOCO_GL`` wins and is checked too.
+
+    Raises:
+      LiberoError: when none does, with the Debian packages that would.
+    """
+    asked = os.environ.get("MUJOCO_GL")
+    if asked and asked not in LIBRARIES:
+        raise LiberoError(f"MUJOCO_GL is {asked!r}; without a screen it is egl or osmesa.\n  unset MUJOCO_GL")
+    tried = []
+    for name in (asked,) if asked else renderers():
+        problem = try_renderer(name)
+        if problem is None:
+            return name
+        tried.append(f"{name}: {problem}")
+    packages = " ".join(LIBRARIES[asked or "osmesa"][1].split())
+    raise LiberoError(f"no renderer works here; {'; '.join(tried)}.\n  sudo apt-get install -y {packages}")
+
+
+def try_renderer(name: str) -> str | None:
+    """What is wrong with a renderer, None if it draws. Tried in a process of its own: a bad driver may take it down."""
+    library, packages = LIBRARIES[name]
+    if ctypes.util.find_library(library) is None:
+        return f"lib{library} is missing (Debian: {packages})"
+    environment = os.environ | {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "it hangs"
+    if "drawn" in done.stdout:
+        return None
+    return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+
+
+def prepare(renderer: str | None = None) -> pathlib.Path:
+    """Makes ``import libero.libero`` quiet and local in this process, before that import; returns the assets.
+
+    Writes the file that LIBERO would ask for, points ``LIBERO_CONFIG_PATH`` at it, names the renderer and the assets, and
+    downloads these where they are not yet.
+
+    Args:
+      renderer: ``egl`` or ``osmesa``; None when nothing will be drawn.
+
+    Raises:
+      LiberoError: not installed, or no assets.
+    """
+    package = package_folder()
+    assets = assets_folder() or download_assets()
+    os.environ["LIBERO_CONFIG_PATH"] = str(_config_file(package, assets).parent)
+    if renderer:
+        os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = renderer
+    import libero.libero as library
+
+    # Its own search knows the package and the hub, and not the file's `assets`.
+    library._assets_path_cache = str(assets)
+    return assets
+
+
+def _config_file(package: pathlib.Path, assets: pathlib.Path) -> pathlib.Path:
+    """LIBERO's ``config.yaml`` for exactly this package and these assets. JSON strings are YAML strings."""
+    folders = {
+        "benchmark_root": package,
+        "bddl_files": package / "bddl_files",
+        "init_states": package / "init_files",
+        "datasets": package / "datasets",
+        "assets": assets,
+    }
+    text = "".join(f"{name}: {json.dumps(str(folder))}\n" for name, folder in folders.items())
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    file = pathlib.Path(tempfile.gettempdir()) / f"wovr_jax-libero-{os.getuid()}" / name / "config.yaml"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f"config-{os.getpid()}.yaml")
+        beside.write_text(text)
+        beside.replace(file)
+    return file
+
+
+def fingerprint(renderer: str | None) -> dict[str, Any]:
+    """What decides a result besides the policy: versions, renderer, and a hash over the assets."""
+    assets = assets_folder()
+    return {
+        "python": platform.python_version(),
+        "packages": installed(),
+        "renderer": renderer,
+        "assets": None if assets is None else hash_folder(assets),
+    }
+
+
+def hash_folder(folder: pathlib.Path) -> str:
+    """SHA-256 over names and contents of the asset files, in alphabetical order."""
+    total = hashlib.sha256()
+    for name in FOLDERS + ("textures",):
+        for path in sorted((folder / name).rglob("*")):
+            if path.is_file():
+                total.update(path.relative_to(folder).as_posix().encode() + b"\0")
+                total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
