@@ -1,6 +1,7 @@
 # Two commands: `make pace` makes the environment and runs the whole loop on a small table; `make test` tests everything.
 #   make pace ARGS="--config.seed=1"    settings and run folder, as for launch/train.py
 #   make test ARGS="tests/world -x"     arguments for pytest
+#   make libero                         the real LIBERO simulator, without torch, and a check of the machine
 #   make parity                         torch and diffusers: from then on `make test` also compares with the originals
 # VENV=folder puts the environment elsewhere.
 
@@ -11,16 +12,19 @@ PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help pace test parity lint format clean
+.PHONY: help pace test libero parity lint format clean
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 pace: $(VENV)/.ready
 	$(PYTHON) launch/train.py --config=configs/pace.py $(ARGS)
 
 test: $(VENV)/.ready-dev
 	$(PYTHON) -m pytest $(ARGS)
+
+libero: $(VENV)/.ready-libero
+	$(PYTHON) launch/doctor.py
 
 parity: $(VENV)/.ready-parity
 
@@ -47,6 +51,10 @@ $(VENV)/.ready: requirements.txt pyproject.toml | $(PYTHON)
 
 $(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
 	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.ready-libero: requirements-libero.txt $(VENV)/.ready
+	$(PIP) --no-deps -r requirements-libero.txt
 	@touch $@
 
 $(VENV)/.ready-parity: requirements-parity.txt $(VENV)/.ready-dev

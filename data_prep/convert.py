@@ -1,9 +1,9 @@
 """What every converter does with its sources: parts that survive an interruption, a table, and action statistics.
 
-Each source (a file) becomes an episode folder under ``<out>.parts``. The same command goes on after an interruption with
-the sources that are not there yet. When all are there they are merged into ``<out>``, OpenVLA's ``dataset_statistics.json``
-is written into it, and the parts are removed. A source that cannot be read is named; then nothing is merged,
-unless the command says to skip such sources.
+Each source (a file) becomes an episode folder under ``<out>.parts``. The same command goes on after an interruption
+with the sources that are not there yet. When all are there they are merged into ``<out>``, OpenVLA's
+``dataset_statistics.json`` is written into it, and the parts are removed. A source that cannot be read is named; then
+nothing is merged, unless the command says to skip such sources.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def convert(
         raise disk.EpisodesError(f"{out} exists already; add --overwrite to replace it, or name another folder.")
     asked = {"how": vars(how), "instructions": list(instructions), **meta}
     parts_folder = out.with_name(f"{out.name}.parts")
-    parts, refused, seeds = [], [], 0
+    parts, refused = [], []
     for name, source in tqdm(sources, desc="sources", disable=len(sources) < 2):
         part = parts_folder / _part_name(name, asked)
         try:

@@ -1,10 +1,10 @@
 """From a demonstration as other formats hold it to an episode: alignment, no-ops, gripper, rotation.
 
-**Alignment.** An episode has one frame more than it has actions. Other formats have as many: either each frame was taken
-*before* its action (OpenVLA's RLDS data, LeRobot), and the last action has no frame after it; or *after* it (LIBERO's own
-HDF5 files, whose images come out of the step), and the first action has none before it. In the first case
-the last frame is repeated, so that no action and no success is lost, and ``origin`` says so; in the second
-the first action is dropped.
+**Alignment.** An episode has one frame more than it has actions. Other formats have as many: either each frame was
+taken *before* its action (OpenVLA's RLDS data, LeRobot), and the last action has no frame after it; or *after* it
+(LIBERO's own HDF5 files, whose images come out of the step), and the first action has none before it. In the first
+case the last frame is repeated, so that no action and no success is lost, and ``origin`` says so; in the second the
+first action is dropped.
 
 **No-ops.** OpenVLA leaves out steps whose motion is below 1e-4 and whose gripper command is that of the last kept
 step, by replaying the rest in the simulator. Here the recorded steps are left out; a frame always stays with the action

@@ -1,11 +1,11 @@
 """A scripted expert for LIBERO's pick-and-place tasks, its noise and its named flaws.
 
-It reads the simulator's state and speaks the benchmark's own actions, so what it plays is a demonstration like any other:
-hover, go down, close, lift, carry, lower, open; and again when the thing slipped or nothing was scored. A flaw
+It reads the simulator's state and speaks the benchmark's own actions, so what it plays is a demonstration like any
+other: hover, go down, close, lift, carry, lower, open; and again when the thing slipped or nothing was scored. A flaw
 makes it fail in one coarse way that a policy can unlearn.
 
-The controller moves its goal by the action times 5 cm and 0.5 rad each step, and with a constant action the hand moves at
-about 1.5 cm a step. Lengths are metres, angles radians.
+The controller moves its goal by the action times 5 cm and 0.5 rad each step, and with a constant action the hand moves
+at about 1.5 cm a step. Lengths are metres, angles radians.
 """
 
 from __future__ import annotations

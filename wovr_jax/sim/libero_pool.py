@@ -7,6 +7,7 @@ nothing. What a worker refuses (a missing asset, say) is raised, since trying ag
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
@@ -17,6 +18,9 @@ from typing import Any
 from wovr_jax.sim import libero_setup, libero_worker
 from wovr_jax.sim.libero_setup import LiberoError
 from wovr_jax.sim.libero_worker import SceneConfig
+
+STARTING = 120.0
+"""Seconds that a process may take to start, however short the timeout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Pool:
 
     Args:
       workers: how many; each takes 0.7 GB, 1 to 1.5 with frames.
-      cfg: how environments are built.
+      cfg: how environments are built; None for functions that need none.
       timeout: seconds of silence after which a worker counts as hung. Building an environment for the first time in an
         installation takes half a minute.
 
@@ -39,10 +43,11 @@ class Pool:
       LiberoError: LIBERO is not installed, or nothing draws here.
     """
 
-    def __init__(self, workers: int, cfg: SceneConfig | None = None, *, timeout: float = 300.0):
-        self.cfg, self.timeout = cfg or SceneConfig(), timeout
-        libero_setup.prepare()  # downloads once, not in every worker
-        self.renderer = libero_setup.choose_renderer() if self.cfg.size else None
+    def __init__(self, workers: int, cfg: SceneConfig | None, *, timeout: float = 300.0):
+        self.cfg, self.timeout = cfg, timeout
+        self.renderer = libero_setup.choose_renderer() if cfg and cfg.size else None
+        if cfg:
+            libero_setup.prepare()  # downloads once, not in every worker
         # A renderer's state does not survive a fork.
         self._context = multiprocessing.get_context("spawn")
         self._slots = [_Slot(*self._start()) for _ in range(workers)]
@@ -66,10 +71,8 @@ class Pool:
         """Begins ``function(bench, *arguments)`` in a worker. ``function`` is one of a module, found by its name."""
         slot = self._slots[index]
         slot.busy, slot.heard = True, time.monotonic()
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead; `receive` finds out and says so
             slot.line.send((function, arguments))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it is dead; `receive` finds out and says so
 
     def receive(self) -> tuple[int, Any]:
         """The next answer of a busy worker, ``(index, value or Lost)``.
@@ -88,7 +91,7 @@ class Pool:
                     return busy[line], answer[0]
             for index in busy.values():
                 silence = time.monotonic() - self._slots[index].heard
-                if silence > self.timeout:
+                if silence > (self.timeout if self._slots[index].ready else max(self.timeout, STARTING)):
                     return index, self._replace(index, f"was silent for {silence:.0f} s")
 
     def map(self, function: Callable[..., Any], jobs: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
@@ -114,6 +117,7 @@ class Pool:
             slot.process.join(5)
             return (self._replace(index, f"died with exit status {slot.process.exitcode}"),)
         slot.heard = time.monotonic()
+        slot.ready = True
         if kind in ("ready", "beat"):
             return None
         slot.busy = False
@@ -142,14 +146,13 @@ class _Slot:
 
     process: Any
     line: multiprocessing.connection.Connection
+    ready: bool = False
     busy: bool = False
     heard: float = 0.0
 
     def end(self, patience: float = 3.0) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it is dead already
             self.line.send(None)
-        except (BrokenPipeError, ConnectionResetError, OSError):
-            pass
         self.process.join(0.0 if self.busy else patience)
         if self.process.is_alive():
             self.process.kill()

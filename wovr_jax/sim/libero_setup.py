@@ -1,7 +1,7 @@
 """What LIBERO needs of a machine before it is imported: packages, assets, a renderer, and no question asked.
 
-LIBERO's package asks on the terminal when it is first imported, takes its folders from a file in the home directory that
-another environment may have written, and downloads its assets in a way that current huggingface_hub refuses.
+LIBERO's package asks on the terminal when it is first imported, takes its folders from a file in the home directory
+that another environment may have written, and downloads its assets in a way that current huggingface_hub refuses.
 ``prepare`` settles all three first. Nothing here imports libero, robosuite or mujoco at the top.
 
 Each fault is a :class:`LiberoError` whose text ends with the line that mends it.
@@ -166,8 +166,8 @@ def try_renderer(name: str) -> str | None:
 def prepare(renderer: str | None = None) -> pathlib.Path:
     """Makes ``import libero.libero`` quiet and local in this process, before that import; returns the assets.
 
-    Writes the file that LIBERO would ask for, points ``LIBERO_CONFIG_PATH`` at it, names the renderer and the assets, and
-    downloads these where they are not yet.
+    Writes the file that LIBERO would ask for, points ``LIBERO_CONFIG_PATH`` at it, names the renderer and the assets,
+    and downloads these where they are not yet.
 
     Args:
       renderer: ``egl`` or ``osmesa``; None when nothing will be drawn.

@@ -6,9 +6,9 @@ no more, and libero only when it builds its first environment.
 Frames come out as OpenVLA's LIBERO data hold them: turned by 180 degrees. The simulator's rows run upwards, so a turned
 frame is upright and mirrored left to right; that is the protocol, for both cameras.
 
-robosuite samples what a step shows one physics step before the control step ends (its clock adds up 2 ms steps), and draws
-every camera in every step. To see the same pixels without that cost, the cameras here are observables like
-its own that draw only in the steps whose frame is wanted.
+robosuite samples what a step shows one physics step before the control step ends (its clock adds up 2 ms steps), and
+draws every camera in every step. To see the same pixels without that cost, the cameras here are observables like its
+own that draw only in the steps whose frame is wanted.
 """
 
 from __future__ import annotations
@@ -219,16 +219,18 @@ class Bench:
     """What a worker keeps between calls: the scene of the task at hand, and a line to its master.
 
     Args:
-      cfg: how scenes are built.
+      cfg: how scenes are built; None where none will be.
       beat: called to say that work goes on.
     """
 
-    def __init__(self, cfg: SceneConfig, beat: Callable[[], None] = lambda: None):
+    def __init__(self, cfg: SceneConfig | None, beat: Callable[[], None] = lambda: None):
         self.cfg, self.beat = cfg, beat
         self.scene: Scene | None = None
 
     def at(self, task: Task) -> Scene:
         """The scene of ``task``; another task's is closed first, since one takes a gigabyte."""
+        if self.cfg is None:
+            raise LiberoError("this worker was started without a SceneConfig.")
         if self.scene is None or self.scene.task != task:
             self.drop()
             self.scene = Scene(task, self.cfg)
@@ -253,14 +255,15 @@ def play(bench: Bench, action_TA: np.ndarray, draw: str, stop: bool) -> Seen:
     return bench.scene.play(action_TA, draw, stop)
 
 
-def serve(line: Connection, cfg: SceneConfig, renderer: str | None) -> None:
+def serve(line: Connection, cfg: SceneConfig | None, renderer: str | None) -> None:
     """The worker's life: ``(function, arguments)`` in, ``(kind, value)`` out, until None or the line breaks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the master's to handle; it ends the workers
     os.dup2(2, 1)  # libraries print; results on stdout belong to the master
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     bench = Bench(cfg, beat=lambda: line.send(("beat", None)))
     try:
-        libero_setup.prepare(renderer)
+        if cfg:
+            libero_setup.prepare(renderer)
         line.send(("ready", None))
         while (message := line.recv()) is not None:
             line.send(_answer(bench, *message))

@@ -1,0 +1,247 @@
+"""Looks at this machine and says what is wrong with it, and the line that mends it.
+
+    python launch/doctor.py             versions, devices, memory, disk, video; LIBERO where it is installed
+    python launch/doctor.py --libero    LIBERO has to be there
+    python launch/doctor.py --step      and one step of it is taken and drawn, half a minute the first time
+
+Ends with status 1 when something has to be mended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+DISK_GB, MEMORY_GB = 10.0, 6.0
+"""What the loop on the embedded table wants to find free, generously counted."""
+
+
+class FaultError(Exception):
+    """Something to mend: what is wrong, and on the next line the command."""
+
+
+def main() -> None:
+    """Runs every check that was asked for and prints one line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--libero", action="store_true", help="LIBERO has to be there")
+    parser.add_argument("--step", action="store_true", help="take and draw one step of LIBERO")
+    args = parser.parse_args()
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", python),
+        ("packages", packages),
+        ("devices", devices),
+        ("memory", memory),
+        ("disk", disk),
+        ("video", video),
+    ]
+    if args.libero or args.step or libero_is_there():
+        checks += [("libero", libero), ("assets", assets), ("renderer", renderer)]
+    if args.step:
+        checks.append(("step", step))
+    faults = sum(not report(name, check) for name, check in checks)
+    if "libero" not in dict(checks):
+        print("-     libero    not installed; make libero brings it")
+    print(f"{faults} to mend." if faults else "All well.")
+    sys.exit(bool(faults))
+
+
+def report(name: str, check: Callable[[], str]) -> bool:
+    """Prints how one check went; whether it went well."""
+    try:
+        print(f"ok    {name:9s} {check()}", flush=True)
+        return True
+    except FaultError as fault:
+        what, _, line = str(fault).partition("\n")
+        print(f"MEND  {name:9s} {what}\n          {line.strip()}", flush=True)
+        return False
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def python() -> str:
+    """A version that the project runs on."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        raise FaultError(f"{version}; needed is 3.11, 3.12 or 3.13\nsudo apt-get install -y python3.11 python3.11-venv")
+    return f"{version}, {sys.prefix}"
+
+
+def packages() -> str:
+    """What requirements.txt pins is installed in exactly that version."""
+    pins = dict(pinned(ROOT / "requirements.txt"))
+    wrong = [f"{name} {found or 'missing'} (wanted {pins[name]})" for name, found in different(pins)]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise FaultError(
+            f"{', '.join(wrong[:3])}{more}\n{sys.executable} -m pip install -r {ROOT / 'requirements.txt'}"
+        )
+    return f"{len(pins)} as pinned"
+
+
+def pinned(file: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """Name and version of each line of a requirements file that holds on this system."""
+    for line in file.read_text().splitlines():
+        found = re.match(r"([A-Za-z0-9_.-]+)==([^\s;#]+)", line)
+        if found:
+            yield found[1], found[2]
+
+
+def different(pins: dict[str, str]) -> Iterator[tuple[str, str | None]]:
+    """Packages that are not installed in the version of ``pins``, with the one that is."""
+    for name, wanted in pins.items():
+        found = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found = importlib.metadata.version(name)
+        if found != wanted:
+            yield name, found
+
+
+def devices() -> str:
+    """What JAX computes on; a graphics card that it does not see is a fault."""
+    card = any(pathlib.Path("/dev").glob("nvidia[0-9]*"))
+    try:
+        import jax
+
+        from wovr_jax.runtime import device_name
+
+        found = f"{device_name()} (jax {jax.__version__})"
+    except (ImportError, RuntimeError) as error:
+        raise FaultError(
+            f"jax does not start: {error}\n{sys.executable} -m pip install -r {ROOT / 'requirements.txt'}"
+        ) from error
+    if card and jax.default_backend() == "cpu" and "cpu" not in os.environ.get("JAX_PLATFORMS", ""):
+        line = f"{sys.executable} -m pip install 'jax[cuda13]=={jax.__version__}'"
+        raise FaultError(f"there is an NVIDIA card, and jax computes on the {found}\n{line}")
+    return found
+
+
+def memory() -> str:
+    """Main memory."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if total < MEMORY_GB:
+        raise FaultError(
+            f"{total:.1f} GiB; the loop on the embedded table takes about 3, with its environment {MEMORY_GB:.0f}\n"
+            "choose a machine with more memory, or smaller batches: --config.collect.batch=32"
+        )
+    return f"{total:.1f} GiB"
+
+
+def disk() -> str:
+    """Room for runs, beside the project."""
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if free < DISK_GB:
+        raise FaultError(
+            f"{free:.1f} GB free at {ROOT}, {DISK_GB:.0f} are wanted\ndf -h {ROOT}; rm -r {ROOT / 'runs'}/<old>"
+        )
+    return f"{free:.0f} GB free at {ROOT}"
+
+
+def video() -> str:
+    """An ffmpeg for mp4 files."""
+    try:
+        import imageio_ffmpeg
+
+        return f"ffmpeg {imageio_ffmpeg.get_ffmpeg_version()}"
+    except (ImportError, RuntimeError) as error:
+        raise FaultError(f"no ffmpeg: {error}\n{sys.executable} -m pip install imageio-ffmpeg==0.6.0") from error
+
+
+# ---------------------------------------------------------------- LIBERO
+
+
+def libero_is_there() -> bool:
+    """Whether any of it is installed."""
+    from wovr_jax.sim import libero_setup
+
+    return libero_setup.installed()["hf-libero"] is not None
+
+
+def libero() -> str:
+    """The tested versions, on a tested Python."""
+    from wovr_jax.sim import libero_setup
+
+    line = f"{sys.executable} -m pip install --no-deps -r {ROOT / 'requirements-libero.txt'}"
+    if sys.version_info[:2] > (3, 12):
+        raise FaultError(
+            "LIBERO was tested on Python 3.11 and 3.12\nmake libero VENV=.venv-libero   (with python3.12 there)"
+        )
+    pins = dict(pinned(ROOT / "requirements-libero.txt"))
+    wrong = [f"{name} {found or 'missing'} (wanted {pins[name]})" for name, found in different(pins)]
+    if wrong:
+        raise FaultError(f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}\n{line}")
+    return ", ".join(f"{name} {version}" for name, version in libero_setup.installed().items())
+
+
+def assets() -> str:
+    """Meshes and textures are there."""
+    from wovr_jax.sim import libero_setup
+
+    with faults():
+        found = libero_setup.assets_folder()
+    if found is None:
+        raise FaultError(
+            f"no assets; they are downloaded on first use, or lie in a folder named by ${libero_setup.ASSETS}\n"
+            f"{sys.executable} -c 'from wovr_jax.sim import libero_setup; libero_setup.download_assets()'"
+        )
+    return f"{found}, sha256 {libero_setup.hash_folder(found)[:12]}"
+
+
+def renderer() -> str:
+    """EGL or OSMesa draws."""
+    from wovr_jax.sim import libero_setup
+
+    with faults():
+        chosen = libero_setup.choose_renderer()
+    others = [f"{name}: {problem}" for name in libero_setup.LIBRARIES if (problem := libero_setup.try_renderer(name))]
+    return f"{chosen}{f' ({others[0]})' if others else ''}"
+
+
+def step() -> str:
+    """One environment in a worker process takes and draws a step."""
+    from wovr_jax.sim import libero_worker
+    from wovr_jax.sim.libero_pool import Lost, Pool
+    from wovr_jax.sim.libero_tasks import protocol, trials
+    from wovr_jax.sim.libero_worker import SceneConfig
+
+    began = time.perf_counter()
+    with faults(), Pool(1, SceneConfig()) as pool:
+        pool.send(0, libero_worker.begin, trials("libero_spatial", [0], only=[0])[0], protocol("openvla"))
+        _, seen = pool.receive()
+    if isinstance(seen, Lost):
+        raise FaultError(
+            f"{seen.reason.splitlines()[-1]}\nsee the text above; {sys.executable} launch/doctor.py --libero"
+        )
+    shades = len(set(seen.frame_FHWC[0].reshape(-1, 3).sum(-1).tolist()))
+    if shades < 50:
+        raise FaultError(
+            f"the frame has {shades} shades: nothing was drawn\nMUJOCO_GL=osmesa {sys.executable} {__file__} --step"
+        )
+    return f"256 x 256 pixels of libero_spatial, task 0, in {time.perf_counter() - began:.0f} s"
+
+
+@contextlib.contextmanager
+def faults() -> Iterator[None]:
+    """LIBERO's complaints as faults; their last line mends them."""
+    from wovr_jax.sim.libero_setup import LiberoError
+
+    try:
+        yield
+    except LiberoError as error:
+        *what, line = str(error).splitlines()
+        raise FaultError(f"{' '.join(what) or line}\n{line if what else ''}") from error
+
+
+if __name__ == "__main__":
+    main()
