@@ -43,8 +43,8 @@ class LiberoExpertConfig:
     noise: float = 0.0
     flaw: str = "none"
     flawed_share: float = 1.0
-    release_low: float = 0.2
-    release_high: float = 0.8
+    release_low: float = 0.1
+    release_high: float = 0.6
     linger: int = 0
     seed: int = 0
 
@@ -225,7 +225,8 @@ class PickAndPlace:
         thing_3, goal_3 = self._thing_at(hand_3), self._place(self.goal)
         left = np.linalg.norm((thing_3 - goal_3)[:2])
         whole = np.linalg.norm(goal_3[:2] - self.from_2)
-        if self.flaw == "early_release" and left < (1 - self.release) * whole:
+        # Nearer than this, what is let go may slide to where it should have been put.
+        if self.flaw == "early_release" and left < max((1 - self.release) * whole, 0.10):
             self._begin("rest")
         elif left < 0.012 or self.age > 80:
             self._begin("lower")

@@ -1,0 +1,162 @@
+"""Episodes of the real simulator onto the disk, task by task, so that an interruption costs one task.
+
+A task's episodes are a folder under ``<folder>.parts``; when all tasks are there they are merged into ``folder``.
+The same call goes on after an interruption. How every trial ended, recorded or not, stands in the manifest's meta
+under ``outcomes``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from wovr_jax.data import episodes as disk
+from wovr_jax.data.merge import merge
+from wovr_jax.metrics import wilson
+from wovr_jax.run import write_json
+from wovr_jax.sim.libero import Outcome
+from wovr_jax.sim.libero_tasks import Trial
+from wovr_jax.types import Episode
+
+KEEPS = ("all", "successes")
+OUTCOMES = "outcomes.json"
+
+
+def collect(
+    act: Callable[[Sequence[Trial]], Iterable[Outcome]],
+    wanted: Sequence[Trial],
+    folder: str | os.PathLike,
+    *,
+    meta: Mapping[str, Any],
+    keep: str = "all",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes the episodes of ``wanted`` to ``folder`` and returns the manifest.
+
+    Args:
+      act: runs trials and records them, e.g. ``lambda part: demonstrations(pool, part, protocol)``.
+      wanted: the trials.
+      folder: the episode folder.
+      meta: facts for the manifest; other facts begin anew, equal ones go on.
+      keep: ``"all"`` episodes or only ``"successes"``.
+      overwrite: whether an episode folder that is there may be replaced.
+
+    Raises:
+      EpisodesError: a folder that may not be replaced, parts that were made with other facts, or no episode to keep.
+    """
+    if keep not in KEEPS:
+        raise ValueError(f"keep: expected one of {', '.join(KEEPS)}, got {keep!r}")
+    folder = pathlib.Path(folder).expanduser().absolute()
+    if folder.exists() and not overwrite:
+        raise disk.EpisodesError(f"{folder} exists already; add --overwrite to replace it, or name another folder.")
+    parts = folder.with_name(f"{folder.name}.parts")
+    _claim(parts, {**meta, "keep": keep, "trials": [name_of(trial) for trial in wanted]})
+    tasks = list(dict.fromkeys(trial.task for trial in wanted))
+    with tqdm(total=len(wanted), desc=folder.name, unit="episode") as bar:
+        for task in tasks:
+            part = parts / f"{task.suite}-{task.index:02d}"
+            trials = [trial for trial in wanted if trial.task == task]
+            if not (part / OUTCOMES).is_file():
+                _task(act, trials, part, keep, bar)
+            else:
+                bar.update(len(trials))
+    made = [parts / f"{task.suite}-{task.index:02d}" for task in tasks]
+    outcomes = [line for part in made for line in json.loads((part / OUTCOMES).read_text())]
+    recorded = [part / "episodes" for part in made if (part / "episodes").is_dir()]
+    facts = merge(recorded, folder, meta={**meta, "keep": keep, "outcomes": outcomes}, overwrite=overwrite)
+    shutil.rmtree(parts)
+    return facts
+
+
+def _claim(parts: pathlib.Path, asked: Mapping[str, Any]) -> None:
+    """Parts go on only with the settings that they were begun with."""
+    mark, asked = parts / "asked.json", json.loads(json.dumps(asked))
+    if mark.is_file() and json.loads(mark.read_text()) != asked:
+        raise disk.EpisodesError(
+            f"{parts} was begun with other settings. Ask for the same again to finish it, or remove it to begin anew."
+        )
+    parts.mkdir(parents=True, exist_ok=True)
+    write_json(mark, asked)
+
+
+def _task(
+    act: Callable[[Sequence[Trial]], Iterable[Outcome]],
+    trials: Sequence[Trial],
+    part: pathlib.Path,
+    keep: str,
+    bar: Any,
+) -> None:
+    outcomes: list[dict[str, Any]] = []
+
+    def recorded() -> Iterator[Episode]:
+        for outcome in in_order(act(trials), trials):
+            outcomes.append(line_of(outcome))
+            bar.set_postfix_str(f"{sum(bool(line['success']) for line in outcomes)} of {len(outcomes)} in this task")
+            bar.update()
+            if outcome.episode is not None and (keep == "all" or outcome.success):
+                yield outcome.episode
+
+    part.mkdir(parents=True, exist_ok=True)
+    episodes = recorded()
+    first = next(episodes, None)
+    if first is not None:
+        with disk.EpisodeWriter(part / "episodes", overwrite=True) as writer:
+            writer.add(first)
+            for episode in episodes:
+                writer.add(episode)
+    write_json(part / OUTCOMES, outcomes)
+
+
+def in_order(outcomes: Iterable[Outcome], trials: Sequence[Trial]) -> Iterator[Outcome]:
+    """The outcomes in the order of their trials, however the workers took turns: equal runs make equal folders."""
+    early: dict[Trial, Outcome] = {}
+    order = iter(trials)
+    due = next(order, None)
+    for outcome in outcomes:
+        early[outcome.trial] = outcome
+        while due in early:
+            yield early.pop(due)
+            due = next(order, None)
+
+
+def name_of(trial: Trial) -> str:
+    """A trial as a word, for files: ``libero_spatial/3/17/0`` is task 3 from state 17 with seed 0."""
+    return f"{trial.task.suite}/{trial.task.index}/{trial.init}/{trial.seed}"
+
+
+def line_of(outcome: Outcome) -> dict[str, Any]:
+    """What is kept of an outcome besides its episode."""
+    return {
+        "trial": name_of(outcome.trial),
+        "success": outcome.success,
+        "steps": outcome.steps,
+        "tries": outcome.tries,
+        "lost": list(outcome.lost),
+    }
+
+
+def table(lines: Sequence[Mapping[str, Any]], instructions: Mapping[int, str]) -> str:
+    """Success by task and over all, with 95 % Wilson intervals; trials that no worker finished count as failures."""
+    rows = ["task   success  rate  95 %            steps  instruction"]
+    by_task: dict[int, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        by_task.setdefault(int(line["trial"].split("/")[1]), []).append(line)
+    for task, found in sorted(by_task.items()):
+        rows.append(f"{task:4d}  {_rate(found)}  {instructions[task]}")
+    rows.append(f" all  {_rate(lines)}")
+    if unfinished := sum(line["success"] is None for line in lines):
+        rows.append(f"{unfinished} of them were lost with their workers, every time they were tried")
+    return "\n".join(rows)
+
+
+def _rate(lines: Sequence[Mapping[str, Any]]) -> str:
+    won = [line for line in lines if line["success"]]
+    low, high = wilson(len(won), len(lines))
+    steps = f"{sum(line['steps'] for line in won) / len(won):5.0f}" if won else "    -"
+    return f"{len(won):3d}/{len(lines):<4d}  {len(won) / len(lines):.2f}  [{low:.3f}, {high:.3f}]  {steps}"
