@@ -98,7 +98,7 @@ def rollouts(
     Yields:
       an outcome for each trial, in the order in which they end.
     """
-    waiting = collections.deque((trial, ()) for trial in wanted)
+    waiting: collections.deque[tuple[Trial, tuple[str, ...]]] = collections.deque((trial, ()) for trial in wanted)
     running: dict[int, _Running] = {}
     while waiting or running:
         for index in range(len(pool)):

@@ -52,7 +52,7 @@ class Heights:
     """
 
     def __init__(self, model: Any, data: Any, without: int, arm_joint: int):
-        import mujoco
+        import mujoco  # pyright: ignore[reportMissingImports]
 
         self._model, self._data, self._without, self._ray = model, copy.copy(data), without, mujoco.mj_ray
         self._data.qpos[arm_joint] += SWING
@@ -79,7 +79,7 @@ def shape_points(model: Any, data: Any, body: int) -> np.ndarray:
     Raises:
       ValueError: when nothing of it collides.
     """
-    import mujoco
+    import mujoco  # pyright: ignore[reportMissingImports]
 
     kinds = mujoco.mjtGeom
     below = descendants(model, body)

@@ -81,10 +81,10 @@ class Pool:
           LiberoError: what a worker refused, e.g. a missing asset; trying again would not help.
         """
         while True:
-            busy = {slot.line: index for index, slot in enumerate(self._slots) if slot.busy}
+            busy: dict[Any, int] = {slot.line: index for index, slot in enumerate(self._slots) if slot.busy}
             if not busy:
                 raise RuntimeError("no worker is busy; send something first")
-            spoken = multiprocessing.connection.wait(list(busy), timeout=1.0)
+            spoken: list[Any] = multiprocessing.connection.wait(list(busy), timeout=1.0)
             for line in spoken:
                 answer = self._hear(busy[line])
                 if answer is not None:

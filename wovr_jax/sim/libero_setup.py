@@ -180,7 +180,7 @@ def prepare(renderer: str | None = None) -> pathlib.Path:
     os.environ["LIBERO_CONFIG_PATH"] = str(_config_file(package, assets).parent)
     if renderer:
         os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = renderer
-    import libero.libero as library
+    import libero.libero as library  # pyright: ignore[reportMissingImports]
 
     # Its own search knows the package and the hub, and not the file's `assets`.
     library._assets_path_cache = str(assets)

@@ -77,7 +77,7 @@ class Scene:
     """The environment of one task in this process."""
 
     def __init__(self, task: Task, cfg: SceneConfig):
-        from libero.libero.envs.env_wrapper import ControlEnv
+        from libero.libero.envs.env_wrapper import ControlEnv  # pyright: ignore[reportMissingImports]
 
         self.task, self.cfg = task, cfg
         self.states = init_states(task)
@@ -118,7 +118,7 @@ class Scene:
 
     def _place(self, tries: int = 100) -> None:
         """The environment's reset, again while its random placement finds no room."""
-        from robosuite.utils.errors import RandomizationError
+        from robosuite.utils.errors import RandomizationError  # pyright: ignore[reportMissingImports]
 
         # The wrapper's own reset() swallows every exception and tries for ever.
         for _ in range(tries):
@@ -166,7 +166,7 @@ class Scene:
 
     def _camera(self, name: str) -> Any:
         """An observable that draws when a frame is wanted, and is sampled when robosuite's own are."""
-        from robosuite.utils.observables import Observable, sensor
+        from robosuite.utils.observables import Observable, sensor  # pyright: ignore[reportMissingImports]
 
         @sensor(modality="image")
         def picture(_: Any) -> np.ndarray:
@@ -188,7 +188,7 @@ class Scene:
         self.env.close()
 
     def _observe(self, observation: dict[str, np.ndarray]) -> None:
-        from robosuite.utils.transform_utils import quat2axisangle
+        from robosuite.utils.transform_utils import quat2axisangle  # pyright: ignore[reportMissingImports]
 
         parts = (
             observation["robot0_eef_pos"],
@@ -199,7 +199,7 @@ class Scene:
 
     def _make_context(self) -> None:
         """A renderer for the model of this reset, as the environment itself would make it."""
-        from robosuite.utils.binding_utils import MjRenderContextOffscreen
+        from robosuite.utils.binding_utils import MjRenderContextOffscreen  # pyright: ignore[reportMissingImports]
 
         sim = self.env.sim
         if sim._render_context_offscreen is not None:
@@ -210,7 +210,7 @@ class Scene:
         context = MjRenderContextOffscreen(sim, device_id=-1)
         context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # collision shapes off, visual ones on
         if fast:
-            import mujoco
+            import mujoco  # pyright: ignore[reportMissingImports]
 
             context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
 

@@ -1,0 +1,97 @@
+"""Collection task by task: order, resumption, what is kept. Fake outcomes; no simulator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wovr_jax.data import episodes as disk
+from wovr_jax.data.episodes import EpisodesError
+from wovr_jax.sim.libero import Outcome, record
+from wovr_jax.sim.libero_collect import collect, in_order, line_of, table
+from wovr_jax.sim.libero_tasks import Task, Trial
+from wovr_jax.sim.libero_worker import Seen
+
+TASKS = [Task("libero_x", index, f"task_{index}", f"task {index}") for index in range(3)]
+WANTED = [Trial(task, init) for task in TASKS for init in range(3)]
+META = {"sim": "libero_x"}
+
+
+def outcome(trial, success=True):
+    rng = np.random.default_rng([trial.task.index, trial.init])
+    seen = [
+        Seen(
+            rng.integers(0, 256, (1, 4, 4, 3), np.uint8),
+            rng.integers(0, 256, (1, 4, 4, 3), np.uint8),
+            rng.normal(size=(1, 8)).astype(np.float32),
+            np.array([success and step == 2]),
+        )
+        for step in range(3)
+    ]
+    action_SA = rng.uniform(-1, 1, (2, 7))
+    episode = record(trial, seen, action_SA, action_SA, "expert", {"protocol": "openvla"})
+    return Outcome(trial, success, 2, episode=episode)
+
+
+def backwards(trials):
+    """As workers of unequal speed would end."""
+    return (outcome(trial) for trial in reversed(trials))
+
+
+def test_episodes_lie_in_the_order_of_their_trials(tmp_path):
+    facts = collect(backwards, WANTED, tmp_path / "made", meta=META)
+    made = disk.read(tmp_path / "made")
+    assert [(episode.task, episode.origin["init"]) for episode in made] == [(t, i) for t in range(3) for i in range(3)]
+    assert facts["successes"] == 9 and facts["meta"]["outcomes"][5]["trial"] == "libero_x/1/2/0"
+    assert made[0].state_SD.shape == (3, 8) and made[0].wrist_SHWC.shape == (3, 4, 4, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made"]
+
+
+def test_an_interruption_costs_the_task_it_was_in(tmp_path):
+    ran = []
+
+    def act(trials):
+        for trial in trials:
+            if trial.task.index == 1 and trial.init == 2 and len(ran) < 6:
+                raise KeyboardInterrupt
+            ran.append((trial.task.index, trial.init))
+            yield outcome(trial)
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(act, WANTED, tmp_path / "made", meta=META)
+    assert not (tmp_path / "made").exists()
+    with pytest.raises(EpisodesError, match="was begun with other settings"):
+        collect(act, WANTED, tmp_path / "made", meta={"sim": "another"})
+    ran.append("again")
+    collect(act, WANTED, tmp_path / "made", meta=META)
+    assert ran[6:] == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]  # task 0 was whole
+    collect(backwards, WANTED, tmp_path / "once", meta=META)
+    pairs = zip(disk.read(tmp_path / "made"), disk.read(tmp_path / "once"), strict=True)
+    assert all(np.array_equal(a.frame_SHWC, b.frame_SHWC) for a, b in pairs)
+
+
+def test_only_successes_and_a_task_without_any(tmp_path):
+    def act(trials):
+        return [outcome(trial, success=trial.task.index == 2 and trial.init > 0) for trial in trials]
+
+    facts = collect(act, WANTED, tmp_path / "made", meta=META, keep="successes")
+    assert facts["episodes"] == 2 and len(facts["meta"]["outcomes"]) == 9
+    with pytest.raises(EpisodesError, match="no parts"):
+        collect(lambda trials: [outcome(t, False) for t in trials], WANTED, tmp_path / "b", meta=META, keep="successes")
+    with pytest.raises(EpisodesError, match="exists already"):
+        collect(act, WANTED, tmp_path / "made", meta=META)
+    with pytest.raises(ValueError, match="all, successes"):
+        collect(act, WANTED, tmp_path / "c", meta=META, keep="best")
+
+
+def test_the_table_counts_lost_trials_as_failures():
+    lines = [line_of(outcome(trial)) for trial in WANTED[:3]]
+    lines.append(line_of(Outcome(WANTED[3], None, 0, 3, ("died",) * 3)))
+    shown = table(lines, {task.index: task.instruction for task in TASKS})
+    assert "3/3     1.00  [0.438, 1.000]" in shown and "0/1     0.00" in shown
+    assert "  3/4     0.75" in shown.splitlines()[-2] and "1 of them were lost" in shown
+
+
+def test_in_order_waits_only_for_what_is_due():
+    order = in_order((outcome(WANTED[i]) for i in (1, 0, 2)), WANTED[:3])
+    assert [out.trial for out in order] == WANTED[:3]
