@@ -65,17 +65,18 @@ def convert(
         raise disk.EpisodesError(f"{out} exists already; add --overwrite to replace it, or name another folder.")
     asked = {"how": vars(how), "instructions": list(instructions), **meta}
     parts_folder = out.with_name(f"{out.name}.parts")
-    parts, refused = [], []
+    parts, refused, first = [], [], 0
     for name, source in tqdm(sources, desc="sources", disable=len(sources) < 2):
         part = parts_folder / _part_name(name, asked)
         try:
             if not (part / disk.MANIFEST).is_file():
-                made = _episodes(name, read(source), instructions, how)
+                made = _episodes(name, read(source), instructions, how, first)
                 disk.write(part, made, meta=asked, overwrite=True)
         except SourceError as error:
             refused.append(str(error))
             continue
         parts.append(part)
+        first += disk.manifest(part)["episodes"]
     if refused and not (skip and parts):
         raise SourceError("\n".join(["These sources cannot be read; --skip leaves them out.", *refused]))
     for message in refused:
@@ -86,9 +87,11 @@ def convert(
     return facts
 
 
-def _episodes(name: str, demos: Iterable[Demo], instructions: Sequence[str], how: Conventions) -> Iterator[Episode]:
+def _episodes(
+    name: str, demos: Iterable[Demo], instructions: Sequence[str], how: Conventions, first: int
+) -> Iterator[Episode]:
     numbers = {text: number for number, text in enumerate(instructions)}
-    for seed, demo in enumerate(tqdm(demos, desc=name, leave=False, mininterval=0.5)):
+    for seed, demo in enumerate(tqdm(demos, desc=name, leave=False, mininterval=0.5), first):
         if demo.instruction not in numbers:
             raise SourceError(f"{demo.name}: {demo.instruction!r} is not among the {len(numbers)} tasks.")
         yield to_episode(demo, numbers[demo.instruction], seed, how)
