@@ -39,11 +39,12 @@ FLOORS = (
     ("data",),
     ("world", "policy", "reward", "sim"),
     ("imagine", "bridge"),
-    ("learner", "evaluate", "export", "report"),
+    ("learner", "evaluate", "export", "report", "probe"),
     ("recipe",),
     ("programs",),
     ("stages",),
     ("studies",),
+    ("world_study",),
     ("pace",),
 )
 """Imports go down only. Rooms above the ground floor do not see their neighbours; on the ground floor they may."""

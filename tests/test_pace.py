@@ -178,12 +178,15 @@ class Interrupts:
         self.met: list[str] = []
         fit, make_stage, write = loop.fit, Run._make, disk.write
 
-        def cut_fit(name: str, state: Any, step: Any, steps: int, **options: Any) -> Any:
-            def on_step(done: int, state: Any) -> None:
+        def cut_fit(name: str, state: Any, step: Any, steps: int, on_step: Any = None, **options: Any) -> Any:
+            watch = on_step or (lambda done, state: None)
+
+            def cut(done: int, state: Any) -> Any:
                 if done == max(1, steps // 2):
                     self.here(f"{name}: step {done}")
+                return watch(done, state)
 
-            return fit(name, state, step, steps, on_step=on_step, **options)
+            return fit(name, state, step, steps, on_step=cut, **options)
 
         def cut_write(folder: pathlib.Path, made: Any, **options: Any) -> Any:
             return write(folder, self._some(f"{folder.parent.name}: third episode", made), **options)

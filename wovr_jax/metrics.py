@@ -92,14 +92,21 @@ def video(path: str | os.PathLike, frame_THWC: np.ndarray, fps: int = 10) -> pat
       frame_THWC: (T, H, W, 3) uint8, or float in [-1, 1].
       fps: frames in a second.
     """
-    frame_THWC = _enlarge(_as_uint8(frame_THWC))
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.stem + ".new.mp4")
-    _, height, width, _ = frame_THWC.shape
-    raw = f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} -framerate {fps} -i -"
     # Rate factor 16: large flat squares cost little, and blur here would be blamed on the model.
     coded = "-codec:v libx264 -crf 16 -pix_fmt yuv420p -movflags +faststart"
+    return _ffmpeg(pathlib.Path(path), _enlarge(_as_uint8(frame_THWC)), f"-framerate {fps}", coded)
+
+
+def image(path: str | os.PathLike, frame_HWC: np.ndarray) -> pathlib.Path:
+    """Writes a PNG of (H, W, 3), uint8 or float in [-1, 1], enlarged as :func:`video` does."""
+    return _ffmpeg(pathlib.Path(path), _enlarge(_as_uint8(np.asarray(frame_HWC)[None])), "", "-frames:v 1 -codec:v png")
+
+
+def _ffmpeg(path: pathlib.Path, frame_THWC: np.ndarray, rate: str, coded: str) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.stem}.new{path.suffix}")
+    _, height, width, _ = frame_THWC.shape
+    raw = f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} {rate} -i -"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *raw.split(), *coded.split(), str(fresh)]
     # Not through imageio's writer: it forks from Python, which JAX's threads do not survive safely.
     done = subprocess.run(command, input=frame_THWC.tobytes(), capture_output=True, start_new_session=True)

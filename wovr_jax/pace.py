@@ -11,13 +11,12 @@ this file only asks for the products of a job and writes down what came out.
 from __future__ import annotations
 
 import os
-import pathlib
 import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from wovr_jax import config, metrics, report, runtime, studies
+from wovr_jax import config, metrics, report, runtime, studies, world_study
 from wovr_jax.recipe import Recipe
 from wovr_jax.run import Run, write_json
 from wovr_jax.stages import Stages
@@ -37,14 +36,15 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike) -> Res
       ConfigError: settings that do not fit, an unknown job.
       RunError: a folder that holds something else.
     """
-    if job not in JOBS and job not in studies.STUDIES:
-        raise config.ConfigError(f"config.job: expected one of {', '.join((*JOBS, *studies.STUDIES))}, got {job!r}.")
+    known = (*JOBS, *studies.STUDIES, world_study.JOB)
+    if job not in known:
+        raise config.ConfigError(f"config.job: expected one of {', '.join(known)}, got {job!r}.")
     recipe = config.from_dict(Recipe, settings)
     opened = Run(folder, config.to_dict(recipe))
     runtime.enable_compile_cache(opened.folder.parent / ".jax_cache")
     begin = time.perf_counter()
-    if job in studies.STUDIES:
-        results = _studied(job, recipe, opened.folder) | {"seconds": time.perf_counter() - begin}
+    if job not in JOBS:
+        results = _studied(job, recipe, opened) | {"seconds": time.perf_counter() - begin}
     else:
         stages = Stages(recipe, opened)
         JOBS[job](stages)
@@ -85,19 +85,21 @@ JOBS: dict[str, Callable[[Stages], Any]] = {
 }
 
 
-def _studied(job: str, recipe: Recipe, folder: pathlib.Path) -> Results:
+def _studied(job: str, recipe: Recipe, run: Run) -> Results:
     """The results of a study: its table in the place of phases. What has run so far can be read meanwhile."""
     facts = {"name": recipe.name, "job": job, "seed": recipe.seeds[0], "versions": runtime.versions()}
     facts |= {"device": runtime.device_name(), "phases": []}
 
-    def results(table: list[dict[str, Any]]) -> Results:
-        return facts | {"peak_rss_gb": runtime.peak_rss_gb(), "study": table}
+    def results(found: Results) -> Results:
+        return facts | {"peak_rss_gb": runtime.peak_rss_gb(), **found}
 
-    def keep(table: list[dict[str, Any]]) -> None:
-        write_json(folder / "results.json", results(table))
-        report.write(folder)
+    def keep(found: Results) -> None:
+        write_json(run.folder / "results.json", results(found))
+        report.write(run.folder)
 
-    return results(studies.study(job, recipe, folder, keep))
+    if job == world_study.JOB:
+        return results(world_study.study(recipe, run, keep))
+    return results({"study": studies.study(job, recipe, run.folder, lambda table: keep({"study": table}))})
 
 
 def summary(stages: Stages, seconds: float) -> Results:

@@ -75,6 +75,7 @@ def page(
         "lead": "".join(f'<p class="lead">{html.escape(sentence)}</p>\n' for sentence in findings(results)),
         "success": _success(results.get("phases") or ()),
         "study": _study(results.get("study") or ()),
+        "tables": "".join(map(_titled, results.get("tables") or ())),
         "comparison": _comparison(results.get("comparison") or ()),
         "films": _films(results.get("comparison") or (), pathlib.Path(folder)),
         "curves": _curves(curves),
@@ -93,6 +94,7 @@ def table(results: Results) -> str:
     tables = (
         _policies(results.get("phases") or ()),
         _variants(results.get("study") or ()),
+        *(one["rows"] for one in results.get("tables") or ()),
         _worlds(results.get("comparison") or ()),
         _accounts(results.get("ledger") or {}),
     )
@@ -234,6 +236,12 @@ def _study(study: Sequence[Results]) -> str:
     rows = [(row["says"], [("true", row["gain"], row["low"], row["high"])], _signed(row["gain"])) for row in study]
     low, high = (edge([row[end] for row in study], default=0) for edge, end in ((min, "low"), (max, "high")))
     return figures.intervals(rows, min(low, -0.1), max(high, 0.1)) + _table(_variants(study)) if rows else ""
+
+
+def _titled(table: Results) -> str:
+    """A table that a job brings along, with its own title and explanation."""
+    title, why = (html.escape(table[part]) for part in ("title", "why"))
+    return f'<h2>{title}</h2>\n<p class="why">{why}</p>\n{_table(table["rows"])}'
 
 
 def _comparison(comparison: Sequence[Results]) -> str:

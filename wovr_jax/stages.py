@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax import assets, checkpoint, evaluate, learner, loop, metrics, runtime
+from wovr_jax.config import ConfigError, diff
 from wovr_jax.data import batches, normalize
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
@@ -35,13 +36,24 @@ from wovr_jax.reward import fit as reward_fit
 from wovr_jax.run import Run
 from wovr_jax.sim import collect, tabletop
 from wovr_jax.types import Array, Episode, Imagined
+from wovr_jax.world import fit as world_fit
 from wovr_jax.world import model as world_model
-from wovr_jax.world import train as world_training
 from wovr_jax.world.model import WorldConfig
 
 Params = dict[str, Any]
 SPAN = 10_000_000
 """Layout seeds of one run: its demonstrations, collections and evaluation lie in disjoint parts of this range."""
+
+
+def layouts(seed: int, purpose: str, count: int) -> np.ndarray:
+    """Reset seeds, disjoint between purposes and between runs of different seeds."""
+    if purpose == "evaluate":
+        low = SPAN - 1_000_000
+    elif purpose == "demonstrations":
+        low = 0
+    else:
+        low = 1_000_000 * (1 + int(purpose.removeprefix("collect-")))
+    return seed * SPAN + low + np.arange(count, dtype=np.int32)
 
 
 class Stages:
@@ -60,14 +72,7 @@ class Stages:
         return runtime.key(self.recipe.seed, *names)
 
     def layouts(self, purpose: str, count: int) -> np.ndarray:
-        """Reset seeds, disjoint between purposes and between runs of different seeds."""
-        if purpose == "evaluate":
-            low = SPAN - 1_000_000
-        elif purpose == "demonstrations":
-            low = 0
-        else:
-            low = 1_000_000 * (1 + int(purpose.removeprefix("collect-")))
-        return self.recipe.seed * SPAN + low + np.arange(count, dtype=np.int32)
+        return layouts(self.recipe.seed, purpose, count)
 
     # --- data and base policy ---------------------------------------------------------------
 
@@ -98,8 +103,11 @@ class Stages:
 
     @functools.cached_property
     def fresh_world(self) -> Params:
-        """Random weights of the world model's transformer."""
-        return world_model.networks(self._vae[0])[0].init(self.key("world"))
+        """Where the transformer of the world model starts: random weights, or those of ``recipe.world_weights``."""
+        network = world_model.networks(self.vae[0])[0]
+        if self.recipe.world_weights:
+            return _given(pathlib.Path(self.recipe.world_weights).expanduser(), network.shapes())
+        return network.init(self.key("world"))
 
     @functools.cached_property
     def fresh_reward(self) -> Params:
@@ -128,7 +136,7 @@ class Stages:
     @functools.cached_property
     def programs(self) -> Programs:
         """The compiled rollouts of this run."""
-        return Programs(self.recipe, self.codec, self._vae[0], self.prompt_KL)
+        return Programs(self.recipe, self.codec, self.vae[0], self.prompt_KL)
 
     # --- the true simulator -----------------------------------------------------------------
 
@@ -158,38 +166,26 @@ class Stages:
     # --- the learned simulator --------------------------------------------------------------
 
     @functools.cached_property
-    def _vae(self) -> tuple[WorldConfig, Params]:
+    def vae(self) -> tuple[WorldConfig, Params]:
         """The world model's settings with the shipped VAE's statistics, and its weights."""
         config, params = self._asset(self.recipe.vae)
         return dataclasses.replace(self.recipe.world, vae=config), params
 
     def world(self, round_: int) -> Params:
         """World model of a round: trained from nothing in round 0, refreshed after that (PACE)."""
-        cfg, vae_params = self._vae
-        name = f"world-{round_}"
-        train = self.recipe.world_train
+        cfg, vae_params = self.vae
+        name, train = f"world-{round_}", self.recipe.world_train
+        train = dataclasses.replace(train, **dataclasses.asdict(self.recipe.refresh)) if round_ else train
+        begin = self.world(round_ - 1) if round_ else {"dit": self.fresh_world, "vae": vae_params}
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
-            new, held = self._latents(self.collected(round_) + (self.demonstrations if round_ == 0 else []))
-            old = self._latents(self._pool(round_ - 1))[0] if round_ else None
-            first = self.world(round_ - 1)["dit"] if round_ else self.fresh_world
-            stage = dataclasses.replace(train, **dataclasses.asdict(self.recipe.refresh)) if round_ else train
-            state, step = world_training.make(cfg, stage, first, new, self.key(name), replay=old)
-            measure = world_training.validation(cfg, stage, held, self.key(name, "validation"))
-            state = loop.fit(name, state, step, stage.steps, log=self.run.log, folder=folder)
-            weights = world_training.weights(state)
-            checkpoint.save(folder / "dit", weights)
-            final = {key: float(value) for key, value in measure(weights).items()}
-            self.run.log.scalars(name, stage.steps, final)
-            return final | {"windows": new.count}
+            new = self.collected(round_) + (self.demonstrations if round_ == 0 else [])
+            old, cache = self._pool(round_ - 1) if round_ else [], self.run.folder / "latents"
+            key, log = self.key(name), self.run.log
+            return world_fit.fit(cfg, train, begin, new, key, folder, old=old, cache=cache, name=name, log=log)
 
-        dit = self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "dit", self.fresh_world))
+        dit = self.run.stage(name, make, lambda folder: world_fit.load(train, begin["dit"], folder))
         return {"dit": dit, "vae": vae_params}
-
-    def _latents(self, episodes: list[Episode]) -> tuple[world_training.Latents, world_training.Latents]:
-        cfg, vae_params = self._vae
-        cut = batches.windows(episodes, memory=cfg.slots, new=cfg.chunk, partial=True)
-        return world_training.encode_windows(cfg, vae_params, cut)
 
     def _retold(self, round_: int, episodes: list[Episode]) -> list[Episode]:
         """The same actions in the learned world: imagined frames under the true labels.
@@ -198,7 +194,7 @@ class Stages:
         success looks like.
         """
         batch, chunk = self.recipe.collect.batch, self.recipe.policy.chunk
-        table = start_states.initial(episodes, memory=self._vae[0].slots)
+        table = start_states.initial(episodes, memory=self.vae[0].slots)
         told = []
         for low in range(0, len(episodes), batch):
             row_B = np.resize(np.arange(low, min(low + batch, len(episodes))), batch)
@@ -246,7 +242,7 @@ class Stages:
         online = self.recipe.dream.world == "true" and not cfg.share
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
-            slots = self._vae[0].slots
+            slots = self.vae[0].slots
             table = start_states.initial(self.demonstrations if online else self._pool(round_), memory=slots)
             if cfg.share:
                 rng = np.random.default_rng([self.recipe.seed, round_])
@@ -346,7 +342,7 @@ class Stages:
                 self.policy(round_), seeds, self.key("evaluate"), cfg.temperature
             ):
                 padded = jnp.asarray(np.resize(part, cfg.collect.batch))
-                start = collect.begin(padded, self.prompt_KL, cfg.sim, self._vae[0].slots)
+                start = collect.begin(padded, self.prompt_KL, cfg.sim, self.vae[0].slots)
                 # The learned world knows no simulator state; so it is the program of `_retold`.
                 start = dataclasses.replace(start, sim=None)
                 dream = self.programs.replay(self.world(world_round), reward, start, true.action_BNTA, self.key(name))
@@ -372,6 +368,22 @@ class Stages:
         self.policy(round_)
         self.reward(world_round)
         return self.run.stage(name, make, lambda folder: self.run.facts[name])
+
+
+def _given(path: pathlib.Path, shapes: Params) -> Params:
+    """Weights of a finished run or of an import, as the network keeps them."""
+    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+    try:
+        found = (
+            assets.load_asset(path.stem, path.parent)[1] if path.suffix == ".json" else checkpoint.restore(path, like)
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.world_weights: {error}") from error
+    there, here = (jax.tree.map(lambda leaf: str(leaf.shape), tree) for tree in (found, like))
+    if different := diff(there, here):
+        shown = "\n  ".join(f"{name}: {old} there, {new} here" for name, (old, new) in list(different.items())[:12])
+        raise ConfigError(f"config.world_weights: {path} is of another network, {len(different)} differ:\n  {shown}")
+    return jax.tree.map(lambda leaf, own: jnp.asarray(leaf, own.dtype), found, like)
 
 
 def _film(rollout: Imagined, row: int) -> np.ndarray:

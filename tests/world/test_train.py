@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.data.batches import windows
+from wovr_jax.nn import lora
+from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.runtime import count_compiles
-from wovr_jax.types import NULL_ACTION, Episode
+from wovr_jax.types import NULL_ACTION
 from wovr_jax.world import flow, model, train
+from wovr_jax.world.latents import Batch, Latents
 from wovr_jax.world.model import WorldConfig
-from wovr_jax.world.train import Batch, Latents, WorldTrainConfig
+from wovr_jax.world.train import WorldTrainConfig
 
 CFG = WorldConfig.fake()
 TRAIN = WorldTrainConfig.fake()
@@ -136,7 +138,7 @@ def test_training_learns_and_resumes_bit_for_bit(dit_params):
         again, _ = step(again, jnp.asarray(i, jnp.int32))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(state))
 
-    averaged, last = jax.tree.leaves(train.weights(state)), jax.tree.leaves(state.params)
+    averaged, last = jax.tree.leaves(train.trained(state)), jax.tree.leaves(state.params)
     assert any(not np.array_equal(a, b) for a, b in zip(averaged, last, strict=True))
 
 
@@ -176,49 +178,48 @@ def test_validation_is_repeatable_and_knows_the_copy(dit_params):
     )
 
 
-def episodes(count=3, steps=14):
-    rng = np.random.default_rng(0)
-    frame = rng.integers(0, 256, (count, steps + 1, 16, 16, 3), np.uint8)
-    action = rng.uniform(-1, 1, (count, steps, 7)).astype(np.float32)
-    none = np.zeros(steps + 1, bool)
-    return [Episode(frame[e], action[e], none, "reach", 0, e, "base", action[e]) for e in range(count)]
-
-
-def test_encoded_windows_are_the_encoded_frames():
-    runs = episodes()
-    cfg = WorldConfig.fake(memory=1)
-    _, vae = model.networks(cfg)
-    params = vae.init(jax.random.key(0))
-    index = windows(runs, val_share=0.4)
-    fit, held = train.encode_windows(cfg, params, index, batch=4)
-    assert fit.count == len(index.train_I2) and held.count == len(index.val_I2)
-    assert (fit.starts, held.starts) == (index.train_starts, index.val_starts)
-    assert fit.latent_Ifhwc.shape[1:] == (4, 2, 2, 4)
-
-    encode = jax.jit(lambda frame: vae(params, frame[None] / 127.5 - 1.0, method="encode")[0])
-    row = int(np.flatnonzero(np.asarray(index.train_I2)[:, 1] == 2)[0])
-    run = runs[int(index.train_I2[row, 0])]
-    # Window from frame 2, one memory frame: anchor, frame 5 four times, frames 6..13 and what produced them.
-    want = encode(run.frame_SHWC[[0, 5, 5, 5, 5, *range(6, 14)]].astype(np.float32))
-    np.testing.assert_allclose(fit.latent_Ifhwc[row], want, atol=1e-4)
-    null = np.float32(NULL_ACTION)
-    np.testing.assert_array_equal(fit.action_IFA[row], np.stack([null] * 4 + list(run.action_SA[4:13])))
-
-    begin = runs[int(index.train_I2[0, 0])]
-    want = encode(begin.frame_SHWC[[0] * 5 + list(range(1, 9))].astype(np.float32))
-    np.testing.assert_allclose(fit.latent_Ifhwc[0], want, atol=1e-4)
-    np.testing.assert_array_equal(fit.action_IFA[0], np.stack([null] * 5 + list(begin.action_SA[:8])))
-    still = encode(begin.frame_SHWC[[0] * 13].astype(np.float32))
-    np.testing.assert_allclose(fit.static_Efhwc[int(fit.episode_I[0])], still, atol=1e-4)
-
-
 def test_refuses_what_cannot_be_trained_on(dit_params):
     empty = jax.tree.map(lambda leaf: leaf[:0], latents())
     with pytest.raises(ValueError, match="set of windows is empty"):
         train.make(CFG, TRAIN, dit_params, empty, jax.random.key(0))
     with pytest.raises(ValueError, match="no held-out window"):
         train.validation(CFG, TRAIN, empty, jax.random.key(0))
-    with pytest.raises(ValueError, match=r"3 \+ 8 frames after the anchor"):
-        train.encode_windows(CFG, {}, windows(episodes(), memory=3))
     with pytest.raises(ValueError, match="schedule"):
         WorldTrainConfig(schedule="linear")
+
+
+# --- adapters -------------------------------------------------------------------------------
+
+
+def test_only_adapters_are_trained_and_kept_and_folded_in_for_use():
+    params = model.networks(CFG)[0].init(jax.random.key(0))
+    # A network that was trained: its zero-initialised head would let no gradient through to the adapters.
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    settings = WorldTrainConfig.fake(steps=30, batch=8, lr=1e-2, static_share=0.0, lora=LoRAConfig.wan(rank=4))
+    before, data, key = jax.device_get(params), latents(), jax.random.key(5)
+    state, step = train.make(CFG, settings, params, data, key)
+    held = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]}
+    assert all("lora_" in name for name in held if "kernel" in name or "lora" in name)
+    whole = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < whole  # adapters and two moments, less than one network
+
+    seen = []
+    for i in range(30):
+        state, metrics = step(state, jnp.asarray(i, jnp.int32))
+        seen.append(float(metrics["velocity_mse"]))
+    assert np.mean(seen[-8:]) < 0.95 * np.mean(seen[:5])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), before)
+
+    merged = train.weights(settings, train.trained(state), params)
+    batch, k_loss = first_batch(), jax.random.key(9)
+    beside = train.loss(CFG, settings, lora.join(params, state.params), batch, k_loss)[0]
+    plain = dataclasses.replace(settings, lora=None)
+    folded, old = (train.loss(CFG, plain, one, batch, k_loss)[0] for one in (merged, params))
+    np.testing.assert_allclose(folded, beside, rtol=1e-4)
+    assert abs(float(folded - old)) > 1e-3 * float(old)  # what was learned is in the merged weights
+
+
+def test_adapters_without_a_layer_are_refused(dit_params):
+    settings = WorldTrainConfig.fake(lora=LoRAConfig(targets=("blocks/selfattn/*",)))
+    with pytest.raises(ValueError, match=r"no layer matches 'blocks/selfattn/\*'; there are: .*blocks/self_attn/q"):
+        train.make(CFG, settings, dit_params, latents(), jax.random.key(0))

@@ -2,7 +2,8 @@
 
 An asset is ``<name>.safetensors`` (float16 weights; a parameter's path joined by dots) and
 ``<name>.json``: the class and fields of its config, the settings of its training, what it
-scores, and the SHA-256 of the weights. ``launch/pretrain_tabletop.py`` makes them again.
+scores, and the SHA-256 of the weights. ``launch/pretrain_tabletop.py`` makes them again. Imported weights
+(``bridge.native``) have the same form in their own dtype, and load here too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from wovr_jax import config
 
@@ -39,8 +41,8 @@ def load_asset(name: str, folder: pathlib.Path = FOLDER) -> tuple[Any, Params]:
     path = folder / f"{name}.safetensors"
     if not path.is_file():
         raise AssetError(f"asset {name!r}: {path} is missing. Make it with launch/pretrain_tabletop.py.")
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != facts["sha256"]:
         raise AssetError(
             f"asset {name!r}: {path} has SHA-256 {digest}, its description says {facts['sha256']}. "
@@ -48,7 +50,9 @@ def load_asset(name: str, folder: pathlib.Path = FOLDER) -> tuple[Any, Params]:
         )
     module, _, class_name = facts["config_class"].partition(":")
     cls = getattr(importlib.import_module(module), class_name)
-    return config.from_dict(cls, facts["config"], f"{name}.json"), _nested(load(data))
+    with safe_open(path, "flax") as file:  # numpy knows no bfloat16
+        flat = {key: np.asarray(file.get_tensor(key), np.float32) for key in file.keys()}  # noqa: SIM118  no mapping
+    return config.from_dict(cls, facts["config"], f"{name}.json"), _nested(flat)
 
 
 def describe(name: str, folder: pathlib.Path = FOLDER) -> dict[str, Any]:
@@ -98,5 +102,5 @@ def _nested(flat: dict[str, np.ndarray]) -> Params:
         node = tree
         for part in parents:
             node = node.setdefault(part, {})
-        node[last] = value.astype(np.float32)
+        node[last] = value
     return tree

@@ -114,6 +114,7 @@ def windows(
     memory: int = 4,
     new: int = 8,
     start_cap: int | None = None,
+    stride: int = 1,
     partial: bool = False,
     val_share: float = 0.1,
 ) -> Windows:
@@ -125,6 +126,7 @@ def windows(
       new: frames to generate.
       start_cap: windows begin below this frame. The reference uses 250 for episodes of more
         than 256 frames; None allows every window.
+      stride: steps between the starts of an episode's windows.
       partial: also windows whose memory reaches one or more frames before the episode, which
         keyframes in the first ``memory - 1`` steps lead to.
       val_share: share of episodes held out.
@@ -133,7 +135,8 @@ def windows(
       NoDataError: when no episode is long enough.
     """
     val_E = split(episodes, val_share) if episodes else np.zeros(0, bool)
-    rows = {side: _window_rows(episodes, val_E == side, memory, new, start_cap, partial) for side in (False, True)}
+    how = (memory, new, start_cap, stride, partial)
+    rows = {side: _window_rows(episodes, val_E == side, *how) for side in (False, True)}
     if not len(rows[False][0]):
         longest = max((len(episode.action_SA) for episode in episodes), default=0)
         raise NoDataError(
@@ -153,7 +156,13 @@ def windows(
 
 
 def _window_rows(
-    episodes: Sequence[Episode], keep_E: np.ndarray, memory: int, new: int, start_cap: int | None, partial: bool
+    episodes: Sequence[Episode],
+    keep_E: np.ndarray,
+    memory: int,
+    new: int,
+    start_cap: int | None,
+    stride: int,
+    partial: bool,
 ) -> tuple[np.ndarray, int]:
     """Rows (episode, start) of the episodes in ``keep_E``, episode starts first, and how many those are."""
     lengths = [(e, len(episode.action_SA)) for e, episode in enumerate(episodes) if keep_E[e]]
@@ -163,7 +172,7 @@ def _window_rows(
         # Frames are 0 ... steps, and the last of the window is start + memory + new - 1.
         end = steps + 1 - (memory + new) + 1
         first = 2 - memory if partial else 0
-        later += [(e, start) for start in range(first, end if start_cap is None else min(end, start_cap))]
+        later += [(e, start) for start in range(first, end if start_cap is None else min(end, start_cap), stride)]
     return np.array(begin + later, np.int32).reshape(-1, 2), len(begin)
 
 

@@ -7,7 +7,7 @@ file gives it its start states and turns what it returns into ``Episode`` record
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +50,15 @@ def begin(seed_B: Array, prompt_KL: Array, cfg: TabletopConfig, memory: int = 4)
 
 
 def demonstrations(
-    seeds: Sequence[int] | np.ndarray, key: Array, expert: ExpertConfig, cfg: TabletopConfig, batch: int = 128
+    seeds: Sequence[int] | np.ndarray,
+    key: Array,
+    expert: ExpertConfig,
+    cfg: TabletopConfig,
+    batch: int = 128,
+    play: Callable = experts.demonstrate,
 ) -> Iterator[Episode]:
-    """Scripted demonstrations, one for each reset seed (``actor`` is ``"expert"``)."""
-    make = jax.jit(functools.partial(_demonstrate, expert=expert, cfg=cfg))
+    """Scripted episodes, one for each reset seed; ``play`` is ``experts.demonstrate`` or ``wander``."""
+    make = jax.jit(functools.partial(_demonstrate, expert=expert, cfg=cfg, play=play))
     for low in range(0, len(seeds), batch):
         part = np.asarray(seeds[low : low + batch], np.int32)
         padded = np.resize(part, batch)  # one compiled shape; the padding is dropped below
@@ -71,9 +76,11 @@ def demonstrations(
             )
 
 
-def _demonstrate(seed_B: Array, key: Array, expert: ExpertConfig, cfg: TabletopConfig) -> dict[str, Array]:
+def _demonstrate(
+    seed_B: Array, key: Array, expert: ExpertConfig, cfg: TabletopConfig, play: Callable
+) -> dict[str, Array]:
     keys = jax.random.split(key, seed_B.shape[0])
-    states, label, action = jax.vmap(lambda s, k: experts.demonstrate(s, k, expert, cfg))(seed_B, keys)
+    states, label, action = jax.vmap(lambda s, k: play(s, k, expert, cfg))(seed_B, keys)
     return {
         "frame": jax.vmap(jax.vmap(lambda s: tabletop.render(s, cfg)))(states),
         "success": jax.vmap(jax.vmap(lambda s: tabletop.success(s, cfg)))(states),

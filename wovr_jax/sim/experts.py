@@ -110,6 +110,31 @@ def demonstrate(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig)
     return states, label_SA, action_SA
 
 
+def wander(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[TabletopState, Array, Array]:
+    """Like ``demonstrate``, without flaws and without an end: once the block lies at its goal, the goal moves.
+
+    The first goal is the plate, every later one anywhere on the table. However long the episode, something moves in
+    it, which is what a world model is to be asked about at a late chunk.
+    """
+    first = tabletop.reset(jax.random.key(seed), sim)
+    flawless = ExpertState(release=jnp.array(0.0), idle=jnp.array(False))
+
+    def body(
+        carry: tuple[Array, TabletopState], key: Array
+    ) -> tuple[tuple[Array, TabletopState], tuple[TabletopState, Array, Array]]:
+        (goal, state), (k_goal, k_noise) = carry, jax.random.split(key)
+        there = tabletop.success(dataclasses.replace(state, plate=goal), sim)
+        goal = jnp.where(there, jax.random.uniform(k_goal, (2,), minval=0.15, maxval=0.85), goal)
+        _, label = act(flawless, dataclasses.replace(state, plate=goal), cfg, sim)
+        executed = _disturb(label, k_noise, cfg)
+        after = tabletop.step(state, executed, sim)
+        return (goal, after), (after, label, executed)
+
+    _, (states, label_SA, action_SA) = jax.lax.scan(body, (first.plate, first), jax.random.split(key, sim.horizon))
+    states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
+    return states, label_SA, action_SA
+
+
 def _disturb(label: Array, key: Array, cfg: ExpertConfig) -> Array:
     """What is executed: noisy deltas, and now and then a flipped gripper."""
     k_move, k_flip = jax.random.split(key)

@@ -27,10 +27,10 @@ INSTRUCTIONS = tuple(f"pick up the {colour} block and put it on the plate" for c
 _RGB = jnp.array([[0.86, 0.20, 0.18], [0.20, 0.66, 0.30], [0.20, 0.36, 0.85]])
 _TABLE = jnp.array([0.62, 0.54, 0.45])
 _PLATE = jnp.array([0.96, 0.96, 0.94])
-_OPEN = jnp.array([0.12, 0.12, 0.14])
+OPEN = jnp.array([0.12, 0.12, 0.14])
 _AWAY = 10.0
 """Added to the position of a block that is not on the table."""
-_CLOSED = jnp.array([0.98, 0.80, 0.16])
+CLOSED = jnp.array([0.98, 0.80, 0.16])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ def render(state: TabletopState, cfg: TabletopConfig) -> Array:
     for k in (1, 0):
         half = jnp.where(state.held == k, 0.105, 0.085)
         image = paint(image, square(state.block_K2[k], half), _RGB[state.colour_K[k]])
-    palm = jnp.where(state.closed, _CLOSED, _OPEN)
+    palm = jnp.where(state.closed, CLOSED, OPEN)
     image = paint(image, disc(state.gripper, 0.065), palm)
     return 2.0 * image - 1.0
 

@@ -1,0 +1,31 @@
+"""What each part of the world model contributes (WoVR, table 4): six small models a seed, three seeds, one table.
+
+The full model, and without the anchor, with one memory frame, without noisy context, with actions through AdaLN only
+and through cross-attention only, on scripted episodes of 128 steps that never come to rest. Held-out episodes are
+played again from their first frame; the table says how far chunks 1, 4 and 16 are from what happened.
+
+Command:   python launch/train.py --config=configs/world_study.py
+Hardware:  one CPU core, 4 GB of memory
+Expect:    see docs/world_model.md for the time and the table; every training is resumable
+"""
+
+from configs import common, pace
+
+
+def get_config(preset: str = ""):
+    settings = pace.get_config()
+    settings.job = settings.name = "world_study"
+    settings.sim = common.settings(horizon=128)
+    settings.expert = common.settings(noise=0.3, flip=0.03)
+    settings.collect.update(demonstrations=96, batch=32)
+    settings.evaluate.compare = 32
+    settings.world_train.update(steps=500, start_share=0.1, stride=2, latents="disk")
+    return common.with_preset(settings, preset, {"smoke": smoke})
+
+
+def smoke(settings):
+    """Every variant with almost nothing in it, to see a machine run them all; the numbers mean nothing."""
+    settings.seeds = (0,)
+    settings.collect.update(demonstrations=4, batch=4)
+    settings.evaluate.compare = 2
+    settings.world_train.steps = 5

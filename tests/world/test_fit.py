@@ -1,0 +1,82 @@
+"""From episodes to a world model: what is watched on the way, what is kept, and that both kinds of weights load."""
+
+import dataclasses
+
+import imageio_ffmpeg
+import jax
+import numpy as np
+import pytest
+
+from wovr_jax import checkpoint
+from wovr_jax.metrics import Log, read_metrics
+from wovr_jax.nn.lora import LoRAConfig
+from wovr_jax.types import Episode
+from wovr_jax.world import fit, latents, model
+from wovr_jax.world.model import WorldConfig
+from wovr_jax.world.train import WorldTrainConfig
+
+CFG = WorldConfig.fake()
+TRAIN = WorldTrainConfig.fake(steps=4, validate_every=2)
+
+
+def episodes(count=12, steps=16):
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 256, (count, steps + 1, 16, 16, 3), np.uint8)
+    action = rng.uniform(-1, 1, (count, steps, 7)).astype(np.float32)
+    none = np.zeros(steps + 1, bool)
+    return [Episode(frame[e], action[e], none, "reach", 0, e, "base", action[e]) for e in range(count)]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return model.init(CFG, jax.random.key(0))
+
+
+def test_training_is_watched_and_filmed_at_intervals(params, tmp_path):
+    with Log(tmp_path, tensorboard=False) as log:
+        facts = fit.fit(CFG, TRAIN, params, episodes(), jax.random.key(1), tmp_path / "stage", name="world-0", log=log)
+    assert [path.name for path in sorted((tmp_path / "stage" / "films").iterdir())] == [
+        "step-000002.mp4",
+        "step-000004.mp4",
+    ]
+    frames, _ = imageio_ffmpeg.count_frames_and_secs(tmp_path / "stage" / "films" / "step-000004.mp4")
+    assert frames == 17
+    watched = {line["step"]: line for line in read_metrics(tmp_path) if "val_sample_mse" in line}
+    assert sorted(watched) == [2, 4]
+    assert watched[2]["val_sample_mse"] != watched[4]["val_sample_mse"]
+    assert watched[4]["val_sample_mse"] == pytest.approx(facts["val_sample_mse"])
+    dit = fit.load(TRAIN, params["dit"], tmp_path / "stage")
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), dit, params["dit"])
+    assert any(jax.tree.leaves(changed))
+
+
+def test_of_an_adapter_training_only_adapters_are_kept(params, tmp_path, monkeypatch):
+    train = dataclasses.replace(TRAIN, lora=LoRAConfig.wan(rank=2), validate_every=0, latents="disk")
+    monkeypatch.setattr(fit.loop, "fit", lambda name, state, *args, **options: state)
+    fit.fit(CFG, train, params, episodes(), jax.random.key(1), tmp_path, cache=tmp_path / "latents")
+    assert len(list((tmp_path / "latents").iterdir())) == 1
+    assert not checkpoint.exists(tmp_path / "dit")
+    dit = fit.load(train, params["dit"], tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, dit, params["dit"])  # fresh adapters change nothing
+
+
+def test_how_windows_are_encoded_is_a_setting(params):
+    kinds = {"memory": latents.Latents, "fly": latents.Frames}
+    for how, kind in kinds.items():
+        data, held = fit.windows(CFG, dataclasses.replace(TRAIN, latents=how), params["vae"], episodes(3))
+        assert isinstance(data, kind) and data.count and held.count
+    with pytest.raises(ValueError, match="needs a folder"):
+        fit.windows(CFG, dataclasses.replace(TRAIN, latents="disk"), params["vae"], episodes(3))
+    with pytest.raises(ValueError, match="expected latents in"):
+        WorldTrainConfig(latents="dusk")
+
+
+def test_the_cap_of_window_starts_is_a_setting_and_off(params):
+    """The reference draws starts below frame 250 only, so the second half of a 512-frame episode is never seen."""
+    last = {}
+    for cap in (0, 3):
+        data, _ = fit.windows(CFG, WorldTrainConfig.fake(latents="fly", start_cap=cap), params["vae"], episodes(4))
+        last[cap] = int(np.asarray(data.row_I2)[:, 1].max())
+    assert last == {0: 16 + 1 - 12, 3: 2}
+    assert WorldTrainConfig().start_cap == 0
+    assert WorldTrainConfig.rlinf().start_cap == 250

@@ -1,0 +1,93 @@
+"""Replay of recorded actions: where the frames go, and what counts as an error."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wovr_jax.types import NULL_ACTION, Episode
+from wovr_jax.world import model, replay
+from wovr_jax.world.model import WorldConfig
+
+CFG = WorldConfig.fake()
+
+
+@pytest.fixture(scope="module")
+def params():
+    return model.init(CFG, jax.random.key(0))
+
+
+def episodes(count=2, steps=24):
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 256, (count, steps + 1, 16, 16, 3), np.uint8)
+    action = rng.uniform(-1, 1, (count, steps, 7)).astype(np.float32)
+    none = np.zeros(steps + 1, bool)
+    return [Episode(frame[e], action[e], none, "reach", 0, e, "base", action[e]) for e in range(count)]
+
+
+def test_recorded_episodes_are_cut_into_chunks():
+    first, action, true = replay.recorded(episodes(), 8)
+    assert (first.shape, action.shape, true.shape) == ((2, 16, 16, 3), (2, 3, 8, 7), (2, 3, 8, 16, 16, 3))
+    want = episodes()[1].frame_SHWC
+    np.testing.assert_allclose(true[1, 2, 0], want[17] / 127.5 - 1.0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"a multiple of 8 steps, got \[20\]"):
+        replay.recorded(episodes(steps=20), 8)
+
+
+def test_later_chunks_are_imagined_from_imagined_frames(monkeypatch):
+    seen = []
+
+    def chunk(cfg, params, state, action_BTA, key_B):
+        jax.debug.callback(lambda *x: seen.append(jax.device_get(x)), state, action_BTA)
+        return state.memory_BMHWC[:, -1:] + jnp.arange(1, 9).reshape(1, 8, 1, 1, 1)  # counts on from the last frame
+
+    monkeypatch.setattr(model, "chunk", chunk)
+    first, action, _ = replay.recorded(episodes(), 8)
+    with jax.disable_jit():
+        video = replay.play(CFG, {}, first * 0, action, jax.random.key(0))
+    np.testing.assert_array_equal(
+        video[:, :, :, 0, 0, 0], np.broadcast_to(np.arange(1, 25).reshape(1, 3, 8), (2, 3, 8))
+    )
+    begin, later = seen[0][0], seen[2][0]
+    np.testing.assert_array_equal(begin.action_BMA, np.broadcast_to(np.float32(NULL_ACTION), (2, 4, 7)))
+    np.testing.assert_array_equal(later.memory_BMHWC[:, :, 0, 0, 0], [[13, 14, 15, 16]] * 2)
+    np.testing.assert_array_equal(later.anchor_BHWC, 0)
+    np.testing.assert_array_equal(later.action_BMA, action[:, 1, 4:])
+
+
+def test_an_error_is_in_the_chunk_where_it_happens(params):
+    first, _, true = replay.recorded(episodes(), 8)
+    same = replay.errors(CFG, params["vae"], first, true, true)
+    np.testing.assert_array_equal(same["latent_N"], 0.0)
+    np.testing.assert_allclose(same["psnr_N"], 106.02, atol=0.01)  # the cap: equal frames are not infinitely good
+
+    off = true.at[:, 1].set(-true[:, 1])
+    found = replay.errors(CFG, params["vae"], first, true, off)
+    want = 10 * np.log10(4.0 / np.mean((2 * np.asarray(true[:, 1])) ** 2))
+    np.testing.assert_allclose(found["psnr_N"][1], want, rtol=1e-5)
+    assert found["psnr_N"][0] > 100 and found["psnr_N"][2] > 100
+    # Chunk 3 remembers the end of chunk 2, so its latents differ; chunk 1 knows nothing of it.
+    assert found["latent_N"][0] == 0.0 and found["latent_N"][1] > 0.0
+
+    encode = lambda window: model.networks(CFG)[1](params["vae"], window, method="encode")  # noqa: E731
+    windows = [jnp.concatenate([first[:, None], true[:, 0, 4:], video[:, 1]], axis=1) for video in (true, off)]
+    a, b = (jax.jit(encode)(window)[:, 2:] for window in windows)
+    np.testing.assert_allclose(found["latent_N"][1], jnp.square(a - b).mean(), rtol=1e-3)
+
+
+def test_the_reference_without_a_model_is_the_vae_alone(params):
+    first, _, true = replay.recorded(episodes(), 8)
+    seen = replay.reconstructed(CFG, params["vae"], first, true)
+    assert seen.shape == true.shape
+    vae = model.networks(CFG)[1]
+    window = jnp.concatenate([first[:, None], jnp.repeat(first[:, None], 4, axis=1), true[:, 0]], axis=1)
+    there_and_back = lambda x: vae(params["vae"], vae(params["vae"], x, method="encode"), method="decode")  # noqa: E731
+    np.testing.assert_allclose(seen[:, 0], jnp.clip(jax.jit(there_and_back)(window)[:, 5:], -1, 1), atol=1e-4)
+
+
+def test_a_film_shows_the_truth_on_the_left():
+    first, _, true = replay.recorded(episodes(), 8)
+    film = replay.film(first, true, -true)
+    assert film.shape == (25, 32, 33, 3) and film.dtype == np.uint8
+    np.testing.assert_array_equal(film[5, 16:, :16], episodes()[1].frame_SHWC[5])
+    np.testing.assert_array_equal(film[5, 16:, 17:], 255 - episodes()[1].frame_SHWC[5].astype(int))

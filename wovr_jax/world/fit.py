@@ -1,0 +1,143 @@
+"""Episodes -> a trained world model, watched on held-out episodes while it learns.
+
+Every ``validate_every`` steps the model is measured on windows that it does not train on, and a few held-out
+episodes are imagined again from their first frame; the film shows them beside the truth.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from wovr_jax import checkpoint, loop, metrics
+from wovr_jax.data import batches
+from wovr_jax.metrics import Log
+from wovr_jax.nn import lora
+from wovr_jax.nn.functional import Params
+from wovr_jax.types import Array, Episode
+from wovr_jax.world import latents, replay
+from wovr_jax.world import train as training
+from wovr_jax.world.latents import Data
+from wovr_jax.world.model import WorldConfig
+from wovr_jax.world.train import WorldTrainConfig, WorldTrainState
+
+HELD_OUT = 0.1
+"""Share of the episodes that validate."""
+FILMED = 3
+"""Held-out episodes in a film."""
+FILM_FPS = 6
+
+
+def fit(
+    cfg: WorldConfig,
+    train: WorldTrainConfig,
+    params: Params,
+    episodes: Sequence[Episode],
+    key: Array,
+    folder: str | os.PathLike,
+    *,
+    old: Sequence[Episode] = (),
+    cache: str | os.PathLike = "",
+    name: str = "world",
+    log: Log | None = None,
+) -> dict[str, Any]:
+    """Trains, leaves the product in ``folder`` for :func:`load`, returns what the held-out episodes say.
+
+    Args:
+      cfg: the world model.
+      train: how to train it.
+      params: weights ``{"dit": ..., "vae": ...}`` to start from.
+      episodes: to learn from, but for the held-out ones.
+      key: of the training, and with another fold of its measurements.
+      folder: of the stage: checkpoint, product and films.
+      old: episodes of earlier rounds, for the replayed share of each batch.
+      cache: folder of latents on disk, for ``train.latents="disk"``.
+      name: of the stage, for messages and curves.
+      log: receives the curves.
+
+    Raises:
+      NoDataError, ValueError: when the episodes give no window to train or to validate on.
+    """
+    folder = pathlib.Path(folder)
+    data, held = windows(cfg, train, params["vae"], episodes, cache)
+    replayed = windows(cfg, train, params["vae"], old, cache)[0] if old else None
+    state, step = training.make(cfg, train, params["dit"], data, key, replay=replayed)
+    # Training folds in its step numbers; this one it does not reach.
+    measure = training.validation(cfg, train, held, jax.random.fold_in(key, np.uint32(0xFFFFFFFF)))
+    shown = _filmed(episodes, cfg.chunk)
+
+    def watch(done: int, state: WorldTrainState) -> dict[str, float] | None:
+        if not train.validate_every or done % train.validate_every:
+            return None
+        dit = training.weights(train, training.trained(state), params["dit"])
+        if shown:
+            _film(cfg, params | {"dit": dit}, shown, folder / "films" / f"step-{done:06d}.mp4", key)
+        return _floats(measure(dit))
+
+    state = loop.fit(name, state, step, train.steps, log=log, folder=folder, on_step=watch)
+    kept = training.trained(state)
+    checkpoint.save(folder / _product(train), kept)
+    final = _floats(measure(training.weights(train, kept, params["dit"])))
+    if log:
+        log.scalars(name, train.steps, final)
+    return final | {"windows": data.count}
+
+
+def load(train: WorldTrainConfig, params: Params, folder: str | os.PathLike) -> Params:
+    """The weights that :func:`fit` left in ``folder``, having started from ``params``: adapters are folded in."""
+    if train.lora is None:
+        return checkpoint.restore(pathlib.Path(folder) / _product(train), params)
+    like = jax.eval_shape(lambda: lora.init(jax.random.key(0), params, train.lora))
+    return training.weights(train, checkpoint.restore(pathlib.Path(folder) / _product(train), like), params)
+
+
+def windows(
+    cfg: WorldConfig,
+    train: WorldTrainConfig,
+    vae_params: Params,
+    episodes: Sequence[Episode],
+    cache: str | os.PathLike = "",
+    *,
+    held_out: float = HELD_OUT,
+) -> tuple[Data, Data]:
+    """Windows to learn from and held-out ones, encoded as ``train.latents`` says.
+
+    Raises:
+      ValueError: ``latents="disk"`` without a folder.
+    """
+    where = {"start_cap": train.start_cap or None, "stride": train.stride, "partial": True, "val_share": held_out}
+    cut = batches.windows(episodes, memory=cfg.slots, new=cfg.chunk, **where)
+    if train.latents == "fly":
+        return latents.frames(cfg, vae_params, cut)
+    if train.latents == "memory":
+        return latents.encode_windows(cfg, vae_params, cut)
+    if not cache:
+        raise ValueError("world training: latents='disk' needs a folder to keep them in, got none")
+    return latents.cached(cache, cfg, vae_params, cut)
+
+
+def _filmed(episodes: Sequence[Episode], chunk: int) -> list[Episode]:
+    """Some held-out episodes as long as the longest; none where no whole number of chunks fits."""
+    held_E = batches.split(episodes, HELD_OUT)
+    longest = max(len(episode.action_SA) for episode in episodes)
+    long = [one for one, held in zip(episodes, held_E, strict=True) if held and len(one.action_SA) == longest]
+    return long[:FILMED] if longest % chunk == 0 else []
+
+
+def _film(cfg: WorldConfig, params: Params, episodes: list[Episode], path: pathlib.Path, key: Array) -> None:
+    first_BHWC, action_BNTA, true_BNTHWC = replay.recorded(episodes, cfg.chunk)
+    seen_BNTHWC = replay.play(cfg, params, first_BHWC, action_BNTA, key)
+    metrics.video(path, replay.film(first_BHWC, true_BNTHWC, seen_BNTHWC), fps=FILM_FPS)
+
+
+def _product(train: WorldTrainConfig) -> str:
+    return "dit" if train.lora is None else "adapters"
+
+
+def _floats(measured: dict[str, Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in measured.items()}

@@ -1,0 +1,241 @@
+"""Windows of episodes as latents: encoded once and held on the device, kept on disk too, or encoded when drawn.
+
+The VAE is frozen, so a window has one encoding. ``encode_windows`` makes all of them once; ``cached`` also keeps them
+in a file that a later run with the same VAE, frames and layout of the window finds; ``Frames`` holds pixels only and
+encodes each batch as it is drawn, where latents of all windows would not fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from wovr_jax import config
+from wovr_jax.data.batches import Windows, gather_windows
+from wovr_jax.data.episodes import to_float
+from wovr_jax.nn.functional import Params
+from wovr_jax.types import NULL_ACTION, Array
+from wovr_jax.world.model import WorldConfig, arrange_actions, arrange_frames, networks
+
+SCHEMA = "wovr_jax latents 1"
+
+
+@struct.dataclass
+class Batch:
+    """Windows to train on: latents (B, f, h, w, c) and actions (B, F, A)."""
+
+    latent_Bfhwc: Array
+    action_BFA: Array
+
+
+@struct.dataclass
+class Latents:
+    """Encoded windows on the device; I counts windows, E episodes.
+
+    Attributes:
+      latent_Ifhwc: normalised latents; the first ``starts`` windows begin an episode.
+      action_IFA: their actions, arranged as the frames were.
+      episode_I: int32 episode of each window.
+      static_Efhwc: for each episode the latents of its first frame held for a whole window.
+      starts: see above.
+    """
+
+    latent_Ifhwc: Array
+    action_IFA: Array
+    episode_I: Array
+    static_Efhwc: Array
+    starts: int = struct.field(pytree_node=False)
+
+    @property
+    def count(self) -> int:
+        """Windows."""
+        return self.latent_Ifhwc.shape[0]
+
+    def take(self, row_B: Array, static_B: Array) -> Batch:
+        """The windows of ``row_B``; where ``static_B``, their episode's first frame held under the null action."""
+        still_Bfhwc = self.static_Efhwc[self.episode_I[row_B]]
+        latent_Bfhwc = jnp.where(static_B[:, None, None, None, None], still_Bfhwc, self.latent_Ifhwc[row_B])
+        return Batch(latent_Bfhwc, _stilled(self.action_IFA[row_B], static_B))
+
+
+@struct.dataclass
+class Frames:
+    """Windows that are encoded when they are drawn: pixels and the VAE on the device.
+
+    Attributes:
+      windows: episodes.
+      row_I2: (episode, start) of each window; the first ``starts`` begin an episode.
+      vae: weights of the frozen VAE.
+      cfg: the world model.
+    """
+
+    windows: Windows
+    row_I2: Array
+    vae: Params
+    starts: int = struct.field(pytree_node=False)
+    cfg: WorldConfig = struct.field(pytree_node=False)
+
+    @property
+    def count(self) -> int:
+        """Windows."""
+        return self.row_I2.shape[0]
+
+    def take(self, row_B: Array, static_B: Array) -> Batch:
+        """As ``Latents.take``."""
+        frame_BFHWC, action_BFA = gather_windows(self.windows, self.row_I2[row_B])
+        frame_BFHWC = jnp.where(static_B[:, None, None, None, None], frame_BFHWC[:, :1], frame_BFHWC)
+        latent_Bfhwc = networks(self.cfg)[1](self.vae, arrange_frames(frame_BFHWC, self.cfg), method="encode")
+        return Batch(latent_Bfhwc, arrange_actions(_stilled(action_BFA, static_B), self.cfg))
+
+
+Data = Latents | Frames
+"""What training draws from."""
+
+
+def _stilled(action_BFA: Array, static_B: Array) -> Array:
+    return jnp.where(static_B[:, None, None], jnp.asarray(NULL_ACTION)[None, None], action_BFA)
+
+
+def encode_windows(
+    cfg: WorldConfig, vae_params: Params, windows: Windows, *, batch: int = 32
+) -> tuple[Latents, Latents]:
+    """All windows as latents: the training side and the held-out side.
+
+    Args:
+      cfg: decides the window's layout (anchor, memory).
+      vae_params: weights of the frozen VAE.
+      windows: episodes and their windows, (episode, start) rows.
+      batch: windows encoded at once.
+
+    Raises:
+      ValueError: when the windows were cut for another chunk or memory length.
+    """
+    _check(cfg, windows)
+    _, vae = networks(cfg)
+
+    @jax.jit
+    def encode(params: Params, data: Windows, row_B2: Array) -> Batch:
+        frame_BFHWC, action_BFA = gather_windows(data, row_B2)
+        latent_Bfhwc = vae(params, arrange_frames(frame_BFHWC, cfg), method="encode")
+        return Batch(latent_Bfhwc, arrange_actions(action_BFA, cfg))
+
+    @jax.jit
+    def encode_static(params: Params, data: Windows, episode_B: Array) -> Array:
+        frame_BHWC = to_float(jnp.asarray(data.frame_ESHWC)[episode_B, 0])
+        return vae(params, jnp.repeat(frame_BHWC[:, None], cfg.frames, axis=1), method="encode")
+
+    data = jax.device_put(windows)
+    episode_E = np.arange(len(windows.frame_ESHWC), dtype=np.int32)
+    static_Efhwc = _in_batches(lambda rows: encode_static(vae_params, data, rows), episode_E, batch)
+
+    def side(index: Any, starts: int) -> Latents:
+        row_I2 = np.asarray(index)
+        done = _in_batches(lambda rows: encode(vae_params, data, rows), row_I2, batch)
+        return Latents(done.latent_Bfhwc, done.action_BFA, jnp.asarray(row_I2[:, 0]), static_Efhwc, starts)
+
+    return side(windows.train_I2, windows.train_starts), side(windows.val_I2, windows.val_starts)
+
+
+def frames(cfg: WorldConfig, vae_params: Params, windows: Windows) -> tuple[Frames, Frames]:
+    """The windows unencoded: the training side and the held-out side.
+
+    Raises:
+      ValueError: as ``encode_windows``.
+    """
+    _check(cfg, windows)
+    data, vae = jax.device_put((windows, vae_params))
+    sides = ((data.train_I2, windows.train_starts), (data.val_I2, windows.val_starts))
+    learn, held = (Frames(data, rows, vae, starts, cfg) for rows, starts in sides)
+    return learn, held
+
+
+def cached(
+    folder: str | os.PathLike, cfg: WorldConfig, vae_params: Params, windows: Windows, *, batch: int = 32
+) -> tuple[Latents, Latents]:
+    """``encode_windows``, kept in ``folder`` under the hash of everything that decides the result.
+
+    A file that is cut short or changed is said to be so on stderr, and made again.
+    """
+    path = pathlib.Path(folder) / f"{digest(cfg, vae_params, windows)[:20]}.safetensors"
+    if path.exists():
+        try:
+            return _read(path)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            print(f"{path} cannot be used ({error}); its windows are encoded again.", file=sys.stderr, flush=True)
+    sides = encode_windows(cfg, vae_params, windows, batch=batch)
+    _write(path, sides)
+    return sides
+
+
+def digest(cfg: WorldConfig, vae_params: Params, windows: Windows) -> str:
+    """SHA-256 of the VAE, the frames and actions, the rows, and the layout of a window."""
+    layout = {"vae": cfg.vae, "anchor": cfg.anchor, "memory": cfg.memory, "slots": windows.memory, "new": windows.new}
+    layout |= {"starts": [windows.train_starts, windows.val_starts]}
+    arrays = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(vae_params)[0]}
+    names = ("frame_ESHWC", "action_ESA", "train_I2", "val_I2")
+    arrays |= {name: getattr(windows, name) for name in names}
+    return _hash(json.dumps([SCHEMA, config.to_dict(layout)]), arrays)
+
+
+def _hash(text: str, arrays: dict[str, Any]) -> str:
+    found = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _write(path: pathlib.Path, sides: tuple[Latents, Latents]) -> None:
+    arrays = {"static": np.asarray(sides[0].static_Efhwc)}
+    for name, side in zip(("train", "held"), sides, strict=True):
+        arrays[f"{name}.latent"] = np.asarray(side.latent_Ifhwc)
+        arrays[f"{name}.action"] = np.asarray(side.action_IFA)
+        arrays[f"{name}.episode"] = np.asarray(side.episode_I)
+    starts = {f"{name}.starts": str(side.starts) for name, side in zip(("train", "held"), sides, strict=True)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.new")
+    save_file(arrays, beside, starts | {"sha256": _hash(SCHEMA, arrays)})
+    beside.replace(path)
+
+
+def _read(path: pathlib.Path) -> tuple[Latents, Latents]:
+    with safe_open(path, "np") as file:
+        facts = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    if facts.get("sha256") != _hash(SCHEMA, arrays):
+        raise ValueError("its tensors are not those that were written")
+
+    def side(name: str) -> Latents:
+        columns = (jnp.asarray(arrays[f"{name}.{part}"]) for part in ("latent", "action", "episode"))
+        return Latents(*columns, jnp.asarray(arrays["static"]), int(facts[f"{name}.starts"]))
+
+    return side("train"), side("held")
+
+
+def _check(cfg: WorldConfig, windows: Windows) -> None:
+    if (windows.memory, windows.new) != (cfg.slots, cfg.chunk):
+        raise ValueError(
+            f"world training: the windows have {windows.memory} + {windows.new} frames after the anchor, "
+            f"the world model {cfg.slots} + {cfg.chunk}; cut them with memory={cfg.slots}, new={cfg.chunk}"
+        )
+
+
+def _in_batches(function: Callable[[np.ndarray], Any], rows: np.ndarray, batch: int) -> Any:
+    """``function`` over all rows in batches of one size, the last filled up with zeros: one compilation."""
+    missing = -len(rows) % batch if len(rows) else batch
+    full = np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
+    parts = [function(full[i : i + batch]) for i in range(0, len(full), batch)]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(rows)], *parts)
