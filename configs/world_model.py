@@ -1,13 +1,31 @@
 """A single stage of the loop, with the stages it needs: the world model, from the base policy's rollouts.
 
+Every 250 steps it is measured on held-out episodes and some are imagined again from their first frame; the films,
+true beside imagined, are in <run>/stages/world-0/films.
+
 Command:   python launch/train.py --config=configs/world_model.py[:preset]
+           python launch/train.py --config=configs/world_model.py:lora --config.world_weights=weights/dit.json
 Settings:  those of configs/pace.py, presets included
 """
 
-from configs import pace
+from configs import common, pace
 
 
 def get_config(preset: str = ""):
-    settings = pace.get_config(preset)
+    rest = [name for name in preset.split(",") if name != "lora"]
+    settings = pace.get_config(",".join(rest))
     settings.job = settings.name = "world_model"
-    return settings
+    settings.world_weights = ""  # where the transformer starts; empty for random weights
+    settings.world_train.update(
+        validate_every=250,  # 0: only at the end
+        latents="disk",  # kept for the next run on the same episodes; "memory" keeps none, "fly" encodes every batch
+        start_cap=0,  # windows begin anywhere; the reference stops at frame 250
+        stride=1,  # of the windows of an episode
+        ema=0.0,  # decay of averaged weights
+    )
+    return common.with_preset(settings, "lora" if "lora" in preset.split(",") else "", {"lora": lora})
+
+
+def lora(settings):
+    """Adapters of rank 32 on attention and feed-forward, nothing else is trained; needs world_weights."""
+    settings.world_train.update(lora=common.settings(size="wan", rank=32), optimizer="adamw", lr=1e-3)
