@@ -4,6 +4,8 @@
     python launch/import_weights.py FILE_OR_FOLDER --check                      say what is there and whether it fits
     python launch/import_weights.py weights/wan/dit.json --to rlinf --out back  write back in an outside format
     python launch/import_weights.py weights/vla/policy.json --to openvla --out robot
+    python launch/import_weights.py RELEASE --adapter merge --out weights/vla    base weights and lora_adapter/ in one
+    python launch/import_weights.py weights/vla/lora.json --to peft --out adapter a PEFT folder
 
 What is read: safetensors, alone or in shards with an index, and .pth (which needs torch, and is
 never loaded with code in it). What a file is, is recognised by the names in it:
@@ -23,6 +25,10 @@ stops the import before it begins, and all such tensors are listed. A transforme
 text loses its text path and gets fresh action modules, unless --text keeps it as it is. What a
 policy does not use of its release, tensors and files, is kept in <part>.rest and written back.
 
+LoRA adapters (PEFT) in lora_adapter/ of a release, or in --adapter-folder, are left alone unless --adapter says merge
+(into the weights, in float32) or keep (as lora.json, to be trained on). openvla-oft writes its adapters beside weights
+that hold them already: do not merge those. --to peft also takes the folder stages/sft/adapters of a run.
+
 Weights are converted one parameter at a time; memory stays well below the size of the file.
 """
 
@@ -35,7 +41,11 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from wovr_jax.bridge.adapters import Adapters
+    from wovr_jax.bridge.convert import Import
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -85,23 +95,35 @@ def parse() -> argparse.Namespace:
         "--recipe", choices=("rlinf", "oft"), default="rlinf",
         help="of a policy: oft has a stop token behind the action slots (default rlinf: none)",
     )  # fmt: skip
+    parser.add_argument("--images", type=int, default=1, help="pictures that a policy sees at once (default 1)")
+    parser.add_argument(
+        "--state", action="store_true", help="a policy that takes the robot's state: proprio_projector--*.pt"
+    )
+    parser.add_argument("--adapter", choices=("merge", "keep"), help="what to do with a policy's LoRA adapters")
+    parser.add_argument(
+        "--adapter-folder", type=pathlib.Path, metavar="FOLDER", help="default: lora_adapter/ of the release"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast; default: as in the file")
-    parser.add_argument("--to", choices=("wan", "rlinf", "diffusers", "openvla"), help="write back in this format")
+    parser.add_argument(
+        "--to", choices=("wan", "rlinf", "diffusers", "openvla", "peft"), help="write back in this format"
+    )
     parser.add_argument("--shard-gb", type=float, metavar="GB", help="with --to: split into files of at most this size")
     args = parser.parse_args()
     if args.check == bool(args.out):
         parser.error("give either --out FOLDER to write, or --check to only look")
-    if args.to and (args.check or args.part or args.name or args.text or args.dtype):
+    if args.to and (args.check or args.part or args.name or args.text or args.dtype or args.adapter):
         parser.error("--to goes with --out, --shard-gb and --overwrite only")
     if args.shard_gb is not None and (not args.to or args.shard_gb <= 0):
         parser.error("--shard-gb is a size above 0, for --to")
+    if args.adapter_folder and not args.adapter:
+        parser.error("--adapter-folder goes with --adapter merge or --adapter keep")
     args.source = args.source.expanduser()
     return args
 
 
 def import_all(args: argparse.Namespace) -> None:
     """Imports every part that the source holds. In a folder, what is no known weights is passed over and named."""
-    from wovr_jax.bridge import convert, formats, native
+    from wovr_jax.bridge import adapters, convert, formats, native
     from wovr_jax.bridge.sources import FileError, find, open_source
 
     ready, passed = [], []
@@ -119,10 +141,11 @@ def import_all(args: argparse.Namespace) -> None:
             passed.append(str(error))
             continue
         if not args.part or kind.part in args.part:
-            chosen = {"heads": args.heads, "text": args.text, "seed": args.seed, "dtype": args.dtype}
-            ready.append(convert.read_import(source, **chosen, recipe=args.recipe))
+            ready.append(convert.read_import(source, **chosen(args, kind.part, path.parent)))
     for message in passed:
         print(f"passed over: {message}", file=sys.stderr)
+    if (args.adapter or args.state or args.images > 1) and not any(one.kind.part == "policy" for one in ready):
+        raise FileError(f"{args.source}: pictures, state and adapters are a policy's, and there is none.")
     if not ready:
         wanted = f" of {', '.join(args.part)}" if args.part else ""
         raise FileError(f"{args.source}: found no weights{wanted}.")
@@ -134,21 +157,46 @@ def import_all(args: argparse.Namespace) -> None:
         raise FileError(f"--name is for one part, and {args.source} holds {', '.join(parts)}; add --part.")
     for one in ready:
         print("\n  ".join(one.report()))
+    loose = opened_adapters(args, ready) if args.adapter == "keep" else None
     if args.out:
-        for one in ready:
-            name = args.name or one.kind.part
+        for name in [args.name or one.kind.part for one in ready] + (["lora"] if loose else []):
             unoccupied(args, f"{name}.json", f"{name}.safetensors", convert.rest_name(name))
         roomy(args, sum(one.bytes for one in ready))
         for one in ready:
             with bar(one.kind.part, one.bytes) as progress:
                 written = convert.write_import(one, args.out, args.name, progress)
             print(written)
+        if loose:
+            print(adapters.write_native(loose, args.out))
+
+
+def chosen(args: argparse.Namespace, part: str, folder: pathlib.Path) -> dict[str, Any]:
+    """What the command line says of a part that lies in ``folder``."""
+    found = {"heads": args.heads, "text": args.text, "seed": args.seed, "dtype": args.dtype, "recipe": args.recipe}
+    if part == "policy":
+        merge = (args.adapter_folder or folder / "lora_adapter") if args.adapter == "merge" else None
+        found |= {"images": args.images, "state": args.state, "merge": merge}
+    return found
+
+
+def opened_adapters(args: argparse.Namespace, ready: list[Import]) -> Adapters:
+    """Adapters that are to be kept, checked against the policy they belong to."""
+    from wovr_jax.bridge import adapters
+
+    (policy,) = (one for one in ready if one.kind.part == "policy")
+    opened = adapters.open_peft(args.adapter_folder or policy.folder / adapters.FOLDER, policy.cfg)
+    print(opened.report("kept as lora.json, not merged"))
+    return opened
 
 
 def export(args: argparse.Namespace) -> None:
     """Writes imported weights in an outside format."""
-    from wovr_jax.bridge import convert, formats, native
+    from wovr_jax.bridge import adapters, convert, formats, native
 
+    if args.to == "peft":
+        unoccupied(args, adapters.WEIGHTS, adapters.CONFIG)
+        print("\n".join(map(str, adapters.export(args.source, args.out))))
+        return
     cfg, source, _ = native.open_native(args.source, verify=True)
     kind = formats.named(cfg, args.to)
     if kind.part == "policy" and args.out.is_dir():  # a folder of its own, with names that the release chose

@@ -229,6 +229,17 @@ def openvla_shapes(dino, siglip, llm, rows, patch=14, patches=256, registers=4):
     return shapes
 
 
+def state_shapes(numbers, width):
+    """The projector of the robot's state, under the names it has here among the weights."""
+    name = "proprio_projector"
+    return {
+        f"{name}.fc1.weight": (width, numbers),
+        f"{name}.fc1.bias": (width,),
+        f"{name}.fc2.weight": (width, width),
+        f"{name}.fc2.bias": (width,),
+    }
+
+
 def openvla_config(**text):
     """``config.json`` of a release; ``text`` is what differs from LlamaConfig's defaults."""
     return {

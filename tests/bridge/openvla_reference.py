@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.bridge.layouts import openvla_config, openvla_shapes
+from tests.bridge.layouts import openvla_config, openvla_shapes, state_shapes
 
 SIZES = {"dino": (32, 3, 64), "siglip": (24, 4, 36), "llm": (40, 3, 56), "rows": 392, "patch": 4, "patches": 16}
 HEADS, LLM_HEADS, VOCAB, PAD, STOP = 2, 5, 328, 327, 2
@@ -32,9 +32,18 @@ MISTAKES = (
     "placeholders not zeroed",
     "qkv rows interleaved by head",
 )
+MIXED_UP = (
+    "pictures in the other order",
+    "pictures interleaved",
+    "state before the patches",
+    "state behind the prompt",
+    "state left out",
+    "slice of one picture",
+)
+"""Mistakes with several pictures and the robot's state."""
 
 
-def weights(seed=0, dtype=np.float32):
+def weights(seed=0, dtype=np.float32, state=0):
     """A release's tensors, nothing zero or one; embeddings are small, as they are in Llama, so that eps matters."""
     rng = np.random.default_rng(seed)
 
@@ -49,7 +58,8 @@ def weights(seed=0, dtype=np.float32):
         gain = 1.5 if "mlp.fc1" in name else 2.0 if "mlp.fc2" in name else 1.0  # the two GELUs are far apart there
         return gain * rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
 
-    return {name: draw(name, shape).astype(dtype) for name, shape in openvla_shapes(**SIZES).items()}
+    shapes = openvla_shapes(**SIZES) | (state_shapes(state, SIZES["llm"][0]) if state else {})
+    return {name: draw(name, shape).astype(dtype) for name, shape in shapes.items()}
 
 
 class Reference:
@@ -64,6 +74,7 @@ class Reference:
         self.siglip = self._siglip(transformers, act, _below(state, "vision_backbone.fused_featurizer."))
         self.fc = [(state[f"projector.fc{k}.weight"], state[f"projector.fc{k}.bias"]) for k in (1, 2, 3)]
         self.llm = self._llama(transformers, _below(state, "language_model."))
+        self.state_fc = _below(state, "proprio_projector.")
 
     def _dino(self, transformers, act, state):
         width, depth, mlp = SIZES["dino"]
@@ -162,19 +173,40 @@ class Reference:
             feature = functional.linear(functional.gelu(feature, approximate=form) if k else feature, weight, bias)
         return feature
 
-    def slots(self, frame, ids, recipe="rlinf"):
-        """Logits (56, 256) of one frame (1, 16, 16, 3) and one prompt without padding."""
+    def see(self, frame):
+        """Tokens (1, 16 V, width) of the V pictures (V, 16, 16, 3) that the policy sees at once."""
+        order = slice(None, None, -1) if self.mistake == "pictures in the other order" else slice(None)
+        token = self.project(self.features(frame[order]))
+        if self.mistake == "pictures interleaved":
+            token = token.transpose(0, 1)
+        return token.reshape(1, -1, token.shape[-1])
+
+    def tell(self, state):
+        """Token (1, 1, width) of the state (R,)."""
+        functional, fc = self.torch.nn.functional, self.state_fc
+        hidden = functional.linear(self.torch.tensor(state), fc["fc1.weight"], fc["fc1.bias"])
+        hidden = functional.gelu(hidden, approximate="tanh" if self.mistake == "tanh GELU for the state" else "none")
+        return functional.linear(hidden, fc["fc2.weight"], fc["fc2.bias"]).reshape(1, 1, -1)
+
+    def slots(self, frame, ids, recipe="rlinf", state=None):
+        """Logits (56, 256) of pictures (V, 16, 16, 3), a prompt without padding, and the robot's state or None."""
         torch, embed = self.torch, self.llm.model.embed_tokens
         with torch.no_grad():
-            text, patches = embed(torch.tensor([ids])), self.project(self.features(frame))
+            text, patches = embed(torch.tensor([ids])), self.see(frame)
+            told = [] if state is None or self.mistake == "state left out" else [self.tell(state)]
             empty = torch.zeros(1, 56, text.shape[-1])
             if self.mistake == "placeholders not zeroed":
                 empty = embed(torch.ones(1, 56, dtype=torch.long))
-            parts = [text[:, :1], patches, text[:, 1:], empty]
+            parts = [text[:, :1], patches, *told, text[:, 1:], empty]
+            if self.mistake == "state before the patches":
+                parts[1:3] = [*told, patches]
+            if self.mistake == "state behind the prompt":
+                parts[2:4] = [text[:, 1:], *told]
             if (recipe == "oft") != (self.mistake == "stop token"):
                 parts.append(embed(torch.tensor([[STOP]])))
             logits = self.llm(inputs_embeds=torch.cat(parts, 1)).logits[0]
-        first = 16 + len(ids) - 1 + {"slice one late": 1, "slice one early": -1}.get(self.mistake, 0)
+        seen = 16 if self.mistake == "slice of one picture" else patches.shape[1]
+        first = seen + len(told) + len(ids) - 1 + {"slice one late": 1, "slice one early": -1}.get(self.mistake, 0)
         return logits[first : first + 56, VOCAB - 256 : VOCAB].numpy()
 
 

@@ -6,6 +6,7 @@ import pathlib
 import runpy
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,6 +23,10 @@ from tests.bridge.layouts import (
     same,
     write,
 )
+from wovr_jax.bridge import adapters, native
+from wovr_jax.nn import lora
+from wovr_jax.nn.lora import LoRAConfig
+from wovr_jax.policy.train import PolicyAdapters
 
 DOOR = pathlib.Path(__file__).resolve().parents[2] / "launch" / "import_weights.py"
 
@@ -143,3 +148,43 @@ def test_a_policy_comes_in_and_goes_out_as_a_folder(door, tmp_path):
     assert "there already" in door(*back, "--shard-gb", 0.00004)[0]
     assert door(*back, "--shard-gb", 0.00004, "--overwrite")[0] == 0
     assert "remove them" in door(*back, "--overwrite")[0]  # one file now, and the shards still there
+
+
+def test_adapters_are_merged_or_kept_on_request_and_it_is_said(door, tmp_path):
+    config = openvla_config(num_attention_heads=4, vocab_size=392) | {"pad_token_id": 327}
+    release = openvla_folder(tmp_path / "release", arrays(openvla_shapes(**TINY_VLA)), config)
+    arguments = (release, "--heads", 2, "--out")
+    (release / "lora_adapter" / "adapter_config.json").unlink()
+    assert door(*arguments, tmp_path / "plain")[0] == 0
+    cfg, params = native.load(tmp_path / "plain" / "policy.json")
+    own = LoRAConfig(2, 4.0, ("llm/blocks/q", "projector/fc2"))
+    ours = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), lora.init(jax.random.key(0), params, own))
+    adapters.write_peft(release / "lora_adapter", PolicyAdapters(cfg, own), native.flat(ours))
+
+    status, out, _ = door(*arguments, tmp_path / "untouched")
+    assert status == 0 and "lora_adapter/ is copied and not merged; --adapter merge would do that" in out
+    same(native.flat(native.load(tmp_path / "untouched" / "policy.json")[1]), native.flat(params))
+
+    status, out, _ = door(*arguments, tmp_path / "merged", "--adapter", "merge")
+    assert status == 0 and "lora_adapter: 4 adapters of rank 2 and scale 2" in out and "merged in float32" in out
+    merged = native.load(tmp_path / "merged" / "policy.json")[1]
+    want = params["projector"]["fc2"]["kernel"] + np.float32(2 * 2 * 0.1 * 0.1)
+    np.testing.assert_allclose(merged["projector"]["fc2"]["kernel"], want, atol=1e-6)
+    assert not (tmp_path / "merged" / "policy.rest" / "files" / "lora_adapter").exists()
+
+    (release / "lora_adapter").rename(tmp_path / "elsewhere")
+    status, out, _ = door(
+        *arguments, tmp_path / "kept", "--adapter", "keep", "--adapter-folder", tmp_path / "elsewhere"
+    )
+    assert status == 0 and "kept as lora.json, not merged" in out
+    same(native.flat(native.load(tmp_path / "kept" / "lora.json")[1]), native.flat(ours))
+    back = (tmp_path / "kept" / "lora.json", "--to", "peft", "--out", tmp_path / "peft")
+    assert door(*back)[0] == 0 and "there already" in door(*back)[0]
+    same(*(read(folder / "adapter_model.safetensors") for folder in (tmp_path / "elsewhere", tmp_path / "peft")))
+
+    assert "adapter_config.json cannot be read" in door(*arguments, tmp_path / "no", "--adapter", "merge")[0]
+    status, _, err = door(*arguments, tmp_path / "no", "--adapter-folder", tmp_path)
+    assert status == 2 and "--adapter-folder goes with --adapter" in err
+    write(tmp_path / "reward" / "resnet_rm.safetensors", arrays(reward_shapes()))
+    assert "are a policy's, and there is none" in door(tmp_path / "reward", "--check", "--adapter", "merge")[0]
+    assert not (tmp_path / "no").exists()

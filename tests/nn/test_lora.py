@@ -187,6 +187,6 @@ def test_the_released_sizes():
 
 def test_the_policy_takes_them():
     shapes = vla.network(vla.VLAConfig.fake()).shapes()
-    paths = lora.targets(shapes, LoRAConfig.openvla(rank=2))
+    paths = lora.targets(shapes, LoRAConfig.oft(rank=2))
     assert "llm/blocks/q" in paths and "siglip/blocks/qkv" in paths and "projector/fc1" in paths
     assert "llm/head" not in paths and "dino/patch_embed" not in paths

@@ -16,7 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.bridge import formats, native, rest, tensors, torch_io
+from wovr_jax.bridge import adapters, formats, native, rest, state_projector, tensors, torch_io
+from wovr_jax.bridge.adapters import Adapters
 from wovr_jax.bridge.formats import Format
 from wovr_jax.bridge.sources import INDEX, Source
 from wovr_jax.bridge.tensors import FileError
@@ -44,6 +45,8 @@ class Import:
       seed: of the fresh leaves.
       kept: name -> shape and dtype of the tensors that are kept beside the leaves, as they will be written.
       files: the other files of the release that are kept, relative to its folder.
+      adapters: merged into the leaves and the kept tensors as they are read, or None.
+      state: how the release keeps the projector of the robot's state, where that was asked for.
     """
 
     source: Source
@@ -54,6 +57,8 @@ class Import:
     seed: int
     kept: dict[str, Fact] = dataclasses.field(default_factory=dict)
     files: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    adapters: Adapters | None = None
+    state: dict[str, str] | None = None
 
     @property
     def bytes(self) -> int:
@@ -70,14 +75,20 @@ class Import:
         new = {path: self.facts[path].shape for path in self.plan.fresh}
         for path, leaf in itertools.chain(self.plan.leaves(self.source.read), weights.fresh(new, self.seed)):
             progress(leaf.nbytes)
-            yield path, leaf.astype(self.facts[path].dtype, copy=False)
+            leaf = leaf.astype(self.facts[path].dtype, copy=False)
+            if self.adapters:
+                self.adapters.merge(path, leaf)
+            yield path, leaf
 
     def rest(self, progress: Progress = lambda _: None) -> Iterator[tuple[str, np.ndarray]]:
         """Name and value of every kept tensor."""
         for name, fact in self.kept.items():
             tensor = self.source.read(name)
             progress(tensor.nbytes)
-            yield name, tensor.astype(fact.dtype, copy=False)
+            tensor = tensor.astype(fact.dtype, copy=False)
+            if self.adapters:
+                self.adapters.merge_kept(name, tensor)
+            yield name, tensor
 
     def params(self) -> dict[Any, Any]:
         """All leaves, as the nested dict that the network takes."""
@@ -112,6 +123,12 @@ class Import:
         if self.files:
             size = sum((self.folder / file).stat().st_size for file in self.files)
             said += [f"copied beside the weights: {len(self.files)} other files, {size:,} bytes"]
+        if self.adapters:
+            said += [self.adapters.report("merged in float32 and rounded once; the folder is not copied")]
+        elif any(file.parts[0] == adapters.FOLDER for file in self.files):
+            said += [f"{adapters.FOLDER}/ is copied and not merged; --adapter merge would do that"]
+        if self.state:
+            said += [f"with {self.state['file']}, the projector of the robot's state"]
         if self.plan.table.aside:
             said += [f"kept beside the weights: {len(self.plan.table.aside)} counts of batches"]
         if isinstance(self.cfg, VAEConfig) and not self.cfg.latent_mean:
@@ -130,6 +147,9 @@ def read_import(
     seed: int = 0,
     dtype: str | None = None,
     recipe: str = "rlinf",
+    images: int = 1,
+    state: bool = False,
+    merge: pathlib.Path | None = None,
 ) -> Import:
     """Recognises a file and checks all of it against the network.
 
@@ -141,18 +161,23 @@ def read_import(
         and action modules are made.
       seed: of new action modules.
       dtype: cast to; by default nothing is cast.
-      recipe: of a policy's sequence, as in ``VLAConfig``.
+      recipe, images: of a policy's sequence, as in ``VLAConfig``.
+      state: the policy takes the robot's state; its projector is read from ``proprio_projector--*.pt``.
+      merge: a PEFT folder of adapters that are merged into a policy.
 
     Raises:
       FileError: not a known format.
       KeymapError: with everything that does not fit.
     """
     kind = formats.detect(source)
+    if (state or merge or images > 1) and kind.part != "policy":
+        raise FileError(f"{source.name} is {kind}; pictures, state and adapters are a policy's.")
+    source, beside = state_projector.joined(source) if state else (source, None)
     if cfg is not None and formats.part_of(cfg) != kind.part:
         raise FileError(f"{source.name} is {kind}; the config given is for {formats.part_of(cfg)}.")
     from_text = kind.is_text and not (text or isinstance(cfg, TextDiTConfig))
     if cfg is None:
-        own = formats.config_of(source, kind, heads, recipe)
+        own = formats.config_of(source, kind, heads, recipe, images)
         cfg = formats.with_actions(own) if from_text else own
     checked = plan(
         source.name,
@@ -171,7 +196,10 @@ def read_import(
             for group in (facts, kept)
         )
     files = rest.other_files(source.files) if kept else []
-    return Import(source, kind, cfg, checked, facts, seed, kept, files)
+    opened = adapters.open_peft(merge, cfg) if merge else None
+    if merge and merge.parent == source.files[0].parent:  # merged twice, it would count twice
+        files = [file for file in files if file.parts[0] != merge.name]
+    return Import(source, kind, cfg, checked, facts, seed, kept, files, opened, beside)
 
 
 def write_import(
@@ -184,6 +212,7 @@ def write_import(
         "prefix": ready.source.prefix,
         "container": ready.source.container,
         "aside": ready.aside(),
+        **({"state": ready.state} if ready.state else {}),
     }
     name = name or ready.kind.part
     beside = pathlib.Path(folder) / rest_name(name)
@@ -269,6 +298,9 @@ def _write_policy(
     kept = rest.open_rest(card.with_name(rest_name(card.stem)), origin["rest"])
     checked = plan_export(source.name, formats.table_of(cfg, kind), source.facts, kept.facts)
     facts = {**checked.tensor, **checked.kept}
+    splitter = state_projector.Splitter(origin["state"]) if cfg.proprio else None
+    if splitter:
+        facts = {name: fact for name, fact in facts.items() if not name.startswith(state_projector.NAMES)}
     most = shard_bytes or POLICY_SHARD
     groups = shards(kind.file, facts, most)
     names = {file for file, _ in groups} | ({pathlib.Path(kind.file).stem + INDEX} if len(groups) > 1 else set())
@@ -276,7 +308,10 @@ def _write_policy(
     if stale := [name for name in stale if name not in names]:
         raise FileError(f"{folder} holds {', '.join(stale)}, which would be loaded with the new weights; remove them.")
     stream = itertools.chain(checked.tensors(source.read), ((name, kept.read(name)) for name in checked.kept))
-    written = _write_shards(folder / kind.file, facts, _told(stream, progress), most)
+    stream = _told(stream, progress)
+    stream = splitter.without(stream) if splitter else stream
+    written = _write_shards(folder / kind.file, facts, stream, most)
+    written += [splitter.write(folder, stream)] if splitter else []
     return written + kept.copy_files(folder)
 
 

@@ -94,10 +94,11 @@ def named(cfg: Any, name: str) -> Format:
     return found[name]
 
 
-def config_of(source: Source, kind: Format, heads: int | None = None, recipe: str = "rlinf") -> Any:
+def config_of(source: Source, kind: Format, heads: int | None = None, recipe: str = "rlinf", images: int = 1) -> Any:
     """The network's config, from ``config.json`` where the format has one and from shapes where not.
 
-    ``heads`` and ``recipe`` are what no file tells: attention heads of unusual sizes, and the policy's stop token.
+    ``heads``, ``recipe`` and ``images`` are what no file tells: attention heads of unusual sizes, the policy's stop
+    token, and how many pictures it sees.
 
     Raises:
       FileError: the file lacks what tells the sizes.
@@ -112,7 +113,7 @@ def config_of(source: Source, kind: Format, heads: int | None = None, recipe: st
             if source.config is None:
                 raise FileError(f"{source.name}: config.json of the OpenVLA folder is missing beside it.")
             own = _float_of(source, "language_model.lm_head.weight")
-            return vla_config(source.shapes, source.config, heads=heads, dtype=own, recipe=recipe)
+            return vla_config(source.shapes, source.config, heads=heads, dtype=own, recipe=recipe, images=images)
         if kind.part == "dit":
             return _numerics(weights.dit_config(source.shapes, heads or _heads(source)), source, kind)
         return weights.vae_config(source.shapes) if kind.part == "vae" else reward_config(source.shapes)

@@ -1,8 +1,9 @@
 """Low-rank adapters (LoRA) on a plain parameter dict: kernel + scale * a @ b, and only a and b are trained.
 
 Any network whose layers are ``nnx.Linear`` takes them, single kernels (in, out) and stacks of layers
-(layers, in, out) alike. The base weights are never touched; adapters are a dict of their own, so that the
-optimiser's state, the gradient and the checkpoint hold nothing else::
+(layers, in, out) alike, and so does a single ``nnx.Conv`` (height, width, in, out). The base weights are never
+touched; adapters are a dict of their own, so that the optimiser's state, the gradient and the checkpoint hold nothing
+else::
 
     adapters = init(key, params, cfg)
     loss = lambda adapters: objective(adapted(join(params, adapters), batch))  # adapted = Pure(... adapt(...))
@@ -31,6 +32,8 @@ Array = jax.Array
 
 INITS = ("gaussian", "kaiming")
 DOWN, UP = "lora_a", "lora_b"
+VLA_LINEAR = ("dino/blocks/*", "siglip/blocks/*", "projector/*", "llm/blocks/*")
+"""Layers that both stacks adapt in a policy; ``vla.VLA`` has these names."""
 
 Keys = tuple[Any, ...]
 """Of a node in a parameter dict: names, and numbers in a list of modules."""
@@ -69,15 +72,20 @@ class LoRAConfig:
         return cls(**options | changes)
 
     @classmethod
-    def openvla(cls, **changes: Any) -> LoRAConfig:
-        """A vision-language-action policy: every linear layer but the head, alpha 16, as openvla-oft trains it."""
-        targets = ("dino/*", "siglip/*", "projector/*", "llm/blocks/*")
-        options: dict[str, Any] = {"alpha": 16.0, "targets": targets, "init": "gaussian"}
-        return cls(**options | changes)
+    def oft(cls, **changes: Any) -> LoRAConfig:
+        """A policy as openvla-oft trains it: every linear layer but the head, and an alpha of at most 16."""
+        options: dict[str, Any] = {"alpha": min(changes.get("rank", cls.rank), 16.0), "targets": VLA_LINEAR}
+        return cls(**{**options, "init": "gaussian", **changes})
+
+    @classmethod
+    def rlinf(cls, **changes: Any) -> LoRAConfig:
+        """The same as RLinf trains it: also the head and both patch embeddings, and a scale of 1."""
+        options: dict[str, Any] = {"targets": (*VLA_LINEAR, "*/patch_embed", "llm/head")}
+        return cls(**{**options, "init": "gaussian", **changes})
 
 
 def candidates(params: Params) -> dict[str, tuple[int, ...]]:
-    """The layers that can be adapted, path -> shape of the kernel: (in, out) or (layers, in, out)."""
+    """The layers that can be adapted, path -> shape of the kernel: (in, out), (layers, in, out) or (h, w, in, out)."""
     return {_path(keys): layer["kernel"].shape for keys, layer in _layers(params)}
 
 
@@ -110,19 +118,26 @@ def init(key: Array, params: Params, cfg: LoRAConfig) -> Params:
     for place, (keys, layer) in enumerate(sorted(_layers(params), key=lambda found: _path(found[0]))):
         if _path(keys) not in chosen:
             continue
-        *layers, inputs, outputs = layer["kernel"].shape
-        down = _draw(jax.random.fold_in(key, place), (*layers, inputs, cfg.rank), cfg)
+        down, up = shapes(layer["kernel"].shape, cfg.rank)
         node = adapters
         for name in keys:
             node = node.setdefault(name, {})
-        node |= {DOWN: down, UP: jnp.zeros((*layers, cfg.rank, outputs), jnp.float32)}
+        node |= {DOWN: _draw(jax.random.fold_in(key, place), down, cfg), UP: jnp.zeros(up, jnp.float32)}
     return adapters
+
+
+def shapes(kernel: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of a and b beside a kernel. A convolution has its window in a; the window of b is 1 x 1."""
+    *layers, inputs, outputs = kernel
+    above = [1] * len(layers) if len(kernel) == 4 else layers
+    return (*layers, inputs, rank), (*above, rank, outputs)
 
 
 def _draw(key: Array, shape: tuple[int, ...], cfg: LoRAConfig) -> Array:
     if cfg.init == "gaussian":
         return jax.random.normal(key, shape) / cfg.rank
-    bound = 1.0 / math.sqrt(shape[-2])
+    inputs = shape[-2] if len(shape) < 4 else math.prod(shape[:-1])
+    bound = 1.0 / math.sqrt(inputs)
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
@@ -172,23 +187,26 @@ def adapt(module: nnx.Module, cfg: LoRAConfig) -> nnx.Module:
         for step in above:
             holder = holder[int(step)] if step.isdigit() else getattr(holder, step)
         layer = holder[int(name)] if name.isdigit() else getattr(holder, name)
-        if not isinstance(layer, nnx.Linear):
-            raise ValueError(f"LoRA: {path} is a {type(layer).__name__}; only nnx.Linear takes adapters")
         if name.isdigit():
-            holder[int(name)] = AdaptedLinear(layer, cfg)
+            holder[int(name)] = _adapted(layer, path, cfg)
         else:
-            setattr(holder, name, AdaptedLinear(layer, cfg))
+            setattr(holder, name, _adapted(layer, path, cfg))
     return module
+
+
+def _adapted(layer: Any, path: str, cfg: LoRAConfig) -> nnx.Module:
+    for kind, wrap in ((nnx.Linear, AdaptedLinear), (nnx.Conv, AdaptedConv)):
+        if isinstance(layer, kind):
+            return wrap(layer, cfg)
+    raise ValueError(f"LoRA: {path} is a {type(layer).__name__}; only nnx.Linear and nnx.Conv take adapters")
 
 
 class AdaptedLinear(nnx.Module):
     """A linear layer, and beside it two thin ones: x W + bias + scale (x a) b, in the layer's compute dtype."""
 
     def __init__(self, layer: nnx.Linear, cfg: LoRAConfig):
-        *layers, inputs, outputs = layer.kernel.shape
         self.kernel, self.bias = layer.kernel, layer.bias
-        setattr(self, DOWN, nnx.Param(jnp.zeros((*layers, inputs, cfg.rank), jnp.float32)))
-        setattr(self, UP, nnx.Param(jnp.zeros((*layers, cfg.rank, outputs), jnp.float32)))
+        _set_zeros(self, layer, cfg)
         self.scale, self.dtype = cfg.scale, layer.dtype
 
     def __call__(self, x: Array) -> Array:
@@ -198,11 +216,46 @@ class AdaptedLinear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
+class AdaptedConv(nnx.Module):
+    """A convolution with the product of its adapters added to the kernel, which for a patch embedding is small."""
+
+    def __init__(self, layer: nnx.Conv, cfg: LoRAConfig):
+        if layer.feature_group_count != 1 or layer.kernel_dilation != 1 or layer.input_dilation != 1:
+            raise ValueError("LoRA: expected a convolution without groups and dilation")
+        self.kernel, self.bias = layer.kernel, layer.bias
+        _set_zeros(self, layer, cfg)
+        self.scale, self.dtype = cfg.scale, layer.dtype
+        self.strides, self.padding = layer.strides, layer.padding
+
+    def __call__(self, x: Array) -> Array:
+        x = x if self.dtype is None else x.astype(self.dtype)
+        product = jnp.matmul(getattr(self, DOWN)[...], getattr(self, UP)[...], precision="highest")
+        kernel = (self.kernel[...] + self.scale * product).astype(x.dtype)
+        axes = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, kernel, self.strides, self.padding, dimension_numbers=axes)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def columns(layer: nnx.Module, x: Array, first: int, count: int) -> Array:
+    """``count`` outputs from ``first`` on of a linear layer without bias, adapted or not; no others are computed."""
+    some: Any = layer
+    y = x @ some.kernel[:, first : first + count].astype(x.dtype)
+    if not isinstance(layer, AdaptedLinear):
+        return y
+    down, up = getattr(layer, DOWN)[...], getattr(layer, UP)[:, first : first + count]
+    return y + layer.scale * ((x @ down.astype(x.dtype)) @ up.astype(x.dtype))
+
+
+def _set_zeros(adapted: nnx.Module, layer: nnx.Linear | nnx.Conv, cfg: LoRAConfig) -> None:
+    for name, shape in zip((DOWN, UP), shapes(layer.kernel.shape, cfg.rank), strict=True):
+        setattr(adapted, name, nnx.Param(jnp.zeros(shape, jnp.float32)))
+
+
 def _layers(params: Params, above: Keys = ()) -> Iterator[tuple[Keys, Params]]:
     """Keys and leaves of every layer with a kernel that can be adapted."""
     for name, node in params.items():
         if isinstance(node, dict):
-            if getattr(node.get("kernel"), "ndim", 0) in (2, 3):
+            if getattr(node.get("kernel"), "ndim", 0) in (2, 3, 4):
                 yield (*above, name), node
             yield from _layers(node, (*above, name))
 

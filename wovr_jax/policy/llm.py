@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from wovr_jax.nn import lora
 from wovr_jax.nn.attention import attention, padding_mask
 from wovr_jax.nn.functional import scan_blocks, stack
 from wovr_jax.nn.norms import RMSNorm
@@ -106,5 +107,4 @@ class Llama(nnx.Module):
 
     def logits(self, hidden_BLD: Array, first: int, count: int) -> Array:
         """float32 logits of ``count`` ids from ``first`` on: only those columns of the head are multiplied."""
-        kernel = self.head.kernel[:, first : first + count].astype(hidden_BLD.dtype)
-        return (hidden_BLD @ kernel).astype(jnp.float32)
+        return lora.columns(self.head, hidden_BLD, first, count).astype(jnp.float32)

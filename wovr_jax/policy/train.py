@@ -3,24 +3,33 @@
 All slots of a chunk are predicted at once from one frame and the prompt, so a sample is (frame, prompt,
 T x A tokens) and the loss is the mean cross-entropy over the 256 action ids of every slot (OFT's discrete
 recipe, openvla-oft: vla-scripts/finetune.py; the loss is restricted to the action ids, as sampling is).
+
+Trained are whole parts of the network, or low-rank adapters (``nn.lora``) beside it. The state holds what is trained
+and nothing else, and so does its checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
-from wovr_jax.nn import optimizers
+from wovr_jax.nn import lora, optimizers
 from wovr_jax.nn.functional import Params, Pure
-from wovr_jax.policy.actions import BINS, Codec, entropy
-from wovr_jax.policy.vla import VLAConfig, network
+from wovr_jax.nn.lora import LoRAConfig
+from wovr_jax.policy.actions import BINS, Codec, entropy, greedy, log_prob
+from wovr_jax.policy.vla import VLA, VLAConfig, network
 from wovr_jax.types import Array
+
+ADAPTERS = 2**32 - 1
+"""Folded into the key that fresh adapters are drawn from; no step has this number."""
 
 
 @struct.dataclass
@@ -28,21 +37,23 @@ class Demonstrations:
     """Chunks to imitate, resident on the device; here B counts chunks of the data set.
 
     Attributes:
-      frame_BHWC: uint8.
+      frame_BHWC: uint8; (B, V, H, W, 3) for a policy of several pictures.
       token_BTA: int32 in [0, 256), slice coordinates.
       prompt_BL: int32.
+      state_BR: float32 in [-1, 1], for a policy that takes the robot's state.
     """
 
     frame_BHWC: Array
     token_BTA: Array
     prompt_BL: Array
+    state_BR: Array | None = None
 
 
 @struct.dataclass
 class SFTState:
-    """All parameters, and the optimiser's state of the trained ones."""
+    """The trained parameters, parts of the network or adapters, and the optimiser's state of them."""
 
-    params: Params
+    trained: Params
     opt: Any
 
 
@@ -57,6 +68,8 @@ class SFTConfig:
       blur: standard deviation in bins of a Gaussian that spreads each target over neighbouring bins; 0 is off.
       early: how often samples of the first half chunk are repeated (``data.batches.sft_chunks``).
       frozen: top-level parts of the network that stay as they are.
+      lora: train adapters instead of the weights.
+      validate_every: steps between measurements on held-out chunks; one is always made at the end.
     """
 
     steps: int = 1000
@@ -70,6 +83,8 @@ class SFTConfig:
     blur: float = 0.0
     early: int = 1
     frozen: tuple[str, ...] = ("dino", "siglip")
+    lora: LoRAConfig | None = None
+    validate_every: int = 100
 
     @classmethod
     def fake(cls) -> SFTConfig:
@@ -94,7 +109,7 @@ def demonstrations(chunks: Mapping[str, Any], codec: Codec, prompt_KL: Any) -> D
 
 def loss(net: Pure, params: Params, batch: Demonstrations, blur: float = 0.0) -> tuple[Array, dict[str, Array]]:
     """Mean cross-entropy of a batch, and its metrics (all float32 scalars)."""
-    logits = net(params, to_float(batch.frame_BHWC), batch.prompt_BL)
+    logits = net(params, to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
     if blur > 0.0:
         cross = optax.losses.softmax_cross_entropy(logits, blurred_targets(blur)[batch.token_BTA])
     else:
@@ -112,32 +127,133 @@ def make(
     Args:
       cfg: the network.
       train: how to train it.
-      params: where to start; copied, because the state is donated.
+      params: where to start; never changed.
       data: chunks on the device; an argument of the compiled step, not a constant in it.
       key: batches are drawn from ``fold_in(key, i)``, so a resumed run is the uninterrupted one.
 
     Raises:
-      ValueError: when ``train.frozen`` names a part that the network does not have.
+      ValueError: when ``train.frozen`` or ``train.lora`` names a part that the network does not have.
     """
-    net, optimiser = network(cfg), optimizer(train)
-    unknown = sorted(set(train.frozen) - set(params))
-    if unknown:
-        raise ValueError(f"SFTConfig.frozen: expected parts of the policy {sorted(params)}, got unknown {unknown}")
+    way = trainable(cfg, train)
+    optimiser = optimizer(train)
+    fixed, first = way.begin(params, jax.random.fold_in(key, ADAPTERS))
 
-    def step(state: SFTState, i: Array, data: Demonstrations) -> tuple[SFTState, dict[str, Array]]:
+    def step(
+        state: SFTState, i: Array, fixed: Params, data: Demonstrations
+    ) -> tuple[SFTState, dict[str, Array]]:  # fmt: skip
         row_B = jax.random.randint(jax.random.fold_in(key, i), (train.batch,), 0, data.frame_BHWC.shape[0])
         batch = jax.tree.map(lambda leaf: leaf[row_B], data)
-        fixed, free = split(state.params, train.frozen)
-        objective = lambda free: loss(net, fixed | free, batch, train.blur)  # noqa: E731
-        gradient, metrics = jax.grad(objective, has_aux=True)(free)
-        update, opt = optimiser.update(gradient, state.opt, free)
+        objective = lambda trained: loss(way.net, way.whole(fixed, trained), batch, train.blur)  # noqa: E731
+        gradient, metrics = jax.grad(objective, has_aux=True)(state.trained)
+        update, opt = optimiser.update(gradient, state.opt, state.trained)
         metrics["gradient"] = optax.tree.norm(gradient)
-        moved: Any = optax.apply_updates(free, update)
-        return SFTState(fixed | moved, opt), metrics
+        moved: Any = optax.apply_updates(state.trained, update)
+        return SFTState(moved, opt), metrics
 
     jitted = jax.jit(step, donate_argnums=0)
-    first = SFTState(jax.tree.map(jnp.copy, params), optimiser.init(split(params, train.frozen)[1]))
-    return first, lambda state, i: jitted(state, i, data)
+    return SFTState(first, optimiser.init(first)), lambda state, i: jitted(state, i, fixed, data)
+
+
+def validation(
+    cfg: VLAConfig, train: SFTConfig, params: Params, codec: Codec, data: Demonstrations
+) -> Callable[[SFTState], dict[str, Array]]:
+    """``measure(state) -> metrics`` over all of ``data``, jitted, in batches of ``train.batch``.
+
+    Metrics: ``val_loss``; ``val_accuracy``, the share of tokens that the likeliest one hits; ``val_l1``, the mean
+    distance of the decoded environment actions, gripper included.
+    """
+    way = trainable(cfg, train)
+    fixed, _ = way.begin(params, jax.random.key(0))
+    count = data.frame_BHWC.shape[0]
+    row_NB = np.resize(np.arange(count), (-(-count // train.batch), train.batch))
+    weight_NB = (np.arange(row_NB.size) < count).reshape(row_NB.shape)  # the last batch is filled with rows again
+
+    def measure(trained: Params, fixed: Params, data: Demonstrations) -> dict[str, Array]:
+        whole = way.whole(fixed, trained)
+
+        def one(rows: tuple[Array, Array]) -> dict[str, Array]:
+            row_B, weight_B = rows
+            batch = jax.tree.map(lambda leaf: leaf[row_B], data)
+            logits = way.net(whole, to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
+            guess_BTA, token_BTA = greedy(logits), batch.token_BTA
+            found = {
+                "val_loss": -log_prob(logits, token_BTA),
+                "val_accuracy": guess_BTA == token_BTA,
+                "val_l1": jnp.abs(codec.decode(guess_BTA) - codec.decode(token_BTA)),
+            }
+            return {name: (x.mean((1, 2)) * weight_B).sum() for name, x in found.items()}
+
+        sums = jax.lax.map(one, (jnp.asarray(row_NB), jnp.asarray(weight_NB)))
+        return {name: x.sum() / count for name, x in sums.items()}
+
+    jitted = jax.jit(measure)
+    return lambda state: jitted(state.trained, fixed, data)
+
+
+def weights(cfg: VLAConfig, train: SFTConfig, params: Params, state: SFTState) -> Params:
+    """The plain network's parameters after a training that began at ``params``; adapters are merged in float32."""
+    if train.lora is None:
+        return params | state.trained
+    return jax.jit(functools.partial(lora.merge, cfg=adapters(cfg, train)))(params, state.trained)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyAdapters:
+    """What adapters belong to; it is kept beside them wherever they lie alone.
+
+    Attributes:
+      network: the policy.
+      lora: which layers are adapted, by their paths, and how.
+    """
+
+    network: VLAConfig
+    lora: LoRAConfig
+
+
+class Trainable(NamedTuple):
+    """What a fine-tuning trains, and how the network runs meanwhile.
+
+    Attributes:
+      net: the network in training.
+      begin: ``begin(params, key) -> (fixed, trained)``; ``trained`` shares no memory with ``params``.
+      whole: ``whole(fixed, trained)``, the parameters of ``net``.
+    """
+
+    net: Pure
+    begin: Callable[[Params, Array], tuple[Params, Params]]
+    whole: Callable[[Params, Params], Params]
+
+
+def trainable(cfg: VLAConfig, train: SFTConfig) -> Trainable:
+    """Parts of the network, or with ``train.lora`` adapters beside it."""
+    unknown = sorted(set(train.frozen) - set(network(cfg).shapes()))
+    if unknown:
+        raise ValueError(
+            f"SFTConfig.frozen: expected parts of the policy {sorted(network(cfg).shapes())}, got unknown {unknown}"
+        )
+    if train.lora is None:
+        parts = lambda params: split(params, train.frozen)  # noqa: E731
+        begin = lambda params, key: (parts(params)[0], jax.tree.map(jnp.copy, parts(params)[1]))  # noqa: E731
+        return Trainable(network(cfg), begin, lambda fixed, trained: fixed | trained)
+    own = adapters(cfg, train)
+    return Trainable(adapted(cfg, own), lambda params, key: (params, lora.init(key, params, own)), lora.join)
+
+
+def adapters(cfg: VLAConfig, train: SFTConfig) -> LoRAConfig:
+    """``train.lora`` with the paths of the layers that it adapts; frozen parts have none.
+
+    Raises:
+      ValueError: when no layer is left, or a target is no layer.
+    """
+    assert train.lora is not None
+    paths = lora.targets(network(cfg).shapes(), train.lora)
+    return dataclasses.replace(train.lora, targets=tuple(p for p in paths if p.split("/")[0] not in train.frozen))
+
+
+@functools.cache
+def adapted(cfg: VLAConfig, own: LoRAConfig) -> Pure:
+    """The policy with adapters, as a pure function of what ``lora.join`` makes."""
+    return Pure(lambda rngs: lora.adapt(VLA(cfg, rngs=rngs), own))
 
 
 def optimizer(train: SFTConfig) -> optax.GradientTransformation:

@@ -1,13 +1,14 @@
 """OpenVLA-OFT with discrete tokens and parallel decoding: frame and instruction in, one chunk out.
 
-The sequence of the language model, P patches, prompt of L ids, chunk of T x A slots::
+The sequence of the language model, P patches of all pictures, prompt of L ids, chunk of T x A slots::
 
-    [BOS][P patches][padding][prompt rest][T*A zero slots]([stop])
-      0   1 .. P              .. P + L - 1  P + L ..          'oft' only
+    [BOS][P patches]([state])[padding][prompt rest][T*A zero slots]([stop])
+      0   1 .. P                      .. P + L - 1  P + L ..          'oft' only
 
 Slots carry a zero embedding; they differ only by their rotary position. Logits of slot ``k`` are read one
 position **earlier**, so the first is read at the last prompt token. Slot order is step-major. The fused
-projector takes DINOv2's and SigLIP's features concatenated on channels, DINOv2 first.
+projector takes DINOv2's and SigLIP's features concatenated on channels, DINOv2 first. Several pictures follow one
+another in the order they are given; the robot's state, where a policy has one, is one token behind them.
 
 Two recipes differ by one token: ``oft`` appends the stop token (OFT, SimpleVLA-RL, WMPO, and the SFT
 checkpoints), ``rlinf`` does not (RLinf's and WoVR's configs). Since attention is bidirectional, the stop
@@ -46,6 +47,8 @@ class VLAConfig:
       chunk, action_dim: steps T of a chunk and dimensions A of an action.
       recipe: ``"oft"`` (stop token behind the slots) or ``"rlinf"`` (none).
       pad, stop: ids of padding and of the stop token.
+      images: pictures V that the policy sees at once, such as a scene and a wrist camera.
+      proprio: numbers R of the robot's state, 0 where the policy does not take it.
     """
 
     dino: TowerConfig
@@ -57,10 +60,14 @@ class VLAConfig:
     recipe: str = "rlinf"
     pad: int = 32000
     stop: int = 2
+    images: int = 1
+    proprio: int = 0
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise ValueError(f"policy recipe: expected one of {RECIPES}, got {self.recipe!r}")
+        if self.images < 1 or self.proprio < 0:
+            raise ValueError(f"policy inputs: expected images >= 1 and proprio >= 0, got {self.images}, {self.proprio}")
         if self.dino.patches != self.siglip.patches:
             raise ValueError(
                 "policy towers: features are joined on channels, so both need equally many patches, got "
@@ -114,6 +121,18 @@ class Projector(nnx.Module):
         return self.fc3(jax.nn.gelu(self.fc2(hidden), approximate=False))
 
 
+class StateProjector(nnx.Module):
+    """The robot's state to one token: two layers, erf GELU between."""
+
+    def __init__(self, cfg: VLAConfig, *, rngs: nnx.Rngs):
+        width, dtype = cfg.llm.width, jnp.dtype(cfg.llm.dtype)
+        self.fc1 = nnx.Linear(cfg.proprio, width, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, state_BR: Array) -> Array:
+        return self.fc2(jax.nn.gelu(self.fc1(state_BR), approximate=False))
+
+
 class VLA(nnx.Module):
     """The policy: frame and prompt to logits over the 256 action ids of every slot."""
 
@@ -123,27 +142,50 @@ class VLA(nnx.Module):
         self.siglip = Tower(cfg.siglip, rngs=rngs)
         self.projector = Projector(cfg, rngs=rngs)
         self.llm = Llama(cfg.llm, rngs=rngs)
+        self.proprio = StateProjector(cfg, rngs=rngs) if cfg.proprio else None
 
-    def __call__(self, frame_BHWC: Array, prompt_BL: Array) -> Array:
+    def __call__(self, frame_BHWC: Array, prompt_BL: Array, state_BR: Array | None = None) -> Array:
         """Logits (B, T, A, 256), float32, in slice coordinates (index 0 is the largest action).
 
         Args:
-          frame_BHWC: float32 in [-1, 1], any square size.
+          frame_BHWC: float32 in [-1, 1], any size; (B, V, H, W, 3) for a policy of several pictures.
           prompt_BL: int32, the begin id in column 0; pads anywhere after it.
+          state_BR: float32 in [-1, 1] (``processing.proprio``), for a policy that takes it.
+
+        Raises:
+          ValueError: inputs that are not those of the config.
         """
-        return self.from_features(self.features(frame_BHWC), prompt_BL)
+        return self.from_features(self.features(frame_BHWC), prompt_BL, state_BR)
 
     def features(self, frame_BHWC: Array) -> Array:
         """Both towers' patch features joined on channels, (B, P, D1 + D2); constant while towers are frozen."""
-        return jnp.concatenate([self.dino(frame_BHWC), self.siglip(frame_BHWC)], axis=-1)
+        view_BHWC = self._views(frame_BHWC)  # B counts every picture on its own
+        feature_BPD = jnp.concatenate([self.dino(view_BHWC), self.siglip(view_BHWC)], axis=-1)
+        return feature_BPD.reshape(frame_BHWC.shape[0], -1, feature_BPD.shape[-1])
 
-    def from_features(self, feature_BPD: Array, prompt_BL: Array) -> Array:
+    def from_features(self, feature_BPD: Array, prompt_BL: Array, state_BR: Array | None = None) -> Array:
         """Like a call, from tower features."""
-        x_BLD, mask_BL = self._sequence(self.projector(feature_BPD), flush_right(prompt_BL, self.cfg.pad))
-        first = feature_BPD.shape[1] + prompt_BL.shape[1] - 1
+        patch_BPD = self._with_state(self.projector(feature_BPD), state_BR)
+        x_BLD, mask_BL = self._sequence(patch_BPD, flush_right(prompt_BL, self.cfg.pad))
+        first = patch_BPD.shape[1] + prompt_BL.shape[1] - 1
         hidden_BLD = self.llm(x_BLD, mask_BL)[:, first : first + self.cfg.slots]
         logits = self.llm.logits(hidden_BLD, self.cfg.vocab_size - BINS, BINS)
         return logits.reshape(-1, self.cfg.chunk, self.cfg.action_dim, BINS)
+
+    def _views(self, frame: Array) -> Array:
+        axes = 4 if self.cfg.images == 1 else 5
+        if frame.ndim != axes or (axes == 5 and frame.shape[1] != self.cfg.images):
+            form = "(B, H, W, 3)" if axes == 4 else f"(B, {self.cfg.images}, H, W, 3)"
+            raise ValueError(f"policy of {self.cfg.images} pictures: expected frames {form}, got shape {frame.shape}")
+        return frame.reshape(-1, *frame.shape[-3:])
+
+    def _with_state(self, patch_BPD: Array, state_BR: Array | None) -> Array:
+        got = None if state_BR is None else state_BR.shape[-1]
+        if got != (self.cfg.proprio or None):
+            raise ValueError(f"policy: expected {self.cfg.proprio or None} numbers of the robot's state, got {got}")
+        if self.proprio is None or state_BR is None:
+            return patch_BPD
+        return jnp.concatenate([patch_BPD, self.proprio(state_BR)[:, None]], axis=1)
 
     def _sequence(self, patch_BPD: Array, prompt_BL: Array) -> tuple[Array, Array]:
         """Embeddings and padding mask of the whole sequence."""
@@ -175,8 +217,8 @@ def network(cfg: VLAConfig) -> Pure:
 
 def policy(
     cfg: VLAConfig, params: Params, codec: Codec, temperature: float = 1.0
-) -> Callable[[Array, Array, Array], tuple[Array, Array, Array]]:
-    """``act(frame_BHWC, prompt_BL, key_B) -> (token_BTA, logp_BTA, action_BTA)``.
+) -> Callable[..., tuple[Array, Array, Array]]:
+    """``act(frame_BHWC, prompt_BL, key_B, state_BR=None) -> (token_BTA, logp_BTA, action_BTA)``.
 
     Tokens are sampled at ``temperature``, which the log-probabilities share; at ``temperature <= 0`` the
     likeliest token is taken and the log-probabilities are those of temperature 1.
@@ -184,8 +226,10 @@ def policy(
     net = network(cfg)
     scale = temperature if temperature > 0.0 else 1.0
 
-    def act(frame_BHWC: Array, prompt_BL: Array, key_B: Array) -> tuple[Array, Array, Array]:
-        logits = net(params, frame_BHWC, prompt_BL)
+    def act(
+        frame_BHWC: Array, prompt_BL: Array, key_B: Array, state_BR: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        logits = net(params, frame_BHWC, prompt_BL, state_BR)
         token = actions.sample(logits, key_B, scale) if temperature > 0.0 else actions.greedy(logits)
         return token, actions.log_prob(logits, token, scale), codec.decode(token)
 

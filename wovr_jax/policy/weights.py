@@ -9,8 +9,8 @@ Features are those of the second-to-last block, so the last block of each tower,
 and SigLIP's attention pool never reach the policy. They are no leaves here, but a folder without
 them would not load in torch: they are kept, and written back as they were.
 
-What the discrete LIBERO recipe does not have, this table refuses: FiLM, proprio projector, action
-and value heads.
+The projector of the robot's state lies in a file of its own (``bridge.state_projector``) and has rows where the config
+asks for it. What the discrete recipe does not have, this table refuses: FiLM, action and value heads.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from wovr_jax.keymap import Row, Table, require
+from wovr_jax.nn.lora import DOWN, UP
 from wovr_jax.policy.llm import LlamaConfig
 from wovr_jax.policy.vision import IMAGENET_MEAN, IMAGENET_STD, TowerConfig
 from wovr_jax.policy.vla import VLAConfig
@@ -31,6 +32,9 @@ _only = functools.partial(require, "OpenVLA-OFT")
 """Refuses a config that describes another kind of network."""
 
 DINO, SIGLIP, LLM = "vision_backbone.featurizer", "vision_backbone.fused_featurizer", "language_model.model"
+STATE = "proprio_projector"
+PEFT = "base_model.model."
+"""What PEFT puts before the name of every module."""
 
 # fmt: off
 _TOWER_LINEARS = (
@@ -78,7 +82,36 @@ def vla_table(cfg: VLAConfig) -> Table:
         Row(f"{LLM}.norm.weight", "llm/norm/scale"),
         Row("language_model.lm_head.weight", "llm/head/kernel", KERNEL),
     ]
+    if cfg.proprio:
+        rows += [row for k in (1, 2) for row in _weight_and_bias(f"{STATE}.fc{k}", f"proprio/fc{k}")]
     return Table("OpenVLA-OFT", tuple(rows), kept=dict(_unused(cfg)))
+
+
+def adapter_table(cfg: VLAConfig, rank: int = 0, names: Collection[str] = ()) -> Table:
+    """Rows of LoRA adapters as PEFT names them.
+
+    Of the layers that the policy does not run, adapters are kept as the layers are: those of ``rank`` that a file
+    with these ``names`` has.
+    """
+    rows, kept = [], {}
+    for row in vla_table(cfg).rows:
+        if row.transform is KERNEL:
+            theirs, ours = row.theirs.removesuffix(".weight"), row.ours.removesuffix("kernel")
+            rows += [
+                Row(f"{PEFT}{theirs}.lora_A.weight", f"{ours}{DOWN}", KERNEL),
+                Row(f"{PEFT}{theirs}.lora_B.weight", f"{ours}{UP}", KERNEL),
+            ]
+    for layer, (outputs, inputs) in unused_layers(cfg).items():
+        pair = {f"{PEFT}{layer}.lora_A.weight": (rank, inputs), f"{PEFT}{layer}.lora_B.weight": (outputs, rank)}
+        kept |= pair if pair.keys() & set(names) else {}
+    head = {f"{PEFT}language_model.lm_head.base_layer.weight": "the head itself, which PEFT saves beside its adapter"}
+    return Table("LoRA adapters of OpenVLA-OFT", tuple(rows), head, kept=kept)
+
+
+def unused_layers(cfg: VLAConfig) -> dict[str, Shape]:
+    """Linear layers of a release that reach no action: name -> shape of the weight."""
+    found = {name: shape for name, shape in _unused(cfg) if name.endswith(".weight") and len(shape) == 2}
+    return {name.removesuffix(".weight"): shape for name, shape in found.items()}
 
 
 def vla_config(
@@ -88,6 +121,7 @@ def vla_config(
     heads: int | None = None,
     dtype: str = "bfloat16",
     recipe: str = "rlinf",
+    images: int = 1,
 ) -> VLAConfig:
     """The policy's config from the shapes of its tensors and from ``config.json``.
 
@@ -96,7 +130,7 @@ def vla_config(
       described: ``config.json``; what it leaves out are defaults of transformers 4.40.1, which wrote it.
       heads: of both towers, where they are not those of the release.
       dtype: in which matrix products are run.
-      recipe: as in ``VLAConfig``; nothing in a folder tells it.
+      recipe, images: as in ``VLAConfig``; nothing in a folder tells them.
 
     Raises:
       KeyError: naming a tensor that no such folder can be without.
@@ -139,6 +173,8 @@ def vla_config(
         recipe=recipe,
         pad=described.get("pad_token_id", 32000),
         stop=text.get("eos_token_id", 2),
+        images=images,
+        proprio=shapes.get(f"{STATE}.fc1.weight", (0, 0))[1],
     )
 
 

@@ -1,0 +1,226 @@
+"""LoRA adapters of a policy: PEFT folders in and out, and merged into the weights on their way in.
+
+A PEFT folder holds ``adapter_config.json`` and ``adapter_model.safetensors``; a release may have one, ``lora_adapter``.
+openvla-oft writes it beside weights that hold the sum already, RLinf publishes it beside weights that do not, and no
+file tells which: merging is asked for, never assumed.
+
+Source: huggingface/peft:src/peft/utils/save_and_load.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from wovr_jax import checkpoint, config
+from wovr_jax.bridge import native, rest, tensors
+from wovr_jax.bridge.tensors import FileError
+from wovr_jax.keymap import Fact, Plan, plan, plan_export
+from wovr_jax.nn import lora
+from wovr_jax.nn.lora import DOWN, UP, LoRAConfig
+from wovr_jax.policy import vla
+from wovr_jax.policy.train import PolicyAdapters
+from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.policy.weights import PEFT, adapter_table
+
+CONFIG, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "lora_adapter"
+OTHER_KINDS = ("use_rslora", "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")
+OTHER_KINDS += ("lora_bias", "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora")
+"""Settings of PEFT that make another sum than kernel + scale * a @ b, or train something beside it."""
+INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Ways to begin that leave the base weights as they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """An opened PEFT folder that was checked; no data were read yet.
+
+    Attributes:
+      folder: where it is.
+      about: the policy and the adapters.
+      plan: which tensor goes where.
+      read: name -> tensor.
+    """
+
+    folder: pathlib.Path
+    about: PolicyAdapters
+    plan: Plan
+    read: Callable[[str], np.ndarray]
+
+    @functools.cached_property
+    def leaves(self) -> dict[str, np.ndarray]:
+        """Path -> value of all adapters, a hundredth of the weights at most."""
+        return dict(self.plan.leaves(self.read))
+
+    def merge(self, path: str, leaf: np.ndarray) -> None:
+        """Adds what belongs to a leaf of the policy, layer by layer, in float32 and rounded once."""
+        layer, _, name = path.rpartition("/")
+        if name == "kernel" and f"{layer}/{DOWN}" in self.plan.leaf:
+            down, up = self.leaves[f"{layer}/{DOWN}"], self.leaves[f"{layer}/{UP}"]
+            for kernel, a, b in zip(leaf, down, up) if leaf.ndim == 3 else [(leaf, down, up)]:
+                _add(kernel, a, b, self.about.lora.scale)
+
+    def merge_kept(self, name: str, tensor: np.ndarray) -> None:
+        """The same for a tensor of the release that the policy does not use, in the layout of torch."""
+        down, up = (f"{PEFT}{name.removesuffix('.weight')}.lora_{letter}.weight" for letter in "AB")
+        if down in self.plan.kept:
+            _add(tensor, self.read(up), self.read(down), self.about.lora.scale)
+
+    def report(self, what: str) -> str:
+        """A sentence on what is done with them, ``what``: merged or kept."""
+        cfg = self.about.lora
+        pairs = (len(self.plan.tensor) + len(self.plan.kept)) // 2
+        count = sum(math.prod(fact.shape) for fact in (*self.plan.tensor.values(), *self.plan.kept.values()))
+        dropped = f"; not taken: {', '.join(self.plan.dropped)}" if self.plan.dropped else ""
+        return (
+            f"{self.folder.name}: {pairs} adapters of rank {cfg.rank} and scale {cfg.scale:g}, {count:,} parameters, "
+            f"{what}{dropped}"
+        )
+
+
+def _add(kernel: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> None:
+    product = np.matmul(left.astype(np.float32), right.astype(np.float32))
+    kernel[...] = (kernel.astype(np.float32) + np.float32(scale) * product).astype(kernel.dtype)
+
+
+def open_peft(folder: str | os.PathLike, network: VLAConfig) -> Adapters:
+    """Opens and checks a PEFT folder.
+
+    Raises:
+      FileError: no such folder, another kind of adapter, or adapters that change the base weights.
+      KeymapError: with everything that does not fit the policy.
+    """
+    folder = pathlib.Path(folder)
+    described = _described(folder / CONFIG)
+    held = tensors.header(folder / WEIGHTS)
+    rank, found = described["r"], held.facts
+    every = {path: Fact(shape, np.dtype(np.float32)) for path, shape in _shapes(network, ("*",), rank).items()}
+    links = plan_export(str(folder), adapter_table(network), every).links
+    there = {path.rpartition("/")[0] for path, group in links.items() if any(link.theirs in found for link in group)}
+    ours = {path: fact.shape for path, fact in every.items() if path.rpartition("/")[0] in there}
+    checked = plan(str(folder), adapter_table(network, rank, found), found, ours, held.doubled)
+    if not there:
+        raise FileError(f"{folder / WEIGHTS} adapts no layer that the policy runs.")
+    init = "gaussian" if described.get("init_lora_weights") == "gaussian" else "kaiming"
+    own = LoRAConfig(rank, float(described["lora_alpha"]), tuple(sorted(there)), init)
+    return Adapters(folder, PolicyAdapters(network, own), checked, lambda name: tensors.read(held, name))
+
+
+def _described(path: pathlib.Path) -> dict[str, Any]:
+    """``adapter_config.json``, if it is one of plain LoRA."""
+    try:
+        found = dict(json.loads(path.read_text()))
+        rank, alpha = found["r"], found["lora_alpha"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FileError(f"{path} cannot be read as the config of LoRA adapters: {error!r}.") from error
+    wrong = [f"{name} {found[name]!r}" for name in OTHER_KINDS if found.get(name)]
+    wrong += [f"peft_type {found.get('peft_type')!r}"] if found.get("peft_type") != "LORA" else []
+    wrong += [f"bias {found['bias']!r}"] if found.get("bias", "none") not in ("none", None) else []
+    begin = found.get("init_lora_weights", True)
+    wrong += [f"init_lora_weights {begin!r}, which changes the base weights"] if begin not in INITS else []
+    if not isinstance(rank, int) or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        wrong.append(f"r {rank!r}, lora_alpha {alpha!r}")
+    if wrong:
+        raise FileError(f"{path}: expected plain LoRA, got {'; '.join(wrong)}.")
+    return found
+
+
+def _shapes(network: VLAConfig, targets: tuple[str, ...], rank: int) -> dict[str, tuple[int, ...]]:
+    """Path and shape of every adapter."""
+    kernels = vla.network(network).shapes()
+    made = jax.eval_shape(lambda key: lora.init(key, kernels, LoRAConfig(rank, targets=targets)), jax.random.key(0))
+    return {path: tuple(leaf.shape) for path, leaf in native.flat(made).items()}
+
+
+# Our own form ---------------------------------------------------------------------------------------------------
+
+
+def write_native(opened: Adapters, folder: str | os.PathLike, name: str = "lora") -> pathlib.Path:
+    """Writes adapters in our form, with what they brought beside the weights, and returns the json."""
+    beside = pathlib.Path(folder) / f"{name}.rest"
+    fresh = tensors.beside(beside)
+    try:
+        files = rest.other_files([opened.folder / WEIGHTS])
+        kept = ((name, opened.read(name)) for name in opened.plan.kept)
+        digests = rest.write(fresh, opened.plan.kept, kept, opened.folder, files)
+        about = {"source": {"file": opened.folder.name, "format": "peft", "rest": digests}}
+        card = native.write(folder, name, opened.about, opened.plan.leaf, opened.leaves.items(), about)
+        rest.replace(fresh, beside)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return card
+
+
+def export(path: str | os.PathLike, folder: str | os.PathLike) -> list[pathlib.Path]:
+    """Writes a PEFT folder from adapters in our form, or from the checkpoint that a fine-tuning left.
+
+    Args:
+      path: json of :func:`write_native`, or the folder ``stages/sft/adapters`` of a run.
+      folder: where. What an import kept is put back as it was.
+
+    Raises:
+      FileError: neither of the two.
+      KeymapError: with everything that does not fit.
+    """
+    path, folder = pathlib.Path(path), pathlib.Path(folder)
+    if checkpoint.exists(path):
+        about = config.from_dict(PolicyAdapters, checkpoint.meta(path), str(path))
+        shapes = _shapes(about.network, about.lora.targets, about.lora.rank)
+        like = native.nested({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+        return write_peft(folder, about, native.flat(checkpoint.restore(path, like)))
+    about, source, said = native.open_native(path, verify=True)
+    if not isinstance(about, PolicyAdapters):
+        raise FileError(f"{path} holds no adapters; --to peft writes adapters only.")
+    leaves = {name: source.read(name) for name in source.facts}
+    digests = said.get("source", {}).get("rest")
+    return write_peft(
+        folder, about, leaves, rest.open_rest(path.with_name(f"{path.stem}.rest"), digests) if digests else None
+    )
+
+
+def write_peft(
+    folder: pathlib.Path, about: PolicyAdapters, leaves: Mapping[str, np.ndarray], kept: rest.Rest | None = None
+) -> list[pathlib.Path]:
+    """Writes ``adapter_model.safetensors`` and ``adapter_config.json``; PEFT loads them onto the release's modules."""
+    facts = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+    beside = kept.facts if kept else {}
+    checked = plan_export("adapters", adapter_table(about.network, about.lora.rank, beside), facts, beside)
+    fresh = tensors.beside(folder / WEIGHTS)
+    stream = [*checked.tensors(leaves.__getitem__), *((name, kept.read(name)) for name in beside if kept)]
+    tensors.write(fresh, {**checked.tensor, **checked.kept}, stream, {"format": "pt"})
+    fresh.replace(folder / WEIGHTS)
+    if kept:
+        return [folder / WEIGHTS, *kept.copy_files(folder)]
+    fresh = tensors.beside(folder / CONFIG)
+    fresh.write_text(json.dumps(peft_config(about.lora, checked.tensor), indent=2) + "\n")
+    return [folder / WEIGHTS, fresh.replace(folder / CONFIG)]
+
+
+def peft_config(cfg: LoRAConfig, names: Iterable[str]) -> dict[str, Any]:
+    """``adapter_config.json`` of the adapters with these names; it lists every adapted module in full."""
+    modules = {name.removeprefix(PEFT).rpartition(".lora_")[0] for name in names}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "r": cfg.rank,
+        "lora_alpha": int(cfg.alpha) if cfg.alpha == int(cfg.alpha) else cfg.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(modules),
+        "init_lora_weights": "gaussian" if cfg.init == "gaussian" else True,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }

@@ -1,0 +1,71 @@
+"""The projector of the robot's state, which OpenVLA-OFT keeps beside the weights: ``proprio_projector--*.pt``.
+
+An import that asks for it reads its tensors as if they lay among the weights, under ``proprio_projector.``; an export
+writes them into a file of that name again. The file is a state dict, sometimes of a module wrapped for several
+processes (``module.`` before every name).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from wovr_jax.bridge import tensors, torch_io
+from wovr_jax.bridge.sources import Source
+from wovr_jax.bridge.tensors import FileError
+from wovr_jax.policy.weights import STATE
+
+PATTERN, NAMES, WRAPPED = "proprio_projector--*.pt", f"{STATE}.", "module."
+
+
+def joined(source: Source) -> tuple[Source, dict[str, str]]:
+    """``source`` with the projector's tensors among its own, and what an export needs to write the file back.
+
+    Raises:
+      FileError: not exactly one such file beside the weights.
+    """
+    folder = source.files[0].parent
+    found = sorted(folder.glob(PATTERN))
+    if len(found) != 1:
+        there = ", ".join(file.name for file in found) or "none"
+        raise FileError(f"{folder}: expected one {PATTERN}, the projector of the robot's state; there is: {there}.")
+    held = torch_io.load(found[0]).tensors
+    prefix = WRAPPED if all(name.startswith(WRAPPED) for name in held) else ""
+    own = {NAMES + name.removeprefix(prefix): tensor for name, tensor in held.items()}
+    facts = {name: torch_io.fact(tensor) for name, tensor in own.items()}
+
+    def read(name: str) -> np.ndarray:
+        return torch_io.to_numpy(own[name]) if name in own else source.read(name)
+
+    whole = dataclasses.replace(
+        source, facts={**source.facts, **facts}, read=read, files=(*source.files, found[0])
+    )  # fmt: skip
+    return whole, {"file": found[0].name, "prefix": prefix}
+
+
+class Splitter:
+    """Takes the projector's tensors out of an export's stream and writes them into their file."""
+
+    def __init__(self, origin: Mapping[str, Any]):
+        self.file, self.prefix = origin["file"], origin["prefix"]
+        self._own: dict[str, np.ndarray] = {}
+
+    def without(self, stream: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+        """The other tensors, in their order."""
+        for name, tensor in stream:
+            if name.startswith(NAMES):
+                self._own[self.prefix + name.removeprefix(NAMES)] = tensor
+            else:
+                yield name, tensor
+
+    def write(self, folder: pathlib.Path, rest: Iterator[tuple[str, np.ndarray]]) -> pathlib.Path:
+        """Writes the file; ``rest`` is what is left of :meth:`without`, in which the last of them may come."""
+        collections.deque(rest, maxlen=0)
+        fresh = tensors.beside(folder / self.file)
+        torch_io.save(fresh, self._own.items())
+        return fresh.replace(folder / self.file)
