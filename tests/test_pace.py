@@ -70,7 +70,7 @@ def _recipe(parts: pathlib.Path, **changes: Any) -> dict[str, Any]:
         temperature=1.0,
         sim=TabletopConfig.fake(),
         expert=ExpertConfig(flawed_share=0.5),
-        collect=CollectConfig(demonstrations=32, first=8, again=8, batch=8),
+        collect=CollectConfig(demonstrations=32, validation=4, first=8, again=8, batch=8),
         sft=SFTConfig.fake(),
         world_train=WorldTrainConfig.fake(),
         refresh=RefreshConfig(steps=2),
@@ -155,7 +155,7 @@ def test_a_stage_compiles_its_programs_once_and_a_round_reuses_them(reference: R
     }
     assert {stage: programs for stage, programs in compiled.items() if programs} == {
         "demonstrations": {"_demonstrate": 1},
-        "sft": {"step": 1},
+        "sft": {"step": 1, "measure": 1},
         "evaluate-0": {"live": 2},  # sampled and greedy: the temperature is a constant of the program
         "world-0": {"encode_static": 1, "step": 1, "measure": 1},
         "reward-0": {"replay": 1, "step": 1},

@@ -22,6 +22,7 @@ class CollectConfig:
 
     Attributes:
       demonstrations: scripted episodes for the base policy; they are not part of the budget.
+      validation: more of them that the base policy is judged on and never trained on.
       first: episodes of the base policy, for the first world model and reward.
       again: episodes of the evolved policy, for each refresh.
       retold: newest of them (and a third as many demonstrations) that the world model retells for
@@ -30,6 +31,7 @@ class CollectConfig:
     """
 
     demonstrations: int = 768
+    validation: int = 32
     first: int = 384
     again: int = 256
     retold: int = 192

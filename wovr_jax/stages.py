@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from wovr_jax.config import ConfigError, diff
 from wovr_jax.data import batches, normalize
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
+from wovr_jax.policy import fit as policy_fit
 from wovr_jax.policy import train as sft
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
@@ -79,15 +81,22 @@ class Stages:
     @property
     def demonstrations(self) -> list[Episode]:
         """Scripted episodes, a share of them flawed."""
+        return self._scripted()[0]
+
+    def _scripted(self) -> tuple[list[Episode], list[Episode]]:
+        """Demonstrations, and more of them to judge imitation on."""
         cfg = self.recipe
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
-            seeds = self.layouts("demonstrations", cfg.collect.demonstrations)
+            seeds = self.layouts("demonstrations", cfg.collect.demonstrations + cfg.collect.validation)
             made = collect.demonstrations(seeds, self.key("demonstrations"), cfg.expert, cfg.sim)
-            facts = disk.write(folder / "episodes", made, meta={"sim": "tabletop"}, overwrite=True)
+            write = functools.partial(disk.write, meta={"sim": "tabletop"}, overwrite=True)
+            facts = write(folder / "episodes", itertools.islice(made, cfg.collect.demonstrations))
+            write(folder / "validation", made)
             return {"episodes": facts["episodes"], "successes": facts["successes"]}
 
-        return self.run.stage("demonstrations", make, lambda folder: disk.read(folder / "episodes"))
+        read = lambda folder: (disk.read(folder / "episodes"), disk.read(folder / "validation"))  # noqa: E731
+        return self.run.stage("demonstrations", make, read)
 
     @functools.cached_property
     def codec(self) -> Codec:
@@ -125,13 +134,18 @@ class Stages:
         return self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "policy", self.fresh_policy))
 
     def _make_base(self, folder: pathlib.Path) -> dict[str, Any]:
-        cfg = self.recipe
-        chunks = batches.sft_chunks(self.demonstrations, cfg.policy.chunk, early=cfg.sft.early)
-        data = sft.demonstrations(chunks, self.codec, self.prompt_KL)
-        state, step = sft.make(cfg.policy, cfg.sft, self.fresh_policy, data, self.key("sft"))
-        state = loop.fit("sft", state, step, cfg.sft.steps, log=self.run.log, folder=folder)
-        checkpoint.save(folder / "policy", state.params)
-        return {"chunks": len(chunks["task_B"])}
+        cfg, train = self.recipe.policy, self.recipe.sft
+        data = self._to_imitate(self.demonstrations, early=train.early)
+        held = self._to_imitate(self._scripted()[1], stride=cfg.chunk)
+        params, facts = policy_fit.fit(
+            cfg, train, self.fresh_policy, data, held, self.codec, self.key("sft"), log=self.run.log, folder=folder
+        )
+        checkpoint.save(folder / "policy", params)
+        return {"chunks": len(data.token_BTA)} | facts
+
+    def _to_imitate(self, episodes: list[Episode], **how: int) -> sft.Demonstrations:
+        chunks = batches.sft_chunks(episodes, self.recipe.policy.chunk, **how)
+        return sft.demonstrations(chunks, self.codec, self.prompt_KL)
 
     @functools.cached_property
     def programs(self) -> Programs:
