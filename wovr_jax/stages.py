@@ -27,7 +27,6 @@ from wovr_jax.data import batches, normalize
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
 from wovr_jax.policy import fit as policy_fit
-from wovr_jax.policy import train as sft
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
@@ -85,11 +84,11 @@ class Stages:
 
     def _scripted(self) -> tuple[list[Episode], list[Episode]]:
         """Demonstrations, and more of them to judge imitation on."""
-        cfg = self.recipe
+        cfg, key = self.recipe, self.key("demonstrations")
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
             seeds = self.layouts("demonstrations", cfg.collect.demonstrations + cfg.collect.validation)
-            made = collect.demonstrations(seeds, self.key("demonstrations"), cfg.expert, cfg.sim)
+            made = collect.demonstrations(seeds, key, cfg.expert, cfg.sim)
             write = functools.partial(disk.write, meta={"sim": "tabletop"}, overwrite=True)
             facts = write(folder / "episodes", itertools.islice(made, cfg.collect.demonstrations))
             write(folder / "validation", made)
@@ -134,18 +133,13 @@ class Stages:
         return self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "policy", self.fresh_policy))
 
     def _make_base(self, folder: pathlib.Path) -> dict[str, Any]:
-        cfg, train = self.recipe.policy, self.recipe.sft
-        data = self._to_imitate(self.demonstrations, early=train.early)
-        held = self._to_imitate(self._scripted()[1], stride=cfg.chunk)
+        cfg, key = self.recipe, self.key("sft")
+        data = (*self._scripted(), self.codec, self.prompt_KL)
         params, facts = policy_fit.fit(
-            cfg, train, self.fresh_policy, data, held, self.codec, self.key("sft"), log=self.run.log, folder=folder
+            cfg.policy, cfg.sft, self.fresh_policy, *data, key, log=self.run.log, folder=folder
         )
         checkpoint.save(folder / "policy", params)
-        return {"chunks": len(data.token_BTA)} | facts
-
-    def _to_imitate(self, episodes: list[Episode], **how: int) -> sft.Demonstrations:
-        chunks = batches.sft_chunks(episodes, self.recipe.policy.chunk, **how)
-        return sft.demonstrations(chunks, self.codec, self.prompt_KL)
+        return facts
 
     @functools.cached_property
     def programs(self) -> Programs:

@@ -19,6 +19,7 @@ from wovr_jax.policy.fit import fit
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import PolicyAdapters, SFTConfig
 from wovr_jax.policy.vla import VLAConfig, network
+from wovr_jax.types import Episode
 
 CFG = VLAConfig.fake()
 KEY = jax.random.key(0)
@@ -33,6 +34,13 @@ def data(chunks=3, seed=0):
     arrays = {"frame_BHWC": rng.integers(0, 256, (chunks, 16, 16, 3), np.uint8), "label_BTA": label}
     prompts = Tokenizer.tabletop().prompts(["pick up the red block"])
     return train.demonstrations(arrays | {"task_B": np.zeros(chunks, int)}, CODEC, prompts)
+
+
+def episode(steps, seed=0):
+    rng = np.random.default_rng(seed)
+    label = (0.5 * np.sign(rng.normal(size=(steps, 7)))).astype(np.float32)
+    frame = rng.integers(0, 256, (steps + 1, 16, 16, 3), np.uint8)
+    return Episode(frame, label, np.zeros(steps + 1, bool), "pick up the red block", 0, seed, "expert", label)
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +128,13 @@ def test_the_judgement_by_hand(params):
 
 def test_a_whole_fit_logs_its_judgements_and_keeps_its_adapters(params, tmp_path):
     log = Log(tmp_path / "log")
-    final, facts = fit(CFG, TRAIN, params, data(), data(2, seed=1), CODEC, KEY, log=log, folder=tmp_path)
+    prompt = Tokenizer.tabletop().prompts(["pick up the red block"])
+    demos = [episode(steps=4, seed=0), episode(steps=5, seed=1)]
+    final, facts = fit(CFG, TRAIN, params, demos, [episode(16)], CODEC, prompt, KEY, log=log, folder=tmp_path)
     log.close()
     lines = [line for line in read_metrics(tmp_path / "log") if "val_l1" in line]
     assert [line["step"] for line in lines] == [2, 4]
-    assert facts == {name: lines[-1][name] for name in ("val_loss", "val_accuracy", "val_l1")}
+    assert facts == {"chunks": 9} | {name: lines[-1][name] for name in ("val_loss", "val_accuracy", "val_l1")}
 
     about = config.from_dict(PolicyAdapters, checkpoint.meta(tmp_path / "adapters"))
     assert about == PolicyAdapters(CFG, train.adapters(CFG, TRAIN))

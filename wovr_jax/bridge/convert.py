@@ -172,6 +172,7 @@ def read_import(
     kind = formats.detect(source)
     if (state or merge or images > 1) and kind.part != "policy":
         raise FileError(f"{source.name} is {kind}; pictures, state and adapters are a policy's.")
+    state = state or bool(getattr(cfg, "proprio", 0))
     source, beside = state_projector.joined(source) if state else (source, None)
     if cfg is not None and formats.part_of(cfg) != kind.part:
         raise FileError(f"{source.name} is {kind}; the config given is for {formats.part_of(cfg)}.")

@@ -1,32 +1,36 @@
-"""A supervised fine-tuning from beginning to end: trained, judged on held-out chunks on the way, adapters put down."""
+"""A supervised fine-tuning from beginning to end: trained, judged on held-out episodes meanwhile, adapters put down."""
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from wovr_jax import checkpoint, config, loop
+from wovr_jax.data import batches
 from wovr_jax.metrics import Log
 from wovr_jax.nn.functional import Params
 from wovr_jax.policy import train as sft
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.train import Demonstrations, PolicyAdapters, SFTConfig, SFTState
+from wovr_jax.policy.train import PolicyAdapters, SFTConfig, SFTState
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.types import Array
+from wovr_jax.types import Array, Episode
 
 
 def fit(
     cfg: VLAConfig,
     train: SFTConfig,
     params: Params,
-    data: Demonstrations,
-    held: Demonstrations,
+    demos: Sequence[Episode],
+    held: Sequence[Episode],
     codec: Codec,
+    prompt_KL: Array,
     key: Array,
     *,
     log: Log | None = None,
     folder: pathlib.Path,
-) -> tuple[Params, dict[str, float]]:
-    """The policy after ``train.steps`` steps from ``params``, adapters merged, and how it does on ``held``.
+) -> tuple[Params, dict[str, Any]]:
+    """The policy after ``train.steps`` steps from ``params``, adapters merged, and facts: how it does on ``held``.
 
     The checkpoint in ``folder`` holds what is trained and the optimiser's state, and a fit that was interrupted goes
     on from it. Adapters are also kept alone, in ``folder / "adapters"`` with what they belong to.
@@ -35,15 +39,19 @@ def fit(
       cfg: the network.
       train: how to train it.
       params: where to start.
-      data: chunks to imitate.
-      held: chunks to be judged on, every ``train.validate_every`` steps and at the end.
-      codec: from tokens to environment actions, for the judgement.
+      demos: to imitate.
+      held: to be judged on, every ``train.validate_every`` steps and at the end; one sample a chunk.
+      codec: between tokens and environment actions.
+      prompt_KL: prompt tokens of every task.
       key: of batches and fresh adapters.
       log: receives the curves.
       folder: of the checkpoint.
     """
+    chunks = batches.sft_chunks(demos, cfg.chunk, early=train.early)
+    data = sft.demonstrations(chunks, codec, prompt_KL)
     state, step = sft.make(cfg, train, params, data, key)
-    measure = sft.validation(cfg, train, params, codec, held)
+    apart = sft.demonstrations(batches.sft_chunks(held, cfg.chunk, stride=cfg.chunk), codec, prompt_KL)
+    measure = sft.validation(cfg, train, params, codec, apart)
 
     def judged(state: SFTState) -> dict[str, float]:
         return {name: float(value) for name, value in measure(state).items()}
@@ -55,4 +63,4 @@ def fit(
     if train.lora:
         about = PolicyAdapters(cfg, sft.adapters(cfg, train))
         checkpoint.save(folder / "adapters", state.trained, config.to_dict(about))
-    return sft.weights(cfg, train, params, state), judged(state)
+    return sft.weights(cfg, train, params, state), {"chunks": len(data.token_BTA)} | judged(state)
