@@ -122,8 +122,8 @@ class Recipe:
       seeds: of the runs of a study; other jobs use ``seed``.
       assets: folder of the pretrained parts; empty for those of the package.
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP).
-      world_weights: where the transformer of the world model starts: a json of imported weights, or the folder of a
-        checkpoint such as `stages/world-0/dit` of a run; empty for random weights.
+      policy_weights, world_weights: where the policy and the transformer of the world model start: a json of imported
+        weights, or the folder of a checkpoint such as `stages/world-0/dit` of a run; empty for random weights.
       temperature: of the policy's sampling, in training and evaluation alike.
       pace: whether a round after the first collects again and refreshes world model, reward and start
         states (PACE); without, every round dreams in the first ones.
@@ -139,6 +139,7 @@ class Recipe:
     assets: str = ""
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")
+    policy_weights: str = ""
     world_weights: str = ""
     temperature: float = 1.6
     pace: bool = True
@@ -160,11 +161,13 @@ class Recipe:
                 f"learner.temperature is {self.learner.temperature}, temperature {self.temperature}: actor and learner "
                 "must agree, or the importance ratios are wrong from the first step"
             )
-        if self.world_train.lora and not self.world_weights:
-            raise ValueError(
-                "world_train.lora: adapters sit beside weights that know something already, and here they are random; "
-                "name those to start from with world_weights=..., or train everything with world_train.lora=None"
-            )
+        for training, weights in (("world_train", "world_weights"), ("sft", "policy_weights")):
+            if getattr(self, training).lora and not getattr(self, weights):
+                raise ValueError(
+                    f"{training}.lora: adapters sit beside weights that know something already, and here they are "
+                    f"random; name those to start from with {weights}=..., or train everything with "
+                    f"{training}.lora=None"
+                )
 
     @property
     def rounds(self) -> int:

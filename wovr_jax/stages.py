@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax import assets, checkpoint, evaluate, learner, loop, metrics, runtime
-from wovr_jax.config import ConfigError, diff
 from wovr_jax.data import batches, normalize
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
@@ -104,8 +103,11 @@ class Stages:
 
     @functools.cached_property
     def fresh_policy(self) -> Params:
-        """Random weights with the pretrained vision towers put in."""
-        params = vla.network(self.recipe.policy).init(self.key("policy"))
+        """Where the policy starts: ``recipe.policy_weights``, or random weights with the pretrained vision towers."""
+        network = vla.network(self.recipe.policy)
+        if self.recipe.policy_weights:
+            return assets.given("policy_weights", self.recipe.policy_weights, network.shapes())
+        params = network.init(self.key("policy"))
         towers = {part: self._asset(name)[1] for part, name in zip(("dino", "siglip"), self.recipe.towers, strict=True)}
         return jax.tree.map(jnp.asarray, params | towers)
 
@@ -114,7 +116,7 @@ class Stages:
         """Where the transformer of the world model starts: random weights, or those of ``recipe.world_weights``."""
         network = world_model.networks(self.vae[0])[0]
         if self.recipe.world_weights:
-            return _given(pathlib.Path(self.recipe.world_weights).expanduser(), network.shapes())
+            return assets.given("world_weights", self.recipe.world_weights, network.shapes())
         return network.init(self.key("world"))
 
     @functools.cached_property
@@ -133,11 +135,9 @@ class Stages:
         return self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "policy", self.fresh_policy))
 
     def _make_base(self, folder: pathlib.Path) -> dict[str, Any]:
-        cfg, key = self.recipe, self.key("sft")
-        data = (*self._scripted(), self.codec, self.prompt_KL)
-        params, facts = policy_fit.fit(
-            cfg.policy, cfg.sft, self.fresh_policy, *data, key, log=self.run.log, folder=folder
-        )
+        cfg, about = self.recipe, (self.codec, self.prompt_KL, self.key("sft"))
+        given = (self.fresh_policy, *self._scripted(), *about)
+        params, facts = policy_fit.fit(cfg.policy, cfg.sft, *given, log=self.run.log, folder=folder)
         checkpoint.save(folder / "policy", params)
         return facts
 
@@ -376,22 +376,6 @@ class Stages:
         self.policy(round_)
         self.reward(world_round)
         return self.run.stage(name, make, lambda folder: self.run.facts[name])
-
-
-def _given(path: pathlib.Path, shapes: Params) -> Params:
-    """Weights of a finished run or of an import, as the network keeps them."""
-    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-    try:
-        found = (
-            assets.load_asset(path.stem, path.parent)[1] if path.suffix == ".json" else checkpoint.restore(path, like)
-        )
-    except ValueError as error:
-        raise ConfigError(f"config.world_weights: {error}") from error
-    there, here = (jax.tree.map(lambda leaf: str(leaf.shape), tree) for tree in (found, like))
-    if different := diff(there, here):
-        shown = "\n  ".join(f"{name}: {old} there, {new} here" for name, (old, new) in list(different.items())[:12])
-        raise ConfigError(f"config.world_weights: {path} is of another network, {len(different)} differ:\n  {shown}")
-    return jax.tree.map(lambda leaf, own: jnp.asarray(leaf, own.dtype), found, like)
 
 
 def _film(rollout: Imagined, row: int) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from wovr_jax.policy.fit import fit
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import PolicyAdapters, SFTConfig
 from wovr_jax.policy.vla import VLAConfig, network
+from wovr_jax.recipe import Recipe
 from wovr_jax.types import Episode
 
 CFG = VLAConfig.fake()
@@ -147,3 +150,16 @@ def test_settings_name_the_presets_of_the_stacks():
     found = config.from_dict(SFTConfig, {"lora": {"size": "rlinf", "rank": 8}, "frozen": []})
     assert found.lora == LoRAConfig.rlinf(rank=8)
     assert config.from_dict(SFTConfig, {}).lora is None
+
+
+@pytest.mark.parametrize("preset, own", [("lora_oft", LoRAConfig.oft()), ("lora_rlinf", LoRAConfig.rlinf())])
+def test_the_config_file_has_them_and_wants_weights_to_begin_with(preset, own):
+    path = pathlib.Path(__file__).parents[2] / "configs" / "sft.py"
+    settings = runpy.run_path(str(path))["get_config"](f"smoke,{preset}").to_dict()
+    assert settings["sft"]["steps"] == 10
+    with pytest.raises(
+        config.ConfigError, match=r"sft\.lora: adapters sit beside weights that know.*policy_weights=\.\.\."
+    ):
+        config.from_dict(Recipe, settings)
+    recipe = config.from_dict(Recipe, settings | {"policy_weights": "somewhere"})
+    assert recipe.sft.lora == own and recipe.sft.frozen == () and recipe.sft.optimizer == "adamw"

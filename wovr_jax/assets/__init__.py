@@ -15,11 +15,12 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from wovr_jax import config
+from wovr_jax import checkpoint, config
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -104,3 +105,22 @@ def _nested(flat: dict[str, np.ndarray]) -> Params:
             node = node.setdefault(part, {})
         node[last] = value
     return tree
+
+
+def given(setting: str, where: str, shapes: Params) -> Params:
+    """Weights of a finished run (a checkpoint's folder) or of an import (a json), as the network keeps them.
+
+    Raises:
+      config.ConfigError: nothing there, or weights of another network; the message begins with ``setting``.
+    """
+    path = pathlib.Path(where).expanduser()
+    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+    try:
+        found = load_asset(path.stem, path.parent)[1] if path.suffix == ".json" else checkpoint.restore(path, like)
+    except ValueError as error:
+        raise config.ConfigError(f"config.{setting}: {error}") from error
+    there, here = (jax.tree.map(lambda leaf: str(leaf.shape), tree) for tree in (found, like))
+    if different := config.diff(there, here):
+        shown = "\n  ".join(f"{name}: {old} there, {new} here" for name, (old, new) in list(different.items())[:12])
+        raise config.ConfigError(f"config.{setting}: {path} is of another network, {len(different)} differ:\n  {shown}")
+    return jax.tree.map(lambda leaf, own: jnp.asarray(leaf, own.dtype), found, like)

@@ -22,6 +22,7 @@ from wovr_jax.bridge.formats import Format
 from wovr_jax.bridge.sources import INDEX, Source
 from wovr_jax.bridge.tensors import FileError
 from wovr_jax.keymap import Fact, Plan, plan, plan_export
+from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.world import weights
 from wovr_jax.world.dit import TextDiTConfig
 from wovr_jax.world.vae import VAEConfig
@@ -197,7 +198,7 @@ def read_import(
             for group in (facts, kept)
         )
     files = rest.other_files(source.files) if kept else []
-    opened = adapters.open_peft(merge, cfg) if merge else None
+    opened = adapters.open_peft(merge, cfg) if merge and isinstance(cfg, VLAConfig) else None
     if merge and merge.parent == source.files[0].parent:  # merged twice, it would count twice
         files = [file for file in files if file.parts[0] != merge.name]
     return Import(source, kind, cfg, checked, facts, seed, kept, files, opened, beside)

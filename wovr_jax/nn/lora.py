@@ -136,8 +136,7 @@ def shapes(kernel: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[i
 def _draw(key: Array, shape: tuple[int, ...], cfg: LoRAConfig) -> Array:
     if cfg.init == "gaussian":
         return jax.random.normal(key, shape) / cfg.rank
-    inputs = shape[-2] if len(shape) < 4 else math.prod(shape[:-1])
-    bound = 1.0 / math.sqrt(inputs)
+    bound = 1.0 / math.sqrt(math.prod(shape[:-1] if len(shape) == 4 else shape[-2:-1]))
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
@@ -195,9 +194,10 @@ def adapt(module: nnx.Module, cfg: LoRAConfig) -> nnx.Module:
 
 
 def _adapted(layer: Any, path: str, cfg: LoRAConfig) -> nnx.Module:
-    for kind, wrap in ((nnx.Linear, AdaptedLinear), (nnx.Conv, AdaptedConv)):
-        if isinstance(layer, kind):
-            return wrap(layer, cfg)
+    if isinstance(layer, nnx.Linear):
+        return AdaptedLinear(layer, cfg)
+    if isinstance(layer, nnx.Conv):
+        return AdaptedConv(layer, cfg)
     raise ValueError(f"LoRA: {path} is a {type(layer).__name__}; only nnx.Linear and nnx.Conv take adapters")
 
 
@@ -225,7 +225,8 @@ class AdaptedConv(nnx.Module):
         self.kernel, self.bias = layer.kernel, layer.bias
         _set_zeros(self, layer, cfg)
         self.scale, self.dtype = cfg.scale, layer.dtype
-        self.strides, self.padding = layer.strides, layer.padding
+        self.strides: Any = layer.strides
+        self.padding: Any = layer.padding
 
     def __call__(self, x: Array) -> Array:
         x = x if self.dtype is None else x.astype(self.dtype)
