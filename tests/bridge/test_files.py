@@ -116,9 +116,27 @@ def test_a_pickle_that_runs_something_is_not_loaded(tmp_path):
     torch.save(Bomb(tmp_path / "mark"), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
     for name in ("new.pth", "old.pth", "bare.pth"):
-        with pytest.raises(FileError, match="cannot be read as weights only"):
+        with pytest.raises(FileError, match="cannot be read as weights only") as refused:
             open_source(tmp_path / name)
+        # torch's own words advise to load such a file all the same; no one who trusts this message should read them.
+        assert "weights_only" not in str(refused.value)
     assert not (tmp_path / "mark").exists()
+    with pytest.raises(FileError, match=r"it asks for \w+\.mkdir, and Python objects are never loaded"):
+        open_source(tmp_path / "new.pth")
+
+
+def test_a_broken_pth_is_called_so(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "a.pth").write_bytes(b"no pickle at all")
+    with pytest.raises(FileError, match="it is damaged, or not a file that torch wrote"):
+        open_source(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["model-00001.safetensors", "Wan2.2_VAE.pth"])
+def test_a_file_that_git_did_not_download_is_called_so(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10050753584\n")
+    with pytest.raises(FileError, match="pointer of Git LFS, not the weights"):
+        open_source(tmp_path / name)
 
 
 def test_a_checkpoint_may_name_the_function_that_trained_it(tmp_path, monkeypatch):

@@ -45,6 +45,10 @@ _CODES = {
 _NAMES = {dtype: code for code, dtype in _CODES.items()}
 
 
+LFS = b"version https://git-lfs.github.com/spec/"
+"""How a pointer of Git LFS begins."""
+
+
 class FileError(ValueError):
     """A file of weights that is missing, damaged, or not of the format its name promises."""
 
@@ -76,6 +80,7 @@ def header(path: str | os.PathLike) -> Header:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileError(f"{path}: no such file.")
+    refuse_pointer(path)
     size, doubled = path.stat().st_size, []
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,6 +115,13 @@ def _entry(path: pathlib.Path, name: str, entry: Mapping[str, Any], start: int, 
     if start + end > size:
         raise FileError(f"{path} is cut short: {name!r} ends at byte {start + end}, the file at {size}. Copy it again.")
     return Fact(shape, dtype), start + begin
+
+
+def refuse_pointer(path: pathlib.Path) -> None:
+    """Raises for the small text that git leaves in the place of a large file that was not downloaded."""
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise FileError(f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs pull`.")
 
 
 def read(found: Header, name: str) -> np.ndarray:

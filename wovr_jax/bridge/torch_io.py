@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.bridge.tensors import FileError
+from wovr_jax.bridge.tensors import FileError, refuse_pointer
 from wovr_jax.keymap import Fact
 
 CONTAINERS = ("model_state_dict", "state_dict")
@@ -46,6 +47,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileError(f"{path}: no such file.")
+    refuse_pointer(path)
     content = _load(path)
     container = next(
         (key for key in CONTAINERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None
@@ -102,12 +104,19 @@ def _load(path: pathlib.Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # torch raises many kinds; each ends here
             if not mapped or "weights_only" in str(error) or "Weights only" in str(error):
-                said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise FileError(
-                    f"{path} cannot be read as weights only ({said}). It is damaged, or holds Python objects, which "
-                    "are never loaded: save its state dict alone, with torch.save(model.state_dict(), ...)."
-                ) from error
+                raise FileError(f"{path} cannot be read as weights only: {_reason(error)}") from error
     raise AssertionError("unreachable")
+
+
+def _reason(error: Exception) -> str:
+    """Why torch refused; not in its own words, which advise to load the file all the same."""
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if asked:
+        return (
+            f"it asks for {asked[1]}, and Python objects are never loaded. Where it comes from a training script of "
+            "yours, save the state dict alone: torch.save(model.state_dict(), ...)."
+        )
+    return "it is damaged, or not a file that torch wrote. Copy or download it again."
 
 
 def _nothing(*_: object, **__: object) -> None:
