@@ -1,38 +1,45 @@
-"""Latency of the policy server on this machine: a client asks for one chunk after another over loopback.
+"""The policy server on this machine: latency over loopback, and success when it drives the embedded table.
 
     python launch/benchmark_serve.py runs/pace                    2,000 observations
     python launch/benchmark_serve.py robot --requests 200
+    python launch/benchmark_serve.py runs/pace --table 256        also plays 256 layouts that no run trains on
 
-Starts launch/serve.py with the policy in a process of its own, as a robot's server runs, and prints the median and the
-99th percentile of the whole round trip and of the policy alone.
+Starts launch/serve.py with the policy in a process of its own, as a robot's server runs, and asks for one chunk after
+another. Prints the median and the 99th percentile of the whole round trip and of the policy alone; with --table also
+the share of episodes that succeed, every chunk played to its end, as evaluation in a run does.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 import numpy as np
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from wovr_jax.export import wire
 
 UNMEASURED = 20
 """Requests before the measurement."""
+LAYOUTS = 9_000_000
+"""First seed of the layouts; runs evaluate there and never train there."""
 
 
 def main() -> None:
-    """Starts the server, measures, prints two lines."""
+    """Starts the server, measures, prints what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=pathlib.Path, help="a robot bundle or a run folder")
     parser.add_argument("--requests", type=int, default=2000, help="observations to send (default 2000)")
     parser.add_argument("--prompt", default="pick up the red block and put it on the plate", help="the instruction")
+    parser.add_argument("--table", type=int, metavar="N", default=0, help="episodes of the embedded table to play")
     args = parser.parse_args()
     command = [sys.executable, ROOT / "launch" / "serve.py", args.source, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -41,31 +48,61 @@ def main() -> None:
             if not said:
                 sys.exit("the server did not start")
             print(said.strip())
-            measure(said.split()[-1], args.prompt, args.requests)
+            with connect(said.split()[-1], compression=None, max_size=None) as connection:
+                told = wire.unpack(bytes(connection.recv()))
+                latency(connection, (told["image"]["height"], told["image"]["width"], 3), args.prompt, args.requests)
+                if args.table:
+                    print(f"the table: {play(connection, args.table)} of {args.table} episodes succeed")
         finally:
             server.terminate()
 
 
-def measure(url: str, prompt: str, requests: int) -> None:
+def latency(connection: ClientConnection, frame: tuple[int, int, int], prompt: str, requests: int) -> None:
     """Sends observations one after another and prints percentiles in milliseconds."""
-    rng = np.random.default_rng(0)
-    with connect(url, compression=None, max_size=None) as connection:
-        told = wire.unpack(bytes(connection.recv()))
-        shape = told["image"]["height"], told["image"]["width"], 3
-        frame_KHWC = rng.integers(0, 256, (64, *shape), np.uint8)
-        whole, policy = [], []
-        for i in range(UNMEASURED + requests):
-            began = time.perf_counter()
-            connection.send(wire.pack({"observation/image": frame_KHWC[i % 64], "prompt": prompt}))
-            reply = connection.recv()
-            whole.append(1000.0 * (time.perf_counter() - began))
-            if isinstance(reply, str):
-                sys.exit(reply)
-            policy.append(wire.unpack(reply)["server_timing"]["infer_ms"])
-    print(f"{requests} observations of {shape[0]} x {shape[1]}, {told['chunk']} x {told['action_dim']} actions each")
+    frame_KHWC = np.random.default_rng(0).integers(0, 256, (64, *frame), np.uint8)
+    whole, policy = [], []
+    for i in range(UNMEASURED + requests):
+        began = time.perf_counter()
+        reply = ask(connection, frame_KHWC[i % 64], prompt)
+        whole.append(1000.0 * (time.perf_counter() - began))
+        policy.append(reply["server_timing"]["infer_ms"])
+    print(f"{requests} observations of {frame[0]} x {frame[1]}, one after another")
     for name, taken in (("round trip", whole), ("policy", policy)):
         half, most = np.percentile(taken[UNMEASURED:], [50, 99])
         print(f"{name:10s} p50 {half:.2f} ms, p99 {most:.2f} ms")
+
+
+def play(connection: ClientConnection, episodes: int) -> int:
+    """Successes of ``episodes`` of the embedded table that the server drives."""
+    import jax
+
+    from wovr_jax.sim import tabletop
+    from wovr_jax.sim.collect import to_uint8
+
+    cfg = tabletop.TabletopConfig()
+    render = jax.jit(functools.partial(tabletop.render, cfg=cfg))
+    roll = jax.jit(functools.partial(tabletop.roll, cfg=cfg))
+    succeeded = jax.jit(jax.vmap(functools.partial(tabletop.success, cfg=cfg)))
+    states = tabletop.reset_batch(LAYOUTS + np.arange(episodes, dtype=np.int32), cfg)
+    successes = 0
+    for k in range(episodes):
+        state = jax.tree.map(lambda leaf: leaf[k], states)  # noqa: B023 (called here)
+        task, left, reached = tabletop.INSTRUCTIONS[int(tabletop.task_of(state))], cfg.horizon, False
+        while left > 0:
+            chunk_TA = ask(connection, to_uint8(render(state)), task)["actions"]
+            after = roll(state, chunk_TA)
+            reached = reached or bool(np.any(succeeded(after)))
+            state = jax.tree.map(lambda leaf: leaf[-1], after)
+            left -= len(chunk_TA)
+        successes += reached
+    return successes
+
+
+def ask(connection: ClientConnection, frame: np.ndarray, prompt: str) -> dict[str, Any]:
+    """The server's reply to an observation; a refusal ends the program."""
+    connection.send(wire.pack({"observation/image": frame, "prompt": prompt}))
+    reply = connection.recv(timeout=60)
+    return wire.unpack(reply) if isinstance(reply, bytes) else sys.exit(reply)
 
 
 if __name__ == "__main__":

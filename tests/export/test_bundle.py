@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -22,7 +23,7 @@ from wovr_jax.export import bundle, contract, program, source
 from wovr_jax.export.contract import ContractError
 from wovr_jax.export.robot import FILES, BundleError, Robot
 from wovr_jax.export.source import SourceError
-from wovr_jax.policy import vla
+from wovr_jax.policy import processing, vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
 
@@ -126,6 +127,17 @@ def test_the_program_is_for_every_device_and_tells_no_secrets(made):
     assert "cudnn" not in text and "flash" not in text
     assert str(ROOT).encode() not in data and re.search(rb"/(home|root|work|usr)/", data) is None
     assert len(data) < 300_000  # weights are no part of it
+
+
+def test_the_released_size_is_lowered_without_weights_or_devices():
+    """With OFT's whole processing, JPEG included."""
+    cfg, image = vla.VLAConfig.openvla_7b("oft"), processing.named("oft")
+    leaves = source.dotted(vla.network(cfg).shapes())
+    data = program.serialise(program.make(cfg, image, 6), leaves, frame=(256, 256, 3), length=32, dim=7)
+    exported = jax_export.deserialize(bytearray(data))
+    assert exported.platforms == ("cpu", "cuda", "tpu") and len(data) < 300_000
+    assert sum(math.prod(leaf.shape) for leaf in exported.in_avals[: len(leaves)]) == 7_498_156_704
+    assert {str(leaf) for leaf in exported.out_avals} == {"float32[batch,8,7]", "int32[batch,8,7]"}
 
 
 ALONE = """

@@ -1,7 +1,7 @@
 """Where a policy comes from: a run folder or imported weights, with everything that belongs to its actions.
 
 Both are only read. Weights come leaf by leaf and as often as they are asked for, so that an export never holds
-more than one copy of them.
+more than one copy of them and a leaf.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
     host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
 
     def leaves() -> Iterator[tuple[str, np.ndarray]]:
-        yield from dotted(checkpoint.restore(folder / "stages" / stage / "policy", host)).items()
+        held = dotted(checkpoint.restore(folder / "stages" / stage / "policy", host))
+        for name in facts:
+            yield name, held.pop(name)  # no longer held here once it is somewhere else
 
     return Policy(
         name=f"{folder.name}, {stage}",
