@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import export as jax_export
 
 from wovr_jax.bridge import native
-from wovr_jax.export.robot import Program, Robot
+from wovr_jax.export.robot import BundleError, Program, Robot
 from wovr_jax.export.source import Policy
 from wovr_jax.policy import actions, processing, vla
 from wovr_jax.policy.actions import Codec
@@ -41,7 +41,15 @@ def make(cfg: VLAConfig, image: Processing, gripper: int) -> Program:
       cfg: the network.
       image: what is done to a camera frame before the network.
       gripper: index of the gripper dimension, -1 for none.
+
+    Raises:
+      BundleError: a policy of several pictures or with the robot's state.
     """
+    if cfg.images != 1 or cfg.proprio:
+        raise BundleError(
+            f"this policy takes {cfg.images} pictures and {cfg.proprio} numbers of the robot's state; bundle and "
+            "server are for one picture and no state. Export it to torch instead."
+        )
     net = vla.network(cfg)
 
     def program(
