@@ -36,15 +36,7 @@ _UNLISTED: dict[str, Any] = {}
 
 def main(argv: Sequence[str]) -> None:
     """Reads the settings, runs the job they name, prints one table."""
-    if len(argv) > 1:
-        refuse(f"Expected only --name=value, got {' '.join(argv[1:])}.")
-    logging.set_verbosity(logging.WARNING)  # jax tells of every accelerator that is not there
-    settings = json.loads(_CONFIG.value.to_json())
-    for path, value in _UNLISTED.items():
-        put(settings, path, value)
-    if "job" not in settings:
-        refuse('The config file names no job: its settings need job="pace" or the like.')
-    run = pathlib.Path(_RUN.value or default_run(*file_and_preset(sys.argv), settings))
+    settings, run = asked(argv)
 
     # Only now: importing jax takes seconds, a misspelt flag none.
     from wovr_jax import pace, report
@@ -60,6 +52,19 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(130)
     print(report.table(results))
     print(f"\n{run / 'report.html'}")
+
+
+def asked(argv: Sequence[str]) -> tuple[dict[str, Any], pathlib.Path]:
+    """The settings and the run folder that the parsed command line asks for."""
+    if len(argv) > 1:
+        refuse(f"Expected only --name=value, got {' '.join(argv[1:])}.")
+    logging.set_verbosity(logging.WARNING)  # jax tells of every accelerator that is not there
+    settings = json.loads(_CONFIG.value.to_json())
+    for path, value in _UNLISTED.items():
+        put(settings, path, value)
+    if "job" not in settings:
+        refuse('The config file names no job: its settings need job="pace" or the like.')
+    return settings, pathlib.Path(_RUN.value or default_run(*file_and_preset(sys.argv), settings))
 
 
 def default_run(file: str, preset: str, settings: dict[str, Any]) -> pathlib.Path:
