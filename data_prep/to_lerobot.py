@@ -1,0 +1,256 @@
+"""Episodes to a LeRobot data set of version 3.0; neither lerobot nor torch is imported.
+
+    python -m data_prep.to_lerobot data/spatial_expert --out lerobot/spatial_expert
+    python -m data_prep.to_lerobot data/spatial_expert --out lerobot/small --video
+
+A row is a frame and the action that was chosen in it, so the last frame of an episode, which has no action, is left
+out; ``next.reward`` and ``next.done`` say what the action led to. Cameras are PNG pictures in the tables, without loss,
+or with ``--video`` H.264 films. Actions are those to imitate (``label_SA``), -1 for an open gripper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from wovr_jax.data import episodes as disk
+from wovr_jax.types import ACTION_DIM, Episode
+
+IMAGE, WRIST = "observation.images.image", "observation.images.wrist_image"
+STATE, ACTION = "observation.state", "action"
+DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EACH, CHUNK = 20, 1000
+"""Episodes of a file, and files of a folder."""
+STATE_NAMES = ("x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "finger1", "finger2")
+ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
+
+def write(source: disk.EpisodeSource, out: pathlib.Path, *, fps: int = 20, video: bool = False) -> dict[str, Any]:
+    """Writes the data set, whole or not at all, and returns its ``info.json``.
+
+    Args:
+      source: the episodes.
+      out: the folder.
+      fps: control steps in a second; LIBERO has 20.
+      video: films instead of pictures.
+
+    Raises:
+      EpisodesError: ``out`` is there.
+    """
+    if out.exists():
+        raise disk.EpisodesError(f"{out} exists already; name another folder.")
+    fresh = disk.fresh_folder(out.expanduser().absolute())
+    tasks = {int(number): facts["instruction"] for number, facts in source.manifest["tasks"].items()}
+    order = {number: index for index, number in enumerate(sorted(tasks))}
+    listing: list[dict[str, Any]] = []
+    sums: dict[str, list[np.ndarray]] = {STATE: [], ACTION: [], IMAGE: [], WRIST: []}
+    try:
+        for file in tqdm(range(-(-len(source) // EACH)), desc=out.name, unit="file"):
+            part = range(file * EACH, min((file + 1) * EACH, len(source)))
+            _write_file(fresh, [source[index] for index in part], file, order, listing, sums, fps, video)
+        info = _info(source, listing, len(tasks), fps, video)
+        _write_meta(fresh, info, listing, [tasks[number] for number in sorted(tasks)], sums)
+        disk.put_in_place(fresh, out.expanduser().absolute())
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return info
+
+
+def _write_file(
+    folder: pathlib.Path,
+    episodes: Sequence[Episode],
+    file: int,
+    order: dict[int, int],
+    listing: list[dict[str, Any]],
+    sums: dict[str, list[np.ndarray]],
+    fps: int,
+    video: bool,
+) -> None:
+    """One table and, with ``video``, a film of each camera; notes in ``listing`` where each episode lies."""
+    at = {"chunk_index": file // CHUNK, "file_index": file % CHUNK}
+    columns: dict[str, list[Any]] = {}
+    films: dict[str, list[np.ndarray]] = {}
+    shown = 0
+    for episode in episodes:
+        number, first = len(listing), sum(line["length"] for line in listing)
+        steps = len(episode.label_SA)
+        for name, column in _columns(episode, number, first, order[episode.task], fps).items():
+            columns.setdefault(name, []).extend(column)
+        line: dict[str, Any] = {"episode_index": number, "tasks": [episode.instruction], "length": steps}
+        line |= {"dataset_from_index": first, "dataset_to_index": first + steps}
+        line |= {f"data/{key}": value for key, value in at.items()}
+        line |= {f"meta/episodes/{key}": 0 for key in at}
+        for name, frame_SHWC in _cameras(episode):
+            films.setdefault(name, []).append(frame_SHWC[:-1])
+            # A sample of the pixels: the statistics of all of them would need all of them at once.
+            sums[name].append(frame_SHWC[::10, ::8, ::8].reshape(-1, 3) / 255.0)
+            if video:
+                line |= {f"videos/{name}/{key}": value for key, value in at.items()}
+                line |= {f"videos/{name}/from_timestamp": shown / fps}
+                line |= {f"videos/{name}/to_timestamp": (shown + steps) / fps}
+        sums[ACTION].append(episode.label_SA)
+        if episode.state_SD is not None:
+            sums[STATE].append(episode.state_SD[:-1])
+        listing.append(line)
+        shown += steps
+    for name, parts in films.items():
+        if video:
+            film(folder / VIDEO.format(**at, video_key=name), np.concatenate(parts), fps)
+        else:
+            columns[name] = [png(frame) for part in parts for frame in part]
+    _save(folder / DATA.format(**at), columns)
+
+
+def _columns(episode: Episode, number: int, first: int, task: int, fps: int) -> dict[str, list[Any]]:
+    steps = len(episode.label_SA)
+    found: dict[str, list[Any]] = {ACTION: episode.label_SA.tolist()}
+    if episode.state_SD is not None:
+        found[STATE] = episode.state_SD[:-1].tolist()
+    found["timestamp"] = [step / fps for step in range(steps)]
+    found["frame_index"] = list(range(steps))
+    found["episode_index"], found["task_index"] = [number] * steps, [task] * steps
+    found["index"] = list(range(first, first + steps))
+    found["next.reward"] = episode.success_S[1:].astype(float).tolist()
+    found["next.done"] = [step == steps - 1 for step in range(steps)]
+    return found
+
+
+def _cameras(episode: Episode) -> Iterator[tuple[str, np.ndarray]]:
+    yield IMAGE, episode.frame_SHWC
+    if episode.wrist_SHWC is not None:
+        yield WRIST, episode.wrist_SHWC
+
+
+def _info(
+    source: disk.EpisodeSource, listing: list[dict[str, Any]], tasks: int, fps: int, video: bool
+) -> dict[str, Any]:
+    """The content of ``meta/info.json``."""
+    facts = source.manifest
+    kind = "video" if video else "image"
+    features: dict[str, Any] = {}
+    for name, shape in ((IMAGE, facts["frame"]), (WRIST, facts.get("wrist"))):
+        if shape:
+            features[name] = {"dtype": kind, "shape": shape, "names": ["height", "width", "channel"]}
+            if video:
+                about = {"height": shape[0], "width": shape[1], "channels": 3, "fps": fps, "codec": "h264"}
+                about |= {"pix_fmt": "yuv420p", "is_depth_map": False}
+                features[name]["info"] = {f"video.{key}": value for key, value in about.items()} | {"has_audio": False}
+    if width := facts.get("state"):
+        names = list(STATE_NAMES) if width == len(STATE_NAMES) else None
+        features[STATE] = {"dtype": "float32", "shape": [width], "names": names}
+    features[ACTION] = {"dtype": "float32", "shape": [ACTION_DIM], "names": list(ACTION_NAMES)}
+    kinds = dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
+    for name, dtype in {"timestamp": "float32", "next.reward": "float32", "next.done": "bool", **kinds}.items():
+        features[name] = {"dtype": dtype, "shape": [1], "names": None}
+    return {
+        "codebase_version": "v3.0",
+        "robot_type": "panda",
+        "total_episodes": len(listing),
+        "total_frames": sum(line["length"] for line in listing),
+        "total_tasks": tasks,
+        "chunks_size": CHUNK,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 500,
+        "fps": fps,
+        "splits": {"train": f"0:{len(listing)}"},
+        "data_path": DATA,
+        "video_path": VIDEO if video else None,
+        "features": features,
+    }
+
+
+def _write_meta(
+    folder: pathlib.Path,
+    info: dict[str, Any],
+    listing: list[dict[str, Any]],
+    tasks: Sequence[str],
+    sums: dict[str, list[np.ndarray]],
+) -> None:
+    columns = {key: [line[key] for line in listing] for key in listing[0]}
+    _save(folder / "meta/episodes/chunk-000/file-000.parquet", columns)
+    # The reader wants the instructions as the index of a data frame, which this note makes of the column.
+    named = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}
+    fields = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpys, "metadata": None}
+        for name, (kind, numpys) in named.items()
+    ]
+    note = {"index_columns": ["task"], "column_indexes": [], "columns": fields, "pandas_version": "2.0.0"}
+    table = pa.table({"task_index": list(range(len(tasks))), "task": list(tasks)})
+    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(note)}), folder / "meta/tasks.parquet")
+    stats = {name: _stats(parts, name in (IMAGE, WRIST)) for name, parts in sums.items() if parts}
+    (folder / "meta/stats.json").write_text(json.dumps(stats))
+    (folder / "meta/info.json").write_text(json.dumps(info, indent=4))
+
+
+def _stats(parts: Sequence[np.ndarray], picture: bool) -> dict[str, list[Any]]:
+    rows = np.concatenate(parts).astype(np.float64)
+    found = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+    shape = (3, 1, 1) if picture else (-1,)
+    return {name: value.reshape(shape).tolist() for name, value in found.items()} | {"count": [len(rows)]}
+
+
+def png(frame_HWC: np.ndarray) -> dict[str, Any]:
+    """A picture as a table's cell."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(frame_HWC).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def film(path: pathlib.Path, frame_SHWC: np.ndarray, fps: int) -> None:
+    """An H.264 film, pixel for pixel; sides have to be even."""
+    _, height, width, _ = frame_SHWC.shape
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} -framerate {fps} -i -"
+    coded = "-c:v libx264 -crf 16 -g 2 -pix_fmt yuv420p"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *raw.split(), *coded.split(), str(path)]
+    done = subprocess.run(command, input=frame_SHWC.tobytes(), capture_output=True, check=False)
+    if done.returncode:
+        raise disk.EpisodesError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
+
+
+def _save(path: pathlib.Path, columns: dict[str, list[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    typed: dict[str, Any] = {}
+    for name, column in columns.items():
+        if name in (STATE, ACTION):
+            typed[name] = pa.array(column, pa.list_(pa.float32()))
+        elif name in ("timestamp", "next.reward"):
+            typed[name] = pa.array(column, pa.float32())
+        else:
+            typed[name] = pa.array(column)
+    pq.write_table(pa.table(typed), path)
+
+
+def main() -> None:
+    """Reads episodes and writes a LeRobot data set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path, help="episode folder")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    parser.add_argument("--fps", type=int, default=20, help="control steps in a second (default 20, LIBERO's)")
+    parser.add_argument("--video", action="store_true", help="films instead of pictures")
+    args = parser.parse_args()
+    try:
+        info = write(disk.EpisodeSource(args.folder), args.out, fps=args.fps, video=args.video)
+    except (disk.EpisodesError, OSError) as error:
+        sys.exit(str(error))
+    print(f"{args.out}: {info['total_episodes']} episodes, {info['total_frames']} frames, {info['total_tasks']} tasks")
+
+
+if __name__ == "__main__":
+    main()
