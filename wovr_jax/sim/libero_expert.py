@@ -210,7 +210,7 @@ class PickAndPlace:
     def _close(self, hand_3: np.ndarray) -> np.ndarray:
         if self.age >= 11:
             self.held_at_3 = self._place(self.thing) - hand_3
-            self.lift_2 = self._place(self.thing)[:2] + self.grasp.offset_2
+            self.lift_2 = hand_3[:2]
             self._begin("up")
         return self._towards(np.append(hand_3[:2], self.height), CLOSE)
 
@@ -219,7 +219,9 @@ class PickAndPlace:
         self.carry_height = max(self.way_top + 0.035 - underside, self.height + 0.06)
         if hand_3[2] > self.carry_height - 0.02 or self.age > 40:
             self._begin("carry")
-        return self._towards(np.append(hand_3[:2] if self.age < 4 else self.lift_2, self.carry_height), CLOSE)
+        # Straight up, and gently at first: a rim that is pulled sideways or jerked slips out of the fingers.
+        fastest = 0.4 if self.age < 8 else 1.0
+        return self._towards(np.append(self.lift_2, self.carry_height), CLOSE, fastest=fastest)
 
     def _carry(self, hand_3: np.ndarray) -> np.ndarray:
         thing_3, goal_3 = self._thing_at(hand_3), self._place(self.goal)
