@@ -42,8 +42,8 @@ def main() -> None:
         cfg = ServerConfig(
             args.host, args.port, key, args.temperature, args.seed, int(args.max_mb * 2**20), args.clients
         )
-        name = robot.about["policy"]
-        PolicyServer(robot, cfg).run(lambda port: print(f"serving {name} at ws://{args.host}:{port}", flush=True))
+        name, host = robot.about["policy"], f"[{args.host}]" if ":" in args.host else args.host
+        PolicyServer(robot, cfg).run(lambda port: print(f"serving {name} at ws://{host}:{port}", flush=True))
     except ValueError as error:  # every refusal of the package is one, and says what to do
         if not type(error).__module__.startswith("wovr_jax."):
             raise

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.bridge import openvla_reference as torch_policy
-from tests.bridge.layouts import openvla_folder
+from tests.bridge.layouts import openvla_folder, same
 from tests.export.robots import KEY, TASKS, imported
 from tests.export.test_export_door import door  # noqa: F401 (a fixture)
-from wovr_jax.bridge import convert, native
+from wovr_jax.bridge import convert, native, torch_io
 from wovr_jax.bridge.sources import find, open_source
-from wovr_jax.export import contract, source
+from wovr_jax.export import contract, source, torch_folder
 from wovr_jax.export.robot import BundleError, Robot
 from wovr_jax.policy import processing, release, vla
 
@@ -63,6 +63,19 @@ def test_other_statistics_are_other_actions_and_are_caught(ours, tmp_path, monke
     np.testing.assert_array_equal(want.token_BTA, got.token_BTA)
     with pytest.raises(contract.ContractError, match=r"up to 0\.\d+\. They part first at frame 0 \(episode 0, step 0"):
         contract.compare("greedy", frames, want, got)
+
+
+def test_a_policy_with_the_robots_state_goes_out_with_its_projector(tmp_path):
+    pytest.importorskip("torch")
+    from tests.bridge import test_pictures_and_state as two
+
+    ready = two.opened(two.release(tmp_path / "release"), images=2, state=True)
+    card = convert.write_import(ready, tmp_path / "ours")
+    for overwrite in (False, True):
+        files = torch_folder.write(card, tmp_path / "robot", overwrite=overwrite)
+        assert tmp_path / "robot" / two.FILE in files
+    then, now = (torch_io.load(tmp_path / there / two.FILE).tensors for there in ("release", "robot"))
+    same(*({name: torch_io.to_numpy(tensor) for name, tensor in held.items()} for held in (then, now)))
 
 
 def test_torch_acts_on_the_exported_folder_as_the_policy_does(door, tmp_path):  # noqa: F811

@@ -51,8 +51,10 @@ def write(
     """
     card, folder = pathlib.Path(card), pathlib.Path(folder).expanduser().absolute()
     cfg, _, about = native.open_native(card, verify=True)
-    kept = set(about.get("source", {}).get("rest", {})) - {rest.TENSORS}
-    vacant(folder, {str(pathlib.PurePath(name).relative_to(rest.FILES)) for name in kept}, overwrite)
+    origin = about.get("source", {})
+    kept = {pathlib.PurePath(name) for name in origin.get("rest", {}) if name != rest.TENSORS}
+    own = {str(name.relative_to(rest.FILES)) for name in kept} | {origin.get("state", {}).get("file", "")}
+    vacant(folder, own, overwrite)
     fresh, work = disk.fresh_folder(folder), disk.fresh_folder(folder.with_name(folder.name + ".work"))
     try:
         source = card if trained is None else _retrained(card, about, trained, work)
