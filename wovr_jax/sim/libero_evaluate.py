@@ -148,8 +148,8 @@ def compare(run: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     both = [trial for trial in run["outcomes"] if trial in base["outcomes"]]
     if not both:
         raise LiberoError("the two runs have no trial in common (task, initial state and seed).")
-    outcomes = [[bool(one["outcomes"][trial]) for trial in both] for one in (run, base)]
-    gain, low, high = paired_difference(*outcomes)
+    won, base_won = ([bool(one["outcomes"][trial]) for trial in both] for one in (run, base))
+    gain, low, high = paired_difference(won, base_won)
     return {"n": len(both), "gain": gain, "low": low, "high": high}
 
 
