@@ -1,7 +1,8 @@
 """Time and memory of importing a transformer or a policy of full size, on a file made up for it.
 
     python launch/benchmark_import.py --folder /tmp/import            10 GB in, out and back: 31 GB of disk
-    python launch/benchmark_import.py --folder /tmp/import --part policy  15 GB: 46 GB of disk
+    python launch/benchmark_import.py --folder /tmp/import --part policy   15 GB: 46 GB of disk
+    python launch/benchmark_import.py --folder /tmp/import --part policy --no-load   with less memory than the file
     python launch/benchmark_import.py --folder /tmp/import --layers 2  a quick look
 
 A bfloat16 file with the names and shapes of RLinf's or OpenVLA-OFT's release is written, imported, loaded into
@@ -48,10 +49,11 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="a folder that is not there yet")
     parser.add_argument("--part", choices=("dit", "policy"), default="dit")
     parser.add_argument("--layers", type=int, help="of the transformer or the language model; default: as released")
+    parser.add_argument("--no-load", action="store_true", help="leave out loading all of it into memory")
     args = parser.parse_args()
     args.folder.mkdir(parents=True)
     try:
-        measure(args.folder, sized(args.part, args.layers))
+        measure(args.folder, sized(args.part, args.layers), load=not args.no_load)
     finally:
         shutil.rmtree(args.folder)
 
@@ -64,7 +66,7 @@ def sized(part: str, layers: int | None) -> DiTConfig | VLAConfig:
     return cfg if layers is None else dataclasses.replace(cfg, llm=dataclasses.replace(cfg.llm, depth=layers))
 
 
-def measure(folder: pathlib.Path, cfg: DiTConfig | VLAConfig) -> None:
+def measure(folder: pathlib.Path, cfg: DiTConfig | VLAConfig, *, load: bool) -> None:
     """Makes a file in ``folder``, takes it in and out, and says what that took."""
     kind = next(kind for kind in formats.FORMATS if kind.part == formats.part_of(cfg))
     file = folder / "release" / kind.file
@@ -79,7 +81,8 @@ def measure(folder: pathlib.Path, cfg: DiTConfig | VLAConfig) -> None:
     door = str(ROOT / "launch" / "import_weights.py")
     took("imported", size, door, str(file), "--out", str(folder / "ours"))
     card = str(folder / "ours" / f"{kind.part}.json")
-    took("loaded", size, "-c", LOADED, card)
+    if load:
+        took("loaded", size, "-c", LOADED, card)
     took("exported", size, door, card, "--to", kind.name, "--out", str(folder / "back"), "--shard-gb", "100")
     same = digest(file) == digest(folder / "back" / file.name)
     print(f"the file that came back {'has every byte' if same else 'DIFFERS'} of the first")

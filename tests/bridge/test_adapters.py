@@ -136,7 +136,7 @@ def test_peft_loads_our_adapters_and_says_the_same(base, preset, tmp_path):
 
 def test_fresh_adapters_change_nothing(base, tmp_path):
     cfg, params = base
-    own = LoRAConfig.rlinf(rank=2)
+    own = LoRAConfig.rlinf(rank=4)  # the program of the test above
     fresh = lora.init(jax.random.key(0), params, own)
     plain = slots(vla.network(cfg), params)
     np.testing.assert_array_equal(slots(vla.network(cfg), lora.merge(params, fresh, own)), plain)
