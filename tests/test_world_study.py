@@ -70,6 +70,21 @@ def test_episodes_keep_moving_to_their_end() -> None:
     assert placed.mean() > 0.8
 
 
+def test_strolls_show_motions_that_an_expert_never_makes() -> None:
+    """Open jaws that leave the block: without any, a world model answers that command with the way to the block."""
+    sim, keys = TabletopConfig(horizon=32), jax.random.split(jax.random.key(1), 64)
+    away = []
+    for share in (0.0, 0.5):
+        cfg = ExpertConfig(noise=0.0, flip=0.0, stroll_share=share)
+        play = jax.jit(jax.vmap(lambda seed, key, cfg=cfg: experts.wander(seed, key, cfg, sim)))
+        states, _, action = play(np.arange(64), keys)
+        to_block = states.block_K2[:, :-1, 0] - states.gripper[:, :-1]
+        free = (action[..., 6] < 0) & (np.linalg.norm(to_block, axis=-1) > 0.2)
+        away.append(float((((action[..., :2] * to_block).sum(-1) < -1e-3) & free).sum() / free.sum()))
+    assert away[0] == 0.0
+    assert 0.1 < away[1] < 0.6
+
+
 def test_one_seed_is_trained_measured_tabled_and_not_made_twice(
     recipe: Recipe, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

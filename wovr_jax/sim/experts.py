@@ -31,6 +31,7 @@ class ExpertConfig:
       flaw: one of ``FLAWS``; ``early_release`` lets go on the way and then idles.
       flawed_share: share of the demonstrations that carry the flaw.
       release_low, release_high: distance to the plate at which a flawed one lets go.
+      stroll_share: of ``wander``'s episodes, those that walk at random instead.
     """
 
     speeds: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
@@ -40,6 +41,7 @@ class ExpertConfig:
     flawed_share: float = 0.35
     release_low: float = 0.26
     release_high: float = 0.44
+    stroll_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.flaw not in FLAWS:
@@ -114,25 +116,41 @@ def wander(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> t
     """Like ``demonstrate``, without flaws and without an end: once the block lies at its goal, the goal moves.
 
     The first goal is the plate, every later one anywhere on the table. However long the episode, something moves in
-    it, which is what a world model is to be asked about at a late chunk.
+    it, which is what a world model is to be asked about at a late chunk. An expert shows few of the motions there are
+    (open jaws always go to the block); a share of strolls shows the others.
     """
     first = tabletop.reset(jax.random.key(seed), sim)
     flawless = ExpertState(release=jnp.array(0.0), idle=jnp.array(False))
+    k_kind, k_walk = jax.random.split(jax.random.fold_in(key, 1))
+    strolls, walk_SA = jax.random.bernoulli(k_kind, cfg.stroll_share), _stroll(k_walk, sim)
 
     def body(
-        carry: tuple[Array, TabletopState], key: Array
+        carry: tuple[Array, TabletopState], xs: tuple[Array, Array]
     ) -> tuple[tuple[Array, TabletopState], tuple[TabletopState, Array, Array]]:
-        (goal, state), (k_goal, k_noise) = carry, jax.random.split(key)
+        (goal, state), (key, walk_A) = carry, xs
+        k_goal, k_noise = jax.random.split(key)
         there = tabletop.success(dataclasses.replace(state, plate=goal), sim)
         goal = jnp.where(there, jax.random.uniform(k_goal, (2,), minval=0.15, maxval=0.85), goal)
         _, label = act(flawless, dataclasses.replace(state, plate=goal), cfg, sim)
+        label = jnp.where(strolls, walk_A, label)
         executed = _disturb(label, k_noise, cfg)
         after = tabletop.step(state, executed, sim)
         return (goal, after), (after, label, executed)
 
-    _, (states, label_SA, action_SA) = jax.lax.scan(body, (first.plate, first), jax.random.split(key, sim.horizon))
+    xs = (jax.random.split(key, sim.horizon), walk_SA)
+    _, (states, label_SA, action_SA) = jax.lax.scan(body, (first.plate, first), xs)
     states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
     return states, label_SA, action_SA
+
+
+def _stroll(key: Array, sim: TabletopConfig, hold: int = 4) -> Array:
+    """(S, A): a push in any direction and a command to the jaws, each held for ``hold`` steps."""
+    k_push, k_jaws = jax.random.split(key)
+    count = sim.horizon // hold + 1
+    push = jax.random.uniform(k_push, (count, 2), minval=-1.0, maxval=1.0)
+    jaws = jnp.where(jax.random.bernoulli(k_jaws, 0.4, (count,)), 1.0, -1.0)
+    action = jnp.zeros((count, ACTION_DIM)).at[:, :2].set(push).at[:, 6].set(jaws)
+    return action.repeat(hold, axis=0)[: sim.horizon]
 
 
 def _disturb(label: Array, key: Array, cfg: ExpertConfig) -> Array:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from wovr_jax.sim import tabletop
 from wovr_jax.types import Array
 
-COLOUR_WIDTH = 0.12
-"""How far a pixel may be from the gripper's colour, in RGB from 0 to 1, as the deviation of a Gaussian."""
+REACH = 0.45
+"""How far a pixel may be from the gripper's colour, in RGB from 0 to 1: no other thing on the table is nearer, and a
+gripper that a model has blurred by half is still seen."""
 
 
 class Sight(NamedTuple):
@@ -44,5 +45,5 @@ def look(frame_HWC: Array) -> Sight:
 
 
 def _alike(frame_HWC: Array, colour: jax.Array) -> Array:
-    distance = jnp.square((frame_HWC + 1.0) / 2.0 - colour).sum(-1)
-    return jnp.exp(-0.5 * distance / COLOUR_WIDTH**2)
+    distance = jnp.linalg.norm((frame_HWC + 1.0) / 2.0 - colour, axis=-1)
+    return jnp.maximum(1.0 - distance / REACH, 0.0)
