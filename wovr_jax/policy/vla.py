@@ -35,6 +35,24 @@ from wovr_jax.types import ACTION_DIM, Array
 
 RECIPES = ("oft", "rlinf")
 
+AXES = (
+    ("llm/embed/embedding", ("vocab", "embed")),
+    ("llm/head/kernel", ("embed", "vocab")),
+    ("llm/blocks/[qkv]/kernel", ("layers", "embed", "heads")),
+    ("llm/blocks/o/kernel", ("layers", "heads", "embed")),
+    ("llm/blocks/gate/kernel", ("layers", "embed", "mlp")),
+    ("llm/blocks/up/kernel", ("layers", "embed", "mlp")),
+    ("llm/blocks/down/kernel", ("layers", "mlp", "embed")),
+    ("blocks/qkv/kernel", ("layers", "embed", "heads")),
+    ("blocks/proj/kernel", ("layers", "heads", "embed")),
+    ("blocks/fc1/kernel", ("layers", "embed", "mlp")),
+    ("blocks/fc2/kernel", ("layers", "mlp", "embed")),
+    ("projector/fc1/kernel", ("embed", "mlp")),
+    ("projector/fc2/kernel", ("mlp", "embed")),
+    ("projector/fc3/kernel", ("embed", None)),
+)
+"""What the axes of the parameters mean (``sharding``)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class VLAConfig:

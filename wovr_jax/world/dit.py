@@ -36,6 +36,22 @@ from wovr_jax.types import ACTION_DIM, Array
 
 CONDITIONINGS = ("dual", "cross", "adaln")
 
+AXES = (
+    ("blocks/*_attn/[qkv]/kernel", ("layers", "embed", "heads")),
+    ("blocks/*_attn/[qkv]/bias", ("layers", "heads")),
+    ("blocks/*_attn/o/kernel", ("layers", "heads", "embed")),
+    ("blocks/*_attn/norm_?/scale", ("layers", "heads")),
+    ("blocks/ffn/inner/kernel", ("layers", "embed", "mlp")),
+    ("blocks/ffn/inner/bias", ("layers", "mlp")),
+    ("blocks/ffn/outer/kernel", ("layers", "mlp", "embed")),
+    ("*/inner/kernel", (None, "embed")),
+    ("*/outer/kernel", ("embed", None)),
+    ("time_projection/kernel", ("embed", None)),
+    ("patch_embedding/kernel", (None, "embed")),
+    ("head/kernel", ("embed", None)),
+)
+"""What the axes of the parameters mean (``sharding``). The MLPs of text, actions and time see a few tokens only."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
