@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wovr_jax import sharding
 from wovr_jax.types import Array, Imagined, Start, World
 
 Act = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
@@ -55,7 +56,7 @@ def imagine(
     Raises:
       ValueError: recorded actions whose shape does not fit ``start`` and ``chunks``.
     """
-    batch = start.task_B.shape[0]
+    batch, start = start.task_B.shape[0], sharding.batch(start)
     recorded_NBTA = None if callable(actor) else _time_major(actor, batch, chunks)
     key_B = jax.vmap(lambda b: jax.random.fold_in(key, b))(jnp.arange(batch))
 

@@ -29,8 +29,9 @@ import optax
 from flax import struct, traverse_util
 from jax.typing import ArrayLike
 
-from wovr_jax import grpo, masked
+from wovr_jax import grpo, masked, sharding
 from wovr_jax.grpo import GRPOConfig
+from wovr_jax.sharding import WHOLE, Axes
 from wovr_jax.types import Array, Imagined
 
 Params = dict[str, Any]
@@ -106,7 +107,9 @@ class PolicyState:
     frozen: frozenset[Path] = struct.field(pytree_node=False, default=frozenset())
 
 
-def create(cfg: LearnerConfig, params: Params, trainable: Mask | None = None, rate: float = 1.0) -> PolicyState:
+def create(
+    cfg: LearnerConfig, params: Params, trainable: Mask | None = None, rate: float = 1.0, axes: Axes = WHOLE
+) -> PolicyState:
     """A fresh state. The parameters are copied, because updates donate the state.
 
     Args:
@@ -115,6 +118,7 @@ def create(cfg: LearnerConfig, params: Params, trainable: Mask | None = None, ra
       trainable: a ``Mask``, for example ``all_but("vision")``. What it freezes has no gradient,
         no optimizer state and no update.
       rate: factor on the learning rate.
+      axes: of the network, for the mesh in use (``sharding``).
 
     Raises:
       ValueError: a mask of another structure, or one that leaves nothing to train.
@@ -124,7 +128,8 @@ def create(cfg: LearnerConfig, params: Params, trainable: Mask | None = None, ra
     params = jax.tree.map(jnp.copy, params)
     trained, _ = _split(params, frozen)
     zero = jnp.zeros((), jnp.int32)
-    return PolicyState(params, optimizer(cfg).init(trained), zero, jnp.asarray(rate, jnp.float32), frozen)
+    state = PolicyState(params, optimizer(cfg).init(trained), zero, jnp.asarray(rate, jnp.float32), frozen)
+    return sharding.place(state, axes)
 
 
 def all_but(*names: str) -> Callable[[Params], Params]:
@@ -155,7 +160,9 @@ def optimizer(cfg: LearnerConfig) -> optax.GradientTransformation:
     return optax.chain(clip, optax.adamw(rate, *cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay))
 
 
-def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, ref_params: Params | None = None) -> Update:
+def make_update(
+    cfg: LearnerConfig, logits_fn: LogitsFn, ref_params: Params | None = None, axes: Axes = WHOLE
+) -> Update:
     """The jitted ``update(state, imagined, key) -> (state, metrics)``; ``state`` is donated.
 
     Args:
@@ -166,6 +173,7 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, ref_params: Params | No
         not looked at otherwise, as it costs a forward pass. An argument of the compiled
         function, not a constant; it must not share arrays with a state (``create`` copies, so
         the parameters that a state was created from are fine).
+      axes: of the network, as given to ``create``.
 
     Returns:
       ``update``, whose metrics are scalars: loss, policy ratio (mean, max), clip_fraction,
@@ -179,11 +187,11 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, ref_params: Params | No
     """
     if cfg.grpo.kl and ref_params is None:
         raise ValueError(f"GRPOConfig.kl is {cfg.grpo.kl}: make_update needs ref_params, the reference policy")
-    return functools.partial(_compiled(cfg, logits_fn), ref_params=ref_params if cfg.grpo.kl else None)
+    return functools.partial(_compiled(cfg, logits_fn, tuple(axes)), ref_params=ref_params if cfg.grpo.kl else None)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(cfg: LearnerConfig, logits_fn: LogitsFn) -> Callable:
+def _compiled(cfg: LearnerConfig, logits_fn: LogitsFn, axes: Axes) -> Callable:
     """``update(state, imagined, key, ref_params)``."""
     transform = optimizer(cfg)
 
@@ -196,7 +204,7 @@ def _compiled(cfg: LearnerConfig, logits_fn: LogitsFn) -> Callable:
         trained, frozen = _split(state.params, state.frozen)
 
         def loss_fn(trained: Params, index_x: Array, counts_x: Array) -> tuple[Array, grpo.Tally]:
-            sample = jax.tree.map(lambda leaf: leaf[index_x], samples)
+            sample = sharding.batch(jax.tree.map(lambda leaf: leaf[index_x], samples))
             sample = sample.replace(weight_XT=jnp.where(counts_x[:, None], sample.weight_XT, 0.0))
             return _loss(cfg, logits_fn, _merge(trained, frozen), ref_params, sample, imagined.prompt_BL)
 
@@ -212,7 +220,7 @@ def _compiled(cfg: LearnerConfig, logits_fn: LogitsFn) -> Callable:
         plan = _plan(active_X, key, cfg)
         (trained, opt_state, step), report_S = jax.lax.scan(minibatch, (trained, state.opt_state, state.step), plan)
         fresh = PolicyState(_merge(trained, frozen), opt_state, step, state.rate, state.frozen)
-        return fresh, _metrics(report_S, signal, imagined, cfg.grpo)
+        return sharding.keep(fresh, axes), _metrics(report_S, signal, imagined, cfg.grpo)
 
     return jax.jit(update, donate_argnums=0)
 

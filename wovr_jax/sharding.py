@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -44,6 +44,10 @@ LARGE = 2**20
 
 Axes = Sequence[tuple[str, tuple[str | None, ...]]]
 """Lines of (pattern of a path, meaning of each axis); the first that fits counts. ``()`` leaves a leaf whole."""
+
+
+WHOLE: Axes = (("*", ()),)
+"""A network that sits whole on every device."""
 
 
 class ShardingError(ValueError):
@@ -115,7 +119,7 @@ def use(cfg: MeshConfig) -> Iterator[Mesh | None]:
         yield found
 
 
-def shardings(tree: Any, axes: Axes, over: Mesh) -> Any:
+def shardings(tree: Any, axes: Axes, over: Mesh | AbstractMesh) -> Any:
     """A tree of ``NamedSharding`` for the leaves of ``tree``.
 
     Args:
@@ -177,9 +181,12 @@ def batch(tree: Any) -> Any:
     return jax.tree.map(cut, tree)
 
 
-def of(tree: Any) -> Any:
-    """The shardings of placed arrays, for ``jax.jit(out_shardings=...)``; None (JAX decides) without a mesh."""
-    return None if current() is None else jax.tree.map(lambda leaf: leaf.sharding, tree)
+def keep(tree: Any, axes: Axes) -> Any:
+    """Inside ``jit``: the state that a step returns lies as the one that it was given, or JAX would choose anew."""
+    over = jax.sharding.get_abstract_mesh()
+    if over.empty:
+        return tree
+    return jax.tree.map(lambda leaf, at: jax.lax.with_sharding_constraint(leaf, at), tree, shardings(tree, axes, over))
 
 
 def current() -> Mesh | None:
@@ -188,7 +195,7 @@ def current() -> Mesh | None:
     return None if over.empty else over
 
 
-def _spec(path: str, shape: tuple[int, ...], axes: Axes, over: Mesh) -> tuple[PartitionSpec, str]:
+def _spec(path: str, shape: tuple[int, ...], axes: Axes, over: Mesh | AbstractMesh) -> tuple[PartitionSpec, str]:
     """Where a leaf lies, and what is wrong with that (empty when nothing is)."""
     large = math.prod(shape) >= LARGE
     names = next((names for pattern, names in axes if _fits(path, pattern)), None)
@@ -213,5 +220,5 @@ def _product(sizes: Any) -> str:
     return " x ".join(f"{name} {size}" for name, size in zip(MESH_AXES, sizes, strict=True))
 
 
-def _described(over: Mesh) -> str:
+def _described(over: Mesh | AbstractMesh) -> str:
     return f"a mesh of {_product(over.shape)}"

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from wovr_jax import sharding
+
 Params = dict[str, Any]
 
 
@@ -85,6 +87,7 @@ def scan_blocks(blocks: nnx.Module, carry: jax.Array, *args: Any, layered: tuple
 
     def body(carry: jax.Array, layer: tuple[nnx.State, tuple]) -> tuple[jax.Array, None]:
         weights, own = layer
-        return nnx.merge(graph, weights)(carry, *own, *args), None
+        return sharding.batch(nnx.merge(graph, weights)(carry, *own, *args)), None
 
+    carry = sharding.batch(carry)
     return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (state, layered))[0]

@@ -21,11 +21,12 @@ import numpy as np
 import optax
 from flax import struct
 
+from wovr_jax import sharding
 from wovr_jax.nn import lora, optimizers
 from wovr_jax.nn.functional import Params, Pure
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy.actions import BINS, Codec, entropy, greedy, log_prob
-from wovr_jax.policy.vla import VLA, VLAConfig, network
+from wovr_jax.policy.vla import AXES, VLA, VLAConfig, network
 from wovr_jax.types import Array
 
 ADAPTERS = 2**32 - 1
@@ -134,7 +135,7 @@ def make(
     Raises:
       ValueError: when ``train.frozen`` or ``train.lora`` names a part that the network does not have.
     """
-    way = trainable(cfg, train)
+    way, data = trainable(cfg, train), sharding.whole(data)
     optimiser = optimizer(train)
     fixed, first = way.begin(params, jax.random.fold_in(key, ADAPTERS))
 
@@ -142,16 +143,17 @@ def make(
         state: SFTState, i: Array, fixed: Params, data: Demonstrations
     ) -> tuple[SFTState, dict[str, Array]]:  # fmt: skip
         row_B = jax.random.randint(jax.random.fold_in(key, i), (train.batch,), 0, data.frame_BHWC.shape[0])
-        batch = jax.tree.map(lambda leaf: leaf[row_B], data)
+        batch = sharding.batch(jax.tree.map(lambda leaf: leaf[row_B], data))
         objective = lambda trained: loss(way.net, way.whole(fixed, trained), batch, train.blur)  # noqa: E731
         gradient, metrics = jax.grad(objective, has_aux=True)(state.trained)
         update, opt = optimiser.update(gradient, state.opt, state.trained)
         metrics["gradient"] = optax.tree.norm(gradient)
         moved: Any = optax.apply_updates(state.trained, update)
-        return SFTState(moved, opt), metrics
+        return sharding.keep(SFTState(moved, opt), AXES), metrics
 
     jitted = jax.jit(step, donate_argnums=0)
-    return SFTState(first, optimiser.init(first)), lambda state, i: jitted(state, i, fixed, data)
+    state, fixed = sharding.place((SFTState(first, optimiser.init(first)), fixed), AXES)
+    return state, lambda state, i: jitted(state, i, fixed, data)
 
 
 def validation(

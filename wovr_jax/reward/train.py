@@ -21,6 +21,7 @@ import optax
 from flax import struct
 from jax.typing import ArrayLike
 
+from wovr_jax import sharding
 from wovr_jax.nn.functional import Params
 from wovr_jax.reward import classifier
 from wovr_jax.reward.calibrate import Rule
@@ -134,13 +135,13 @@ def dataset(
                 f"reward data: none of {len(label_X)} frames is a {name}, so the classifier cannot learn to tell; "
                 "collect more episodes, or add demonstrations (which succeed) and base rollouts (which fail)"
             )
-    return RewardData(*map(jnp.asarray, (frame_XHWC, label_X, task_X, *pools, np.unique(task_X))))
+    return sharding.whole(RewardData(*map(jnp.asarray, (frame_XHWC, label_X, task_X, *pools, np.unique(task_X)))))
 
 
 def create(training: RewardTrainConfig, params: Params) -> RewardState:
     """A fresh optimizer around ``params``, which are copied because steps donate the state."""
     params = jax.tree.map(jnp.copy, params)
-    return RewardState(params, optimizer(training).init(params))
+    return sharding.whole(RewardState(params, optimizer(training).init(params)))
 
 
 def optimizer(training: RewardTrainConfig) -> optax.GradientTransformation:
@@ -228,7 +229,7 @@ def _compiled(cfg: RewardConfig, training: RewardTrainConfig) -> Callable:
 
     def step(state: RewardState, i: Array, data: RewardData, key: Array) -> tuple[RewardState, dict[str, Array]]:
         k_draw, k_dropout = jax.random.split(jax.random.fold_in(key, i))
-        frame_BHWC, label_B, task_B = draw(training, data, k_draw)
+        frame_BHWC, label_B, task_B = sharding.batch(draw(training, data, k_draw))
 
         def loss_fn(params: Params) -> tuple[Array, tuple[Array, Params]]:
             logit_B, after = pure.mutate(params, frame_BHWC, task_B, train=True, key=k_dropout)
@@ -243,7 +244,7 @@ def _compiled(cfg: RewardConfig, training: RewardTrainConfig) -> Callable:
         )
         accuracy = jnp.mean((logit_B > 0) == label_B, dtype=jnp.float32)
         metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.tree.norm(grads)}
-        return RewardState(params, opt_state), metrics
+        return sharding.keep(RewardState(params, opt_state), sharding.WHOLE), metrics
 
     return jax.jit(step, donate_argnums=0)
 

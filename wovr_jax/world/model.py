@@ -25,12 +25,15 @@ from flax import struct
 
 from wovr_jax.nn.functional import Params, Pure
 from wovr_jax.types import NULL_ACTION, Array, Start, World
-from wovr_jax.world import flow
+from wovr_jax.world import dit, flow
 from wovr_jax.world.dit import DiT, DiTConfig
 from wovr_jax.world.flow import FlowConfig
 from wovr_jax.world.vae import VAE, VAEConfig
 
 EIGHT_BIT = ("none", "round", "floor")
+
+AXES = (*((f"dit/{pattern}", names) for pattern, names in dit.AXES), ("vae/*", ()))
+"""What the axes of the parameters mean (``sharding``). The VAE, 1.4 GB in bfloat16, sits whole on every device."""
 NOISE = ("folded", "fixed")
 
 
@@ -109,8 +112,10 @@ class WorldConfig:
     @classmethod
     def rlinf(cls, **changes) -> WorldConfig:
         """Wan2.2-TI2V-5B as RLinf's environment runs it, for its released weights."""
-        dit = DiTConfig.ti2v_5b(sinusoid_dtype="bfloat16")
-        return cls.wan(**{"dit": dit, "flow": FlowConfig.rlinf(), "eight_bit": "floor", "noise": "fixed"} | changes)
+        transformer = DiTConfig.ti2v_5b(sinusoid_dtype="bfloat16")
+        return cls.wan(
+            **{"dit": transformer, "flow": FlowConfig.rlinf(), "eight_bit": "floor", "noise": "fixed"} | changes
+        )
 
     @classmethod
     def tabletop(cls, **changes) -> WorldConfig:
@@ -146,8 +151,8 @@ def networks(cfg: WorldConfig) -> tuple[Pure, Pure]:
 
 def init(cfg: WorldConfig, key: Array) -> Params:
     """Fresh parameters ``{"dit": ..., "vae": ...}``."""
-    dit, vae = networks(cfg)
-    return {"dit": dit.init(jax.random.fold_in(key, 0)), "vae": vae.init(jax.random.fold_in(key, 1))}
+    transformer, vae = networks(cfg)
+    return {"dit": transformer.init(jax.random.fold_in(key, 0)), "vae": vae.init(jax.random.fold_in(key, 1))}
 
 
 def world(cfg: WorldConfig, params: Params) -> World:
@@ -194,11 +199,11 @@ def chunk(cfg: WorldConfig, params: Params, state: WorldState, action_BTA: Array
 
 def sample(cfg: WorldConfig, dit_params: Params, context_Bfhwc: Array, action_BFA: Array, noise_Bfhwc: Array) -> Array:
     """The new latent frames behind a clean context, from noise, by Euler steps."""
-    dit, _ = networks(cfg)
-    context = dit(dit_params, action_BFA, method="context")  # once for all steps
+    net, _ = networks(cfg)
+    context = net(dit_params, action_BFA, method="context")  # once for all steps
 
     def velocity(latent_Bfhwc: Array, time_Bf: Array) -> Array:
-        return dit(dit_params, latent_Bfhwc, time_Bf, context=context)
+        return net(dit_params, latent_Bfhwc, time_Bf, context=context)
 
     return flow.euler(velocity, context_Bfhwc, noise_Bfhwc, cfg.flow)
 

@@ -21,13 +21,14 @@ import numpy as np
 import optax
 from flax import struct
 
+from wovr_jax import sharding
 from wovr_jax.data.batches import sample_rows
 from wovr_jax.nn import lora, optimizers
 from wovr_jax.nn.functional import Params, Pure
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.types import Array
 from wovr_jax.world import flow
-from wovr_jax.world.dit import DiT
+from wovr_jax.world.dit import AXES, DiT
 from wovr_jax.world.latents import Batch, Data
 from wovr_jax.world.model import WorldConfig, networks, sample
 
@@ -194,7 +195,7 @@ def make(
     Raises:
       ValueError: when a set of windows is empty, or the adapters have no layer.
     """
-    sets = (data,) if replay is None else (data, replay)
+    sets = sharding.whole((data,) if replay is None else (data, replay))
     if not all(one.count for one in sets):
         raise ValueError("world training: a set of windows is empty; the episodes may be shorter than a chunk")
     old = round(train.batch * train.replay_share) if replay is not None else 0
@@ -205,20 +206,21 @@ def make(
     ) -> tuple[WorldTrainState, dict[str, Array]]:
         k_loss, *k_draw = jax.random.split(jax.random.fold_in(key, i), 1 + len(sets))
         parts = [draw(k, one, size, train) for k, one, size in zip(k_draw, sets, sizes, strict=False) if size]
-        batch = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        batch = sharding.batch(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))
         whole = lambda params: params if frozen is None else lora.join(frozen, params)  # noqa: E731
         objective = lambda params: loss(cfg, train, whole(params), batch, k_loss)  # noqa: E731
         gradient, metrics = jax.grad(objective, has_aux=True)(state.params)
         update, opt = optimiser.update(gradient, state.opt, state.params)
         params: Any = optax.apply_updates(state.params, update)
         metrics["gradient"] = optax.tree.norm(gradient)
-        return WorldTrainState(params, _average(state.ema, params, train.ema, i), opt), metrics
+        return sharding.keep(WorldTrainState(params, _average(state.ema, params, train.ema, i), opt), AXES), metrics
 
     # The key is an argument too: trainings that differ in their seed are one program.
     jitted = jax.jit(step, donate_argnums=0)
-    params, frozen = first(train, dit_params, key), None if train.lora is None else dit_params
+    params, frozen = first(train, dit_params, key), None if train.lora is None else sharding.place(dit_params, AXES)
     ema = jax.tree.map(jnp.copy, params) if train.ema else None
-    return WorldTrainState(params, ema, optimiser.init(params)), lambda state, i: jitted(state, i, sets, frozen, key)
+    state = sharding.place(WorldTrainState(params, ema, optimiser.init(params)), AXES)
+    return state, lambda state, i: jitted(state, i, sets, frozen, key)
 
 
 def first(train: WorldTrainConfig, dit_params: Params, key: Array) -> Params:
