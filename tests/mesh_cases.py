@@ -82,7 +82,8 @@ def grpo() -> list[float]:
     out = _dream()
     success = jnp.asarray(np.random.default_rng(0).random(out.success_BNT.shape) < 0.1)
     out = dataclasses.replace(out, success_BNT=success)
-    how = learner.LearnerConfig(lr=1e-3, minibatches=2, microbatch=8, temperature=1.0)
+    # With Adam's usual eps the sign of a gradient that is all rounding would move a weight by the whole rate.
+    how = learner.LearnerConfig(lr=1e-3, eps=1e-3, minibatches=2, microbatch=8, temperature=1.0)
     update = learner.make_update(how, vla.network(POLICY), axes=vla.AXES)
     state, found = learner.create(how, vla.network(POLICY).init(KEY), axes=vla.AXES), []
     for i in range(STEPS):
