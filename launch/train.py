@@ -5,8 +5,10 @@
     python launch/train.py --config=configs/sft.py --config.seed=1     one stage, one setting changed
     python launch/train.py --config=... --run=runs/mine                another run folder
 
-The same command continues a run that was interrupted. A run folder belongs to the settings that made it: other
-settings are refused, so that no result mixes two experiments. Works without installation, from any directory.
+The same command continues a run that was interrupted. Ctrl-C and SIGTERM (a scheduler that takes the machine away) save
+first; the exit status is then 130 or 143, 128 and the signal's number. A run folder belongs to the settings that made
+it: other settings are refused, so that no result mixes two experiments, unless --allow-config-change says that this is
+wanted; finished stages then stay as they are. Works without installation, from any directory.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import pathlib
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -31,6 +34,7 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of settings, with :preset after it if wanted.")
 _RUN = flags.DEFINE_string("run", None, "Run folder; default runs/<file>[-<preset>][-seed<n>].")
+_ALLOW = flags.DEFINE_bool("allow_config_change", False, "Go on in a run folder that was begun with other settings.")
 _UNLISTED: dict[str, Any] = {}
 
 
@@ -44,12 +48,12 @@ def main(argv: Sequence[str]) -> None:
     from wovr_jax.run import RunError
 
     try:
-        results = pace.run(settings["job"], settings, run)
+        results = pace.run(settings["job"], settings, run, allow_change=_ALLOW.value)
     except (ConfigError, RunError) as error:
         refuse(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\nStopped. {run} is kept up to here; the same command continues it.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(stop, "signal", signal.SIGINT))
     print(report.table(results))
     print(f"\n{run / 'report.html'}")
 

@@ -34,9 +34,11 @@ STAND_IN = """
 import json, runpy, sys, types
 sys.argv = sys.argv[1:]
 pace, report = types.ModuleType("wovr_jax.pace"), types.ModuleType("wovr_jax.report")
-def run(job, settings, folder):
-    if settings["rounds"] == 7:
-        raise KeyboardInterrupt
+class Stopped(KeyboardInterrupt):
+    signal = 15
+def run(job, settings, folder, allow_change):
+    if settings["rounds"] in (7, 8):
+        raise KeyboardInterrupt if settings["rounds"] == 7 else Stopped
     return {"job": job, "settings": settings, "folder": str(folder)}
 pace.run, report.table = run, json.dumps
 sys.modules["wovr_jax.pace"], sys.modules["wovr_jax.report"] = pace, report
@@ -92,9 +94,10 @@ def test_the_package_refuses_what_it_does_not_know(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_interrupted_run_says_how_to_go_on(config_file):
-    done = door(f"--config={config_file}", "--config.rounds=7")
-    assert done.returncode == 130
+@pytest.mark.parametrize(("rounds", "status"), [(7, 130), (8, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_run_says_how_to_go_on(config_file, rounds, status):
+    done = door(f"--config={config_file}", f"--config.rounds={rounds}")
+    assert done.returncode == status
     assert "the same command continues" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -76,6 +76,20 @@ def test_interrupt_raised_by_the_callback_saves_too(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_saves_and_says_which(tmp_path, number):
+    def warned(done, state):
+        if done == 2:
+            signal.raise_signal(number)
+
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(loop.Stopped, match="stopped after step 2 of 5") as caught:
+        loop.fit("sft", fresh(), train, 5, folder=tmp_path, on_step=warned)
+    assert caught.value.signal == number
+    assert checkpoint.meta(tmp_path / "fit")["step"] == 2
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_a_finished_stage_is_not_run_again(tmp_path):
     first = loop.fit("sft", fresh(), train, 4, folder=tmp_path)
 

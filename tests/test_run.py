@@ -56,6 +56,18 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: pathlib.
         Run(tmp_path / "run", {"seed": 0, "world": {"memory": 1}})
 
 
+def test_another_configuration_goes_on_when_that_is_wanted(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _made(Run(tmp_path / "run", {"lr": 1, "seed": 0}), [])
+    calls: list[str] = []
+    assert _made(Run(tmp_path / "run", {"lr": 2, "seed": 0}, allow_change=True), calls) == "one"
+    assert calls == [], "a finished stage stays as it is"
+    assert "lr: 1 there, 2 asked" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "config-before-1.json").read_text()) == {"lr": 1, "seed": 0}
+    Run(tmp_path / "run", {"lr": 2, "seed": 0})  # and from now on the new one is what is there
+
+
 def test_a_foreign_folder_is_refused_and_untouched(tmp_path: pathlib.Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")

@@ -34,6 +34,18 @@ LINE_EVERY_S = 20.0
 Step = Callable[[Any, jax.Array], tuple[Any, dict[str, jax.Array]]]
 
 
+class Stopped(KeyboardInterrupt):
+    """The run was asked to end, and its state is saved; the same command goes on from there.
+
+    Attributes:
+      signal: SIGINT (Ctrl-C), or SIGTERM as a scheduler sends before it takes a machine away.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT):
+        super().__init__(message)
+        self.signal = signal.Signals(number)
+
+
 class NonFiniteError(FloatingPointError):
     """A metric or the state became NaN or infinite; the message says where."""
 
@@ -68,7 +80,7 @@ def fit(
 
     Raises:
       NonFiniteError: naming stage, step and metric; the last good checkpoint stays.
-      KeyboardInterrupt: on Ctrl-C, after the checkpoint is written.
+      Stopped: on Ctrl-C or SIGTERM, after the checkpoint is written.
       ValueError: when the checkpoint in ``folder`` is further than ``steps``.
     """
     run = _Run(name, steps, log, folder, nan_ok)
@@ -86,16 +98,16 @@ def fit(
             try:
                 extra = on_step(done, state) if on_step else None
             except KeyboardInterrupt:
-                interrupted.set()
+                interrupted.append(signal.SIGINT)
                 extra = None
             if done % log_every == 0 or done == steps:
                 progress.metrics = run.write(done)
             if extra and log:
                 log.scalars(name, done, extra)
             progress.advance(done)
-            if interrupted.is_set():
+            if interrupted:
                 run.save(done, state)
-                raise KeyboardInterrupt(f"{name} stopped after step {done} of {steps}")
+                raise Stopped(f"{name} stopped after step {done} of {steps}", interrupted[0])
             if done == steps or time.monotonic() - saved_at > save_every_s:
                 run.save(done, state)
                 saved_at = time.monotonic()
@@ -190,23 +202,28 @@ def _has_nan(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into an event, so that it never cuts a step in two; the second one raises."""
-    event = threading.Event()
+def _interrupts() -> Iterator[list[int]]:
+    """Notes the first Ctrl-C or SIGTERM, so that it never cuts a step in two; the second one has its usual effect."""
+    noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield noted
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def first(*_: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
+    def first(number: int, _: Any) -> None:
+        noted.append(number)
+        restore()
 
-    signal.signal(signal.SIGINT, first)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, first)
     try:
-        yield event
+        yield noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 class _Progress:

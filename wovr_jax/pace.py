@@ -24,13 +24,14 @@ from wovr_jax.stages import Stages
 Results = dict[str, Any]
 
 
-def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike) -> Results:
+def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, allow_change: bool = False) -> Results:
     """Runs a job in a run folder and returns ``results.json``.
 
     Args:
       job: a name in ``JOBS``.
       settings: a plain dictionary, see ``recipe.Recipe``.
       folder: the run folder; the same settings continue what is there.
+      allow_change: whether other settings may go on in it, see ``run.Run``.
 
     Raises:
       ConfigError: settings that do not fit, an unknown job.
@@ -40,7 +41,7 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike) -> Res
     if job not in known:
         raise config.ConfigError(f"config.job: expected one of {', '.join(known)}, got {job!r}.")
     recipe = config.from_dict(Recipe, settings)
-    opened = Run(folder, config.to_dict(recipe))
+    opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
     runtime.enable_compile_cache(opened.folder.parent / ".jax_cache")
     begin = time.perf_counter()
     if job not in JOBS:

@@ -3,7 +3,7 @@
 ::
 
     runs/<name>/
-      config.json            the whole configuration, written first
+      config.json            the whole configuration, written first (config-before-<n>.json: what it was)
       metrics.jsonl, tb/     curves of every stage
       stages/<stage>/        the stage's products and done.json, its facts
       videos/  results.json  report.html
@@ -43,26 +43,28 @@ class Run:
     Args:
       folder: where; made when missing.
       settings: the whole configuration as a plain dictionary.
+      allow_change: whether another configuration may go on in a run that is there. Stages that are finished
+        stay as they are; the configuration before is kept as ``config-before-<n>.json``.
 
     Raises:
       RunError: when the folder holds something else, or a run with another configuration
         (every difference is listed).
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any]):
+    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], *, allow_change: bool = False):
         self.folder = pathlib.Path(folder).absolute()
         self.settings = config.to_dict(settings)
-        self._claim()
+        self._claim(allow_change)
         self.log = Log(self.folder)
         # Of every finished stage, whether or not it is asked for again: the ledger of a resumed run is the whole run's.
         marks = sorted(self.folder.glob(f"stages/*/{MARK}"), key=lambda mark: mark.stat().st_mtime)
         self.facts: dict[str, dict[str, Any]] = {mark.parent.name: json.loads(mark.read_text()) for mark in marks}
         self._products: dict[str, Any] = {}
 
-    def _claim(self) -> None:
+    def _claim(self, allow_change: bool) -> None:
         mark = self.folder / "config.json"
         if mark.exists():
-            self._compare(mark)
+            self._compare(mark, allow_change)
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise RunError(
                 f"{self.folder} is not empty and is not a run folder (no config.json in it). "
@@ -72,7 +74,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(mark, self.settings)
 
-    def _compare(self, mark: pathlib.Path) -> None:
+    def _compare(self, mark: pathlib.Path, allow_change: bool) -> None:
         try:
             there = json.loads(mark.read_text())
         except json.JSONDecodeError as error:
@@ -80,14 +82,21 @@ class Run:
                 f"{mark} is not readable JSON ({error}); this is not a run folder of this project."
             ) from error
         different = config.diff(there, self.settings)
-        if different:
-            lines = "\n  ".join(
-                f"{name}: {old!r} there, {new!r} asked" for name, (old, new) in list(different.items())[:20]
-            )
+        if not different:
+            return
+        lines = "\n  ".join(
+            f"{name}: {old!r} there, {new!r} asked" for name, (old, new) in list(different.items())[:20]
+        )
+        if not allow_change:
             raise RunError(
-                f"{self.folder} holds a run with another configuration ({len(different)} settings differ). "
-                f"Choose another folder with --run=..., or ask for what is there:\n  {lines}"
+                f"{self.folder} holds a run with another configuration ({len(different)} settings differ). Choose "
+                "another folder with --run=..., ask for what is there, or go on with --allow_config_change: finished "
+                f"stages then stay as they are.\n  {lines}"
             )
+        earlier = len(list(self.folder.glob("config-before-*.json")))
+        print(f"{self.folder} goes on with another configuration:\n  {lines}", file=sys.stderr, flush=True)
+        write_json(self.folder / f"config-before-{earlier + 1}.json", there)
+        write_json(mark, self.settings)
 
     def stage(
         self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], load: Callable[[pathlib.Path], T]
