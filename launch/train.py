@@ -46,10 +46,11 @@ def main(argv: Sequence[str]) -> None:
     from wovr_jax import pace, report
     from wovr_jax.config import ConfigError
     from wovr_jax.run import RunError
+    from wovr_jax.sharding import ShardingError
 
     try:
         results = pace.run(settings["job"], settings, run, allow_change=_ALLOW.value)
-    except (ConfigError, RunError) as error:
+    except (ConfigError, RunError, ShardingError) as error:
         refuse(str(error))
     except KeyboardInterrupt as stop:
         print(f"\nStopped. {run} is kept up to here; the same command continues it.", file=sys.stderr)

@@ -24,6 +24,7 @@ from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.reward import classifier
 from wovr_jax.reward import train as reward_train
 from wovr_jax.types import NULL_ACTION, Imagined, Start
+from wovr_jax.world import latents as world_latents
 from wovr_jax.world import model as world_model
 from wovr_jax.world import train as world_train
 from wovr_jax.world.dit import DiTConfig
@@ -42,7 +43,7 @@ def world() -> list[float]:
     windows, size = 64, (WORLD.latents, 2, 2, WORLD.dit.channels)
     latent, still = (jnp.asarray(rng.normal(size=(count, *size)), jnp.float32) for count in (windows, 4))
     action = jnp.asarray(rng.normal(size=(windows, WORLD.frames, 7)), jnp.float32)
-    data = world_train.Latents(latent, action, jnp.zeros(windows, jnp.int32), still, 16)
+    data = world_latents.Latents(latent, action, jnp.zeros(windows, jnp.int32), still, 16)
     how = world_train.WorldTrainConfig(steps=STEPS, batch=BATCH, lr=1e-2, warmup=1)
     params = world_model.networks(WORLD)[0].init(KEY)
     return _losses(*world_train.make(WORLD, how, params, data, KEY))

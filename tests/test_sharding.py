@@ -104,12 +104,13 @@ def on_meshes(cases: str, *meshes: str) -> dict[str, dict[str, list[float]]]:
 
 
 def assert_equal_on(meshes: tuple[str, ...], cases: str) -> None:
-    """Five steps on each mesh against one device: losses and rollouts within 2e-5 of the largest number."""
+    """Five steps on each mesh against one device, relative to the largest number; Adam makes more of rounding."""
     alone, *others = on_meshes(cases, "1x1x1", *meshes).values()
     for mesh, numbers in zip(meshes, others, strict=True):
         for case, found in numbers.items():
             scale = max(map(abs, alone[case]))
-            np.testing.assert_allclose(found, alone[case], atol=2e-5 * scale, rtol=0, err_msg=f"{case} on {mesh}")
+            near = 1e-4 if case == "grpo" else 5e-6
+            np.testing.assert_allclose(found, alone[case], atol=near * scale, rtol=0, err_msg=f"{case} on {mesh}")
 
 
 def test_training_is_the_same_over_data_parameters_and_tensors() -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from wovr_jax import config, metrics, report, runtime, studies, world_study
+from wovr_jax import config, metrics, report, runtime, sharding, studies, world_study
 from wovr_jax.recipe import Recipe
 from wovr_jax.run import Run, write_json
 from wovr_jax.stages import Stages
@@ -36,24 +36,29 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
     Raises:
       ConfigError: settings that do not fit, an unknown job.
       RunError: a folder that holds something else.
+      ShardingError: a mesh that the devices cannot form, or on which a network cannot lie.
     """
     known = (*JOBS, *studies.STUDIES, world_study.JOB)
     if job not in known:
         raise config.ConfigError(f"config.job: expected one of {', '.join(known)}, got {job!r}.")
     recipe = config.from_dict(Recipe, settings)
-    opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
-    runtime.enable_compile_cache(opened.folder.parent / ".jax_cache")
-    begin = time.perf_counter()
-    if job not in JOBS:
-        results = _studied(job, recipe, opened) | {"seconds": time.perf_counter() - begin}
-    else:
-        stages = Stages(recipe, opened)
-        JOBS[job](stages)
-        results = summary(stages, time.perf_counter() - begin)
+    with sharding.use(recipe.mesh):
+        opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
+        runtime.enable_compile_cache(opened.folder.parent / ".jax_cache")
+        results = _results(job, recipe, opened)
     opened.log.close()
     write_json(opened.folder / "results.json", results)
     report.write(opened.folder)
     return results
+
+
+def _results(job: str, recipe: Recipe, opened: Run) -> Results:
+    begin = time.perf_counter()
+    if job not in JOBS:
+        return _studied(job, recipe, opened) | {"seconds": time.perf_counter() - begin}
+    stages = Stages(recipe, opened)
+    JOBS[job](stages)
+    return summary(stages, time.perf_counter() - begin)
 
 
 def pace(stages: Stages) -> None:

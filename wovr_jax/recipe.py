@@ -10,6 +10,7 @@ from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.sharding import MeshConfig
 from wovr_jax.sim.experts import ExpertConfig
 from wovr_jax.sim.tabletop import TabletopConfig
 from wovr_jax.world.model import WorldConfig
@@ -122,6 +123,7 @@ class Recipe:
       seeds: of the runs of a study; other jobs use ``seed``.
       assets: folder of the pretrained parts; empty for those of the package.
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP).
+      mesh: devices over which everything runs; its batches have to be multiples of ``data`` times ``fsdp``.
       policy_weights, world_weights: where the policy and the transformer of the world model start: a json of imported
         weights, or the folder of a checkpoint such as `stages/world-0/dit` of a run; empty for random weights.
       temperature: of the policy's sampling, in training and evaluation alike.
@@ -139,6 +141,7 @@ class Recipe:
     assets: str = ""
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")
+    mesh: MeshConfig = MeshConfig()
     policy_weights: str = ""
     world_weights: str = ""
     temperature: float = 1.6

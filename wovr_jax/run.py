@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 MARK = "done.json"
 COUNTED = ("true_steps", "imagined_frames")
+FREE = ("mesh",)
+"""Settings that say where a run computes, not what: it may go on with others."""
 
 
 class RunError(ValueError):
@@ -81,7 +83,7 @@ class Run:
             raise RunError(
                 f"{mark} is not readable JSON ({error}); this is not a run folder of this project."
             ) from error
-        different = config.diff(there, self.settings)
+        different = config.diff(*({k: v for k, v in one.items() if k not in FREE} for one in (there, self.settings)))
         if not different:
             return
         lines = "\n  ".join(

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax import assets, checkpoint, evaluate, learner, loop, metrics, runtime
+from wovr_jax import assets, checkpoint, evaluate, learner, loop, metrics, runtime, sharding
 from wovr_jax.data import batches, normalize
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
@@ -36,6 +36,7 @@ from wovr_jax.reward import fit as reward_fit
 from wovr_jax.run import Run
 from wovr_jax.sim import collect, tabletop
 from wovr_jax.types import Array, Episode, Imagined
+from wovr_jax.world import dit
 from wovr_jax.world import fit as world_fit
 from wovr_jax.world import model as world_model
 from wovr_jax.world.model import WorldConfig
@@ -106,23 +107,26 @@ class Stages:
         """Where the policy starts: ``recipe.policy_weights``, or random weights with the pretrained vision towers."""
         network = vla.network(self.recipe.policy)
         if self.recipe.policy_weights:
-            return assets.given("policy_weights", self.recipe.policy_weights, network.shapes())
+            found = assets.given("policy_weights", self.recipe.policy_weights, network.shapes())
+            return sharding.place(found, vla.AXES)
         params = network.init(self.key("policy"))
         towers = {part: self._asset(name)[1] for part, name in zip(("dino", "siglip"), self.recipe.towers, strict=True)}
-        return jax.tree.map(jnp.asarray, params | towers)
+        return sharding.place(jax.tree.map(jnp.asarray, params | towers), vla.AXES)
 
     @functools.cached_property
     def fresh_world(self) -> Params:
         """Where the transformer of the world model starts: random weights, or those of ``recipe.world_weights``."""
         network = world_model.networks(self.vae[0])[0]
         if self.recipe.world_weights:
-            return assets.given("world_weights", self.recipe.world_weights, network.shapes())
-        return network.init(self.key("world"))
+            found = assets.given("world_weights", self.recipe.world_weights, network.shapes())
+        else:
+            found = network.init(self.key("world"))
+        return sharding.place(found, dit.AXES)
 
     @functools.cached_property
     def fresh_reward(self) -> Params:
         """Random weights of the success classifier."""
-        return classifier.network(self.recipe.reward).init(self.key("reward"))
+        return sharding.whole(classifier.network(self.recipe.reward).init(self.key("reward")))
 
     def _asset(self, name: str) -> tuple[Any, Params]:
         folder = pathlib.Path(self.recipe.assets) if self.recipe.assets else assets.FOLDER
@@ -177,7 +181,7 @@ class Stages:
     def vae(self) -> tuple[WorldConfig, Params]:
         """The world model's settings with the shipped VAE's statistics, and its weights."""
         config, params = self._asset(self.recipe.vae)
-        return dataclasses.replace(self.recipe.world, vae=config), params
+        return dataclasses.replace(self.recipe.world, vae=config), sharding.whole(params)
 
     def world(self, round_: int) -> Params:
         """World model of a round: trained from nothing in round 0, refreshed after that (PACE)."""
@@ -192,8 +196,8 @@ class Stages:
             key, log = self.key(name), self.run.log
             return world_fit.fit(cfg, train, begin, new, key, folder, old=old, cache=cache, name=name, log=log)
 
-        dit = self.run.stage(name, make, lambda folder: world_fit.load(train, begin["dit"], folder))
-        return {"dit": dit, "vae": vae_params}
+        weights = self.run.stage(name, make, lambda folder: world_fit.load(train, begin["dit"], folder))
+        return {"dit": weights, "vae": vae_params}
 
     def _retold(self, round_: int, episodes: list[Episode]) -> list[Episode]:
         """The same actions in the learned world: imagined frames under the true labels.
@@ -285,7 +289,7 @@ class Stages:
     def dream(self, round_: int, key: Array) -> tuple[learner.PolicyState, Callable]:
         """First learner state and ``step(state, i)``: draw starts, roll, score, update, all on the device."""
         cfg, parts = self.recipe, self._dream_parts(round_ if self.recipe.pace else 0)
-        update = learner.make_update(cfg.learner, vla.network(cfg.policy), self.policy(0))
+        update = learner.make_update(cfg.learner, vla.network(cfg.policy), self.policy(0), vla.AXES)
         rollout = self.programs.dream
 
         def step(state: learner.PolicyState, i: Array) -> tuple[learner.PolicyState, dict[str, Array]]:
@@ -294,12 +298,12 @@ class Stages:
 
         frozen = learner.all_but(*cfg.sft.frozen) if cfg.sft.frozen else None
         rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
-        return learner.create(cfg.learner, self.policy(round_), frozen, rate), step
+        return learner.create(cfg.learner, self.policy(round_), frozen, rate, vla.AXES), step
 
     def _dream_parts(self, round_: int) -> dict[str, Any]:
         """What a rollout reads besides the policy; arguments of the compiled program, not constants in it."""
         cfg = self.recipe.dream
-        table = jax.device_put(self.starts(round_))
+        table = sharding.whole(jax.device_put(self.starts(round_)))
         parts: dict[str, Any] = {"starts": table, "threshold": jnp.float32(0.5)}
         if cfg.world != "true":
             parts["world"] = self.world(round_)

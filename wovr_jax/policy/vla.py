@@ -50,6 +50,8 @@ AXES = (
     ("projector/fc1/kernel", ("embed", "mlp")),
     ("projector/fc2/kernel", ("mlp", "embed")),
     ("projector/fc3/kernel", ("embed", None)),
+    ("blocks/*/lora_a", ("layers", "embed", None)),
+    ("blocks/*/lora_b", ("layers", None, "embed")),
 )
 """What the axes of the parameters mean (``sharding``)."""
 

@@ -49,6 +49,8 @@ AXES = (
     ("time_projection/kernel", ("embed", None)),
     ("patch_embedding/kernel", (None, "embed")),
     ("head/kernel", ("embed", None)),
+    ("blocks/*/lora_a", ("layers", "embed", None)),
+    ("blocks/*/lora_b", ("layers", None, "embed")),
 )
 """What the axes of the parameters mean (``sharding``). The MLPs of text, actions and time see a few tokens only."""
 
