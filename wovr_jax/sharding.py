@@ -159,11 +159,16 @@ def whole(tree: Any) -> Any:
     return tree if over is None else jax.device_put(tree, NamedSharding(over, PartitionSpec()))
 
 
-def batch(tree: Any) -> Any:
+def batch(tree: Any, *, even: bool = True) -> Any:
     """Inside ``jit``: the leading axis of every leaf is cut over the batch axes of the mesh in use.
 
+    Args:
+      tree: arrays of one leading axis.
+      even: whether an axis that they do not divide is refused, as it should be where a batch of training or a
+        rollout is made. Inside a network, where a ragged set of held-out samples comes by too, it is left whole.
+
     Raises:
-      ShardingError: when they do not divide it.
+      ShardingError: see ``even``.
     """
     over = jax.sharding.get_abstract_mesh()
     if over.empty:
@@ -171,6 +176,8 @@ def batch(tree: Any) -> Any:
     pieces = math.prod(over.shape[axis] for axis in BATCH)
 
     def cut(leaf: Any) -> Any:
+        if leaf.shape[0] % pieces and not even:
+            return leaf
         if leaf.shape[0] % pieces:
             raise ShardingError(
                 f"sharding: a batch of {leaf.shape[0]} cannot be cut over {pieces} devices ({_product(over.shape)}). "

@@ -87,7 +87,7 @@ def scan_blocks(blocks: nnx.Module, carry: jax.Array, *args: Any, layered: tuple
 
     def body(carry: jax.Array, layer: tuple[nnx.State, tuple]) -> tuple[jax.Array, None]:
         weights, own = layer
-        return sharding.batch(nnx.merge(graph, weights)(carry, *own, *args)), None
+        return sharding.batch(nnx.merge(graph, weights)(carry, *own, *args), even=False), None
 
-    carry = sharding.batch(carry)
+    carry = sharding.batch(carry, even=False)
     return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (state, layered))[0]
