@@ -81,7 +81,7 @@ def _followed(seen: list[sight.Sight], place: int, push_B: np.ndarray, size: int
     return {
         "sign": float((there_B & (np.sign(went_B2[:, place]) == np.sign(push_B))).mean()),
         "slope": float(went_B @ should_B / max(should_B @ should_B, 1e-9)),
-        "correlation": _correlation(went_B, should_B),
+        "correlation": _correlation(np.asarray(went_B), np.asarray(should_B)),
         "across": float(size * np.sqrt(np.mean(across_B**2))) if len(across_B) else float("nan"),
         "lost": float(1.0 - there_B.mean()),
     }

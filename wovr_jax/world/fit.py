@@ -90,9 +90,10 @@ def fit(
 
 def load(train: WorldTrainConfig, params: Params, folder: str | os.PathLike) -> Params:
     """The weights that :func:`fit` left in ``folder``, having started from ``params``: adapters are folded in."""
-    if train.lora is None:
+    adapters = train.lora
+    if adapters is None:
         return checkpoint.restore(pathlib.Path(folder) / _product(train), params)
-    like = jax.eval_shape(lambda: lora.init(jax.random.key(0), params, train.lora))
+    like = jax.eval_shape(lambda: lora.init(jax.random.key(0), params, adapters))
     return training.weights(train, checkpoint.restore(pathlib.Path(folder) / _product(train), like), params)
 
 

@@ -219,8 +219,8 @@ def _read(path: pathlib.Path) -> tuple[Latents, Latents]:
         raise ValueError("its tensors are not those that were written")
 
     def side(name: str) -> Latents:
-        columns = (jnp.asarray(arrays[f"{name}.{part}"]) for part in ("latent", "action", "episode"))
-        return Latents(*columns, jnp.asarray(arrays["static"]), int(facts[f"{name}.starts"]))
+        latent, action, episode = (jnp.asarray(arrays[f"{name}.{part}"]) for part in ("latent", "action", "episode"))
+        return Latents(latent, action, episode, jnp.asarray(arrays["static"]), int(facts[f"{name}.starts"]))
 
     return side("train"), side("held")
 
