@@ -126,6 +126,8 @@ def run(monkeypatch, *arguments):
 @pytest.mark.parametrize("camera", ["image", "video"])
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_a_data_set_becomes_episodes(tmp_path, monkeypatch, version, camera):
+    for package in ("lerobot", "torch"):
+        monkeypatch.setitem(sys.modules, package, None)  # to import one of them is an error from here on
     run(monkeypatch, write(tmp_path / "set", version, camera), "--out", tmp_path / "ours")
     made = disk.read(tmp_path / "ours")
     assert [episode.instruction for episode in made] == [TASKS[0], TASKS[1], TASKS[0]]
@@ -139,9 +141,6 @@ def test_a_data_set_becomes_episodes(tmp_path, monkeypatch, version, camera):
         assert np.allclose(episode.action_SA[:, 5], 0.01 * number) and episode.action_SA[-1, 6] == 1
         assert episode.state_SD[:-1, 0].tolist() == list(range(LENGTHS[number]))
         assert episode.success_S.tolist() == [False] * LENGTHS[number] + [True]
-    assert not {"lerobot", "torch", "pandas"} & {
-        name.split(".")[0] for name in sys.modules if name != "data_prep.lerobot"
-    }
 
 
 def damaged_table(folder):
