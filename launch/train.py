@@ -44,13 +44,12 @@ def main(argv: Sequence[str]) -> None:
 
     # Only now: importing jax takes seconds, a misspelt flag none.
     from wovr_jax import pace, report
-    from wovr_jax.config import ConfigError
-    from wovr_jax.run import RunError
-    from wovr_jax.sharding import ShardingError
 
     try:
         results = pace.run(settings["job"], settings, run, allow_change=_ALLOW.value)
-    except (ConfigError, RunError, ShardingError) as error:
+    except (ValueError, FloatingPointError) as error:  # every refusal of the package is one, and says what to do
+        if not type(error).__module__.startswith("wovr_jax."):
+            raise
         refuse(str(error))
     except KeyboardInterrupt as stop:
         print(f"\nStopped. {run} is kept up to here; the same command continues it.", file=sys.stderr)
