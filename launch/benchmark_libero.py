@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--suite", default="libero_spatial")
     args = parser.parse_args()
 
-    from wovr_jax.sim.libero_setup import LiberoError
+    from wovr_jax.sim.libero.setup import LiberoError
 
     print("workers  way                       steps/s  CPU ms/step  reset s  GB a worker")
     try:
@@ -52,9 +52,9 @@ def main() -> None:
 
 def measure(workers: int, way: str, suite: str, chunks: int) -> str:
     """One row."""
-    from wovr_jax.sim.libero_pool import Pool
-    from wovr_jax.sim.libero_tasks import protocol, trials
-    from wovr_jax.sim.libero_worker import SceneConfig
+    from wovr_jax.sim.libero.pool import Pool
+    from wovr_jax.sim.libero.tasks import protocol, trials
+    from wovr_jax.sim.libero.worker import SceneConfig
 
     settings, draw = WAYS[way]
     trial = trials(suite, [0], only=[0])[0]

@@ -27,7 +27,7 @@ def main() -> None:
 
     # Only now: importing jax takes seconds, a misspelt flag none.
     from wovr_jax.data.episodes import EpisodesError
-    from wovr_jax.sim.libero_setup import LiberoError
+    from wovr_jax.sim.libero.setup import LiberoError
 
     try:
         print(measure(args) if args.measure else record(args))
@@ -78,11 +78,11 @@ def numbers(text: str) -> list[int]:
 
 def measure(args: argparse.Namespace) -> str:
     """The table of successes."""
-    from wovr_jax.sim.libero import demonstrations
-    from wovr_jax.sim.libero_collect import line_of, table
-    from wovr_jax.sim.libero_pool import Pool
-    from wovr_jax.sim.libero_tasks import protocol, tasks, trials
-    from wovr_jax.sim.libero_worker import SceneConfig
+    from wovr_jax.sim.libero.collect import line_of, table
+    from wovr_jax.sim.libero.pool import Pool
+    from wovr_jax.sim.libero.rollout import demonstrations
+    from wovr_jax.sim.libero.tasks import protocol, tasks, trials
+    from wovr_jax.sim.libero.worker import SceneConfig
 
     wanted = trials(args.suite, args.inits, only=args.tasks, seed=args.seed)
     with Pool(args.workers, SceneConfig(size=0, hard_reset=not args.soft_reset)) as pool:
@@ -93,12 +93,12 @@ def measure(args: argparse.Namespace) -> str:
 
 def record(args: argparse.Namespace) -> str:
     """Records episodes; the table of their successes."""
-    from wovr_jax.sim.libero import demonstrations
-    from wovr_jax.sim.libero_collect import collect, table
-    from wovr_jax.sim.libero_pool import Pool
-    from wovr_jax.sim.libero_setup import fingerprint
-    from wovr_jax.sim.libero_tasks import protocol, tasks, trials
-    from wovr_jax.sim.libero_worker import SceneConfig
+    from wovr_jax.sim.libero.collect import collect, table
+    from wovr_jax.sim.libero.pool import Pool
+    from wovr_jax.sim.libero.rollout import demonstrations
+    from wovr_jax.sim.libero.setup import fingerprint
+    from wovr_jax.sim.libero.tasks import protocol, tasks, trials
+    from wovr_jax.sim.libero.worker import SceneConfig
 
     scene = SceneConfig(args.size, not args.no_wrist, args.drawing, not args.soft_reset)
     wanted = trials(args.suite, args.inits, only=args.tasks, seed=args.seed)
@@ -120,7 +120,7 @@ def record(args: argparse.Namespace) -> str:
 
 def expert(args: argparse.Namespace) -> Any:
     """The expert's settings."""
-    from wovr_jax.sim.libero_expert import LiberoExpertConfig
+    from wovr_jax.sim.libero.expert import LiberoExpertConfig
 
     return LiberoExpertConfig(
         noise=args.noise, flaw=args.flaw, flawed_share=args.share, linger=args.linger, seed=args.seed

@@ -163,14 +163,14 @@ def video() -> str:
 
 def libero_is_there() -> bool:
     """Whether any of it is installed."""
-    from wovr_jax.sim import libero_setup
+    from wovr_jax.sim.libero import setup
 
-    return libero_setup.installed()["hf-libero"] is not None
+    return setup.installed()["hf-libero"] is not None
 
 
 def libero() -> str:
     """The tested versions, on a tested Python."""
-    from wovr_jax.sim import libero_setup
+    from wovr_jax.sim.libero import setup
 
     line = f"{sys.executable} -m pip install --no-deps -r {ROOT / 'requirements-libero.txt'}"
     if sys.version_info[:2] > (3, 12):
@@ -181,43 +181,43 @@ def libero() -> str:
     wrong = [f"{name} {found or 'missing'} (wanted {pins[name]})" for name, found in different(pins)]
     if wrong:
         raise FaultError(f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}\n{line}")
-    return ", ".join(f"{name} {version}" for name, version in libero_setup.installed().items())
+    return ", ".join(f"{name} {version}" for name, version in setup.installed().items())
 
 
 def assets() -> str:
     """Meshes and textures are there."""
-    from wovr_jax.sim import libero_setup
+    from wovr_jax.sim.libero import setup
 
     with faults():
-        found = libero_setup.assets_folder()
+        found = setup.assets_folder()
     if found is None:
         raise FaultError(
-            f"no assets; they are downloaded on first use, or lie in a folder named by ${libero_setup.ASSETS}\n"
-            f"{sys.executable} -c 'from wovr_jax.sim import libero_setup; libero_setup.download_assets()'"
+            f"no assets; they are downloaded on first use, or lie in a folder named by ${setup.ASSETS}\n"
+            f"{sys.executable} -c 'from wovr_jax.sim.libero import setup; setup.download_assets()'"
         )
-    return f"{found}, sha256 {libero_setup.hash_folder(found)[:12]}"
+    return f"{found}, sha256 {setup.hash_folder(found)[:12]}"
 
 
 def renderer() -> str:
     """EGL or OSMesa draws."""
-    from wovr_jax.sim import libero_setup
+    from wovr_jax.sim.libero import setup
 
     with faults():
-        chosen = libero_setup.choose_renderer()
-    others = [f"{name}: {problem}" for name in libero_setup.LIBRARIES if (problem := libero_setup.try_renderer(name))]
+        chosen = setup.choose_renderer()
+    others = [f"{name}: {problem}" for name in setup.LIBRARIES if (problem := setup.try_renderer(name))]
     return f"{chosen}{f' ({others[0]})' if others else ''}"
 
 
 def step() -> str:
     """One environment in a worker process takes and draws a step."""
-    from wovr_jax.sim import libero_worker
-    from wovr_jax.sim.libero_pool import Lost, Pool
-    from wovr_jax.sim.libero_tasks import protocol, trials
-    from wovr_jax.sim.libero_worker import SceneConfig
+    from wovr_jax.sim.libero import worker
+    from wovr_jax.sim.libero.pool import Lost, Pool
+    from wovr_jax.sim.libero.tasks import protocol, trials
+    from wovr_jax.sim.libero.worker import SceneConfig
 
     began = time.perf_counter()
     with faults(), Pool(1, SceneConfig()) as pool:
-        pool.send(0, libero_worker.begin, trials("libero_spatial", [0], only=[0])[0], protocol("openvla"))
+        pool.send(0, worker.begin, trials("libero_spatial", [0], only=[0])[0], protocol("openvla"))
         _, seen = pool.receive()
     if isinstance(seen, Lost):
         raise FaultError(
@@ -234,7 +234,7 @@ def step() -> str:
 @contextlib.contextmanager
 def faults() -> Iterator[None]:
     """LIBERO's complaints as faults; their last line mends them."""
-    from wovr_jax.sim.libero_setup import LiberoError
+    from wovr_jax.sim.libero.setup import LiberoError
 
     try:
         yield

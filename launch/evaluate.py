@@ -36,8 +36,8 @@ def main(argv: Sequence[str]) -> None:
     from wovr_jax.data.episodes import EpisodesError
     from wovr_jax.export.robot import BundleError
     from wovr_jax.run import RunError
-    from wovr_jax.sim.libero_evaluate import EvaluateConfig
-    from wovr_jax.sim.libero_setup import LiberoError
+    from wovr_jax.sim.libero.evaluate import EvaluateConfig
+    from wovr_jax.sim.libero.setup import LiberoError
 
     try:
         cfg = from_dict(EvaluateConfig, settings)
@@ -56,9 +56,10 @@ def evaluate(cfg: Any, folder: pathlib.Path) -> str:
     from tqdm import tqdm
 
     from wovr_jax.run import Run
-    from wovr_jax.sim import libero_collect, libero_evaluate
-    from wovr_jax.sim.libero_setup import fingerprint
-    from wovr_jax.sim.libero_tasks import tasks, trials
+    from wovr_jax.sim.libero import collect as libero_collect
+    from wovr_jax.sim.libero import evaluate as libero_evaluate
+    from wovr_jax.sim.libero.setup import fingerprint
+    from wovr_jax.sim.libero.tasks import tasks, trials
 
     wanted = trials(cfg.suite, range(*cfg.inits), only=list(cfg.tasks) or None, seed=cfg.seed)
     shared = libero_evaluate.apart(wanted, cfg)
@@ -84,7 +85,7 @@ class _Runner:
     """Runs trials with the policy that was asked for; nothing is started before the first is wanted."""
 
     def __init__(self, cfg: Any, folder: pathlib.Path):
-        from wovr_jax.sim.libero_setup import choose_renderer
+        from wovr_jax.sim.libero.setup import choose_renderer
 
         self.cfg, self.folder = cfg, folder
         self.renderer = None if cfg.policy == "expert" and not cfg.videos else choose_renderer()
@@ -95,8 +96,8 @@ class _Runner:
         yield from self._run([trial for trial in wanted if trial not in filmed], "last")
 
     def _run(self, wanted: Sequence[Any], draw: str) -> Iterator[Any]:
-        from wovr_jax.sim.libero_pool import Pool
-        from wovr_jax.sim.libero_worker import SceneConfig
+        from wovr_jax.sim.libero.pool import Pool
+        from wovr_jax.sim.libero.worker import SceneConfig
 
         if not wanted:
             return
@@ -110,15 +111,15 @@ class _Runner:
                 yield dataclasses.replace(outcome, episode=None)
 
     def _expert(self, pool: Any, wanted: Sequence[Any], draw: str) -> Iterable[Any]:
-        from wovr_jax.sim.libero import demonstrations
-        from wovr_jax.sim.libero_tasks import protocol
+        from wovr_jax.sim.libero.rollout import demonstrations
+        from wovr_jax.sim.libero.tasks import protocol
 
         return demonstrations(pool, wanted, protocol(self.cfg.protocol), draw="all" if draw == "all" else "none")
 
     def _policy(self) -> tuple[Callable[..., Iterable[Any]], int]:
         from wovr_jax.export.robot import Robot
-        from wovr_jax.sim.libero import rollouts
-        from wovr_jax.sim.libero_tasks import protocol
+        from wovr_jax.sim.libero.rollout import rollouts
+        from wovr_jax.sim.libero.tasks import protocol
 
         robot = Robot.load(self.cfg.policy)
 
@@ -139,7 +140,7 @@ def acting(robot: Any, batch: int, temperature: float) -> Callable[[Sequence[Any
     """A robot as what ``rollouts`` asks: always a batch of one size, so that one program is compiled."""
     import numpy as np
 
-    from wovr_jax.sim.libero_evaluate import draw_seed
+    from wovr_jax.sim.libero.evaluate import draw_seed
 
     def act(views: Sequence[Any]) -> np.ndarray:
         rows = np.resize(np.arange(len(views)), batch)
@@ -154,7 +155,7 @@ def acting(robot: Any, batch: int, temperature: float) -> Callable[[Sequence[Any
 
 def compared(folder: pathlib.Path, other: str) -> str:
     """The paired gain over another run, in a line."""
-    from wovr_jax.sim import libero_evaluate
+    from wovr_jax.sim.libero import evaluate as libero_evaluate
 
     found = libero_evaluate.compare(libero_evaluate.load(folder), libero_evaluate.load(other))
     low, high = 100 * found["low"], 100 * found["high"]

@@ -57,9 +57,9 @@ CONFINED = {
     "torch": ("wovr_jax/bridge/", "data_prep/", "tests/"),
     "diffusers": ("tests/",),
     "tensorflow_datasets": ("data_prep/", "tests/"),
-    "libero": ("wovr_jax/sim/libero", "tests/"),
-    "robosuite": ("wovr_jax/sim/libero", "tests/"),
-    "mujoco": ("wovr_jax/sim/libero", "tests/"),
+    "libero": ("wovr_jax/sim/libero/", "tests/"),
+    "robosuite": ("wovr_jax/sim/libero/", "tests/"),
+    "mujoco": ("wovr_jax/sim/libero/", "tests/"),
     "ml_collections": ("configs/common.py", "launch/", "tests/"),
     "absl": ("launch/", "tests/"),
 }

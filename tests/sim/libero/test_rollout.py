@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from wovr_jax.data import episodes as disk
-from wovr_jax.sim import libero, libero_setup, libero_worker
-from wovr_jax.sim.libero_expert import FLAWS, LiberoExpertConfig
-from wovr_jax.sim.libero_pool import Lost, Pool
-from wovr_jax.sim.libero_setup import LiberoError
-from wovr_jax.sim.libero_tasks import SUITES, Protocol, Trial, init_states, protocol, tasks, trials
-from wovr_jax.sim.libero_worker import SceneConfig
+from wovr_jax.sim.libero import rollout, setup, worker
+from wovr_jax.sim.libero.expert import FLAWS, LiberoExpertConfig
+from wovr_jax.sim.libero.pool import Lost, Pool
+from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import SUITES, Protocol, Trial, init_states, protocol, tasks, trials
+from wovr_jax.sim.libero.worker import SceneConfig
 
 pytestmark = pytest.mark.libero
 
@@ -29,9 +29,9 @@ ACTION_SA = np.random.default_rng(0).uniform(-1, 1, (12, 7))
 @pytest.fixture(scope="module", autouse=True)
 def needs_libero():
     try:
-        libero_setup.package_folder()
-        libero_setup.choose_renderer()
-        if libero_setup.assets_folder() is None:
+        setup.package_folder()
+        setup.choose_renderer()
+        if setup.assets_folder() is None:
             raise LiberoError("no assets")
     except LiberoError as error:
         pytest.skip(f"the real LIBERO does not run here: {error}")
@@ -124,7 +124,7 @@ def pool():
 
 def test_a_worker_killed_in_mid_episode_costs_only_that_episode(pool):
     wanted = trials("libero_spatial", [0, 1], only=[0])
-    calm = {out.trial: out for out in libero.rollouts(pool, wave, wanted, SHORT, draw="all", actor="wave")}
+    calm = {out.trial: out for out in rollout.rollouts(pool, wave, wanted, SHORT, draw="all", actor="wave")}
     struck = []
 
     def act(views):
@@ -133,7 +133,7 @@ def test_a_worker_killed_in_mid_episode_costs_only_that_episode(pool):
             os.kill(struck[0], signal.SIGKILL)
         return wave(views)
 
-    rough = {out.trial: out for out in libero.rollouts(pool, act, wanted, SHORT, draw="all", actor="wave")}
+    rough = {out.trial: out for out in rollout.rollouts(pool, act, wanted, SHORT, draw="all", actor="wave")}
     assert sorted(out.tries for out in rough.values()) == [1, 2]
     (lost,) = (out for out in rough.values() if out.tries == 2)
     assert "died with exit status -9" in lost.lost[0]
@@ -144,7 +144,7 @@ def test_a_worker_killed_in_mid_episode_costs_only_that_episode(pool):
 
 def test_recorded_episodes_are_whole(pool, tmp_path):
     (trial,) = trials("libero_object", [4], only=[2])
-    (out,) = libero.rollouts(pool, wave, [trial], SHORT, draw="all", actor="wave")
+    (out,) = rollout.rollouts(pool, wave, [trial], SHORT, draw="all", actor="wave")
     facts = disk.write(tmp_path / "made", [out.episode])
     (episode,) = disk.read(tmp_path / "made")
     assert episode.frame_SHWC.shape == episode.wrist_SHWC.shape == (13, 64, 64, 3)
@@ -158,9 +158,9 @@ def test_the_last_frame_is_the_same_alone_and_among_all(pool):
     (trial,) = trials("libero_object", [4], only=[2])
     frames = {}
     for draw in ("all", "last"):
-        pool.send(0, libero_worker.begin, trial, SHORT)
+        pool.send(0, worker.begin, trial, SHORT)
         pool.receive()
-        pool.send(0, libero_worker.play, ACTION_SA[:8], draw, False)
+        pool.send(0, worker.play, ACTION_SA[:8], draw, False)
         frames[draw] = pool.receive()[1].frame_FHWC
     assert len(frames["all"]) == 8 and len(frames["last"]) == 1
     assert np.array_equal(frames["all"][-1], frames["last"][0])
@@ -168,7 +168,7 @@ def test_the_last_frame_is_the_same_alone_and_among_all(pool):
 
 def test_initial_states_that_are_not_there_are_refused(pool):
     with pytest.raises(LiberoError, match="has initial states 0 to 49, and 50 was asked for"):
-        list(libero.rollouts(pool, wave, trials("libero_object", [50], only=[2]), SHORT))
+        list(rollout.rollouts(pool, wave, trials("libero_object", [50], only=[2]), SHORT))
     with pytest.raises(LiberoError, match="has tasks 0 to 9, and 10 was asked for"):
         trials("libero_object", [0], only=[10])
 
@@ -189,7 +189,7 @@ def test_the_expert_succeeds_and_each_flaw_fails(suite):
     with Pool(1, SceneConfig(size=0, hard_reset=False)) as pool:
         for flaw in FLAWS if suite == "libero_spatial" else ("none", "early_release"):
             cfg = LiberoExpertConfig(flaw=flaw)
-            (out,) = libero.demonstrations(pool, [trial], protocol("openvla"), cfg, draw="none")
+            (out,) = rollout.demonstrations(pool, [trial], protocol("openvla"), cfg, draw="none")
             assert out.success is (flaw == "none"), flaw
             assert out.steps < 220
 
@@ -200,4 +200,4 @@ def test_the_expert_refuses_what_it_cannot_do():
         Pool(1, SceneConfig(size=0, hard_reset=False)) as pool,
         pytest.raises(LiberoError, match="puts one thing onto or into another"),
     ):
-        list(libero.demonstrations(pool, [opening], protocol("openvla"), draw="none"))
+        list(rollout.demonstrations(pool, [opening], protocol("openvla"), draw="none"))

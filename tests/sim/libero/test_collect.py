@@ -7,10 +7,10 @@ import pytest
 
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.episodes import EpisodesError
-from wovr_jax.sim.libero import Outcome, record
-from wovr_jax.sim.libero_collect import collect, in_order, line_of, table
-from wovr_jax.sim.libero_tasks import Task, Trial
-from wovr_jax.sim.libero_worker import Seen
+from wovr_jax.sim.libero.collect import collect, in_order, line_of, table
+from wovr_jax.sim.libero.rollout import Outcome, record
+from wovr_jax.sim.libero.tasks import Task, Trial
+from wovr_jax.sim.libero.worker import Seen
 
 TASKS = [Task("libero_x", index, f"task_{index}", f"task {index}") for index in range(3)]
 WANTED = [Trial(task, init) for task in TASKS for init in range(3)]

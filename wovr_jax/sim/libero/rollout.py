@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.sim import libero_expert, libero_worker
-from wovr_jax.sim.libero_expert import Demonstration, LiberoExpertConfig
-from wovr_jax.sim.libero_pool import Lost, Pool
-from wovr_jax.sim.libero_tasks import Protocol, Trial
-from wovr_jax.sim.libero_worker import Seen
+from wovr_jax.sim.libero import expert, worker
+from wovr_jax.sim.libero.expert import Demonstration, LiberoExpertConfig
+from wovr_jax.sim.libero.pool import Lost, Pool
+from wovr_jax.sim.libero.tasks import Protocol, Trial
+from wovr_jax.sim.libero.worker import Seen
 from wovr_jax.types import Episode
 
 
@@ -104,12 +104,12 @@ def rollouts(
         for index in range(len(pool)):
             if index not in running and waiting:
                 running[index] = _Running(*waiting.popleft(), protocol)
-                pool.send(index, libero_worker.begin, running[index].trial, protocol)
+                pool.send(index, worker.begin, running[index].trial, protocol)
         moving = [index for index, run in running.items() if run.begun]
         if moving:
             action_BTA = np.asarray(act([running[index].view for index in moving]), np.float32)
             for index, action_TA in zip(moving, action_BTA, strict=True):
-                pool.send(index, libero_worker.play, running[index].take(action_TA), draw, protocol.stops)
+                pool.send(index, worker.play, running[index].take(action_TA), draw, protocol.stops)
         for _ in range(len(running)):
             index, answer = pool.receive()
             run = running[index]
@@ -217,12 +217,12 @@ def demonstrations(
     Yields:
       an outcome for each trial, in the order in which they end.
     """
-    expert = cfg or LiberoExpertConfig()
+    cfg = cfg or LiberoExpertConfig()
     left: list[tuple[Trial, tuple[str, ...]]] = [(trial, ()) for trial in wanted]
     while left:
         now, left = left, []
-        jobs = [(trial, protocol, expert, draw) for trial, _ in now]
-        for number, made in pool.map(libero_expert.demonstrate, jobs):
+        jobs = [(trial, protocol, cfg, draw) for trial, _ in now]
+        for number, made in pool.map(expert.demonstrate, jobs):
             trial, lost = now[number]
             if not isinstance(made, Lost):
                 yield _demonstrated(trial, lost, made, protocol, pool.renderer, draw == "all")

@@ -19,10 +19,10 @@ from typing import Any
 from wovr_jax.data import episodes as disk
 from wovr_jax.metrics import paired_difference, wilson
 from wovr_jax.run import write_json
-from wovr_jax.sim.libero import Outcome
-from wovr_jax.sim.libero_collect import line_of, name_of
-from wovr_jax.sim.libero_setup import LiberoError
-from wovr_jax.sim.libero_tasks import Trial
+from wovr_jax.sim.libero.collect import line_of, name_of
+from wovr_jax.sim.libero.rollout import Outcome
+from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import Trial
 
 LINES, RESULTS = "trials.jsonl", "results.json"
 
@@ -33,7 +33,7 @@ class EvaluateConfig:
 
     Attributes:
       policy: folder of a robot bundle, or ``"expert"`` for the scripted one.
-      suite: one of ``libero_tasks.SUITES``.
+      suite: one of ``tasks.SUITES``.
       tasks: indices; all without.
       inits: first and last but one of the official initial states.
       protocol: ``"openvla"`` or ``"rlinf"``.

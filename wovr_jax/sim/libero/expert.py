@@ -14,11 +14,11 @@ import dataclasses
 
 import numpy as np
 
-from wovr_jax.sim import libero_grasp
-from wovr_jax.sim.libero_grasp import Heights
-from wovr_jax.sim.libero_setup import LiberoError
-from wovr_jax.sim.libero_tasks import SUITES, Protocol, Trial
-from wovr_jax.sim.libero_worker import Bench, Scene, Seen
+from wovr_jax.sim.libero import grasp
+from wovr_jax.sim.libero.grasp import Heights
+from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import SUITES, Protocol, Trial
+from wovr_jax.sim.libero.worker import Bench, Scene, Seen
 
 FLAWS = ("none", "early_release", "wrong_object", "missed_grasp")
 OPEN, CLOSE = -1.0, 1.0
@@ -136,10 +136,10 @@ class PickAndPlace:
 
     def _grasps(self, name: str):
         body = self.env.obj_body_id[name]
-        points = libero_grasp.shape_points(self._model, self._data, body)
-        holder = next(i for i in sorted(libero_grasp.descendants(self._model, body)) if self._model.body_geomnum[i])
+        points = grasp.shape_points(self._model, self._data, body)
+        holder = next(i for i in sorted(grasp.descendants(self._model, body)) if self._model.body_geomnum[i])
         around = Heights(self._model, self._data, holder, self.env.robots[0]._ref_joint_pos_indexes[0])
-        found = libero_grasp.grasps(points, self._place(name), around, self.finger_bearing, rim="bowl" in name)
+        found = grasp.grasps(points, self._place(name), around, self.finger_bearing, rim="bowl" in name)
         return found, points, around
 
     def _plan(self) -> None:
@@ -151,7 +151,7 @@ class PickAndPlace:
         self.height = self.grasp.height
         top = points[:, 2].max()
         if self.flaw == "missed_grasp":
-            self.height = top + libero_grasp.TIP + 0.015
+            self.height = top + grasp.TIP + 0.015
         start_3, goal_3 = self._place(self.thing), self._place(self.goal)
         self.foot = points[:, 2].min() - start_3[2]
         way = [

@@ -1,6 +1,6 @@
 """One LIBERO environment in one process: reset, step, look; and the loop that serves it to another process.
 
-Runs in processes that ``libero.Pool`` starts. It imports no jax, so that a worker holds what the simulator needs and
+Runs in processes that ``pool.Pool`` starts. It imports no jax, so that a worker holds what the simulator needs and
 no more, and libero only when it builds its first environment.
 
 Frames come out as OpenVLA's LIBERO data hold them: turned by 180 degrees. The simulator's rows run upwards, so a turned
@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wovr_jax.sim import libero_setup
-from wovr_jax.sim.libero_setup import LiberoError
-from wovr_jax.sim.libero_tasks import Protocol, Task, Trial, init_states
+from wovr_jax.sim.libero import setup
+from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import Protocol, Task, Trial, init_states
 
 CAMERA, WRIST_CAMERA = "agentview", "robot0_eye_in_hand"
 DRAWINGS = ("libero", "fast")
@@ -263,7 +263,7 @@ def serve(line: Connection, cfg: SceneConfig | None, renderer: str | None) -> No
     bench = Bench(cfg, beat=lambda: line.send(("beat", None)))
     try:
         if cfg:
-            libero_setup.prepare(renderer)
+            setup.prepare(renderer)
         line.send(("ready", None))
         while (message := line.recv()) is not None:
             line.send(_answer(bench, *message))

@@ -20,8 +20,8 @@ from wovr_jax.data import episodes as disk
 from wovr_jax.data.merge import merge
 from wovr_jax.metrics import wilson
 from wovr_jax.run import write_json
-from wovr_jax.sim.libero import Outcome
-from wovr_jax.sim.libero_tasks import Trial
+from wovr_jax.sim.libero.rollout import Outcome
+from wovr_jax.sim.libero.tasks import Trial
 from wovr_jax.types import Episode
 
 KEEPS = ("all", "successes")

@@ -10,12 +10,12 @@ import pytest
 
 from wovr_jax.config import ConfigError, from_dict
 from wovr_jax.data import episodes as disk
-from wovr_jax.sim import libero_evaluate
-from wovr_jax.sim.libero import Outcome, View, record
-from wovr_jax.sim.libero_evaluate import EvaluateConfig, apart, compare, draw_seed, measure, results
-from wovr_jax.sim.libero_setup import LiberoError
-from wovr_jax.sim.libero_tasks import Task, Trial
-from wovr_jax.sim.libero_worker import Seen
+from wovr_jax.sim.libero import evaluate
+from wovr_jax.sim.libero.evaluate import EvaluateConfig, apart, compare, draw_seed, measure, results
+from wovr_jax.sim.libero.rollout import Outcome, View, record
+from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import Task, Trial
+from wovr_jax.sim.libero.worker import Seen
 
 TASKS = [Task("libero_spatial", index, f"task_{index}", f"task {index}") for index in range(2)]
 WANTED = [Trial(task, init) for task in TASKS for init in range(4)]
@@ -151,6 +151,6 @@ def test_a_robot_always_gets_a_full_batch(monkeypatch):
 
 def test_no_results_yet(tmp_path):
     with pytest.raises(LiberoError, match="the run is not finished"):
-        libero_evaluate.load(tmp_path)
-    libero_evaluate.save(tmp_path, {"all": 1})
-    assert libero_evaluate.load(tmp_path) == {"all": 1}
+        evaluate.load(tmp_path)
+    evaluate.save(tmp_path, {"all": 1})
+    assert evaluate.load(tmp_path) == {"all": 1}

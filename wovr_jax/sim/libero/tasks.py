@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.data.instructions import from_file_name
-from wovr_jax.sim.libero_setup import LiberoError, package_folder
+from wovr_jax.sim.libero.setup import LiberoError, package_folder
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from wovr_jax.sim.libero_pool import Lost, Pool
-from wovr_jax.sim.libero_setup import LiberoError
+from wovr_jax.sim.libero.pool import Lost, Pool
+from wovr_jax.sim.libero.setup import LiberoError
 
 
 def double(bench, number):

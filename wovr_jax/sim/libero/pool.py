@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from wovr_jax.sim import libero_setup, libero_worker
-from wovr_jax.sim.libero_setup import LiberoError
-from wovr_jax.sim.libero_worker import SceneConfig
+from wovr_jax.sim.libero import setup, worker
+from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.worker import SceneConfig
 
 STARTING = 120.0
 """Seconds that a process may take to start, however short the timeout."""
@@ -45,9 +45,9 @@ class Pool:
 
     def __init__(self, workers: int, cfg: SceneConfig | None, *, timeout: float = 300.0):
         self.cfg, self.timeout = cfg, timeout
-        self.renderer = libero_setup.choose_renderer() if cfg and cfg.size else None
+        self.renderer = setup.choose_renderer() if cfg and cfg.size else None
         if cfg:
-            libero_setup.prepare()  # downloads once, not in every worker
+            setup.prepare()  # downloads once, not in every worker
         # A renderer's state does not survive a fork.
         self._context = multiprocessing.get_context("spawn")
         self._slots = [_Slot(*self._start()) for _ in range(workers)]
@@ -128,7 +128,7 @@ class Pool:
     def _start(self) -> tuple[Any, multiprocessing.connection.Connection]:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=libero_worker.serve, args=(theirs, self.cfg, self.renderer), daemon=True, name="libero"
+            target=worker.serve, args=(theirs, self.cfg, self.renderer), daemon=True, name="libero"
         )
         process.start()
         theirs.close()

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from wovr_jax.data.instructions import from_file_name
-from wovr_jax.sim import libero_setup, libero_tasks
-from wovr_jax.sim.libero_expert import LiberoExpertConfig
-from wovr_jax.sim.libero_setup import LiberoError
-from wovr_jax.sim.libero_worker import SceneConfig
+from wovr_jax.sim.libero import setup, tasks
+from wovr_jax.sim.libero.expert import LiberoExpertConfig
+from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.worker import SceneConfig
 
 
 def pruned_init(path, value, protocol=2):
@@ -28,7 +28,7 @@ def pruned_init(path, value, protocol=2):
 
 def test_initial_states_are_read_without_torch(tmp_path):
     states = np.random.default_rng(0).normal(size=(50, 92))
-    assert np.array_equal(libero_tasks.read_init_states(pruned_init(tmp_path / "a.pruned_init", states)), states)
+    assert np.array_equal(tasks.read_init_states(pruned_init(tmp_path / "a.pruned_init", states)), states)
 
 
 class Runs:
@@ -49,7 +49,7 @@ class Runs:
 def test_other_contents_are_refused_and_never_run(tmp_path, monkeypatch, value, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LiberoError, match=message):
-        libero_tasks.read_init_states(pruned_init(tmp_path / "a.pruned_init", value))
+        tasks.read_init_states(pruned_init(tmp_path / "a.pruned_init", value))
     assert not (tmp_path / "made-by-a-pickle").exists()
 
 
@@ -57,14 +57,14 @@ def test_damaged_and_missing_initial_states_are_named(tmp_path):
     path = pruned_init(tmp_path / "a.pruned_init", np.zeros((2, 3)))
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(LiberoError, match=r"a\.pruned_init: cannot be read as initial states"):
-        libero_tasks.read_init_states(path)
+        tasks.read_init_states(path)
     with pytest.raises(LiberoError, match=r"b\.pruned_init: no such file"):
-        libero_tasks.read_init_states(tmp_path / "b.pruned_init")
+        tasks.read_init_states(tmp_path / "b.pruned_init")
     buffer = io.BytesIO()
     pickle.dump(np.zeros((2, 3)), buffer)
     (tmp_path / "c.pruned_init").write_bytes(buffer.getvalue())
     with pytest.raises(LiberoError, match=r"c\.pruned_init: cannot be read .*BadZipFile"):
-        libero_tasks.read_init_states(tmp_path / "c.pruned_init")
+        tasks.read_init_states(tmp_path / "c.pruned_init")
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_instructions_come_from_file_names(name, asked):
 
 
 def test_protocols_and_their_horizons():
-    openvla, rlinf = libero_tasks.protocol("openvla"), libero_tasks.protocol("rlinf")
+    openvla, rlinf = tasks.protocol("openvla"), tasks.protocol("rlinf")
     assert list(openvla.horizons.values()) == [220, 280, 300, 520, 400] and openvla.settle == 10 and openvla.stops
     assert set(rlinf.horizons.values()) == {512} and rlinf.settle == 15 and not rlinf.stops
     with pytest.raises(LiberoError, match="one of openvla, rlinf, got 'pi'"):
-        libero_tasks.protocol("pi")
+        tasks.protocol("pi")
     with pytest.raises(LiberoError, match="libero_spatial, .*, got 'spatial'"):
-        libero_tasks.tasks("spatial")
+        tasks.tasks("spatial")
 
 
 # ---------------------------------------------------------------- the machine
@@ -95,56 +95,56 @@ def test_protocols_and_their_horizons():
 
 @pytest.fixture
 def fresh_choice():
-    libero_setup.choose_renderer.cache_clear()
+    setup.choose_renderer.cache_clear()
     yield
-    libero_setup.choose_renderer.cache_clear()
+    setup.choose_renderer.cache_clear()
 
 
 def test_no_renderer_names_the_debian_package(monkeypatch, fresh_choice):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(libero_setup.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(setup.ctypes.util, "find_library", lambda name: None)
     with pytest.raises(LiberoError, match=r"libEGL is missing.*libOSMesa is missing|libOSMesa.*libEGL") as caught:
-        libero_setup.choose_renderer()
+        setup.choose_renderer()
     assert str(caught.value).splitlines()[-1].strip() == "sudo apt-get install -y libosmesa6"
 
 
 def test_a_renderer_that_was_asked_for_is_checked(monkeypatch, fresh_choice):
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    monkeypatch.setattr(libero_setup, "try_renderer", lambda name: "it hangs")
+    monkeypatch.setattr(setup, "try_renderer", lambda name: "it hangs")
     with pytest.raises(LiberoError, match=r"egl: it hangs\.\n  sudo apt-get install -y libegl1"):
-        libero_setup.choose_renderer()
+        setup.choose_renderer()
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     with pytest.raises(LiberoError, match="without a screen it is egl or osmesa"):
-        libero_setup.choose_renderer()
+        setup.choose_renderer()
 
 
 def test_the_first_renderer_that_draws_is_chosen(monkeypatch, fresh_choice):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(libero_setup, "renderers", lambda: ("egl", "osmesa"))
-    monkeypatch.setattr(libero_setup, "try_renderer", lambda name: "broken" if name == "egl" else None)
-    assert libero_setup.choose_renderer() == "osmesa"
+    monkeypatch.setattr(setup, "renderers", lambda: ("egl", "osmesa"))
+    monkeypatch.setattr(setup, "try_renderer", lambda name: "broken" if name == "egl" else None)
+    assert setup.choose_renderer() == "osmesa"
 
 
 def test_a_folder_that_lacks_assets_is_named(tmp_path, monkeypatch):
-    for name in libero_setup.FOLDERS[1:]:
+    for name in setup.FOLDERS[1:]:
         (tmp_path / name).mkdir()
     monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path))
     with pytest.raises(LiberoError, match="there is no articulated_objects in it"):
-        libero_setup.assets_folder()
-    (tmp_path / libero_setup.FOLDERS[0]).mkdir()
-    assert libero_setup.assets_folder() == tmp_path
+        setup.assets_folder()
+    (tmp_path / setup.FOLDERS[0]).mkdir()
+    assert setup.assets_folder() == tmp_path
 
 
 def test_assets_have_a_hash_of_their_content(tmp_path):
-    for name in libero_setup.FOLDERS:
+    for name in setup.FOLDERS:
         (tmp_path / name).mkdir()
     (tmp_path / "scenes" / "a.xml").write_text("<a/>")
     (tmp_path / "README.md").write_text("not an asset")
-    first = libero_setup.hash_folder(tmp_path)
+    first = setup.hash_folder(tmp_path)
     (tmp_path / "README.md").write_text("changed")
-    assert libero_setup.hash_folder(tmp_path) == first
+    assert setup.hash_folder(tmp_path) == first
     (tmp_path / "scenes" / "a.xml").write_text("<b/>")
-    assert libero_setup.hash_folder(tmp_path) != first
+    assert setup.hash_folder(tmp_path) != first
 
 
 def test_a_download_that_fails_says_what_else_there_is(tmp_path, monkeypatch):
@@ -156,8 +156,8 @@ def test_a_download_that_fails_says_what_else_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(LiberoError, match=r"no route to host\).\n  export LIBERO_ASSETS="):
-        libero_setup.download_assets()
-    assert not libero_setup.downloaded().exists()
+        setup.download_assets()
+    assert not setup.downloaded().exists()
 
 
 def test_a_download_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -169,8 +169,8 @@ def test_a_download_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", arrive)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert (libero_setup.download_assets() / "scenes").is_dir()
-    assert [path.name for path in libero_setup.downloaded().parent.iterdir()] == ["assets"]
+    assert (setup.download_assets() / "scenes").is_dir()
+    assert [path.name for path in setup.downloaded().parent.iterdir()] == ["assets"]
 
 
 def test_configs_refuse_what_they_do_not_know():
