@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -40,6 +41,14 @@ def test_without_a_refresh_the_number_of_updates_is_the_same() -> None:
     frozen = next(one for one in studies.variants("ablations", RECIPE) if one.name == "no_pace")
     assert frozen.change == {"pace": False}  # the rounds stay, and with them updates and their rates
     assert "grpo-1" in frozen.share  # the first round is the same
+
+
+def test_named_variants_run_beside_the_full_one_that_they_are_held_against() -> None:
+    some = dataclasses.replace(RECIPE, variants=("no_mask", "no_kir"))
+    assert [one.name for one in studies.variants("ablations", some)] == [studies.REFERENCE, "no_kir", "no_mask"]
+    wrong = dataclasses.replace(RECIPE, variants=("no_mask", "no_maks"))
+    with pytest.raises(config.ConfigError, match=r"config\.variants: .*no_mask.*; got no_maks"):
+        studies.variants("ablations", wrong)
 
 
 def test_a_change_is_laid_over_group_by_group_and_leaves_the_original_alone() -> None:

@@ -88,7 +88,7 @@ def test_strolls_show_motions_that_an_expert_never_makes() -> None:
 def test_one_seed_is_trained_measured_tabled_and_not_made_twice(
     recipe: Recipe, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(world_study, "VARIANTS", [world_study.VARIANTS[i] for i in (0, 1)])
+    recipe = dataclasses.replace(recipe, variants=("no_anchor",))
     results = pace.run("world_study", to_dict(recipe), tmp_path / "run")
     found = {name: seeds["3"] for name, seeds in results["world_study"].items()}
     assert list(found) == ["full", "no_anchor", "still", "vae"]

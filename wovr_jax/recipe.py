@@ -121,6 +121,7 @@ class Recipe:
       policy, world, reward: the networks.
       job, name, seed: what to run, how to call it, and the seed of everything random.
       seeds: of the runs of a study; other jobs use ``seed``.
+      variants: of a study, by name, beside the full one; empty for all.
       assets: folder of the pretrained parts; empty for those of the package.
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP).
       mesh: devices over which everything runs; its batches have to be multiples of ``data`` times ``fsdp``.
@@ -138,6 +139,7 @@ class Recipe:
     name: str = "pace"
     seed: int = 0
     seeds: tuple[int, ...] = (0, 1, 2)
+    variants: tuple[str, ...] = ()
     assets: str = ""
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")

@@ -31,8 +31,8 @@ T = TypeVar("T")
 
 MARK = "done.json"
 COUNTED = ("true_steps", "imagined_frames")
-FREE = ("mesh",)
-"""Settings that say where a run computes, not what: it may go on with others."""
+FREE = ("mesh", "seeds", "variants")
+"""Settings that say where a run computes or how much of a study, not what comes out: it may go on with others."""
 
 
 class RunError(ValueError):

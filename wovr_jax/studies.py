@@ -93,7 +93,21 @@ def variants(name: str, recipe: Recipe) -> list[Variant]:
     updates, rollouts = sum(recipe.dream.updates), recipe.dream.groups * recipe.learner.grpo.group
     budget = recipe.collect.first + (recipe.rounds - 1) * recipe.collect.again
     counts = {"a": 2 * updates, "online": max(budget // rollouts, 1)}
-    return [_with_updates(one, counts.get(one.name)) for one in STUDIES[name]]
+    return [_with_updates(one, counts.get(one.name)) for one in chosen(STUDIES[name], recipe.variants)]
+
+
+def chosen(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:
+    """The reference, against which the others are held, and those named; all where none is.
+
+    Raises:
+      ConfigError: when a name is not there.
+    """
+    there = [variant.name for variant in variants]
+    if unknown := set(names) - set(there):
+        raise config.ConfigError(
+            f"config.variants: expected names out of {', '.join(there)}; got {', '.join(sorted(unknown))}"
+        )
+    return [variant for variant in variants if not names or variant.name in (REFERENCE, *names)]
 
 
 def _with_updates(variant: Variant, updates: int | None) -> Variant:
@@ -138,7 +152,8 @@ def study(
         print(
             f"== {variant.name}, seed {seed}: {count} of {len(recipe.seeds) * len(order)}", file=sys.stderr, flush=True
         )
-        one = merged(settings, variant.change) | {"job": "pace", "seed": seed, "seeds": [seed], "name": variant.name}
+        alone = {"job": "pace", "seed": seed, "seeds": [seed], "variants": [], "name": variant.name}
+        one = merged(settings, variant.change) | alone
         where = folder / f"{variant.name}-seed{seed}"
         run = Run(where, one)
         link(variant, folder / f"{REFERENCE}-seed{seed}", where)

@@ -24,7 +24,7 @@ from wovr_jax.recipe import Recipe
 from wovr_jax.run import Run
 from wovr_jax.sim import collect, experts
 from wovr_jax.stages import Stages
-from wovr_jax.studies import REFERENCE, Settings, Variant, merged
+from wovr_jax.studies import REFERENCE, Settings, Variant, chosen, merged
 from wovr_jax.types import Array, Episode
 from wovr_jax.world import fit, replay
 from wovr_jax.world import train as training
@@ -62,7 +62,8 @@ def study(recipe: Recipe, run: Run, keep: Callable[[dict[str, Any]], None] = lam
             f"config.sim.horizon: chunk {max(CHUNKS)} of an episode ends at step {needed}, so the horizon should be "
             f"that or a longer multiple of {recipe.world.chunk}, got {recipe.sim.horizon}"
         )
-    found: Found = {name: {} for name in (*(variant.name for variant in VARIANTS), *REFERENCES)}
+    variants = chosen(VARIANTS, recipe.variants)
+    found: Found = {name: {} for name in (*(variant.name for variant in variants), *REFERENCES)}
     for seed in recipe.seeds:
         one = _Seed(dataclasses.replace(recipe, seed=seed), run)
         for name in found:
@@ -168,7 +169,7 @@ def table(found: Found) -> dict[str, Any]:
     head = ["variant", *(f"latent error, chunk {n}" for n in CHUNKS), *(f"PSNR {n}" for n in CHUNKS)]
     rows, full = [[*head, f"behind full at chunk {CHUNKS[-1]}"]], found[REFERENCE]
     for name, says in ({one.name: one.says for one in VARIANTS} | REFERENCES).items():
-        if seeds := found[name]:
+        if seeds := found.get(name):
             cells = [_spread([one["latent"][n - 1] for one in seeds.values()], 3) for n in CHUNKS]
             cells += [_spread([one["psnr"][n - 1] for one in seeds.values()], 1) for n in CHUNKS]
             last = CHUNKS[-1] - 1
