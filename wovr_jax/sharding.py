@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -179,13 +179,36 @@ def batch(tree: Any, *, even: bool = True) -> Any:
         if leaf.shape[0] % pieces and not even:
             return leaf
         if leaf.shape[0] % pieces:
-            raise ShardingError(
-                f"sharding: a batch of {leaf.shape[0]} cannot be cut over {pieces} devices ({_product(over.shape)}). "
-                f"Choose batches, groups and microbatches that are multiples of {pieces}."
-            )
+            raise ShardingError(_uneven(leaf.shape[0], pieces, over.shape))
         return jax.lax.with_sharding_constraint(leaf, PartitionSpec(BATCH))
 
     return jax.tree.map(cut, tree)
+
+
+def rows(size: int) -> tuple[np.ndarray, Callable[[Any], Any]]:
+    """Rows of a batch of ``size`` that the devices of this process hold, and what puts them there.
+
+    The second value takes arrays whose leading axis are these rows and returns global ones of ``size`` rows, cut over
+    the batch axes of the mesh that is in use now. It may be called in any thread.
+
+    Raises:
+      ShardingError: when the mesh does not divide the batch.
+    """
+    over = current()
+    if over is None:
+        return np.arange(size), jax.device_put
+    pieces = math.prod(over.shape[axis] for axis in BATCH)
+    if size % pieces:
+        raise ShardingError(_uneven(size, pieces, over.shape))
+    cut = NamedSharding(over, PartitionSpec(BATCH))
+    span = lambda index: range(*index[0].indices(size))  # noqa: E731
+    mine = np.unique(np.concatenate([span(index) for index in cut.addressable_devices_indices_map((size,)).values()]))
+
+    def put(leaf: np.ndarray) -> Any:
+        where = lambda index: leaf[np.searchsorted(mine, span(index))]  # noqa: E731
+        return jax.make_array_from_callback((size, *leaf.shape[1:]), cut, where)
+
+    return mine, lambda tree: jax.tree.map(put, tree)
 
 
 def keep(tree: Any, axes: Axes) -> Any:
@@ -220,6 +243,13 @@ def _spec(path: str, shape: tuple[int, ...], axes: Axes, over: Mesh | AbstractMe
 
 def _fits(path: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}")
+
+
+def _uneven(size: int, pieces: int, shape: Any) -> str:
+    return (
+        f"sharding: a batch of {size} cannot be cut over {pieces} devices ({_product(shape)}). "
+        f"Choose batches, groups and microbatches that are multiples of {pieces}."
+    )
 
 
 def _product(sizes: Any) -> str:

@@ -4,14 +4,18 @@ import dataclasses
 
 import imageio_ffmpeg
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from wovr_jax import checkpoint
+from wovr_jax.data import episodes as disk
+from wovr_jax.data.stream import Layout, StreamConfig, window
 from wovr_jax.metrics import Log, read_metrics
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.types import Episode
 from wovr_jax.world import fit, latents, model
+from wovr_jax.world import train as training
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -32,22 +36,33 @@ def params():
     return model.init(CFG, jax.random.key(0))
 
 
-def test_training_is_watched_and_filmed_at_intervals(params, tmp_path):
+def test_training_is_watched_and_filmed_at_intervals_and_streams_from_a_folder(params, tmp_path):
+    train = dataclasses.replace(TRAIN, latents="stream", stream=StreamConfig(visit=3, threads=2))
+    disk.write(tmp_path / "episodes", episodes())
+    source, key = disk.EpisodeSource(tmp_path / "episodes"), jax.random.key(1)
     with Log(tmp_path, tensorboard=False) as log:
-        facts = fit.fit(CFG, TRAIN, params, episodes(), jax.random.key(1), tmp_path / "stage", name="world-0", log=log)
-    assert [path.name for path in sorted((tmp_path / "stage" / "films").iterdir())] == [
-        "step-000002.mp4",
-        "step-000004.mp4",
-    ]
-    frames, _ = imageio_ffmpeg.count_frames_and_secs(tmp_path / "stage" / "films" / "step-000004.mp4")
+        facts = fit.fit(CFG, train, params, source, key, tmp_path / "stage", name="world-0", log=log)
+    films = tmp_path / "stage" / "films"
+    assert [path.name for path in sorted(films.iterdir())] == ["step-000002.mp4", "step-000004.mp4"]
+    frames, _ = imageio_ffmpeg.count_frames_and_secs(films / "step-000004.mp4")
     assert frames == 17
-    watched = {line["step"]: line for line in read_metrics(tmp_path) if "val_sample_mse" in line}
+    lines = read_metrics(tmp_path)
+    watched = {line["step"]: line for line in lines if "val_sample_mse" in line}
     assert sorted(watched) == [2, 4]
     assert watched[2]["val_sample_mse"] != watched[4]["val_sample_mse"]
     assert watched[4]["val_sample_mse"] == pytest.approx(facts["val_sample_mse"])
-    dit = fit.load(TRAIN, params["dit"], tmp_path / "stage")
-    changed = jax.tree.map(lambda a, b: bool((a != b).any()), dit, params["dit"])
-    assert any(jax.tree.leaves(changed))
+    assert all(line["input_wait_ms"] >= 0.0 for line in lines if "loss" in line)
+
+    # Interrupted in the middle and begun anew, the reader too: the same weights.
+    data, _ = fit.windows(CFG, train, params["vae"], source)
+    state, step = training.make(CFG, train, params["dit"], data, key)
+    for i in range(4):
+        if i == 2:
+            step = training.make(CFG, train, params["dit"], data, key)[1]
+        state, _ = step(state, jnp.int32(i))
+    dit = fit.load(train, params["dit"], tmp_path / "stage")
+    jax.tree.map(np.testing.assert_array_equal, training.trained(state), dit)
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), dit, params["dit"])))
 
 
 def test_of_an_adapter_training_only_adapters_are_kept(params, tmp_path, monkeypatch):
@@ -61,14 +76,27 @@ def test_of_an_adapter_training_only_adapters_are_kept(params, tmp_path, monkeyp
 
 
 def test_how_windows_are_encoded_is_a_setting(params):
-    kinds = {"memory": latents.Latents, "fly": latents.Frames}
+    kinds = {"memory": latents.Latents, "fly": latents.Frames, "stream": latents.Streamed}
+    counts = set()
     for how, kind in kinds.items():
         data, held = fit.windows(CFG, dataclasses.replace(TRAIN, latents=how), params["vae"], episodes(3))
         assert isinstance(data, kind) and data.count and held.count
+        counts.add(data.count)
+    assert len(counts) == 1
     with pytest.raises(ValueError, match="needs a folder"):
         fit.windows(CFG, dataclasses.replace(TRAIN, latents="disk"), params["vae"], episodes(3))
     with pytest.raises(ValueError, match="expected latents in"):
         WorldTrainConfig(latents="dusk")
+
+
+def test_what_is_drawn_on_the_host_is_encoded_as_on_the_device(params):
+    data, _ = fit.windows(CFG, dataclasses.replace(TRAIN, latents="fly"), params["vae"], episodes(3))
+    row_B, static_B = jnp.array([0, 3, 5]), jnp.array([False, True, False])
+    layout = Layout(memory=CFG.slots, new=CFG.chunk, partial=True)
+    cut = [window(episodes(3)[e], start, layout) for e, start in np.asarray(data.row_I2[row_B]).tolist()]
+    frames, actions = (jnp.stack(parts) for parts in zip(*cut, strict=True))
+    ours = latents.Drawn(frames, actions, params["vae"], CFG).take(jnp.arange(3), static_B)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, data.take(row_B, static_B))
 
 
 def test_the_cap_of_window_starts_is_a_setting_and_off(params):

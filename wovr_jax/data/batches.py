@@ -18,6 +18,7 @@ import numpy as np
 from flax import struct
 
 from wovr_jax.data.episodes import to_float
+from wovr_jax.data.records import Head
 from wovr_jax.types import ACTION_DIM, NULL_ACTION, Array, Episode
 
 Column = Array | np.ndarray
@@ -29,7 +30,7 @@ class NoDataError(ValueError):
 
 
 def split(
-    episodes: Sequence[Episode], val_share: float, flags: Sequence[bool] | np.ndarray | None = None
+    episodes: Sequence[Episode | Head], val_share: float, flags: Sequence[bool] | np.ndarray | None = None
 ) -> np.ndarray:
     """Which episodes validate: (E,) bool, stable under growth of the data.
 
@@ -60,7 +61,7 @@ def split(
     return val_E
 
 
-def _place(episode: Episode) -> float:
+def _place(episode: Episode | Head) -> float:
     """A number in [0, 1) that is uniform over start layouts."""
     digest = hashlib.sha256(f"{episode.task}/{episode.seed}".encode()).digest()
     return int.from_bytes(digest[:8], "little") / 2**64
@@ -169,11 +170,15 @@ def _window_rows(
     begin = [(e, 1 - memory) for e, steps in lengths if steps >= new]
     later = []
     for e, steps in lengths:
-        # Frames are 0 ... steps, and the last of the window is start + memory + new - 1.
-        end = steps + 1 - (memory + new) + 1
-        first = 2 - memory if partial else 0
-        later += [(e, start) for start in range(first, end if start_cap is None else min(end, start_cap), stride)]
+        later += [(e, start) for start in later_starts(steps, memory, new, start_cap, stride, partial)]
     return np.array(begin + later, np.int32).reshape(-1, 2), len(begin)
+
+
+def later_starts(steps: int, memory: int, new: int, start_cap: int | None, stride: int, partial: bool) -> range:
+    """Starts of an episode's windows but for its first one; see :func:`windows`."""
+    # Frames are 0 ... steps, and the last of the window is start + memory + new - 1.
+    end = steps + 1 - (memory + new) + 1
+    return range(2 - memory if partial else 0, end if start_cap is None else min(end, start_cap), stride)
 
 
 def sample_rows(key: Array, batch: int, starts: int, rows: int, start_share: float = 0.05) -> Array:

@@ -2,13 +2,6 @@
 
 A folder holds ``shard-00000.array_record`` and so on, and ``manifest.json``, which is written
 last. The folder is made beside its final name and renamed, so it is there whole or not at all.
-
-A record is ``MAGIC``, the header's length (4 bytes, little-endian), a JSON header, and one zlib
-stream of, in this order: frames as uint8 differences to the frame before (modulo 256, hence
-lossless; a still background becomes zeros), ``action_SA`` and ``label_SA`` as little-endian
-float32, ``success_S`` as bytes; then, where the header gives their shapes, ``wrist_SHWC`` as
-differences and ``state_SD`` as little-endian float32 (schema 2; records of schema 1 have
-neither). No pickle anywhere.
 """
 
 from __future__ import annotations
@@ -18,25 +11,19 @@ import json
 import os
 import pathlib
 import shutil
-import struct
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from wovr_jax.data.records import EpisodesError, Head, check, decode, encode, peek
 from wovr_jax.types import ACTION_DIM, Episode
 
 SCHEMA = 2
 FORMAT = "wovr_jax episodes"
 MANIFEST = "manifest.json"
-MAGIC = b"WEP1"
-
-
-class EpisodesError(ValueError):
-    """An episode folder, shard or record that cannot be used; the message names it."""
 
 
 class EpisodeWriter:
@@ -224,111 +211,25 @@ class EpisodeSource:
     def __iter__(self) -> Iterator[Episode]:
         return (self[index] for index in range(len(self)))
 
+    def head(self, index: int) -> Head:
+        """What the record says before its arrays, which stay as they are."""
+        return peek(self._records[index], self._where(index))
+
     def _where(self, index: int) -> str:
         shard = int(np.searchsorted(self._first, index, side="right")) - 1
         return f"{self.folder / self.manifest['shards'][shard]['file']}, record {index - self._first[shard]}"
 
 
+def heads(episodes: Sequence[Episode]) -> list[Head]:
+    """Of each episode what decides how it is used; those of a folder are not decoded for it."""
+    if isinstance(episodes, EpisodeSource):
+        return [episodes.head(index) for index in range(len(episodes))]
+    return [Head(len(one.action_SA), one.task, one.seed) for one in episodes]
+
+
 def read(folder: str | os.PathLike, *, verify: bool = True) -> list[Episode]:
     """All episodes of ``folder``. See :class:`EpisodeSource` for what is checked."""
     return list(EpisodeSource(folder, verify=verify))
-
-
-def check(episode: Episode, where: str) -> None:
-    """Raises an EpisodesError naming ``where`` unless shapes, dtypes and ranges are those of ``Episode``."""
-    steps = len(episode.action_SA)
-    if episode.action_SA.ndim != 2 or episode.action_SA.shape[1] != ACTION_DIM:
-        raise EpisodesError(f"{where}: expected actions of shape (steps, {ACTION_DIM}), got {episode.action_SA.shape}.")
-    expected = {
-        "action_SA": ((steps, ACTION_DIM), np.float32),
-        "label_SA": ((steps, ACTION_DIM), np.float32),
-        "success_S": ((steps + 1,), np.bool_),
-        "frame_SHWC": ((steps + 1, *episode.frame_SHWC.shape[1:3], 3), np.uint8),
-    }
-    if episode.wrist_SHWC is not None:
-        expected["wrist_SHWC"] = ((steps + 1, *episode.wrist_SHWC.shape[1:3], 3), np.uint8)
-    if episode.state_SD is not None:
-        expected["state_SD"] = ((steps + 1, *episode.state_SD.shape[1:2]), np.float32)
-    for name, (shape, dtype) in expected.items():
-        array = getattr(episode, name)
-        if array.shape != shape or array.dtype != dtype:
-            raise EpisodesError(
-                f"{where}: expected {name} of shape {shape} and type {np.dtype(dtype).name} "
-                f"for {steps} steps, got {array.shape} and {array.dtype}."
-            )
-    if not steps:
-        raise EpisodesError(f"{where}: an episode needs at least one step.")
-    for name in ("action_SA", "label_SA", "state_SD"):
-        array = getattr(episode, name)
-        if array is not None and not np.isfinite(array).all():
-            raise EpisodesError(f"{where}: {name} holds NaN or infinity.")
-
-
-def encode(episode: Episode) -> bytes:
-    """One episode as the bytes of a record."""
-    header = {name: getattr(episode, name) for name in ("instruction", "actor")}
-    header |= {"task": int(episode.task), "seed": int(episode.seed)}
-    header |= {"frame": list(episode.frame_SHWC.shape), "action": list(episode.action_SA.shape)}
-    arrays = [_changes(episode.frame_SHWC), episode.action_SA.astype("<f4"), episode.label_SA.astype("<f4")]
-    arrays.append(episode.success_S)
-    if episode.wrist_SHWC is not None:
-        header["wrist"] = list(episode.wrist_SHWC.shape)
-        arrays.append(_changes(episode.wrist_SHWC))
-    if episode.state_SD is not None:
-        header["state"] = list(episode.state_SD.shape)
-        arrays.append(episode.state_SD.astype("<f4"))
-    header["origin"] = dict(episode.origin)
-    text = json.dumps(header).encode()
-    body = zlib.compress(b"".join(array.tobytes() for array in arrays), level=6)
-    return MAGIC + struct.pack("<I", len(text)) + text + body
-
-
-def decode(record: bytes, where: str = "record") -> Episode:
-    """The episode in the bytes of a record.
-
-    Raises:
-      EpisodesError: naming ``where``, when the bytes are damaged or another format.
-    """
-    if record[:4] != MAGIC:
-        raise EpisodesError(f"{where}: not an episode record (begins with {record[:4]!r}, not {MAGIC!r}).")
-    try:
-        (length,) = struct.unpack("<I", record[4:8])
-        header = json.loads(record[8 : 8 + length])
-        body = zlib.decompress(record[8 + length :])
-        episode = _unpack(header, body)
-    except (ValueError, KeyError, TypeError, struct.error, zlib.error) as error:
-        raise EpisodesError(f"{where}: damaged record ({type(error).__name__}: {error}).") from error
-    check(episode, where)
-    return episode
-
-
-def _unpack(header: dict[str, Any], body: bytes) -> Episode:
-    frames, actions = header["frame"], header["action"]
-    layout = [(frames, np.uint8), (actions, "<f4"), (actions, "<f4"), (frames[:1], np.bool_)]
-    layout += [(header[name], kind) for name, kind in (("wrist", np.uint8), ("state", "<f4")) if name in header]
-    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout]
-    if sum(sizes) != len(body):
-        raise ValueError(f"expected {sum(sizes)} bytes of arrays, got {len(body)}")
-    ends = np.cumsum([0, *sizes])
-    change_SHWC, action_SA, label_SA, success_S, *more = (
-        np.frombuffer(body[low:high], dtype).reshape(shape)
-        for (shape, dtype), low, high in zip(layout, ends, ends[1:], strict=False)
-    )
-    return Episode(
-        frame_SHWC=np.cumsum(change_SHWC, axis=0, dtype=np.uint8),
-        action_SA=action_SA.astype(np.float32),
-        label_SA=label_SA.astype(np.float32),
-        success_S=success_S.copy(),
-        wrist_SHWC=np.cumsum(more.pop(0), axis=0, dtype=np.uint8) if "wrist" in header else None,
-        state_SD=more.pop(0).astype(np.float32) if "state" in header else None,
-        origin=header.get("origin", {}),
-        **{name: header[name] for name in ("instruction", "task", "seed", "actor")},
-    )
-
-
-def _changes(frame_SHWC: np.ndarray) -> np.ndarray:
-    """Differences to the frame before, modulo 256; the first frame as it is."""
-    return np.diff(frame_SHWC, axis=0, prepend=np.zeros_like(frame_SHWC[:1]))
 
 
 def to_float(frame: Any) -> Any:

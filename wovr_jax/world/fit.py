@@ -15,19 +15,22 @@ import jax
 import numpy as np
 
 from wovr_jax import checkpoint, loop, metrics
-from wovr_jax.data import batches
+from wovr_jax.data import batches, stream
+from wovr_jax.data import episodes as disk
 from wovr_jax.metrics import Log
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Params
 from wovr_jax.types import Array, Episode
 from wovr_jax.world import latents, replay
 from wovr_jax.world import train as training
-from wovr_jax.world.latents import Data
+from wovr_jax.world.latents import Data, Resident
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig, WorldTrainState
 
 HELD_OUT = 0.1
 """Share of the episodes that validate."""
+VALIDATED = 8
+"""Held-out episodes whose windows validate a training that streams."""
 FILMED = 3
 """Held-out episodes in a film."""
 FILM_FPS = 6
@@ -105,14 +108,17 @@ def windows(
     cache: str | os.PathLike = "",
     *,
     held_out: float = HELD_OUT,
-) -> tuple[Data, Data]:
+) -> tuple[Data, Resident]:
     """Windows to learn from and held-out ones, encoded as ``train.latents`` says.
 
     Raises:
       ValueError: ``latents="disk"`` without a folder.
     """
-    where = {"start_cap": train.start_cap or None, "stride": train.stride, "partial": True, "val_share": held_out}
-    cut = batches.windows(episodes, memory=cfg.slots, new=cfg.chunk, **where)
+    where = {"start_cap": train.start_cap or None, "stride": train.stride, "partial": True}
+    where |= {"memory": cfg.slots, "new": cfg.chunk}
+    if train.latents == "stream":
+        return _streamed(cfg, train, vae_params, episodes, where, held_out)
+    cut = batches.windows(episodes, **where, val_share=held_out)
     if train.latents == "fly":
         return latents.frames(cfg, vae_params, cut)
     if train.latents == "memory":
@@ -122,12 +128,32 @@ def windows(
     return latents.cached(cache, cfg, vae_params, cut)
 
 
+def _streamed(
+    cfg: WorldConfig,
+    train: WorldTrainConfig,
+    vae_params: Params,
+    episodes: Sequence[Episode],
+    where: dict[str, Any],
+    held_out: float,
+) -> tuple[Data, Resident]:
+    """The training side read from disk step by step; of the held-out side as many episodes as are kept in memory."""
+    heads = disk.heads(episodes)
+    held_E = batches.split(heads, held_out)
+    layout = stream.Layout(start_share=train.start_share, **where)
+    steps_E = np.array([head.steps for head in heads])
+    learn = latents.Streamed(stream.Stream(episodes, steps_E, ~held_E, layout, train.stream), vae_params, cfg)
+    some = [episodes[e] for e in np.flatnonzero(held_E)[:VALIDATED]]
+    kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], **where, val_share=0.0))
+    return learn, kept if some else none
+
+
 def _filmed(episodes: Sequence[Episode], chunk: int) -> list[Episode]:
     """Some held-out episodes as long as the longest; none where no whole number of chunks fits."""
-    held_E = batches.split(episodes, HELD_OUT)
-    longest = max(len(episode.action_SA) for episode in episodes)
-    long = [one for one, held in zip(episodes, held_E, strict=True) if held and len(one.action_SA) == longest]
-    return long[:FILMED] if longest % chunk == 0 else []
+    heads = disk.heads(episodes)
+    longest = max(head.steps for head in heads)
+    held_E = batches.split(heads, HELD_OUT)
+    long = [e for e, head in enumerate(heads) if held_E[e] and head.steps == longest]
+    return [episodes[e] for e in long[:FILMED]] if longest % chunk == 0 else []
 
 
 def _film(cfg: WorldConfig, params: Params, episodes: list[Episode], path: pathlib.Path, key: Array) -> None:

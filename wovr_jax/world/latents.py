@@ -2,17 +2,19 @@
 
 The VAE is frozen, so a window has one encoding. ``encode_windows`` makes all of them once; ``cached`` also keeps them
 in a file that a later run with the same VAE, frames and layout of the window finds; ``Frames`` holds pixels only and
-encodes each batch as it is drawn, where latents of all windows would not fit.
+encodes each batch as it is drawn, where latents of all windows would not fit; ``Streamed`` reads them from disk step by
+step, where the pixels would not fit either.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,9 +24,10 @@ from flax import struct
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from wovr_jax import config
-from wovr_jax.data.batches import Windows, gather_windows
+from wovr_jax import config, sharding
+from wovr_jax.data.batches import Windows, gather_windows, sample_rows
 from wovr_jax.data.episodes import to_float
+from wovr_jax.data.stream import Feed, Stream
 from wovr_jax.nn.functional import Params
 from wovr_jax.types import NULL_ACTION, Array
 from wovr_jax.world.model import WorldConfig, arrange_actions, arrange_frames, networks
@@ -63,6 +66,10 @@ class Latents:
         """Windows."""
         return self.latent_Ifhwc.shape[0]
 
+    def rows(self, key: Array, size: int, start_share: float) -> Array:
+        """``size`` windows to draw, see ``batches.sample_rows``."""
+        return sample_rows(key, size, self.starts, self.count, start_share)
+
     def take(self, row_B: Array, static_B: Array) -> Batch:
         """The windows of ``row_B``; where ``static_B``, their episode's first frame held under the null action."""
         still_Bfhwc = self.static_Efhwc[self.episode_I[row_B]]
@@ -92,16 +99,112 @@ class Frames:
         """Windows."""
         return self.row_I2.shape[0]
 
+    def rows(self, key: Array, size: int, start_share: float) -> Array:
+        """As ``Latents.rows``."""
+        return sample_rows(key, size, self.starts, self.count, start_share)
+
     def take(self, row_B: Array, static_B: Array) -> Batch:
         """As ``Latents.take``."""
-        frame_BFHWC, action_BFA = gather_windows(self.windows, self.row_I2[row_B])
-        frame_BFHWC = jnp.where(static_B[:, None, None, None, None], frame_BFHWC[:, :1], frame_BFHWC)
-        latent_Bfhwc = networks(self.cfg)[1](self.vae, arrange_frames(frame_BFHWC, self.cfg), method="encode")
-        return Batch(latent_Bfhwc, arrange_actions(_stilled(action_BFA, static_B), self.cfg))
+        return _encoded(self.cfg, self.vae, *gather_windows(self.windows, self.row_I2[row_B]), static_B)
 
 
-Data = Latents | Frames
-"""What training draws from."""
+@struct.dataclass
+class Drawn:
+    """The windows of one batch, drawn on the host.
+
+    Attributes:
+      frame_BFHWC: uint8.
+      action_BFA: float32.
+      vae: weights of the frozen VAE.
+      cfg: the world model.
+    """
+
+    frame_BFHWC: Array
+    action_BFA: Array
+    vae: Params
+    cfg: WorldConfig = struct.field(pytree_node=False)
+
+    def rows(self, key: Array, size: int, start_share: float) -> Array:
+        """All of them: the host has drawn already."""
+        del key, start_share
+        return jnp.arange(size)
+
+    def take(self, row_B: Array, static_B: Array) -> Batch:
+        """As ``Latents.take``, of all rows."""
+        del row_B
+        return _encoded(self.cfg, self.vae, to_float(self.frame_BFHWC), self.action_BFA, static_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """Windows that are read from disk while training goes on.
+
+    Attributes:
+      stream: the reader.
+      vae: weights of the frozen VAE.
+      cfg: the world model.
+    """
+
+    stream: Stream
+    vae: Params
+    cfg: WorldConfig
+
+    @property
+    def count(self) -> int:
+        """Windows."""
+        return self.stream.count
+
+    def feed(self, size: int, seed: tuple[int, ...], steps: int) -> Callable[[int], tuple[Drawn, float]]:
+        """``feed(step)``: the batch of a step, on the devices, and the seconds for which it was waited."""
+        read, vae = Feed(self.stream, size, seed, steps), sharding.whole(jax.device_put(self.vae))
+
+        def batch(step: int) -> tuple[Drawn, float]:
+            found = read(step)
+            return Drawn(found["frame"], found["action"], vae, self.cfg), read.waited
+
+        return batch
+
+
+Resident = Latents | Frames
+"""Windows on the device."""
+Data = Resident | Streamed
+"""What training is given."""
+Source = Resident | Drawn
+"""What the compiled step draws its batch from."""
+
+
+def feed(
+    sets: Sequence[Data], sizes: Sequence[int], key: Array, steps: int
+) -> Callable[[Array], tuple[tuple[Source, ...], dict[str, float]]]:
+    """``feed(i)``: of each set what step ``i`` draws from, and the time for which it was waited.
+
+    Sets on the device are the same at every step. Of streams it is their next batch, of ``sizes``; then the
+    second value holds ``input_wait_ms``, which is above zero where reading is the bottleneck.
+    """
+    seed = tuple(np.asarray(jax.random.key_data(key)).tolist())
+    feeds = [_feed(one, size, (*seed, k), steps) for k, (one, size) in enumerate(zip(sets, sizes, strict=False))]
+    streams = any(isinstance(one, Streamed) for one in sets)
+
+    def drawn(i: Array) -> tuple[tuple[Source, ...], dict[str, float]]:
+        sources, waited = zip(*(one(i) for one in feeds), strict=True)
+        return sources, {"input_wait_ms": 1e3 * sum(waited)} if streams else {}
+
+    return drawn
+
+
+def _feed(one: Data, size: int, seed: tuple[int, ...], steps: int) -> Callable[[Array], tuple[Source, float]]:
+    if isinstance(one, Streamed):
+        read = one.feed(size, seed, steps)
+        return lambda i: read(int(i))
+    resident = sharding.whole(one)
+    return lambda i: (resident, 0.0)
+
+
+def _encoded(cfg: WorldConfig, vae: Params, frame_BFHWC: Array, action_BFA: Array, static_B: Array) -> Batch:
+    """Windows of pixels as latents; where ``static_B``, the first frame held under the null action."""
+    frame_BFHWC = jnp.where(static_B[:, None, None, None, None], frame_BFHWC[:, :1], frame_BFHWC)
+    latent_Bfhwc = networks(cfg)[1](vae, arrange_frames(frame_BFHWC, cfg), method="encode")
+    return Batch(latent_Bfhwc, arrange_actions(_stilled(action_BFA, static_B), cfg))
 
 
 def _stilled(action_BFA: Array, static_B: Array) -> Array:

@@ -22,19 +22,19 @@ import optax
 from flax import struct
 
 from wovr_jax import sharding
-from wovr_jax.data.batches import sample_rows
+from wovr_jax.data.stream import StreamConfig
 from wovr_jax.nn import lora, optimizers
 from wovr_jax.nn.functional import Params, Pure
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.types import Array
-from wovr_jax.world import flow
+from wovr_jax.world import flow, latents
 from wovr_jax.world.dit import AXES, DiT
-from wovr_jax.world.latents import Batch, Data
+from wovr_jax.world.latents import Batch, Data, Resident, Source
 from wovr_jax.world.model import WorldConfig, networks, sample
 
 SCHEDULES = ("cosine", "constant")
 WEIGHTINGS = ("bump", "uniform")
-LATENTS = ("memory", "disk", "fly")
+LATENTS = ("memory", "disk", "fly", "stream")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,9 @@ class WorldTrainConfig:
       stride: steps between the starts of windows; neighbours overlap in all frames but one.
       start_cap: windows begin below this frame; 0 for anywhere. The reference never looks beyond frame 250.
       latents: "memory" encodes every window before the first step; "disk" also keeps them for the next run
-        on the same episodes; "fly" encodes each batch anew, where all latents would not fit.
+        on the same episodes; "fly" encodes each batch anew, where all latents would not fit; "stream" also
+        reads its frames from disk, where they would not fit.
+      stream: how it reads.
       lora: trains these adapters only, beside weights that stay as they are; None trains everything.
       validate_every: steps between two measurements on held-out episodes, each with a film of some, true
         beside imagined; 0 for one measurement at the end.
@@ -79,6 +81,7 @@ class WorldTrainConfig:
     stride: int = 1
     start_cap: int = 0
     latents: str = "memory"
+    stream: StreamConfig = StreamConfig()
     lora: LoRAConfig | None = None
     validate_every: int = 0
 
@@ -121,10 +124,10 @@ class WorldTrainState:
     opt: Any
 
 
-def draw(key: Array, data: Data, size: int, train: WorldTrainConfig) -> Batch:
+def draw(key: Array, data: Source, size: int, train: WorldTrainConfig) -> Batch:
     """A batch of windows; some begin an episode, some are replaced by a static clip."""
     k_row, k_static = jax.random.split(key)
-    row_B = sample_rows(k_row, size, data.starts, data.count, train.start_share)
+    row_B = data.rows(k_row, size, train.start_share)
     return data.take(row_B, jax.random.bernoulli(k_static, train.static_share, (size,)))
 
 
@@ -195,14 +198,15 @@ def make(
     Raises:
       ValueError: when a set of windows is empty, or the adapters have no layer.
     """
-    sets = sharding.whole((data,) if replay is None else (data, replay))
+    sets = (data,) if replay is None else (data, replay)
     if not all(one.count for one in sets):
         raise ValueError("world training: a set of windows is empty; the episodes may be shorter than a chunk")
     old = round(train.batch * train.replay_share) if replay is not None else 0
     sizes, optimiser = (train.batch - old, old), optimizer(train)
+    fed = latents.feed(sets, sizes, key, train.steps)
 
     def step(
-        state: WorldTrainState, i: Array, sets: tuple[Data, ...], frozen: Params | None, key: Array
+        state: WorldTrainState, i: Array, sets: tuple[Source, ...], frozen: Params | None, key: Array
     ) -> tuple[WorldTrainState, dict[str, Array]]:
         k_loss, *k_draw = jax.random.split(jax.random.fold_in(key, i), 1 + len(sets))
         parts = [draw(k, one, size, train) for k, one, size in zip(k_draw, sets, sizes, strict=False) if size]
@@ -220,7 +224,13 @@ def make(
     params, frozen = first(train, dit_params, key), None if train.lora is None else sharding.place(dit_params, AXES)
     ema = jax.tree.map(jnp.copy, params) if train.ema else None
     state = sharding.place(WorldTrainState(params, ema, optimiser.init(params)), AXES)
-    return state, lambda state, i: jitted(state, i, sets, frozen, key)
+
+    def run(state: WorldTrainState, i: Array) -> tuple[WorldTrainState, dict[str, Array]]:
+        drawn, waited = fed(i)
+        state, metrics = jitted(state, i, drawn, frozen, key)
+        return state, metrics | waited  # floats of the host beside what the device has yet to compute
+
+    return state, run
 
 
 def first(train: WorldTrainConfig, dit_params: Params, key: Array) -> Params:
@@ -252,7 +262,7 @@ def optimizer(train: WorldTrainConfig) -> optax.GradientTransformation:
 
 
 def validation(
-    cfg: WorldConfig, train: WorldTrainConfig, data: Data, key: Array, *, windows: int = 128
+    cfg: WorldConfig, train: WorldTrainConfig, data: Resident, key: Array, *, windows: int = 128
 ) -> Callable[[Params], dict[str, Array]]:
     """A jitted ``measure(dit_params) -> metrics`` on held-out windows with noise fixed by ``key``.
 
@@ -268,7 +278,7 @@ def validation(
     row_B = np.unique(np.linspace(0, data.count - 1, min(windows, data.count)).astype(np.int32))
     known, plain = cfg.context_latents, dataclasses.replace(train, lora=None)
 
-    def measure(dit_params: Params, data: Data, key: Array) -> dict[str, Array]:
+    def measure(dit_params: Params, data: Resident, key: Array) -> dict[str, Array]:
         batch = data.take(jnp.asarray(row_B), jnp.zeros(len(row_B), bool))
         k_loss, k_noise = jax.random.split(key)
         context_Bfhwc, future_Bfhwc = jnp.split(batch.latent_Bfhwc, [known], axis=1)
