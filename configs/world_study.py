@@ -4,7 +4,7 @@ The full model, and without the anchor, with one memory frame, without noisy con
 and through cross-attention only, on scripted episodes of 128 steps that never come to rest. Held-out episodes are
 played again from their first frame; the table says how far chunks 1, 4 and 16 are from what happened.
 
-Command:   python launch/train.py --config=configs/world_study.py
+Command:   python launch/train.py --config=configs/world_study.py[:strolls|:smoke]
 Hardware:  one CPU core, 4 GB of memory
 Expect:    see docs/world_model.md for the time and the table; every training is resumable
 """
@@ -20,7 +20,16 @@ def get_config(preset: str = ""):
     settings.collect.update(demonstrations=96, batch=32)
     settings.evaluate.compare = 32
     settings.world_train.update(steps=500, start_share=0.1, stride=2, latents="disk")
-    return common.with_preset(settings, preset, {"smoke": smoke})
+    return common.with_preset(settings, preset, {"strolls": strolls, "smoke": smoke})
+
+
+def strolls(settings):
+    """The full model alone, as long as in configs/pace.py, on episodes most of which walk at random: it has seen every
+    command everywhere, and launch/probe_actions.py can ask it."""
+    settings.variants = ("full",)
+    settings.expert.stroll_share = 0.7
+    settings.collect.demonstrations = 192
+    settings.world_train.steps = 1500
 
 
 def smoke(settings):
