@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax import learner, sharding
+from wovr_jax.data import stream
 from wovr_jax.imagine import imagine
 from wovr_jax.policy import train as sft
 from wovr_jax.policy import vla
@@ -23,7 +24,7 @@ from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.reward import classifier
 from wovr_jax.reward import train as reward_train
-from wovr_jax.types import NULL_ACTION, Imagined, Start
+from wovr_jax.types import NULL_ACTION, Episode, Imagined, Start
 from wovr_jax.world import latents as world_latents
 from wovr_jax.world import model as world_model
 from wovr_jax.world import train as world_train
@@ -47,6 +48,18 @@ def world() -> list[float]:
     how = world_train.WorldTrainConfig(steps=STEPS, batch=BATCH, lr=1e-2, warmup=1)
     params = world_model.networks(WORLD)[0].init(KEY)
     return _losses(*world_train.make(WORLD, how, params, data, KEY))
+
+
+def read() -> list[float]:
+    """Batches that are read from episodes: each row lies in its place, cut over the devices."""
+    rng, steps = np.random.default_rng(0), np.full(4, 24)
+    frame, action = rng.integers(0, 256, (4, 25, 4, 4, 3), np.uint8), rng.normal(size=(4, 24, 7)).astype(np.float32)
+    made = [Episode(frame[e], action[e], np.zeros(25, bool), "reach", 0, e, "base", action[e]) for e in range(4)]
+    reader = stream.Stream(made, steps, np.ones(4, bool), stream.Layout(4, 8), stream.StreamConfig(visit=2))
+    feed = stream.Feed(reader, BATCH, (1,), STEPS)
+    found = [feed(i)["action"] for i in range(STEPS)]
+    _spread(found)
+    return [float((np.asarray(batch).sum((1, 2)) * np.arange(BATCH)).sum()) for batch in found]
 
 
 def policy() -> list[float]:
@@ -140,7 +153,7 @@ def _spread(state) -> None:
         assert len(leaf.sharding.device_set) == wanted, (jax.tree_util.keystr(path), leaf.sharding)
 
 
-CASES = {case.__name__: case for case in (world, policy, reward, dream, grpo)}
+CASES = {case.__name__: case for case in (world, read, policy, reward, dream, grpo)}
 
 
 def main(cases: str, *names: str) -> None:

@@ -206,14 +206,18 @@ class EpisodeSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Episode:
-        return decode(self._records[index], self._where(index))
+        return decode(self.record(index), self._where(index))
+
+    def record(self, index: int) -> bytes:
+        """An episode as it is on disk."""
+        return self._records[index]
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[index] for index in range(len(self)))
 
     def head(self, index: int) -> Head:
         """What the record says before its arrays, which stay as they are."""
-        return peek(self._records[index], self._where(index))
+        return peek(self.record(index), self._where(index))
 
     def _where(self, index: int) -> str:
         shard = int(np.searchsorted(self._first, index, side="right")) - 1

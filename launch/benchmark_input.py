@@ -1,0 +1,129 @@
+"""From disk to device: how many windows a second the world model's training can be given, and what holds them up.
+
+    python launch/benchmark_input.py --episodes data/spatial_expert
+    python launch/benchmark_input.py --episodes data/spatial_expert --batch 8 --step_s 0.5 --visit 16 --threads 16
+
+First each stage by itself, on one thread: CPU time to read a record, to decode it, to cut its windows, to put a batch
+onto the device. CPU time says more than wall time on a machine with other work. Then the pipeline as training runs it,
+as fast as it goes. With --step_s, the seconds of a training step on your device, also whether it keeps up. The
+settings are those of ``config.world_train.stream``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+MEMORY, NEW = 4, 8
+"""Frames of a window beside the anchor, as in the released model."""
+
+
+def main() -> None:
+    """Measures and prints; everything wrong ends in one message on stderr."""
+    args = parse()
+
+    # Only now: importing jax takes seconds, a misspelt flag none.
+    from absl import flags
+
+    from wovr_jax.data.batches import NoDataError
+    from wovr_jax.data.episodes import EpisodesError
+
+    flags.FLAGS.mark_as_parsed()  # Grain's reading processes ask for it
+    try:
+        measure(args)
+    except (EpisodesError, NoDataError, ValueError) as error:
+        sys.exit(str(error))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--episodes", type=pathlib.Path, required=True, metavar="FOLDER", help="an episode folder")
+    parser.add_argument("--batch", type=int, default=8, help="windows in a training step (default 8)")
+    parser.add_argument(
+        "--visit", type=int, default=8, help="windows cut from an episode when it is decoded (default 8)"
+    )
+    parser.add_argument("--threads", type=int, default=8, help="reading threads (default 8)")
+    parser.add_argument("--workers", type=int, default=0, help="reading processes; default 0, in this one")
+    parser.add_argument("--steps", type=int, default=64, help="batches to read (default 64)")
+    parser.add_argument("--step_s", type=float, help="seconds of a training step, to hold the reading against")
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Stages one by one, then all together."""
+    import jax
+    import numpy as np
+
+    from wovr_jax.data import episodes as disk
+    from wovr_jax.data.records import decode
+    from wovr_jax.data.stream import Feed, Layout, Stream, StreamConfig
+
+    source = disk.EpisodeSource(args.episodes, verify=False)
+    heads = disk.heads(source)
+    steps_E, layout = np.array([head.steps for head in heads]), Layout(MEMORY, NEW, partial=True)
+    cfg = StreamConfig(visit=args.visit, threads=args.threads, workers=args.workers)
+    stream = Stream(source, steps_E, np.ones(len(heads), bool), layout, cfg)
+    frames = 1 + MEMORY + NEW
+
+    some = range(min(len(source), 16))
+    records = [source.record(e) for e in some]
+    decoded = [decode(record) for record in records]
+    raw = np.mean([episode.frame_SHWC.nbytes for episode in decoded]) / 1e6
+    print(f"{len(source)} episodes of {steps_E.mean():.0f} steps, frames {decoded[0].frame_SHWC.shape[1:3]},", end=" ")
+    print(f"{raw:.1f} MB of pixels each, {np.mean([len(record) for record in records]) / 1e6:.1f} MB on disk\n")
+
+    windows = args.batch * args.visit
+    whole = stream.read((0,), np.arange(args.batch), 0, args.visit)
+    batch = next(iter(whole))
+    cut = Stream(decoded, steps_E[: len(some)], np.ones(len(some), bool), layout, cfg)
+    stages = {
+        "read": (cpu(lambda e: source.record(e), some), args.visit),
+        "decode": (cpu(lambda e: decode(records[e]), some), args.visit),
+        "cut": (cpu(lambda e: cut.visit((0,), e, 0), some), args.visit),
+        "onto the device": (cpu(lambda _: jax.block_until_ready(jax.device_put(batch)), range(8)), args.batch),
+    }
+    print("stage              CPU ms a window")
+    for name, (seconds, count) in stages.items():
+        print(f"{name:18s} {1e3 * seconds / count:15.2f}")
+    slowest = max(stages, key=lambda name: stages[name][0] / stages[name][1])
+    total = sum(seconds / count for seconds, count in stages.values())
+    print(f"{'all':18s} {1e3 * total:15.2f}   most of it: {slowest}\n")
+
+    feed = Feed(stream, args.batch, (0,), args.steps)
+    feed(0)
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    for step in range(1, args.steps):
+        jax.block_until_ready(feed(step))
+    wall, used = time.perf_counter() - begin, time.process_time() - begin_cpu
+    rate = (args.steps - 1) * args.batch / wall
+    print(
+        f"pipeline: {rate:.1f} windows/s, {rate * frames:.0f} frames/s, {rate / args.batch:.2f} batches/s of {args.batch}"
+    )
+    print(f"          {used / wall:.1f} of {os.cpu_count()} cores busy, {windows} windows decoded together")
+    if args.step_s:
+        need = args.batch / args.step_s
+        verdict = "keeps up" if rate > need else f"holds training up: {slowest} is the bottleneck"
+        print(
+            f"a step of {args.step_s} s needs {need:.1f} windows/s, that is {need * total:.2f} cores: reading {verdict}"
+        )
+
+
+def cpu(function: Callable[[int], Any], over: range) -> float:
+    """Mean seconds of this thread's CPU time."""
+    begin = time.thread_time()
+    for item in over:
+        function(item)
+    return (time.thread_time() - begin) / len(over)
+
+
+if __name__ == "__main__":
+    main()
