@@ -48,9 +48,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=pathlib.Path, required=True, metavar="FOLDER", help="an episode folder")
     parser.add_argument("--batch", type=int, default=8, help="windows in a training step (default 8)")
-    parser.add_argument(
-        "--visit", type=int, default=8, help="windows cut from an episode when it is decoded (default 8)"
-    )
+    parser.add_argument("--visit", type=int, default=8, help="windows cut from a decoded episode (default 8)")
     parser.add_argument("--threads", type=int, default=8, help="reading threads (default 8)")
     parser.add_argument("--workers", type=int, default=0, help="reading processes; default 0, in this one")
     parser.add_argument("--steps", type=int, default=64, help="batches to read (default 64)")
@@ -81,7 +79,6 @@ def measure(args: argparse.Namespace) -> None:
     print(f"{len(source)} episodes of {steps_E.mean():.0f} steps, frames {decoded[0].frame_SHWC.shape[1:3]},", end=" ")
     print(f"{raw:.1f} MB of pixels each, {np.mean([len(record) for record in records]) / 1e6:.1f} MB on disk\n")
 
-    windows = args.batch * args.visit
     whole = stream.read((0,), np.arange(args.batch), 0, args.visit)
     batch = next(iter(whole))
     cut = Stream(decoded, steps_E[: len(some)], np.ones(len(some), bool), layout, cfg)
@@ -106,15 +103,12 @@ def measure(args: argparse.Namespace) -> None:
     wall, used = time.perf_counter() - begin, time.process_time() - begin_cpu
     rate = (args.steps - 1) * args.batch / wall
     print(
-        f"pipeline: {rate:.1f} windows/s, {rate * frames:.0f} frames/s, {rate / args.batch:.2f} batches/s of {args.batch}"
+        f"pipeline: {rate:.1f} windows/s, {rate * frames:.0f} frames/s; {used / wall:.1f} of {os.cpu_count()} cores busy"
     )
-    print(f"          {used / wall:.1f} of {os.cpu_count()} cores busy, {windows} windows decoded together")
     if args.step_s:
         need = args.batch / args.step_s
-        verdict = "keeps up" if rate > need else f"holds training up: {slowest} is the bottleneck"
-        print(
-            f"a step of {args.step_s} s needs {need:.1f} windows/s, that is {need * total:.2f} cores: reading {verdict}"
-        )
+        verdict = "reading keeps up" if rate > need else f"reading holds it up, most of all {slowest}"
+        print(f"a step of {args.step_s} s needs {need:.1f} windows/s, {need * total:.2f} cores: {verdict}")
 
 
 def cpu(function: Callable[[int], Any], over: range) -> float:
