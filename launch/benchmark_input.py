@@ -102,9 +102,8 @@ def measure(args: argparse.Namespace) -> None:
         jax.block_until_ready(feed(step))
     wall, used = time.perf_counter() - begin, time.process_time() - begin_cpu
     rate = (args.steps - 1) * args.batch / wall
-    print(
-        f"pipeline: {rate:.1f} windows/s, {rate * frames:.0f} frames/s; {used / wall:.1f} of {os.cpu_count()} cores busy"
-    )
+    busy = f"{used / wall:.1f} of {os.cpu_count()} cores busy"
+    print(f"pipeline: {rate:.1f} windows/s, {rate * frames:.0f} frames/s, {busy}")
     if args.step_s:
         need = args.batch / args.step_s
         verdict = "reading keeps up" if rate > need else f"reading holds it up, most of all {slowest}"
