@@ -97,7 +97,7 @@ class _Runner:
 
     def _run(self, wanted: Sequence[Any], draw: str) -> Iterator[Any]:
         from wovr_jax.sim.libero.pool import Pool
-        from wovr_jax.sim.libero.worker import SceneConfig
+        from wovr_jax.sim.libero.settings import SceneConfig
 
         if not wanted:
             return

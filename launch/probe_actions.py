@@ -34,7 +34,8 @@ def main() -> None:
     args = parse()
 
     # Only now: importing jax takes seconds, a misspelt flag none.
-    from wovr_jax import config, metrics, probe, runtime, stages
+    from wovr_jax import config, metrics, probe, runtime
+    from wovr_jax.arena.base import layouts
     from wovr_jax.recipe import Recipe
     from wovr_jax.run import Run, RunError, write_json
 
@@ -46,7 +47,7 @@ def main() -> None:
         recipe, cfg, params = world(recipe, Run(args.run, config.to_dict(recipe)), chosen)
     except (config.ConfigError, RunError) as error:
         refuse(str(error))
-    key, seeds = runtime.key(recipe.seed, "probe"), stages.layouts(recipe.seed, "evaluate", args.starts)
+    key, seeds = runtime.key(recipe.seed, "probe"), layouts(recipe.seed, "evaluate", args.starts)
     found = probe.probe(cfg, params, recipe.sim, seeds, key)
     picture = metrics.image(args.run / "probe" / f"{stage}.png", probe.sheet(cfg, params, recipe.sim, seeds[0], key))
     write_json(picture.with_suffix(".json"), {"stage": stage, "starts": args.starts, **found})

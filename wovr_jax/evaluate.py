@@ -71,6 +71,24 @@ def fidelity(imagined: Imagined, true: Imagined) -> list[float]:
     return [float(10.0 * np.log10(4.0 / max(float(error), 1e-10))) for error in error_N]
 
 
+def compared(true: Imagined, imagined: Imagined, threshold: float) -> dict[str, Any]:
+    """What imagination said of true rollouts whose actions it played, against what happened; both with video."""
+    imagined_B = np.any(np.asarray(imagined.prob_BNT) > threshold, axis=(1, 2))
+    return {
+        "verdicts": verdicts(imagined_B, succeeded(true)),
+        "imagined_success": float(imagined_B.mean()),
+        "imagined_outcomes": imagined_B.astype(int).tolist(),
+        "psnr": fidelity(imagined, true),
+    }
+
+
+def film(rollout: Imagined, row: int) -> np.ndarray:
+    """All frames (S + 1, H, W, C) of one rollout with video, the first one included."""
+    assert rollout.video_BNTHWC is not None
+    video_SHWC = rollout.video_BNTHWC[row].reshape(-1, *rollout.video_BNTHWC.shape[3:])
+    return np.concatenate([rollout.frame_BNHWC[row, :1], video_SHWC])
+
+
 def join(parts: Sequence[Imagined], count: int | None = None) -> Imagined:
     """Rollouts of equal shape one after another on the host, cut to the first ``count`` rows."""
     host = [jax.device_get(part) for part in parts]

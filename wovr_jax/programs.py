@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax.data import starts as start_states
+from wovr_jax.data.episodes import to_float
+from wovr_jax.data.starts import Starts
 from wovr_jax.imagine import imagine, predicate, shadowed
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
@@ -67,6 +69,22 @@ class Programs:
             yield part, self.live(policy, padded, jax.random.fold_in(key, low), temperature)
 
     @functools.cached_property
+    def act(self) -> Callable[[Params, Array, Array, Array, Array, float], Array]:
+        """``act(policy, frame_BHWC, prompt_BL, key, seed_B, temperature)``: a chunk, for a simulator on the host.
+
+        Frames are uint8. The draws of a row depend on ``key`` and its seed (uint32), not on the batch it is in.
+        """
+        cfg = self.recipe
+
+        @functools.partial(jax.jit, static_argnums=5)
+        def act(policy: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array, heat: float) -> Array:
+            choose = vla.policy(cfg.policy, policy, self.codec, heat)
+            key_B = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seed_B)
+            return choose(to_float(frame_BHWC), prompt_BL, key_B)[2]
+
+        return act
+
+    @functools.cached_property
     def replay(self) -> Callable[[Params, Params, Start, Array, Array], Imagined]:
         """``replay(world, reward, start, action_BNTA, key)``: recorded actions in the learned world, with video."""
 
@@ -101,6 +119,11 @@ class Programs:
             return imagine(act, self._world(parts), score, start, k_roll, chunks=chunks, threshold=threshold)
 
         return dream
+
+    def states(self, table: Starts) -> Any:
+        """The table's own states at start states, for worlds that are the truth."""
+        seed_K, played_KSA, step_K = map(jnp.asarray, (table.seed_K, table.played_KSA, table.step_K))
+        return tabletop.replay(seed_K, played_KSA, step_K, self.recipe.sim)
 
     def _world(self, parts: Params) -> World:
         """The world of ``recipe.dream.world``."""

@@ -12,9 +12,11 @@ from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.sharding import MeshConfig
 from wovr_jax.sim.experts import ExpertConfig
+from wovr_jax.sim.libero.settings import LiberoConfig
 from wovr_jax.sim.tabletop import TabletopConfig
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
+from wovr_jax.world.vae_train import VAETraining
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +125,13 @@ class Recipe:
       seeds: of the runs of a study; other jobs use ``seed``.
       variants: of a study, by name, beside the full one; empty for all.
       assets: folder of the pretrained parts; empty for those of the package.
-      vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP).
+      vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP). Without a name the VAE
+        of ``world`` is trained on the demonstrations first, as ``vae_train`` says; towers then start at random.
       mesh: devices over which everything runs; its batches have to be multiples of ``data`` times ``fsdp``.
       policy_weights, world_weights: where the policy and the transformer of the world model start: a json of imported
         weights, or the folder of a checkpoint such as `stages/world-0/dit` of a run; empty for random weights.
       temperature: of the policy's sampling, in training and evaluation alike.
+      libero: LIBERO as the true environment; None for the embedded table, which ``sim`` and ``expert`` describe.
       pace: whether a round after the first collects again and refreshes world model, reward and start
         states (PACE); without, every round dreams in the first ones.
     """
@@ -150,8 +154,10 @@ class Recipe:
     pace: bool = True
     sim: TabletopConfig = TabletopConfig()
     expert: ExpertConfig = ExpertConfig()
+    libero: LiberoConfig | None = None
     collect: CollectConfig = CollectConfig()
     sft: SFTConfig = SFTConfig()
+    vae_train: VAETraining = VAETraining()
     world_train: WorldTrainConfig = WorldTrainConfig()
     refresh: RefreshConfig = RefreshConfig()
     reward_train: RewardTrainConfig = RewardTrainConfig()
@@ -173,6 +179,20 @@ class Recipe:
                     f"random; name those to start from with {weights}=..., or train everything with "
                     f"{training}.lora=None"
                 )
+
+        if self.libero and (self.dream.world != "learned" or self.dream.reward != "learned"):
+            raise ValueError(
+                f"dream.world={self.dream.world!r} and dream.reward={self.dream.reward!r} need a simulator that a "
+                "compiled program can hold, which LIBERO is not; use 'learned' for both, or the embedded table"
+            )
+        if self.libero and (self.libero.steps % self.policy.chunk or self.libero.steps < self.policy.chunk):
+            raise ValueError(
+                f"libero.steps: expected a multiple of the policy's chunk, {self.policy.chunk}, got {self.libero.steps}"
+            )
+        if not self.sft.steps and not self.policy_weights:
+            raise ValueError(
+                "sft.steps=0 leaves the base policy as it starts: name its weights with policy_weights=..."
+            )
 
     @property
     def rounds(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
+import importlib
 import pathlib
 import sys
 from collections.abc import Callable
@@ -22,39 +22,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax import assets, checkpoint, evaluate, learner, loop, metrics, runtime, sharding
+from wovr_jax.arena.base import Actor, Arena
+from wovr_jax.arena.tabletop import Tabletop
 from wovr_jax.data import batches, normalize
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
 from wovr_jax.policy import fit as policy_fit
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.programs import Programs
 from wovr_jax.recipe import Recipe
 from wovr_jax.reward import classifier
 from wovr_jax.reward import fit as reward_fit
 from wovr_jax.run import Run
-from wovr_jax.sim import collect, tabletop
-from wovr_jax.types import Array, Episode, Imagined
-from wovr_jax.world import dit
+from wovr_jax.types import NULL_ACTION, Array, Episode
+from wovr_jax.world import dit, vae_fit
 from wovr_jax.world import fit as world_fit
 from wovr_jax.world import model as world_model
 from wovr_jax.world.model import WorldConfig
 
 Params = dict[str, Any]
-SPAN = 10_000_000
-"""Layout seeds of one run: its demonstrations, collections and evaluation lie in disjoint parts of this range."""
 
 
-def layouts(seed: int, purpose: str, count: int) -> np.ndarray:
-    """Reset seeds, disjoint between purposes and between runs of different seeds."""
-    if purpose == "evaluate":
-        low = SPAN - 1_000_000
-    elif purpose == "demonstrations":
-        low = 0
-    else:
-        low = 1_000_000 * (1 + int(purpose.removeprefix("collect-")))
-    return seed * SPAN + low + np.arange(count, dtype=np.int32)
+def arena_of(recipe: Recipe) -> Arena:
+    """The true environment of a recipe. LIBERO's is looked up by name: whoever runs on the table need not read it."""
+    if recipe.libero is None:
+        return Tabletop(recipe)
+    return importlib.import_module("wovr_jax.arena.libero").Libero(recipe)
 
 
 class Stages:
@@ -67,13 +61,11 @@ class Stages:
 
     def __init__(self, recipe: Recipe, run: Run):
         self.recipe, self.run = recipe, run
-        self.prompt_KL = jnp.asarray(Tokenizer.tabletop().prompts(tabletop.INSTRUCTIONS))
+        self.arena = arena_of(recipe)
+        self.prompt_KL = jnp.asarray(self.arena.prompt_KL)
 
     def key(self, *names: str | int) -> Array:
         return runtime.key(self.recipe.seed, *names)
-
-    def layouts(self, purpose: str, count: int) -> np.ndarray:
-        return layouts(self.recipe.seed, purpose, count)
 
     # --- data and base policy ---------------------------------------------------------------
 
@@ -83,34 +75,32 @@ class Stages:
         return self._scripted()[0]
 
     def _scripted(self) -> tuple[list[Episode], list[Episode]]:
-        """Demonstrations, and more of them to judge imitation on."""
-        cfg, key = self.recipe, self.key("demonstrations")
-
-        def make(folder: pathlib.Path) -> dict[str, Any]:
-            seeds = self.layouts("demonstrations", cfg.collect.demonstrations + cfg.collect.validation)
-            made = collect.demonstrations(seeds, key, cfg.expert, cfg.sim)
-            write = functools.partial(disk.write, meta={"sim": "tabletop"}, overwrite=True)
-            facts = write(folder / "episodes", itertools.islice(made, cfg.collect.demonstrations))
-            write(folder / "validation", made)
-            return {"episodes": facts["episodes"], "successes": facts["successes"]}
-
+        """Demonstrations, and more of them to judge imitation on; none where the base policy comes from elsewhere."""
+        if not self.recipe.collect.demonstrations:
+            return [], []
+        make = functools.partial(self.arena.demonstrate, key=self.key("demonstrations"))
         read = lambda folder: (disk.read(folder / "episodes"), disk.read(folder / "validation"))  # noqa: E731
         return self.run.stage("demonstrations", make, read)
 
     @functools.cached_property
     def codec(self) -> Codec:
-        """Between environment actions and tokens, from the demonstrations' statistics."""
-        return Codec.from_statistics(normalize.statistics(self.demonstrations, "tabletop")["tabletop"]["action"])
+        """Between environment actions and tokens: a released policy's own, or from the demonstrations' statistics."""
+        if self.arena.codec:
+            return self.arena.codec
+        return Codec.from_statistics(
+            normalize.statistics(self.demonstrations, self.arena.name)[self.arena.name]["action"]
+        )
 
     @functools.cached_property
     def fresh_policy(self) -> Params:
-        """Where the policy starts: ``recipe.policy_weights``, or random weights with the pretrained vision towers."""
+        """Where the policy starts: ``recipe.policy_weights``, or random weights with the recipe's vision towers."""
         network = vla.network(self.recipe.policy)
         if self.recipe.policy_weights:
             found = assets.given("policy_weights", self.recipe.policy_weights, network.shapes())
             return sharding.place(found, vla.AXES)
         params = network.init(self.key("policy"))
-        towers = {part: self._asset(name)[1] for part, name in zip(("dino", "siglip"), self.recipe.towers, strict=True)}
+        named = zip(("dino", "siglip"), self.recipe.towers, strict=True) if self.recipe.towers else ()
+        towers = {part: self._asset(name)[1] for part, name in named}
         return sharding.place(jax.tree.map(jnp.asarray, params | towers), vla.AXES)
 
     @functools.cached_property
@@ -134,6 +124,8 @@ class Stages:
 
     def policy(self, round_: int) -> Params:
         """The policy after ``round_`` rounds of imagined RL; 0 is the base policy."""
+        if round_ == 0 and not self.recipe.sft.steps:
+            return self.fresh_policy
         make = self._make_base if round_ == 0 else functools.partial(self._make_policy, round_)
         name = "sft" if round_ == 0 else f"grpo-{round_}"
         return self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "policy", self.fresh_policy))
@@ -154,22 +146,20 @@ class Stages:
 
     def collected(self, round_: int) -> list[Episode]:
         """True rollouts of the policy of ``round_``; the only true steps that training consumes."""
-        cfg = self.recipe
-        name = f"collect-{round_}"
-        actor = "base" if round_ == 0 else f"grpo-{round_}"
+        cfg, name = self.recipe.collect, f"collect-{round_}"
+        count = cfg.first if round_ == 0 else cfg.again
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
-            count = cfg.collect.first if round_ == 0 else cfg.collect.again
-            rollouts = self.programs.live_batches(
-                self.policy(round_), self.layouts(name, count), self.key(name), cfg.temperature
-            )
-            made = (episode for seeds, rollout in rollouts for episode in collect.episodes(rollout, seeds, actor))
-            facts = disk.write(folder / "episodes", made, meta={"sim": "tabletop"}, overwrite=True)
-            steps = count * cfg.sim.horizon
-            return {"episodes": count, "successes": facts["successes"], "true_steps": steps}
+            return self.arena.collect(folder / "episodes", name, count, self._actor(round_, name))
 
         self.policy(round_)
         return self.run.stage(name, make, lambda folder: disk.read(folder / "episodes"))
+
+    def _actor(self, round_: int, purpose: str, temperature: float | None = None) -> Actor:
+        """The policy of a round, sampling as in training unless told otherwise."""
+        heat = self.recipe.temperature if temperature is None else temperature
+        name = "base" if round_ == 0 else f"grpo-{round_}"
+        return Actor(self.programs, self.policy(round_), self.key(purpose), heat, name)
 
     def _pool(self, round_: int) -> list[Episode]:
         """Every true rollout so far."""
@@ -179,9 +169,16 @@ class Stages:
 
     @functools.cached_property
     def vae(self) -> tuple[WorldConfig, Params]:
-        """The world model's settings with the shipped VAE's statistics, and its weights."""
-        config, params = self._asset(self.recipe.vae)
+        """The world model's settings with the VAE's statistics, and its weights: pretrained, or trained here."""
+        config, params = self._asset(self.recipe.vae) if self.recipe.vae else self._own_vae()
         return dataclasses.replace(self.recipe.world, vae=config), sharding.whole(params)
+
+    def _own_vae(self) -> tuple[Any, Params]:
+        def make(folder: pathlib.Path) -> dict[str, Any]:
+            cfg, train = self.recipe.world, self.recipe.vae_train
+            return vae_fit.fit(cfg, train, self.demonstrations, folder, log=self.run.log)
+
+        return self.run.stage("vae", make, vae_fit.load)
 
     def world(self, round_: int) -> Params:
         """World model of a round: trained from nothing in round 0, refreshed after that (PACE)."""
@@ -205,19 +202,22 @@ class Stages:
         A classifier that sees them learns how far imagination is to be believed, not only what
         success looks like.
         """
-        batch, chunk = self.recipe.collect.batch, self.recipe.policy.chunk
+        batch, chunk, steps = self.recipe.collect.batch, self.recipe.policy.chunk, self.arena.steps
         table = start_states.initial(episodes, memory=self.vae[0].slots)
         told = []
         for low in range(0, len(episodes), batch):
             row_B = np.resize(np.arange(low, min(low + batch, len(episodes))), batch)
-            action_BSA = np.stack([episodes[row].action_SA for row in row_B])
+            action_BSA = np.tile(np.asarray(NULL_ACTION, np.float32), (batch, steps, 1))
+            for b, row in enumerate(row_B):
+                action_BSA[b, : len(episodes[row].action_SA)] = episodes[row].action_SA
             action_BNTA = jnp.asarray(action_BSA.reshape(batch, -1, chunk, action_BSA.shape[-1]))
             start = start_states.gather(table, jnp.asarray(row_B), self.prompt_KL)
             key = self.key("retold", round_, low)
             dream = self.programs.replay(self.world(round_), self.fresh_reward, start, action_BNTA, key)
             video_BSHWC = disk.to_uint8(dream.video_BNTHWC).reshape(batch, -1, *dream.frame_BNHWC.shape[2:])
             for row, video_SHWC in list(zip(row_B, video_BSHWC, strict=True))[: len(episodes) - low]:
-                frames = np.concatenate([episodes[row].frame_SHWC[:1], video_SHWC])
+                length = len(episodes[row].action_SA)
+                frames = np.concatenate([episodes[row].frame_SHWC[:1], video_SHWC[:length]])
                 told.append(dataclasses.replace(episodes[row], frame_SHWC=frames, actor="imagination"))
         return told
 
@@ -311,7 +311,7 @@ class Stages:
             params, threshold = self.reward(round_)
             parts |= {"reward": params, "threshold": jnp.float32(threshold)}
         if cfg.world != "learned":
-            parts["sim"] = tabletop.replay(table.seed_K, table.played_KSA, table.step_K, self.recipe.sim)
+            parts["sim"] = self.programs.states(table)
         return parts
 
     # --- the truth --------------------------------------------------------------------------
@@ -322,24 +322,21 @@ class Stages:
         name = f"evaluate-{round_}"
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
-            seeds = self.layouts("evaluate", cfg.evaluate.episodes)
-            params, key = self.policy(round_), self.key("evaluate")
-            sampled = self._rolled(params, seeds, key, cfg.temperature)
-            greedy = self._rolled(params, seeds, key, 0.0)
+            heats = {"sampled": cfg.temperature, "greedy": 0.0}
+            sampled, greedy = (
+                self.arena.measure(folder / how, cfg.evaluate.episodes, self._actor(round_, "evaluate", heat))
+                for how, heat in heats.items()
+            )
             return {
-                "true_success": evaluate.rate(evaluate.succeeded(sampled)),
-                "greedy": evaluate.rate(evaluate.succeeded(greedy)),
-                "subgoals": collect.subgoal_rates(sampled, jnp.asarray(seeds), cfg.sim),
-                "outcomes": evaluate.succeeded(sampled).astype(int).tolist(),
-                "true_steps": 2 * len(seeds) * cfg.sim.horizon,
+                "true_success": evaluate.rate(sampled.success_B),
+                "greedy": evaluate.rate(greedy.success_B),
+                "subgoals": sampled.subgoals,
+                "outcomes": sampled.success_B.astype(int).tolist(),
+                "true_steps": sampled.steps + greedy.steps,
             }
 
         self.policy(round_)
         return self.run.stage(name, make, lambda folder: self.run.facts[name])
-
-    def _rolled(self, params: Params, seeds: np.ndarray, key: Array, temperature: float) -> Imagined:
-        parts = [rollout for _, rollout in self.programs.live_batches(params, seeds, key, temperature)]
-        return evaluate.join(parts, len(seeds))
 
     def compared(self, round_: int, world_round: int) -> dict[str, Any]:
         """The world model's verdict on true rollouts of a policy, against what really happened."""
@@ -347,32 +344,21 @@ class Stages:
         name = f"compare-{round_}-in-world-{world_round}"
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
-            seeds = self.layouts("evaluate", cfg.evaluate.compare)
-            reward, threshold = self.reward(world_round)
-            trues, dreams = [], []
-            for part, true in self.programs.live_batches(
-                self.policy(round_), seeds, self.key("evaluate"), cfg.temperature
-            ):
-                padded = jnp.asarray(np.resize(part, cfg.collect.batch))
-                start = collect.begin(padded, self.prompt_KL, cfg.sim, self.vae[0].slots)
-                # The learned world knows no simulator state; so it is the program of `_retold`.
-                start = dataclasses.replace(start, sim=None)
-                dream = self.programs.replay(self.world(world_round), reward, start, true.action_BNTA, self.key(name))
-                trues.append(true)
-                dreams.append(dream)
-            true, dream = evaluate.join(trues, len(seeds)), evaluate.join(dreams, len(seeds))
-            imagined_B = np.any(np.asarray(dream.prob_BNT) > threshold, axis=(1, 2))
-            for i in range(min(cfg.evaluate.videos, len(seeds))):
-                clip = evaluate.side_by_side(*(_film(rollout, i) for rollout in (true, dream)))
-                metrics.video(folder / f"episode-{i}.mp4", clip, fps=6)
-            verdicts = evaluate.verdicts(imagined_B, evaluate.succeeded(true))
-            frames = len(seeds) * cfg.sim.horizon
-            return {
-                "verdicts": verdicts,
-                "imagined_success": float(imagined_B.mean()),
-                "imagined_outcomes": imagined_B.astype(int).tolist(),
-                "psnr": evaluate.fidelity(dream, true),
-                "videos": [f"episode-{i}.mp4" for i in range(min(cfg.evaluate.videos, len(seeds)))],
+            count, (reward, threshold) = cfg.evaluate.compare, self.reward(world_round)
+            pairs = []
+            for played in self.arena.play(count, self._actor(round_, "evaluate")):
+                action_BNTA = played.rollout.action_BNTA
+                dream = self.programs.replay(self.world(world_round), reward, played.start, action_BNTA, self.key(name))
+                pairs.append((played.rollout, dream))
+            true, dream = (evaluate.join(side, count) for side in zip(*pairs, strict=True))
+            films = [f"episode-{i}.mp4" for i in range(min(cfg.evaluate.videos, count))]
+            for i, film in enumerate(films):
+                metrics.video(
+                    folder / film, evaluate.side_by_side(*(evaluate.film(side, i) for side in (true, dream))), fps=6
+                )
+            frames = count * self.arena.steps
+            return evaluate.compared(true, dream, threshold) | {
+                "videos": films,
                 "true_steps": frames,
                 "imagined_frames": frames,
             }
@@ -380,10 +366,3 @@ class Stages:
         self.policy(round_)
         self.reward(world_round)
         return self.run.stage(name, make, lambda folder: self.run.facts[name])
-
-
-def _film(rollout: Imagined, row: int) -> np.ndarray:
-    """All frames of one rollout, the first one included."""
-    assert rollout.video_BNTHWC is not None
-    video_SHWC = rollout.video_BNTHWC[row].reshape(-1, *rollout.video_BNTHWC.shape[3:])
-    return np.concatenate([rollout.frame_BNHWC[row, :1], video_SHWC])

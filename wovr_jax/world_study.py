@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax import checkpoint, config, loop
+from wovr_jax.arena.base import layouts
 from wovr_jax.data import episodes as disk
 from wovr_jax.nn.functional import Params
 from wovr_jax.recipe import Recipe
@@ -56,6 +57,8 @@ def study(recipe: Recipe, run: Run, keep: Callable[[dict[str, Any]], None] = lam
     Raises:
       ConfigError: when the episodes are too short for the last chunk of the table.
     """
+    if recipe.libero:
+        raise config.ConfigError("config.libero: this study plays episodes of the embedded table only")
     needed = max(CHUNKS) * recipe.world.chunk
     if recipe.sim.horizon < needed or recipe.sim.horizon % recipe.world.chunk:
         raise config.ConfigError(
@@ -121,7 +124,7 @@ class _Seed:
         cfg, key = self.recipe, self.plain.key("wander", part)
 
         def make(folder: pathlib.Path) -> Settings:
-            seeds = self.plain.layouts(purpose, count)
+            seeds = layouts(cfg.seed, purpose, count)
             made = collect.demonstrations(seeds, key, cfg.expert, cfg.sim, cfg.collect.batch, experts.wander)
             facts = disk.write(folder / "episodes", made, meta={"sim": "tabletop"}, overwrite=True)
             return {"episodes": facts["episodes"], "successes": facts["successes"]}

@@ -28,6 +28,12 @@ _TASK_WORDS = (
     "put", "red", "release", "right", "slide", "square", "stack", "table", "top", "tray", "turn", "up", "white", "with",
     "yellow",
 )  # fmt: skip
+_LIBERO_WORDS = (
+    "alphabet", "back", "bbq", "book", "both", "bottle", "butter", "cabinet", "caddy", "cheese", "chocolate",
+    "compartment", "cookie", "cream", "dressing", "frying", "inside", "juice", "ketchup", "microwave", "milk", "moka",
+    "mug", "off", "pan", "pot", "pots", "pudding", "rack", "ramekin", "salad", "sauce", "shelf", "soup", "stove",
+    "them", "tomato", "under", "wine", "wooden",
+)  # fmt: skip
 _PIECE = re.compile(r"\n|[:?]|[^\s:?]+")
 
 
@@ -49,6 +55,11 @@ class Tokenizer:
     def tabletop(cls) -> Tokenizer:
         """The words of the embedded table's instructions, and some more."""
         return cls()
+
+    @classmethod
+    def libero(cls) -> Tokenizer:
+        """The words of LIBERO's instructions, all five suites."""
+        return cls(_SPECIAL + _TEMPLATE_WORDS + _TASK_WORDS + _LIBERO_WORDS, length=34)
 
     @property
     def bos(self) -> int:

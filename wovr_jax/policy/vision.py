@@ -85,6 +85,16 @@ class TowerConfig:
         return cls(32, 8, 96, 4, 4, 384)
 
     @classmethod
+    def libero_dinov2(cls) -> TowerConfig:
+        """For 64-pixel frames of LIBERO; trained with the policy."""
+        return cls(64, 8, 128, 5, 4, 512, 5, True, IMAGENET_MEAN, IMAGENET_STD)
+
+    @classmethod
+    def libero_siglip(cls) -> TowerConfig:
+        """For 64-pixel frames of LIBERO; trained with the policy."""
+        return cls(64, 8, 128, 5, 4, 512)
+
+    @classmethod
     def fake(cls, prefix: int = 0, layer_scale: bool = False) -> TowerConfig:
         """Tiny, for tests."""
         return cls(16, 8, 16, 3, 2, 24, prefix, layer_scale)

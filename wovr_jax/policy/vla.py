@@ -114,6 +114,14 @@ class VLAConfig:
         return cls(*towers, llm, words.vocab_size, recipe=recipe, pad=words.pad)
 
     @classmethod
+    def libero_small(cls, recipe: str = "rlinf") -> VLAConfig:
+        """For a run on LIBERO from nothing: 64-pixel frames, 64 patches, the words of ``Tokenizer.libero()``."""
+        words = Tokenizer.libero()
+        llm = LlamaConfig(words.vocab_size + 64, 160, 5, 5, 448, rope_theta=100.0)
+        towers = TowerConfig.libero_dinov2(), TowerConfig.libero_siglip()
+        return cls(*towers, llm, words.vocab_size, recipe=recipe, pad=words.pad)
+
+    @classmethod
     def fake(cls, recipe: str = "rlinf") -> VLAConfig:
         """Tiny, for tests; 16-pixel frames, and the real tokenizer."""
         words = Tokenizer.tabletop()

@@ -79,6 +79,13 @@ class RewardConfig:
         return dataclasses.replace(small, **changes)
 
     @classmethod
+    def libero_small(cls, **changes: Any) -> RewardConfig:
+        """64 pixels, the ten instructions of a suite; the stages see 32, 16, 8 and 4 pixels."""
+        stem = cls(widths=(16, 32, 64, 64), stem_kernel=3, stem_stride=2, stem_pool=False)
+        small = dataclasses.replace(stem, head="task", tasks=10, embed=16, hidden=64)
+        return dataclasses.replace(small, **changes)
+
+    @classmethod
     def fake(cls, **changes: Any) -> RewardConfig:
         """The smallest that has every part, for tests."""
         return cls.tabletop(**{"widths": (4, 6), "stem_stride": 1, "embed": 4, "hidden": 8} | changes)

@@ -124,6 +124,12 @@ class DiTConfig:
         return cls(**sizes | changes)
 
     @classmethod
+    def libero_small(cls, **changes) -> DiTConfig:
+        """A run on LIBERO from nothing: 8 x 8 latents, 64 tokens a window."""
+        sizes: dict[str, Any] = {"dim": 192, "heads": 6, "layers": 6, "ffn": 768, "channels": 16, "freq_dim": 64}
+        return cls(**sizes | changes)
+
+    @classmethod
     def fake(cls, **changes) -> DiTConfig:
         """For tests: heads of 20 channels, which the three rotary axes share unevenly."""
         sizes: dict[str, Any] = {"dim": 40, "heads": 2, "layers": 2, "ffn": 56, "channels": 4, "freq_dim": 16}

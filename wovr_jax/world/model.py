@@ -123,6 +123,11 @@ class WorldConfig:
         return cls(**{"dit": DiTConfig.tabletop(), "vae": VAEConfig.tabletop()} | changes)
 
     @classmethod
+    def libero_small(cls, **changes) -> WorldConfig:
+        """A run on LIBERO from nothing: 64 x 64 frames."""
+        return cls(**{"dit": DiTConfig.libero_small(), "vae": VAEConfig.libero_small()} | changes)
+
+    @classmethod
     def fake(cls, **changes) -> WorldConfig:
         """For tests: 16 x 16 frames are enough."""
         return cls(**{"dit": DiTConfig.fake(), "vae": VAEConfig.fake(), "flow": FlowConfig(steps=2)} | changes)

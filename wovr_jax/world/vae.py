@@ -104,6 +104,11 @@ class VAEConfig:
         )
 
     @classmethod
+    def libero_small(cls) -> VAEConfig:
+        """For 64 x 64 frames of LIBERO: 8 x 8 latents, 8x in space, 4x in time."""
+        return dataclasses.replace(cls.tabletop(), encoder_dim=16, decoder_dim=24)
+
+    @classmethod
     def fake(cls) -> VAEConfig:
         """For tests: the smallest network with every kind of block."""
         return cls(encoder_dim=4, decoder_dim=4, z_dim=4, dim_mult=(1, 2, 2), res_blocks=1, temporal_down=(True, True))

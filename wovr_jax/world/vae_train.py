@@ -20,8 +20,8 @@ from wovr_jax.nn.functional import Params, Pure
 from wovr_jax.types import Array
 from wovr_jax.world.vae import VAE, VAEConfig
 
-Draw = Callable[[Array, int], Array]
-"""``draw(key, batch) -> frame_BFHWC``, traceable, float32 in [-1, 1]."""
+Draw = Callable[..., Array]
+"""``draw(key, batch, *data) -> frame_BFHWC``, traceable, float32 in [-1, 1]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,24 +83,28 @@ def moving(frame_BFHWC: Array, threshold: float = 0.1) -> Array:
     return (span_BHWC.max(axis=-1, keepdims=True) > threshold).astype(jnp.float32)[:, None]
 
 
-def make(cfg: VAEConfig, training: VAETraining, draw: Draw) -> tuple[dict[str, Any], Callable]:
-    """First state and jitted, donated ``step(state, i) -> (state, metrics)``; every batch is drawn afresh."""
+def make(cfg: VAEConfig, training: VAETraining, draw: Draw, *data: Any) -> tuple[dict[str, Any], Callable]:
+    """First state and jitted, donated ``step(state, i) -> (state, metrics)``; every batch is drawn afresh.
+
+    ``data`` is what ``draw`` draws from: an argument of the compiled program, where a closure would make it a constant.
+    """
     vae = network(cfg)
     k_init, k_data = jax.random.split(jax.random.key(training.seed))
     rate = optimizers.warmup_cosine(training.lr, training.warmup, training.steps)
     optimiser = optimizers.clipped(training.optimizer, rate, clip=training.clip, b2=0.99)
     params = vae.init(k_init)
 
-    def step(state: dict[str, Any], i: Array) -> tuple[dict[str, Any], dict[str, Array]]:
+    def step(state: dict[str, Any], i: Array, data: tuple) -> tuple[dict[str, Any], dict[str, Array]]:
         k_draw, k_noise = jax.random.split(jax.random.fold_in(k_data, i))
-        frame_BFHWC = draw(k_draw, training.batch)
+        frame_BFHWC = draw(k_draw, training.batch, *data)
         gradient, metrics = jax.grad(lambda p: loss(vae, p, training, frame_BFHWC, k_noise), has_aux=True)(
             state["params"]
         )
         update, opt = optimiser.update(gradient, state["opt"], state["params"])
         return {"params": optax.apply_updates(state["params"], update), "opt": opt}, metrics
 
-    return {"params": params, "opt": optimiser.init(params)}, jax.jit(step, donate_argnums=0)
+    compiled = jax.jit(step, donate_argnums=0)
+    return {"params": params, "opt": optimiser.init(params)}, lambda state, i: compiled(state, i, data)
 
 
 def normalised(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> VAEConfig:

@@ -1,8 +1,8 @@
-"""Episodes of the real simulator onto the disk, task by task, so that an interruption costs one task.
+"""Episodes of the real simulator onto the disk, in parts, so that an interruption costs the part that it was in.
 
-A task's episodes are a folder under ``<folder>.parts``; when all tasks are there they are merged into ``folder``.
-The same call goes on after an interruption. How every trial ended, recorded or not, stands in the manifest's meta
-under ``outcomes``.
+A part, up to 25 trials of a task, is a folder under ``<folder>.parts``; when all are there they are merged into
+``folder``. The same call goes on after an interruption. How every trial ended, recorded or not, stands in the
+manifest's meta under ``outcomes``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from wovr_jax.data.merge import merge
 from wovr_jax.metrics import wilson
 from wovr_jax.run import write_json
 from wovr_jax.sim.libero.rollout import Outcome
-from wovr_jax.sim.libero.tasks import Trial
+from wovr_jax.sim.libero.tasks import Task, Trial
 from wovr_jax.types import Episode
 
 KEEPS = ("all", "successes")
 OUTCOMES = "outcomes.json"
+PART = 25
+"""Trials of a part: what an interruption costs at most."""
 
 
 def collect(
@@ -57,21 +59,27 @@ def collect(
         raise disk.EpisodesError(f"{folder} exists already; add --overwrite to replace it, or name another folder.")
     parts = folder.with_name(f"{folder.name}.parts")
     _claim(parts, {**meta, "keep": keep, "trials": [name_of(trial) for trial in wanted]})
-    tasks = list(dict.fromkeys(trial.task for trial in wanted))
+    tasks = dict.fromkeys(trial.task for trial in wanted)
+    cut = {name: trials for task in tasks for name, trials in _cut(task, wanted)}
     with tqdm(total=len(wanted), desc=folder.name, unit="episode") as bar:
-        for task in tasks:
-            part = parts / f"{task.suite}-{task.index:02d}"
-            trials = [trial for trial in wanted if trial.task == task]
-            if not (part / OUTCOMES).is_file():
-                _task(act, trials, part, keep, bar)
+        for name, trials in cut.items():
+            if not (parts / name / OUTCOMES).is_file():
+                _part(act, trials, parts / name, keep, bar)
             else:
                 bar.update(len(trials))
-    made = [parts / f"{task.suite}-{task.index:02d}" for task in tasks]
+    made = [parts / name for name in cut]
     outcomes = [line for part in made for line in json.loads((part / OUTCOMES).read_text())]
     recorded = [part / "episodes" for part in made if (part / "episodes").is_dir()]
     facts = merge(recorded, folder, meta={**meta, "keep": keep, "outcomes": outcomes}, overwrite=overwrite)
     shutil.rmtree(parts)
     return facts
+
+
+def _cut(task: Task, wanted: Sequence[Trial]) -> Iterator[tuple[str, list[Trial]]]:
+    """The trials of a task in parts of ``PART``, with their names."""
+    trials = [trial for trial in wanted if trial.task == task]
+    for low in range(0, len(trials), PART):
+        yield f"{task.suite}-{task.index:02d}-{low:04d}", trials[low : low + PART]
 
 
 def _claim(parts: pathlib.Path, asked: Mapping[str, Any]) -> None:
@@ -85,7 +93,7 @@ def _claim(parts: pathlib.Path, asked: Mapping[str, Any]) -> None:
     write_json(mark, asked)
 
 
-def _task(
+def _part(
     act: Callable[[Sequence[Trial]], Iterable[Outcome]],
     trials: Sequence[Trial],
     part: pathlib.Path,
@@ -97,7 +105,7 @@ def _task(
     def recorded() -> Iterator[Episode]:
         for outcome in in_order(act(trials), trials):
             outcomes.append(line_of(outcome))
-            bar.set_postfix_str(f"{sum(bool(line['success']) for line in outcomes)} of {len(outcomes)} in this task")
+            bar.set_postfix_str(f"{sum(bool(line['success']) for line in outcomes)} of {len(outcomes)} in this part")
             bar.update()
             if outcome.episode is not None and (keep == "all" or outcome.success):
                 yield outcome.episode

@@ -33,7 +33,7 @@ class EvaluateConfig:
 
     Attributes:
       policy: folder of a robot bundle, or ``"expert"`` for the scripted one.
-      suite: one of ``tasks.SUITES``.
+      suite: one of ``settings.SUITES``.
       tasks: indices; all without.
       inits: first and last but one of the official initial states.
       protocol: ``"openvla"`` or ``"rlinf"``.

@@ -16,41 +16,14 @@ import numpy as np
 
 from wovr_jax.sim.libero import grasp
 from wovr_jax.sim.libero.grasp import Heights
+from wovr_jax.sim.libero.settings import SUITES, LiberoExpertConfig
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import SUITES, Protocol, Trial
+from wovr_jax.sim.libero.tasks import Protocol, Trial
 from wovr_jax.sim.libero.worker import Bench, Scene, Seen
 
-FLAWS = ("none", "early_release", "wrong_object", "missed_grasp")
 OPEN, CLOSE = -1.0, 1.0
 GAIN, TURN_GAIN = 20.0, 2.0
 SLIPPED = 0.06
-
-
-@dataclasses.dataclass(frozen=True)
-class LiberoExpertConfig:
-    """How demonstrations are made.
-
-    Attributes:
-      noise: standard deviation added to the six executed deltas (labels stay clean).
-      flaw: one of ``FLAWS``. ``early_release`` lets go on the way, ``wrong_object`` takes another thing,
-        ``missed_grasp`` closes above the thing and goes through the motions; all three then stop.
-      flawed_share: share of the demonstrations that carry the flaw.
-      release_low, release_high: share of the way at which ``early_release`` lets go.
-      linger: steps after the first success, so that a recording also shows it.
-      seed: of noise and flaws, together with the trial's task, initial state and seed.
-    """
-
-    noise: float = 0.0
-    flaw: str = "none"
-    flawed_share: float = 1.0
-    release_low: float = 0.1
-    release_high: float = 0.6
-    linger: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.flaw not in FLAWS:
-            raise ValueError(f"expert flaw: expected one of {FLAWS}, got {self.flaw!r}")
 
 
 class PickAndPlace:
@@ -300,7 +273,9 @@ def demonstrate(bench: Bench, trial: Trial, protocol: Protocol, cfg: LiberoExper
     """
     scene = bench.at(trial.task)
     seen = [scene.reset(trial, protocol)]
-    rng = np.random.default_rng([cfg.seed, SUITES.index(trial.task.suite), trial.task.index, trial.init, trial.seed])
+    rng = np.random.default_rng(
+        [cfg.seed, SUITES.index(trial.task.suite), trial.task.index, trial.init % 2**32, trial.seed]
+    )
     flaw = cfg.flaw if rng.random() < cfg.flawed_share else "none"
     expert = PickAndPlace(scene, flaw, rng, cfg)
     actions, labels, after = [], [], 0

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.sim.libero import expert, worker
-from wovr_jax.sim.libero.expert import Demonstration, LiberoExpertConfig
+from wovr_jax.sim.libero.expert import Demonstration
 from wovr_jax.sim.libero.pool import Lost, Pool
+from wovr_jax.sim.libero.settings import LiberoExpertConfig
 from wovr_jax.sim.libero.tasks import Protocol, Trial
 from wovr_jax.sim.libero.worker import Seen
 from wovr_jax.types import Episode

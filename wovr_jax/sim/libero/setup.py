@@ -41,7 +41,7 @@ LIBRARIES = {"egl": ("EGL", "libegl1 libegl-mesa0 libgl1-mesa-dri"), "osmesa": (
 PROBE = "import mujoco\ncontext = mujoco.GLContext(64, 64)\ncontext.make_current()\ncontext.free()\nprint('drawn')"
 
 
-class LiberoError(RuntimeError):
+class LiberoError(ValueError):
     """LIBERO cannot run here as asked; the message says why and what to do."""
 
 

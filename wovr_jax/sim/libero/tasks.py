@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.data.instructions import from_file_name
+from wovr_jax.sim.libero.settings import SUITES
 from wovr_jax.sim.libero.setup import LiberoError, package_folder
 
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+DRAWN = -1
+"""Instead of the number of an initial state: the layout that the task draws with the seed of the trial."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ PROTOCOLS = {
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Where an episode begins: a task, one of its official initial states, and the seed of the reset."""
+    """Where an episode begins: a task, one of its official initial states or ``DRAWN``, and the seed of the reset."""
 
     task: Task
     init: int

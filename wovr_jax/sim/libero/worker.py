@@ -13,7 +13,6 @@ own that draw only in the steps whose frame is wanted.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import signal
@@ -25,36 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wovr_jax.sim.libero import setup
+from wovr_jax.sim.libero.settings import SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import Protocol, Task, Trial, init_states
+from wovr_jax.sim.libero.tasks import DRAWN, Protocol, Task, Trial, init_states
 
 CAMERA, WRIST_CAMERA = "agentview", "robot0_eye_in_hand"
-DRAWINGS = ("libero", "fast")
-
-
-@dataclasses.dataclass(frozen=True)
-class SceneConfig:
-    """How environments are built.
-
-    Attributes:
-      size: pixels of a square frame; 0 for none at all.
-      wrist: whether the camera in the hand is drawn too.
-      drawing: ``"libero"`` draws exactly as the benchmark does; ``"fast"`` leaves out smoothed edges and mirror
-        images in shiny surfaces, at about a third of the cost.
-      hard_reset: whether every reset builds the model anew, as the benchmark does. Without, a reset is ten times
-        faster; fixtures then stand a little differently for the same seed.
-    """
-
-    size: int = 256
-    wrist: bool = True
-    drawing: str = "libero"
-    hard_reset: bool = True
-
-    def __post_init__(self) -> None:
-        if self.drawing not in DRAWINGS:
-            raise ValueError(f"drawing: expected one of {', '.join(DRAWINGS)}, got {self.drawing!r}")
-        if self.size < 0:
-            raise ValueError(f"size: expected pixels, 0 for no frames, got {self.size}")
 
 
 class Seen(NamedTuple):
@@ -100,16 +74,17 @@ class Scene:
         Raises:
           LiberoError: when the task has no such initial state.
         """
-        if not 0 <= trial.init < len(self.states):
+        if trial.init != DRAWN and not 0 <= trial.init < len(self.states):
             raise LiberoError(
                 f"{self.task.name} has initial states 0 to {len(self.states) - 1}, and {trial.init} was asked for."
             )
-        # Fixtures are not part of an initial state; their place is drawn at every reset.
+        # Fixtures are not part of an initial state; their place is drawn at every reset, and so is all the rest.
         self.env.seed(trial.seed)
         self._place()
         if self.cfg.size:
             self._make_context()
-        self._observe(self.env.set_init_state(self.states[trial.init]))
+        begun = self.env.get_sim_state() if trial.init == DRAWN else self.states[trial.init]
+        self._observe(self.env.set_init_state(begun))
         self.success = bool(self.env.check_success())
         noop_A = np.array([0.0] * 6 + [protocol.settle_gripper])
         for left in reversed(range(protocol.settle)):
@@ -130,12 +105,17 @@ class Scene:
         raise LiberoError(f"{self.task.name}: no placement of its fixtures found in {tries} tries.")
 
     def step(self, action_A: np.ndarray, draw: bool = False) -> bool:
-        """One control step of 1/20 s; whether the goal holds after it. ``draw`` brings ``pictures`` up to date."""
-        self.wanted = draw
-        observation, _, done, _ = self.env.step(np.asarray(action_A, np.float64))
-        self.wanted = False
-        self._observe(observation)
-        self.success = bool(done)
+        """One action, held for ``hold`` control steps of 1/20 s; whether the goal holds after any of them.
+
+        ``draw`` brings ``pictures`` up to date: as they are in the last one.
+        """
+        self.success = False
+        for left in reversed(range(self.cfg.hold)):
+            self.wanted = draw and left == 0
+            observation, _, done, _ = self.env.step(np.asarray(action_A, np.float64))
+            self.wanted = False
+            self._observe(observation)
+            self.success |= bool(done)
         return self.success
 
     def play(self, action_TA: np.ndarray, draw: str, stop: bool) -> Seen:

@@ -1,0 +1,18 @@
+"""The fake LIBERO as a fixture."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.arena.fake_libero import TASKS, FakePool
+from wovr_jax.arena import libero
+
+
+@pytest.fixture
+def fake_libero(monkeypatch):
+    """Puts the fake in the place of LIBERO."""
+    FakePool.opened, FakePool.losing = 0, set()
+    monkeypatch.setattr(libero, "Pool", FakePool)
+    monkeypatch.setattr(libero, "tasks", lambda suite: TASKS)
+    monkeypatch.setattr(libero.setup, "fingerprint", lambda renderer: {"renderer": renderer})
+    return FakePool

@@ -1,0 +1,218 @@
+"""LIBERO as the true environment of a run, with a fake in the place of its workers."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from tests.arena.fake_libero import TASKS
+from wovr_jax.arena.base import Actor
+from wovr_jax.arena.libero import Libero
+from wovr_jax.config import ConfigError, from_dict, to_dict
+from wovr_jax.data import episodes as disk
+from wovr_jax.data.episodes import EpisodesError
+from wovr_jax.policy.tokenizer import Tokenizer
+from wovr_jax.policy.train import SFTConfig
+from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.recipe import CollectConfig, DreamConfig, Recipe
+from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.sim.libero.evaluate import draw_seed
+from wovr_jax.sim.libero.settings import LiberoConfig, SceneConfig
+from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import DRAWN, Trial
+from wovr_jax.stages import arena_of
+from wovr_jax.world.model import WorldConfig
+
+WORDS = Tokenizer.libero()
+STEPS = 16
+
+
+def small_policy():
+    """The fake policy with LIBERO's words."""
+    cfg = VLAConfig.fake()
+    llm = dataclasses.replace(cfg.llm, rows=WORDS.vocab_size + 64)
+    return dataclasses.replace(cfg, llm=llm, vocab_size=WORDS.vocab_size, pad=WORDS.pad)
+
+
+def recipe(**libero):
+    settings = {"suite": "libero_object", "steps": STEPS, "scene": SceneConfig(16, wrist=False), "inits": (0, 3)}
+    return Recipe(
+        small_policy(),
+        WorldConfig.fake(),
+        RewardConfig.fake(tasks=2),
+        temperature=1.0,
+        learner=dataclasses.replace(Recipe.__dataclass_fields__["learner"].default, temperature=1.0),
+        collect=CollectConfig(demonstrations=6, validation=2, first=4, again=4, batch=4),
+        libero=LiberoConfig(**settings | libero),
+    )
+
+
+def actor(push=0.5):
+    """A policy that pushes right, each row by what its seed says; it notes what it was asked."""
+    asked = []
+
+    def act(params, frame_BHWC, prompt_BL, key, seed_B, temperature):
+        asked.append((frame_BHWC, prompt_BL, np.asarray(seed_B), temperature))
+        action_BTA = np.zeros((len(frame_BHWC), 8, 7), np.float32)
+        action_BTA[..., 0] = (push + np.asarray(seed_B) % 7 / 10)[:, None]
+        return action_BTA
+
+    programs = SimpleNamespace(act=act, world_config=WorldConfig.fake())
+    return Actor(programs, {}, jax.random.key(0), 1.0, "base"), asked  # pyright: ignore[reportArgumentType]
+
+
+def test_the_door_to_libero_is_a_setting(fake_libero):
+    arena = arena_of(recipe())
+    assert isinstance(arena, Libero) and arena.name == "libero_object" and arena.steps == STEPS
+    assert arena.instructions == ("pick up the milk", "pick up the butter")
+    assert arena.prompt_KL.shape == (2, WORDS.length)
+
+
+# ---------------------------------------------------------------- where episodes begin
+
+
+def test_training_never_begins_where_evaluation_does(fake_libero):
+    arena = Libero(recipe())
+    measured = arena.trials("evaluate", 8)
+    assert [(t.task.index, t.init, t.seed) for t in measured[:7]] == [
+        (0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 2, 0), (1, 2, 0), (0, 0, 1),
+    ]  # fmt: skip
+    trained = [t for purpose in ("demonstrations", "collect-0", "collect-1") for t in arena.trials(purpose, 6)]
+    assert {t.init for t in trained} == {DRAWN} and len({t.seed for t in trained}) == 18
+    official = Libero(recipe(train_inits=(3, 5))).trials("collect-0", 5)
+    assert [t.init for t in official] == [3, 3, 4, 4, 3] and len({t.seed for t in official}) == 5
+
+
+def test_shared_states_are_refused_unless_asked_for():
+    with pytest.raises(ValueError, match=r"initial states 2 to 2 are both trained on and measured on"):
+        LiberoConfig(inits=(0, 3), train_inits=(2, 5))
+    assert LiberoConfig(inits=(0, 3), train_inits=(2, 5), overlap=True).overlap
+
+
+# ---------------------------------------------------------------- what cannot be
+
+
+def test_what_libero_cannot_do_is_refused_in_words(fake_libero):
+    settings = to_dict(recipe())
+    for change, says in (
+        ({"dream": to_dict(DreamConfig(world="true"))}, "which LIBERO is not; use 'learned' for both"),
+        ({"dream": to_dict(DreamConfig(world="shadow", reward="true"))}, "which LIBERO is not"),
+        ({"libero": settings["libero"] | {"steps": 20}}, "libero.steps: expected a multiple of the policy's chunk, 8"),
+        ({"libero": settings["libero"] | {"suite": "spatial"}}, "expected one of libero_spatial"),
+        ({"sft": to_dict(SFTConfig(steps=0))}, "name its weights with policy_weights"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            from_dict(Recipe, settings | change)
+    with pytest.raises(ConfigError, match="are not those of LIBERO's words"):
+        Libero(dataclasses.replace(recipe(), policy=VLAConfig.fake()))
+    with pytest.raises(LiberoError, match="libero_object has tasks 0 to 1, and 2 was asked for"):
+        Libero(recipe(tasks=(2,)))
+
+
+# ---------------------------------------------------------------- episodes
+
+
+def test_demonstrations_are_recorded_once_and_kept(fake_libero, tmp_path):
+    arena = Libero(recipe())
+    facts = arena.demonstrate(tmp_path, jax.random.key(0))
+    made, held = disk.read(tmp_path / "episodes"), disk.read(tmp_path / "validation")
+    assert (len(made), len(held)) == (6, 2) and facts == {"episodes": 6, "successes": 4}
+    assert [one.task for one in made] == [0, 0, 0, 1, 1, 1] and {one.origin["init"] for one in made} == {DRAWN}
+    assert {one.origin["flaw"] for one in made if not one.success_S.any()} == {"early_release"}
+    arena.demonstrate(tmp_path, jax.random.key(0))  # as after an interruption before the stage was marked
+    assert fake_libero.opened == 2
+    more = dataclasses.replace(arena.cfg, steps=24)
+    Libero(dataclasses.replace(recipe(), libero=more)).demonstrate(tmp_path, jax.random.key(0))
+    assert fake_libero.opened == 4  # other settings, other episodes
+
+
+def test_demonstrations_may_come_from_a_folder(fake_libero, tmp_path):
+    Libero(recipe()).demonstrate(tmp_path / "a", jax.random.key(0))
+    given = recipe(demonstrations=str(tmp_path / "a" / "episodes"))
+    few = dataclasses.replace(given, collect=CollectConfig(demonstrations=3, validation=1))
+    facts = Libero(few).demonstrate(tmp_path / "b", jax.random.key(0))
+    assert facts["episodes"] == 3 and [one.task for one in disk.read(tmp_path / "b" / "episodes")] == [0, 1, 0]
+    for changed, says in (
+        (given, "has 6 episodes of the tasks asked for; collect.demonstrations=6 and collect.validation=2 need 8"),
+        (recipe(demonstrations=given.libero.demonstrations, scene=SceneConfig(32)), "the run has 32"),
+    ):
+        with pytest.raises(EpisodesError, match=says):
+            Libero(changed).demonstrate(tmp_path / "c", jax.random.key(0))
+
+
+def test_collection_runs_to_the_end_and_labels_every_frame(fake_libero, tmp_path):
+    arena, (policy, _) = Libero(recipe()), actor()
+    facts = arena.collect(tmp_path / "made", "collect-0", 4, policy)
+    made = disk.read(tmp_path / "made")
+    assert facts == {"episodes": 4, "successes": 4, "true_steps": 4 * STEPS}
+    for one in made:
+        assert one.frame_SHWC.shape == (STEPS + 1, 16, 16, 3) and one.actor == "base" and one.seed >= 1_000_000
+        first = int(one.success_S.argmax())  # the square is seen where it is said to be
+        assert 0 < first < STEPS and one.success_S[first:].all()
+    held = dataclasses.replace(arena.cfg, scene=dataclasses.replace(arena.cfg.scene, hold=2))
+    twice = Libero(dataclasses.replace(recipe(), libero=held)).collect(tmp_path / "held", "collect-0", 4, policy)
+    assert twice["true_steps"] == 8 * STEPS  # a held action is two steps of the simulator
+
+
+def test_a_draw_depends_on_the_trial_and_not_on_its_batch(fake_libero, tmp_path):
+    policy, asked = actor()
+    one, three = (Libero(recipe(workers=workers)) for workers in (1, 3))
+    alone = one.measure(tmp_path / "one", 5, policy)
+    sizes = {len(frame) for frame, *_ in asked}
+    together = three.measure(tmp_path / "three", 5, policy)
+    assert sizes == {1} and {len(frame) for frame, *_ in asked[-2:]} == {3}
+    assert np.array_equal(alone.success_B, together.success_B) and alone.steps == together.steps
+    first = Trial(TASKS[0], 0, 0)
+    assert draw_seed(first, 0) in asked[0][2] and draw_seed(first, 0) != draw_seed(first, 1)
+
+
+# ---------------------------------------------------------------- the truth
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_alike(fake_libero, tmp_path):
+    arena, (policy, asked) = Libero(recipe(workers=1)), actor()
+    calm = arena.measure(tmp_path / "calm" / "sampled", 6, policy)
+    count, act = len(asked), policy.programs.act
+
+    def dies(*arguments):
+        if len(asked) >= count + 5:
+            raise KeyboardInterrupt
+        return act(*arguments)
+
+    broken = dataclasses.replace(policy, programs=SimpleNamespace(act=dies))
+    with pytest.raises(KeyboardInterrupt):
+        arena.measure(tmp_path / "rough" / "sampled", 6, broken)
+    before = len(asked)
+    rough = arena.measure(tmp_path / "rough" / "sampled", 6, policy)
+    assert np.array_equal(rough.success_B, calm.success_B) and rough.steps == calm.steps
+    assert len(asked) - before < count  # what was done was not done again
+    assert calm.subgoals == {} and calm.steps < 6 * STEPS  # a trial ends with its success
+    greedy = dataclasses.replace(policy, temperature=0.0)
+    arena.measure(tmp_path / "rough" / "sampled", 6, greedy)
+    assert len(list((tmp_path / "rough").iterdir())) == 2  # another temperature keeps lines of its own
+
+
+def test_rollouts_for_imagination_are_the_measured_ones_to_the_end(fake_libero, tmp_path):
+    arena, (policy, _) = Libero(recipe()), actor(push=0.1)
+    fake_libero.losing = {(0, 1, 0)}
+    measured = arena.measure(tmp_path / "sampled", 6, policy)
+    fake_libero.losing = {(1, 0, 0)}
+    first, last = arena.play(6, policy)
+    assert (first.count, last.count) == (4, 2) and last.rollout.task_B.shape == (4,)  # padded to one compiled shape
+    truth = np.concatenate([first.rollout.truth_BNT, last.rollout.truth_BNT[:2]])
+    assert np.array_equal(truth.any((1, 2)), measured.success_B)
+    assert first.rollout.video_BNTHWC.shape == (4, 2, 8, 16, 16, 3) and first.rollout.video_BNTHWC.dtype == np.float32
+    assert first.start.memory_BMHWC.shape[1] == WorldConfig.fake().slots and first.start.sim is None
+    np.testing.assert_array_equal(first.rollout.frame_BNHWC[:, 0], first.start.anchor_BHWC)
+    np.testing.assert_array_equal(first.rollout.frame_BNHWC[:, 1], first.rollout.video_BNTHWC[:, 0, -1])
+
+
+def test_a_trial_that_no_worker_finishes_stops_the_comparison(fake_libero, monkeypatch):
+    monkeypatch.setattr(fake_libero, "losing", type("Always", (set,), {"discard": lambda self, _: None})({(0, 1, 0)}))
+    arena, (policy, _) = Libero(recipe()), actor()
+    with pytest.raises(LiberoError, match="was lost 3 times: it died"):
+        list(arena.play(6, policy))
