@@ -41,6 +41,8 @@ def main() -> None:
 
     try:
         recipe = config.from_dict(Recipe, settings(args.run))
+        if recipe.libero:
+            refuse(f"{args.run} is a run on LIBERO; only the embedded table can be asked where its gripper is.")
         runtime.enable_compile_cache(args.run.parent / ".jax_cache")
         stage = args.stage or latest(args.run)
         chosen = finished(args.run, stage)

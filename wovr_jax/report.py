@@ -171,8 +171,10 @@ def _policies(phases: Sequence[Results]) -> Rows:
 
 
 def _subgoals(phases: Sequence[Results]) -> Rows:
-    """How far the episodes came."""
+    """How far the episodes came; nothing where the environment knows no sub-goals."""
     first = phases[0]["subgoals"]
+    if not first:
+        return []
     names = sorted(first, key=lambda name: -first[name])
     rows = [(phase["name"], *(_percent(phase["subgoals"][name]) for name in names)) for phase in phases]
     return [("episodes with", *(name.replace("_", " ") for name in names)), *rows]
@@ -229,7 +231,10 @@ def _success(phases: Sequence[Results]) -> str:
         marks = [(kind, one["rate"], one["low"], one["high"]) for kind, one in (("hollow", greedy), ("true", true))]
         marks += [("imagined", imagined, imagined, imagined)] if imagined is not None else []
         rows.append((phase["name"], marks, _percent(true["rate"])))
-    return figures.intervals(rows) + _table(_policies(phases)) + _table(_subgoals(phases)) if rows else ""
+    if not rows:
+        return ""
+    reached = _subgoals(phases)
+    return figures.intervals(rows) + _table(_policies(phases)) + (_table(reached) if reached else "")
 
 
 def _study(study: Sequence[Results]) -> str:

@@ -61,6 +61,11 @@ class Stages:
 
     def __init__(self, recipe: Recipe, run: Run):
         self.recipe, self.run = recipe, run
+        for setting in ("policy_weights", "world_weights"):
+            if where := getattr(recipe, setting):
+                assets.look(setting, where)
+        if recipe.vae:
+            assets.describe(recipe.vae, self._assets)
         self.arena = arena_of(recipe)
         self.prompt_KL = jnp.asarray(self.arena.prompt_KL)
 
@@ -118,9 +123,12 @@ class Stages:
         """Random weights of the success classifier."""
         return sharding.whole(classifier.network(self.recipe.reward).init(self.key("reward")))
 
+    @property
+    def _assets(self) -> pathlib.Path:
+        return pathlib.Path(self.recipe.assets) if self.recipe.assets else assets.FOLDER
+
     def _asset(self, name: str) -> tuple[Any, Params]:
-        folder = pathlib.Path(self.recipe.assets) if self.recipe.assets else assets.FOLDER
-        return assets.load_asset(name, folder)
+        return assets.load_asset(name, self._assets)
 
     def policy(self, round_: int) -> Params:
         """The policy after ``round_`` rounds of imagined RL; 0 is the base policy."""
@@ -152,8 +160,14 @@ class Stages:
         def make(folder: pathlib.Path) -> dict[str, Any]:
             return self.arena.collect(folder / "episodes", name, count, self._actor(round_, name))
 
-        self.policy(round_)
+        self._ready(round_)
         return self.run.stage(name, make, lambda folder: disk.read(folder / "episodes"))
+
+    def _ready(self, round_: int) -> None:
+        """Makes what a rollout needs before the stage that rolls, so that the seconds of each are its own."""
+        self.policy(round_)
+        if not self.recipe.vae:
+            self._own_vae()
 
     def _actor(self, round_: int, purpose: str, temperature: float | None = None) -> Actor:
         """The policy of a round, sampling as in training unless told otherwise."""
@@ -335,7 +349,7 @@ class Stages:
                 "true_steps": sampled.steps + greedy.steps,
             }
 
-        self.policy(round_)
+        self._ready(round_)
         return self.run.stage(name, make, lambda folder: self.run.facts[name])
 
     def compared(self, round_: int, world_round: int) -> dict[str, Any]:

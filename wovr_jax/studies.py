@@ -146,6 +146,8 @@ def study(
     """
     rows, settings = variants(name, recipe), config.to_dict(recipe)
     outcomes: dict[str, list[tuple[list[int], list[int]]]] = {variant.name: [] for variant in rows}
+    for variant in rows:  # what cannot be is said before anything runs
+        config.from_dict(Recipe, merged(settings, variant.change))
     # The reference first: the others link its stages.
     order = sorted(rows, key=lambda variant: variant.name != REFERENCE)
     for count, (seed, variant) in enumerate(itertools.product(recipe.seeds, order), 1):

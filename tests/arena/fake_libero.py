@@ -16,9 +16,7 @@ from wovr_jax.sim.libero.tasks import Task
 from wovr_jax.sim.libero.worker import Seen
 
 THINGS = ("milk", "butter")
-TASKS = tuple(
-    Task("libero_object", i, f"pick_up_the_{name}", f"pick up the {name}") for i, thing in enumerate(THINGS)
-)
+TASKS = tuple(Task("libero_object", i, f"pick_up_the_{name}", f"pick up the {name}") for i, name in enumerate(THINGS))
 PUSH = 0.06
 
 

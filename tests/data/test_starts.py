@@ -189,3 +189,29 @@ def test_join_refuses_the_wrong_order():
     key = starts.keyframes([numbered()], "uniform")
     with pytest.raises(ValueError, match="episode starts first"):
         starts.join(key, key)
+
+
+# --- contact --------------------------------------------------------------------------------
+
+
+def gripping(width_S: list[float]) -> Episode:
+    """An episode whose fingers stand this far apart, told to close from step 2 to step 12."""
+    episode = numbered(steps=len(width_S) - 1, closed=(2, 12))
+    state_SD = np.zeros((len(width_S), 8), np.float32)
+    state_SD[:, 6], state_SD[:, 7] = np.asarray(width_S) / 2, -np.asarray(width_S) / 2
+    return dataclasses.replace(episode, state_SD=state_SD)
+
+
+def test_a_contact_is_where_closing_fingers_stop_before_they_meet():
+    closing = [0.08, 0.08, 0.08, 0.079, 0.07, 0.055, 0.045]
+    held = gripping([*closing, 0.0449, 0.0449, 0.0448, 0.0448, 0.0448, 0.0448, 0.06, 0.08])
+    # Not step 2, where they were told to close and had not moved, nor the opening at 12.
+    assert starts.contacts(held).tolist() == [6]
+    empty = gripping([*closing, 0.03, 0.015, 0.004, 0.0005, 0.0004, 0.0004, 0.02, 0.04])
+    assert starts.contacts(empty).tolist() == []
+    table = starts.keyframes([held], "contact", 2, each=4)
+    assert set(table.step_K.tolist()) <= {4, 5} and {row["rule"] for row in table.provenance()} == {"contact"}
+    with pytest.raises(NoDataError, match="finds no keyframe in 1 episodes"):
+        starts.keyframes([empty], "contact")
+    with pytest.raises(NoDataError, match="reads the fingers off the robot's state"):
+        starts.keyframes([numbered()], "contact")

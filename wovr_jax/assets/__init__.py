@@ -107,6 +107,19 @@ def _nested(flat: dict[str, np.ndarray]) -> Params:
     return tree
 
 
+def look(setting: str, where: str) -> None:
+    """Whether there is anything that ``given`` could read, before hours are spent on the way to it.
+
+    Raises:
+      config.ConfigError: nothing there.
+    """
+    path = pathlib.Path(where).expanduser()
+    there = path.is_file() if path.suffix == ".json" else checkpoint.exists(path)
+    if not there:
+        says = f"{path} is missing" if path.suffix == ".json" else f"no checkpoint at {path}"
+        raise config.ConfigError(f"config.{setting}: {says}. launch/import_weights.py makes weights of a release.")
+
+
 def given(setting: str, where: str, shapes: Params) -> Params:
     """Weights of a finished run (a checkpoint's folder) or of an import (a json), as the network keeps them.
 

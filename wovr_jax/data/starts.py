@@ -24,8 +24,12 @@ from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.types import NULL_ACTION, Array, Episode, Start
 
-RULES = ("initial", "before_failure", "gripper_event", "progress", "uniform")
+RULES = ("initial", "before_failure", "gripper_event", "progress", "uniform", "contact")
 PROGRESS = (0.25, 0.5, 0.75)
+FINGERS = (6, 7)
+"""Places of the two finger joints in LIBERO's proprioception, metres."""
+SHUT, STILL = 2e-3, 5e-4
+"""Fingers nearer than this hold nothing; those that closed by less than that in a step have met something."""
 INDEX = "starts.json"
 
 Column = Array | np.ndarray
@@ -97,6 +101,7 @@ def keyframes(
     * ``gripper_event``: t = i - u (at least 1), i a step whose action opens or closes the gripper;
     * ``before_failure``: the same for the last such i, the attempt that failed; u steps before
       the end of an episode that never moved the gripper;
+    * ``contact``: the same, i a step in which fingers that close meet something; needs the robot's state;
     * ``progress``: a quarter, half or three quarters of the episode;
     * ``uniform``: any step.
 
@@ -151,6 +156,22 @@ def gripper_events(action_SA: np.ndarray, event: str = "any") -> np.ndarray:
     return np.flatnonzero(wanted[event])
 
 
+def contacts(episode: Episode) -> np.ndarray:
+    """Steps in which closing fingers stop at something between them: a grasp, of whatever it is.
+
+    Raises:
+      NoDataError: an episode without the robot's state.
+    """
+    if episode.state_SD is None:
+        raise NoDataError("rule 'contact' reads the fingers off the robot's state, which these episodes lack.")
+    width_S = np.abs(np.diff(episode.state_SD[:, FINGERS], axis=1))[:, 0]
+    closes_S = episode.action_SA[:, -1] > 0
+    held_S = closes_S & (width_S[1:] > SHUT) & (width_S[:-1] - width_S[1:] < STILL)
+    # Fingers that were only just told to close have not moved yet; they stand still at the full width.
+    held_S &= width_S[1:] < width_S.max() - 4 * STILL
+    return np.flatnonzero(held_S & ~np.concatenate([[False], held_S[:-1]]))
+
+
 def _pick(
     episode: Episode, rule: str, back: tuple[int, int], event: str, end: int, rng: np.random.Generator
 ) -> int | None:
@@ -161,7 +182,7 @@ def _pick(
         return int(rng.integers(1, end))
     if rule == "progress":
         return int(np.clip(round(end * rng.choice(PROGRESS)), 1, end - 1))
-    found = gripper_events(episode.action_SA, event)
+    found = contacts(episode) if rule == "contact" else gripper_events(episode.action_SA, event)
     found = found[(found >= 1) & (found < end)]
     if rule == "before_failure":
         found = found[-1:] if len(found) else np.array([end])

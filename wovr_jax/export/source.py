@@ -112,7 +112,8 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
     settings = _settings(folder)
     stage = _stage(folder, round_)
     cfg = config.from_dict(VLAConfig, settings["policy"], f"{folder / 'config.json'}: policy")
-    words = Tokenizer.tabletop()
+    suite = (settings.get("libero") or {}).get("suite", "")
+    words, key = Tokenizer.libero() if suite else Tokenizer.tabletop(), suite or "tabletop"
     if words.vocab_size != cfg.vocab_size:
         raise SourceError(
             f"{folder}: its policy has {cfg.vocab_size} token ids, the embedded tokenizer {words.vocab_size}. "
@@ -133,8 +134,8 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
         cfg=cfg,
         facts=facts,
         leaves=leaves,
-        statistics=normalize.statistics(disk.read(demonstrations), "tabletop"),
-        key="tabletop",
+        statistics=normalize.statistics(disk.read(demonstrations), key),
+        key=key,
         tokens=words.prompt,
         prompt={"kind": "words", **dataclasses.asdict(words)},
         frame=tuple(disk.manifest(demonstrations)["frame"]),

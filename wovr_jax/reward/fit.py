@@ -58,7 +58,8 @@ def fit(
     Raises:
       NoDataError: when no episode, or every episode, succeeds.
     """
-    sets = {"real": _frames(real), "imagined": _frames(retold)} if retold else {"real": _frames(real)}
+    given = {"real": real, "imagined": retold} if retold else {"real": real}
+    sets = {kind: _frames(episodes, train.stride) for kind, episodes in given.items()}
     learn = [_only(one, ~one["held"]) for one in sets.values()]
     frame, label, task = (np.concatenate([one[part] for one in learn]) for part in ("frame", "label", "task"))
     extra = np.concatenate([np.full(len(one["label"]), i > 0) for i, one in enumerate(learn)])
@@ -69,8 +70,8 @@ def fit(
     return state.params, _judge(cfg, train, state.params, held)
 
 
-def _frames(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
-    """Every frame of every episode, with label, task, episode index and side of the split."""
+def _frames(episodes: Sequence[Episode], stride: int) -> dict[str, np.ndarray]:
+    """Every ``stride``-th frame of every episode, with label, task, episode index and side of the split."""
     won_E = np.array([episode.success_S.any() for episode in episodes])
     if won_E.all() or not won_E.any():
         kind = "fails" if won_E.all() else "succeeds"
@@ -79,10 +80,10 @@ def _frames(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
             "or let the demonstrations be better (or worse)."
         )
     held_E = batches.split(episodes, HELD_OUT, won_E)
-    count_E = [len(episode.success_S) for episode in episodes]
+    count_E = [len(episode.success_S[::stride]) for episode in episodes]
     return {
-        "frame": np.concatenate([episode.frame_SHWC for episode in episodes]),
-        "label": np.concatenate([episode.success_S for episode in episodes]),
+        "frame": np.concatenate([episode.frame_SHWC[::stride] for episode in episodes]),
+        "label": np.concatenate([episode.success_S[::stride] for episode in episodes]),
         "task": np.repeat(np.array([episode.task for episode in episodes], np.int32), count_E),
         "episode": np.repeat(np.arange(len(episodes)), count_E),
         "held": np.repeat(held_E, count_E),

@@ -43,6 +43,7 @@ class RewardTrainConfig:
       extra: share of the extra pool.
       swap: share of successes under another instruction, labelled failures. The rest are failures.
       pos_weight: weight of successes in the loss (torch's ``pos_weight``).
+      stride: only every so many frames of an episode are used, the first one included.
       rule, max_fpr: how the threshold is chosen (``calibrate.choose``).
     """
 
@@ -56,6 +57,7 @@ class RewardTrainConfig:
     extra: float = 0.0
     swap: float = 0.0
     pos_weight: float = 1.0
+    stride: int = 1
     rule: Rule = "rate"
     max_fpr: float = 0.05
 

@@ -42,17 +42,23 @@ def fit(
     Raises:
       NoDataError: when the episodes give no window.
     """
-    cut = jax.device_put(batches.windows(episodes, memory=cfg.slots, new=cfg.chunk, partial=True, val_share=HELD_OUT))
-    state, step = vae_train.make(cfg.vae, training, _draw, cut)
+    data = cut(cfg, episodes)
+    state, step = vae_train.make(cfg.vae, training, _draw, data)
     state = loop.fit(NAME, state, step, training.steps, log=log, folder=folder)
     params, key = state["params"], jax.random.key(training.seed)
-    seen = (_draw(jax.random.fold_in(key, i), training.batch, cut) for i in range(32))
+    draw = jax.jit(_draw, static_argnums=1)
+    seen = (draw(jax.random.fold_in(key, i), training.batch, data) for i in range(32))
     own = vae_train.normalised(cfg.vae, params, seen)
-    rows = cut.val_I2[:: max(1, len(cut.val_I2) // 64)]
-    held = [batches.gather_windows(cut, rows[low : low + 8])[0] for low in range(0, len(rows) // 8 * 8, 8)]
+    rows = jnp.asarray(data.val_I2)[:: max(1, len(data.val_I2) // 64)]
+    held = [batches.gather_windows(data, rows[low : low + 8])[0] for low in range(0, len(rows) // 8 * 8, 8)]
     scores = vae_train.scores(own, params, held) if held else {}
     assets.save_asset(NAME, own, params, training=training, scores=scores, folder=folder)
-    return {"windows": len(cut.train_I2), **scores}
+    return {"windows": len(data.train_I2), **scores}
+
+
+def cut(cfg: WorldConfig, episodes: Sequence[Episode]) -> Windows:
+    """The windows of a world model, on the device."""
+    return jax.device_put(batches.windows(episodes, memory=cfg.slots, new=cfg.chunk, partial=True, val_share=HELD_OUT))
 
 
 def load(folder: pathlib.Path) -> tuple[VAEConfig, Params]:

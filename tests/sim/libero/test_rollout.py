@@ -17,7 +17,7 @@ from wovr_jax.sim.libero import rollout, setup, worker
 from wovr_jax.sim.libero.pool import Lost, Pool
 from wovr_jax.sim.libero.settings import FLAWS, SUITES, LiberoExpertConfig, SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import Protocol, Trial, init_states, protocol, tasks, trials
+from wovr_jax.sim.libero.tasks import DRAWN, Protocol, Trial, init_states, protocol, tasks, trials
 
 pytestmark = pytest.mark.libero
 
@@ -105,6 +105,32 @@ def test_a_trial_begins_alike_whatever_came_before_it():
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
     # The cabinet and the stove are not in the initial state: the seed places them.
     assert not np.array_equal(first[1], reseeded[1])
+
+
+def drawn_and_held(bench, trial):
+    """Where things lie in drawn layouts, and the end of two held actions beside that of four plain ones."""
+    scene = bench.at(trial.task)
+    seeds, places = (7, 8, 7), []
+    for seed in seeds:
+        scene.reset(dataclasses.replace(trial, init=DRAWN, seed=seed), SHORT)
+        places.append(scene.sim_state)
+    ends = []
+    for hold, actions in ((1, np.repeat(ACTION_SA[:2], 2, axis=0)), (2, ACTION_SA[:2])):
+        scene.cfg = dataclasses.replace(scene.cfg, hold=hold)
+        scene.reset(trial, dataclasses.replace(SHORT, settle=0))
+        seen = scene.play(actions, "none", False)
+        ends.append((scene.sim_state, seen.state_TD[-1], len(seen.state_TD)))
+    return places, ends, scene.states
+
+
+def test_a_drawn_layout_is_its_seeds_and_a_held_action_is_several_steps():
+    (trial,) = trials("libero_object", [0], only=[7])
+    (first, other, again), (plain, held), official = alone(drawn_and_held, trial, cfg=SceneConfig(size=0))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    place = slice(1, 1 + (len(first) - 1) // 2)
+    assert np.abs(first[place] - official[:, place]).max(axis=1).min() > 1e-3  # none of the official ones
+    assert np.array_equal(plain[0], held[0]) and np.array_equal(plain[1], held[1])
+    assert (plain[2], held[2]) == (4, 2)
 
 
 # ---------------------------------------------------------------- rollouts

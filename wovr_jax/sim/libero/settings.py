@@ -107,6 +107,11 @@ class LiberoConfig:
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
             raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {self.suite!r}")
+        if self.demonstrations and self.scene.hold != 1:
+            raise ValueError(
+                f"demonstrations of a folder have one action every 1/20 s, and scene.hold={self.scene.hold} holds each "
+                "longer; use hold=1, or the expert"
+            )
         if self.train_inits and len(self.train_inits) != 2:
             raise ValueError(f"train_inits: expected first and last but one, or nothing, got {self.train_inits}")
         shared = set(range(*self.train_inits)) & set(range(*self.inits)) if self.train_inits else set()

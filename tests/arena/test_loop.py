@@ -1,0 +1,100 @@
+"""The loop on LIBERO: presets that fit the package, weights that are missed at once, and the whole of it on a fake."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from configs import pace as presets
+from tests.arena.test_libero import actor, recipe
+from wovr_jax import pace
+from wovr_jax.config import ConfigError, from_dict, to_dict
+from wovr_jax.data import episodes as disk
+from wovr_jax.grpo import GRPOConfig
+from wovr_jax.learner import LearnerConfig
+from wovr_jax.policy.train import SFTConfig
+from wovr_jax.recipe import DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
+from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.run import Run
+from wovr_jax.sim.libero import setup
+from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.stages import Stages, arena_of
+from wovr_jax.world.train import WorldTrainConfig
+from wovr_jax.world.vae_train import VAETraining
+
+
+def preset(names):
+    return from_dict(Recipe, json.loads(presets.get_config(names).to_json()))
+
+
+def test_the_presets_of_libero_fit_the_package():
+    small, tiny = preset("libero_small"), preset("libero_small,libero_smoke")
+    assert small.libero.scene.hold == 2 and small.libero.expert.flaw == "early_release" and not small.vae
+    assert dataclasses.replace(tiny.libero, steps=96, inits=(0, 50), expert=small.libero.expert) == small.libero
+    for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10"):
+        full = preset(suite)
+        assert full.libero.suite == suite and (full.collect.first, full.collect.again) == (1500, 1000)
+        assert (full.learner.grpo.group, full.dream.chunks * full.policy.chunk, full.learner.lr) == (8, 256, 2e-5)
+        assert full.world_train.lr == 1e-5 and full.world_train.start_cap == 250 and full.temperature == 1.6
+
+
+def test_weights_that_are_not_there_are_missed_before_anything_is_done(fake_libero, tmp_path):
+    full = preset("libero_spatial")
+    run = Run(tmp_path / "run", to_dict(full))
+    with pytest.raises(ConfigError, match=r"config\.policy_weights: weights/libero_spatial/policy\.json is missing"):
+        Stages(full, run)
+    (tmp_path / "policy.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"config\.world_weights: .*dit\.json is missing.*import_weights"):
+        Stages(dataclasses.replace(full, policy_weights=str(tmp_path / "policy.json")), run)
+    assert fake_libero.opened == 0
+
+
+@pytest.mark.slow
+def test_the_whole_loop_on_a_fake_libero(fake_libero, tmp_path):
+    one = dataclasses.replace(
+        recipe(),
+        vae="",
+        towers=(),
+        vae_train=VAETraining(steps=2, batch=2, warmup=1),
+        sft=dataclasses.replace(SFTConfig.fake(), frozen=()),
+        world_train=WorldTrainConfig.fake(),
+        refresh=RefreshConfig(steps=2),
+        reward_train=RewardTrainConfig.fake(steps=4, extra=0.25, stride=2),
+        starts=StartsConfig(share=0.5),
+        dream=DreamConfig(groups=4, chunks=2, updates=(2, 1)),
+        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
+        evaluate=EvaluateConfig(episodes=6, compare=5, videos=1),
+    )
+    results = pace.run("pace", to_dict(one), tmp_path / "run")
+    assert [phase["name"] for phase in results["phases"]] == ["base", "after imagined GRPO", "after PACE"]
+    ledger = results["ledger"]
+    assert ledger["collect-0"]["true_steps"] == 4 * one.libero.steps and ledger["grpo-1"]["true_steps"] == 0
+    assert "vae" in ledger and all(phase["subgoals"] == {} for phase in results["phases"])
+    assert (tmp_path / "run" / "stages" / "compare-0-in-world-0" / "episode-0.mp4").is_file()
+    assert pace.run("pace", to_dict(one), tmp_path / "run")["phases"] == results["phases"]
+
+
+@pytest.mark.slow
+@pytest.mark.libero
+def test_collection_and_measurement_on_the_real_libero(tmp_path):
+    """Ten minutes and more is what the loop takes there; this is what of it touches the simulator."""
+    try:
+        setup.package_folder(), setup.choose_renderer()
+        if setup.assets_folder() is None:
+            raise LiberoError("no assets")
+    except LiberoError as error:
+        pytest.skip(f"the real LIBERO does not run here: {error}")
+    tiny = preset("libero_small,libero_smoke")
+    tiny = dataclasses.replace(tiny, libero=dataclasses.replace(tiny.libero, steps=16, workers=2))
+    arena, (policy, _) = arena_of(tiny), actor()
+    facts = arena.collect(tmp_path / "made", "collect-0", 2, policy)
+    assert facts == {"episodes": 2, "successes": 0, "true_steps": 2 * 16 * 2}
+    first, second = disk.read(tmp_path / "made")
+    assert first.frame_SHWC.shape == (17, 64, 64, 3) and first.state_SD.shape == (17, 8) and first.seed != second.seed
+    measured = arena.measure(tmp_path / "sampled", 2, policy)
+    (played,) = arena.play(2, policy)
+    assert np.array_equal(measured.success_B, np.asarray(played.rollout.truth_BNT).any((1, 2)))
+    assert played.rollout.video_BNTHWC.shape == (2, 2, 8, 64, 64, 3)

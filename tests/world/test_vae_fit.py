@@ -1,0 +1,34 @@
+"""A VAE trained on episodes: it learns, its statistics are those of its latents, and it comes back from the disk."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from wovr_jax.types import Episode
+from wovr_jax.world import vae_fit, vae_train
+from wovr_jax.world.model import WorldConfig
+from wovr_jax.world.vae_train import VAETraining
+
+
+def episode(seed):
+    """A square that wanders over 16 pixels, 12 steps."""
+    rng = np.random.default_rng(seed)
+    frames = np.zeros((13, 16, 16, 3), np.uint8)
+    for frame_HWC, (x, y) in zip(frames, rng.integers(0, 12, (13, 2)), strict=True):
+        frame_HWC[y : y + 4, x : x + 4] = 255
+    action_SA = rng.uniform(-1, 1, (12, 7)).astype(np.float32)
+    return Episode(frames, action_SA, np.zeros(13, bool), "push", 0, seed, "expert", action_SA)
+
+
+@pytest.mark.slow
+def test_a_vae_of_ones_own(tmp_path):
+    cfg, made = WorldConfig.fake(), [episode(seed) for seed in range(12)]
+    facts = vae_fit.fit(cfg, VAETraining(steps=12, batch=4, warmup=1), made, tmp_path)
+    own, params = vae_fit.load(tmp_path)
+    assert facts["windows"] > 12 and facts["psnr"] > 4.0
+    assert len(own.latent_mean) == own.z_dim and own.latent_mean != cfg.vae.latent_mean
+    draw = vae_fit._draw(jax.random.key(5), 8, vae_fit.cut(cfg, made))
+    z = vae_train.network(own)(params, draw, method="encode")
+    assert np.abs(np.asarray(z).mean()) < 0.3 and 0.6 < np.asarray(z).std() < 1.5
