@@ -70,7 +70,7 @@ class FakePool:
         return self._seen(index, where, draw)
 
     def demonstrate(self, trial, protocol, cfg, draw):
-        flaw = "early_release" if trial.seed % 3 == 0 else "none"
+        flaw = "early_release" if trial.seed % 3 == 2 else "none"
         push = -1.0 if flaw != "none" else 1.0
         seen, actions = [self.begin(0, trial, protocol)], []
         while len(actions) < protocol.horizons[trial.task.suite] and not (actions and self.x[0] > 0.7):

@@ -324,6 +324,22 @@ def test_what_is_no_run(run, tmp_path):
     assert source.from_run(run, 0).name == "mine, sft"
 
 
+def test_a_run_on_libero_speaks_liberos_words(run, tmp_path):
+    folder, words = shutil.copytree(run, tmp_path / "mine"), Tokenizer.libero()
+    settings = json.loads((folder / "config.json").read_text()) | {"libero": {"suite": "libero_goal"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(SourceError, match=f"the embedded tokenizer {words.vocab_size}"):
+        source.from_run(folder)  # its policy has the table's
+    llm = settings["policy"]["llm"] | {"rows": words.vocab_size + 64}
+    settings["policy"] |= {"llm": llm, "vocab_size": words.vocab_size, "pad": words.pad}
+    (folder / "config.json").write_text(json.dumps(settings))
+    found = source.from_run(folder)
+    assert found.key == "libero_goal" and list(found.statistics) == ["libero_goal"]
+    assert np.array_equal(
+        found.tokens("put the wine bottle on the rack"), words.prompt("put the wine bottle on the rack")
+    )
+
+
 def test_the_run_folder_is_only_read(run, policy):
     def state():
         return {path: path.stat().st_mtime_ns for path in run.rglob("*")}

@@ -106,7 +106,7 @@ class VAEConfig:
     @classmethod
     def libero_small(cls) -> VAEConfig:
         """For 64 x 64 frames of LIBERO: 8 x 8 latents, 8x in space, 4x in time."""
-        return dataclasses.replace(cls.tabletop(), encoder_dim=16, decoder_dim=24)
+        return dataclasses.replace(cls.tabletop(), decoder_dim=16)
 
     @classmethod
     def fake(cls) -> VAEConfig:
