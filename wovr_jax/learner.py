@@ -31,6 +31,7 @@ from jax.typing import ArrayLike
 
 from wovr_jax import grpo, masked, sharding
 from wovr_jax.grpo import GRPOConfig
+from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.sharding import WHOLE, Axes
 from wovr_jax.types import Array, Imagined
 
@@ -59,6 +60,7 @@ class LearnerConfig:
       minibatches: optimizer steps of a pass.
       microbatch: chunk-samples in one forward and backward pass.
       temperature: that the actor sampled with; log-probabilities are of logits / temperature.
+      lora: adapters to train beside the policy, folded in when the round ends; None trains the policy itself.
       grpo: mask, advantage, clips, regularisers.
     """
 
@@ -72,6 +74,7 @@ class LearnerConfig:
     minibatches: int = 4
     microbatch: int = 32
     temperature: float = 1.6
+    lora: LoRAConfig | None = None
     grpo: GRPOConfig = dataclasses.field(default_factory=GRPOConfig)
 
     @classmethod
@@ -263,9 +266,7 @@ def _samples(imagined: Imagined, signal: grpo.Signal) -> _Samples:
             f"both be {(rows, chunks, steps, 'A')}, got {imagined.token_BNTA.shape} and {imagined.logp_BNTA.shape}"
         )
 
-    def flat(x: Array) -> Array:
-        return x.reshape(rows * chunks, *x.shape[2:])
-
+    flat = lambda x: x.reshape(rows * chunks, *x.shape[2:])  # noqa: E731
     return _Samples(
         frame_XHWC=flat(imagined.frame_BNHWC),
         row_X=jnp.repeat(jnp.arange(rows), chunks),

@@ -21,7 +21,8 @@ from wovr_jax.keymap import KeymapError
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import vla
-from wovr_jax.policy.train import PolicyAdapters, adapted
+from wovr_jax.policy.adapters import adapted
+from wovr_jax.policy.train import PolicyAdapters
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.policy.weights import adapter_table, unused_layers
 

@@ -15,7 +15,7 @@ from wovr_jax import checkpoint, config, loop
 from wovr_jax.metrics import Log, read_metrics
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import LoRAConfig
-from wovr_jax.policy import train
+from wovr_jax.policy import adapters, train
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.fit import fit
 from wovr_jax.policy.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ def same(a, b):
 
 def test_the_state_holds_adapters_only_and_only_they_move(params, made):
     state, step = fresh(made), made[1]
-    own = train.adapters(CFG, TRAIN)
+    own = adapters.resolved(CFG, TRAIN.lora, TRAIN.frozen)
     assert jax.tree.structure(state.trained) == jax.tree.structure(lora.init(KEY, params, own))
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
     assert size(state.opt) <= 2 * size(state.trained) + 8 < size(params)
@@ -103,15 +103,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(made, tmp_path):
 
 
 def test_frozen_parts_have_no_adapters(params):
-    found = [train.adapters(CFG, dataclasses.replace(TRAIN, frozen=frozen)) for frozen in (TRAIN.frozen, ())]
+    found = [adapters.resolved(CFG, TRAIN.lora, frozen) for frozen in (TRAIN.frozen, ())]
     parts = [{path.split("/")[0] for path in own.targets} for own in found]
     assert parts == [{"projector", "llm"}, {"dino", "siglip", "projector", "llm"}]
     with pytest.raises(ValueError, match=r"unknown \['eyes'\]"):
         train.make(CFG, dataclasses.replace(TRAIN, frozen=("eyes",)), params, data(), KEY)
     with pytest.raises(ValueError, match="no layer matches 'llm/tail'"):
-        train.adapters(CFG, dataclasses.replace(TRAIN, lora=LoRAConfig(targets=("llm/tail",))))
+        adapters.resolved(CFG, LoRAConfig(targets=("llm/tail",)))
     with pytest.raises(ValueError, match="expected a rank of at least 1 and a target"):
-        train.adapters(CFG, dataclasses.replace(TRAIN, lora=LoRAConfig(targets=("dino/*",)), frozen=("dino",)))
+        adapters.resolved(CFG, LoRAConfig(targets=("dino/*",)), ("dino",))
 
 
 def test_the_judgement_by_hand(params):
@@ -140,7 +140,7 @@ def test_a_whole_fit_logs_its_judgements_and_keeps_its_adapters(params, tmp_path
     assert facts == {"chunks": 9} | {name: lines[-1][name] for name in ("val_loss", "val_accuracy", "val_l1")}
 
     about = config.from_dict(PolicyAdapters, checkpoint.meta(tmp_path / "adapters"))
-    assert about == PolicyAdapters(CFG, train.adapters(CFG, TRAIN))
+    assert about == PolicyAdapters(CFG, adapters.resolved(CFG, TRAIN.lora, TRAIN.frozen))
     own = checkpoint.restore(tmp_path / "adapters", train.make(CFG, TRAIN, params, data(), KEY)[0].trained)
     same(final, jax.jit(lambda p, a: lora.merge(p, a, about.lora))(params, own))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters", "fit", "log"]

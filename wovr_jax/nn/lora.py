@@ -174,6 +174,25 @@ def join(params: Params, adapters: Params) -> Params:
     return beside(params, adapters)
 
 
+def separate(joined: Params) -> tuple[Params, Params]:
+    """What :func:`join` was given: the plain network's parameters, and the adapters."""
+    plain: Params = {}
+    adapters: Params = {}
+    for name, node in joined.items():
+        if not isinstance(node, dict):
+            (adapters if name in (DOWN, UP) else plain)[name] = node
+            continue
+        plain[name], own = separate(node)
+        if own:
+            adapters[name] = own
+    return plain, adapters
+
+
+def mask(joined: Params) -> Params:
+    """True for every leaf of an adapter, False for the network's own: what is trained of ``join``'s result."""
+    return {name: mask(node) if isinstance(node, dict) else name in (DOWN, UP) for name, node in joined.items()}
+
+
 def adapt(module: nnx.Module, cfg: LoRAConfig) -> nnx.Module:
     """``module`` with adapters in the layers that ``cfg`` names, in place: for use inside the builder of a ``Pure``.
 

@@ -10,6 +10,7 @@ from wovr_jax import checkpoint, config, loop
 from wovr_jax.data import batches
 from wovr_jax.metrics import Log
 from wovr_jax.nn.functional import Params
+from wovr_jax.policy import adapters
 from wovr_jax.policy import train as sft
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.train import PolicyAdapters, SFTConfig, SFTState
@@ -61,6 +62,6 @@ def fit(
 
     state = loop.fit("sft", state, step, train.steps, log=log, folder=folder, on_step=judge)
     if train.lora:
-        about = PolicyAdapters(cfg, sft.adapters(cfg, train))
+        about = PolicyAdapters(cfg, adapters.resolved(cfg, train.lora, train.frozen))
         checkpoint.save(folder / "adapters", state.trained, config.to_dict(about))
     return sft.weights(cfg, train, params, state), {"chunks": len(data.token_BTA)} | judged(state)

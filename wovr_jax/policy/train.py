@@ -25,8 +25,9 @@ from wovr_jax import sharding
 from wovr_jax.nn import lora, optimizers
 from wovr_jax.nn.functional import Params, Pure
 from wovr_jax.nn.lora import LoRAConfig
+from wovr_jax.policy import adapters
 from wovr_jax.policy.actions import BINS, Codec, entropy, greedy, log_prob
-from wovr_jax.policy.vla import AXES, VLA, VLAConfig, network
+from wovr_jax.policy.vla import AXES, VLAConfig, network
 from wovr_jax.types import Array
 
 ADAPTERS = 2**32 - 1
@@ -196,7 +197,9 @@ def weights(cfg: VLAConfig, train: SFTConfig, params: Params, state: SFTState) -
     """The plain network's parameters after a training that began at ``params``; adapters are merged in float32."""
     if train.lora is None:
         return params | state.trained
-    return jax.jit(functools.partial(lora.merge, cfg=adapters(cfg, train)))(params, state.trained)
+    return jax.jit(functools.partial(lora.merge, cfg=adapters.resolved(cfg, train.lora, train.frozen)))(
+        params, state.trained
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,25 +240,8 @@ def trainable(cfg: VLAConfig, train: SFTConfig) -> Trainable:
         parts = lambda params: split(params, train.frozen)  # noqa: E731
         begin = lambda params, key: (parts(params)[0], jax.tree.map(jnp.copy, parts(params)[1]))  # noqa: E731
         return Trainable(network(cfg), begin, lambda fixed, trained: fixed | trained)
-    own = adapters(cfg, train)
-    return Trainable(adapted(cfg, own), lambda params, key: (params, lora.init(key, params, own)), lora.join)
-
-
-def adapters(cfg: VLAConfig, train: SFTConfig) -> LoRAConfig:
-    """``train.lora`` with the paths of the layers that it adapts; frozen parts have none.
-
-    Raises:
-      ValueError: when no layer is left, or a target is no layer.
-    """
-    assert train.lora is not None
-    paths = lora.targets(network(cfg).shapes(), train.lora)
-    return dataclasses.replace(train.lora, targets=tuple(p for p in paths if p.split("/")[0] not in train.frozen))
-
-
-@functools.cache
-def adapted(cfg: VLAConfig, own: LoRAConfig) -> Pure:
-    """The policy with adapters, as a pure function of what ``lora.join`` makes."""
-    return Pure(lambda rngs: lora.adapt(VLA(cfg, rngs=rngs), own))
+    own = adapters.resolved(cfg, train.lora, train.frozen)
+    return Trainable(adapters.adapted(cfg, own), lambda params, key: (params, lora.init(key, params, own)), lora.join)
 
 
 def optimizer(train: SFTConfig) -> optax.GradientTransformation:

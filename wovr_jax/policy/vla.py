@@ -244,14 +244,15 @@ def network(cfg: VLAConfig) -> Pure:
 
 
 def policy(
-    cfg: VLAConfig, params: Params, codec: Codec, temperature: float = 1.0
+    cfg: VLAConfig, params: Params, codec: Codec, temperature: float = 1.0, net: Pure | None = None
 ) -> Callable[..., tuple[Array, Array, Array]]:
     """``act(frame_BHWC, prompt_BL, key_B, state_BR=None) -> (token_BTA, logp_BTA, action_BTA)``.
 
     Tokens are sampled at ``temperature``, which the log-probabilities share; at ``temperature <= 0`` the
-    likeliest token is taken and the log-probabilities are those of temperature 1.
+    likeliest token is taken and the log-probabilities are those of temperature 1. ``net`` takes ``params`` in the place
+    of ``network(cfg)``, with adapters in it for example.
     """
-    net = network(cfg)
+    net = net or network(cfg)
     scale = temperature if temperature > 0.0 else 1.0
 
     def act(
