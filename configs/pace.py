@@ -4,9 +4,10 @@ Command:   python launch/train.py --config=configs/pace.py
 Hardware:  two CPU cores, 6 GB of memory; no downloads
 Expect:    see docs/tabletop.md for times and success rates
 
-Presets: smoke (of the embedded table); on the real LIBERO (make libero; docs/libero.md): libero_small, and from
-converted weights libero_spatial, libero_object, libero_goal, libero_10. ``:libero_small,libero_smoke`` runs every
-stage of it with almost nothing in it. Each says below what it needs and what to expect.
+Presets: smoke (of the embedded table), lora (RL of adapters); on the real LIBERO (make libero; docs/libero.md):
+libero_small, and from converted weights libero_spatial, libero_object, libero_goal, libero_10.
+``:libero_small,libero_smoke`` runs every stage of it with almost nothing in it. Each says below what it needs and
+what to expect.
 
 Settings that are not listed here keep the defaults of ``wovr_jax.recipe.Recipe``; a key ``size`` names a
 size of a network, and keys beside it change that size.
@@ -60,7 +61,7 @@ def get_config(preset: str = ""):
         evaluate={"episodes": 512, "compare": 128, "videos": 3},
     )
     suites = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-    presets = {"smoke": smoke, "libero_small": libero_small, "libero_smoke": libero_smoke}
+    presets = {"smoke": smoke, "lora": lora, "libero_small": libero_small, "libero_smoke": libero_smoke}
     return common.with_preset(settings, preset, presets | {suite: on(suite) for suite in suites})
 
 
@@ -70,6 +71,11 @@ def smoke(settings):
     settings.sft.steps = settings.world_train.steps = settings.reward_train.steps = settings.refresh.steps = 10
     settings.dream.update(groups=2, updates=(1, 1))
     settings.evaluate.update(episodes=32, compare=16, videos=1)
+
+
+def lora(settings):
+    """After any other: RL trains adapters of rank 32 beside the policy, folded in at the end of each round."""
+    settings.learner.lora = common.settings(size="rlinf", rank=32)
 
 
 def libero_small(settings):

@@ -19,8 +19,9 @@ from wovr_jax.data import starts as start_states
 from wovr_jax.data.episodes import to_float
 from wovr_jax.data.starts import Starts
 from wovr_jax.imagine import imagine, predicate, shadowed
-from wovr_jax.policy import vla
+from wovr_jax.policy import adapters, vla
 from wovr_jax.policy.actions import Codec
+from wovr_jax.policy.adapters import Tuned
 from wovr_jax.recipe import Recipe
 from wovr_jax.reward import classifier
 from wovr_jax.sim import collect, tabletop
@@ -43,6 +44,11 @@ class Programs:
 
     def __init__(self, recipe: Recipe, codec: Codec, world: WorldConfig, prompt_KL: Array):
         self.recipe, self.codec, self.world_config, self.prompt_KL = recipe, codec, world, prompt_KL
+
+    @functools.cached_property
+    def tuned(self) -> Tuned:
+        """The policy as ``dream`` and the learner run it."""
+        return adapters.tuned(self.recipe.policy, self.recipe.learner.lora, self.recipe.sft.frozen)
 
     @functools.cached_property
     def live(self) -> Callable[[Params, Array, Array, float], Imagined]:
@@ -98,7 +104,7 @@ class Programs:
 
     @functools.cached_property
     def dream(self) -> Callable[[Params, Params, Array], Imagined]:
-        """``dream(policy, parts, key)``: the rollouts of one iteration of RL.
+        """``dream(policy, parts, key)``: the rollouts of one iteration of RL; ``policy`` is of ``tuned.net``.
 
         ``parts`` holds ``starts``, ``threshold`` and, as ``recipe.dream`` asks for them, the weights
         ``world`` and ``reward`` and the simulator states ``sim`` of the starts.
@@ -113,7 +119,7 @@ class Programs:
             start = start_states.gather(table, row_B, self.prompt_KL)
             if "sim" in parts:
                 start = dataclasses.replace(start, sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
-            act = vla.policy(cfg.policy, policy, self.codec, cfg.temperature)
+            act = vla.policy(cfg.policy, policy, self.codec, cfg.temperature, self.tuned.net)
             score = classifier.score(cfg.reward, parts["reward"]) if cfg.dream.reward == "learned" else predicate
             chunks, threshold = cfg.dream.chunks, parts["threshold"]
             return imagine(act, self._world(parts), score, start, k_roll, chunks=chunks, threshold=threshold)

@@ -27,6 +27,7 @@ from wovr_jax.arena.tabletop import Tabletop
 from wovr_jax.data import batches, normalize
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
+from wovr_jax.nn import lora
 from wovr_jax.policy import fit as policy_fit
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
@@ -292,7 +293,7 @@ class Stages:
         name = f"grpo-{round_}"
         state, step = self.dream(round_ - 1, self.key(name))
         state = loop.fit(name, state, step, updates, log=self.run.log, folder=folder, log_every=1)
-        checkpoint.save(folder / "policy", state.params)
+        checkpoint.save(folder / "policy", self.programs.tuned.plain(state.params))
         curve = [line for line in metrics.read_metrics(self.run.folder) if line["stage"] == name]
         if said := learner.idle(curve):
             print(f"{name}: {said}", file=sys.stderr, flush=True)
@@ -303,16 +304,18 @@ class Stages:
     def dream(self, round_: int, key: Array) -> tuple[learner.PolicyState, Callable]:
         """First learner state and ``step(state, i)``: draw starts, roll, score, update, all on the device."""
         cfg, parts = self.recipe, self._dream_parts(round_ if self.recipe.pace else 0)
-        update = learner.make_update(cfg.learner, vla.network(cfg.policy), self.policy(0), vla.AXES)
-        rollout = self.programs.dream
+        tuned, rollout = self.programs.tuned, self.programs.dream
+        params = tuned.begin(self.policy(round_), self.key("adapters", round_))
+        base = tuned.begin(self.policy(0), self.key("adapters", 0)) if cfg.learner.grpo.kl else None
+        update = learner.make_update(cfg.learner, tuned.net, base, vla.AXES)
 
         def step(state: learner.PolicyState, i: Array) -> tuple[learner.PolicyState, dict[str, Array]]:
             k_dream, k_update = jax.random.split(jax.random.fold_in(key, i))
             return update(state, rollout(state.params, parts, k_dream), k_update)
 
-        frozen = learner.all_but(*cfg.sft.frozen) if cfg.sft.frozen else None
+        trained = learner.all_but(*cfg.sft.frozen) if cfg.sft.frozen else None
         rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
-        return learner.create(cfg.learner, self.policy(round_), frozen, rate, vla.AXES), step
+        return learner.create(cfg.learner, params, lora.mask if cfg.learner.lora else trained, rate, vla.AXES), step
 
     def _dream_parts(self, round_: int) -> dict[str, Any]:
         """What a rollout reads besides the policy; arguments of the compiled program, not constants in it."""
