@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from wovr_jax import checkpoint, loop, metrics, runtime
+from wovr_jax import loop, metrics, runtime
+from wovr_jax.history import CheckpointConfig, History
 
 TX = optax.adamw(1e-2)
 
@@ -42,6 +43,10 @@ def logged(folder):
     return [(line["step"], line["loss"]) for line in metrics.read_metrics(folder)]
 
 
+def steps(folder):
+    return History(folder / "fit", CheckpointConfig()).steps()
+
+
 def same(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
@@ -57,7 +62,7 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(tmp_path):
     log = metrics.Log(tmp_path / "cut", tensorboard=False)
     with pytest.raises(KeyboardInterrupt, match="sft stopped after step 13 of 30"):
         loop.fit("sft", fresh(), train, 30, log=log, folder=tmp_path / "cut", log_every=8, on_step=stop)
-    assert checkpoint.meta(tmp_path / "cut" / "fit")["step"] == 13
+    assert steps(tmp_path / "cut") == [13]
     log.scalars("sft", 16, {"loss": 99.0})  # as if the run had gone on after its checkpoint and been killed
     resumed = loop.fit("sft", fresh(), train, 30, log=log, folder=tmp_path / "cut", log_every=8)
     assert same(whole, resumed)
@@ -72,7 +77,7 @@ def test_interrupt_raised_by_the_callback_saves_too(tmp_path):
     before = signal.getsignal(signal.SIGINT)  # a shell's background job has it switched off
     with pytest.raises(KeyboardInterrupt):
         loop.fit("sft", fresh(), train, 5, folder=tmp_path, on_step=stop)
-    assert checkpoint.meta(tmp_path / "fit")["step"] == 1
+    assert steps(tmp_path) == [1]
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -86,7 +91,7 @@ def test_a_signal_ends_the_step_saves_and_says_which(tmp_path, number):
     with pytest.raises(loop.Stopped, match="stopped after step 2 of 5") as caught:
         loop.fit("sft", fresh(), train, 5, folder=tmp_path, on_step=warned)
     assert caught.value.signal == number
-    assert checkpoint.meta(tmp_path / "fit")["step"] == 2
+    assert steps(tmp_path) == [2]
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -140,7 +145,7 @@ def test_non_finite_metric_names_stage_step_and_checkpoint(tmp_path):
     message = str(caught.value)
     assert "world-model: metric 'loss' is nan at step 7 of 20" in message
     assert f"The checkpoint of step 4 in {tmp_path / 'fit'} is kept" in message
-    assert checkpoint.meta(tmp_path / "fit")["step"] == 4
+    assert steps(tmp_path) == [4]
 
 
 def test_non_finite_state_is_not_saved(tmp_path):
@@ -151,7 +156,7 @@ def test_non_finite_state_is_not_saved(tmp_path):
     with pytest.raises(
         loop.NonFiniteError, match=r"state leaf 'w' holds a NaN at step 3 of 5. The checkpoint of step 2"
     ):
-        loop.fit("sft", state, jax.jit(step), 5, folder=tmp_path, save_every_s=-1)
+        loop.fit("sft", state, jax.jit(step), 5, folder=tmp_path, keep=CheckpointConfig(every_s=0))
 
 
 def test_plain_lines_when_not_a_terminal(monkeypatch, capsys):

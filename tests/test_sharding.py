@@ -93,14 +93,19 @@ def test_every_network_is_described() -> None:
     sharding.shardings(shapes, model.AXES, over(1, 8, 1))
 
 
-def on_meshes(cases: str, *meshes: str) -> dict[str, dict[str, list[float]]]:
-    """What ``mesh_cases.py`` finds, in a process with eight devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+def on_devices(count: int, script: str, *words: str) -> str:
+    """The last line that a script of this folder prints in a process with so many devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(ROOT / "tests" / "mesh_cases.py"), cases, *meshes]
+    command = [sys.executable, str(ROOT / "tests" / script), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
+
+
+def on_meshes(cases: str, *meshes: str) -> dict[str, dict[str, list[float]]]:
+    """What ``mesh_cases.py`` finds, in a process with eight devices."""
+    return json.loads(on_devices(8, "mesh_cases.py", cases, *meshes))
 
 
 def assert_equal_on(meshes: tuple[str, ...], cases: str) -> None:
@@ -115,6 +120,13 @@ def assert_equal_on(meshes: tuple[str, ...], cases: str) -> None:
 
 def test_training_is_the_same_over_data_parameters_and_tensors() -> None:
     assert_equal_on(("2x2x2",), "world,policy,read")
+
+
+def test_a_state_saved_by_eight_devices_is_restored_by_four(tmp_path: pathlib.Path) -> None:
+    saved, cut_8 = on_devices(8, "moved_checkpoint.py", "save", str(tmp_path / "c"), "2x2x2").split()
+    restored, cut_4 = on_devices(4, "moved_checkpoint.py", "restore", str(tmp_path / "c"), "1x4x1").split()
+    assert restored == saved
+    assert min(int(cut_8), int(cut_4)) > 50, "arrays that were cut; copies would prove nothing"
 
 
 @pytest.mark.slow

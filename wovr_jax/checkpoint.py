@@ -2,17 +2,24 @@
 
 The format is Orbax's. A save goes to a folder beside the target and is renamed into place,
 and the previous checkpoint is removed only after that, so a process that dies at any moment
-leaves one that restores. A restore compares key paths, shapes and dtypes first, because
-Orbax casts a dtype silently and reports one mismatch at a time.
+leaves one that restores. A restore compares every file with its SHA-256 first, then key paths,
+shapes and dtypes, because Orbax casts a dtype silently and reports one mismatch at a time.
+
+The processes of one run share the folder: each writes the pieces that it holds, each looks after
+its share of the files, and process 0 renames.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +29,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 META = "wovr.json"
+SUMS = "sha256-{}.json"
+"""SHA-256 of the files that one process looks after."""
 ROOT = "tree"
 """Orbax wants a container at the top; under this name any tree fits, a single array too."""
 SHOWN = 12
@@ -29,7 +38,11 @@ SHOWN = 12
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, foreign, or does not fit what was asked for."""
+    """A checkpoint that is missing, foreign, or does not fit what was asked for, or that could not be written."""
+
+
+class BrokenError(CheckpointError):
+    """A checkpoint whose files are not those that were written."""
 
 
 def save(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> None:
@@ -42,27 +55,94 @@ def save(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = No
       meta: JSON facts kept beside the arrays (see :func:`meta`).
 
     Raises:
-      CheckpointError: when ``path`` holds something that is not a checkpoint.
+      CheckpointError: when ``path`` holds something that is not a checkpoint, or cannot be written (a full disk).
     """
+    begin(path, tree, meta)()
+
+
+def begin(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> Callable[[], None]:
+    """:func:`save` in two parts: when this returns the arrays have left an accelerator, and calling what it
+    returns writes the rest, in any thread if this is the only process."""
     path = _settle(path)
     if path.exists() and not _is_checkpoint(path):
         raise CheckpointError(f"{path} exists and is not a checkpoint; choose another folder or remove it.")
-    fresh, old = _beside(path)
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # What an interrupted save left: never the only copy, because _settle ran.
-        for stale in (fresh, old, *path.parent.glob(f"{fresh.name}.orbax-checkpoint-tmp*")):
-            shutil.rmtree(stale, ignore_errors=True)
-    _barrier(f"clean {path}")
-    with ocp.StandardCheckpointer() as writer:
+    fresh, _ = _beside(path)
+    facts = json.dumps(dict(meta or {}))  # now: the caller may go on writing into what it gave
+    with _explained(path):
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
+        barrier(f"clean {path}")
+        writer = ocp.StandardCheckpointer()
         writer.save(fresh, {ROOT: jax.tree.map(_storable, tree)})
+
+    def finish() -> None:
+        with _explained(path):
+            with writer:
+                writer.wait_until_finished()
+            _seal(path, facts)
+
+    return finish
+
+
+def _sweep(path: pathlib.Path) -> None:
+    """Removes what an interrupted save left: never the only copy, because _settle ran."""
+    fresh, old = _beside(path)
+    for stale in (fresh, old, *path.parent.glob(f"{fresh.name}.orbax-checkpoint-tmp*")):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _seal(path: pathlib.Path, facts: str) -> None:
+    """Notes the sums, then the facts that mark the checkpoint as complete, then puts it in its place."""
+    fresh, old = _beside(path)
+    sums = {name: _sha256(fresh / name) for name in _share(_files(fresh))}
+    barrier(f"written {path}")
     if jax.process_index() == 0:
-        (fresh / META).write_text(json.dumps(dict(meta or {})))
+        sums[META] = hashlib.sha256(facts.encode()).hexdigest()
+    (fresh / SUMS.format(jax.process_index())).write_text(json.dumps(sums))
+    barrier(f"summed {path}")
+    if jax.process_index() == 0:
+        mark = fresh / f"{META}.tmp"
+        mark.write_text(facts)  # a full disk leaves a file with nothing in it, which must not have the mark's name
+        mark.rename(fresh / META)
         if path.exists():
             path.rename(old)
         fresh.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-    _barrier(f"saved {path}")
+    barrier(f"saved {path}")
+
+
+@contextlib.contextmanager
+def _explained(path: pathlib.Path) -> Iterator[None]:
+    """What kept us from writing, in words; the half-written folder is removed, it may fill the disk."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # a failed write is any of them in TensorStore
+        if not (why := cause(error, path.parent)):
+            raise
+        _sweep(_settle(path))
+        raise CheckpointError(
+            f"{path} could not be written: {why} What was saved before is as it was, and the same command goes on "
+            "from there."
+        ) from error
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def cause(error: Exception, folder: pathlib.Path) -> str:
+    """Why the system did not write into ``folder``, and what to do; empty when the error is not the system's."""
+    # TensorStore's errors have no number, but name it in their text.
+    named = re.search(r"OS error (\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(named[1]) if named else None)
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    if number in FULL:
+        free = shutil.disk_usage(there).free / 2**20
+        return f"the disk is full ({free:.0f} MiB are free at {there}). Free some space, or choose another disk."
+    if number in CLOSED:
+        return f"{there} cannot be written to by this user. Choose another folder, or change its permissions."
+    return f"{type(error).__name__}: {error}." if number else ""
 
 
 def restore(path: str | os.PathLike, like: Any) -> Any:
@@ -75,10 +155,13 @@ def restore(path: str | os.PathLike, like: Any) -> Any:
         arrays that no device was chosen for come back so.
 
     Raises:
+      BrokenError: naming the files that are missing or changed. Checkpoints of before there were sums have none
+        to compare.
       CheckpointError: when there is no checkpoint, or naming every leaf that is missing,
         left over, or of another shape or dtype.
     """
     path = _found(path)
+    verify(path)
     _compare(path, like)
     with ocp.StandardCheckpointer() as reader:
         stored = reader.restore(path, {ROOT: jax.tree.map(_target, like)})
@@ -93,6 +176,58 @@ def exists(path: str | os.PathLike) -> bool:
 def meta(path: str | os.PathLike) -> dict[str, Any]:
     """The JSON facts saved with the checkpoint."""
     return json.loads((_found(path) / META).read_text())
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Removes a checkpoint; at no moment is half of one there under its name."""
+    path = pathlib.Path(path)
+    _, old = _beside(path)
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def verify(path: str | os.PathLike) -> None:
+    """Compares every file of the checkpoint with its SHA-256; the processes of a run share the work.
+
+    Raises:
+      BrokenError: on every process, wherever the fault was found.
+    """
+    path = pathlib.Path(path)
+    sums = {name: sum_ for one in path.glob(SUMS.format("*")) for name, sum_ in _read_sums(one).items()}
+    wrong = [name for name in _share(sorted(sums)) if not (path / name).is_file() or _sha256(path / name) != sums[name]]
+    if any(_everyone(len(wrong))):
+        named = ", ".join(wrong[:SHOWN]) or "files that another process looked at"
+        raise BrokenError(f"{path} is broken: missing or changed since it was written: {named}.")
+
+
+def _read_sums(path: pathlib.Path) -> dict[str, str]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise BrokenError(f"{path.parent} is broken: {path.name} in it is not JSON ({error}).") from error
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+    """What Orbax wrote."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _share(names: list[str]) -> list[str]:
+    """Those that this process looks after."""
+    return names[jax.process_index() :: jax.process_count()]
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _everyone(number: int) -> list[int]:
+    """The number of each process."""
+    if jax.process_count() == 1:
+        return [number]
+    return np.ravel(multihost_utils.process_allgather(np.int32(number))).tolist()
 
 
 def _beside(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -125,7 +260,8 @@ def _found(path: str | os.PathLike) -> pathlib.Path:
     return path
 
 
-def _barrier(name: str) -> None:
+def barrier(name: str) -> None:
+    """Every process of the run waits here for the others."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 

@@ -8,6 +8,7 @@ uninterrupted run bit for bit.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import pathlib
 import signal
@@ -15,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from wovr_jax import checkpoint
+from wovr_jax import history
+from wovr_jax.history import CheckpointConfig, History
 from wovr_jax.metrics import Log
 
 IN_FLIGHT = 2
@@ -58,7 +59,7 @@ def fit(
     *,
     log: Log | None = None,
     folder: str | os.PathLike | None = None,
-    save_every_s: float = 60.0,
+    keep: CheckpointConfig | None = None,
     log_every: int = 20,
     on_step: Callable[[int, Any], dict[str, float] | None] | None = None,
     nan_ok: tuple[str, ...] = (),
@@ -71,8 +72,8 @@ def fit(
       step: jitted by the caller; ``i`` is an int32 scalar array, metrics are scalars.
       steps: how many.
       log: receives the mean of each metric over the last ``log_every`` steps.
-      folder: where the checkpoint is kept and looked for; None for a run that is not resumed.
-      save_every_s: seconds between checkpoints; one is always written at the end.
+      folder: checkpoints are kept and looked for in its ``fit``; None for a run that is not resumed.
+      keep: how often, and how many of them; by default what is in use (``history.use``).
       log_every: steps between reads of the metrics. The device is never waited for in between.
       on_step: called as ``on_step(done, state)`` after each step, ``done`` counting from 1. It
         must not keep ``state``, which the next step may donate. Scalars that it returns are logged.
@@ -80,14 +81,16 @@ def fit(
 
     Raises:
       NonFiniteError: naming stage, step and metric; the last good checkpoint stays.
+      CheckpointError: when a state cannot be written; the checkpoints before it stay.
       Stopped: on Ctrl-C or SIGTERM, after the checkpoint is written.
       ValueError: when the checkpoint in ``folder`` is further than ``steps``.
     """
-    run = _Run(name, steps, log, folder, nan_ok)
+    keep = keep or history.current()
+    run = _Run(name, steps, log, folder, nan_ok, keep)
     state, done = run.resume(state)
     saved_at = time.monotonic()
     in_flight: collections.deque[Any] = collections.deque()
-    with _interrupts() as interrupted, _Progress(name, done, steps) as progress:
+    with _interrupts() as interrupted, _Progress(name, done, steps) as progress, contextlib.closing(run):
         while done < steps:
             state, metrics = step(state, jnp.asarray(done, jnp.int32))
             done += 1
@@ -102,44 +105,59 @@ def fit(
                 extra = None
             if done % log_every == 0 or done == steps:
                 progress.metrics = run.write(done)
-            if extra and log:
-                log.scalars(name, done, extra)
+            if extra:
+                run.note(done, extra)
             progress.advance(done)
             if interrupted:
-                run.save(done, state)
+                run.save(done, state, wait=True)
                 raise Stopped(f"{name} stopped after step {done} of {steps}", interrupted[0])
-            if done == steps or time.monotonic() - saved_at > save_every_s:
-                run.save(done, state)
+            if done == steps or time.monotonic() - saved_at > keep.every_s:
+                run.save(done, state, wait=done == steps)
                 saved_at = time.monotonic()
     return state
 
 
 class _Run:
-    """The bookkeeping of one fit: metrics not yet logged, and the checkpoint."""
+    """The bookkeeping of one fit: metrics not yet logged, and the checkpoints."""
 
     def __init__(
-        self, name: str, steps: int, log: Log | None, folder: str | os.PathLike | None, nan_ok: tuple[str, ...]
+        self,
+        name: str,
+        steps: int,
+        log: Log | None,
+        folder: str | os.PathLike | None,
+        nan_ok: tuple[str, ...],
+        keep: CheckpointConfig,
     ):
         self.name, self.steps, self.log, self.nan_ok = name, steps, log, nan_ok
-        self.path = None if folder is None else pathlib.Path(folder) / "fit"
+        self.history = None if folder is None else History(pathlib.Path(folder) / "fit", keep)
         self.saved: int | None = None
         self.window: list[dict[str, Any]] = []
+        self.means: dict[str, float] = {}
 
     def resume(self, state: Any) -> tuple[Any, int]:
         """The state and step to go on from."""
-        if self.path is None or not checkpoint.exists(self.path):
+        if self.history is None or not (there := self.history.steps()):
             return state, 0
-        facts = checkpoint.meta(self.path)
-        done, self.window = facts["step"], facts["window"]
-        if done > self.steps:
+        if there[-1] > self.steps:
             raise ValueError(
-                f"{self.name}: the checkpoint in {self.path} is at step {done}, beyond the {self.steps} steps "
-                f"asked for. Ask for at least {done} steps, or use a new run folder."
+                f"{self.name}: the checkpoint in {self.history.folder} is at step {there[-1]}, beyond the {self.steps} "
+                f"steps asked for. Ask for at least {there[-1]} steps, or use a new run folder."
             )
-        self.saved = done
+        found = self.history.restore(state)
+        if found is None:
+            return state, 0
+        state, facts = found
+        self.saved, self.window, self.means = facts["step"], facts["window"], facts["means"]
         if self.log:
-            self.log.rewind(self.name, done)
-        return checkpoint.restore(self.path, state), done
+            self.log.rewind(self.name, facts["step"])
+        return state, facts["step"]
+
+    def note(self, done: int, extra: dict[str, float]) -> None:
+        """Logs what ``on_step`` returned."""
+        self.means |= extra
+        if self.log:
+            self.log.scalars(self.name, done, extra)
 
     def read(self, done: int) -> None:
         """Brings the window to the host and checks it."""
@@ -153,30 +171,38 @@ class _Run:
         """Logs the means of the window and empties it."""
         self.read(done)
         means = {metric: float(np.mean([m[metric] for m in self.window])) for metric in self.window[-1]}
-        self.window = []
+        self.window, self.means = [], self.means | means
         if self.log:
             self.log.scalars(self.name, done, means)
         return means
 
-    def save(self, done: int, state: Any) -> None:
-        """Writes the checkpoint, unless it would hold a NaN."""
-        if self.path is None:
+    def save(self, done: int, state: Any, *, wait: bool) -> None:
+        """Writes a checkpoint, unless it would hold a NaN."""
+        if self.history is None:
             return
         self.read(done)
         # The loss of this step was computed before its update: a bad update shows first in the state.
         bad = _nan_leaf(state)
         if bad:
             raise NonFiniteError(self._fault(f"state leaf {bad!r} holds a NaN", done))
-        checkpoint.save(self.path, state, {"step": done, "window": self.window})
+        facts = {"stage": self.name, "step": done, "window": self.window, "means": self.means}
+        self.history.save(done, state, facts)
         self.saved = done
+        if wait:
+            self.history.wait()
+
+    def close(self) -> None:
+        """Lets a save that is under way end."""
+        if self.history is not None:
+            self.history.wait()
 
     def _fault(self, what: str, step: int) -> str:
-        if self.path is None:
+        if self.history is None:
             kept = "No checkpoint was asked for."
         elif self.saved is None:
             kept = "No checkpoint had been written yet."
         else:
-            kept = f"The checkpoint of step {self.saved} in {self.path} is kept."
+            kept = f"The checkpoint of step {self.saved} in {self.history.folder} is kept."
         advice = "Try a smaller learning rate or look at the data."
         return f"{self.name}: {what} at step {step} of {self.steps}. {kept} {advice}"
 
@@ -201,7 +227,7 @@ def _has_nan(leaves: list[jax.Array]) -> list[jax.Array]:
     return [jnp.isnan(leaf).any() for leaf in leaves]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
     """Notes the first Ctrl-C or SIGTERM, so that it never cuts a step in two; the second one has its usual effect."""
     noted: list[int] = []

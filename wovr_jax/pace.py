@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from wovr_jax import config, metrics, report, runtime, sharding, studies, world_study
+from wovr_jax import config, history, metrics, report, runtime, sharding, studies, world_study
 from wovr_jax.recipe import Recipe
 from wovr_jax.run import Run, write_json
 from wovr_jax.stages import Stages
@@ -42,7 +42,7 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
     if job not in known:
         raise config.ConfigError(f"config.job: expected one of {', '.join(known)}, got {job!r}.")
     recipe = config.from_dict(Recipe, settings)
-    with sharding.use(recipe.mesh):
+    with sharding.use(recipe.mesh), history.use(recipe.checkpoints):
         opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
         runtime.enable_compile_cache(opened.folder.parent / ".jax_cache")
         results = _results(job, recipe, opened)

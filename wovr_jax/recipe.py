@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from wovr_jax.history import CheckpointConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
@@ -128,6 +129,7 @@ class Recipe:
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP). Without a name the VAE
         of ``world`` is trained on the demonstrations first, as ``vae_train`` says; towers then start at random.
       mesh: devices over which everything runs; its batches have to be multiples of ``data`` times ``fsdp``.
+      checkpoints: how often a training keeps its state, and how many of them.
       policy_weights, world_weights: where the policy and the transformer of the world model start: a json of imported
         weights, or the folder of a checkpoint such as `stages/world-0/dit` of a run; empty for random weights.
       temperature: of the policy's sampling, in training and evaluation alike.
@@ -148,6 +150,7 @@ class Recipe:
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")
     mesh: MeshConfig = MeshConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
     policy_weights: str = ""
     world_weights: str = ""
     temperature: float = 1.6

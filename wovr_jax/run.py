@@ -31,8 +31,9 @@ T = TypeVar("T")
 
 MARK = "done.json"
 COUNTED = ("true_steps", "imagined_frames")
-FREE = ("mesh", "seeds", "variants")
-"""Settings that say where a run computes or how much of a study, not what comes out: it may go on with others."""
+FREE = ("mesh", "checkpoints", "seeds", "variants")
+"""Settings that say where a run computes, what it keeps, or how much of a study, not what comes out: it may go on with
+others."""
 
 
 class RunError(ValueError):

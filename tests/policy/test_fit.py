@@ -97,7 +97,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(made, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         loop.fit("sft", fresh(made), made[1], 4, folder=tmp_path, on_step=cut)
-    stored = checkpoint.restore(tmp_path / "fit", made[0])
+    stored = checkpoint.restore(tmp_path / "fit" / "00000002", made[0])
     assert jax.tree.structure(stored) == jax.tree.structure(whole)
     same(loop.fit("sft", fresh(made), made[1], 4, folder=tmp_path), whole)
 
