@@ -12,12 +12,10 @@ its share of the files, and process 0 renames.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+
+from wovr_jax import runtime
 
 META = "wovr.json"
 SUMS = "sha256-{}.json"
@@ -118,31 +118,13 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # a failed write is any of them in TensorStore
-        if not (why := cause(error, path.parent)):
+        if not (why := runtime.not_written(error, path.parent)):
             raise
         _sweep(_settle(path))
         raise CheckpointError(
             f"{path} could not be written: {why} What was saved before is as it was, and the same command goes on "
             "from there."
         ) from error
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-def cause(error: Exception, folder: pathlib.Path) -> str:
-    """Why the system did not write into ``folder``, and what to do; empty when the error is not the system's."""
-    # TensorStore's errors have no number, but name it in their text.
-    named = re.search(r"OS error (\d+)", str(error))
-    number = getattr(error, "errno", None) or (int(named[1]) if named else None)
-    there = next(one for one in (folder, *folder.parents) if one.exists())
-    if number in FULL:
-        free = shutil.disk_usage(there).free / 2**20
-        return f"the disk is full ({free:.0f} MiB are free at {there}). Free some space, or choose another disk."
-    if number in CLOSED:
-        return f"{there} cannot be written to by this user. Choose another folder, or change its permissions."
-    return f"{type(error).__name__}: {error}." if number else ""
 
 
 def restore(path: str | os.PathLike, like: Any) -> Any:
@@ -166,6 +148,20 @@ def restore(path: str | os.PathLike, like: Any) -> Any:
     with ocp.StandardCheckpointer() as reader:
         stored = reader.restore(path, {ROOT: jax.tree.map(_target, like)})
     return jax.tree.map(_revive, like, stored[ROOT])
+
+
+def load(path: str | os.PathLike) -> Any:
+    """The tree as it lies there: nested dicts and lists of numpy arrays, whatever it was saved from.
+
+    Raises:
+      CheckpointError: as :func:`restore`.
+    """
+    path = _found(path)
+    verify(path)
+    with ocp.PyTreeCheckpointer() as reader:
+        shapes = reader.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))[ROOT]
 
 
 def exists(path: str | os.PathLike) -> bool:

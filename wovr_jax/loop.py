@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from wovr_jax import history
+from wovr_jax import checkpoint, history
 from wovr_jax.history import CheckpointConfig, History
 from wovr_jax.metrics import Log
 
@@ -47,8 +48,34 @@ class Stopped(KeyboardInterrupt):
         self.signal = signal.Signals(number)
 
 
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A step that can show what it trained on, for when that has to be looked at.
+
+    Attributes:
+      step: ``step(state, i) -> (state, metrics)``.
+      batch: ``batch(state, i)``, arrays; what ``step`` would train on.
+      of_state: whether the batch depends on the state, as rollouts of a policy do.
+    """
+
+    step: Step
+    batch: Callable[[Any, jax.Array], Any]
+    of_state: bool = False
+
+    def __call__(self, state: Any, i: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        return self.step(state, i)
+
+
 class NonFiniteError(FloatingPointError):
-    """A metric or the state became NaN or infinite; the message says where."""
+    """A metric or the state became NaN or infinite; the message says where.
+
+    Attributes:
+      step: of the update that did it, counting from 1.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 def fit(
@@ -80,7 +107,8 @@ def fit(
       nan_ok: metrics that may be NaN (a mean over nothing, say).
 
     Raises:
-      NonFiniteError: naming stage, step and metric; the last good checkpoint stays.
+      NonFiniteError: naming stage, step and metric; the last good checkpoint stays. What the step trained on is in
+        ``folder / "nonfinite"`` (``checkpoint.load``) if it is one that can show it.
       CheckpointError: when a state cannot be written; the checkpoints before it stay.
       Stopped: on Ctrl-C or SIGTERM, after the checkpoint is written.
       ValueError: when the checkpoint in ``folder`` is further than ``steps``.
@@ -88,10 +116,21 @@ def fit(
     keep = keep or history.current()
     run = _Run(name, steps, log, folder, nan_ok, keep)
     state, done = run.resume(state)
+    like = jax.tree.map(_shape_of, state)
+    with contextlib.closing(run):
+        try:
+            return _train(run, state, step, done, log_every, keep.every_s, on_step)
+        except NonFiniteError as fault:
+            raise NonFiniteError(f"{fault} {run.dump(fault.step, like, step)}", fault.step) from None
+
+
+def _train(
+    run: _Run, state: Any, step: Step, done: int, log_every: int, save_every_s: float, on_step: Callable | None
+) -> Any:
     saved_at = time.monotonic()
     in_flight: collections.deque[Any] = collections.deque()
-    with _interrupts() as interrupted, _Progress(name, done, steps) as progress, contextlib.closing(run):
-        while done < steps:
+    with _interrupts() as interrupted, _Progress(run.name, done, run.steps) as progress:
+        while done < run.steps:
             state, metrics = step(state, jnp.asarray(done, jnp.int32))
             done += 1
             run.window.append(metrics)
@@ -103,16 +142,16 @@ def fit(
             except KeyboardInterrupt:
                 interrupted.append(signal.SIGINT)
                 extra = None
-            if done % log_every == 0 or done == steps:
+            if done % log_every == 0 or done == run.steps:
                 progress.metrics = run.write(done)
             if extra:
                 run.note(done, extra)
             progress.advance(done)
             if interrupted:
                 run.save(done, state, wait=True)
-                raise Stopped(f"{name} stopped after step {done} of {steps}", interrupted[0])
-            if done == steps or time.monotonic() - saved_at > keep.every_s:
-                run.save(done, state, wait=done == steps)
+                raise Stopped(f"{run.name} stopped after step {done} of {run.steps}", interrupted[0])
+            if done == run.steps or time.monotonic() - saved_at > save_every_s:
+                run.save(done, state, wait=done == run.steps)
                 saved_at = time.monotonic()
     return state
 
@@ -165,7 +204,7 @@ class _Run:
         for back, metrics in enumerate(reversed(self.window)):
             for metric, value in metrics.items():
                 if metric not in self.nan_ok and not np.isfinite(value):
-                    raise NonFiniteError(self._fault(f"metric {metric!r} is {value}", done - back))
+                    raise NonFiniteError(self._fault(f"metric {metric!r} is {value}", done - back), done - back)
 
     def write(self, done: int) -> dict[str, float]:
         """Logs the means of the window and empties it."""
@@ -184,7 +223,7 @@ class _Run:
         # The loss of this step was computed before its update: a bad update shows first in the state.
         bad = _nan_leaf(state)
         if bad:
-            raise NonFiniteError(self._fault(f"state leaf {bad!r} holds a NaN", done))
+            raise NonFiniteError(self._fault(f"state leaf {bad!r} holds a NaN", done), done)
         facts = {"stage": self.name, "step": done, "window": self.window, "means": self.means}
         self.history.save(done, state, facts)
         self.saved = done
@@ -196,6 +235,22 @@ class _Run:
         if self.history is not None:
             self.history.wait()
 
+    def dump(self, bad: int, like: Any, step: Step) -> str:
+        """Keeps what update ``bad`` trained on, and the state before it, which the last checkpoint leads to again."""
+        if self.history is None or not isinstance(step, Shown):
+            return ""
+        self.history.wait()
+        found = self.history.restore(like)
+        if found is None and step.of_state:
+            return "Nothing had been saved, so its rollouts are not kept; the same command meets them again."
+        state, done = (None, bad - 1) if found is None else (found[0], found[1]["step"])
+        for i in range(done, bad - 1):
+            state, _ = step(state, jnp.asarray(i, jnp.int32))
+        kept = {"batch": step.batch(state, jnp.asarray(bad - 1, jnp.int32)), "state": state}
+        path = self.history.folder.with_name("nonfinite")
+        checkpoint.save(path, kept, {"stage": self.name, "step": bad - 1})
+        return f"What this update trained on, and the state before it, are in {path} (checkpoint.load reads them)."
+
     def _fault(self, what: str, step: int) -> str:
         if self.history is None:
             kept = "No checkpoint was asked for."
@@ -205,6 +260,13 @@ class _Run:
             kept = f"The checkpoint of step {self.saved} in {self.history.folder} is kept."
         advice = "Try a smaller learning rate or look at the data."
         return f"{self.name}: {what} at step {step} of {self.steps}. {kept} {advice}"
+
+
+def _shape_of(leaf: Any) -> Any:
+    """Enough of an array to restore one like it, when the array itself has been donated."""
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
 
 
 def _floats(metrics: dict[str, Any]) -> dict[str, float]:

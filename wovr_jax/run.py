@@ -15,15 +15,16 @@ in the same numbers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from wovr_jax import config
+from wovr_jax import config, runtime
 from wovr_jax.metrics import Log
 from wovr_jax.runtime import Ledger
 
@@ -51,14 +52,15 @@ class Run:
 
     Raises:
       RunError: when the folder holds something else, or a run with another configuration
-        (every difference is listed).
+        (every difference is listed), or cannot be written to.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], *, allow_change: bool = False):
         self.folder = pathlib.Path(folder).absolute()
         self.settings = config.to_dict(settings)
-        self._claim(allow_change)
-        self.log = Log(self.folder)
+        with _explained(self.folder, "the run cannot begin"):
+            self._claim(allow_change)
+            self.log = Log(self.folder)
         # Of every finished stage, whether or not it is asked for again: the ledger of a resumed run is the whole run's.
         marks = sorted(self.folder.glob(f"stages/*/{MARK}"), key=lambda mark: mark.stat().st_mtime)
         self.facts: dict[str, dict[str, Any]] = {mark.parent.name: json.loads(mark.read_text()) for mark in marks}
@@ -108,6 +110,9 @@ class Run:
 
         ``facts`` is JSON-able; ``true_steps`` and ``imagined_frames`` in it go to the ledger.
         Seconds of interrupted tries are counted too.
+
+        Raises:
+          RunError: when the disk is full or closed to us. Earlier stages and checkpoints are as they were.
         """
         if name not in self._products:
             folder = self.folder / "stages" / name
@@ -118,18 +123,20 @@ class Run:
         return self._products[name]
 
     def _make(self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], folder: pathlib.Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        tried = folder / "tried.json"
-        before = json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
-        print(f"== {name}", file=sys.stderr, flush=True)
-        begin = time.perf_counter()
-        try:
-            facts = dict(make(folder))
-        except BaseException:
-            write_json(tried, {"seconds": before + time.perf_counter() - begin})
-            raise
-        facts["seconds"] = before + time.perf_counter() - begin
-        write_json(folder / MARK, facts)
+        with _explained(folder, f"{name} cannot go on"):
+            folder.mkdir(parents=True, exist_ok=True)
+            tried = folder / "tried.json"
+            before = json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
+            print(f"== {name}", file=sys.stderr, flush=True)
+            begin = time.perf_counter()
+            try:
+                facts = dict(make(folder))
+            except BaseException:
+                with contextlib.suppress(OSError):  # what stopped the stage is worth more than its seconds
+                    write_json(tried, {"seconds": before + time.perf_counter() - begin})
+                raise
+            facts["seconds"] = before + time.perf_counter() - begin
+            write_json(folder / MARK, facts)
 
     def ledger(self) -> Ledger:
         """What every finished stage consumed."""
@@ -137,6 +144,19 @@ class Run:
         for name, facts in self.facts.items():
             ledger.add(name, seconds=facts["seconds"], **{count: facts.get(count, 0) for count in COUNTED})
         return ledger
+
+
+@contextlib.contextmanager
+def _explained(folder: pathlib.Path, what: str) -> Iterator[None]:
+    """A disk that is full or closed to us, in words."""
+    try:
+        yield
+    except OSError as error:
+        if not (why := runtime.not_written(error, folder)):
+            raise
+        raise RunError(
+            f"{what}: {why} Finished stages and checkpoints are as they were; the same command goes on from them."
+        ) from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -1,16 +1,19 @@
-"""Keys by name, compile cache and counter, the ledger, and facts about the machine."""
+"""Keys by name, compile cache and counter, the ledger, and facts about the machine and its disk."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import resource
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -145,3 +148,21 @@ def device_name() -> str:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return f"cpu, {cores} cores"
     return f"{len(devices)} x {devices[0].device_kind}"
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def not_written(error: Exception, folder: pathlib.Path) -> str:
+    """Why the system did not write into ``folder``, and what to do; empty when the error is not the system's."""
+    # TensorStore's errors have no number, but name it in their text.
+    named = re.search(r"OS error (\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(named[1]) if named else None)
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    if number in FULL:
+        free = shutil.disk_usage(there).free / 2**20
+        return f"the disk is full ({free:.0f} MiB are free at {there}). Free some space, or choose another disk."
+    if number in CLOSED:
+        return f"{there} cannot be written to by this user. Choose another folder, or change its permissions."
+    return f"{type(error).__name__}: {error}." if number else ""

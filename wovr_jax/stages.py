@@ -309,13 +309,18 @@ class Stages:
         base = tuned.begin(self.policy(0), self.key("adapters", 0)) if cfg.learner.grpo.kl else None
         update = learner.make_update(cfg.learner, tuned.net, base, vla.AXES)
 
-        def step(state: learner.PolicyState, i: Array) -> tuple[learner.PolicyState, dict[str, Array]]:
+        def rolled(state: learner.PolicyState, i: Array) -> tuple[Imagined, Array]:
             k_dream, k_update = jax.random.split(jax.random.fold_in(key, i))
-            return update(state, rollout(state.params, parts, k_dream), k_update)
+            return rollout(state.params, parts, k_dream), k_update
+
+        def step(state: learner.PolicyState, i: Array) -> tuple[learner.PolicyState, dict[str, Array]]:
+            return update(state, *rolled(state, i))
 
         trained = learner.all_but(*cfg.sft.frozen) if cfg.sft.frozen else None
         rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
-        return learner.create(cfg.learner, params, lora.mask if cfg.learner.lora else trained, rate, vla.AXES), step
+        mask = lora.mask if cfg.learner.lora else trained
+        state = learner.create(cfg.learner, params, mask, rate, vla.AXES)
+        return state, loop.Shown(step, rolled, of_state=True)
 
     def _dream_parts(self, round_: int) -> dict[str, Any]:
         """What a rollout reads besides the policy; arguments of the compiled program, not constants in it."""

@@ -139,7 +139,7 @@ def test_statistics_are_averaged_not_trained(trained):
 
 def test_one_compilation(trained):
     *_, step = trained
-    assert step.func._cache_size() == 1
+    assert step.step.func._cache_size() == 1
 
 
 def test_resuming_repeats_the_run(data):

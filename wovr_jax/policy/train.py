@@ -22,6 +22,7 @@ import optax
 from flax import struct
 
 from wovr_jax import sharding
+from wovr_jax.loop import Shown
 from wovr_jax.nn import lora, optimizers
 from wovr_jax.nn.functional import Params, Pure
 from wovr_jax.nn.lora import LoRAConfig
@@ -140,11 +141,14 @@ def make(
     optimiser = optimizer(train)
     fixed, first = way.begin(params, jax.random.fold_in(key, ADAPTERS))
 
+    def drawn(i: Array, data: Demonstrations) -> Demonstrations:
+        row_B = jax.random.randint(jax.random.fold_in(key, i), (train.batch,), 0, data.frame_BHWC.shape[0])
+        return sharding.batch(jax.tree.map(lambda leaf: leaf[row_B], data))
+
     def step(
         state: SFTState, i: Array, fixed: Params, data: Demonstrations
     ) -> tuple[SFTState, dict[str, Array]]:  # fmt: skip
-        row_B = jax.random.randint(jax.random.fold_in(key, i), (train.batch,), 0, data.frame_BHWC.shape[0])
-        batch = sharding.batch(jax.tree.map(lambda leaf: leaf[row_B], data))
+        batch = drawn(i, data)
         objective = lambda trained: loss(way.net, way.whole(fixed, trained), batch, train.blur)  # noqa: E731
         gradient, metrics = jax.grad(objective, has_aux=True)(state.trained)
         update, opt = optimiser.update(gradient, state.opt, state.trained)
@@ -154,7 +158,8 @@ def make(
 
     jitted = jax.jit(step, donate_argnums=0)
     state, fixed = sharding.place((SFTState(first, optimiser.init(first)), fixed), AXES)
-    return state, lambda state, i: jitted(state, i, fixed, data)
+    batch = lambda _, i: jax.jit(drawn)(i, data)  # noqa: E731
+    return state, Shown(lambda state, i: jitted(state, i, fixed, data), batch)
 
 
 def validation(

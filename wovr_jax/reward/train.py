@@ -22,6 +22,7 @@ from flax import struct
 from jax.typing import ArrayLike
 
 from wovr_jax import sharding
+from wovr_jax.loop import Shown
 from wovr_jax.nn.functional import Params
 from wovr_jax.reward import classifier
 from wovr_jax.reward.calibrate import Rule
@@ -183,7 +184,8 @@ def make_step(
     largest = int(data.task_K[-1])
     if cfg.head == "task" and largest >= cfg.tasks:
         raise ValueError(f"RewardConfig.tasks is {cfg.tasks}, but the data has task {largest}")
-    return functools.partial(_compiled(cfg, training), data=data, key=key)
+    step = functools.partial(_compiled(cfg, training), data=data, key=key)
+    return Shown(step, lambda _, i: jax.jit(_drawn, static_argnums=0)(training, i, data, key))
 
 
 def draw(training: RewardTrainConfig, data: RewardData, key: Array) -> tuple[Array, Array, Array]:
@@ -225,13 +227,20 @@ def predict(
     return np.concatenate(prob)[:total] if prob else np.zeros(0, np.float32)
 
 
+def _drawn(
+    training: RewardTrainConfig, i: Array, data: RewardData, key: Array
+) -> tuple[tuple[Array, Array, Array], Array]:
+    """The batch of step ``i``, and the key of its dropout."""
+    k_draw, k_dropout = jax.random.split(jax.random.fold_in(key, i))
+    return sharding.batch(draw(training, data, k_draw)), k_dropout
+
+
 @functools.cache
 def _compiled(cfg: RewardConfig, training: RewardTrainConfig) -> Callable:
     pure, transform = classifier.network(cfg), optimizer(training)
 
     def step(state: RewardState, i: Array, data: RewardData, key: Array) -> tuple[RewardState, dict[str, Array]]:
-        k_draw, k_dropout = jax.random.split(jax.random.fold_in(key, i))
-        frame_BHWC, label_B, task_B = sharding.batch(draw(training, data, k_draw))
+        (frame_BHWC, label_B, task_B), k_dropout = _drawn(training, i, data, key)
 
         def loss_fn(params: Params) -> tuple[Array, tuple[Array, Params]]:
             logit_B, after = pure.mutate(params, frame_BHWC, task_B, train=True, key=k_dropout)

@@ -205,12 +205,15 @@ def make(
     sizes, optimiser = (train.batch - old, old), optimizer(train)
     fed = latents.feed(sets, sizes, key, train.steps)
 
+    def drawn(i: Array, sets: tuple[Source, ...], key: Array) -> tuple[Batch, Array]:
+        k_loss, *k_draw = jax.random.split(jax.random.fold_in(key, i), 1 + len(sets))
+        parts = [draw(k, one, size, train) for k, one, size in zip(k_draw, sets, sizes, strict=False) if size]
+        return sharding.batch(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)), k_loss
+
     def step(
         state: WorldTrainState, i: Array, sets: tuple[Source, ...], frozen: Params | None, key: Array
     ) -> tuple[WorldTrainState, dict[str, Array]]:
-        k_loss, *k_draw = jax.random.split(jax.random.fold_in(key, i), 1 + len(sets))
-        parts = [draw(k, one, size, train) for k, one, size in zip(k_draw, sets, sizes, strict=False) if size]
-        batch = sharding.batch(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))
+        batch, k_loss = drawn(i, sets, key)
         whole = lambda params: params if frozen is None else lora.join(frozen, params)  # noqa: E731
         objective = lambda params: loss(cfg, train, whole(params), batch, k_loss)  # noqa: E731
         gradient, metrics = jax.grad(objective, has_aux=True)(state.params)
@@ -226,11 +229,11 @@ def make(
     state = sharding.place(WorldTrainState(params, ema, optimiser.init(params)), AXES)
 
     def run(state: WorldTrainState, i: Array) -> tuple[WorldTrainState, dict[str, Array]]:
-        drawn, waited = fed(i)
-        state, metrics = jitted(state, i, drawn, frozen, key)
+        sources, waited = fed(i)
+        state, metrics = jitted(state, i, sources, frozen, key)
         return state, metrics | waited  # floats of the host beside what the device has yet to compute
 
-    return state, run
+    return state, Shown(run, lambda _, i: jax.jit(drawn)(i, fed(i)[0], key))
 
 
 def first(train: WorldTrainConfig, dit_params: Params, key: Array) -> Params:
