@@ -23,6 +23,7 @@ from flax import struct
 
 from wovr_jax import sharding
 from wovr_jax.data.stream import StreamConfig
+from wovr_jax.loop import Shown
 from wovr_jax.nn import lora, optimizers
 from wovr_jax.nn.functional import Params, Pure
 from wovr_jax.nn.lora import LoRAConfig
