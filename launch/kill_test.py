@@ -7,8 +7,8 @@
 
 Moments are drawn from --seed and spread over all stages by their order; a state is saved every half second, so that
 many fall into a save. Parameters, episodes, start states, films, facts and metrics of every stage have to be equal bit
-for bit; the exit status is 1 if they are not. Both runs lie in --folder; the one that was left alone is used again if it
-is there.
+for bit; the exit status is 1 if they are not. Both runs lie in --folder; one that was left alone is used again if it is
+there already.
 """
 
 from __future__ import annotations

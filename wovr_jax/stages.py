@@ -36,7 +36,7 @@ from wovr_jax.recipe import Recipe
 from wovr_jax.reward import classifier
 from wovr_jax.reward import fit as reward_fit
 from wovr_jax.run import Run
-from wovr_jax.types import NULL_ACTION, Array, Episode
+from wovr_jax.types import NULL_ACTION, Array, Episode, Imagined
 from wovr_jax.world import dit, vae_fit
 from wovr_jax.world import fit as world_fit
 from wovr_jax.world import model as world_model
