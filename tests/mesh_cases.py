@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests import joined  # noqa: F401  # before anything is computed
 from wovr_jax import learner, sharding
 from wovr_jax.data import stream
 from wovr_jax.imagine import imagine
