@@ -29,7 +29,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 EVERY_STEP = CheckpointConfig(every_s=0)
 
 
-def train(folder: pathlib.Path, steps: int, *, bad: int = 99, value: float = np.nan, batch: bool = True) -> dict:
+def train(
+    folder: pathlib.Path, steps: int, *, bad: int = 99, value: float = np.nan, batch: bool = True, rolls: bool = False
+) -> dict:
     """Adds the mean of three numbers drawn from the step; those of step ``bad`` are not finite."""
     numbers = jnp.arange(300.0).reshape(100, 3).at[bad].set(value)
     drawn = jax.jit(lambda state, i: numbers[i])
@@ -39,7 +41,7 @@ def train(folder: pathlib.Path, steps: int, *, bad: int = 99, value: float = np.
         size = jnp.mean(drawn(state, i))
         return {"w": state["w"] + size}, {"loss": jnp.float32(1.0), "gradient": size}
 
-    made = loop.Shown(step, drawn) if batch else step
+    made = loop.Shown(step, drawn, of_state=rolls) if batch else step
     return loop.fit("world-0", {"w": jnp.zeros(2)}, made, steps, folder=folder, keep=EVERY_STEP, log_every=3)
 
 
@@ -69,11 +71,14 @@ def as_after_three_steps(folder: pathlib.Path) -> None:
 def files_no_larger_than(size: int) -> Iterator[None]:
     """A disk with no room for more, as near as a test comes to one: a longer write fails."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    caching = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # it would warn that it cannot write either
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        jax.config.update("jax_enable_compilation_cache", caching)
 
 
 def full_while_saving(folder: pathlib.Path) -> None:
@@ -232,6 +237,18 @@ def test_without_a_checkpoint_the_batch_is_kept_all_the_same(tmp_path: pathlib.P
         train(tmp_path, 3, bad=0)
     kept = checkpoint.load(tmp_path / "nonfinite")
     assert np.isnan(kept["batch"]).all() and not (tmp_path / "fit").exists()
+
+
+def test_rollouts_of_a_state_that_is_lost_are_not_kept_and_that_is_said(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(loop.NonFiniteError, match="Nothing had been saved, so its rollouts are not kept"):
+        train(tmp_path, 3, bad=0, rolls=True)
+    assert not (tmp_path / "nonfinite").exists()
+
+
+def test_a_disk_that_is_full_as_well_does_not_hide_the_first_fault(tmp_path: pathlib.Path) -> None:
+    trained(tmp_path)
+    with files_no_larger_than(64), pytest.raises(loop.NonFiniteError, match="is nan .* could not be kept: .* is full"):
+        train(tmp_path, 9, bad=3)
 
 
 def test_a_step_that_cannot_show_its_batch_stops_as_well(tmp_path: pathlib.Path) -> None:

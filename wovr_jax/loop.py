@@ -236,20 +236,31 @@ class _Run:
             self.history.wait()
 
     def dump(self, bad: int, like: Any, step: Step) -> str:
-        """Keeps what update ``bad`` trained on, and the state before it, which the last checkpoint leads to again."""
+        """Keeps what update ``bad`` trained on, and the state before it; says where, or why not."""
         if self.history is None or not isinstance(step, Shown):
             return ""
+        try:
+            state = self._state_before(bad, like, step)
+            if state is None and step.of_state:
+                return "Nothing had been saved, so its rollouts are not kept; the same command meets them again."
+            kept = {"batch": step.batch(state, jnp.asarray(bad - 1, jnp.int32)), "state": state}
+            path = self.history.folder.with_name("nonfinite")
+            checkpoint.save(path, kept, {"stage": self.name, "step": bad - 1})
+        except checkpoint.CheckpointError as error:  # a full disk, too: the first fault is the one to report
+            return f"What this update trained on could not be kept: {error}"
+        return f"What this update trained on, and the state before it, are in {path} (checkpoint.load reads them)."
+
+    def _state_before(self, bad: int, like: Any, step: Step) -> Any:
+        """That of the last checkpoint, led on to update ``bad``; None when nothing had been saved."""
+        assert self.history is not None
         self.history.wait()
         found = self.history.restore(like)
-        if found is None and step.of_state:
-            return "Nothing had been saved, so its rollouts are not kept; the same command meets them again."
-        state, done = (None, bad - 1) if found is None else (found[0], found[1]["step"])
-        for i in range(done, bad - 1):
+        if found is None:
+            return None
+        state, facts = found
+        for i in range(facts["step"], bad - 1):
             state, _ = step(state, jnp.asarray(i, jnp.int32))
-        kept = {"batch": step.batch(state, jnp.asarray(bad - 1, jnp.int32)), "state": state}
-        path = self.history.folder.with_name("nonfinite")
-        checkpoint.save(path, kept, {"stage": self.name, "step": bad - 1})
-        return f"What this update trained on, and the state before it, are in {path} (checkpoint.load reads them)."
+        return state
 
     def _fault(self, what: str, step: int) -> str:
         if self.history is None:
