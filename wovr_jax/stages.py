@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax import assets, checkpoint, evaluate, learner, loop, metrics, runtime, sharding
-from wovr_jax.arena.base import Actor, Arena
+from wovr_jax.arena.base import Actor, Arena, in_turn
 from wovr_jax.arena.tabletop import Tabletop
 from wovr_jax.data import batches, normalize
 from wovr_jax.data import episodes as disk
@@ -85,7 +85,7 @@ class Stages:
         if not self.recipe.collect.demonstrations:
             return [], []
         make = functools.partial(self.arena.demonstrate, key=self.key("demonstrations"))
-        read = lambda folder: (disk.read(folder / "episodes"), disk.read(folder / "validation"))  # noqa: E731
+        read = lambda folder: (in_turn(folder / "episodes"), in_turn(folder / "validation"))  # noqa: E731
         return self.run.stage("demonstrations", make, read)
 
     @functools.cached_property
@@ -162,7 +162,7 @@ class Stages:
             return self.arena.collect(folder / "episodes", name, count, self._actor(round_, name))
 
         self._ready(round_)
-        return self.run.stage(name, make, lambda folder: disk.read(folder / "episodes"))
+        return self.run.stage(name, make, lambda folder: in_turn(folder / "episodes"))
 
     def _ready(self, round_: int) -> None:
         """Makes what a rollout needs before the stage that rolls, so that the seconds of each are its own."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.arena.fake_libero import TASKS
-from wovr_jax.arena.base import Actor
+from wovr_jax.arena.base import Actor, in_turn
 from wovr_jax.arena.libero import Libero
 from wovr_jax.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
@@ -149,6 +149,8 @@ def test_collection_runs_to_the_end_and_labels_every_frame(fake_libero, tmp_path
     facts = arena.collect(tmp_path / "made", "collect-0", 4, policy)
     made = disk.read(tmp_path / "made")
     assert facts == {"episodes": 4, "successes": 4, "true_steps": 4 * STEPS}
+    assert [one.task for one in made] == [0, 0, 1, 1]  # a worker keeps its scene ...
+    assert [one.task for one in in_turn(tmp_path / "made")] == [0, 1, 0, 1]  # ... a reader gets some of every task
     for one in made:
         assert one.frame_SHWC.shape == (STEPS + 1, 16, 16, 3) and one.actor == "base" and one.seed >= 1_000_000
         first = int(one.success_S.argmax())  # the square is seen where it is said to be

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from wovr_jax.data import episodes as disk
 from wovr_jax.policy.actions import Codec
 from wovr_jax.programs import Programs
-from wovr_jax.types import Array, Imagined, Start
+from wovr_jax.types import Array, Episode, Imagined, Start
 
 SPAN = 10_000_000
 """Layout seeds of one run: its demonstrations, collections and evaluation lie in disjoint parts of this range."""
@@ -31,6 +32,14 @@ def layouts(seed: int, purpose: str, count: int) -> np.ndarray:
     else:
         low = 1_000_000 * (1 + int(purpose.removeprefix("collect-")))
     return seed * SPAN + low + np.arange(count, dtype=np.int32)
+
+
+def in_turn(folder: pathlib.Path) -> list[Episode]:
+    """The episodes of a folder in the order of their layouts, in which tasks take turns; it may hold them task by task.
+
+    Who takes the first or the last of them, as the training of the reward does, then has some of every task.
+    """
+    return sorted(disk.read(folder), key=lambda episode: episode.seed)
 
 
 @dataclasses.dataclass(frozen=True)
