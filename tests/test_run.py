@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import time
 from typing import Any
 
 import pytest
@@ -33,6 +34,23 @@ def test_the_ledger_of_a_resumed_run_has_every_stage_that_was_made(tmp_path: pat
     # A later product may be there, so that the earlier one is not asked for; it was paid for all the same.
     _made(Run(tmp_path / "run", {"seed": 0}), [], true_steps=7)
     assert Run(tmp_path / "run", {"seed": 0}).ledger().total().true_steps == 7
+
+
+def test_the_seconds_of_a_stage_inside_another_are_its_own(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path / "run", {"seed": 0})
+    begin = time.perf_counter()
+
+    def inner(folder: pathlib.Path) -> dict[str, Any]:
+        time.sleep(0.05)
+        return {}
+
+    def outer(folder: pathlib.Path) -> dict[str, Any]:
+        run.stage("inner", inner, lambda folder: None)
+        return {}
+
+    run.stage("outer", outer, lambda folder: None)
+    assert run.facts["inner"]["seconds"] >= 0.05
+    assert run.ledger().total().seconds <= time.perf_counter() - begin  # once, not twice
 
 
 def test_an_interrupted_stage_is_made_again_and_its_seconds_count(tmp_path: pathlib.Path) -> None:

@@ -65,6 +65,7 @@ class Run:
         marks = sorted(self.folder.glob(f"stages/*/{MARK}"), key=lambda mark: mark.stat().st_mtime)
         self.facts: dict[str, dict[str, Any]] = {mark.parent.name: json.loads(mark.read_text()) for mark in marks}
         self._products: dict[str, Any] = {}
+        self._inside = 0.0  # seconds of the stages that were made inside the one being made
 
     def _claim(self, allow_change: bool) -> None:
         mark = self.folder / "config.json"
@@ -109,7 +110,7 @@ class Run:
         """Runs ``make(folder) -> facts`` unless it is done, then returns ``load(folder)``, loaded once.
 
         ``facts`` is JSON-able; ``true_steps`` and ``imagined_frames`` in it go to the ledger.
-        Seconds of interrupted tries are counted too.
+        Seconds of interrupted tries are counted too, those of stages that are made inside are theirs alone.
 
         Raises:
           RunError: when the disk is full or closed to us. Earlier stages and checkpoints are as they were.
@@ -128,15 +129,16 @@ class Run:
             tried = folder / "tried.json"
             before = json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
             print(f"== {name}", file=sys.stderr, flush=True)
-            begin = time.perf_counter()
+            begin, around, self._inside = time.perf_counter(), self._inside, 0.0
             try:
                 facts = dict(make(folder))
+                write_json(folder / MARK, facts | {"seconds": before + time.perf_counter() - begin - self._inside})
             except BaseException:
                 with contextlib.suppress(OSError):  # what stopped the stage is worth more than its seconds
-                    write_json(tried, {"seconds": before + time.perf_counter() - begin})
+                    write_json(tried, {"seconds": before + time.perf_counter() - begin - self._inside})
                 raise
-            facts["seconds"] = before + time.perf_counter() - begin
-            write_json(folder / MARK, facts)
+            finally:
+                self._inside = around + time.perf_counter() - begin
 
     def ledger(self) -> Ledger:
         """What every finished stage consumed."""
