@@ -119,7 +119,7 @@ def assert_equal_on(meshes: tuple[str, ...], cases: str) -> None:
 
 
 def test_training_is_the_same_over_data_parameters_and_tensors() -> None:
-    assert_equal_on(("2x2x2",), "world,policy,read")
+    assert_equal_on(("2x2x2",), "world,read")
 
 
 def test_a_state_saved_by_eight_devices_is_restored_by_four(tmp_path: pathlib.Path) -> None:

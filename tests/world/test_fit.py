@@ -15,7 +15,6 @@ from wovr_jax.metrics import Log, read_metrics
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.types import Episode
 from wovr_jax.world import fit, latents, model
-from wovr_jax.world import train as training
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -53,15 +52,7 @@ def test_training_is_watched_and_filmed_at_intervals_and_streams_from_a_folder(p
     assert watched[4]["val_sample_mse"] == pytest.approx(facts["val_sample_mse"])
     assert all(line["input_wait_ms"] >= 0.0 for line in lines if "loss" in line)
 
-    # Interrupted in the middle and begun anew, the reader too: the same weights.
-    data, _ = fit.windows(CFG, train, params["vae"], source)
-    state, step = training.make(CFG, train, params["dit"], data, key)
-    for i in range(4):
-        if i == 2:
-            step = training.make(CFG, train, params["dit"], data, key)[1]
-        state, _ = step(state, jnp.int32(i))
     dit = fit.load(train, params["dit"], tmp_path / "stage")
-    jax.tree.map(np.testing.assert_array_equal, training.trained(state), dit)
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), dit, params["dit"])))
 
 
@@ -89,14 +80,15 @@ def test_how_windows_are_encoded_is_a_setting(params):
         WorldTrainConfig(latents="dusk")
 
 
-def test_what_is_drawn_on_the_host_is_encoded_as_on_the_device(params):
+def test_what_is_drawn_on_the_host_is_what_is_drawn_on_the_device(params, monkeypatch):
+    monkeypatch.setattr(latents, "_encoded", lambda cfg, vae, *drawn: drawn)  # the frames and actions before the VAE
     data, _ = fit.windows(CFG, dataclasses.replace(TRAIN, latents="fly"), params["vae"], episodes(3))
     row_B, static_B = jnp.array([0, 3, 5]), jnp.array([False, True, False])
     layout = Layout(memory=CFG.slots, new=CFG.chunk, partial=True)
     cut = [window(episodes(3)[e], start, layout) for e, start in np.asarray(data.row_I2[row_B]).tolist()]
     frames, actions = (jnp.stack(parts) for parts in zip(*cut, strict=True))
     ours = latents.Drawn(frames, actions, params["vae"], CFG).take(jnp.arange(3), static_B)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, data.take(row_B, static_B))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-7), ours, data.take(row_B, static_B))
 
 
 def test_the_cap_of_window_starts_is_a_setting_and_off(params):
