@@ -144,7 +144,7 @@ def on(suite):
                python launch/import_weights.py Wan2.2-TI2V-5B --out weights/wan
                python launch/train.py --config=configs/pace.py:<suite>
                with policy_weights, libero.release, world_weights and assets set where these folders lie elsewhere
-    Hardware:  8 GPUs of 80 GB and 1 TB of host memory for the frames; 32 cores for the simulator (estimated)
+    Hardware:  8 GPUs of 80 GB, 128 GB of host memory, 32 cores for the simulator (estimated)
     Hours:     about 100: 70 of imagined GRPO, as users of RLinf report, 30 of the rest (estimated)
     Expect:    the paper, after PACE and for the base policy: spatial 0.815 (0.615), object 0.820 (0.363),
                goal 0.775 (0.482), libero_10 0.358 (0.137). Not measured here.

@@ -39,6 +39,7 @@ from wovr_jax.sim.experts import ExpertConfig
 from wovr_jax.sim.tabletop import TabletopConfig
 from wovr_jax.stages import Stages
 from wovr_jax.studies import merged
+from wovr_jax.world import fit as world_fit
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -300,6 +301,35 @@ def test_without_a_refresh_later_rounds_dream_in_the_first_world(
     assert (last["policy"], last["world"]) == ("after imagined GRPO without a refresh", "world model of round 1")
     like = reference.stages.policy(1)
     assert not _same(checkpoint.restore(folder / "stages" / "grpo-2" / "policy", like), like)
+
+
+# --- episodes that stay on disk -------------------------------------------------------------
+
+
+def test_a_run_that_streams_leaves_its_episodes_on_disk(
+    reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = merged(reference.settings, {"world_train": {"latents": "stream"}})
+    run = Run(tmp_path / "run", settings)
+    for name in ("demonstrations", "sft", "grpo-1", "collect-0", "collect-1"):
+        (run.folder / "stages").mkdir(exist_ok=True)
+        (run.folder / "stages" / name).symlink_to(reference.folder / "stages" / name)
+    streaming, before = Stages(from_dict(Recipe, settings), run), reference.stages
+    given: list[Any] = []
+
+    def fit(cfg: Any, train: Any, begin: Any, new: Any, *others: Any, **options: Any) -> dict[str, Any]:
+        given.append(new)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(world_fit, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        streaming.world(0)
+    (new,) = given
+    assert isinstance(new, disk.Lazy)
+    whole = [*before.collected(0), *before.demonstrations]
+    assert disk.heads(new) == disk.heads(whole)
+    np.testing.assert_array_equal(new[len(whole) - 1].frame_SHWC, whole[-1].frame_SHWC)
+    assert isinstance(streaming._pool(1), disk.Lazy) and len(streaming._pool(1)) == len(before._pool(1))
 
 
 # --- nothing to learn from ------------------------------------------------------------------

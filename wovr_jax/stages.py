@@ -14,7 +14,7 @@ import functools
 import importlib
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +69,8 @@ class Stages:
             assets.describe(recipe.vae, self._assets)
         self.arena = arena_of(recipe)
         self.prompt_KL = jnp.asarray(self.arena.prompt_KL)
+        # Episodes that training streams stay on disk for every other stage too.
+        self._read = functools.partial(in_turn, lazily=recipe.world_train.latents == "stream")
 
     def key(self, *names: str | int) -> Array:
         return runtime.key(self.recipe.seed, *names)
@@ -76,16 +78,16 @@ class Stages:
     # --- data and base policy ---------------------------------------------------------------
 
     @property
-    def demonstrations(self) -> list[Episode]:
+    def demonstrations(self) -> Sequence[Episode]:
         """Scripted episodes, a share of them flawed."""
         return self._scripted()[0]
 
-    def _scripted(self) -> tuple[list[Episode], list[Episode]]:
+    def _scripted(self) -> tuple[Sequence[Episode], Sequence[Episode]]:
         """Demonstrations, and more of them to judge imitation on; none where the base policy comes from elsewhere."""
         if not self.recipe.collect.demonstrations:
             return [], []
         make = functools.partial(self.arena.demonstrate, key=self.key("demonstrations"))
-        read = lambda folder: (in_turn(folder / "episodes"), in_turn(folder / "validation"))  # noqa: E731
+        read = lambda folder: (self._read(folder / "episodes"), self._read(folder / "validation"))  # noqa: E731
         return self.run.stage("demonstrations", make, read)
 
     @functools.cached_property
@@ -153,7 +155,7 @@ class Stages:
 
     # --- the true simulator -----------------------------------------------------------------
 
-    def collected(self, round_: int) -> list[Episode]:
+    def collected(self, round_: int) -> Sequence[Episode]:
         """True rollouts of the policy of ``round_``; the only true steps that training consumes."""
         cfg, name = self.recipe.collect, f"collect-{round_}"
         count = cfg.first if round_ == 0 else cfg.again
@@ -162,7 +164,7 @@ class Stages:
             return self.arena.collect(folder / "episodes", name, count, self._actor(round_, name))
 
         self._ready(round_)
-        return self.run.stage(name, make, lambda folder: in_turn(folder / "episodes"))
+        return self.run.stage(name, make, lambda folder: self._read(folder / "episodes"))
 
     def _ready(self, round_: int) -> None:
         """Makes what a rollout needs before the stage that rolls, so that the seconds of each are its own."""
@@ -176,9 +178,9 @@ class Stages:
         name = "base" if round_ == 0 else f"grpo-{round_}"
         return Actor(self.programs, self.policy(round_), self.key(purpose), heat, name)
 
-    def _pool(self, round_: int) -> list[Episode]:
+    def _pool(self, round_: int) -> Sequence[Episode]:
         """Every true rollout so far."""
-        return [episode for k in range(round_ + 1) for episode in self.collected(k)]
+        return disk.joined(self.collected(k) for k in range(round_ + 1))
 
     # --- the learned simulator --------------------------------------------------------------
 
@@ -203,7 +205,7 @@ class Stages:
         begin = self.world(round_ - 1) if round_ else {"dit": self.fresh_world, "vae": vae_params}
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
-            new = self.collected(round_) + (self.demonstrations if round_ == 0 else [])
+            new = disk.joined([self.collected(round_), self.demonstrations if round_ == 0 else []])
             old, cache = self._pool(round_ - 1) if round_ else [], self.run.folder / "latents"
             key, log = self.key(name), self.run.log
             return world_fit.fit(cfg, train, begin, new, key, folder, old=old, cache=cache, name=name, log=log)
@@ -246,10 +248,12 @@ class Stages:
             newest = self._pool(round_)[-cfg.collect.retold :]
             # A better policy fails less: held-out episodes of earlier rounds bring failures to choose the threshold on.
             before = self._pool(round_ - 1) if round_ else []
-            held = [before[i] for i in np.flatnonzero(batches.split(before, reward_fit.HELD_OUT))]
-            told = self._retold(round_, newest + demos[: len(newest) // 3] + held)
+            aside_E = batches.split(disk.heads(before), reward_fit.HELD_OUT)
+            held = [before[e] for e in np.flatnonzero(aside_E).tolist()]
+            told = self._retold(round_, [*newest, *demos[: len(newest) // 3], *held])
+            real = disk.joined([self._pool(round_), demos])
             params, facts = reward_fit.fit(
-                cfg.reward, cfg.reward_train, self.fresh_reward, self._pool(round_) + demos, told, self.key(name),
+                cfg.reward, cfg.reward_train, self.fresh_reward, real, told, self.key(name),
                 name=name, log=self.run.log, folder=folder,
             )  # fmt: skip
             checkpoint.save(folder / "reward", params)

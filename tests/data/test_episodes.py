@@ -47,6 +47,21 @@ def test_round_trip_over_shards_and_lengths(tmp_path):
     assert len(source) == 7 and same(source[5], originals[5])
 
 
+def test_episodes_that_stay_on_disk_are_those_of_the_list(tmp_path, monkeypatch):
+    originals = [make(i, steps=8 + i) for i in range(5)]
+    disk.write(tmp_path / "base", originals, per_shard=2)
+    source = disk.EpisodeSource(tmp_path / "base")
+    lazy = disk.Lazy([(source, e) for e in (4, 0, 3)])
+    assert same(lazy[0], originals[4]) and same(lazy[-1], originals[3])
+    assert [episode.seed for episode in lazy] == [4, 0, 3]
+    both = disk.joined([lazy[1:], [], lazy])
+    assert isinstance(both, disk.Lazy) and [episode.seed for episode in both] == [0, 3, 4, 0, 3]
+    mixed = disk.joined([lazy[:1], originals[:1]])
+    assert isinstance(mixed, list) and [episode.seed for episode in mixed] == [4, 0]
+    monkeypatch.setattr(disk, "decode", None)
+    assert disk.heads(both) == disk.heads([originals[e] for e in (0, 3, 4, 0, 3)])
+
+
 def test_manifest_counts(tmp_path):
     facts = disk.write(tmp_path / "base", [make(i) for i in range(6)], meta={"sim": {"size": 8}})
     assert (facts["schema"], facts["episodes"], facts["steps"], facts["successes"]) == (2, 6, 72, 3)

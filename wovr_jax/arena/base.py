@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -34,12 +34,16 @@ def layouts(seed: int, purpose: str, count: int) -> np.ndarray:
     return seed * SPAN + low + np.arange(count, dtype=np.int32)
 
 
-def in_turn(folder: pathlib.Path) -> list[Episode]:
+def in_turn(folder: pathlib.Path, *, lazily: bool = False) -> Sequence[Episode]:
     """The episodes of a folder in the order of their layouts, in which tasks take turns; it may hold them task by task.
 
-    Who takes the first or the last of them, as the training of the reward does, then has some of every task.
+    Who takes the first or the last of them, as the training of the reward does, then has some of every task. Read
+    ``lazily`` they stay on disk.
     """
-    return sorted(disk.read(folder), key=lambda episode: episode.seed)
+    if not lazily:
+        return sorted(disk.read(folder), key=lambda episode: episode.seed)
+    source = disk.EpisodeSource(folder)
+    return disk.Lazy([(source, e) for e in sorted(range(len(source)), key=lambda e: source.head(e).seed)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -218,7 +218,10 @@ def acting(actor: Actor, prompt_KL: np.ndarray, batch: int) -> Callable[[Sequenc
 
 
 def played(episodes: Sequence[Episode], batch: int, prompt_KL: np.ndarray, chunk: int, memory: int) -> Played:
-    """Episodes of one length as a batch of rollouts, the last rows repeated up to ``batch``."""
+    """Episodes of one length as a batch of rollouts, the last rows repeated up to ``batch``.
+
+    To be looked at, not learnt from: episodes do not keep tokens, which are zero here as their log-probabilities are.
+    """
     rows = [n % len(episodes) for n in range(batch)]
     table = start_states.initial(episodes, memory=memory)
     start = start_states.gather(table, jnp.asarray(rows), jnp.asarray(prompt_KL))

@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import grain
 import numpy as np
@@ -224,10 +224,49 @@ class EpisodeSource:
         return f"{self.folder / self.manifest['shards'][shard]['file']}, record {index - self._first[shard]}"
 
 
+class Lazy(Sequence[Episode]):
+    """Episodes that stay on disk, in an order of one's own: each is decoded whenever it is asked for.
+
+    Args:
+      places: a folder and a number in it for each episode.
+    """
+
+    def __init__(self, places: Sequence[tuple[EpisodeSource, int]]):
+        self.places = tuple(places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Episode: ...
+    @overload
+    def __getitem__(self, index: slice) -> Lazy: ...
+    def __getitem__(self, index: int | slice) -> Episode | Lazy:
+        if isinstance(index, slice):
+            return Lazy(self.places[index])
+        source, number = self.places[index]
+        return source[number]
+
+    def heads(self) -> list[Head]:
+        """Of each episode, undecoded."""
+        return [source.head(number) for source, number in self.places]
+
+
+def joined(parts: Iterable[Sequence[Episode]]) -> Sequence[Episode]:
+    """Episodes of several sequences as one, which stays on disk if all of them do; empty ones do not count."""
+    some = [part for part in parts if len(part)]
+    lazy = [part for part in some if isinstance(part, Lazy)]
+    if lazy and len(lazy) == len(some):
+        return Lazy([place for part in lazy for place in part.places])
+    return [episode for part in some for episode in part]
+
+
 def heads(episodes: Sequence[Episode]) -> list[Head]:
-    """Of each episode what decides how it is used; those of a folder are not decoded for it."""
+    """Of each episode what decides how it is used; those on disk are not decoded for it."""
     if isinstance(episodes, EpisodeSource):
         return [episodes.head(index) for index in range(len(episodes))]
+    if isinstance(episodes, Lazy):
+        return episodes.heads()
     return [Head(len(one.action_SA), one.task, one.seed) for one in episodes]
 
 
