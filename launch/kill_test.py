@@ -76,6 +76,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "runs" / "kill_test")
     parser.add_argument("settings", nargs="*", help="of launch/train.py")
     args = parser.parse_args(argv)
+    if args.kills < 1:
+        parser.error(f"--kills: expected at least 1, got {args.kills}")
     args.folder = args.folder.absolute()
     args.folder.mkdir(parents=True, exist_ok=True)
     return args
