@@ -275,28 +275,15 @@ def test_without_a_refresh_later_rounds_dream_in_the_first_world(
     reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, folder = reference.settings | {"pace": False}, tmp_path / "run"
-    first = (
-        "demonstrations",
-        "sft",
-        "collect-0",
-        "world-0",
-        "reward-0",
-        "starts-0",
-        "evaluate-0",
-        "grpo-1",
-        "evaluate-1",
-    )
+    rounds = ("collect-0", "world-0", "reward-0", "starts-0")
+    first = ("demonstrations", "sft", *rounds, "evaluate-0", "grpo-1", "evaluate-1")
     for name in (*first, "compare-0-in-world-0", "compare-1-in-world-0"):
         shutil.copytree(reference.folder / "stages" / name, folder / "stages" / name)
     (folder / "config.json").write_text(json.dumps(settings))
     monkeypatch.setattr(Stages, "programs", reference.stages.programs)
     results = pace.run("pace", settings, folder)
-    assert [name for name in results["ledger"] if name.startswith(("collect", "world", "reward", "starts"))] == [
-        "collect-0",
-        "world-0",
-        "reward-0",
-        "starts-0",
-    ]
+    made = tuple(name for name in results["ledger"] if name.startswith(("collect", "world", "reward", "starts")))
+    assert made == rounds
     last = results["comparison"][-1]
     assert (last["policy"], last["world"]) == ("after imagined GRPO without a refresh", "world model of round 1")
     like = reference.stages.policy(1)
@@ -311,13 +298,13 @@ def test_a_run_that_streams_leaves_its_episodes_on_disk(
 ) -> None:
     settings = merged(reference.settings, {"world_train": {"latents": "stream"}})
     run = Run(tmp_path / "run", settings)
+    (run.folder / "stages").mkdir()
     for name in ("demonstrations", "sft", "grpo-1", "collect-0", "collect-1"):
-        (run.folder / "stages").mkdir(exist_ok=True)
         (run.folder / "stages" / name).symlink_to(reference.folder / "stages" / name)
     streaming, before = Stages(from_dict(Recipe, settings), run), reference.stages
     given: list[Any] = []
 
-    def fit(cfg: Any, train: Any, begin: Any, new: Any, *others: Any, **options: Any) -> dict[str, Any]:
+    def fit(cfg: Any, train: Any, begin: Any, new: Any, *others: Any, **options: Any) -> None:
         given.append(new)
         raise KeyboardInterrupt
 
@@ -325,9 +312,8 @@ def test_a_run_that_streams_leaves_its_episodes_on_disk(
     with pytest.raises(KeyboardInterrupt):
         streaming.world(0)
     (new,) = given
-    assert isinstance(new, disk.Lazy)
     whole = [*before.collected(0), *before.demonstrations]
-    assert disk.heads(new) == disk.heads(whole)
+    assert isinstance(new, disk.Lazy) and disk.heads(new) == disk.heads(whole)
     np.testing.assert_array_equal(new[len(whole) - 1].frame_SHWC, whole[-1].frame_SHWC)
     assert isinstance(streaming._pool(1), disk.Lazy) and len(streaming._pool(1)) == len(before._pool(1))
 

@@ -26,9 +26,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def true_world(cfg, params, frame_BHWC, action_BNTA, key):
     """The simulator in the place of the learned world; the layouts are those the probe drew."""
-    states = tabletop.reset_batch(jnp.asarray(np.resize(SEEDS, len(frame_BHWC)), jnp.int32), SIM)
-    states = jax.vmap(lambda s, a: tabletop.roll(s, a, SIM))(states, action_BNTA[:, 0])
-    return jax.vmap(jax.vmap(lambda s: tabletop.render(s, SIM)))(states)[:, None]
+    seed_B = jnp.asarray(np.resize(SEEDS, len(frame_BHWC)), jnp.int32)
+    return probe.true_frames(seed_B, action_BNTA[:, 0], SIM)[1][:, None]
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, play) -> dict:

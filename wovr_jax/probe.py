@@ -7,6 +7,7 @@ it is closed. Nothing here needs a policy, a reward or an episode.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -52,12 +53,19 @@ def frames(
     cfg: WorldConfig, params: Params, sim: TabletopConfig, seeds: np.ndarray, actions: list[np.ndarray], key: Array
 ) -> tuple[Array, Array, Array]:
     """First frames (K B, H, W, C), true and imagined frames (K B, T, H, W, C): K actions, each held for a chunk."""
-    state = tabletop.reset_batch(jnp.asarray(np.tile(seeds, len(actions)), jnp.int32), sim)
+    seed_B = jnp.asarray(np.tile(seeds, len(actions)), jnp.int32)
     action_BTA = jnp.asarray(np.repeat(np.repeat(actions, len(seeds), axis=0)[:, None], cfg.chunk, axis=1))
-    first_BHWC = jax.vmap(lambda s: tabletop.render(s, sim))(state)
-    states_BT = jax.vmap(lambda s, a: tabletop.roll(s, a, sim))(state, action_BTA)
-    true_BTHWC = jax.vmap(jax.vmap(lambda s: tabletop.render(s, sim)))(states_BT)
+    first_BHWC, true_BTHWC = true_frames(seed_B, action_BTA, sim)
     return first_BHWC, true_BTHWC, replay.play(cfg, params, first_BHWC, action_BTA[:, None], key)[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames="sim")
+def true_frames(seed_B: Array, action_BTA: Array, sim: TabletopConfig) -> tuple[Array, Array]:
+    """First frames (B, H, W, C), and those (B, T, H, W, C) after each action, of the true table."""
+    render = lambda state: tabletop.render(state, sim)  # noqa: E731
+    state = tabletop.reset_batch(seed_B, sim)
+    states_BT = jax.vmap(lambda s, a: tabletop.roll(s, a, sim))(state, action_BTA)
+    return jax.vmap(render)(state), jax.vmap(jax.vmap(render))(states_BT)
 
 
 def _action(place: int, value: float) -> np.ndarray:
