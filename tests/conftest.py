@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from importlib.metadata import version
 
 import pytest
 
@@ -17,10 +18,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).pa
 # Most programs here are small and quick to compile; together they are most of the time.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Compiling is most of the tests' time, and most of that is LLVM optimising programs that then run for milliseconds.
-# XLA's own passes stay on. Processes that tests start inherit it.
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+# Compiling is most of the tests' time, and most of that is spent on making programs quick that then run for
+# milliseconds: LLVM's optimisations, and the emitters of fused operations. XLA's own passes stay on. Processes that
+# tests start inherit it. XLA stops at a flag that it does not know, hence the version.
+FLAGS = {"xla_backend_optimization_level": "0"}
+if version("jaxlib").startswith("0.10."):
+    FLAGS["xla_cpu_use_fusion_emitters"] = "false"
+given = os.environ.get("XLA_FLAGS", "")
+added = [f"--{name}={to}" for name, to in FLAGS.items() if name not in given]
+os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
