@@ -42,7 +42,7 @@ FLOORS = (
     ("imagine", "bridge"),
     ("learner", "evaluate", "export", "report", "probe"),
     ("recipe",),
-    ("programs",),
+    ("programs", "plan"),
     ("arena",),
     ("stages",),
     ("studies",),

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -148,7 +149,9 @@ def shardings(tree: Any, axes: Axes, over: Mesh | AbstractMesh) -> Any:
 
 
 def place(tree: Any, axes: Axes) -> Any:
-    """``tree`` on the mesh in use, cut as ``axes`` says."""
+    """``tree`` on the mesh in use, cut as ``axes`` says; in a program that is being traced, see ``keep``."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+        return keep(tree, axes)
     over = current()
     return tree if over is None else jax.device_put(tree, shardings(tree, axes, over))
 

@@ -203,7 +203,7 @@ def make(
     if not all(one.count for one in sets):
         raise ValueError("world training: a set of windows is empty; the episodes may be shorter than a chunk")
     old = round(train.batch * train.replay_share) if replay is not None else 0
-    sizes, optimiser = (train.batch - old, old), optimizer(train)
+    sizes = (train.batch - old, old)
     fed = latents.feed(sets, sizes, key, train.steps)
 
     def drawn(i: Array, sets: tuple[Source, ...], key: Array) -> tuple[Batch, Array]:
@@ -214,20 +214,12 @@ def make(
     def step(
         state: WorldTrainState, i: Array, sets: tuple[Source, ...], frozen: Params | None, key: Array
     ) -> tuple[WorldTrainState, dict[str, Array]]:
-        batch, k_loss = drawn(i, sets, key)
-        whole = lambda params: params if frozen is None else lora.join(frozen, params)  # noqa: E731
-        objective = lambda params: loss(cfg, train, whole(params), batch, k_loss)  # noqa: E731
-        gradient, metrics = jax.grad(objective, has_aux=True)(state.params)
-        update, opt = optimiser.update(gradient, state.opt, state.params)
-        params: Any = optax.apply_updates(state.params, update)
-        metrics["gradient"] = optax.tree.norm(gradient)
-        return sharding.keep(WorldTrainState(params, _average(state.ema, params, train.ema, i), opt), AXES), metrics
+        return advance(cfg, train, state, *drawn(i, sets, key), i, frozen)
 
     # The key is an argument too: trainings that differ in their seed are one program.
     jitted = jax.jit(step, donate_argnums=0)
-    params, frozen = first(train, dit_params, key), None if train.lora is None else sharding.place(dit_params, AXES)
-    ema = jax.tree.map(jnp.copy, params) if train.ema else None
-    state = sharding.place(WorldTrainState(params, ema, optimiser.init(params)), AXES)
+    frozen = None if train.lora is None else sharding.place(dit_params, AXES)
+    state = sharding.place(create(train, first(train, dit_params, key)), AXES)
 
     def run(state: WorldTrainState, i: Array) -> tuple[WorldTrainState, dict[str, Array]]:
         sources, waited = fed(i)
@@ -235,6 +227,31 @@ def make(
         return state, metrics | waited  # floats of the host beside what the device has yet to compute
 
     return state, Shown(run, lambda _, i: jax.jit(drawn)(i, fed(i)[0], key))
+
+
+def create(train: WorldTrainConfig, params: Params) -> WorldTrainState:
+    """The state before the first step; ``params`` are what is trained."""
+    ema = jax.tree.map(jnp.copy, params) if train.ema else None
+    return WorldTrainState(params, ema, optimizer(train).init(params))
+
+
+def advance(
+    cfg: WorldConfig,
+    train: WorldTrainConfig,
+    state: WorldTrainState,
+    batch: Batch,
+    key: Array,
+    i: Array,
+    frozen: Params | None = None,
+) -> tuple[WorldTrainState, dict[str, Array]]:
+    """One optimizer step on a batch; ``frozen`` are the weights beside which adapters are trained."""
+    whole = lambda params: params if frozen is None else lora.join(frozen, params)  # noqa: E731
+    objective = lambda params: loss(cfg, train, whole(params), batch, key)  # noqa: E731
+    gradient, metrics = jax.grad(objective, has_aux=True)(state.params)
+    update, opt = optimizer(train).update(gradient, state.opt, state.params)
+    params: Any = optax.apply_updates(state.params, update)
+    metrics["gradient"] = optax.tree.norm(gradient)
+    return sharding.keep(WorldTrainState(params, _average(state.ema, params, train.ema, i), opt), AXES), metrics
 
 
 def first(train: WorldTrainConfig, dit_params: Params, key: Array) -> Params:

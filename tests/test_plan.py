@@ -1,0 +1,149 @@
+"""The planner: what it compiles is what runs, and its figures are the compiler's."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from wovr_jax.learner import LearnerConfig
+from wovr_jax.plan import chips, flops, measure
+from wovr_jax.plan.need import GIB, _exhausted, need
+from wovr_jax.plan.phases import PHASES, On, latent_size
+from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.recipe import DreamConfig, Recipe
+from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.sharding import ShardingError, mesh
+from wovr_jax.sim.tabletop import TabletopConfig
+from wovr_jax.world import model, train
+from wovr_jax.world.latents import Batch
+from wovr_jax.world.model import WorldConfig
+from wovr_jax.world.train import WorldTrainConfig
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RECIPE = Recipe(
+    policy=VLAConfig.fake(),
+    world=WorldConfig.fake(),
+    reward=RewardConfig.fake(),
+    sim=TabletopConfig.fake(),
+    temperature=1.0,
+    world_train=WorldTrainConfig.fake(batch=4),
+    learner=LearnerConfig.fake(),
+    dream=DreamConfig(groups=2, chunks=2),
+)
+
+
+def test_the_plan_of_the_world_model_is_the_compilers_account_of_the_step_that_trains() -> None:
+    cfg, how = RECIPE.world, RECIPE.world_train
+    found = need("world", RECIPE, chips.topology("here"))
+    params = model.networks(cfg)[0].init(jax.random.key(0))
+    state = train.create(how, params)
+    batch = Batch(jnp.zeros((4, cfg.latents, *latent_size(RECIPE), cfg.dit.channels)), jnp.zeros((4, cfg.frames, 7)))
+    step = jax.jit(lambda *given: train.advance(cfg, how, *given), donate_argnums=0)
+    told = step.lower(state, batch, jax.random.key(0), jnp.int32(0)).compile().memory_analysis()
+    assert told is not None and found.temporary == pytest.approx(told.temp_size_in_bytes, rel=0.05)
+    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
+    assert found.held == {"parameters": size(params), "optimizer": size(state.opt), "batch": size(batch)}
+    assert found.peak == sum(found.held.values()) + found.temporary
+    assert found.collectives == {} and found.times == RECIPE.world_train.steps + RECIPE.refresh.steps
+
+
+def test_what_a_phase_leaves_in_memory_beside_it_is_counted() -> None:
+    on = On(mesh(RECIPE.mesh))
+    dream, update = PHASES["imagine"](RECIPE, on), PHASES["update"](RECIPE, on)
+    assert set(dream.beside) == {"optimizer"} and set(update.beside) == {"world", "reward"}
+    assert jax.tree.structure(dream.beside["optimizer"]) == jax.tree.structure(update.held["optimizer"])
+
+
+def test_a_measured_phase_takes_what_was_made_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred MiB of numbers are found within a tenth, and flags are not all alike: no success, nothing to learn."""
+    here = chips.topology("here")
+    large = On(mesh(RECIPE.mesh)).rows(25, 2**20)
+    monkeypatch.setitem(PHASES, "world", lambda recipe, on: Trial(jax.jit(lambda x: x * 2.0), (large,)))
+    assert measure.measured("world", RECIPE, here)[0] == pytest.approx(2 * 100 * 2**20, rel=0.1)
+    flags = measure._made(On(mesh(RECIPE.mesh)).rows(4, 3, 2, dtype=bool))
+    assert flags.sum() == 2 and flags[1, -1, -1] and flags[3, -1, -1]
+
+
+class Trial:
+    """Just what ``measured`` reads of a phase."""
+
+    def __init__(self, program, args):
+        self.program, self.args = program, args
+
+
+def test_operations_are_counted_as_often_as_a_loop_runs_them() -> None:
+    """The compiler's own count has a loop's body once."""
+    a, kernel = jnp.zeros((3, 5)), jnp.zeros((2, 3, 3, 7, 4))
+
+    def product(w: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), a, None, length=6)[0]
+
+    def convolved(x: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1, 1), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        )
+
+    def either(w: jax.Array) -> jax.Array:
+        return jax.lax.cond(w[0, 0] > 0, product, lambda w: a @ w, w)
+
+    of = lambda f, *shape: flops.count(jax.make_jaxpr(f)(jnp.zeros(shape)).jaxpr)  # noqa: E731
+    assert of(product, 5, 5) == 6 * 2 * 3 * 5 * 5
+    assert of(jax.jit(product), 5, 5) == of(product, 5, 5)
+    assert of(either, 5, 5) == of(product, 5, 5)
+    assert of(convolved, 1, 3, 6, 6, 7) == 2 * (1 * 2 * 4 * 4 * 4) * (2 * 3 * 3 * 7)
+    # Backwards: the gradients of both sides of each product, but the first input has none.
+    assert of(jax.grad(lambda w: product(w).sum()), 5, 5) in range(3 * 900 - 300, 3 * 900 + 1)
+
+
+def test_what_the_tpu_compiler_says_of_a_program_that_does_not_fit_is_read() -> None:
+    said = "the total memory required for HLO temporaries (17.91G) exceeds available HBM (15.75G)."
+    assert _exhausted(said) == int(17.91 * GIB)
+    assert _exhausted("Ran out of memory in memory space hbm. Used 24.5G of 15.75G hbm.") == int(24.5 * GIB)
+
+
+@pytest.mark.parametrize("name", ["v9:2x2", "v5e", "h200:3", "h200:x", "tpu"])
+def test_topologies_that_nobody_makes_are_refused(name: str) -> None:
+    with pytest.raises(ShardingError, match=rf"expected here, <generation>:<shape> of .*; got {name}"):
+        chips.topology(name)
+
+
+def test_devices_that_are_here_are_known_by_their_name() -> None:
+    assert chips.topology("here").devices == jax.devices()
+    assert chips._known("NVIDIA H100 80GB HBM3") == chips.GPUS["h100"]
+    assert chips._known("TPU v5 lite") == chips.TPUS["v5e"] and chips._known("TPU v5") == chips.TPUS["v5p"]
+    assert chips._known("cpu").gib == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["here", "v5e:4x4", "h100:8"])
+def test_every_phase_is_compiled_for_many_devices(topology: str) -> None:
+    """The TPU compiler takes the small networks' programs in a minute or two."""
+    if topology != "here" and importlib.util.find_spec("libtpu") is None:
+        pytest.skip('libtpu is not installed: pip install "jax[tpu]"')
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    told = _plan("--config=configs/pace.py", f"--topology={topology}", "--config.mesh.fsdp=4", XLA_FLAGS=flags)
+    for name in PHASES:
+        assert f"\n{name}: " in told
+    assert told.count("all-gather") + told.count("all-reduce") >= 3
+
+
+@pytest.mark.slow
+def test_the_full_size_training_step_of_the_world_model_fits_eight_v6e() -> None:
+    pytest.importorskip("libtpu", reason='pip install "jax[tpu]"')
+    told = _plan("--config=configs/pace.py:libero_spatial", "--topology=v6e:2x4", "--phases=world")
+    assert " a device fits\n" in told and "all-gather" in told
+
+
+def _plan(*flags: str, **environment: str) -> str:
+    command = [sys.executable, "launch/plan.py", *flags]
+    given = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
+    done = subprocess.run(command, env=given, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

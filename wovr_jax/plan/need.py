@@ -1,0 +1,99 @@
+"""What a program needs of every device, by the compiler's own account."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wovr_jax import sharding
+from wovr_jax.plan import flops
+from wovr_jax.plan.chips import Topology
+from wovr_jax.plan.phases import PHASES, On
+from wovr_jax.recipe import Recipe
+
+COLLECTIVE = re.compile(r"= \S+ (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+REFUSED = re.compile(r"\(?([\d.]+)([KMGT])\)?(?: of|\) exceeds)")
+"""In what the TPU compiler says of a program that its memory does not hold: how much that would be."""
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Bytes on each device unless it says otherwise.
+
+    Attributes:
+      name: of the phase.
+      held: name -> arguments: parameters, optimizer state, batch.
+      beside: name -> what stays in memory and this program does not read.
+      temporary: activations, gradients, buffers and results that take the place of no argument, at their peak.
+      flops: of all devices together, one run of the program.
+      times: how often a whole run runs it.
+      collectives: kind -> how often it stands in the program; one inside a loop counts once.
+      refused: what the compiler said if it found that the program does not fit.
+    """
+
+    name: str
+    held: dict[str, int]
+    beside: dict[str, int]
+    temporary: int
+    flops: int
+    times: int
+    collectives: dict[str, int]
+    refused: str = ""
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return sum(self.held.values()) + sum(self.beside.values()) + self.temporary
+
+    def seconds(self, where: Topology, efficiency: float) -> float:
+        """Of one run of the program, at a share of the devices' peak; not a number where that is not known."""
+        peak = len(where.devices) * where.chip.tflops * 1e12
+        return self.flops / (peak * efficiency) if peak else math.nan
+
+
+def need(name: str, recipe: Recipe, where: Topology) -> Need:
+    """What the phase ``name`` of ``PHASES`` needs on the recipe's mesh of these devices.
+
+    Raises:
+      ShardingError: when there are too few devices, or the mesh does not divide a batch or a parameter.
+    """
+    over = sharding.mesh(recipe.mesh, where.devices)
+    phase = PHASES[name](recipe, On(over))
+    held, beside = ({part: bytes_of(tree) for part, tree in trees.items()} for trees in (phase.held, phase.beside))
+    with jax.set_mesh(over):
+        traced = phase.program.trace(*phase.args)
+        count = flops.count(traced.jaxpr.jaxpr)
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            said = str(error)
+            if "RESOURCE_EXHAUSTED" not in said:
+                raise
+            # The figure is of all that the program would have had in memory at once.
+            return Need(name, held, beside, max(_exhausted(said) - sum(held.values()), 0), count, phase.times, {}, said)
+    sizes = compiled.memory_analysis()
+    kept = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    collectives = dict(collections.Counter(COLLECTIVE.findall(compiled.as_text())))
+    return Need(name, held, beside, sizes.temp_size_in_bytes + kept, count, phase.times, collectives)
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of shapes that have a place, on the device that holds most."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
+
+
+def _exhausted(said: str) -> int:
+    """The bytes that a compiler names which refuses a program."""
+    sizes = [float(size) * 1024 ** "KMGT".index(unit) * 1024 for size, unit in REFUSED.findall(said)]
+    return int(max(sizes, default=0))
