@@ -1,9 +1,10 @@
 """GRPO in the true simulator with the true predicate, at the true budget of the whole loop: the baseline of WoVR.
 
 The budget of configs/pace.py (1,152 episodes in two collections) goes into online rollouts instead: twelve updates of
-96 trajectories.
+96 trajectories. With a preset of LIBERO (``:libero_small`` and so on) worker processes roll them, from layouts that the
+tasks draw, and an episode ends at its first success.
 
-Command:   python launch/train.py --config=configs/online_grpo.py
+Command:   python launch/train.py --config=configs/online_grpo.py[:preset]
 """
 
 from configs import pace
@@ -13,6 +14,7 @@ def get_config(preset: str = ""):
     settings = pace.get_config(preset)
     settings.job = settings.name = "online_grpo"
     settings.dream.world = settings.dream.reward = "true"
-    settings.dream.updates = (12,)
+    rollouts = settings.dream.groups * settings.learner.grpo.group
+    settings.dream.updates = (max((settings.collect.first + settings.collect.again) // rollouts, 1),)
     settings.starts.share = 0.0
     return settings

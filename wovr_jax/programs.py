@@ -38,12 +38,12 @@ class Programs:
     Args:
       recipe: the settings.
       codec: between actions and tokens.
-      world: the world model's settings, its VAE's statistics filled in.
+      world: gives the world model's settings, its VAE's statistics filled in; asked when something is imagined.
       prompt_KL: (tasks, L) prompt tokens of every task.
     """
 
-    def __init__(self, recipe: Recipe, codec: Codec, world: WorldConfig, prompt_KL: Array):
-        self.recipe, self.codec, self.world_config, self.prompt_KL = recipe, codec, world, prompt_KL
+    def __init__(self, recipe: Recipe, codec: Codec, world: Callable[[], WorldConfig], prompt_KL: Array):
+        self.recipe, self.codec, self._world_config, self.prompt_KL = recipe, codec, world, prompt_KL
 
     @functools.cached_property
     def tuned(self) -> Tuned:
@@ -59,7 +59,7 @@ class Programs:
         @functools.partial(jax.jit, static_argnums=3)
         def live(policy: Params, seed_B: Array, key: Array, temperature: float) -> Imagined:
             act = vla.policy(cfg.policy, policy, self.codec, temperature)
-            start = collect.begin(seed_B, self.prompt_KL, cfg.sim, self.world_config.slots)
+            start = collect.begin(seed_B, self.prompt_KL, cfg.sim, cfg.world.slots)
             return imagine(act, world, predicate, start, key, chunks=chunks, video=True)
 
         return live
@@ -85,10 +85,24 @@ class Programs:
         @functools.partial(jax.jit, static_argnums=5)
         def act(policy: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array, heat: float) -> Array:
             choose = vla.policy(cfg.policy, policy, self.codec, heat)
-            key_B = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seed_B)
-            return choose(to_float(frame_BHWC), prompt_BL, key_B)[2]
+            return choose(to_float(frame_BHWC), prompt_BL, _folded(key, seed_B))[2]
 
         return act
+
+    @functools.cached_property
+    def sample(self) -> Callable[[Params, Array, Array, Array, Array], tuple[Array, Array, Array]]:
+        """``sample(policy, frame_BHWC, prompt_BL, key, seed_B)``: tokens, log-probabilities and actions of a chunk.
+
+        As ``act`` at the recipe's temperature, for online RL on the host; ``policy`` is of ``tuned.net``.
+        """
+        cfg = self.recipe
+
+        @jax.jit
+        def sample(policy: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Any:
+            choose = vla.policy(cfg.policy, policy, self.codec, cfg.temperature, self.tuned.net)
+            return choose(to_float(frame_BHWC), prompt_BL, _folded(key, seed_B))
+
+        return sample
 
     @functools.cached_property
     def replay(self) -> Callable[[Params, Params, Start, Array, Array], Imagined]:
@@ -96,7 +110,7 @@ class Programs:
 
         @jax.jit
         def replay(world: Params, reward: Params, start: Start, action_BNTA: Array, key: Array) -> Imagined:
-            model = world_model.world(self.world_config, world)
+            model = world_model.world(self._world_config(), world)
             score = classifier.score(self.recipe.reward, reward)
             return imagine(action_BNTA, model, score, start, key, chunks=action_BNTA.shape[1], video=True)
 
@@ -136,5 +150,10 @@ class Programs:
         kind, true = self.recipe.dream.world, tabletop.world(self.recipe.sim)
         if kind == "true":
             return true
-        model = world_model.world(self.world_config, parts["world"])
+        model = world_model.world(self._world_config(), parts["world"])
         return model if kind == "learned" else shadowed(model, true)
+
+
+def _folded(key: Array, seed_B: Array) -> Array:
+    """A key for each row."""
+    return jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seed_B)

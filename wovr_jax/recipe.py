@@ -183,10 +183,12 @@ class Recipe:
                     f"{training}.lora=None"
                 )
 
-        if self.libero and (self.dream.world != "learned" or self.dream.reward != "learned"):
+        kinds = (self.dream.world, self.dream.reward)
+        if self.libero and (kinds not in (("learned",) * 2, ("true",) * 2) or ("true" in kinds and self.starts.share)):
             raise ValueError(
-                f"dream.world={self.dream.world!r} and dream.reward={self.dream.reward!r} need a simulator that a "
-                "compiled program can hold, which LIBERO is not; use 'learned' for both, or the embedded table"
+                f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={self.starts.share} need a "
+                "simulator that a compiled program can hold, which LIBERO is not; use 'learned' for both, 'true' for "
+                "both with starts.share=0 (online RL), or the embedded table"
             )
         if self.libero and (self.libero.steps % self.policy.chunk or self.libero.steps < self.policy.chunk):
             raise ValueError(

@@ -151,7 +151,7 @@ class Stages:
     @functools.cached_property
     def programs(self) -> Programs:
         """The compiled rollouts of this run."""
-        return Programs(self.recipe, self.codec, self.vae[0], self.prompt_KL)
+        return Programs(self.recipe, self.codec, lambda: self.vae[0], self.prompt_KL)
 
     # --- the true simulator -----------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class Stages:
         success looks like.
         """
         batch, chunk, steps = self.recipe.collect.batch, self.recipe.policy.chunk, self.arena.steps
-        table = start_states.initial(episodes, memory=self.vae[0].slots)
+        table = start_states.initial(episodes, memory=self.recipe.world.slots)
         told = []
         for low in range(0, len(episodes), batch):
             row_B = np.resize(np.arange(low, min(low + batch, len(episodes))), batch)
@@ -273,7 +273,7 @@ class Stages:
         online = self.recipe.dream.world == "true" and not cfg.share
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
-            slots = self.vae[0].slots
+            slots = self.recipe.world.slots
             table = start_states.initial(self.demonstrations if online else self._pool(round_), memory=slots)
             if cfg.share:
                 rng = np.random.default_rng([self.recipe.seed, round_])
@@ -303,11 +303,14 @@ class Stages:
             print(f"{name}: {said}", file=sys.stderr, flush=True)
         steps = updates * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
         counted = "imagined_frames" if cfg.dream.world == "learned" else "true_steps"
+        if cfg.libero and counted == "true_steps" and curve:  # episodes end at their first success
+            steps = round(steps * cfg.libero.scene.hold * sum(line["length"] for line in curve) / len(curve))
         return {counted: steps, "skipped": sum(line["skipped"] for line in curve), "said": said}
 
     def dream(self, round_: int, key: Array) -> tuple[learner.PolicyState, Callable]:
         """First learner state and ``step(state, i)``: draw starts, roll, score, update, all on the device."""
-        cfg, parts = self.recipe, self._dream_parts(round_ if self.recipe.pace else 0)
+        cfg, explore = self.recipe, self.arena.explore if self.recipe.dream.world == "true" else None
+        parts = {} if explore else self._dream_parts(round_ if cfg.pace else 0)
         tuned, rollout = self.programs.tuned, self.programs.dream
         params = tuned.begin(self.policy(round_), self.key("adapters", round_))
         base = tuned.begin(self.policy(0), self.key("adapters", 0)) if cfg.learner.grpo.kl else None
@@ -315,6 +318,8 @@ class Stages:
 
         def rolled(state: learner.PolicyState, i: Array) -> tuple[Imagined, Array]:
             k_dream, k_update = jax.random.split(jax.random.fold_in(key, i))
+            if explore:
+                return explore(int(i), Actor(self.programs, state.params, k_dream, cfg.temperature)), k_update
             return rollout(state.params, parts, k_dream), k_update
 
         def step(state: learner.PolicyState, i: Array) -> tuple[learner.PolicyState, dict[str, Array]]:

@@ -15,10 +15,12 @@ from wovr_jax.arena.libero import Libero
 from wovr_jax.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.episodes import EpisodesError
+from wovr_jax.grpo import GRPOConfig
+from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.recipe import CollectConfig, DreamConfig, Recipe
+from wovr_jax.recipe import CollectConfig, DreamConfig, Recipe, StartsConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.sim.libero.evaluate import draw_seed
 from wovr_jax.sim.libero.settings import LiberoConfig, SceneConfig
@@ -61,7 +63,7 @@ def actor(push=0.5):
         action_BTA[..., 0] = (push + np.asarray(seed_B) % 7 / 10)[:, None]
         return action_BTA
 
-    programs = SimpleNamespace(act=act, world_config=WorldConfig.fake())
+    programs = SimpleNamespace(act=act)
     return Actor(programs, {}, jax.random.key(0), 1.0, "base"), asked  # pyright: ignore[reportArgumentType]
 
 
@@ -81,8 +83,9 @@ def test_training_never_begins_where_evaluation_does(fake_libero):
     assert [(t.task.index, t.init, t.seed) for t in measured[:7]] == [
         (0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 2, 0), (1, 2, 0), (0, 0, 1),
     ]  # fmt: skip
-    trained = [t for purpose in ("demonstrations", "collect-0", "collect-1") for t in arena.trials(purpose, 6)]
-    assert {t.init for t in trained} == {DRAWN} and len({t.seed for t in trained}) == 18
+    purposes = ("demonstrations", "collect-0", "collect-1", "online")
+    trained = [t for purpose in purposes for t in arena.trials(purpose, 6)]
+    assert {t.init for t in trained} == {DRAWN} and len({t.seed for t in trained}) == 24
     official = Libero(recipe(train_inits=(3, 5))).trials("collect-0", 5)
     assert [t.init for t in official] == [3, 3, 4, 4, 3] and len({t.seed for t in official}) == 5
 
@@ -100,6 +103,7 @@ def test_what_libero_cannot_do_is_refused_in_words(fake_libero):
     settings = to_dict(recipe())
     for change, says in (
         ({"dream": to_dict(DreamConfig(world="true"))}, "which LIBERO is not; use 'learned' for both"),
+        ({"dream": to_dict(DreamConfig(world="true", reward="true"))}, "'true' for both with starts.share=0"),
         ({"dream": to_dict(DreamConfig(world="shadow", reward="true"))}, "which LIBERO is not"),
         ({"libero": settings["libero"] | {"steps": 20}}, "libero.steps: expected a multiple of the policy's chunk, 8"),
         ({"libero": settings["libero"] | {"suite": "spatial"}}, "expected one of libero_spatial"),
@@ -111,6 +115,50 @@ def test_what_libero_cannot_do_is_refused_in_words(fake_libero):
         Libero(dataclasses.replace(recipe(), policy=VLAConfig.fake()))
     with pytest.raises(LiberoError, match="libero_object has tasks 0 to 1, and 2 was asked for"):
         Libero(recipe(tasks=(2,)))
+
+
+# ---------------------------------------------------------------- online RL
+
+
+def test_a_group_begins_alike_acts_apart_and_ends_at_its_first_success(fake_libero):
+    one = dataclasses.replace(
+        recipe(),
+        starts=StartsConfig(share=0.0),
+        dream=DreamConfig(world="true", reward="true", groups=2, chunks=2),
+        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=3)),
+    )
+    arena = Libero(one)
+
+    def sample(params, frame_BHWC, prompt_BL, key, seed_B):
+        """Tokens that say which row acted, and a push that they decide."""
+        token_BTA = np.tile(np.asarray(seed_B % 7, np.int32)[:, None, None], (1, 8, 7))
+        action_BTA = np.zeros((len(frame_BHWC), 8, 7), np.float32)
+        action_BTA[..., 0] = np.asarray(seed_B % 7)[:, None] / 6
+        return token_BTA, -token_BTA / 10.0, action_BTA
+
+    acting = Actor(SimpleNamespace(sample=sample), {}, jax.random.key(0), 1.0)  # pyright: ignore[reportArgumentType]
+    fake_libero.losing = {(0, DRAWN, arena.trials("online", 4)[2].seed)}
+    first, second = arena.explore(0, acting), arena.explore(1, acting)
+    assert first.frame_BNHWC.shape == (6, 2, 16, 16, 3) and first.token_BNTA.shape == (6, 2, 8, 7)
+    assert first.task_B.tolist() == [0, 0, 0, 1, 1, 1] and (first.prompt_BL == arena.prompt_KL[first.task_B]).all()
+    begin = first.frame_BNHWC[:, 0]
+    assert (begin[:3] == begin[0]).all() and len({bytes(np.asarray(row[0, 0])) for row in first.token_BNTA}) > 2
+    assert not fake_libero.losing  # a worker was lost, and its trial begun again
+    places = [0.15 + 0.02 * (sum((t.task.index, t.init, t.seed)) % 5) for t in arena.trials("online", 4)]
+    for rolled, x0 in ((first, np.repeat(places[:2], 3)), (second, np.repeat(places[2:], 3))):
+        # The square moves by a hundredth in each step for each unit of the token, and the goal is beyond the middle.
+        moved = np.asarray(rolled.token_BNTA[..., 0]).reshape(6, 16).cumsum(1) / 100
+        held = np.asarray(rolled.success_BNT).reshape(6, 16)
+        np.testing.assert_array_equal(held.any(1), (x0[:, None] + moved > 0.5 + 1e-6).any(1))
+        for row in np.flatnonzero(held.any(1)):
+            assert (
+                held[row].argmax() == (x0[row] + moved[row] > 0.5 + 1e-6).argmax()
+                and held[row, held[row].argmax() :].all()
+            )
+        played = ~np.pad(held, ((0, 0), (1, 0)))[:, :-1].reshape(6, 2, 8)[..., 0]
+        assert (np.asarray(rolled.logp_BNTA)[~played] == 0).all() and held.any()
+    again = arena.explore(1, acting)
+    jax.tree.map(np.testing.assert_array_equal, again, second)
 
 
 # ---------------------------------------------------------------- episodes

@@ -98,3 +98,25 @@ def test_collection_and_measurement_on_the_real_libero(tmp_path):
     (played,) = arena.play(2, policy)
     assert np.array_equal(measured.success_B, np.asarray(played.rollout.truth_BNT).any((1, 2)))
     assert played.rollout.video_BNTHWC.shape == (2, 2, 8, 64, 64, 3)
+
+
+@pytest.mark.slow
+def test_online_rl_on_a_fake_libero(fake_libero, tmp_path):
+    """A policy that knows nothing, pushed at random; what it is trained on is what the workers saw."""
+    one = dataclasses.replace(
+        recipe(),
+        towers=(),
+        sft=dataclasses.replace(SFTConfig.fake(), frozen=()),
+        starts=StartsConfig(share=0.0),
+        dream=DreamConfig(world="true", reward="true", groups=4, chunks=2, updates=(2,)),
+        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
+        evaluate=EvaluateConfig(episodes=6, compare=5, videos=1),
+    )
+    results = pace.run("online_grpo", to_dict(one), tmp_path / "run")
+    assert [phase["name"] for phase in results["phases"]] == ["base", "after online GRPO"]
+    ledger = results["ledger"]
+    assert 0 < ledger["grpo-1"]["true_steps"] <= 2 * 16 * one.libero.steps
+    assert "world-0" not in ledger and "collect-0" not in ledger and ledger["grpo-1"]["imagined_frames"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    gaps = [line["ratio_gap"] for line in lines if line.get("stage") == "grpo-1"]
+    assert len(gaps) == 2 and max(gaps) < 1e-4, "actor and learner disagree about what was done"

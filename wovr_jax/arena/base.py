@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,13 +20,13 @@ from wovr_jax.programs import Programs
 from wovr_jax.types import Array, Episode, Imagined, Start
 
 SPAN = 10_000_000
-"""Layout seeds of one run: its demonstrations, collections and evaluation lie in disjoint parts of this range."""
+"""Layout seeds of one run: demonstrations, collections, online RL and evaluation have disjoint parts of this range."""
 
 
 def layouts(seed: int, purpose: str, count: int) -> np.ndarray:
-    """Reset seeds (``"evaluate"``, ``"demonstrations"``, ``"collect-<round>"``), disjoint between purposes and runs."""
-    if purpose == "evaluate":
-        low = SPAN - 1_000_000
+    """Reset seeds, disjoint between runs and purposes: evaluate, online, demonstrations, ``"collect-<round>"``."""
+    if purpose in ("evaluate", "online"):
+        low = SPAN - 1_000_000 * (1 + (purpose == "online"))
     elif purpose == "demonstrations":
         low = 0
     else:
@@ -102,6 +102,8 @@ class Arena(Protocol):
       prompt_KL: (tasks, L) int32 prompt tokens of every instruction.
       codec: of a released policy; None where the demonstrations' statistics say what actions are like.
       steps: of an episode, a multiple of the chunk. Scripted ones may be shorter.
+      explore: ``explore(n, actor)``: true rollouts for the n-th iteration of online RL, in the groups that the recipe's
+        ``dream`` asks for. None where the environment is a compiled program, and part of ``Programs.dream``.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Arena(Protocol):
     prompt_KL: np.ndarray
     codec: Codec | None
     steps: int
+    explore: Callable[[int, Actor], Imagined] | None
 
     def demonstrate(self, folder: pathlib.Path, key: Array) -> dict[str, Any]:
         """Writes ``folder/episodes`` and ``folder/validation``; facts: ``episodes``, ``successes``."""

@@ -13,13 +13,13 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from wovr_jax import config
+from wovr_jax import config, sharding
 from wovr_jax.arena.base import Actor, Measured, Played, layouts
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
@@ -81,9 +81,9 @@ class Libero:
         turns = ((self.tasks[n % len(self.tasks)], states[n // len(self.tasks) % len(states)]) for n in range(count))
         return [Trial(task, init, seed) for (task, init), seed in zip(turns, seeds, strict=True)]
 
-    def _protocol(self, *, stops: bool) -> Protocol:
-        """The recipe's, over ``steps`` steps; ``stops`` at the first success where nothing after it matters."""
-        return dataclasses.replace(protocol(self.cfg.protocol), horizons={self.name: self.steps}, stops=stops)
+    def _protocol(self, *, stops: bool, steps: int = 0) -> Protocol:
+        """The recipe's; ``steps`` in the place of its own, ``stops`` where nothing after the first success matters."""
+        return dataclasses.replace(protocol(self.cfg.protocol), horizons={self.name: steps or self.steps}, stops=stops)
 
     def _pool(self, trials: Sequence[Trial]) -> Pool:
         return Pool(min(self.cfg.workers, len(trials)), self.cfg.scene)
@@ -171,9 +171,7 @@ class Libero:
                 if lost := [outcome for outcome in part if outcome.episode is None]:
                     raise LiberoError(f"{lost[0].trial} was lost {lost[0].tries} times: {lost[0].lost[-1]}")
                 episodes = [outcome.episode for outcome in part if outcome.episode is not None]
-                yield played(
-                    episodes, batch, self.prompt_KL, self.recipe.policy.chunk, actor.programs.world_config.slots
-                )
+                yield played(episodes, batch, self.prompt_KL, self.recipe.policy.chunk, self.recipe.world.slots)
 
     def _whole(self, actor: Actor) -> Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]:
         def play(pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
@@ -181,6 +179,25 @@ class Libero:
             return rollout.rollouts(pool, act, trials, self._protocol(stops=False), draw="all", actor=actor.name)
 
         return play
+
+    # --- online RL --------------------------------------------------------------------------
+
+    def explore(self, number: int, actor: Actor) -> Imagined:
+        """Groups of rollouts, a new start for each group of each iteration; an episode ends at its first success.
+
+        Raises:
+          LiberoError: a trial was lost as often as it was begun.
+        """
+        cfg, group = self.recipe.dream, self.recipe.learner.grpo.group
+        wanted = self.trials("online", (number + 1) * cfg.groups)[number * cfg.groups :]
+        repeats = [dataclasses.replace(trial, repeat=n) for trial in wanted for n in range(group)]
+        rules = self._protocol(stops=True, steps=cfg.chunks * self.recipe.policy.chunk)
+        with self._pool(repeats) as pool:
+            tape = Tape(actor, self.prompt_KL, len(pool))
+            outcomes = list(collect.in_order(rollout.rollouts(pool, tape.act, repeats, rules), repeats))
+        if lost := [outcome for outcome in outcomes if outcome.success is None]:
+            raise LiberoError(f"{lost[0].trial} was lost {lost[0].tries} times: {lost[0].lost[-1]}")
+        return tape.rollouts(outcomes, cfg.chunks)
 
     # --- onto the disk ----------------------------------------------------------------------
 
@@ -203,15 +220,68 @@ class Libero:
         return dataclasses.replace(self.cfg, workers=1)
 
 
+class Tape:
+    """A policy that acts for ``rollouts`` and keeps what a learner has to know: frames, tokens, log-probabilities."""
+
+    def __init__(self, actor: Actor, prompt_KL: np.ndarray, batch: int):
+        self._actor, self._prompt_KL, self._batch = actor, prompt_KL, batch
+        self._kept: dict[tuple[Trial, int], tuple[np.ndarray, ...]] = {}
+
+    def act(self, views: Sequence[View]) -> np.ndarray:
+        """As ``acting``."""
+        programs, params, key = self._actor.programs, self._actor.params, self._actor.key
+        rows = _rows(views, self._batch, self._prompt_KL)
+        found = [
+            np.asarray(part) for part in programs.sample(params, rows.frame_BHWC, rows.prompt_BL, key, rows.seed_B)
+        ]
+        for n, view in enumerate(views):
+            self._kept[view.trial, view.chunk] = (view.frame_HWC, *(part[n] for part in found))
+        return found[2][: len(views)]
+
+    def rollouts(self, outcomes: Sequence[Outcome], chunks: int) -> Imagined:
+        """Trials as rows. After its first success nothing of a row is true, and a learner's mask leaves it out."""
+
+        def row(outcome: Outcome) -> list[np.ndarray]:
+            played = [self._kept[outcome.trial, n] for n in range(chunks) if (outcome.trial, n) in self._kept]
+            columns = [np.stack(part) for part in zip(*played, strict=True)]
+            return [np.pad(part, [(0, chunks - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in columns]
+
+        frame, token, logp, action = (np.stack(part) for part in zip(*map(row, outcomes), strict=True))
+        ends = np.array([outcome.steps if outcome.success else chunks * token.shape[2] + 1 for outcome in outcomes])
+        success = (np.arange(1, chunks * token.shape[2] + 1) >= ends[:, None]).reshape(token.shape[:3])
+        task = np.array([outcome.trial.task.index for outcome in outcomes], np.int32)
+        _, put = sharding.rows(len(outcomes))
+        columns: dict[str, Any] = {"prompt_BL": self._prompt_KL[task], "task_B": task}
+        columns |= {"frame_BNHWC": disk.to_float(frame), "token_BNTA": token, "logp_BNTA": logp, "action_BNTA": action}
+        columns |= {"prob_BNT": success.astype(np.float32), "success_BNT": success, "truth_BNT": success}
+        return put(Imagined(**columns))
+
+
+class _Rows(NamedTuple):
+    """What a compiled policy is given: always a batch of one size, so that one program is compiled."""
+
+    frame_BHWC: Array
+    prompt_BL: Array
+    seed_B: Array
+
+
+def _rows(views: Sequence[View], batch: int, prompt_KL: np.ndarray) -> _Rows:
+    rows = [views[n % len(views)] for n in range(batch)]
+    return _Rows(
+        jnp.asarray(np.stack([view.frame_HWC for view in rows])),
+        jnp.asarray(prompt_KL[[view.trial.task.index for view in rows]]),
+        jnp.asarray([evaluate.draw_seed(view.trial, view.chunk) for view in rows], jnp.uint32),
+    )
+
+
 def acting(actor: Actor, prompt_KL: np.ndarray, batch: int) -> Callable[[Sequence[View]], np.ndarray]:
-    """A policy as what ``rollouts`` asks: always a batch of one size, so that one program is compiled."""
+    """A policy as what ``rollouts`` asks."""
 
     def act(views: Sequence[View]) -> np.ndarray:
-        rows = [views[n % len(views)] for n in range(batch)]
-        frame_BHWC = jnp.asarray(np.stack([view.frame_HWC for view in rows]))
-        prompt_BL = jnp.asarray(prompt_KL[[view.trial.task.index for view in rows]])
-        seed_B = jnp.asarray([evaluate.draw_seed(view.trial, view.chunk) for view in rows], jnp.uint32)
-        action_BTA = actor.programs.act(actor.params, frame_BHWC, prompt_BL, actor.key, seed_B, actor.temperature)
+        rows = _rows(views, batch, prompt_KL)
+        action_BTA = actor.programs.act(
+            actor.params, rows.frame_BHWC, rows.prompt_BL, actor.key, rows.seed_B, actor.temperature
+        )
         return np.asarray(action_BTA)[: len(views)]
 
     return act

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.recipe import Recipe
 from wovr_jax.sim import collect, tabletop
-from wovr_jax.types import Array
+from wovr_jax.types import Array, Imagined
 
 
 class Tabletop:
@@ -28,6 +28,7 @@ class Tabletop:
     name = "tabletop"
     instructions = tabletop.INSTRUCTIONS
     codec: Codec | None = None
+    explore: Callable[[int, Actor], Imagined] | None = None
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -67,5 +68,5 @@ class Tabletop:
         seeds = layouts(cfg.seed, "evaluate", count)
         for part, rollout in programs.live_batches(actor.params, seeds, actor.key, actor.temperature):
             padded = jnp.asarray(np.resize(part, cfg.collect.batch))
-            start = collect.begin(padded, programs.prompt_KL, cfg.sim, programs.world_config.slots)
+            start = collect.begin(padded, programs.prompt_KL, cfg.sim, cfg.world.slots)
             yield Played(dataclasses.replace(start, sim=None), rollout, len(part))

@@ -226,3 +226,20 @@ def test_the_expert_refuses_what_it_cannot_do():
         pytest.raises(LiberoError, match="puts one thing onto or into another"),
     ):
         list(rollout.demonstrations(pool, [opening], protocol("openvla"), draw="none"))
+
+
+# ---------------------------------------------------------------- every task
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", ["openvla", "rlinf"])
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_task_of_a_suite_is_built_reset_and_played(suite: str, rules: str) -> None:
+    """Two chunks of random motion and the frame after each; under rlinf's rules an episode goes on after a success."""
+    brief = dataclasses.replace(protocol(rules), horizons=dict.fromkeys(SUITES, 16))
+    wanted = trials(suite, [0])
+    acts = lambda views: np.stack([ACTION_SA[:8]] * len(views))  # noqa: E731
+    with Pool(1, SceneConfig(size=64, wrist=False, drawing="fast")) as pool:
+        ends = list(rollout.rollouts(pool, acts, wanted, brief, tries=1))
+    assert {out.trial.task.index: out.lost for out in ends if out.lost} == {}
+    assert [out.steps for out in ends] == [16] * len(wanted)

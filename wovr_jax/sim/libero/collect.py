@@ -135,7 +135,8 @@ def in_order(outcomes: Iterable[Outcome], trials: Sequence[Trial]) -> Iterator[O
 
 def name_of(trial: Trial) -> str:
     """A trial as a word, for files: ``libero_spatial/3/17/0`` is task 3 from state 17 with seed 0."""
-    return f"{trial.task.suite}/{trial.task.index}/{trial.init}/{trial.seed}"
+    repeat = f"/{trial.repeat}" if trial.repeat else ""
+    return f"{trial.task.suite}/{trial.task.index}/{trial.init}/{trial.seed}{repeat}"
 
 
 def line_of(outcome: Outcome) -> dict[str, Any]:

@@ -84,11 +84,15 @@ PROTOCOLS = {
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Where an episode begins: a task, one of its official initial states or ``DRAWN``, and the seed of the reset."""
+    """Where an episode begins: a task, one of its official initial states or ``DRAWN``, and the seed of the reset.
+
+    ``repeat`` tells episodes apart that begin alike.
+    """
 
     task: Task
     init: int
     seed: int = 0
+    repeat: int = 0
 
 
 def protocol(name: str) -> Protocol:
