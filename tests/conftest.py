@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import runpy
+import sys
+from collections.abc import Callable
 from importlib.metadata import version
 
 import pytest
@@ -32,3 +35,22 @@ os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first: two processes share the files, and none should be left with it at the end."""
     items.sort(key=lambda item: item.path.name != "test_pace.py")
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple]:
+    """Runs a script of launch/ with these arguments in this process: exit status or message, stdout, stderr."""
+
+    def call(script: str, *arguments: object) -> tuple:
+        door = pathlib.Path(__file__).parents[1] / "launch" / script
+        monkeypatch.setattr(sys, "argv", [str(door), *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        status: object = 0
+        try:
+            runpy.run_path(str(door), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return call

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
-import runpy
-import sys
+import functools
 
 import jax
 import numpy as np
@@ -28,25 +26,11 @@ from wovr_jax.nn import lora
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy.train import PolicyAdapters
 
-DOOR = pathlib.Path(__file__).resolve().parents[2] / "launch" / "import_weights.py"
-
 
 @pytest.fixture
-def door(monkeypatch, capsys):
+def door(opened):
     """Runs the door in this process: exit status or message, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(DOOR), *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        status = 0
-        try:
-            runpy.run_path(str(DOOR), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return call
+    return functools.partial(opened, "import_weights.py")
 
 
 @pytest.fixture

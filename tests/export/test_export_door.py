@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -30,25 +30,13 @@ from wovr_jax.export import source, torch_folder, wire
 from wovr_jax.export.robot import BundleError, Robot
 from wovr_jax.keymap import Fact
 
-DOOR = pathlib.Path(__file__).resolve().parents[2] / "launch" / "export_robot.py"
+LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 
 
 @pytest.fixture
-def door(monkeypatch, capsys):
-    """Calls the door in this process; its exit status, or 0, and what it printed."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(DOOR), *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        status = 0
-        try:
-            runpy.run_path(str(DOOR), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return call
+def door(opened):
+    """Runs the door in this process: exit status or message, stdout, stderr."""
+    return functools.partial(opened, "export_robot.py")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +73,7 @@ def test_a_run_becomes_a_bundle_that_is_served(door, run, tmp_path):
     assert "holds a bundle already" in door(*arguments)[0]
     (tmp_path / "key").write_text("opensesame\n")
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    command = [sys.executable, DOOR.with_name("serve.py"), tmp_path / "robot", "--port", "0"]
+    command = [sys.executable, LAUNCH / "serve.py", tmp_path / "robot", "--port", "0"]
     with subprocess.Popen(
         [*command, "--api-key-file", tmp_path / "key"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -106,7 +94,7 @@ def test_a_run_becomes_a_bundle_that_is_served(door, run, tmp_path):
 
 
 def test_nothing_to_serve(tmp_path):
-    command = [sys.executable, DOOR.with_name("serve.py"), tmp_path]
+    command = [sys.executable, LAUNCH / "serve.py", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "is not a run folder" in done.stderr and "Traceback" not in done.stderr
 
