@@ -2,7 +2,7 @@
 
     python launch/plan.py --config=configs/pace.py:libero_spatial --topology=v5p:2x2x4 --config.mesh.fsdp=16
     python launch/plan.py --config=configs/pace.py:libero_spatial,lora --topology=h200 --phases=update
-    python launch/plan.py --config=configs/pace.py --measure                on the devices that are here
+    python launch/plan.py --config=configs/pace.py --measure=5              on the devices that are here
 
 It needs libtpu, which comes with "jax[tpu]" and compiles without a TPU; a program of the full-size networks takes it
 minutes. The phases are world (a step of the world model's training), imagine (the rollouts of one iteration of RL) and
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from launch import train as door
 _TOPOLOGY = flags.DEFINE_string("topology", "here", "v5e:4x4, v6e:4x8, v5p:2x2x4, h200, h100:8; here: JAX's devices.")
 _PHASES = flags.DEFINE_list("phases", None, "Some of world, imagine, update; default all.")
 _EFFICIENCY = flags.DEFINE_float("efficiency", 0.4, "Share of the peak that the hours are computed with.")
-_MEASURE = flags.DEFINE_bool("measure", False, "Also run each phase on the devices that are here, and compare.")
+_MEASURE = flags.DEFINE_integer("measure", 0, "Also run each phase so often on the devices that are here, and compare.")
 GIB = 2**30
 
 ADVICE = {
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
             found = need(name, recipe, where)
             print(_paragraph(found, where, time.perf_counter() - begin), flush=True)
             if _MEASURE.value:
-                print(_against(found, *measure.measured(name, recipe, where)), flush=True)
+                print(_against(found, where, measure.measured(name, recipe, where, _MEASURE.value)), flush=True)
     except ValueError as error:
         if not type(error).__module__.startswith("wovr_jax."):
             raise
@@ -111,10 +112,16 @@ def _hours(need, where) -> str:
     return f", {seconds:.3g} s at {_EFFICIENCY.value:.0%} of the peak, {need.times:,} times in a run: {hours:,.3g} h"
 
 
-def _against(need, measured: int, seconds: float) -> str:
-    total = sum(need.held.values()) + need.temporary
-    off = total / measured - 1
-    return f"  measured     {_size(measured)} in {seconds:.1f} s; the plan says {_size(total)}, {off:+.1%}"
+def _against(need, where, found) -> str:
+    plan = sum(need.held.values()) + need.temporary
+    low, middle, high = (pick(found.seconds) for pick in (min, statistics.median, max))
+    rate = need.flops / middle / 1e12
+    share = rate / (len(where.devices) * where.chip.tflops) if where.chip.tflops else 0
+    of_peak = f", {share:.0%} of the peak" if share else ""
+    return (
+        f"  measured     {_size(found.bytes)}, the plan says {_size(plan)}: {plan / found.bytes - 1:+.1%}\n"
+        f"  {len(found.seconds)} runs       {middle:.3g} s each [{low:.3g}, {high:.3g}], {rate:.3g} Tflop/s{of_peak}"
+    )
 
 
 def _size(size: int) -> str:

@@ -15,7 +15,7 @@ import pytest
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.plan import chips, flops, measure
 from wovr_jax.plan.need import GIB, _exhausted, need
-from wovr_jax.plan.phases import PHASES, On, latent_size
+from wovr_jax.plan.phases import PHASES, On, Phase, latent_size
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.recipe import DreamConfig, Recipe
 from wovr_jax.reward.classifier import RewardConfig
@@ -65,17 +65,16 @@ def test_a_measured_phase_takes_what_was_made_for_it(monkeypatch: pytest.MonkeyP
     """A hundred MiB of numbers are found within a tenth, and flags are not all alike: no success, nothing to learn."""
     here = chips.topology("here")
     large = On(mesh(RECIPE.mesh)).rows(25, 2**20)
-    monkeypatch.setitem(PHASES, "world", lambda recipe, on: Trial(jax.jit(lambda x: x * 2.0), (large,)))
-    assert measure.measured("world", RECIPE, here)[0] == pytest.approx(2 * 100 * 2**20, rel=0.1)
+    trial = Phase(jax.jit(lambda x: x * 2.0), (large,), {}, {}, 1, chains=False)
+    monkeypatch.setitem(PHASES, "world", lambda recipe, on: trial)
+    found = measure.measured("world", RECIPE, here, runs=3)
+    assert found.bytes == pytest.approx(2 * 100 * 2**20, rel=0.1) and len(found.seconds) == 3
+    # A donated argument is used up: the result takes its place.
+    used = trial._replace(program=jax.jit(lambda x: (x * 2.0, 0), donate_argnums=0), chains=True)
+    monkeypatch.setitem(PHASES, "world", lambda recipe, on: used)
+    assert len(measure.measured("world", RECIPE, here, runs=2).seconds) == 2
     flags = measure._made(On(mesh(RECIPE.mesh)).rows(4, 3, 2, dtype=bool))
     assert flags.sum() == 2 and flags[1, -1, -1] and flags[3, -1, -1]
-
-
-class Trial:
-    """Just what ``measured`` reads of a phase."""
-
-    def __init__(self, program, args):
-        self.program, self.args = program, args
 
 
 def test_operations_are_counted_as_often_as_a_loop_runs_them() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,23 @@ from wovr_jax.recipe import Recipe
 STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 
 
-def measured(name: str, recipe: Recipe, here: Topology) -> tuple[int, float]:
-    """Runs the phase once on made-up arrays: bytes at the peak that were not there before, and seconds.
+class Measured(NamedTuple):
+    """What a phase took.
 
-    On a CPU they are those of the process, all its devices together, from Linux's account of it. An accelerator knows
-    its peak since the process began, so measure one phase in each process there.
+    Attributes:
+      bytes: at the peak, that were not there before.
+      seconds: of each run after the first.
+    """
+
+    bytes: int
+    seconds: tuple[float, ...]
+
+
+def measured(name: str, recipe: Recipe, here: Topology, runs: int = 1) -> Measured:
+    """Runs the phase on made-up arrays, once to warm up and ``runs`` times more.
+
+    On a CPU the bytes are those of the process, all its devices together, from Linux's account of it. An accelerator
+    knows its peak since the process began, so measure one phase in each process there.
     """
     over = sharding.mesh(recipe.mesh, here.devices)
     phase = PHASES[name](recipe, On(over))
@@ -31,10 +43,14 @@ def measured(name: str, recipe: Recipe, here: Topology) -> tuple[int, float]:
         program = phase.program.lower(*phase.args).compile()
         before = _now(here)
         args = jax.tree.map(_made, phase.args)
-        begin = time.perf_counter()
-        jax.block_until_ready(program(*args))
-        seconds = time.perf_counter() - begin
-    return _peak(here) - before, seconds
+        took = []
+        for _ in range(runs + 1):
+            begin = time.perf_counter()
+            result = jax.block_until_ready(program(*args))
+            took.append(time.perf_counter() - begin)
+            args = (result[0], *args[1:]) if phase.chains else args
+            del result  # or two of them would be there at the next peak
+    return Measured(_peak(here) - before, tuple(took[1:]))
 
 
 def _made(shape: Any) -> Any:

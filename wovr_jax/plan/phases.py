@@ -42,6 +42,7 @@ class Phase(NamedTuple):
       held: name -> the part of ``args`` that goes by it.
       beside: name -> what the run keeps meanwhile and this program does not read.
       times: how often a whole run runs it.
+      chains: whether the program takes its first argument's place with its first result, as a training step does.
     """
 
     program: Any
@@ -49,6 +50,7 @@ class Phase(NamedTuple):
     held: dict[str, Any]
     beside: dict[str, Any]
     times: int
+    chains: bool = True
 
 
 class On:
@@ -122,7 +124,9 @@ def dream(recipe: Recipe, on: On) -> Phase:
         return imagine(act, world_model.world(cfg, parts["world"]), score, start, key, chunks=recipe.dream.chunks)
 
     held, beside = {"policy": state.params, **parts, "starts": start}, {"optimizer": state.opt_state}
-    return Phase(jax.jit(roll), (state.params, parts, start, on.key()), held, beside, sum(recipe.dream.updates))
+    return Phase(
+        jax.jit(roll), (state.params, parts, start, on.key()), held, beside, sum(recipe.dream.updates), chains=False
+    )
 
 
 def update(recipe: Recipe, on: On) -> Phase:
