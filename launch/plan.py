@@ -2,6 +2,7 @@
 
     python launch/plan.py --config=configs/pace.py:libero_spatial --topology=v5p:2x2x4 --config.mesh.fsdp=16
     python launch/plan.py --config=configs/pace.py:libero_spatial,lora --topology=h200 --phases=update
+    python launch/plan.py --config=configs/pace.py:libero_spatial --topology=v5e   on its smallest slice, found here
     python launch/plan.py --config=configs/pace.py --measure=5              on the devices that are here
 
 It needs libtpu, which comes with "jax[tpu]" and compiles without a TPU; a program of the full-size networks takes it
@@ -27,7 +28,7 @@ from absl import app, flags
 
 from launch import train as door
 
-_TOPOLOGY = flags.DEFINE_string("topology", "here", "v5e:4x4, v6e:4x8, v5p:2x2x4, h200, h100:8; here: JAX's devices.")
+_TOPOLOGY = flags.DEFINE_string("topology", "here", "v5e:4x4, v5p:2x2x4, h200, h100:8; v5e: its smallest slice; here.")
 _PHASES = flags.DEFINE_list("phases", None, "Some of world, imagine, update; default all.")
 _EFFICIENCY = flags.DEFINE_float("efficiency", 0.4, "Share of the peak that the hours are computed with.")
 _MEASURE = flags.DEFINE_integer("measure", 0, "Also run each phase so often on the devices that are here, and compare.")
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
     from wovr_jax import config
     from wovr_jax.plan import chips, measure
-    from wovr_jax.plan.need import need
+    from wovr_jax.plan.need import need, smallest
     from wovr_jax.plan.phases import PHASES
     from wovr_jax.recipe import Recipe
 
@@ -61,11 +62,16 @@ def main(argv: Sequence[str]) -> None:
         door.refuse(f"--measure runs the programs, so it needs --topology=here, got {_TOPOLOGY.value}.")
     try:
         recipe = config.from_dict(Recipe, settings)
-        where = chips.topology(_TOPOLOGY.value)
-        print(_head(where, recipe), flush=True)
+        fixed = None if _TOPOLOGY.value in chips.SLICES else chips.topology(_TOPOLOGY.value)
+        if fixed:
+            print(_head(fixed, recipe), flush=True)
         for name in names:
             begin = time.perf_counter()
-            found = need(name, recipe, where)
+            if fixed:
+                where, found = fixed, need(name, recipe, fixed)
+            else:
+                chosen, where, found = smallest(name, recipe, _TOPOLOGY.value)
+                print(f"\n{_head(where, chosen)}")
             print(_paragraph(found, where, time.perf_counter() - begin), flush=True)
             if _MEASURE.value:
                 print(_against(found, where, measure.measured(name, recipe, where, _MEASURE.value)), flush=True)
@@ -86,8 +92,7 @@ def _head(where, recipe) -> str:
 
 
 def _paragraph(need, where, compiling: float) -> str:
-    gib = where.chip.gib
-    verdict = "" if not gib else " fits" if need.peak < gib * GIB and not need.refused else " DOES NOT FIT"
+    verdict = "" if not where.chip.gib else " fits" if need.fits(where) else " DOES NOT FIT"
     parts = [*need.held.items(), *((f"{name} (idle)", size) for name, size in need.beside.items())]
     held = ", ".join(f"{name} {_size(size)}" for name, size in [*parts, ("temporary", need.temporary)])
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(need.collectives.items())) or "none"

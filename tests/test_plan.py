@@ -14,6 +14,7 @@ import pytest
 
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.plan import chips, flops, measure
+from wovr_jax.plan import need as plan
 from wovr_jax.plan.need import GIB, _exhausted, need
 from wovr_jax.plan.phases import PHASES, On, Phase, latent_size
 from wovr_jax.policy.vla import VLAConfig
@@ -105,6 +106,23 @@ def test_what_the_tpu_compiler_says_of_a_program_that_does_not_fit_is_read() -> 
     said = "the total memory required for HLO temporaries (17.91G) exceeds available HBM (15.75G)."
     assert _exhausted(said) == int(17.91 * GIB)
     assert _exhausted("Ran out of memory in memory space hbm. Used 24.5G of 15.75G hbm.") == int(24.5 * GIB)
+
+
+def test_the_smallest_slice_is_looked_for_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled for are only the slices that hold what the program is given; the first that fits is the answer."""
+    gib, asked = {1: 40, 4: 20, 8: 14, 16: 9}, []
+
+    def found(name: str, recipe: Recipe, where: chips.Topology) -> plan.Need:
+        asked.append(len(where.devices))
+        return plan.Need(name, {"all": int(gib[recipe.mesh.fsdp] * GIB)}, {}, 3 * GIB, 1, 1, {})
+
+    slices = {f"v5e:{shape}": size for shape, size in zip(chips.SLICES["v5e"], (1, 4, 8, 16), strict=False)}
+    describe = lambda name: chips.Topology(name, [None] * slices[name], chips.TPUS["v5e"])  # noqa: E731
+    monkeypatch.setattr(plan, "topology", describe)
+    monkeypatch.setattr(plan, "given", lambda name, recipe, where: gib[len(where.devices)] * GIB)
+    monkeypatch.setattr(plan, "need", found)
+    recipe, where, need = plan.smallest("update", RECIPE, "v5e")
+    assert (asked, where.name, recipe.mesh.fsdp, need.fits(where)) == ([8, 16], "v5e:4x4", 16, True)
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "h200:3", "h200:x", "tpu"])

@@ -36,6 +36,10 @@ TPUS = {
 """By generation (cloud.google.com/tpu/docs, system architecture)."""
 GPUS = {"a100": Chip(80.0, 312.0), "h100": Chip(80.0, 989.0), "h200": Chip(141.0, 989.0), "b200": Chip(180.0, 2250.0)}
 """Dense, without sparsity (vendor's data sheets)."""
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")
+SLICES = {"v4": _CUBIC, "v5e": _FLAT, "v5p": _CUBIC, "v6e": _FLAT}
+"""Shapes in which they are rented, the smallest first, up to what a full-size run could want."""
 STAND_INS = {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4"}
 """Number of GPUs -> the v5p slice whose compiler is asked in place of theirs."""
 

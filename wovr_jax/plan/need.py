@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from wovr_jax import sharding
 from wovr_jax.plan import flops
-from wovr_jax.plan.chips import Topology
+from wovr_jax.plan.chips import SLICES, Topology, topology
 from wovr_jax.plan.phases import PHASES, On
 from wovr_jax.recipe import Recipe
+from wovr_jax.sharding import MeshConfig
 
 COLLECTIVE = re.compile(r"= \S+ (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 REFUSED = re.compile(r"\(?([\d.]+)([KMGT])\)?(?: of|\) exceeds)")
@@ -52,6 +53,10 @@ class Need:
         """All of it."""
         return sum(self.held.values()) + sum(self.beside.values()) + self.temporary
 
+    def fits(self, where: Topology) -> bool:
+        """Whether these devices hold it."""
+        return not self.refused and self.peak < where.chip.gib * GIB
+
     def seconds(self, where: Topology, efficiency: float) -> float:
         """Of one run of the program, at a share of the devices' peak; not a number where that is not known."""
         peak = len(where.devices) * where.chip.tflops * 1e12
@@ -82,6 +87,35 @@ def need(name: str, recipe: Recipe, where: Topology) -> Need:
     kept = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     collectives = dict(collections.Counter(COLLECTIVE.findall(compiled.as_text())))
     return Need(name, held, beside, sizes.temp_size_in_bytes + kept, count, phase.times, collectives)
+
+
+def smallest(name: str, recipe: Recipe, generation: str) -> tuple[Recipe, Topology, Need]:
+    """The smallest slice of a generation on which a phase fits, its parameters cut over all of its chips.
+
+    Slices that cannot hold what the program is given are passed over without compiling for them.
+
+    Returns:
+      the recipe with that mesh, the slice, and the need; of the largest slice, when the phase fits on none.
+
+    Raises:
+      ShardingError: when a mesh does not divide a batch or a parameter.
+    """
+    for shape in SLICES[generation]:
+        where = topology(f"{generation}:{shape}")
+        tried = dataclasses.replace(recipe, mesh=MeshConfig(fsdp=len(where.devices)))
+        last = shape == SLICES[generation][-1]
+        if not last and given(name, tried, where) > where.chip.gib * GIB:
+            continue
+        found = need(name, tried, where)
+        if last or found.fits(where):
+            return tried, where, found
+    raise AssertionError("the last slice returns")
+
+
+def given(name: str, recipe: Recipe, where: Topology) -> int:
+    """Bytes that a phase has in memory before its program begins; nothing is compiled."""
+    phase = PHASES[name](recipe, On(sharding.mesh(recipe.mesh, where.devices)))
+    return bytes_of((phase.held, phase.beside))
 
 
 def bytes_of(tree: Any) -> int:
