@@ -108,9 +108,11 @@ class Programs:
     def replay(self) -> Callable[[Params, Params, Start, Array, Array], Imagined]:
         """``replay(world, reward, start, action_BNTA, key)``: recorded actions in the learned world, with video."""
 
+        world_config = self._world_config()  # it may be read from a file, which tracing does not
+
         @jax.jit
         def replay(world: Params, reward: Params, start: Start, action_BNTA: Array, key: Array) -> Imagined:
-            model = world_model.world(self._world_config(), world)
+            model = world_model.world(world_config, world)
             score = classifier.score(self.recipe.reward, reward)
             return imagine(action_BNTA, model, score, start, key, chunks=action_BNTA.shape[1], video=True)
 
@@ -124,6 +126,7 @@ class Programs:
         ``world`` and ``reward`` and the simulator states ``sim`` of the starts.
         """
         cfg = self.recipe
+        world_config = None if cfg.dream.world == "true" else self._world_config()
 
         @jax.jit
         def dream(policy: Params, parts: Params, key: Array) -> Imagined:
@@ -135,8 +138,8 @@ class Programs:
                 start = dataclasses.replace(start, sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
             act = vla.policy(cfg.policy, policy, self.codec, cfg.temperature, self.tuned.net)
             score = classifier.score(cfg.reward, parts["reward"]) if cfg.dream.reward == "learned" else predicate
-            chunks, threshold = cfg.dream.chunks, parts["threshold"]
-            return imagine(act, self._world(parts), score, start, k_roll, chunks=chunks, threshold=threshold)
+            world, chunks, threshold = self._world(world_config, parts), cfg.dream.chunks, parts["threshold"]
+            return imagine(act, world, score, start, k_roll, chunks=chunks, threshold=threshold)
 
         return dream
 
@@ -145,13 +148,13 @@ class Programs:
         seed_K, played_KSA, step_K = map(jnp.asarray, (table.seed_K, table.played_KSA, table.step_K))
         return tabletop.replay(seed_K, played_KSA, step_K, self.recipe.sim)
 
-    def _world(self, parts: Params) -> World:
-        """The world of ``recipe.dream.world``."""
-        kind, true = self.recipe.dream.world, tabletop.world(self.recipe.sim)
-        if kind == "true":
+    def _world(self, world_config: WorldConfig | None, parts: Params) -> World:
+        """The world of ``recipe.dream.world``; without a configuration the true one."""
+        true = tabletop.world(self.recipe.sim)
+        if world_config is None:
             return true
-        model = world_model.world(self._world_config(), parts["world"])
-        return model if kind == "learned" else shadowed(model, true)
+        model = world_model.world(world_config, parts["world"])
+        return model if self.recipe.dream.world == "learned" else shadowed(model, true)
 
 
 def _folded(key: Array, seed_B: Array) -> Array:
