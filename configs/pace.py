@@ -4,7 +4,8 @@ Command:   python launch/train.py --config=configs/pace.py
 Hardware:  two CPU cores, 6 GB of memory; no downloads
 Expect:    see docs/tabletop.md for times and success rates
 
-Presets: smoke (of the embedded table), lora (RL of adapters); on the real LIBERO (make libero; docs/libero.md):
+Presets: smoke and tiny (of the embedded table, to check machines), lora (RL of adapters); on the real LIBERO (make
+libero; docs/libero.md):
 libero_small, and from converted weights libero_spatial, libero_object, libero_goal, libero_10.
 ``:libero_small,libero_smoke`` runs every stage of it with almost nothing in it. Each says below what it needs and
 what to expect.
@@ -61,7 +62,7 @@ def get_config(preset: str = ""):
         evaluate={"episodes": 512, "compare": 128, "videos": 3},
     )
     suites = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-    presets = {"smoke": smoke, "lora": lora, "libero_small": libero_small, "libero_smoke": libero_smoke}
+    presets = {"smoke": smoke, "tiny": tiny, "lora": lora, "libero_small": libero_small, "libero_smoke": libero_smoke}
     return common.with_preset(settings, preset, presets | {suite: on(suite) for suite in suites})
 
 
@@ -71,6 +72,26 @@ def smoke(settings):
     settings.sft.steps = settings.world_train.steps = settings.reward_train.steps = settings.refresh.steps = 10
     settings.dream.update(groups=2, updates=(1, 1))
     settings.evaluate.update(episodes=32, compare=16, videos=1)
+
+
+def tiny(settings):
+    """Every stage with networks too small to learn, a VAE of their own too: whole runs in a minute, to be killed and
+    compared (launch/kill_test.py, docs/scaling.md). Batches are multiples of four devices."""
+    settings.vae, settings.towers = "", ()
+    for part in (settings.policy, settings.world, settings.reward):
+        part.size = "fake"
+    settings.sim = common.settings(size=16, horizon=16)
+    settings.expert.flawed_share = 0.5
+    settings.collect.update(demonstrations=32, validation=4, first=8, again=8, retold=8, batch=8)
+    settings.vae_train = common.settings(steps=8, batch=4)
+    settings.sft.update(steps=12, batch=8, validate_every=6)
+    settings.world_train.update(steps=12, batch=8)
+    settings.refresh.steps = 8
+    settings.reward_train.update(steps=12, batch=16, extra=0.25)
+    settings.dream.update(groups=4, chunks=2, updates=(4, 4))
+    # All rollouts of a group end alike at this size; the entropy bonus moves the policy all the same.
+    settings.learner.update(microbatch=8, grpo=common.settings(group=4, entropy=0.1))
+    settings.evaluate.update(episodes=8, compare=8, videos=1)
 
 
 def lora(settings):

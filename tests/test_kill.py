@@ -15,15 +15,22 @@ from launch import kill_test
 from wovr_jax import checkpoint, metrics
 
 SECONDS = {"sft": 2.0, "collect-0": 1.0, "world-0": 5.0}
+STEPS = {"sft": 9, "world-0": 5}
 
 
-def test_moments_are_spread_over_all_stages_in_their_order() -> None:
-    moments = kill_test.plan(SECONDS, 7, seed=0)
-    assert moments == kill_test.plan(SECONDS, 7, seed=0) != kill_test.plan(SECONDS, 7, seed=1)
-    assert sorted(collections.Counter(moment.stage for moment in moments).values()) == [2, 2, 3]
+def test_every_stage_has_a_moment_and_the_others_are_where_the_time_goes() -> None:
+    moments = kill_test.plan(SECONDS, STEPS, 7, seed=0)
+    assert moments == kill_test.plan(SECONDS, STEPS, 7, seed=0) != kill_test.plan(SECONDS, STEPS, 7, seed=1)
+    assert {moment.stage for moment in moments} == set(SECONDS) and len(moments) == 7
     assert [moment.stage for moment in moments] == sorted((moment.stage for moment in moments), key=list(SECONDS).index)
     assert all(0 <= moment.after_s <= SECONDS[moment.stage] for moment in moments)
-    assert len({moment.stage for moment in kill_test.plan(SECONDS, 3, seed=5)}) == 3
+    assert len({moment.stage for moment in kill_test.plan(SECONDS, STEPS, 3, seed=5)}) == 3
+    many = kill_test.plan(SECONDS, STEPS, 200, seed=0)
+    count = collections.Counter(moment.stage for moment in many)
+    assert count["world-0"] > count["sft"] > count["collect-0"] > 1
+    by_step = [moment for moment in many if moment.step]
+    assert {moment.stage for moment in by_step} == set(STEPS) and 70 < len(by_step) < 110
+    assert all(moment.step < STEPS[moment.stage] for moment in by_step)
 
 
 @pytest.fixture
@@ -65,11 +72,31 @@ def test_one_bit_one_metric_one_file_and_one_fact_are_seen(runs: tuple[pathlib.P
     ]
 
 
-def test_a_process_is_killed_in_the_stage_that_was_aimed_at(tmp_path: pathlib.Path) -> None:
-    begin = "import pathlib, time; (pathlib.Path('RUN') / 'stages' / 'sft').mkdir(parents=True); time.sleep(60)"
-    command = [sys.executable, "-c", begin.replace("RUN", str(tmp_path / "run"))]
-    moment = kill_test.Moment("sft", 0.1)
-    assert kill_test.kill_at(command, tmp_path / "run", moment, "KILL", tmp_path / "log") == ("sft", -9)
+BEGINS = """
+import pathlib, sys, time
+for name in ("world-0", "sft"):  # a stage asks for another one first
+    print("==", name, file=sys.stderr, flush=True)
+for name in ("sft", "world-0"):
+    for step in (3, 4):
+        (pathlib.Path("RUN") / "stages" / name / "fit" / f"{step:08d}").mkdir(parents=True, exist_ok=True)
+        time.sleep(0.4)
+    (pathlib.Path("RUN") / "stages" / name / "done.json").touch()
+time.sleep(60)
+"""
+
+
+def test_a_process_is_killed_in_the_stage_and_after_the_step_that_were_aimed_at(tmp_path: pathlib.Path) -> None:
+    """Neither in the inner stage of the one that was aimed at, nor because an earlier process had begun it."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    log.write_text("== sft\n")
+    command = [sys.executable, "-c", BEGINS.replace("RUN", str(run))]
+    for moment, name, kill in (
+        (kill_test.Moment("sft", 0.1, step=3), "KILL", ("sft", 3, -9)),
+        (kill_test.Moment("sft", 0.1, step=4), "TERM", ("sft", 4, -15)),
+        (kill_test.Moment("world-0", 0.5), "KILL", ("world-0", 4, -9)),
+    ):
+        shutil.rmtree(run, ignore_errors=True)
+        assert kill_test.kill_at(command, run, moment, name, log) == kill_test.Kill(moment, *kill)
 
 
 @pytest.mark.slow
