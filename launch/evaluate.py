@@ -11,6 +11,7 @@ every outcome and what decided it: protocol, versions, renderer and a hash of th
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
     if settings.pop("job") != "evaluate":
         door.refuse("launch/evaluate.py measures; its config is configs/evaluate.py. For other jobs: launch/train.py.")
 
+    from wovr_jax import processes
     from wovr_jax.config import ConfigError, from_dict
     from wovr_jax.data.episodes import EpisodesError
     from wovr_jax.export.robot import BundleError
@@ -40,10 +42,12 @@ def main(argv: Sequence[str]) -> None:
     from wovr_jax.sim.libero.setup import LiberoError
 
     try:
+        if processes.found(os.environ, on_tpu=False):
+            raise processes.ProcessError("launch/evaluate.py measures in one process, with as many workers as cores.")
         cfg = from_dict(EvaluateConfig, settings)
         shown = evaluate(cfg, folder)
         against = compared(folder, _AGAINST.value) if _AGAINST.value else ""
-    except (ConfigError, RunError, LiberoError, BundleError, EpisodesError) as error:
+    except (ConfigError, RunError, LiberoError, BundleError, EpisodesError, processes.ProcessError) as error:
         door.refuse(str(error))
     except KeyboardInterrupt:
         print(f"\nStopped. {folder} is kept up to here; the same command continues it.", file=sys.stderr)

@@ -43,10 +43,14 @@ def main(argv: Sequence[str]) -> None:
     settings, run = asked(argv)
 
     # Only now: importing jax takes seconds, a misspelt flag none.
-    from wovr_jax import pace, report
+    from wovr_jax import processes
 
     try:
-        results = pace.run(settings["job"], settings, run, allow_change=_ALLOW.value)
+        with processes.joined():
+            from wovr_jax import pace, report  # after the processes have met: some modules hold arrays
+
+            results = pace.run(settings["job"], settings, run, allow_change=_ALLOW.value)
+            shown = processes.first()
     except (ValueError, FloatingPointError) as error:  # every refusal of the package is one, and says what to do
         if not type(error).__module__.startswith("wovr_jax."):
             raise
@@ -54,8 +58,9 @@ def main(argv: Sequence[str]) -> None:
     except KeyboardInterrupt as stop:
         print(f"\nStopped. {run} is kept up to here; the same command continues it.", file=sys.stderr)
         sys.exit(128 + getattr(stop, "signal", signal.SIGINT))
-    print(report.table(results))
-    print(f"\n{run / 'report.html'}")
+    if shown:
+        print(report.table(results))
+        print(f"\n{run / 'report.html'}")
 
 
 def asked(argv: Sequence[str]) -> tuple[dict[str, Any], pathlib.Path]:

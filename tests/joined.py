@@ -1,16 +1,13 @@
-"""For scripts of tests that may be one of several processes: imported, it finds the others.
+"""For scripts of tests that may be one of several processes: imported, it finds the others, as launch/train.py does.
 
-PROCESS_OF_TEST holds "address count index" then, and the mesh is over the devices of all. This has to come before
-anything is computed. Without it nothing happens.
+This has to come before anything is computed. Without JAX_NUM_PROCESSES and its like nothing happens.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 
-import jax
+from wovr_jax import processes
 
-if given := os.environ.get("PROCESS_OF_TEST"):
-    address, count, index = given.split()
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, int(count), int(index), initialization_timeout=120)
+_OPEN = contextlib.ExitStack()
+_OPEN.enter_context(processes.joined())

@@ -23,6 +23,7 @@ FLOORS = (
     (
         "types",
         "masked",
+        "processes",
         "transforms",
         "keymap",
         "sharding",

@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from wovr_jax import runtime
+from wovr_jax import processes, runtime
 
 META = "wovr.json"
 SUMS = "sha256-{}.json"
@@ -258,8 +258,7 @@ def _found(path: str | os.PathLike) -> pathlib.Path:
 
 def barrier(name: str) -> None:
     """Every process of the run waits here for the others."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    processes.meet(name)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax import metrics
+from wovr_jax import metrics, sharding
 from wovr_jax.types import Array, Imagined
 
 
@@ -91,7 +91,7 @@ def film(rollout: Imagined, row: int) -> np.ndarray:
 
 def join(parts: Sequence[Imagined], count: int | None = None) -> Imagined:
     """Rollouts of equal shape one after another on the host, cut to the first ``count`` rows."""
-    host = [jax.device_get(part) for part in parts]
+    host = [sharding.host(part) for part in parts]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *host)
 
 

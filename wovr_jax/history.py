@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wovr_jax import checkpoint
+from wovr_jax import checkpoint, processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,9 @@ class History:
 
     def steps(self) -> list[int]:
         """Of complete checkpoints, ascending; a rename that a dying process left half done is finished."""
+        return processes.once(self._steps, "look for checkpoints")
+
+    def _steps(self) -> list[int]:
         if not self.folder.is_dir():
             return []
         names = {path.name.split(".")[0] for path in self.folder.iterdir() if not path.name.endswith(".broken")}
@@ -134,7 +137,7 @@ class History:
 
     def _prune(self) -> None:
         if jax.process_index() == 0:
-            steps = self.steps()
+            steps = self._steps()
             for step in set(steps) - set(steps[-self.cfg.last :]) - self._best(steps):
                 checkpoint.remove(self.path(step))
 

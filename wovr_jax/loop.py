@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from wovr_jax import checkpoint, history
+from wovr_jax import checkpoint, history, processes
 from wovr_jax.history import CheckpointConfig, History
 from wovr_jax.metrics import Log
 
@@ -36,7 +36,7 @@ LINE_EVERY_S = 20.0
 Step = Callable[[Any, jax.Array], tuple[Any, dict[str, jax.Array]]]
 
 
-class Stopped(KeyboardInterrupt):
+class Stopped(processes.Stopping):
     """The run was asked to end, and its state is saved; the same command goes on from there.
 
     Attributes:
@@ -127,7 +127,7 @@ def fit(
 def _train(
     run: _Run, state: Any, step: Step, done: int, log_every: int, save_every_s: float, on_step: Callable | None
 ) -> Any:
-    saved_at = time.monotonic()
+    saved_at, agreed = time.monotonic(), processes.Agreement(IN_FLIGHT)
     in_flight: collections.deque[Any] = collections.deque()
     with _interrupts() as interrupted, _Progress(run.name, done, run.steps) as progress:
         while done < run.steps:
@@ -147,13 +147,23 @@ def _train(
             if extra:
                 run.note(done, extra)
             progress.advance(done)
-            if interrupted:
+            if done == run.steps:
                 run.save(done, state, wait=True)
-                raise Stopped(f"{run.name} stopped after step {done} of {run.steps}", interrupted[0])
-            if done == run.steps or time.monotonic() - saved_at > save_every_s:
-                run.save(done, state, wait=done == run.steps)
+                due = agreed.last(_wishes(interrupted))
+            elif due := agreed(done, _wishes(interrupted, time.monotonic() - saved_at > save_every_s)):
+                run.save(done, state, wait=due != {SAVE})
                 saved_at = time.monotonic()
+            if signals := sorted(due - {SAVE}):
+                raise Stopped(f"{run.name} stopped after step {done} of {run.steps}", signal.Signals[signals[0]])
     return state
+
+
+SAVE = "save"
+
+
+def _wishes(interrupted: list[int], late: bool = False) -> set[str]:
+    """What this process would do after a step: stop, for a signal of this name; save, by the clock of process 0."""
+    return {signal.Signals(number).name for number in interrupted} | ({SAVE} if late and processes.first() else set())
 
 
 class _Run:
@@ -332,8 +342,9 @@ class _Progress:
         self.name, self.first, self.steps = name, done, steps
         self.metrics: dict[str, float] = {}
         self._begin = self._line = time.monotonic()
+        shown = sys.stderr.isatty() and processes.first()
         self._bar = tqdm.tqdm(
-            total=steps, initial=done, desc=name, file=sys.stderr, disable=not sys.stderr.isatty(), dynamic_ncols=True
+            total=steps, initial=done, desc=name, file=sys.stderr, disable=not shown, dynamic_ncols=True
         )
 
     def __enter__(self) -> _Progress:
@@ -351,7 +362,7 @@ class _Progress:
             rate = (done - self.first) / (self._line - self._begin)
             eta = tqdm.tqdm.format_interval((self.steps - done) / rate)
             text = f"{self.name} {done}/{self.steps}, {rate:.2f} steps/s, {eta} left, {self._shown()}"
-            print(text, file=sys.stderr, flush=True)
+            processes.say(text)
 
     def _shown(self) -> str:
         return ", ".join(f"{metric} {value:.4g}" for metric, value in list(self.metrics.items())[:4])

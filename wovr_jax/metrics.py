@@ -16,17 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wovr_jax import processes
+
 RESERVED = ("stage", "step", "time")
 VIDEO_PIXELS = 256
 """Videos and grids are enlarged until their shorter side has at least this many pixels."""
 
 
 class Log:
-    """Scalars of a run, in ``metrics.jsonl`` (one line per call) and as TensorBoard events."""
+    """Scalars of a run, in ``metrics.jsonl`` (one line per call) and as TensorBoard events, written by process 0."""
 
     def __init__(self, folder: str | os.PathLike, tensorboard: bool = True):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._writes = processes.first()
         self.path = self.folder / "metrics.jsonl"
         self._tensorboard = tensorboard
         self._events: Any = None
@@ -36,6 +39,8 @@ class Log:
         taken = [name for name in values if name in RESERVED]
         if taken:
             raise ValueError(f"metric names {taken} are reserved: every line has {', '.join(RESERVED)} of its own.")
+        if not self._writes:
+            return
         numbers = {name: float(value) for name, value in values.items()}
         shown = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         line = {"stage": stage, "step": int(step), "time": round(time.time(), 3), **shown}
@@ -47,6 +52,8 @@ class Log:
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets lines of ``stage`` beyond ``step``: a resumed run writes them again."""
+        if not self._writes:
+            return
         lines = read_metrics(self.folder)
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         if len(kept) == len(lines):
@@ -103,6 +110,8 @@ def image(path: str | os.PathLike, frame_HWC: np.ndarray) -> pathlib.Path:
 
 
 def _ffmpeg(path: pathlib.Path, frame_THWC: np.ndarray, rate: str, coded: str) -> pathlib.Path:
+    if not processes.first():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.stem}.new{path.suffix}")
     _, height, width, _ = frame_THWC.shape

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from wovr_jax import config, history, metrics, report, runtime, sharding, studies, world_study
+from wovr_jax import config, history, metrics, processes, report, runtime, sharding, studies, world_study
 from wovr_jax.recipe import Recipe
 from wovr_jax.run import Run, write_json
 from wovr_jax.stages import Stages
@@ -42,14 +42,28 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
     if job not in known:
         raise config.ConfigError(f"config.job: expected one of {', '.join(known)}, got {job!r}.")
     recipe = config.from_dict(Recipe, settings)
+    if processes.count() > 1:
+        _together(job, recipe)
     with sharding.use(recipe.mesh), history.use(recipe.checkpoints):
         opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
         runtime.enable_compile_cache(opened.folder.parent / ".jax_cache")
         results = _results(job, recipe, opened)
     opened.log.close()
     write_json(opened.folder / "results.json", results)
-    report.write(opened.folder)
+    if processes.first():
+        report.write(opened.folder)
     return results
+
+
+def _together(job: str, recipe: Recipe) -> None:
+    """Refuses what several processes cannot do together yet."""
+    if recipe.libero is not None:
+        raise config.ConfigError(
+            "config.libero: its true environment runs in one process only, and several are running this. Make the "
+            "stages that need it (collect, evaluate) in one process, or run on the embedded table."
+        )
+    if job not in JOBS:
+        raise config.ConfigError(f"config.job: a study ({job}) runs in one process; several can share one of its runs.")
 
 
 def _results(job: str, recipe: Recipe, opened: Run) -> Results:

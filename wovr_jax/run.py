@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from wovr_jax import config, runtime
+from wovr_jax import config, processes, runtime
 from wovr_jax.metrics import Log
 from wovr_jax.runtime import Ledger
 
@@ -59,13 +59,16 @@ class Run:
         self.folder = pathlib.Path(folder).absolute()
         self.settings = config.to_dict(settings)
         with _explained(self.folder, "the run cannot begin"):
-            self._claim(allow_change)
+            processes.once(lambda: self._claim(allow_change), "open the run folder")
             self.log = Log(self.folder)
         # Of every finished stage, whether or not it is asked for again: the ledger of a resumed run is the whole run's.
-        marks = sorted(self.folder.glob(f"stages/*/{MARK}"), key=lambda mark: mark.stat().st_mtime)
-        self.facts: dict[str, dict[str, Any]] = {mark.parent.name: json.loads(mark.read_text()) for mark in marks}
+        self.facts: dict[str, dict[str, Any]] = processes.once(self._marked, "look for finished stages")
         self._products: dict[str, Any] = {}
         self._inside = 0.0  # seconds of the stages that were made inside the one being made
+
+    def _marked(self) -> dict[str, Any]:
+        marks = sorted(self.folder.glob(f"stages/*/{MARK}"), key=lambda mark: mark.stat().st_mtime)
+        return {mark.parent.name: json.loads(mark.read_text()) for mark in marks}
 
     def _claim(self, allow_change: bool) -> None:
         mark = self.folder / "config.json"
@@ -117,9 +120,12 @@ class Run:
         """
         if name not in self._products:
             folder = self.folder / "stages" / name
-            if not (folder / MARK).exists():
+            mark = lambda: json.loads((folder / MARK).read_text()) if (folder / MARK).exists() else None  # noqa: E731
+            facts = processes.once(mark, f"look whether {name} is done")
+            if facts is None:
                 self._make(name, make, folder)
-            self.facts[name] = json.loads((folder / MARK).read_text())
+                facts = processes.once(mark, f"finish {name}")
+            self.facts[name] = facts
             self._products[name] = load(folder)
         return self._products[name]
 
@@ -128,7 +134,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             tried = folder / "tried.json"
             before = json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
-            print(f"== {name}", file=sys.stderr, flush=True)
+            processes.say(f"== {name}")
             begin, around, self._inside = time.perf_counter(), self._inside, 0.0
             try:
                 facts = dict(make(folder))
@@ -162,7 +168,9 @@ def _explained(folder: pathlib.Path, what: str) -> Iterator[None]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes beside, then renames: a reader never sees half a file."""
+    """Writes beside, then renames: a reader never sees half a file. Of several processes the first one writes."""
+    if not processes.first():
+        return
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(json.dumps(value, indent=1))
     beside.replace(path)

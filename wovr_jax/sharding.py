@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,7 +26,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from wovr_jax import processes
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -112,12 +116,35 @@ def mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 @contextlib.contextmanager
 def use(cfg: MeshConfig) -> Iterator[Mesh | None]:
     """Everything inside is traced and placed for the mesh of ``cfg``; a mesh of one device changes nothing."""
-    if math.prod(cfg.sizes(jax.device_count())) == 1:
+    if math.prod(cfg.sizes(jax.device_count())) == 1 and jax.process_count() == 1:
         yield None
         return
     found = mesh(cfg)
+    if without := set(range(jax.process_count())) - {device.process_index for device in found.devices.flat}:
+        raise ShardingError(
+            f"mesh: {_product(found.devices.shape)} has no device of processes {sorted(without)} of "
+            f"{jax.process_count()}. Let one axis take what is left (--config.mesh.data=-1), or start fewer processes."
+        )
     with jax.set_mesh(found):
+        _connect(found)
         yield found
+
+
+def _connect(over: Mesh) -> None:
+    """Opens the connections of CPU processes while all of them are here.
+
+    Each group of devices that computes together has its own, made when it is first used, and Gloo waits for the others
+    for half a minute only: less than one process may compile longer than another.
+    """
+    if processes.count() == 1 or jax.default_backend() != "cpu":
+        return
+    processes.meet("connect")
+    wide = [axis for axis in MESH_AXES if over.shape[axis] > 1]
+    for some in itertools.chain.from_iterable(itertools.combinations(wide, n) for n in range(1, len(wide) + 1)):
+        cut = np.zeros(math.prod(over.shape[axis] for axis in some), np.float32)
+        at = NamedSharding(over, PartitionSpec(some))
+        spread = jax.make_array_from_callback(cut.shape, at, lambda index, cut=cut: cut[index])
+        jax.jit(lambda x: x, out_shardings=NamedSharding(over, PartitionSpec()))(spread).block_until_ready()
 
 
 def shardings(tree: Any, axes: Axes, over: Mesh | AbstractMesh) -> Any:
@@ -153,13 +180,39 @@ def place(tree: Any, axes: Axes) -> Any:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
         return keep(tree, axes)
     over = current()
-    return tree if over is None else jax.device_put(tree, shardings(tree, axes, over))
+    return tree if over is None else _put(tree, shardings(tree, axes, over))
+
+
+def host(tree: Any) -> Any:
+    """``tree`` as numpy arrays on the host, in every process, wherever its pieces lie."""
+
+    def fetch(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return jax.device_get(leaf)
+
+    return jax.tree.map(fetch, tree)
 
 
 def whole(tree: Any) -> Any:
     """``tree`` on the mesh in use, a copy on every device: data sets, start states, small networks."""
     over = current()
-    return tree if over is None else jax.device_put(tree, NamedSharding(over, PartitionSpec()))
+    if over is None:
+        return tree
+    return _put(tree, jax.tree.map(lambda _: NamedSharding(over, PartitionSpec()), tree))
+
+
+def _put(tree: Any, at: Any) -> Any:
+    """``tree`` at shardings. Of several processes, which all hold it, each takes its pieces from its own copy: JAX
+    would first send every array around to compare."""
+
+    def piece(leaf: Any, at: NamedSharding) -> jax.Array:
+        if jax.process_count() == 1 or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+            return jax.device_put(leaf, at)
+        own = np.asarray(leaf)
+        return jax.make_array_from_callback(own.shape, at, lambda index: own[index])
+
+    return jax.tree.map(piece, tree, at)
 
 
 def batch(tree: Any, *, even: bool = True) -> Any:

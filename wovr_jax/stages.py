@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import importlib
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax import assets, checkpoint, evaluate, learner, loop, metrics, runtime, sharding
+from wovr_jax import assets, checkpoint, evaluate, learner, loop, metrics, processes, runtime, sharding
 from wovr_jax.arena.base import Actor, Arena, in_turn
 from wovr_jax.arena.tabletop import Tabletop
 from wovr_jax.data import batches, normalize
@@ -230,7 +229,7 @@ class Stages:
             action_BNTA = jnp.asarray(action_BSA.reshape(batch, -1, chunk, action_BSA.shape[-1]))
             start = start_states.gather(table, jnp.asarray(row_B), self.prompt_KL)
             key = self.key("retold", round_, low)
-            dream = self.programs.replay(self.world(round_), self.fresh_reward, start, action_BNTA, key)
+            dream = sharding.host(self.programs.replay(self.world(round_), self.fresh_reward, start, action_BNTA, key))
             video_BSHWC = disk.to_uint8(dream.video_BNTHWC).reshape(batch, -1, *dream.frame_BNHWC.shape[2:])
             for row, video_SHWC in list(zip(row_B, video_BSHWC, strict=True))[: len(episodes) - low]:
                 length = len(episodes[row].action_SA)
@@ -300,7 +299,7 @@ class Stages:
         checkpoint.save(folder / "policy", self.programs.tuned.plain(state.params))
         curve = [line for line in metrics.read_metrics(self.run.folder) if line["stage"] == name]
         if said := learner.idle(curve):
-            print(f"{name}: {said}", file=sys.stderr, flush=True)
+            processes.say(f"{name}: {said}")
         steps = updates * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
         counted = "imagined_frames" if cfg.dream.world == "learned" else "true_steps"
         if cfg.libero and counted == "true_steps" and curve:  # episodes end at their first success

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from wovr_jax import checkpoint, config
+from wovr_jax import checkpoint, config, processes
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -88,9 +88,11 @@ def save_asset(
         "parameters": sum(value.size for value in flat.values()),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
+    path = folder / f"{name}.json"
+    if not processes.first():
+        return path
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.safetensors").write_bytes(data)
-    path = folder / f"{name}.json"
     path.write_text(json.dumps(facts, indent=2) + "\n")
     return path
 

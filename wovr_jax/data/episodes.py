@@ -6,6 +6,7 @@ last. The folder is made beside its final name and renamed, so it is there whole
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from wovr_jax import processes
 from wovr_jax.data.records import EpisodesError, Head, check, decode, encode, peek
 from wovr_jax.types import ACTION_DIM, Episode
 
@@ -146,11 +148,17 @@ def write(
     overwrite: bool = False,
     per_shard: int = 256,
 ) -> dict[str, Any]:
-    """Writes all ``episodes`` to ``folder`` and returns the manifest. See :class:`EpisodeWriter`."""
-    with EpisodeWriter(folder, meta=meta, overwrite=overwrite, per_shard=per_shard) as writer:
-        for episode in episodes:
-            writer.add(episode)
-    return manifest(folder)
+    """Writes all ``episodes`` to ``folder`` and returns the manifest. See :class:`EpisodeWriter`.
+
+    Of several processes, which all are given the same episodes, the first one writes and the others wait for it.
+    """
+    if processes.first():
+        with EpisodeWriter(folder, meta=meta, overwrite=overwrite, per_shard=per_shard) as writer:
+            for episode in episodes:
+                writer.add(episode)
+    else:
+        collections.deque(episodes, maxlen=0)  # they are computed by all processes together
+    return processes.once(lambda: manifest(folder), f"write {folder}")
 
 
 def manifest(folder: str | os.PathLike) -> dict[str, Any]:
@@ -306,7 +314,7 @@ def put_in_place(fresh: pathlib.Path, folder: pathlib.Path) -> None:
 def settle(folder: str | os.PathLike, complete: Callable[[pathlib.Path], bool]) -> pathlib.Path:
     """The absolute path, after finishing a :func:`put_in_place` that died between its renames."""
     folder = pathlib.Path(folder).expanduser().absolute()
-    if not folder.exists():
+    if not folder.exists() and processes.first():
         for beside in (folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")):
             if complete(beside):
                 beside.rename(folder)

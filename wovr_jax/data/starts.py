@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from wovr_jax import processes
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.types import NULL_ACTION, Array, Episode, Start
@@ -280,10 +281,12 @@ def gather(table: Starts, row_B: Array, prompt_KL: Array) -> Start:
 def save(
     folder: str | os.PathLike, table: Starts, *, meta: dict[str, Any] | None = None, overwrite: bool = False
 ) -> None:
-    """Writes the table as one ``.npy`` a column and a JSON index; whole or not at all.
+    """Writes the table as one ``.npy`` a column and a JSON index; whole or not at all. Process 0 does.
 
     ``meta`` keeps facts such as the manifest's hash of the episodes that the starts come from.
     """
+    if not processes.first():
+        return
     folder = disk.settle(folder, _complete)
     if folder.exists() and not (overwrite and _complete(folder)):
         raise disk.EpisodesError(f"{folder} exists already; pass overwrite=True to replace start states.")

@@ -223,7 +223,7 @@ def predict(
     prob = []
     for begin in range(0, total, batch):
         index = np.minimum(np.arange(begin, begin + batch), total - 1)  # the last batch is filled with its last frame
-        prob.append(np.asarray(_probabilities(cfg)(params, frame_XHWC[index], np.asarray(task_X, np.int32)[index])))
+        prob.append(sharding.host(_probabilities(cfg)(params, frame_XHWC[index], np.asarray(task_X, np.int32)[index])))
     return np.concatenate(prob)[:total] if prob else np.zeros(0, np.float32)
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wovr_jax import sharding
 from wovr_jax.sim import experts, tabletop
 from wovr_jax.sim.experts import ExpertConfig
 from wovr_jax.sim.tabletop import TabletopConfig
@@ -62,7 +63,7 @@ def demonstrations(
     for low in range(0, len(seeds), batch):
         part = np.asarray(seeds[low : low + batch], np.int32)
         padded = np.resize(part, batch)  # one compiled shape; the padding is dropped below
-        out = jax.device_get(make(padded, jax.random.fold_in(key, low)))
+        out = sharding.host(make(padded, jax.random.fold_in(key, low)))
         for b in range(len(part)):
             yield Episode(
                 frame_SHWC=to_uint8(out["frame"][b]),
@@ -98,7 +99,7 @@ def episodes(rollout: Imagined, seeds: Sequence[int] | np.ndarray, actor: str) -
     """
     if rollout.video_BNTHWC is None or rollout.truth_BNT is None:
         raise ValueError("episodes need a rollout of the true simulator made with video=True")
-    host = jax.device_get(rollout)
+    host = sharding.host(rollout)
     batch = host.task_B.shape[0]
     video_BSHWC = to_uint8(host.video_BNTHWC).reshape(batch, -1, *host.video_BNTHWC.shape[3:])
     first_BHWC = to_uint8(host.frame_BNHWC[:, 0])

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wovr_jax import checkpoint, loop, metrics
+from wovr_jax import checkpoint, loop, metrics, sharding
 from wovr_jax.data import batches, stream
 from wovr_jax.data import episodes as disk
 from wovr_jax.metrics import Log
@@ -158,7 +158,7 @@ def _filmed(episodes: Sequence[Episode], chunk: int) -> list[Episode]:
 
 def _film(cfg: WorldConfig, params: Params, episodes: list[Episode], path: pathlib.Path, key: Array) -> None:
     first_BHWC, action_BNTA, true_BNTHWC = replay.recorded(episodes, cfg.chunk)
-    seen_BNTHWC = replay.play(cfg, params, first_BHWC, action_BNTA, key)
+    seen_BNTHWC = sharding.host(replay.play(cfg, params, first_BHWC, action_BNTA, key))
     metrics.video(path, replay.film(first_BHWC, true_BNTHWC, seen_BNTHWC), fps=FILM_FPS)
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from flax import struct
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from wovr_jax import config, sharding
+from wovr_jax import config, processes, sharding
 from wovr_jax.data.batches import Windows, gather_windows, sample_rows
 from wovr_jax.data.episodes import to_float
 from wovr_jax.data.stream import Feed, Stream
@@ -272,11 +271,11 @@ def cached(
     A file that is cut short or changed is said to be so on stderr, and made again.
     """
     path = pathlib.Path(folder) / f"{digest(cfg, vae_params, windows)[:20]}.safetensors"
-    if path.exists():
+    if processes.once(path.exists, "look for latents"):
         try:
             return _read(path)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            print(f"{path} cannot be used ({error}); its windows are encoded again.", file=sys.stderr, flush=True)
+            processes.say(f"{path} cannot be used ({error}); its windows are encoded again.")
     sides = encode_windows(cfg, vae_params, windows, batch=batch)
     _write(path, sides)
     return sides
@@ -302,11 +301,14 @@ def _hash(text: str, arrays: dict[str, Any]) -> str:
 
 
 def _write(path: pathlib.Path, sides: tuple[Latents, Latents]) -> None:
-    arrays = {"static": np.asarray(sides[0].static_Efhwc)}
+    sides = sharding.host(sides)
+    arrays: dict[str, Any] = {"static": sides[0].static_Efhwc}
     for name, side in zip(("train", "held"), sides, strict=True):
-        arrays[f"{name}.latent"] = np.asarray(side.latent_Ifhwc)
-        arrays[f"{name}.action"] = np.asarray(side.action_IFA)
-        arrays[f"{name}.episode"] = np.asarray(side.episode_I)
+        arrays[f"{name}.latent"] = side.latent_Ifhwc
+        arrays[f"{name}.action"] = side.action_IFA
+        arrays[f"{name}.episode"] = side.episode_I
+    if not processes.first():
+        return
     starts = {f"{name}.starts": str(side.starts) for name, side in zip(("train", "held"), sides, strict=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.new")

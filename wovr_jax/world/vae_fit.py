@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wovr_jax import assets, loop
+from wovr_jax import assets, loop, sharding
 from wovr_jax.data import batches
 from wovr_jax.data.batches import Windows
 from wovr_jax.metrics import Log
@@ -58,7 +58,8 @@ def fit(
 
 def cut(cfg: WorldConfig, episodes: Sequence[Episode]) -> Windows:
     """The windows of a world model, on the device."""
-    return jax.device_put(batches.windows(episodes, memory=cfg.slots, new=cfg.chunk, partial=True, val_share=HELD_OUT))
+    found = batches.windows(episodes, memory=cfg.slots, new=cfg.chunk, partial=True, val_share=HELD_OUT)
+    return sharding.whole(jax.device_put(found))
 
 
 def load(folder: pathlib.Path) -> tuple[VAEConfig, Params]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from wovr_jax import sharding
 from wovr_jax.nn import optimizers
 from wovr_jax.nn.functional import Params, Pure
 from wovr_jax.types import Array
@@ -96,7 +97,7 @@ def make(cfg: VAEConfig, training: VAETraining, draw: Draw, *data: Any) -> tuple
 
     def step(state: dict[str, Any], i: Array, data: tuple) -> tuple[dict[str, Any], dict[str, Array]]:
         k_draw, k_noise = jax.random.split(jax.random.fold_in(k_data, i))
-        frame_BFHWC = draw(k_draw, training.batch, *data)
+        frame_BFHWC = sharding.batch(draw(k_draw, training.batch, *data))
         gradient, metrics = jax.grad(lambda p: loss(vae, p, training, frame_BFHWC, k_noise), has_aux=True)(
             state["params"]
         )
@@ -104,13 +105,14 @@ def make(cfg: VAEConfig, training: VAETraining, draw: Draw, *data: Any) -> tuple
         return {"params": optax.apply_updates(state["params"], update), "opt": opt}, metrics
 
     compiled = jax.jit(step, donate_argnums=0)
-    return {"params": params, "opt": optimiser.init(params)}, lambda state, i: compiled(state, i, data)
+    state = sharding.whole({"params": params, "opt": optimiser.init(params)})
+    return state, lambda state, i: compiled(state, i, data)
 
 
 def normalised(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> VAEConfig:
     """``cfg`` with the mean and standard deviation of each latent channel over ``windows``."""
     moments = jax.jit(lambda p, x: network(cfg)(p, x, method="moments")[0])
-    z_NC = np.concatenate([np.asarray(moments(params, x)).reshape(-1, cfg.z_dim) for x in windows])
+    z_NC = np.concatenate([sharding.host(moments(params, x)).reshape(-1, cfg.z_dim) for x in windows])
     mean, std = z_NC.mean(0), np.maximum(z_NC.std(0), 1e-3)
     return dataclasses.replace(
         cfg, latent_mean=tuple(round(float(v), 5) for v in mean), latent_std=tuple(round(float(v), 5) for v in std)
@@ -134,7 +136,7 @@ def scores(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> dict[str
         return square.mean((2, 3)), (square * mask).sum(), mask.sum()
 
     frame_error, moving_error, moving_pixels = zip(*(errors(params, x) for x in windows), strict=True)
-    frame_error = np.concatenate([np.asarray(e).ravel() for e in frame_error])
+    frame_error = np.concatenate([sharding.host(e).ravel() for e in frame_error])
     in_motion = float(sum(moving_error)) / float(sum(moving_pixels))
     found = {"psnr": frame_error.mean(), "psnr_moving": in_motion, "psnr_worst": frame_error.max()}
     return {name: round(float(_psnr(error)), 2) for name, error in found.items()}

@@ -1,0 +1,280 @@
+"""One run by several processes: they find each other, decide together, and end together.
+
+All processes run the same program with the same settings over the devices of all, and see one run folder. Process 0
+writes it; what only one process can know (which stages are done, what the clock says) it tells the others, by the
+service through which JAX's processes find each other and not by the devices. A process that fails tells the others why
+before it ends, so none of them waits for it. In one process every function here does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from jax._src import distributed  # as Orbax does: JAX gives no other way to its key-value service
+
+BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+"""What JAX's own detection reads in a step that srun has started."""
+JOIN_S = 300
+"""For the processes to find each other."""
+WAIT_S = 900
+"""For process 0 to do what the others wait for."""
+HEARTBEAT_S = 60
+"""After which a process that has vanished is missed, and the others end."""
+FAREWELL_S = 10
+
+_TURN = itertools.count()
+"""Numbers what the processes do together; the same in each, as they run the same program."""
+
+
+class ProcessError(ValueError):
+    """Processes that do not find each other, or one that is waited for in vain; the message says which and why."""
+
+
+class Stopping(KeyboardInterrupt):
+    """An end that all processes have agreed on, and that is no failure."""
+
+
+def count() -> int:
+    """Processes of this run. Asking does not touch a device."""
+    return distributed.global_state.num_processes if _service() is not None else 1
+
+
+def index() -> int:
+    """Number of this process."""
+    return distributed.global_state.process_id if _service() is not None else 0
+
+
+def first() -> bool:
+    """Whether this is process 0, which writes files and tells of progress."""
+    return index() == 0
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Joins the processes that the environment names, before anything touches a device; at the end they part.
+
+    * ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, by hand;
+    * a SLURM step of several tasks, unless JAX_NUM_PROCESSES is 1;
+    * a TPU slice.
+
+    With none of them nothing happens. A failure inside ends the other processes too, which print it.
+
+    Raises:
+      ProcessError: when only some of the variables are set, or the processes do not find each other.
+    """
+    how = found(os.environ, on_tpu="tpu" in (getattr(jax.config, "jax_platforms", None) or "").split(","))
+    if how is None:
+        yield
+        return
+    _join(how)
+    try:
+        yield
+    except Stopping:
+        _part()
+        raise
+    except BaseException as error:
+        _tell(f"{type(error).__name__}: {error}")
+        raise
+    _part()
+
+
+def found(environment: Mapping[str, str], *, on_tpu: bool) -> dict[str, Any] | None:
+    """Arguments of ``jax.distributed.initialize`` for an environment; None for a process on its own.
+
+    Raises:
+      ProcessError: see ``joined``.
+    """
+    address, number, index = (environment.get(name, "") for name in BY_HAND)
+    if number == "1":
+        return None
+    if address or number or index:
+        if not (address and number.isdigit() and index.isdigit() and int(index) < int(number)):
+            raise ProcessError(
+                f"Several processes need all of {', '.join(BY_HAND)} (host:port, a count, a number below it); got "
+                f"{address!r}, {number!r}, {index!r}. For one process set none of them."
+            )
+        by_hand = {"coordinator_address": address, "num_processes": int(number), "process_id": int(index)}
+        return by_hand | {"cluster_detection_method": "deactivate"}
+    if all(name in environment for name in SLURM) and int(environment["SLURM_NTASKS"]) > 1:
+        return {"cluster_detection_method": "slurm"}
+    return {} if on_tpu else None
+
+
+def _join(how: Mapping[str, Any]) -> None:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Its handler would take every SIGTERM, also where no training looks for it.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            **how,
+            initialization_timeout=JOIN_S,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+            shutdown_timeout_seconds=FAREWELL_S,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ProcessError(
+            f"The processes of this run do not come together within {JOIN_S} s ({error}). Start the same command for "
+            f"each of them; a process that is to run on its own wants {BY_HAND[1]}=1."
+        ) from error
+    threading.Thread(target=_listen, name=LISTENS, daemon=True).start()
+
+
+def once(call: Callable[[], Any], what: str) -> Any:
+    """What ``call`` gives in process 0, a JSON value, in every process; the others wait for it.
+
+    Args:
+      call: runs in process 0 only.
+      what: that it does, for the message of a process that waited in vain.
+
+    Raises:
+      ProcessError: in the others, after ``WAIT_S``.
+    """
+    if count() == 1:
+        return call()
+    key = f"wovr/once/{next(_TURN)}"
+    if first():
+        _service().key_value_set(key, json.dumps(call()))
+    with _bounded(what):
+        return json.loads(_service().blocking_key_value_get(key, WAIT_S * 1000))
+
+
+def meet(what: str) -> None:
+    """Every process waits here for the others.
+
+    Raises:
+      ProcessError: after ``WAIT_S``.
+    """
+    if count() > 1:
+        with _bounded(what):
+            _service().wait_at_barrier(f"wovr/meet/{next(_TURN)}", WAIT_S * 1000)
+
+
+class Agreement:
+    """What all processes do after the same step of a loop, whichever of them wished for it.
+
+    A wish is announced for a step that no process can have passed: each step needs all of them, and none is more than
+    ``ahead`` steps ahead of one that it waits for. So nobody waits, and no device is asked.
+
+    Args:
+      ahead: steps that a process dispatches before it waits for the oldest.
+    """
+
+    def __init__(self, ahead: int):
+        self._ahead = ahead
+        self._wished: dict[str, int] = {}
+        self._met: set[str] = set()
+        self._place = f"wovr/agreement/{next(_TURN)}" if count() > 1 else ""
+
+    def __call__(self, step: int, wishes: set[str]) -> set[str]:
+        """What is to be done now, after ``step`` was dispatched and the oldest one waited for.
+
+        Raises:
+          ProcessError: when a step was passed for which something had been agreed: the steps do not need all processes.
+        """
+        if not self._place:
+            return wishes
+        for wish in wishes:
+            if self._wished.get(wish, 0) < step:  # not announced, or done and wished again
+                self._wished[wish] = step + self._ahead + 1
+                self._announce(self._wished[wish], wish)
+        there = {key.removeprefix(f"{self._place}/") for key, _ in self._announced()} - self._met
+        due = {key for key in there if int(key.split("/")[0]) <= step}
+        self._met |= due
+        if late := [key for key in due if int(key.split("/")[0]) < step]:
+            raise ProcessError(f"process {index()} is past step {late[0]}, agreed on: these steps do not need all.")
+        return {key.split("/")[1] for key in due}
+
+    def last(self, wishes: set[str]) -> set[str]:
+        """The wishes of all processes at the end of the loop, also those whose step would have come after it."""
+        if not self._place:
+            return wishes
+        for wish in wishes:
+            self._announce(sys.maxsize, wish)
+        meet("come to the end of a training")
+        return {key.split("/")[-2] for key, _ in self._announced()}
+
+    def _announce(self, step: int, wish: str) -> None:
+        _service().key_value_set(f"{self._place}/{step}/{wish}/{index()}", "", allow_overwrite=True)
+
+    def _announced(self) -> list[tuple[str, str]]:
+        return _service().key_value_dir_get(f"{self._place}/")
+
+
+def say(text: str) -> None:
+    """A line for whoever watches the run, from process 0."""
+    if first():
+        print(text, file=sys.stderr, flush=True)
+
+
+def _service() -> Any:
+    return distributed.global_state.client
+
+
+@contextlib.contextmanager
+def _bounded(what: str) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise ProcessError(
+            f"process {index()} of {count()} waited {WAIT_S} s for the others to {what}, in vain: {error}"
+        ) from error
+
+
+FAILED, HEARD, LISTENS = "wovr/failed", "wovr/heard", "processes"
+"""Key of who failed and why, empty when the run is over; barrier of those who heard it; name of the thread."""
+
+
+def _listen() -> None:
+    """In a thread: ends this process when another one fails, wherever it is held up."""
+    while (service := _service()) is not None:
+        try:
+            said = service.blocking_key_value_get(FAILED, 10_000)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" in str(error):
+                continue
+            return  # the service has ended, and JAX ends this process unless the run is over
+        if said and said.split(":")[0] != _name():
+            print(f"{said}\n{_name()} ends with it.", file=sys.stderr, flush=True)
+            _hear()
+            os._exit(1)
+        return
+
+
+def _tell(why: str) -> None:
+    """Lets the others know, and waits until they have heard: process 0 takes the service with it."""
+    _put(f"{_name()}: {why}")
+    _hear()
+
+
+def _put(said: str) -> None:
+    """What all hear, the thread of this process too: one that still listened at the end would break its exit."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one has put it before
+        _service().key_value_set(FAILED, said)
+    for thread in threading.enumerate():
+        if thread.name == LISTENS:
+            thread.join(FAREWELL_S)
+
+
+def _hear() -> None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _service().wait_at_barrier(HEARD, FAREWELL_S * 1000)
+        jax.distributed.shutdown()  # together, or JAX takes the silence of those that are gone for another failure
+
+
+def _name() -> str:
+    return f"process {index()}"
+
+
+def _part() -> None:
+    meet("come to the end of the run")
+    _put("")
+    jax.distributed.shutdown()
