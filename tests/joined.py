@@ -5,9 +5,11 @@ This has to come before anything is computed. Without JAX_NUM_PROCESSES and its 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 
 from wovr_jax import processes
 
 _OPEN = contextlib.ExitStack()
 _OPEN.enter_context(processes.joined())
+atexit.register(_OPEN.close)  # before JAX's own end, which was registered earlier
