@@ -178,7 +178,8 @@ def on(suite):
             suite=suite, steps=512, inits=(0, 50), train_inits=(), release=f"{own}/policy.rest/files", workers=32
         )
         settings.policy.size, settings.policy_weights = "openvla_7b", f"{own}/policy.json"
-        settings.world.size, settings.world_weights = "wan", "weights/wan/dit.json"
+        settings.world.update(size="wan", vae_rows=32)
+        settings.world_weights = "weights/wan/dit.json"
         settings.reward.size = "resnet18_task"
         settings.assets, settings.vae, settings.towers = "weights/wan", "vae", ()
         settings.mesh = common.settings(data=1, fsdp=8)

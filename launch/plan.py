@@ -36,7 +36,7 @@ GIB = 2**30
 
 ADVICE = {
     "world": "a larger mesh.fsdp, a smaller world_train.batch, or adapters (configs/world_model.py:lora)",
-    "imagine": "a larger mesh.fsdp, or fewer dream.groups",
+    "imagine": "a larger mesh.fsdp, fewer dream.groups, or a smaller world.vae_rows",
     "update": "a larger mesh.fsdp, a smaller learner.microbatch, or adapters (the preset lora)",
 }
 """What makes a phase smaller."""

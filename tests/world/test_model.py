@@ -131,6 +131,16 @@ def test_a_row_does_not_depend_on_its_batch(params):
     np.testing.assert_allclose(both[:1], alone, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_the_vae_may_take_a_rollout_in_pieces(params, rows):
+    """Three trajectories, of which one or all are taken at once: two would not go into three."""
+    three = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:1]]), (start(), actions(), keys()))
+    _, whole = roll(CFG, params, *three)
+    _, found = roll(dataclasses.replace(CFG, vae_rows=rows), params, *three)
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-5)
+
+
 def test_actions_and_noise_matter(params):
     _, frame = roll(CFG, params, start(), actions(), keys())
     _, other = roll(CFG, params, start(), -actions(), keys())

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,8 @@ class WorldConfig:
       eight_bit: rounding of generated frames to 256 levels, "none", "round" or "floor".
       noise: "folded": fresh for every trajectory and chunk, from its own key. "fixed": the
         same in every chunk, by row of the batch.
+      vae_rows: trajectories of a rollout that the VAE takes at once; the others wait. 0: all of them. At full size its
+        activations are most of a rollout's memory.
     """
 
     dit: DiTConfig = dataclasses.field(default_factory=DiTConfig)
@@ -63,6 +66,7 @@ class WorldConfig:
     noisy_context: bool = True
     eight_bit: str = "none"
     noise: str = "folded"
+    vae_rows: int = 0
 
     def __post_init__(self) -> None:
         problems = []
@@ -80,6 +84,8 @@ class WorldConfig:
             problems.append(f"eight_bit {self.eight_bit!r} is not one of {EIGHT_BIT}")
         if self.noise not in NOISE:
             problems.append(f"noise {self.noise!r} is not one of {NOISE}")
+        if self.vae_rows < 0:
+            problems.append(f"vae_rows {self.vae_rows} is below 0")
         if problems:
             raise ValueError("world model: " + "; ".join(problems))
 
@@ -189,17 +195,28 @@ def world(cfg: WorldConfig, params: Params) -> World:
 
 def chunk(cfg: WorldConfig, params: Params, state: WorldState, action_BTA: Array, key_B: Array) -> Array:
     """The T frames that follow ``state`` under ``action_BTA``: encode, sample, decode."""
-    _, vae = networks(cfg)
+    _, net = networks(cfg)
     frame_BFHWC = jnp.concatenate([state.anchor_BHWC[:, None], state.memory_BMHWC], axis=1)
     null_B1A = jnp.broadcast_to(jnp.asarray(NULL_ACTION), (len(action_BTA), 1, len(NULL_ACTION)))
     action_BFA = jnp.concatenate([null_B1A, state.action_BMA, action_BTA], axis=1)
 
-    context_Bfhwc = vae(params["vae"], arrange_frames(frame_BFHWC, cfg), method="encode")
+    vae = lambda x_B, method: _piecewise(cfg, lambda x: net(params["vae"], x, method=method), x_B)  # noqa: E731
+    context_Bfhwc = vae(arrange_frames(frame_BFHWC, cfg), "encode")
     noise_Bfhwc = draw_noise(cfg, key_B, context_Bfhwc.shape[2:])
     new_Bfhwc = sample(cfg, params["dit"], context_Bfhwc, arrange_actions(action_BFA, cfg), noise_Bfhwc)
     latent_Bfhwc = jnp.concatenate([context_Bfhwc, new_Bfhwc], axis=1)
-    decoded_BFHWC = vae(params["vae"], latent_Bfhwc, method="decode")
+    decoded_BFHWC = vae(latent_Bfhwc, "decode")
     return quantise(jnp.clip(decoded_BFHWC[:, -cfg.chunk :], -1.0, 1.0), cfg.eight_bit)
+
+
+def _piecewise(cfg: WorldConfig, run: Callable[[Array], Array], x_B: Array) -> Array:
+    """``run`` on at most ``vae_rows`` rows at a time: every n-th one, so each device has its share of each piece."""
+    rows = len(x_B)
+    pieces = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= (cfg.vae_rows or rows))
+    if pieces == 1:
+        return run(x_B)
+    y_NB = jax.lax.map(run, x_B.reshape(rows // pieces, pieces, *x_B.shape[1:]).swapaxes(0, 1))
+    return y_NB.swapaxes(0, 1).reshape(rows, *y_NB.shape[2:])
 
 
 def sample(cfg: WorldConfig, dit_params: Params, context_Bfhwc: Array, action_BFA: Array, noise_Bfhwc: Array) -> Array:
