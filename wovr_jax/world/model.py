@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +210,7 @@ def chunk(cfg: WorldConfig, params: Params, state: WorldState, action_BTA: Array
     return quantise(jnp.clip(decoded_BFHWC[:, -cfg.chunk :], -1.0, 1.0), cfg.eight_bit)
 
 
-def _piecewise(cfg: WorldConfig, run: Callable[[Array], Array], x_B: Array) -> Array:
+def _piecewise(cfg: WorldConfig, run: Callable[[Array], Array], x_B: Array) -> Any:
     """``run`` on at most ``vae_rows`` rows at a time: every n-th one, so each device has its share of each piece."""
     rows = len(x_B)
     pieces = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= (cfg.vae_rows or rows))
