@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     if _TOPOLOGY.value != "here":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # or libtpu looks for the machine that it would be on
+        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # its lock is for a chip, and here is none
 
     from wovr_jax import config
     from wovr_jax.plan import chips, measure
