@@ -95,11 +95,10 @@ class Programs:
 
         As ``act`` at the recipe's temperature, for online RL on the host; ``policy`` is of ``tuned.net``.
         """
-        cfg = self.recipe
 
         @jax.jit
         def sample(policy: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Any:
-            choose = vla.policy(cfg.policy, policy, self.codec, cfg.temperature, self.tuned.net)
+            choose = vla.policy(self.recipe.policy, policy, self.codec, self.recipe.temperature, self.tuned.net)
             return choose(to_float(frame_BHWC), prompt_BL, _folded(key, seed_B))
 
         return sample

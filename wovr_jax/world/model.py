@@ -54,8 +54,7 @@ class WorldConfig:
       eight_bit: rounding of generated frames to 256 levels, "none", "round" or "floor".
       noise: "folded": fresh for every trajectory and chunk, from its own key. "fixed": the
         same in every chunk, by row of the batch.
-      vae_rows: trajectories of a rollout that the VAE takes at once; the others wait. 0: all of them. At full size its
-        activations are most of a rollout's memory.
+      vae_rows: trajectories of a rollout that the VAE takes at once, 0 for all; its activations are most of the memory.
     """
 
     dit: DiTConfig = dataclasses.field(default_factory=DiTConfig)
