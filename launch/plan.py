@@ -31,7 +31,7 @@ from launch import train as door
 _TOPOLOGY = flags.DEFINE_string("topology", "here", "v5e:4x4, v5p:2x2x4, h200, h100:8; v5e: its smallest slice; here.")
 _PHASES = flags.DEFINE_list("phases", None, "Some of world, imagine, update; default all.")
 _EFFICIENCY = flags.DEFINE_float("efficiency", 0.4, "Share of the peak that the hours are computed with.")
-_MEASURE = flags.DEFINE_integer("measure", 0, "Also run each phase so often on the devices that are here, and compare.")
+_MEASURE = flags.DEFINE_integer("measure", 0, "Also run each phase so often on what is here.", lower_bound=0)
 GIB = 2**30
 
 ADVICE = {
