@@ -86,16 +86,12 @@ def test_half_of_the_variables_is_refused(given: tuple[str, str, str]) -> None:
         found(**dict(zip(processes.BY_HAND, given, strict=True)))
 
 
-@pytest.mark.parametrize(
-    ("job", "preset", "said"),
-    [("ladder", "tiny", "a study .ladder. runs in one process"), ("pace", "libero_small", "runs in one process only")],
-)
 def test_what_several_processes_cannot_do_is_refused_by_its_name(
-    job: str, preset: str, said: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "count", lambda: 2)
-    with pytest.raises(ConfigError, match=said):
-        pace.run(job, json.loads(get_config(preset).to_json()), tmp_path / "run")
+    with pytest.raises(ConfigError, match="a study .ladder. runs in one process"):
+        pace.run("ladder", json.loads(get_config("tiny").to_json()), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -125,6 +121,15 @@ def test_a_wait_is_bounded_and_says_for_what() -> None:
 
 
 # --- what they compute ----------------------------------------------------------------------
+
+
+def test_simulators_of_two_hosts_play_the_trials_of_one(tmp_path: pathlib.Path) -> None:
+    """Each process plays its share with the policy on its own devices; the others' is told, or lies on the disk."""
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    found = on_devices(1, "arena/host_cases.py", str(alone))
+    assert on_processes("arena/host_cases.py", str(pair)) == [found] * 2
+    kept = ("sampled-*/trials.jsonl", "sampled-*/trials-1.jsonl")
+    assert [len(next(pair.glob(name)).read_text().splitlines()) for name in kept] == [3, 3]
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
     if job not in known:
         raise config.ConfigError(f"config.job: expected one of {', '.join(known)}, got {job!r}.")
     recipe = config.from_dict(Recipe, settings)
-    if processes.count() > 1:
-        _together(job, recipe)
+    if processes.count() > 1 and job not in JOBS:
+        raise config.ConfigError(f"config.job: a study ({job}) runs in one process; several can share one of its runs.")
     with sharding.use(recipe.mesh), history.use(recipe.checkpoints):
         opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
         runtime.enable_compile_cache(opened.folder.parent / ".jax_cache")
@@ -53,17 +53,6 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
     if processes.first():
         report.write(opened.folder)
     return results
-
-
-def _together(job: str, recipe: Recipe) -> None:
-    """Refuses what several processes cannot do together yet."""
-    if recipe.libero is not None:
-        raise config.ConfigError(
-            "config.libero: its true environment runs in one process only, and several are running this. Make the "
-            "stages that need it (collect, evaluate) in one process, or run on the embedded table."
-        )
-    if job not in JOBS:
-        raise config.ConfigError(f"config.job: a study ({job}) runs in one process; several can share one of its runs.")
 
 
 def _results(job: str, recipe: Recipe, opened: Run) -> Results:

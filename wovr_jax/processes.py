@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -128,34 +128,39 @@ def _join(how: Mapping[str, Any]) -> None:
     threading.Thread(target=_listen, name=LISTENS, daemon=True).start()
 
 
-def once(call: Callable[[], Any], what: str) -> Any:
+def once(call: Callable[[], Any], what: str, *, wait_s: int | None = None) -> Any:
     """What ``call`` gives in process 0, a JSON value, in every process; the others wait for it.
 
     Args:
       call: runs in process 0 only.
       what: that it does, for the message of a process that waited in vain.
+      wait_s: for how long they do, where it is not ``WAIT_S``.
 
     Raises:
-      ProcessError: in the others, after ``WAIT_S``.
+      ProcessError: in the others, after that.
     """
     if count() == 1:
         return call()
-    key = f"wovr/once/{next(_TURN)}"
-    if first():
-        _service().key_value_set(key, json.dumps(call()))
-    with _bounded(what):
-        return json.loads(_service().blocking_key_value_get(key, WAIT_S * 1000))
+    return gathered(call() if first() else None, what, of=(0,), wait_s=wait_s)[0]
 
 
-def meet(what: str) -> None:
-    """Every process waits here for the others.
+def gathered(value: Any, what: str, *, of: Sequence[int] = (), wait_s: int | None = None) -> list[Any]:
+    """The JSON values of all processes, or of those that are named, in each of them; see ``once``."""
+    if count() == 1:
+        return [value]
+    key = f"wovr/gathered/{next(_TURN)}"
+    if index() in (of or range(count())):
+        _service().key_value_set(f"{key}/{index()}", json.dumps(value))
+    with _bounded(what, wait_s or WAIT_S) as ms:
+        keys = [f"{key}/{number}" for number in of or range(count())]
+        return [json.loads(_service().blocking_key_value_get(each, ms)) for each in keys]
 
-    Raises:
-      ProcessError: after ``WAIT_S``.
-    """
+
+def meet(what: str, *, wait_s: int | None = None) -> None:
+    """Every process waits here for the others; see ``once``."""
     if count() > 1:
-        with _bounded(what):
-            _service().wait_at_barrier(f"wovr/meet/{next(_TURN)}", WAIT_S * 1000)
+        with _bounded(what, wait_s or WAIT_S) as ms:
+            _service().wait_at_barrier(f"wovr/meet/{next(_TURN)}", ms)
 
 
 class Agreement:
@@ -220,12 +225,13 @@ def _service() -> Any:
 
 
 @contextlib.contextmanager
-def _bounded(what: str) -> Iterator[None]:
+def _bounded(what: str, wait_s: int) -> Iterator[int]:
+    """Gives the milliseconds of a wait."""
     try:
-        yield
+        yield wait_s * 1000
     except jax.errors.JaxRuntimeError as error:
         raise ProcessError(
-            f"process {index()} of {count()} waited {WAIT_S} s for the others to {what}, in vain: {error}"
+            f"process {index()} of {count()} waited {wait_s} s for the others to {what}, in vain: {error}"
         ) from error
 
 

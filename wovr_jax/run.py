@@ -167,9 +167,9 @@ def _explained(folder: pathlib.Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes beside, then renames: a reader never sees half a file. Of several processes the first one writes."""
-    if not processes.first():
+def write_json(path: pathlib.Path, value: Any, *, each: bool = False) -> None:
+    """Writes beside, then renames: a reader never sees half a file. Of several processes the first one, or ``each``."""
+    if not (each or processes.first()):
         return
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(json.dumps(value, indent=1))

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from wovr_jax import config, sharding
+from wovr_jax import config, processes, sharding
+from wovr_jax.arena import hosts
 from wovr_jax.arena.base import Actor, Measured, Played, layouts
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
@@ -32,7 +33,7 @@ from wovr_jax.sim.libero.pool import Pool
 from wovr_jax.sim.libero.rollout import Outcome, View
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import DRAWN, Protocol, Trial, protocol, tasks
-from wovr_jax.types import Array, Episode, Imagined
+from wovr_jax.types import Array, Episode, Imagined, Start
 
 
 class Libero:
@@ -85,8 +86,8 @@ class Libero:
         """The recipe's; ``steps`` in the place of its own, ``stops`` where nothing after the first success matters."""
         return dataclasses.replace(protocol(self.cfg.protocol), horizons={self.name: steps or self.steps}, stops=stops)
 
-    def _pool(self, trials: Sequence[Trial]) -> Pool:
-        return Pool(min(self.cfg.workers, len(trials)), self.cfg.scene)
+    def _pool(self, trials: int) -> Pool:
+        return Pool(min(self.cfg.workers, trials), self.cfg.scene)
 
     # --- demonstrations ---------------------------------------------------------------------
 
@@ -137,7 +138,8 @@ class Libero:
 
     def collect(self, folder: pathlib.Path, purpose: str, count: int, actor: Actor) -> dict[str, Any]:
         """Rollouts over the whole horizon, every frame drawn."""
-        facts = self._recorded(folder, self.trials(purpose, count), self._whole(actor))
+        with hosts.alone(actor) as own:
+            facts = self._recorded(folder, self.trials(purpose, count), self._whole(own))
         steps = facts["steps"] * self.cfg.scene.hold
         return {"episodes": facts["episodes"], "successes": facts["successes"], "true_steps": steps}
 
@@ -148,12 +150,12 @@ class Libero:
         folder = folder.with_name(f"{folder.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}")
         folder.mkdir(parents=True, exist_ok=True)
 
-        def play(left: Sequence[Trial]) -> Iterator[Outcome]:
-            with self._pool(left) as pool:
-                act = acting(actor, self.prompt_KL, len(pool))
-                yield from rollout.rollouts(pool, act, left, self._protocol(stops=True), draw="last")
+        with hosts.alone(actor) as own, self._bar(count, folder.parent.name) as bar:
 
-        with tqdm(total=count, desc=folder.parent.name, unit="trial") as bar:
+            def play(left: Sequence[Trial]) -> Iterator[Outcome]:
+                with self._pool(len(left)) as pool:
+                    act = acting(own, self.prompt_KL, len(pool))
+                    yield from rollout.rollouts(pool, act, left, self._protocol(stops=True), draw="last")
 
             def tell(_: Mapping[str, Any]) -> None:
                 bar.update()
@@ -163,15 +165,20 @@ class Libero:
         return Measured(np.array([bool(line["success"]) for line in lines]), {}, steps)
 
     def play(self, count: int, actor: Actor) -> Iterator[Played]:
-        """The trials of ``measure`` again, to the end and with every frame."""
-        wanted, batch = self.trials("evaluate", count), self.recipe.collect.batch
-        with self._pool(wanted) as pool:
-            outcomes = collect.in_order(self._whole(actor)(pool, wanted), wanted)
-            while part := list(itertools.islice(outcomes, batch)):
-                if lost := [outcome for outcome in part if outcome.episode is None]:
-                    raise LiberoError(f"{lost[0].trial} was lost {lost[0].tries} times: {lost[0].lost[-1]}")
-                episodes = [outcome.episode for outcome in part if outcome.episode is not None]
-                yield played(episodes, batch, self.prompt_KL, self.recipe.policy.chunk, self.recipe.world.slots)
+        """The trials of ``measure`` again, to the end and with every frame; of a batch each process plays its rows."""
+        batch, shape = self.recipe.collect.batch, (self.recipe.policy.chunk, self.recipe.world.slots)
+        row_B, put = sharding.rows(batch)
+        with self._bar(count, "comparison") as bar, self._pool(min(count, len(row_B))) as pool:
+            for low in range(0, count, batch):
+                part = self.trials("evaluate", count)[low : low + batch]
+                mine = list(dict.fromkeys(part[row % len(part)] for row in row_B))
+                with hosts.alone(actor) as own:
+                    outcomes = self._finished(self._whole(own)(pool, mine), mine)
+                    by_trial = {outcome.trial: outcome.episode for outcome in outcomes if outcome.episode is not None}
+                    episodes = [by_trial[part[row % len(part)]] for row in row_B]
+                    start, rolled = sharding.host(played(episodes, self.prompt_KL, *shape))
+                yield Played(put(start), put(rolled), len(part))
+                bar.update(len(part))
 
     def _whole(self, actor: Actor) -> Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]:
         def play(pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
@@ -192,12 +199,24 @@ class Libero:
         wanted = self.trials("online", (number + 1) * cfg.groups)[number * cfg.groups :]
         repeats = [dataclasses.replace(trial, repeat=n) for trial in wanted for n in range(group)]
         rules = self._protocol(stops=True, steps=cfg.chunks * self.recipe.policy.chunk)
-        with self._pool(repeats) as pool:
-            tape = Tape(actor, self.prompt_KL, len(pool))
-            outcomes = list(collect.in_order(rollout.rollouts(pool, tape.act, repeats, rules), repeats))
-        if lost := [outcome for outcome in outcomes if outcome.success is None]:
+        row_B, put = sharding.rows(len(repeats))
+        mine = [repeats[row] for row in row_B]
+        with hosts.alone(actor) as own, self._pool(len(mine)) as pool:
+            tape = Tape(own, self.prompt_KL, len(pool))
+            rolled = tape.rollouts(self._finished(rollout.rollouts(pool, tape.act, mine, rules), mine), cfg.chunks)
+        return put(rolled)
+
+    @staticmethod
+    def _finished(outcomes: Iterable[Outcome], wanted: Sequence[Trial]) -> list[Outcome]:
+        """In the order of the trials, of which none may be missing."""
+        found = list(collect.in_order(outcomes, wanted))
+        if lost := [outcome for outcome in found if outcome.success is None]:
             raise LiberoError(f"{lost[0].trial} was lost {lost[0].tries} times: {lost[0].lost[-1]}")
-        return tape.rollouts(outcomes, cfg.chunks)
+        return found
+
+    @staticmethod
+    def _bar(count: int, what: str) -> tqdm:
+        return tqdm(total=count, desc=what, unit="trial", disable=not processes.first())
 
     # --- onto the disk ----------------------------------------------------------------------
 
@@ -206,12 +225,12 @@ class Libero:
     ) -> Mapping[str, Any]:
         """The manifest of the trials' episodes in ``folder``, made if they are not there whole."""
         meta = {"sim": self.name, "libero": config.to_dict(self._settings())}
-        if folder.exists():
-            there = disk.manifest(folder)
+        there = processes.once(lambda: disk.manifest(folder) if folder.exists() else None, f"look for {folder}")
+        if there:
             names = {line["trial"] for line in there["meta"]["outcomes"]}
             if there["meta"]["libero"] == meta["libero"] and names == {collect.name_of(trial) for trial in wanted}:
                 return there
-        with self._pool(wanted) as pool:
+        with self._pool(len(wanted)) as pool:
             meta["fingerprint"] = setup.fingerprint(pool.renderer)
             return collect.collect(lambda part: play(pool, part), wanted, folder, meta=meta, overwrite=True)
 
@@ -250,11 +269,10 @@ class Tape:
         ends = np.array([outcome.steps if outcome.success else chunks * token.shape[2] + 1 for outcome in outcomes])
         success = (np.arange(1, chunks * token.shape[2] + 1) >= ends[:, None]).reshape(token.shape[:3])
         task = np.array([outcome.trial.task.index for outcome in outcomes], np.int32)
-        _, put = sharding.rows(len(outcomes))
         columns: dict[str, Any] = {"prompt_BL": self._prompt_KL[task], "task_B": task}
         columns |= {"frame_BNHWC": disk.to_float(frame), "token_BNTA": token, "logp_BNTA": logp, "action_BNTA": action}
         columns |= {"prob_BNT": success.astype(np.float32), "success_BNT": success, "truth_BNT": success}
-        return put(Imagined(**columns))
+        return Imagined(**columns)
 
 
 class _Rows(NamedTuple):
@@ -287,20 +305,19 @@ def acting(actor: Actor, prompt_KL: np.ndarray, batch: int) -> Callable[[Sequenc
     return act
 
 
-def played(episodes: Sequence[Episode], batch: int, prompt_KL: np.ndarray, chunk: int, memory: int) -> Played:
-    """Episodes of one length as a batch of rollouts, the last rows repeated up to ``batch``.
+def played(episodes: Sequence[Episode], prompt_KL: np.ndarray, chunk: int, memory: int) -> tuple[Start, Imagined]:
+    """Episodes of one length as a batch of rollouts: where they began, and what happened.
 
     To be looked at, not learnt from: episodes do not keep tokens, which are zero here as their log-probabilities are.
     """
-    rows = [n % len(episodes) for n in range(batch)]
     table = start_states.initial(episodes, memory=memory)
-    start = start_states.gather(table, jnp.asarray(rows), jnp.asarray(prompt_KL))
+    start = start_states.gather(table, jnp.arange(len(episodes)), jnp.asarray(prompt_KL))
 
     def split(name: str, first: int) -> np.ndarray:
-        column = np.stack([getattr(episodes[row], name)[first:] for row in rows])
-        return column.reshape(batch, -1, chunk, *column.shape[2:])
+        column = np.stack([getattr(episode, name)[first:] for episode in episodes])
+        return column.reshape(len(episodes), -1, chunk, *column.shape[2:])
 
-    frame_BSHWC = disk.to_float(np.stack([episodes[row].frame_SHWC for row in rows]))
+    frame_BSHWC = disk.to_float(np.stack([episode.frame_SHWC for episode in episodes]))
     action_BNTA, success_BNT = split("action_SA", 0), split("success_S", 1)
     columns: dict[str, Any] = {
         "frame_BNHWC": frame_BSHWC[:, :-1:chunk],
@@ -312,5 +329,4 @@ def played(episodes: Sequence[Episode], batch: int, prompt_KL: np.ndarray, chunk
         "truth_BNT": success_BNT,
         "video_BNTHWC": frame_BSHWC[:, 1:].reshape(*action_BNTA.shape[:3], *frame_BSHWC.shape[2:]),
     }
-    rolled = Imagined(prompt_BL=start.prompt_BL, task_B=start.task_B, **columns)
-    return Played(start, rolled, len(episodes))
+    return start, Imagined(prompt_BL=start.prompt_BL, task_B=start.task_B, **columns)

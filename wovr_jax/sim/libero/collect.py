@@ -2,7 +2,7 @@
 
 A part, up to 25 trials of a task, is a folder under ``<folder>.parts``; when all are there they are merged into
 ``folder``. The same call goes on after an interruption. How every trial ended, recorded or not, stands in the
-manifest's meta under ``outcomes``.
+manifest's meta under ``outcomes``. Of several processes that see the folder each makes every n-th part.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from wovr_jax import processes
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.merge import merge
 from wovr_jax.metrics import wilson
@@ -28,6 +29,8 @@ KEEPS = ("all", "successes")
 OUTCOMES = "outcomes.json"
 PART = 25
 """Trials of a part: what an interruption costs at most."""
+PATIENCE_S = 24 * 3600
+"""For the simulators of other processes, which may take turns of hours."""
 
 
 def collect(
@@ -58,19 +61,31 @@ def collect(
     if folder.exists() and not overwrite:
         raise disk.EpisodesError(f"{folder} exists already; add --overwrite to replace it, or name another folder.")
     parts = folder.with_name(f"{folder.name}.parts")
-    _claim(parts, {**meta, "keep": keep, "trials": [name_of(trial) for trial in wanted]})
+    asked = {**meta, "keep": keep, "trials": [name_of(trial) for trial in wanted]}
+    processes.once(lambda: _claim(parts, asked), f"open {parts}")
     tasks = dict.fromkeys(trial.task for trial in wanted)
     cut = {name: trials for task in tasks for name, trials in _cut(task, wanted)}
-    with tqdm(total=len(wanted), desc=folder.name, unit="episode") as bar:
-        for name, trials in cut.items():
+    mine = dict(list(cut.items())[processes.index() :: processes.count()])
+    own = sum(map(len, mine.values()))
+    with tqdm(total=own, desc=folder.name, unit="episode", disable=not processes.first()) as bar:
+        for name, trials in mine.items():
             if not (parts / name / OUTCOMES).is_file():
                 _part(act, trials, parts / name, keep, bar)
             else:
                 bar.update(len(trials))
-    made = [parts / name for name in cut]
+    processes.meet("record their episodes", wait_s=PATIENCE_S)
+    how = {"meta": {**meta, "keep": keep}, "overwrite": overwrite}
+    return processes.once(lambda: _joined(parts, list(cut), folder, **how), f"join {parts}", wait_s=PATIENCE_S)
+
+
+def _joined(
+    parts: pathlib.Path, names: Sequence[str], folder: pathlib.Path, *, meta: Mapping[str, Any], overwrite: bool
+) -> dict[str, Any]:
+    """Merges the parts, which are all there, and removes them."""
+    made = [parts / name for name in names]
     outcomes = [line for part in made for line in json.loads((part / OUTCOMES).read_text())]
     recorded = [part / "episodes" for part in made if (part / "episodes").is_dir()]
-    facts = merge(recorded, folder, meta={**meta, "keep": keep, "outcomes": outcomes}, overwrite=overwrite)
+    facts = merge(recorded, folder, meta={**meta, "outcomes": outcomes}, overwrite=overwrite)
     shutil.rmtree(parts)
     return facts
 
@@ -118,7 +133,7 @@ def _part(
             writer.add(first)
             for episode in episodes:
                 writer.add(episode)
-    write_json(part / OUTCOMES, outcomes)
+    write_json(part / OUTCOMES, outcomes, each=True)
 
 
 def in_order(outcomes: Iterable[Outcome], trials: Sequence[Trial]) -> Iterator[Outcome]:

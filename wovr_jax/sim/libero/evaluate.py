@@ -1,25 +1,28 @@
 """Success rates on LIBERO, measured so that an interruption costs the running trials and nothing else.
 
 A run folder holds ``config.json`` (what was asked; other settings are refused), ``trials.jsonl`` (a line as each trial
-ends, on the disk before the next begins) and at the end ``results.json``. The same command goes on with the trials that
-have no line yet. Because a trial's course depends on its task, state and seed alone, a run that was killed and taken
-up again ends in the same results as one that was not.
+ends, on the disk before the next begins; of several processes each has a file of its own, ``trials-1.jsonl``) and at
+the end ``results.json``. The same command goes on with the trials that have no line yet. Because a trial's course
+depends on its task, state and seed alone, a run that was killed and taken up again ends in the same results as one that
+was not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from wovr_jax import processes
 from wovr_jax.data import episodes as disk
 from wovr_jax.metrics import paired_difference, wilson
 from wovr_jax.run import write_json
-from wovr_jax.sim.libero.collect import line_of, name_of
+from wovr_jax.sim.libero.collect import PATIENCE_S, line_of, name_of
 from wovr_jax.sim.libero.rollout import Outcome
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import Trial
@@ -76,27 +79,46 @@ def measure(
       folder: of the run.
       tell: told of each line, those that are there already first.
     """
-    path = folder / LINES
-    done = {line["trial"]: line for line in _whole_lines(path)}
-    for line in done.values():
+    kept = processes.once(lambda: _kept(folder), f"read {folder}")
+    for line in kept:
         tell(line)
+    done = {line["trial"] for line in kept}
     left = [trial for trial in wanted if name_of(trial) not in done]
-    if left:
-        with path.open("a") as file:
-            for outcome in act(left):
-                line = line_of(outcome)
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                done[line["trial"]] = line
-                tell(line)
-    return [done[name_of(trial)] for trial in wanted]
+    lines = list(_played(act, left[processes.index() :: processes.count()], folder, tell))
+    parts = processes.gathered(lines, "measure their trials", wait_s=PATIENCE_S)
+    for line in itertools.chain(*parts[: processes.index()], *parts[processes.index() + 1 :]):
+        tell(line)
+    known = {line["trial"]: line for line in itertools.chain(kept, *parts)}
+    return [known[name_of(trial)] for trial in wanted]
+
+
+def _played(
+    act: Callable[[Sequence[Trial]], Iterable[Outcome]],
+    left: Sequence[Trial],
+    folder: pathlib.Path,
+    tell: Callable[[Mapping[str, Any]], None],
+) -> Iterator[dict[str, Any]]:
+    if not left:
+        return
+    name = LINES if processes.first() else f"{LINES.removesuffix('.jsonl')}-{processes.index()}.jsonl"
+    with (folder / name).open("a") as file:
+        for outcome in act(left):
+            line = line_of(outcome)
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            tell(line)
+            yield line
+
+
+def _kept(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Every line that is there, whichever process wrote it."""
+    paths = sorted(folder.glob(f"{LINES.removesuffix('.jsonl')}*.jsonl"))
+    return [line for path in paths for line in _whole_lines(path)]
 
 
 def _whole_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a file, after cutting off one that a killed process left half written."""
-    if not path.exists():
-        return []
     text = path.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]
     if len(whole) < len(text):

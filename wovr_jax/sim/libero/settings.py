@@ -88,7 +88,7 @@ class LiberoConfig:
       demonstrations: an episode folder to take them from instead (``data_prep`` makes some); empty for the expert.
       release: folder with the tokenizer and the action statistics of a released policy, for a run that starts from its
         weights; empty for the package's own words and the statistics of the demonstrations.
-      workers: environments at a time, 1 to 1.5 GB each.
+      workers: environments at a time, 1 to 1.5 GB each; of several processes each has so many.
     """
 
     suite: str = "libero_spatial"

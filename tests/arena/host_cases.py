@@ -1,0 +1,70 @@
+"""Run by test_processes.py as one process or as each of two: the fake LIBERO, with a real policy on the devices of all.
+
+python tests/arena/host_cases.py <folder>      prints a line of JSON: what everything that plays came to
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from tests import joined  # noqa: F401  # before anything is computed
+from tests.arena.fake_libero import TASKS, FakePool
+from tests.arena.test_libero import recipe
+from wovr_jax import processes, sharding
+from wovr_jax.arena import libero
+from wovr_jax.arena.base import Actor
+from wovr_jax.data import episodes as disk
+from wovr_jax.grpo import GRPOConfig
+from wovr_jax.learner import LearnerConfig
+from wovr_jax.policy import vla
+from wovr_jax.policy.actions import Codec
+from wovr_jax.programs import Programs
+from wovr_jax.recipe import DreamConfig, StartsConfig
+from wovr_jax.sharding import MeshConfig
+from wovr_jax.sim.libero import collect
+
+
+def main(folder: pathlib.Path) -> None:
+    """Demonstrates, collects, measures, compares and explores."""
+    one = dataclasses.replace(
+        recipe(),
+        starts=StartsConfig(share=0.0),
+        dream=DreamConfig(world="true", reward="true", groups=2, chunks=2),
+        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4)),
+    )
+    libero.Pool, libero.tasks, collect.PART = FakePool, lambda _: TASKS, 2
+    libero.setup.fingerprint = lambda renderer: {"renderer": renderer}
+    with sharding.use(MeshConfig(data=processes.count(), fsdp=-1)):
+        arena = libero.Libero(one)
+        programs = Programs(one, Codec(), lambda: one.world, arena.prompt_KL)
+        params = sharding.place(vla.network(one.policy).init(jax.random.key(1)), vla.AXES)
+        policy = Actor(programs, params, jax.random.key(2), 1.0)
+        said = {"demonstrated": arena.demonstrate(folder, jax.random.key(0))}
+        said |= {"collected": arena.collect(folder / "made", "collect-0", 8, policy)}
+        said |= {"hash": [_hash(folder / name) for name in ("episodes", "validation", "made")]}
+        said |= {"measured": np.asarray(arena.measure(folder / "sampled", 6, policy).success_B).tolist()}
+        said |= {"played": [_sums((part.start, part.rollout)) for part in arena.play(6, policy)]}
+        said |= {"explored": [_sums(arena.explore(number, policy)) for number in range(2)]}
+    print(json.dumps(said))
+
+
+def _hash(folder: pathlib.Path) -> str:
+    made = disk.read(folder)
+    parts = [part for one in made for part in (one.frame_SHWC, one.action_SA, one.success_S)]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
+
+
+def _sums(tree: object) -> list[float]:
+    """A number for each array, rounded: log-probabilities of two devices differ in the last bits."""
+    return [round(float(np.abs(leaf, dtype=np.float64).sum()), 2) for leaf in jax.tree.leaves(sharding.host(tree))]
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
