@@ -53,7 +53,7 @@ def alone(actor: Actor) -> Iterator[Actor]:
 
 
 def _meshes(over: Mesh) -> tuple[Mesh, Mesh]:
-    """Of this process's devices; and of all, with a row for each process, which holds a whole copy of what lies on it."""
+    """Of this process's devices; and of all, a row for each process, which holds a whole copy of what lies there."""
     by_process: dict[int, list[jax.Device]] = {}
     for device in over.devices.flat:
         by_process.setdefault(device.process_index, []).append(device)
