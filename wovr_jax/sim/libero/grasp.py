@@ -54,9 +54,10 @@ class Heights:
     def __init__(self, model: Any, data: Any, without: int, arm_joint: int):
         import mujoco  # pyright: ignore[reportMissingImports]
 
-        self._model, self._data, self._without, self._ray = model, copy.copy(data), without, mujoco.mj_ray
+        self._model, self._data, self._without = model, copy.copy(data), without
+        self._ray = mujoco.mj_ray  # pyright: ignore[reportAttributeAccessIssue]
         self._data.qpos[arm_joint] += SWING
-        mujoco.mj_kinematics(model, self._data)
+        mujoco.mj_kinematics(model, self._data)  # pyright: ignore[reportAttributeAccessIssue]
         self._group = np.array([1, 0, 0, 0, 0, 0], np.uint8)  # collision shapes
         self._hit = np.full(1, -1, np.int32)
 
@@ -81,7 +82,7 @@ def shape_points(model: Any, data: Any, body: int) -> np.ndarray:
     """
     import mujoco  # pyright: ignore[reportMissingImports]
 
-    kinds = mujoco.mjtGeom
+    kinds = mujoco.mjtGeom  # pyright: ignore[reportAttributeAccessIssue]
     below = descendants(model, body)
     found = []
     for geom in range(model.ngeom):

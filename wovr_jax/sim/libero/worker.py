@@ -192,7 +192,8 @@ class Scene:
         if fast:
             import mujoco  # pyright: ignore[reportMissingImports]
 
-            context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            reflection = mujoco.mjtRndFlag.mjRND_REFLECTION  # pyright: ignore[reportAttributeAccessIssue]
+            context.scn.flags[reflection] = 0
 
 
 class Bench:
