@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def alone(actor: Actor) -> Iterator[Actor]:
 
 def _meshes(over: Mesh) -> tuple[Mesh, Mesh]:
     """Of this process's devices; and of all, a row for each process, which holds a whole copy of what lies there."""
-    by_process: dict[int, list[jax.Device]] = {}
+    by_process: dict[int, list[Any]] = {}
     for device in over.devices.flat:
         by_process.setdefault(device.process_index, []).append(device)
     counts = {process: len(devices) for process, devices in by_process.items()}
