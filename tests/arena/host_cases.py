@@ -1,6 +1,6 @@
 """Run by test_processes.py as one process or as each of two: the fake LIBERO, with a real policy on the devices of all.
 
-python tests/arena/host_cases.py <folder>      prints a line of JSON: what everything that plays came to
+python tests/arena/host_cases.py <folder> 1x4x1      prints a line of JSON: what everything that plays came to
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from tests import joined  # noqa: F401  # before anything is computed
 from tests.arena.fake_libero import TASKS, FakePool
 from tests.arena.test_libero import recipe
-from wovr_jax import processes, sharding
+from wovr_jax import sharding
 from wovr_jax.arena import libero
 from wovr_jax.arena.base import Actor
 from wovr_jax.data import episodes as disk
@@ -31,7 +31,7 @@ from wovr_jax.sharding import MeshConfig
 from wovr_jax.sim.libero import collect
 
 
-def main(folder: pathlib.Path) -> None:
+def main(folder: pathlib.Path, mesh: MeshConfig) -> None:
     """Demonstrates, collects, measures, compares and explores."""
     one = dataclasses.replace(
         recipe(),
@@ -41,7 +41,7 @@ def main(folder: pathlib.Path) -> None:
     )
     libero.Pool, libero.tasks, collect.PART = FakePool, lambda _: TASKS, 2
     libero.setup.fingerprint = lambda renderer: {"renderer": renderer}
-    with sharding.use(MeshConfig(data=processes.count(), fsdp=-1)):
+    with sharding.use(mesh):
         arena = libero.Libero(one)
         programs = Programs(one, Codec(), lambda: one.world, arena.prompt_KL)
         params = sharding.place(vla.network(one.policy).init(jax.random.key(1)), vla.AXES)
@@ -67,4 +67,4 @@ def _sums(tree: object) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), MeshConfig(*map(int, sys.argv[2].split("x"))))

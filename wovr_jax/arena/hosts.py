@@ -39,7 +39,9 @@ def alone(actor: Actor) -> Iterator[Actor]:
         yield actor
         return
     own, every = _meshes(over)
-    spread = jax.device_put(actor.params, sharding.shardings(actor.params, vla.AXES, every))
+    processes.meet("take the policy to their simulators")
+    with jax.set_mesh(every):
+        spread = jax.block_until_ready(_spread(actor.params))
     at = sharding.shardings(actor.params, vla.AXES, own)
 
     def piece(leaf: jax.Array, at: jax.sharding.Sharding) -> jax.Array:
@@ -51,6 +53,46 @@ def alone(actor: Actor) -> Iterator[Actor]:
     with jax.set_mesh(own):
         yield dataclasses.replace(actor, params=params, key=jax.random.wrap_key_data(jnp.asarray(raw)))
     processes.meet("play their trials", wait_s=PATIENCE_S)
+
+
+@jax.jit
+def _spread(params: Any) -> Any:
+    """As the mesh in use has it, in one program: of several in flight two processes may take the collectives in another
+    order, and wait for ever."""
+    return sharding.keep(params, vla.AXES)
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Inside, this process computes over its own devices only."""
+    over = sharding.current()
+    if processes.count() == 1 or over is None:
+        yield
+        return
+    with jax.set_mesh(_meshes(over)[0]):
+        yield
+
+
+def check(shapes: Any) -> None:
+    """Refuses at once what ``alone`` would refuse hours later.
+
+    Args:
+      shapes: of the policy's parameters.
+
+    Raises:
+      ShardingError: also where two processes hold the same rows of a batch: each would play them, not quite alike.
+    """
+    over = sharding.current()
+    if processes.count() == 1 or over is None:
+        return
+    sharding.shardings(shapes, vla.AXES, _meshes(over)[0])
+    if any(
+        len({device.process_index for device in row}) > 1 for row in over.devices.reshape(-1, over.devices.shape[-1])
+    ):
+        raise sharding.ShardingError(
+            f"mesh: tensor {over.devices.shape[-1]} reaches over several processes, whose simulators would play the "
+            "same trials. Let it be at most the devices of one (--config.mesh.tensor=...), and fsdp take the others."
+        )
 
 
 def _meshes(over: Mesh) -> tuple[Mesh, Mesh]:

@@ -24,7 +24,7 @@ from wovr_jax.arena import hosts
 from wovr_jax.arena.base import Actor, Measured, Played, layouts
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
-from wovr_jax.policy import release
+from wovr_jax.policy import release, vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.recipe import Recipe
@@ -42,6 +42,7 @@ class Libero:
     Raises:
       LiberoError: LIBERO is not installed, or a task that the suite does not have.
       ConfigError: a policy whose vocabulary is not that of the instructions.
+      ShardingError: several processes whose devices do not suit simulators of their own, see ``hosts``.
     """
 
     def __init__(self, recipe: Recipe):
@@ -54,6 +55,7 @@ class Libero:
         self.name, self.steps = self.cfg.suite, self.cfg.steps
         self.instructions = tuple(task.instruction for task in suite)
         self.prompt_KL, self.codec = self._words()
+        hosts.check(vla.network(recipe.policy).shapes())
 
     def _words(self) -> tuple[np.ndarray, Codec | None]:
         """Prompts and action statistics of the released policy, or prompts in the package's own words."""
@@ -166,19 +168,27 @@ class Libero:
 
     def play(self, count: int, actor: Actor) -> Iterator[Played]:
         """The trials of ``measure`` again, to the end and with every frame; of a batch each process plays its rows."""
-        batch, shape = self.recipe.collect.batch, (self.recipe.policy.chunk, self.recipe.world.slots)
+        batch, wanted = self.recipe.collect.batch, self.trials("evaluate", count)
         row_B, put = sharding.rows(batch)
-        with self._bar(count, "comparison") as bar, self._pool(min(count, len(row_B))) as pool:
-            for low in range(0, count, batch):
-                part = self.trials("evaluate", count)[low : low + batch]
-                mine = list(dict.fromkeys(part[row % len(part)] for row in row_B))
-                with hosts.alone(actor) as own:
-                    outcomes = self._finished(self._whole(own)(pool, mine), mine)
-                    by_trial = {outcome.trial: outcome.episode for outcome in outcomes if outcome.episode is not None}
-                    episodes = [by_trial[part[row % len(part)]] for row in row_B]
-                    start, rolled = sharding.host(played(episodes, self.prompt_KL, *shape))
-                yield Played(put(start), put(rolled), len(part))
-                bar.update(len(part))
+        parts = [wanted[low : low + batch] for low in range(0, count, batch)]
+        mine = [[part[row % len(part)] for row in row_B] for part in parts]
+        turn = -(-self.cfg.workers // len(row_B))  # batches that keep all workers busy
+        with self._bar(count, "comparison") as bar, self._pool(min(count, turn * len(row_B))) as pool:
+            for low in range(0, len(parts), turn):
+                for part, found in zip(parts[low:], self._played(pool, actor, mine[low : low + turn]), strict=False):
+                    start, rolled = put(found) if processes.count() > 1 else found
+                    yield Played(start, rolled, len(part))
+                    bar.update(len(part))
+
+    def _played(self, pool: Pool, actor: Actor, parts: Sequence[Sequence[Trial]]) -> Iterator[tuple[Start, Imagined]]:
+        """The rows of some batches, on the host; trials that fill a batch up are played once."""
+        trials = list(dict.fromkeys(itertools.chain(*parts)))
+        with hosts.alone(actor) as own:
+            outcomes = self._finished(self._whole(own)(pool, trials), trials)
+        episodes = {outcome.trial: outcome.episode for outcome in outcomes if outcome.episode is not None}
+        for part in parts:
+            found = [episodes[trial] for trial in part]
+            yield played(found, self.prompt_KL, self.recipe.policy.chunk, self.recipe.world.slots)
 
     def _whole(self, actor: Actor) -> Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]:
         def play(pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
@@ -311,7 +321,8 @@ def played(episodes: Sequence[Episode], prompt_KL: np.ndarray, chunk: int, memor
     To be looked at, not learnt from: episodes do not keep tokens, which are zero here as their log-probabilities are.
     """
     table = start_states.initial(episodes, memory=memory)
-    start = start_states.gather(table, jnp.arange(len(episodes)), jnp.asarray(prompt_KL))
+    with hosts.apart():
+        start = sharding.host(start_states.gather(table, jnp.arange(len(episodes)), jnp.asarray(prompt_KL)))
 
     def split(name: str, first: int) -> np.ndarray:
         column = np.stack([getattr(episode, name)[first:] for episode in episodes])

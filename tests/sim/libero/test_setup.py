@@ -163,13 +163,15 @@ def test_a_download_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     import huggingface_hub
 
     def arrive(name, repo_type, local_dir):
-        assert (name, repo_type) == ("lerobot/libero-assets", "dataset")
-        (local_dir / "scenes").mkdir(parents=True)
+        assert (name, repo_type) == ("lerobot/libero-assets", "dataset") and not setup.downloaded().exists()
+        for folder in setup.FOLDERS:
+            (local_dir / folder).mkdir(parents=True)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", arrive)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert (setup.download_assets() / "scenes").is_dir()
-    assert [path.name for path in setup.downloaded().parent.iterdir()] == ["assets"]
+    setup.download_assets()  # as of a process that waited while another one downloaded
+    assert sorted(path.name for path in setup.downloaded().parent.iterdir()) == ["assets", "assets.lock"]
 
 
 def test_configs_refuse_what_they_do_not_know():

@@ -58,11 +58,9 @@ def collect(
     if keep not in KEEPS:
         raise ValueError(f"keep: expected one of {', '.join(KEEPS)}, got {keep!r}")
     folder = pathlib.Path(folder).expanduser().absolute()
-    if folder.exists() and not overwrite:
-        raise disk.EpisodesError(f"{folder} exists already; add --overwrite to replace it, or name another folder.")
     parts = folder.with_name(f"{folder.name}.parts")
     asked = {**meta, "keep": keep, "trials": [name_of(trial) for trial in wanted]}
-    processes.once(lambda: _claim(parts, asked), f"open {parts}")
+    processes.once(lambda: _claim(folder, parts, asked, overwrite), f"open {parts}", wait_s=PATIENCE_S)
     tasks = dict.fromkeys(trial.task for trial in wanted)
     cut = {name: trials for task in tasks for name, trials in _cut(task, wanted)}
     mine = dict(list(cut.items())[processes.index() :: processes.count()])
@@ -97,8 +95,10 @@ def _cut(task: Task, wanted: Sequence[Trial]) -> Iterator[tuple[str, list[Trial]
         yield f"{task.suite}-{task.index:02d}-{low:04d}", trials[low : low + PART]
 
 
-def _claim(parts: pathlib.Path, asked: Mapping[str, Any]) -> None:
-    """Parts go on only with the settings that they were begun with."""
+def _claim(folder: pathlib.Path, parts: pathlib.Path, asked: Mapping[str, Any], overwrite: bool) -> None:
+    """A folder is not replaced unasked, and parts go on only with the settings that they were begun with."""
+    if folder.exists() and not overwrite:
+        raise disk.EpisodesError(f"{folder} exists already; add --overwrite to replace it, or name another folder.")
     mark, asked = parts / "asked.json", json.loads(json.dumps(asked))
     if mark.is_file() and json.loads(mark.read_text()) != asked:
         raise disk.EpisodesError(

@@ -81,7 +81,7 @@ class LiberoConfig:
       steps: of an episode, a multiple of the policy's chunk. RLinf's evaluation has 512.
       inits: official initial states that evaluation uses, first and last but one.
       train_inits: those that demonstrations and collections begin from. Empty: none of them, but layouts that
-        the task itself draws, a new one for each episode, as the official ones were drawn.
+        the task itself draws, a new one for each episode, as the official ones were drawn: things and arm.
       overlap: whether ``train_inits`` may share states with ``inits``.
       scene: how environments are built.
       expert: how demonstrations are made.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes.util
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -98,14 +99,23 @@ def downloaded() -> pathlib.Path:
 
 
 def download_assets() -> pathlib.Path:
-    """Brings the assets from the hub, whole or not at all.
+    """Brings the assets from the hub, whole or not at all. Of processes that share a home one does, the others wait.
 
     Raises:
       LiberoError: when the hub cannot be reached.
     """
+    folder = downloaded()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name("assets.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all((folder / name).is_dir() for name in FOLDERS):  # or another one has brought them meanwhile
+            _download(folder)
+    return folder
+
+
+def _download(folder: pathlib.Path) -> None:
     from huggingface_hub import snapshot_download
 
-    folder = downloaded()
     fresh = folder.with_name("assets.new")  # an interrupted download is taken up again
     print(f"LIBERO's assets come from the hub ({HUB}) to {folder}", file=sys.stderr, flush=True)
     try:
@@ -117,7 +127,6 @@ def download_assets() -> pathlib.Path:
         ) from error
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
-    return folder
 
 
 def renderers() -> tuple[str, ...]:

@@ -29,6 +29,9 @@ from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import DRAWN, Protocol, Task, Trial, init_states
 
 CAMERA, WRIST_CAMERA = "agentview", "robot0_eye_in_hand"
+ARM_NOISE = 0.02
+"""Radians by which the joints of the arm are off at the beginning, one standard deviation: robosuite's default, and what
+the official initial states have. LIBERO's environment itself draws none."""
 
 
 class Seen(NamedTuple):
@@ -80,6 +83,7 @@ class Scene:
             )
         # Fixtures are not part of an initial state; their place is drawn at every reset, and so is all the rest.
         self.env.seed(trial.seed)
+        self._shake(ARM_NOISE if trial.init == DRAWN else 0.0)
         self._place()
         if self.cfg.size:
             self._make_context()
@@ -90,6 +94,12 @@ class Scene:
         for left in reversed(range(protocol.settle)):
             self.step(noop_A, draw=left == 0)
         return self._seen([self.pictures.copy()], [self.state_D], [self.success])
+
+    def _shake(self, magnitude: float) -> None:
+        """How far the next reset moves the arm: the robot's own setting, and that of the next one which is built."""
+        noise = {"magnitude": magnitude, "type": "gaussian"}
+        inner = self.env.env
+        inner.robot_configs[0]["initialization_noise"] = inner.robots[0].initialization_noise = noise
 
     def _place(self, tries: int = 100) -> None:
         """The environment's reset, again while its random placement finds no room."""
