@@ -132,8 +132,8 @@ def libero_small(settings):
     settings.world_train.update(steps=2500, latents="disk", stride=2)
     settings.refresh.steps = 500
     settings.reward_train.update(steps=1000)
-    # A group has to fail and succeed: most of what the flaw spoils lies between grasp and basket.
-    settings.starts.update(before=16, least=4)
+    # A group has to fail and succeed: what the flaw spoils lies between grasp and basket, before the first letting go.
+    settings.starts.update(rule="release", before=16, least=4)
     settings.dream.update(groups=8, chunks=12, updates=(16, 12))
     settings.evaluate.update(episodes=100, compare=32)
 

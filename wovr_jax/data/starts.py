@@ -25,12 +25,14 @@ from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.types import NULL_ACTION, Array, Episode, Start
 
-RULES = ("initial", "before_failure", "gripper_event", "progress", "uniform", "contact")
+RULES = ("initial", "before_failure", "gripper_event", "progress", "uniform", "contact", "release")
 PROGRESS = (0.25, 0.5, 0.75)
 FINGERS = (6, 7)
 """Places of the two finger joints in LIBERO's proprioception, metres."""
 SHUT, STILL = 2e-3, 5e-4
 """Fingers nearer than this hold nothing; those that closed by less than that in a step have met something."""
+CARRIED = 8
+"""Steps for which a thing has to be held, or letting go of it is a finger's tremor."""
 INDEX = "starts.json"
 
 Column = Array | np.ndarray
@@ -103,6 +105,8 @@ def keyframes(
     * ``before_failure``: the same for the last such i, the attempt that failed; u steps before
       the end of an episode that never moved the gripper;
     * ``contact``: the same, i a step in which fingers that close meet something; needs the robot's state;
+    * ``release``: the same, i a step whose action lets go of what was carried; a policy that failed goes on opening and
+      closing, and the last time says little about why;
     * ``progress``: a quarter, half or three quarters of the episode;
     * ``uniform``: any step.
 
@@ -164,13 +168,24 @@ def contacts(episode: Episode) -> np.ndarray:
       NoDataError: an episode without the robot's state.
     """
     if episode.state_SD is None:
-        raise NoDataError("rule 'contact' reads the fingers off the robot's state, which these episodes lack.")
+        raise NoDataError("rules 'contact' and 'release' read the fingers off the robot's state, which is missing here.")
     width_S = np.abs(np.diff(episode.state_SD[:, FINGERS], axis=1))[:, 0]
     closes_S = episode.action_SA[:, -1] > 0
     held_S = closes_S & (width_S[1:] > SHUT) & (width_S[:-1] - width_S[1:] < STILL)
     # Fingers that were only just told to close have not moved yet; they stand still at the full width.
     held_S &= width_S[1:] < width_S.max() - 4 * STILL
     return np.flatnonzero(held_S & ~np.concatenate([[False], held_S[:-1]]))
+
+
+def releases(episode: Episode) -> np.ndarray:
+    """Steps whose action opens fingers that have held something for ``CARRIED`` steps.
+
+    Raises:
+      NoDataError: an episode without the robot's state.
+    """
+    open_E = gripper_events(episode.action_SA, "open")
+    ends = [(step, open_E[open_E > step]) for step in contacts(episode)]
+    return np.unique([after[0] for step, after in ends if len(after) and after[0] - step >= CARRIED]).astype(int)
 
 
 def _pick(
@@ -183,7 +198,8 @@ def _pick(
         return int(rng.integers(1, end))
     if rule == "progress":
         return int(np.clip(round(end * rng.choice(PROGRESS)), 1, end - 1))
-    found = contacts(episode) if rule == "contact" else gripper_events(episode.action_SA, event)
+    told = {"contact": contacts, "release": releases}.get(rule)
+    found = told(episode) if told else gripper_events(episode.action_SA, event)
     found = found[(found >= 1) & (found < end)]
     if rule == "before_failure":
         found = found[-1:] if len(found) else np.array([end])

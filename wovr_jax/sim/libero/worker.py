@@ -30,8 +30,8 @@ from wovr_jax.sim.libero.tasks import DRAWN, Protocol, Task, Trial, init_states
 
 CAMERA, WRIST_CAMERA = "agentview", "robot0_eye_in_hand"
 ARM_NOISE = 0.02
-"""Radians by which the joints of the arm are off at the beginning, one standard deviation: robosuite's default, and what
-the official initial states have. LIBERO's environment itself draws none."""
+"""Radians by which the joints of the arm are off at the beginning, one standard deviation: robosuite's default, and
+what the official initial states have. LIBERO's environment itself draws none."""
 
 
 class Seen(NamedTuple):
