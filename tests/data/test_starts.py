@@ -194,9 +194,9 @@ def test_join_refuses_the_wrong_order():
 # --- contact --------------------------------------------------------------------------------
 
 
-def gripping(width_S: list[float]) -> Episode:
-    """An episode whose fingers stand this far apart, told to close from step 2 to step 12."""
-    episode = numbered(steps=len(width_S) - 1, closed=(2, 12))
+def gripping(width_S: list[float], until: int = 12) -> Episode:
+    """An episode whose fingers stand this far apart, told to close from step 2 to step ``until``."""
+    episode = numbered(steps=len(width_S) - 1, closed=(2, until))
     state_SD = np.zeros((len(width_S), 8), np.float32)
     state_SD[:, 6], state_SD[:, 7] = np.asarray(width_S) / 2, -np.asarray(width_S) / 2
     return dataclasses.replace(episode, state_SD=state_SD)
@@ -213,5 +213,15 @@ def test_a_contact_is_where_closing_fingers_stop_before_they_meet():
     assert set(table.step_K.tolist()) <= {4, 5} and {row["rule"] for row in table.provenance()} == {"contact"}
     with pytest.raises(NoDataError, match="finds no keyframe in 1 episodes"):
         starts.keyframes([empty], "contact")
-    with pytest.raises(NoDataError, match="reads the fingers off the robot's state"):
+    with pytest.raises(NoDataError, match="reads the fingers off the robot's state, which is not here"):
         starts.keyframes([numbered()], "contact")
+
+
+def test_a_release_ends_what_was_carried_and_not_a_tremor():
+    closing = [0.08, 0.08, 0.08, 0.079, 0.07, 0.055, 0.045]
+    carried = gripping([*closing, *[0.0448] * 9, 0.06, 0.08, 0.08], until=16)
+    assert starts.contacts(carried).tolist() == [6] and starts.releases(carried).tolist() == [16]
+    table = starts.keyframes([carried], "release", 4, each=8, least=3)
+    assert set(table.step_K.tolist()) == {12, 13} and {row["rule"] for row in table.provenance()} == {"release"}
+    touched = gripping([*closing, *[0.0448] * 5, 0.06, 0.08, 0.08])
+    assert starts.contacts(touched).tolist() == [6] and starts.releases(touched).tolist() == []
