@@ -168,7 +168,7 @@ def contacts(episode: Episode) -> np.ndarray:
       NoDataError: an episode without the robot's state.
     """
     if episode.state_SD is None:
-        raise NoDataError("contact and release: such a rule reads the fingers off the robot's state, which is not here.")
+        raise NoDataError("contact and release: the rule reads the fingers off the robot's state, which is not here.")
     width_S = np.abs(np.diff(episode.state_SD[:, FINGERS], axis=1))[:, 0]
     closes_S = episode.action_SA[:, -1] > 0
     held_S = closes_S & (width_S[1:] > SHUT) & (width_S[:-1] - width_S[1:] < STILL)
