@@ -162,14 +162,8 @@ class Stages:
         def make(folder: pathlib.Path) -> dict[str, Any]:
             return self.arena.collect(folder / "episodes", name, count, self._actor(round_, name))
 
-        self._ready(round_)
+        self.policy(round_)  # first, so that the seconds of each stage are its own
         return self.run.stage(name, make, lambda folder: self._read(folder / "episodes"))
-
-    def _ready(self, round_: int) -> None:
-        """Makes what a rollout needs before the stage that rolls, so that the seconds of each are its own."""
-        self.policy(round_)
-        if not self.recipe.vae:
-            self._own_vae()
 
     def _actor(self, round_: int, purpose: str, temperature: float | None = None) -> Actor:
         """The policy of a round, sampling as in training unless told otherwise."""
@@ -365,7 +359,7 @@ class Stages:
                 "true_steps": sampled.steps + greedy.steps,
             }
 
-        self._ready(round_)
+        self.policy(round_)  # first, so that the seconds of each stage are its own
         return self.run.stage(name, make, lambda folder: self.run.facts[name])
 
     def compared(self, round_: int, world_round: int) -> dict[str, Any]:
