@@ -45,6 +45,7 @@ class PickAndPlace:
             raise LiberoError(f"the expert puts one thing onto or into another; {scene.task.name} asks for {goals}.")
         self.relation, self.thing, self.goal = goals[0]
         self.release = rng.uniform(cfg.release_low, cfg.release_high)
+        self.empty = flaw == "missed_grasp"  # goes through the motions with nothing in its hand
         self._look()
         if flaw == "wrong_object":
             self.thing = self._another(rng)
@@ -54,7 +55,7 @@ class PickAndPlace:
         """(7,) the clean action for this moment."""
         self.age += 1
         hand_3, _ = self._hand()
-        held = self.phase in ("up", "carry", "lower") and self.flaw != "missed_grasp"
+        held = self.phase in ("up", "carry", "lower") and not self.empty
         if held and np.linalg.norm(self._place(self.thing) - hand_3 - self.held_at_3) > SLIPPED:
             self._begin(self._afterwards)
         return getattr(self, f"_{self.phase}")(hand_3)
@@ -142,6 +143,11 @@ class PickAndPlace:
         self.phase, self.age = phase, 0
 
     @property
+    def _grip(self) -> float:
+        """Of a hand that carries."""
+        return OPEN if self.empty and self.flaw == "early_release" else CLOSE
+
+    @property
     def _afterwards(self) -> str:
         """What follows when the thing is not held any more: another try, or nothing for a flawed one."""
         return "retry" if self.flaw == "none" else "rest"
@@ -161,8 +167,8 @@ class PickAndPlace:
         return np.concatenate([move_3, np.clip(self._turn() * TURN_GAIN, -1, 1), [grip]])
 
     def _thing_at(self, hand_3: np.ndarray) -> np.ndarray:
-        """Where the thing is, or where one that missed it believes it is."""
-        return hand_3 + self.held_at_3 if self.flaw == "missed_grasp" else self._place(self.thing)
+        """Where the thing is, or where one that holds nothing believes it is."""
+        return hand_3 + self.held_at_3 if self.empty else self._place(self.thing)
 
     def _above(self, hand_3: np.ndarray) -> np.ndarray:
         goal_3 = np.append(self._place(self.thing)[:2] + self.grasp.offset_2, self.height + 0.09)
@@ -201,11 +207,22 @@ class PickAndPlace:
         left = np.linalg.norm((thing_3 - goal_3)[:2])
         whole = np.linalg.norm(goal_3[:2] - self.from_2)
         # Nearer than this, what is let go may slide to where it should have been put.
-        if self.flaw == "early_release" and left < max((1 - self.release) * whole, 0.10):
-            self._begin("rest")
+        if self.flaw == "early_release" and not self.empty and left < max((1 - self.release) * whole, 0.10):
+            self._begin("drop")
         elif left < 0.012 or self.age > 80:
             self._begin("lower")
-        return self._towards(np.append(goal_3[:2] + (hand_3 - thing_3)[:2], self.carry_height), CLOSE)
+        return self._towards(np.append(goal_3[:2] + (hand_3 - thing_3)[:2], self.carry_height), self._grip)
+
+    def _drop(self, hand_3: np.ndarray) -> np.ndarray:
+        """Lets go on the way, and goes on as if nothing had happened: that the thing does not arrive is told by the
+        fingers, and not by an arm that stops, which a world model would rather learn from."""
+        # A hand that moved on at once would drag the thing along between its open fingers, where some get stuck.
+        if np.linalg.norm(self._place(self.thing) - hand_3 - self.held_at_3) > SLIPPED:
+            self.empty = True
+            self._begin("carry")
+        elif self.age > 25:
+            self._begin("rest")
+        return np.array([0, 0, 0, 0, 0, 0, OPEN])
 
     def _lower(self, hand_3: np.ndarray) -> np.ndarray:
         thing_3, goal_3 = self._thing_at(hand_3), self._place(self.goal)
@@ -214,7 +231,7 @@ class PickAndPlace:
         if thing_3[2] < aim + 0.006 or self.age > 30:
             self._begin("open")
         goal_3 = np.append(goal_3[:2] + (hand_3 - thing_3)[:2], hand_3[2] + aim - thing_3[2])
-        return self._towards(goal_3, CLOSE, fastest=0.7)
+        return self._towards(goal_3, self._grip, fastest=0.7)
 
     def _open(self, hand_3: np.ndarray) -> np.ndarray:
         if self.age > 8:

@@ -48,8 +48,8 @@ class LiberoExpertConfig:
 
     Attributes:
       noise: standard deviation added to the six executed deltas (labels stay clean).
-      flaw: one of ``FLAWS``. ``early_release`` lets go on the way, ``wrong_object`` takes another thing,
-        ``missed_grasp`` closes above the thing and goes through the motions; all three then stop.
+      flaw: one of ``FLAWS``. ``early_release`` lets go on the way and goes through the other motions, ``wrong_object``
+        takes another thing, ``missed_grasp`` closes above the thing and goes through the motions; all then stop.
       flawed_share: share of the demonstrations that carry the flaw.
       release_low, release_high: share of the way at which ``early_release`` lets go.
       linger: steps after the first success, so that a recording also shows it.
