@@ -103,8 +103,8 @@ def libero_small(settings):
     """One task of the real LIBERO from nothing: small networks, 64 pixels, demonstrations by the scripted expert.
 
     The expert drops the thing on its way in three of ten demonstrations and goes on without it, so that the base policy
-    does too, and imagination can mend it. An action is held for two control steps, which halves the frames to be drawn. Training
-    begins in layouts that the task draws, evaluation in all 50 official initial states, twice.
+    does too, and imagination can mend it. An action is held for two control steps, which halves the frames to be drawn.
+    Training begins in layouts that the task draws, evaluation in all 50 official initial states, twice.
 
     Command:   python launch/train.py --config=configs/pace.py:libero_small --config.libero.workers=<cores>
     Hardware:  a CPU for the simulator, 1.2 GB a worker; a GPU makes the training short
