@@ -71,13 +71,19 @@ def fidelity(imagined: Imagined, true: Imagined) -> list[float]:
     return [float(10.0 * np.log10(4.0 / max(float(error), 1e-10))) for error in error_N]
 
 
-def compared(true: Imagined, imagined: Imagined, threshold: float) -> dict[str, Any]:
-    """What imagination said of true rollouts whose actions it played, against what happened; both with video."""
-    imagined_B = np.any(np.asarray(imagined.prob_BNT) > threshold, axis=(1, 2))
+def compared(true: Imagined, imagined: Imagined, open_BNT: np.ndarray, threshold: float) -> dict[str, Any]:
+    """What imagination said of true rollouts whose actions it played, against what happened; both with video.
+
+    ``open_BNT`` is what it said of the same actions with fingers that never close. Where a task needs a grasp nothing
+    comes of them: a world model that sees successes there has learned from the arm what it should see in the fingers,
+    and a policy would learn from it not to care about them.
+    """
+    imagined_B, open_B = (np.any(np.asarray(x) > threshold, axis=(1, 2)) for x in (imagined.prob_BNT, open_BNT))
     return {
         "verdicts": verdicts(imagined_B, succeeded(true)),
         "imagined_success": float(imagined_B.mean()),
         "imagined_outcomes": imagined_B.astype(int).tolist(),
+        "open_fingers": float(open_B.mean()),
         "psnr": fidelity(imagined, true),
     }
 

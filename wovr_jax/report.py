@@ -138,10 +138,11 @@ def _believed(row: Results) -> str:
         row["bias"], "Imagination flattered the policy", "Imagination was too strict", "The difference may be chance"
     )
     imagined, true, everything = _rates(row)
+    opened = "" if row.get("open_fingers") is None else f" With fingers that never close: {row['open_fingers']:.1%}."
     return (
         f"Same actions, two worlds ({row['policy']}, {row['world']}): imagination calls {imagined:.1%} of {everything} "
         f"episodes a success, the truth {true:.1%}, a difference of {_points(row['bias'])}. {verdict}; "
-        f"{row['fp'] + row['fn']} episodes were misjudged."
+        f"{row['fp'] + row['fn']} episodes were misjudged.{opened}"
     )
 
 
@@ -196,11 +197,13 @@ def _variants(study: Sequence[Results]) -> Rows:
 
 
 def _worlds(comparison: Sequence[Results]) -> Rows:
-    rows: Rows = [("policy, world of", "both", "imagined only", "true only", "neither", "bias", "95%", "PSNR by chunk")]
+    title = ("policy, world of", "both", "imagined only", "true only", "neither", "bias", "95%", "open fingers")
+    rows: Rows = [(*title, "PSNR by chunk")]
     for row in comparison:
         psnr = " ".join(f"{value:.1f}" for value in row.get("psnr") or ())
         name = f"{row['policy']}, {row['world'].removeprefix('world model of ')}"
-        rows.append((name, *(str(row[part]) for part in ("tp", "fp", "fn", "tn")), *_gain(row["bias"]), psnr))
+        counts = (str(row[part]) for part in ("tp", "fp", "fn", "tn"))
+        rows.append((name, *counts, *_gain(row["bias"]), _percent(row.get("open_fingers")), psnr))
     return rows
 
 

@@ -369,11 +369,13 @@ class Stages:
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
             count, (reward, threshold) = cfg.evaluate.compare, self.reward(world_round)
-            pairs = []
+            pairs, opened = [], []
             for played in self.arena.play(count, self._actor(round_, "evaluate")):
-                action_BNTA = played.rollout.action_BNTA
-                dream = self.programs.replay(self.world(world_round), reward, played.start, action_BNTA, self.key(name))
-                pairs.append((played.rollout, dream))
+                replay = functools.partial(self.programs.replay, self.world(world_round), reward, played.start)
+                action_BNTA = jnp.asarray(played.rollout.action_BNTA)
+                pairs.append(sharding.host((played.rollout, replay(action_BNTA, self.key(name)))))
+                open_BNTA = action_BNTA.at[..., -1].set(NULL_ACTION[-1])
+                opened.append(sharding.host(replay(open_BNTA, self.key(name)).prob_BNT))
             true, dream = (evaluate.join(side, count) for side in zip(*pairs, strict=True))
             films = [f"episode-{i}.mp4" for i in range(min(cfg.evaluate.videos, count))]
             for i, film in enumerate(films):
@@ -381,7 +383,7 @@ class Stages:
                     folder / film, evaluate.side_by_side(*(evaluate.film(side, i) for side in (true, dream))), fps=6
                 )
             frames = count * self.arena.steps
-            return evaluate.compared(true, dream, threshold) | {
+            return evaluate.compared(true, dream, np.concatenate(opened)[:count], threshold) | {
                 "videos": films,
                 "true_steps": frames,
                 "imagined_frames": frames,
