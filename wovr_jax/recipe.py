@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from wovr_jax.data import starts as start_states
 from wovr_jax.history import CheckpointConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy.train import SFTConfig
@@ -69,6 +70,9 @@ class StartsConfig:
     event: str = "any"
     each: int = 2
     least: int = 1
+
+    def __post_init__(self) -> None:
+        start_states.check_rule(self.rule, self.least, self.before, self.event)  # not after hours of other stages
 
 
 @dataclasses.dataclass(frozen=True)

@@ -386,7 +386,7 @@ class Stages:
             return evaluate.compared(true, dream, np.concatenate(opened)[:count], threshold) | {
                 "videos": films,
                 "true_steps": frames,
-                "imagined_frames": frames,
+                "imagined_frames": 2 * frames,
             }
 
         self.policy(round_)

@@ -125,7 +125,7 @@ def keyframes(
       NoDataError: when no episode gives a keyframe.
       ValueError: for an unknown rule or event, or unless 1 <= ``least`` <= ``before``.
     """
-    _check_rule(rule, least, before, event)
+    check_rule(rule, least, before, event)
     rng = np.random.default_rng(rng)
     picks = []
     for e, episode in enumerate(episodes):
@@ -144,7 +144,8 @@ def keyframes(
     return _build(episodes, picks, memory)
 
 
-def _check_rule(rule: str, least: int, before: int, event: str) -> None:
+def check_rule(rule: str, least: int, before: int, event: str) -> None:
+    """Refuses what ``keyframes`` does not know, with a ValueError."""
     if rule not in RULES[1:]:
         raise ValueError(f"unknown keyframe rule {rule!r}; one of {', '.join(RULES[1:])}.")
     if event not in ("any", "open", "close"):
