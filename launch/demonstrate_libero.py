@@ -64,6 +64,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.measure == bool(args.out):
         parser.error("give either --out FOLDER to record episodes, or --measure to count successes")
+    if args.out and args.size < 1:
+        parser.error(f"--size: an episode holds pictures, so expected pixels, got {args.size}; --measure needs none")
     return args
 
 
