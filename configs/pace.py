@@ -200,7 +200,8 @@ def on(suite):
         )
         settings.refresh.update(steps=8_000, lr=1e-5)
         settings.reward_train.update(steps=15_000, batch=256, lr=1e-4, stride=8)
-        settings.starts.update(share=1 / 3, before=24, least=8, each=1)
+        # Any change of the gripper: a sampled policy that failed goes on opening and closing until the horizon.
+        settings.starts.update(share=1 / 3, rule="gripper_event", before=24, least=8, each=1)
         settings.dream.update(groups=32, chunks=32, updates=(400, 100), rates=(1.0,))
         settings.learner.update(lr=2e-5, warmup=0, minibatches=1, microbatch=32, temperature=1.6, weight_decay=0.01)
         settings.learner.grpo = common.settings(size="rlinf", group=8)

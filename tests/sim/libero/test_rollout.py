@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 import signal
 
 import numpy as np
@@ -247,3 +248,22 @@ def test_every_task_of_a_suite_is_built_reset_and_played(suite: str, rules: str)
         ends = list(rollout.rollouts(pool, acts, wanted, brief, tries=1))
     assert {out.trial.task.index: out.lost for out in ends if out.lost} == {}
     assert [out.steps for out in ends] == [16] * len(wanted)
+
+
+# ---------------------------------------------------------------- assets with a hole
+
+
+def test_a_mesh_that_is_missing_is_named(tmp_path, monkeypatch):
+    """At once and with the task's name: a worker that tried again and again would fail again and again."""
+    (trial, *_) = trials("libero_object", [0], only=[7])
+    whole = setup.assets_folder()
+    assert whole
+    thing = pathlib.Path("stable_hope_objects") / "milk"
+    for folder in (pathlib.Path(), thing.parent, thing):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for one in (whole / folder).iterdir():
+            if one != whole / thing.parent and one != whole / thing and one.name != "visual":
+                (tmp_path / folder / one.name).symlink_to(one)
+    monkeypatch.setenv(setup.ASSETS, str(tmp_path))
+    with Pool(1, SceneConfig(size=0)) as pool, pytest.raises(LiberoError, match=r"milk_and.*opening file.*milk/visual"):
+        list(pool.map(worker.begin, [(trial, protocol("openvla"))]))

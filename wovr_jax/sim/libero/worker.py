@@ -51,7 +51,11 @@ class Seen(NamedTuple):
 
 
 class Scene:
-    """The environment of one task in this process."""
+    """The environment of one task in this process.
+
+    Raises:
+      LiberoError: when a file of its assets is not there.
+    """
 
     def __init__(self, task: Task, cfg: SceneConfig):
         from libero.libero.envs.env_wrapper import ControlEnv  # pyright: ignore[reportMissingImports]
@@ -59,13 +63,21 @@ class Scene:
         self.task, self.cfg = task, cfg
         self.states = init_states(task)
         self.cameras = ((CAMERA, WRIST_CAMERA) if cfg.wrist else (CAMERA,)) if cfg.size else ()
-        self.env = ControlEnv(
-            bddl_file_name=str(task.bddl_file),
-            use_camera_obs=False,
-            has_offscreen_renderer=False,
-            ignore_done=True,
-            hard_reset=cfg.hard_reset,
-        )
+        try:
+            self.env = ControlEnv(
+                bddl_file_name=str(task.bddl_file),
+                use_camera_obs=False,
+                has_offscreen_renderer=False,
+                ignore_done=True,
+                hard_reset=cfg.hard_reset,
+            )
+        except ValueError as error:  # MuJoCo's, and the only place where it says which file
+            if "opening file" not in str(error):
+                raise
+            raise LiberoError(
+                f"{task.name} cannot be built, its assets are not complete: {error}. Bring that file, or leave the task "
+                f"out (tasks=...).\n  export {setup.ASSETS}=<folder that has it>"
+            ) from error
         self.wanted = False
         self.pictures = {name: np.zeros((cfg.size, cfg.size, 3), np.uint8) for name in self.cameras}
         for camera in self.cameras:
