@@ -75,8 +75,8 @@ class Scene:
             if "opening file" not in str(error):
                 raise
             raise LiberoError(
-                f"{task.name} cannot be built, its assets are not complete: {error}. Bring that file, or leave the task "
-                f"out (tasks=...).\n  export {setup.ASSETS}=<folder that has it>"
+                f"{task.name} cannot be built, its assets are not complete: {error}. Bring that file, or leave the "
+                f"task out (tasks=...).\n  export {setup.ASSETS}=<folder that has it>"
             ) from error
         self.wanted = False
         self.pictures = {name: np.zeros((cfg.size, cfg.size, 3), np.uint8) for name in self.cameras}
