@@ -22,6 +22,7 @@ from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.recipe import CollectConfig, DreamConfig, Recipe, StartsConfig
 from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.sim.libero import interventions
 from wovr_jax.sim.libero.evaluate import draw_seed
 from wovr_jax.sim.libero.settings import LiberoConfig, SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
@@ -206,6 +207,24 @@ def test_collection_runs_to_the_end_and_labels_every_frame(fake_libero, tmp_path
     held = dataclasses.replace(arena.cfg, scene=dataclasses.replace(arena.cfg.scene, hold=2))
     twice = Libero(dataclasses.replace(recipe(), libero=held)).collect(tmp_path / "held", "collect-0", 4, policy)
     assert twice["true_steps"] == 8 * STEPS  # a held action is two steps of the simulator
+
+
+def test_interventions_take_the_gripper_in_their_share_of_a_collection_only(fake_libero, tmp_path):
+    wanted, policy = (arena := Libero(recipe(intervened_share=0.5))).trials("collect-0", 40), actor()[0]
+    found = [interventions.drawn(trial, 0.5, STEPS) for trial in wanted]
+    assert 10 < sum(one is not None for one in found) < 30
+    assert {gripper for gripper, *_ in filter(None, found)} == {-1.0, 1.0}
+    arena.collect(tmp_path / "made", "collect-0", 40, policy)
+    made = {one.seed: one for one in disk.read(tmp_path / "made")}
+    for trial, one in zip(wanted, found, strict=True):
+        step_S, action_SA = np.arange(STEPS), made[trial.seed].action_SA
+        gripper, first, end = one or (0.0, 0, 0)
+        assert np.array_equal(action_SA[:, 6], np.where((step_S >= first) & (step_S < end), gripper, 0.0))
+        assert (action_SA[:, 0] > 0).all()  # the arm stays the policy's
+    (part,) = list(arena.play(4, policy))[:1]
+    assert not np.asarray(part.rollout.action_BNTA)[..., 6].any()  # what is measured and compared is the policy alone
+    with pytest.raises(ValueError, match="intervened_share.*1.5"):
+        recipe(intervened_share=1.5)
 
 
 def test_a_draw_depends_on_the_trial_and_not_on_its_batch(fake_libero, tmp_path):

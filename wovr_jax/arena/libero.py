@@ -28,7 +28,7 @@ from wovr_jax.policy import release, vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.recipe import Recipe
-from wovr_jax.sim.libero import collect, evaluate, rollout, setup
+from wovr_jax.sim.libero import collect, evaluate, interventions, rollout, setup
 from wovr_jax.sim.libero.pool import Pool
 from wovr_jax.sim.libero.rollout import Outcome, View
 from wovr_jax.sim.libero.setup import LiberoError
@@ -139,9 +139,9 @@ class Libero:
     # --- rollouts of a policy ---------------------------------------------------------------
 
     def collect(self, folder: pathlib.Path, purpose: str, count: int, actor: Actor) -> dict[str, Any]:
-        """Rollouts over the whole horizon, every frame drawn."""
+        """Rollouts over the whole horizon, every frame drawn; in a share of them the gripper is not the policy's."""
         with hosts.alone(actor) as own:
-            facts = self._recorded(folder, self.trials(purpose, count), self._whole(own))
+            facts = self._recorded(folder, self.trials(purpose, count), self._whole(own, self.cfg.intervened_share))
         steps = facts["steps"] * self.cfg.scene.hold
         return {"episodes": facts["episodes"], "successes": facts["successes"], "true_steps": steps}
 
@@ -190,9 +190,9 @@ class Libero:
             found = [episodes[trial] for trial in part]
             yield played(found, self.prompt_KL, self.recipe.policy.chunk, self.recipe.world.slots)
 
-    def _whole(self, actor: Actor) -> Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]:
+    def _whole(self, actor: Actor, share: float = 0.0) -> Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]:
         def play(pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
-            act = acting(actor, self.prompt_KL, len(pool))
+            act = interventions.intervened(acting(actor, self.prompt_KL, len(pool)), share, self.steps)
             return rollout.rollouts(pool, act, trials, self._protocol(stops=False), draw="all", actor=actor.name)
 
         return play

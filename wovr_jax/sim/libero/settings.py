@@ -88,6 +88,8 @@ class LiberoConfig:
       demonstrations: an episode folder to take them from instead (``data_prep`` makes some); empty for the expert.
       release: folder with the tokenizer and the action statistics of a released policy, for a run that starts from its
         weights; empty for the package's own words and the statistics of the demonstrations.
+      intervened_share: of the rollouts that world model and classifier learn from: those in which the gripper does
+        something else than the policy says, see ``interventions``.
       workers: environments at a time, 1 to 1.5 GB each; of several processes each has so many.
     """
 
@@ -102,6 +104,7 @@ class LiberoConfig:
     expert: LiberoExpertConfig = LiberoExpertConfig(linger=8)
     demonstrations: str = ""
     release: str = ""
+    intervened_share: float = 0.0
     workers: int = 2
 
     def __post_init__(self) -> None:
@@ -112,6 +115,8 @@ class LiberoConfig:
                 f"demonstrations of a folder have one action every 1/20 s, and scene.hold={self.scene.hold} holds each "
                 "longer; use hold=1, or the expert"
             )
+        if not 0.0 <= self.intervened_share <= 1.0:
+            raise ValueError(f"intervened_share: expected a share from 0 to 1, got {self.intervened_share}")
         if self.train_inits and len(self.train_inits) != 2:
             raise ValueError(f"train_inits: expected first and last but one, or nothing, got {self.train_inits}")
         shared = set(range(*self.train_inits)) & set(range(*self.inits)) if self.train_inits else set()
