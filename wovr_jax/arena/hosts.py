@@ -34,8 +34,8 @@ def alone(actor: Actor) -> Iterator[Actor]:
       ShardingError: where the devices of a process cannot hold the policy, or processes have unlike numbers of them.
       ProcessError: when another process does not come back.
     """
-    over = sharding.current()
-    if processes.count() == 1 or over is None:
+    over = _shared()
+    if over is None:
         yield actor
         return
     own, every = _meshes(over)
@@ -65,8 +65,8 @@ def _spread(params: Any) -> Any:
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
     """Inside, this process computes over its own devices only."""
-    over = sharding.current()
-    if processes.count() == 1 or over is None:
+    over = _shared()
+    if over is None:
         yield
         return
     with jax.set_mesh(_meshes(over)[0]):
@@ -82,8 +82,8 @@ def check(shapes: Any) -> None:
     Raises:
       ShardingError: also where two processes hold the same rows of a batch: each would play them, not quite alike.
     """
-    over = sharding.current()
-    if processes.count() == 1 or over is None:
+    over = _shared()
+    if over is None:
         return
     sharding.shardings(shapes, vla.AXES, _meshes(over)[0])
     if any(
@@ -93,6 +93,11 @@ def check(shapes: Any) -> None:
             f"mesh: tensor {over.devices.shape[-1]} reaches over several processes, whose simulators would play the "
             "same trials. Let it be at most the devices of one (--config.mesh.tensor=...), and fsdp take the others."
         )
+
+
+def _shared() -> Mesh | None:
+    """The mesh in use, where it reaches over several processes."""
+    return sharding.current() if processes.count() > 1 else None
 
 
 def _meshes(over: Mesh) -> tuple[Mesh, Mesh]:
