@@ -73,12 +73,12 @@ FUNCTION_LINES, LOOP_LINES = 60, 90
 LONG_FUNCTIONS: dict[str, str] = {}
 """``file:function`` -> why it may have LOOP_LINES lines: it is a loop or a loss. The list may only shrink."""
 
-CLOSURE_MODULES, CLOSURE_LINES = 68, 13450
+CLOSURE_MODULES, CLOSURE_LINES = 68, 13500
 """What has to be in your head to read the training entry; an empty ``__init__`` is not a module.
 
 Was 50 and 9,500 while the entry trained every network whole on one device from memory; adapters, caches of latents,
 studies of the world model, the mesh, reading from disk, an arena for the true environment, a VAE of one's own, and what
-a training keeps, how it stops, and what fingers tell of a failure are entered through it too. LIBERO itself is found by
+a training keeps, how it stops, what fingers tell of a failure, and what imagination says of other fingers are entered through it too. LIBERO itself is found by
 name and is not part of it."""
 
 

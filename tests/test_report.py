@@ -63,7 +63,7 @@ def results() -> dict:
         ],
         "comparison": [
             compared("after imagined GRPO", 1, (121, 23, 15, 97), gain(23, 15, 256)),
-            compared("after PACE", 2, (148, 61, 14, 33), gain(61, 14, 256), films) | {"open_fingers": 0.19},
+            compared("after PACE", 2, (148, 61, 14, 33), gain(61, 14, 256), films) | {"open_fingers": 0.19, "dropped": 0.3},
         ],
         "reward": {"reward-0": {"threshold": 0.8, "real": judged(0), "imagined": judged(1)}},
         "keyframes": {
@@ -169,8 +169,9 @@ def test_the_page_says_what_the_results_say(page):
     assert "from 41.2% (base) to 62.7% (after PACE): +21.5 points" in text
     assert "The policy truly got better." in text
     assert "imagination calls 81.6% of 256 episodes a success, the truth 63.3%" in text
-    assert "Imagination flattered the policy; 75 episodes were misjudged. With fingers that never close: 19.0%." in text
-    assert text.count("With fingers that never close") == 1, "older runs did not ask"
+    loose = "It also calls 19.0% with fingers that never close and 30.0% with fingers that let go half way a success."
+    assert f"Imagination flattered the policy; 75 episodes were misjudged. {loose}" in text
+    assert text.count("fingers that never close") == 1, "older runs did not ask"
     assert "The collections took 9,216 steps of the true simulator. The learner took 0; it learnt from 27,648" in text
     assert "grpo-1: 3 of 12 updates had nothing to learn from" in text
     assert "reward-0: threshold 0.8" in text

@@ -8,7 +8,7 @@ the verdicts differ.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,13 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax import metrics, sharding
-from wovr_jax.types import Array, Imagined
+from wovr_jax.types import NULL_ACTION, Array, Imagined
 
 
 def succeeded(rollout: Imagined) -> np.ndarray:
     """(B,) bool: the world's own verdict, success in any frame (LIBERO's ``success_once``)."""
-    verdict = rollout.success_BNT if rollout.truth_BNT is None else rollout.truth_BNT
-    return np.any(np.asarray(verdict), axis=(1, 2))
+    return np.any(np.asarray(_verdict(rollout)), axis=(1, 2))
+
+
+def _verdict(rollout: Imagined) -> Array:
+    return rollout.success_BNT if rollout.truth_BNT is None else rollout.truth_BNT
 
 
 def rate(success_B: np.ndarray | Sequence[bool]) -> dict[str, Any]:
@@ -71,19 +74,49 @@ def fidelity(imagined: Imagined, true: Imagined) -> list[float]:
     return [float(10.0 * np.log10(4.0 / max(float(error), 1e-10))) for error in error_N]
 
 
-def compared(true: Imagined, imagined: Imagined, open_BNT: np.ndarray, threshold: float) -> dict[str, Any]:
+def loosened(rollout: Imagined) -> dict[str, Array]:
+    """The actions of a rollout (B, N, T, A) with other fingers, and the arm as it was.
+
+    ``open_fingers`` never close; ``dropped`` let go for good half way between their first closing and the first
+    success, or the end. Where a task needs a grasp nothing comes of either: a world model that sees successes there
+    has learned from the arm what it should see in the fingers, and a policy would learn from it not to care about them.
+    """
+    action_BNTA = jnp.asarray(rollout.action_BNTA)
+    batch, steps = len(action_BNTA), action_BNTA.shape[1] * action_BNTA.shape[2]
+
+    def first(event_BNT: Array) -> Array:
+        event_BS = event_BNT.reshape(batch, steps)
+        return jnp.where(event_BS.any(axis=1), event_BS.argmax(axis=1), steps)
+
+    closes_B, ends_B = first(action_BNTA[..., -1] > 0), first(jnp.asarray(_verdict(rollout)))
+    step_NT = jnp.arange(steps).reshape(action_BNTA.shape[1:3])
+    after_BNT = step_NT >= ((closes_B + ends_B) // 2)[:, None, None]
+    wrist_BNTA, gripper_BNT = action_BNTA[..., :-1], action_BNTA[..., -1]
+
+    def gripped(command_BNT: Array) -> Array:
+        return jnp.concatenate([wrist_BNTA, command_BNT[..., None]], axis=-1)
+
+    return {
+        "open_fingers": gripped(jnp.full_like(gripper_BNT, NULL_ACTION[-1])),
+        "dropped": gripped(jnp.where(after_BNT, NULL_ACTION[-1], gripper_BNT)),
+    }
+
+
+def compared(true: Imagined, imagined: Imagined, loose: Mapping[str, np.ndarray], threshold: float) -> dict[str, Any]:
     """What imagination said of true rollouts whose actions it played, against what happened; both with video.
 
-    ``open_BNT`` is what it said of the same actions with fingers that never close. Where a task needs a grasp nothing
-    comes of them: a world model that sees successes there has learned from the arm what it should see in the fingers,
-    and a policy would learn from it not to care about them.
+    Args:
+      true, imagined: the two sides.
+      loose: of each way of ``loosened``, the probabilities (B, N, T) that imagination gave.
+      threshold: of a success.
     """
-    imagined_B, open_B = (np.any(np.asarray(x) > threshold, axis=(1, 2)) for x in (imagined.prob_BNT, open_BNT))
+    every = (imagined.prob_BNT, *loose.values())
+    imagined_B, *loose_B = (np.any(np.asarray(prob_BNT) > threshold, axis=(1, 2)) for prob_BNT in every)
     return {
         "verdicts": verdicts(imagined_B, succeeded(true)),
         "imagined_success": float(imagined_B.mean()),
         "imagined_outcomes": imagined_B.astype(int).tolist(),
-        "open_fingers": float(open_B.mean()),
+        **{how: float(won_B.mean()) for how, won_B in zip(loose, loose_B, strict=True)},
         "psnr": fidelity(imagined, true),
     }
 

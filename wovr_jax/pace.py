@@ -175,6 +175,6 @@ def _comparison(round_: int, world: int, facts: Mapping[str, Any], recipe: Recip
         "world": f"world model of round {world + 1}",
         "bias": bias,
         "psnr": one["psnr"],
-        "open_fingers": one.get("open_fingers"),
+        **{how: one.get(how) for how in ("open_fingers", "dropped")},
         "videos": [{"path": f"stages/{name}/{film}", "true": was, "imagined": seen} for film, was, seen in films],
     }

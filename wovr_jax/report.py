@@ -34,6 +34,8 @@ FIRST_CURVES = ("success", "return_mean", "loss", "kl", "entropy", "accuracy")
 CURVES_AT_ONCE = 3
 LEARNER = "grpo-"
 """How the learner's stages begin."""
+LOOSE = {"open_fingers": "never close", "dropped": "let go half way"}
+"""What a comparison says of the same arm with other fingers."""
 
 
 def write(run: str | os.PathLike) -> pathlib.Path:
@@ -138,11 +140,12 @@ def _believed(row: Results) -> str:
         row["bias"], "Imagination flattered the policy", "Imagination was too strict", "The difference may be chance"
     )
     imagined, true, everything = _rates(row)
-    opened = "" if row.get("open_fingers") is None else f" With fingers that never close: {row['open_fingers']:.1%}."
+    said = [f"{row[how]:.1%} with fingers that {words}" for how, words in LOOSE.items() if row.get(how) is not None]
+    loose = f" It also calls {' and '.join(said)} a success." if said else ""
     return (
         f"Same actions, two worlds ({row['policy']}, {row['world']}): imagination calls {imagined:.1%} of {everything} "
         f"episodes a success, the truth {true:.1%}, a difference of {_points(row['bias'])}. {verdict}; "
-        f"{row['fp'] + row['fn']} episodes were misjudged.{opened}"
+        f"{row['fp'] + row['fn']} episodes were misjudged.{loose}"
     )
 
 
@@ -197,13 +200,13 @@ def _variants(study: Sequence[Results]) -> Rows:
 
 
 def _worlds(comparison: Sequence[Results]) -> Rows:
-    title = ("policy, world of", "both", "imagined only", "true only", "neither", "bias", "95%", "open fingers")
+    title = ("policy, world of", "both", "imagined only", "true only", "neither", "bias", "95%", *LOOSE.values())
     rows: Rows = [(*title, "PSNR by chunk")]
     for row in comparison:
         psnr = " ".join(f"{value:.1f}" for value in row.get("psnr") or ())
         name = f"{row['policy']}, {row['world'].removeprefix('world model of ')}"
         counts = (str(row[part]) for part in ("tp", "fp", "fn", "tn"))
-        rows.append((name, *counts, *_gain(row["bias"]), _percent(row.get("open_fingers")), psnr))
+        rows.append((name, *counts, *_gain(row["bias"]), *(_percent(row.get(how)) for how in LOOSE), psnr))
     return rows
 
 

@@ -9,6 +9,7 @@ Round 0 is the base policy; round k is the policy after k rounds of imagined RL.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import importlib
@@ -369,13 +370,13 @@ class Stages:
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
             count, (reward, threshold) = cfg.evaluate.compare, self.reward(world_round)
-            pairs, opened = [], []
+            pairs, loose = [], collections.defaultdict(list)
             for played in self.arena.play(count, self._actor(round_, "evaluate")):
                 replay = functools.partial(self.programs.replay, self.world(world_round), reward, played.start)
                 action_BNTA = jnp.asarray(played.rollout.action_BNTA)
                 pairs.append(sharding.host((played.rollout, replay(action_BNTA, self.key(name)))))
-                open_BNTA = action_BNTA.at[..., -1].set(NULL_ACTION[-1])
-                opened.append(sharding.host(replay(open_BNTA, self.key(name)).prob_BNT))
+                for how, action_BNTA in evaluate.loosened(played.rollout).items():
+                    loose[how].append(sharding.host(replay(action_BNTA, self.key(name)).prob_BNT))
             true, dream = (evaluate.join(side, count) for side in zip(*pairs, strict=True))
             films = [f"episode-{i}.mp4" for i in range(min(cfg.evaluate.videos, count))]
             for i, film in enumerate(films):
@@ -383,10 +384,11 @@ class Stages:
                     folder / film, evaluate.side_by_side(*(evaluate.film(side, i) for side in (true, dream))), fps=6
                 )
             frames = count * self.arena.steps
-            return evaluate.compared(true, dream, np.concatenate(opened)[:count], threshold) | {
+            said = {how: np.concatenate(parts)[:count] for how, parts in loose.items()}
+            return evaluate.compared(true, dream, said, threshold) | {
                 "videos": films,
                 "true_steps": frames,
-                "imagined_frames": 2 * frames,
+                "imagined_frames": 3 * frames,
             }
 
         self.policy(round_)
