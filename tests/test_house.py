@@ -78,8 +78,8 @@ CLOSURE_MODULES, CLOSURE_LINES = 68, 13500
 
 Was 50 and 9,500 while the entry trained every network whole on one device from memory; adapters, caches of latents,
 studies of the world model, the mesh, reading from disk, an arena for the true environment, a VAE of one's own, and what
-a training keeps, how it stops, what fingers tell of a failure, and what imagination says of other fingers are entered through it too. LIBERO itself is found by
-name and is not part of it."""
+a training keeps, how it stops, what fingers tell of a failure, and what imagination says of other fingers are entered
+through it too. LIBERO itself is found by name and is not part of it."""
 
 
 def python_files(*folders: str) -> list[pathlib.Path]:
