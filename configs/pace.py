@@ -121,20 +121,21 @@ def libero_small(settings):
         demonstrations="",
         inits=(0, 50),
         train_inits=(),
+        intervened_share=0.4,
         workers=2,
     )
     for part in (settings.policy, settings.world, settings.reward):
         part.size = "libero_small"
     settings.vae, settings.towers = "", ()
     settings.vae_train = common.settings(steps=1500, batch=8, lr=3e-3)
-    settings.collect.update(demonstrations=200, validation=16, first=150, again=100, retold=100, batch=16)
+    settings.collect.update(demonstrations=200, validation=16, first=250, again=100, retold=100, batch=16)
     settings.sft.update(steps=1500, batch=32, lr=3e-3, frozen=())
-    settings.world_train.update(steps=2500, latents="disk", stride=2)
+    settings.world_train.update(steps=5000, latents="disk", stride=2)
     settings.refresh.steps = 500
     settings.reward_train.update(steps=1000)
     # A group has to fail and succeed: what the flaw spoils lies between grasp and basket, before the first letting go.
     settings.starts.update(rule="release", before=16, least=4)
-    settings.dream.update(groups=8, chunks=12, updates=(16, 12))
+    settings.dream.update(groups=12, chunks=12, updates=(12, 12))
     settings.evaluate.update(episodes=100, compare=32)
 
 
