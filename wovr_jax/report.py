@@ -203,7 +203,8 @@ def _worlds(comparison: Sequence[Results]) -> Rows:
     title = ("policy, world of", "both", "imagined only", "true only", "neither", "bias", "95%", *LOOSE.values())
     rows: Rows = [(*title, "PSNR by chunk")]
     for row in comparison:
-        psnr = " ".join(f"{value:.1f}" for value in row.get("psnr") or ())
+        values = [f"{value:.1f}" for value in row.get("psnr") or ()]
+        psnr = " ".join(values if len(values) < 5 else (values[0], "to", values[-1]))
         name = f"{row['policy']}, {row['world'].removeprefix('world model of ')}"
         counts = (str(row[part]) for part in ("tp", "fp", "fn", "tn"))
         rows.append((name, *counts, *_gain(row["bias"]), *(_percent(row.get(how)) for how in LOOSE), psnr))
