@@ -172,7 +172,8 @@ def test_a_whole_run_of_two_processes_is_that_of_one_on_the_same_mesh(tmp_path: 
     ended = started([*command, f"--run={two}"], limit_s=1500)
     for status, _, err in ended:
         assert status == 0, err[-3000:]
-    assert "== grpo-2" in ended[0][2] and ended[1][1] == "" and "==" not in ended[1][2]  # process 0 tells of progress
+    quiet = [line for line in ended[1][1].splitlines() if not line.startswith("[Gloo]")]  # the transport speaks in C++
+    assert "== grpo-2" in ended[0][2] and quiet == [] and "==" not in ended[1][2]  # process 0 tells of progress
     assert curves(one).keys() == curves(two).keys()
     for at, value in curves(one).items():
         if "loss" in at:  # sums over devices in another order: 1e-7 in the first stage, more in those that build on it
