@@ -74,7 +74,7 @@ def test_the_whole_loop_on_a_fake_libero(fake_libero, tmp_path):
     assert ledger["collect-0"]["true_steps"] == 4 * one.libero.steps and ledger["grpo-1"]["true_steps"] == 0
     assert "vae" in ledger and all(phase["subgoals"] == {} for phase in results["phases"])
     assert (tmp_path / "run" / "stages" / "compare-0-in-world-0" / "episode-0.mp4").is_file()
-    assert all(0 <= row["open_fingers"] <= 1 for row in results["comparison"])
+    assert all(0 <= row[how] <= 1 for row in results["comparison"] for how in ("open_fingers", "dropped"))
     assert pace.run("pace", to_dict(one), tmp_path / "run")["phases"] == results["phases"]
 
 

@@ -13,14 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from wovr_jax.sim.libero.evaluate import draw_seed
+from wovr_jax.sim.libero.expert import CLOSE, OPEN
 from wovr_jax.sim.libero.rollout import Act, View
 from wovr_jax.sim.libero.tasks import Trial
 
-OPEN, CLOSED = -1.0, 1.0
-BEGINS = (0.25, 0.65)
-"""Of the episode: where an intervention begins."""
-ENDS = (0.6, 0.7)
-"""Of the episode: where one that holds on ends."""
+BEGINS, HOLDS, ENDS = (0.25, 0.65), (0.25, 0.42), (0.6, 0.7)
+"""Of the episode: where an intervention begins; where one that holds on does, and where it ends."""
 KINDS = {"never closes": 0.2, "lets go": 0.35, "twitches": 0.15, "holds on": 0.3}
 """Which intervention how often: open all the time, open from some step on, open for one to three steps, or closed
 whatever the policy says."""
@@ -38,14 +36,14 @@ def drawn(trial: Trial, share: float, steps: int) -> tuple[float, int, int] | No
     if rng.random() >= share:
         return None
     kind = rng.choice(list(KINDS), p=list(KINDS.values()))
-    begin, end = (int(rng.uniform(*at) * steps) for at in (BEGINS, ENDS))
+    begin, hold, end = (int(rng.uniform(*at) * steps) for at in (BEGINS, HOLDS, ENDS))
     if kind == "never closes":
         return OPEN, 0, steps
     if kind == "lets go":
         return OPEN, begin, steps
     if kind == "twitches":
         return OPEN, begin, begin + int(rng.integers(1, 4))
-    return CLOSED, min(begin, end), end
+    return CLOSE, hold, end
 
 
 def intervened(act: Act, share: float, steps: int) -> Act:
