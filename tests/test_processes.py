@@ -31,6 +31,7 @@ def started(command: Sequence[str], *, limit_s: float = 900) -> list[tuple[int, 
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={EACH}"
     shared = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(PROCESSES)}
+    shared["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # see runtime.enable_compile_cache
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     there = [
         subprocess.Popen([sys.executable, *command], env=shared | {"JAX_PROCESS_ID": str(i)}, **pipe)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from wovr_jax import runtime
 
@@ -67,6 +69,19 @@ def test_facts_about_the_machine():
     assert 0.01 < runtime.peak_rss_gb() < 1000
     assert {"python", "jax", "numpy"} <= set(runtime.versions())
     assert runtime.device_name()
+
+
+@pytest.mark.parametrize(("devices", "kept"), [(1, True), (2, False)])
+def test_programs_for_several_cpu_devices_are_not_kept(devices, kept, tmp_path):
+    """One that was read from the cache may wait for ever (see the function's docstring)."""
+    code = (
+        "import jax, sys; from wovr_jax import runtime; jax.numpy.ones(3);"  # the cache is in use already
+        "runtime.enable_compile_cache(sys.argv[1]); jax.jit(lambda x: x + 1)(1.0).block_until_ready()"
+    )
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
+    assert any("lambda" in one.name for one in tmp_path.iterdir()) == kept
 
 
 def test_environment_wins_over_the_cache_folder(tmp_path, monkeypatch):

@@ -97,6 +97,7 @@ def on_devices(count: int, script: str, *words: str) -> str:
     """The last line that a script of this folder prints in a process with so many devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # see runtime.enable_compile_cache
     command = [sys.executable, str(ROOT / "tests" / script), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]

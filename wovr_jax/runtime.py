@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 """What JAX reports once for each program it compiles or takes from the compile cache."""
@@ -48,8 +49,15 @@ def enable_compile_cache(folder: str | os.PathLike) -> pathlib.Path:
 
     The environment variable ``JAX_COMPILATION_CACHE_DIR`` wins over ``folder``. Small and
     quick programs are kept too: on a laptop they are most of the start-up time.
+
+    On several CPU devices nothing is kept or read, since a program from the cache may stand still for ever there
+    (jaxlib 0.10.2): its devices do not agree on the order of collectives that are independent, and wait in different
+    ones. The sharded policy step did so in 9 of 9 processes that read it, in none of the 4 that had compiled it.
     """
     chosen = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder).expanduser().resolve()
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # else a cache that a program has used stays in use
     jax.config.update("jax_compilation_cache_dir", str(chosen))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
