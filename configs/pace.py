@@ -108,9 +108,9 @@ def libero_small(settings):
 
     Command:   python launch/train.py --config=configs/pace.py:libero_small --config.libero.workers=<cores>
     Hardware:  a CPU for the simulator, 1.2 GB a worker; a GPU makes the training short
-    Hours:     2 h 35 min on two CPU cores, added up from stages that ran (docs/libero.md); 6.2 GB
-    Expect:    sampled 0.48, 0.53, 0.58 for base, imagined GRPO and PACE, greedy 0.16, 0.64, 0.50 (n = 100,
-               one seed, a run put together from pieces: docs/libero.md)
+    Hours:     2 h 34 min on two CPU cores; 6.2 GB
+    Expect:    greedy 0.16, 0.48, 0.54 for base, imagined GRPO and PACE, sampled 0.48, 0.47, 0.49 (n = 100, one
+               seed: docs/libero.md)
     """
     settings.name = "libero_small"
     settings.libero = common.settings(
