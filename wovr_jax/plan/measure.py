@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import pathlib
 import re
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +16,11 @@ import numpy as np
 
 from wovr_jax import sharding
 from wovr_jax.plan.chips import Topology
-from wovr_jax.plan.phases import PHASES, On
+from wovr_jax.plan.phases import PHASES, On, Phase
 from wovr_jax.recipe import Recipe
 
 STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them
 
 
 class Measured(NamedTuple):
@@ -34,23 +38,33 @@ class Measured(NamedTuple):
 def measured(name: str, recipe: Recipe, here: Topology, runs: int = 1) -> Measured:
     """Runs the phase on made-up arrays, once to warm up and ``runs`` times more.
 
-    On a CPU the bytes are those of the process, all its devices together, from Linux's account of it. An accelerator
+    On a CPU the bytes are those of the process, all its devices together, from Linux's account of it, in runs of their
+    own, during which the C library keeps no large block that is freed. An accelerator
     knows its peak since the process began, so measure one phase in each process there.
     """
     over = sharding.mesh(recipe.mesh, here.devices)
     phase = PHASES[name](recipe, On(over))
     with jax.set_mesh(over):
         program = phase.program.lower(*phase.args).compile()
-        before = _now(here)
-        args = jax.tree.map(_made, phase.args)
-        took = []
-        for _ in range(runs + 1):
-            begin = time.perf_counter()
-            result = jax.block_until_ready(program(*args))
-            took.append(time.perf_counter() - begin)
-            args = (result[0], *args[1:]) if phase.chains else args
-            del result  # or two of them would be there at the next peak
-    return Measured(_peak(here) - before, tuple(took[1:]))
+        if here.devices[0].platform == "cpu":
+            grown = _grown(lambda count: _run(program, phase, count))
+            _, *took = _run(program, phase, runs + 1)
+            return Measured(grown, tuple(took))
+        before = here.devices[0].memory_stats()["bytes_in_use"]
+        _, *took = _run(program, phase, runs + 1)
+        return Measured(here.devices[0].memory_stats()["peak_bytes_in_use"] - before, tuple(took))
+
+
+def _run(program: Any, phase: Phase, runs: int) -> list[float]:
+    """Seconds of each run; nothing of it stays."""
+    args, took = jax.tree.map(_made, phase.args), []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        result = jax.block_until_ready(program(*args))
+        took.append(time.perf_counter() - begin)
+        args = (result[0], *args[1:]) if phase.chains else args
+        del result  # or two of them would be there at the next peak
+    return took
 
 
 def _made(shape: Any) -> Any:
@@ -60,21 +74,26 @@ def _made(shape: Any) -> Any:
     made = np.zeros(shape.shape, shape.dtype)
     if shape.dtype == bool and shape.ndim:
         made.reshape(len(made), -1)[1::2, -1] = True
-    return jax.device_put(made, shape.sharding)
+    # A copy: the untouched pages of np.zeros are no memory to Linux, and what NumPy owns cannot be donated.
+    return jax.device_put(made, shape.sharding, may_alias=False)
 
 
-def _now(here: Topology) -> int:
-    """Bytes in use; on a CPU, Linux forgets the peak so far."""
-    if here.devices[0].platform != "cpu":
-        return here.devices[0].memory_stats()["bytes_in_use"]
-    CLEAR.write_text("5")
-    return _status("VmRSS")
-
-
-def _peak(here: Topology) -> int:
-    if here.devices[0].platform != "cpu":
-        return here.devices[0].memory_stats()["peak_bytes_in_use"]
-    return _status("VmHWM")
+def _grown(run: Callable[[int], object]) -> int:
+    """By how many bytes the process was larger at the peak of two runs than after the first, which loads libraries."""
+    c = ctypes.CDLL(None)
+    c.mallopt(_MMAP_THRESHOLD, 2**20)  # blocks from here on go back to Linux as soon as they are freed
+    try:
+        run(1)
+        gc.collect()
+        time.sleep(0.2)  # XLA's threads let go of temporary memory only after the result is there
+        c.malloc_trim(0)
+        CLEAR.write_text("5")  # Linux forgets the peak so far
+        before = _status("VmRSS")
+        run(2)
+        return _status("VmHWM") - before
+    finally:
+        c.mallopt(_MMAP_THRESHOLD, 2**25)  # where both end by themselves after large blocks
+        c.mallopt(_TRIM_THRESHOLD, 2**26)
 
 
 def _status(field: str) -> int:
