@@ -66,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
         fixed = None if _TOPOLOGY.value in chips.SLICES else chips.topology(_TOPOLOGY.value)
         if fixed:
             print(_head(fixed, recipe), flush=True)
+        needs, runs = [], []
         for name in names:
             begin = time.perf_counter()
             if fixed:
@@ -74,8 +75,12 @@ def main(argv: Sequence[str]) -> None:
                 chosen, where, found = smallest(name, recipe, _TOPOLOGY.value)
                 print(f"\n{_head(where, chosen)}")
             print(_paragraph(found, where, time.perf_counter() - begin), flush=True)
+            needs.append(found)
             if _MEASURE.value:
-                print(_against(found, where, measure.measured(name, recipe, where, _MEASURE.value)), flush=True)
+                runs.append(measure.measured(name, recipe, where, _MEASURE.value))
+                print(_against(found, where, runs[-1]), flush=True)
+        if fixed and len(needs) > 1:
+            print(_largest(needs, runs))
     except ValueError as error:
         if not type(error).__module__.startswith("wovr_jax."):
             raise
@@ -119,15 +124,24 @@ def _hours(need, where) -> str:
 
 
 def _against(need, where, found) -> str:
-    plan = sum(need.held.values()) + need.temporary
     low, middle, high = (pick(found.seconds) for pick in (min, statistics.median, max))
     rate = need.flops / middle / 1e12
     share = rate / (len(where.devices) * where.chip.tflops) if where.chip.tflops else 0
     of_peak = f", {share:.0%} of the peak" if share else ""
     return (
-        f"  measured     {_size(found.bytes)}, the plan says {_size(plan)}: {plan / found.bytes - 1:+.1%}\n"
+        f"  measured     {_size(found.bytes)}, the plan says {_size(need.reads)}: {need.reads / found.bytes - 1:+.1%}\n"
         f"  {len(found.seconds)} runs       {middle:.3g} s each [{low:.3g}, {high:.3g}], {rate:.3g} Tflop/s{of_peak}"
     )
+
+
+def _largest(needs, runs) -> str:
+    """Where a run has its peak. What was measured holds no more than a program reads, so that is its counterpart."""
+    need = max(needs, key=lambda need: need.peak)
+    line = f"\nlargest: {need.name}, {_size(need.peak)} a device"
+    if runs:
+        plan, found = max(need.reads for need in needs), max(run.bytes for run in runs)
+        line += f"; the highest peak measured is {_size(found)}, planned {_size(plan)}: {plan / found - 1:+.1%}"
+    return line
 
 
 def _size(size: int) -> str:

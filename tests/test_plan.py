@@ -148,7 +148,19 @@ def test_every_phase_is_compiled_for_many_devices(topology: str) -> None:
     told = _plan("--config=configs/pace.py", f"--topology={topology}", "--config.mesh.fsdp=4", XLA_FLAGS=flags)
     for name in PHASES:
         assert f"\n{name}: " in told
+    assert "\nlargest: " in told
     assert told.count("all-gather") + told.count("all-reduce") >= 3
+
+
+def test_collectives_of_several_arrays_at_once_are_counted_and_those_that_read_them_are_not() -> None:
+    program = """
+      %all-gather.1 = f32[8,4]{1,0:T(8,128)} all-gather(%a), dimensions={0}
+      %all-reduce.2 = (f32[4]{0}, f32[2,2]{1,0}) all-reduce(%b, %c), to_apply=%add
+      %all-reduce-start.3 = (f32[], f32[]) all-reduce-start(%d, %e), to_apply=%add
+      %all-reduce-done.3 = (f32[], f32[]) all-reduce-done(%all-reduce-start.3)
+      %sum.4 = f32[4]{0} add(%all-reduce.2, %all-gather.1), metadata={op_name="all-reduce"}
+    """
+    assert plan.COLLECTIVE.findall(program) == ["all-gather", "all-reduce", "all-reduce"]
 
 
 @pytest.mark.slow

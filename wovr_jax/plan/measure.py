@@ -27,7 +27,7 @@ class Measured(NamedTuple):
     """What a phase took.
 
     Attributes:
-      bytes: at the peak, that were not there before.
+      bytes: of each device, at the peak, that were not there before.
       seconds: of each run after the first.
     """
 
@@ -38,9 +38,9 @@ class Measured(NamedTuple):
 def measured(name: str, recipe: Recipe, here: Topology, runs: int = 1) -> Measured:
     """Runs the phase on made-up arrays, once to warm up and ``runs`` times more.
 
-    On a CPU the bytes are those of the process, all its devices together, from Linux's account of it, in runs of their
-    own, during which the C library keeps no large block that is freed. An accelerator
-    knows its peak since the process began, so measure one phase in each process there.
+    On a CPU the bytes are the process's, shared out over its devices, from Linux's account of it, in runs of their own,
+    during which the C library keeps no large block that is freed. An accelerator knows its peak since the process
+    began, so measure one phase in each process there.
     """
     over = sharding.mesh(recipe.mesh, here.devices)
     phase = PHASES[name](recipe, On(over))
@@ -49,7 +49,7 @@ def measured(name: str, recipe: Recipe, here: Topology, runs: int = 1) -> Measur
         if here.devices[0].platform == "cpu":
             grown = _grown(lambda count: _run(program, phase, count))
             _, *took = _run(program, phase, runs + 1)
-            return Measured(grown, tuple(took))
+            return Measured(grown // len(here.devices), tuple(took))
         before = here.devices[0].memory_stats()["bytes_in_use"]
         _, *took = _run(program, phase, runs + 1)
         return Measured(here.devices[0].memory_stats()["peak_bytes_in_use"] - before, tuple(took))

@@ -18,7 +18,8 @@ from wovr_jax.plan.phases import PHASES, On
 from wovr_jax.recipe import Recipe
 from wovr_jax.sharding import MeshConfig
 
-COLLECTIVE = re.compile(r"= \S+ (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+COLLECTIVE = re.compile(r"[])}] (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+"""An operation of a compiled program, behind its type, which may be a tuple."""
 REFUSED = re.compile(r"\(?([\d.]+)([KMGT])\)?(?: of|\) exceeds)")
 """In what the TPU compiler says of a program that its memory does not hold: how much that would be."""
 GIB = 2**30
@@ -49,9 +50,14 @@ class Need:
     refused: str = ""
 
     @property
+    def reads(self) -> int:
+        """What the program itself takes."""
+        return sum(self.held.values()) + self.temporary
+
+    @property
     def peak(self) -> int:
-        """All of it."""
-        return sum(self.held.values()) + sum(self.beside.values()) + self.temporary
+        """All of it, with what lies beside."""
+        return self.reads + sum(self.beside.values())
 
     def fits(self, where: Topology) -> bool:
         """Whether these devices hold it."""
