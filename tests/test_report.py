@@ -168,7 +168,7 @@ def test_the_page_is_whole_and_alone(page):
 def test_the_page_says_what_the_results_say(page):
     text = re.sub(r"\s+", " ", Outline(page).text)
     assert "from 41.2% (base) to 62.7% (after PACE): +21.5 points" in text
-    assert "The policy truly got better." in text
+    assert "The policy truly got better. With its most likely actions: 33.2%, then 64.5%." in text
     assert "imagination calls 81.6% of 256 episodes a success, the truth 63.3%" in text
     loose = "It also calls 19.0% with fingers that never close and 30.0% with fingers that let go half way a success."
     assert f"Imagination flattered the policy; 75 episodes were misjudged. {loose}" in text

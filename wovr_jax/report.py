@@ -125,7 +125,8 @@ def _reached(phases: Sequence[Results]) -> str:
         return f"True success is {now}, {where}."
     verdict = _verdict(gain, "The policy truly got better.", "The policy truly got worse.", "That may be chance.")
     before = f"{phases[0]['true_success']['rate']:.1%} ({phases[0]['name']})"
-    return f"True success went from {before} to {now}: {_points(gain)}, {where}. {verdict}"
+    likely = f"With its most likely actions: {phases[0]['greedy']['rate']:.1%}, then {last['greedy']['rate']:.1%}."
+    return f"True success went from {before} to {now}: {_points(gain)}, {where}. {verdict} {likely}"
 
 
 def _gained(study: Sequence[Results]) -> str:
@@ -354,9 +355,8 @@ def _side_by_side(drawn: Sequence[str]) -> str:
 
 
 def _table(rows: Rows, attributes: Iterable[str] = ()) -> str:
-    lines = [
-        f"<tr {kind}>{_cells(row)}</tr>" for row, kind in itertools.zip_longest(rows[1:], attributes, fillvalue="")
-    ]
+    kinds = itertools.zip_longest(rows[1:], attributes, fillvalue="")
+    lines = [f"<tr {kind}>{_cells(row)}</tr>" for row, kind in kinds]
     return f'<div class="wide"><table><tr>{_cells(rows[0], "th")}</tr>{"".join(lines)}</table></div>'
 
 
