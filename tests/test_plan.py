@@ -74,6 +74,9 @@ def test_a_measured_phase_takes_what_was_made_for_it(monkeypatch: pytest.MonkeyP
     used = trial._replace(program=jax.jit(lambda x: (x * 2.0, 0), donate_argnums=0), chains=True)
     monkeypatch.setitem(PHASES, "world", lambda recipe, on: used)
     assert len(measure.measured("world", RECIPE, here, runs=2).seconds) == 2
+    monkeypatch.setattr(measure, "CLEAR", ROOT / "not-linux")
+    with pytest.raises(measure.MeasureError, match="measured by Linux, through .*not-linux"):
+        measure.measured("world", RECIPE, here)
     flags = measure._made(On(mesh(RECIPE.mesh)).rows(4, 3, 2, dtype=bool))
     assert flags.sum() == 2 and flags[1, -1, -1] and flags[3, -1, -1]
 

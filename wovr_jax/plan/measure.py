@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import pathlib
 import re
 import time
@@ -21,6 +22,10 @@ from wovr_jax.recipe import Recipe
 
 STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them
+
+
+class MeasureError(ValueError):
+    """What is here cannot be measured."""
 
 
 class Measured(NamedTuple):
@@ -41,6 +46,9 @@ def measured(name: str, recipe: Recipe, here: Topology, runs: int = 1) -> Measur
     On a CPU the bytes are the process's, shared out over its devices, from Linux's account of it, in runs of their own,
     during which the C library keeps no large block that is freed. An accelerator knows its peak since the process
     began, so measure one phase in each process there.
+
+    Raises:
+      MeasureError: on a CPU whose system is not Linux, or keeps its account to itself.
     """
     over = sharding.mesh(recipe.mesh, here.devices)
     phase = PHASES[name](recipe, On(over))
@@ -80,6 +88,8 @@ def _made(shape: Any) -> Any:
 
 def _grown(run: Callable[[int], object]) -> int:
     """By how many bytes the process was larger at the peak of two runs than after the first, which loads libraries."""
+    if not os.access(CLEAR, os.W_OK):
+        raise MeasureError(f"a CPU's memory is measured by Linux, through {CLEAR}: not here, or not to be written")
     c = ctypes.CDLL(None)
     c.mallopt(_MMAP_THRESHOLD, 2**20)  # blocks from here on go back to Linux as soon as they are freed
     try:
