@@ -55,6 +55,7 @@ class WorldConfig:
       noise: "folded": fresh for every trajectory and chunk, from its own key. "fixed": the
         same in every chunk, by row of the batch.
       vae_rows: trajectories of a rollout that the VAE takes at once, 0 for all; its activations are most of the memory.
+        Best a multiple of the devices along data and fsdp: pieces that these do not divide are gathered.
     """
 
     dit: DiTConfig = dataclasses.field(default_factory=DiTConfig)
