@@ -30,7 +30,7 @@ def get_config(preset: str = ""):
             "anchor": True,
             "memory": 4,
             "noisy_context": True,
-            "vae_rows": 16,  # what a CPU's caches hold: a fifth faster, a third of the memory
+            "vae_rows": 16,  # on a CPU a fifth faster than all at once, with half of the memory
         },
         reward={"size": "tabletop"},
         expert={"flaw": "early_release", "flawed_share": 0.3},

@@ -129,17 +129,17 @@ def _against(need, where, found) -> str:
     share = rate / (len(where.devices) * where.chip.tflops) if where.chip.tflops else 0
     of_peak = f", {share:.0%} of the peak" if share else ""
     return (
-        f"  measured     {_size(found.bytes)}, the plan says {_size(need.reads)}: {need.reads / found.bytes - 1:+.1%}\n"
+        f"  measured     {_size(found.bytes)}, the plan says {_size(need.alone)}: {need.alone / found.bytes - 1:+.1%}\n"
         f"  {len(found.seconds)} runs       {middle:.3g} s each [{low:.3g}, {high:.3g}], {rate:.3g} Tflop/s{of_peak}"
     )
 
 
 def _largest(needs, runs) -> str:
-    """Where a run has its peak. What was measured holds no more than a program reads, so that is its counterpart."""
+    """Where a run has its peak. Measured is each program alone, so that is what it is held against."""
     need = max(needs, key=lambda need: need.peak)
     line = f"\nlargest: {need.name}, {_size(need.peak)} a device"
     if runs:
-        plan, found = max(need.reads for need in needs), max(run.bytes for run in runs)
+        plan, found = max(need.alone for need in needs), max(run.bytes for run in runs)
         line += f"; the highest peak measured is {_size(found)}, planned {_size(plan)}: {plan / found - 1:+.1%}"
     return line
 

@@ -73,7 +73,8 @@ def test_a_measured_phase_takes_what_was_made_for_it(monkeypatch: pytest.MonkeyP
     # A donated argument is used up: the result takes its place.
     used = trial._replace(program=jax.jit(lambda x: (x * 2.0, 0), donate_argnums=0), chains=True)
     monkeypatch.setitem(PHASES, "world", lambda recipe, on: used)
-    assert len(measure.measured("world", RECIPE, here, runs=2).seconds) == 2
+    found = measure.measured("world", RECIPE, here, runs=2)
+    assert found.bytes == pytest.approx(100 * 2**20, rel=0.1) and len(found.seconds) == 2
     monkeypatch.setattr(measure, "CLEAR", ROOT / "not-linux")
     with pytest.raises(measure.MeasureError, match="measured by Linux, through .*not-linux"):
         measure.measured("world", RECIPE, here)

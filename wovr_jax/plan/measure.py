@@ -89,7 +89,9 @@ def _made(shape: Any) -> Any:
 def _grown(run: Callable[[int], object]) -> int:
     """By how many bytes the process was larger at the peak of two runs than after the first, which loads libraries."""
     if not os.access(CLEAR, os.W_OK):
-        raise MeasureError(f"a CPU's memory is measured by Linux, through {CLEAR}: not here, or not to be written")
+        raise MeasureError(
+            f"a CPU's memory is measured by Linux, through {CLEAR}, which cannot be written: plan without it"
+        )
     c = ctypes.CDLL(None)
     c.mallopt(_MMAP_THRESHOLD, 2**20)  # blocks from here on go back to Linux as soon as they are freed
     try:

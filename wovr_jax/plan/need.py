@@ -50,14 +50,14 @@ class Need:
     refused: str = ""
 
     @property
-    def reads(self) -> int:
-        """What the program itself takes."""
+    def alone(self) -> int:
+        """What the program itself takes: its arguments and what it makes on the way."""
         return sum(self.held.values()) + self.temporary
 
     @property
     def peak(self) -> int:
         """All of it, with what lies beside."""
-        return self.reads + sum(self.beside.values())
+        return self.alone + sum(self.beside.values())
 
     def fits(self, where: Topology) -> bool:
         """Whether these devices hold it."""
