@@ -29,9 +29,10 @@ sys.path[0] = str(ROOT)
 
 import numpy as np
 
-from wovr_jax.bridge import formats, tensors
-from wovr_jax.keymap import Fact, plan_export
+from wovr_jax.bridge import formats
 from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.weights import tensors
+from wovr_jax.weights.keymap import Fact, plan_export
 from wovr_jax.world.dit import DiTConfig
 
 LOADED = """

@@ -133,7 +133,7 @@ def films(args: argparse.Namespace) -> None:
     """The first episodes as mp4, both cameras side by side, in real time."""
     import numpy as np
 
-    from wovr_jax import metrics
+    from wovr_jax.core import pixels
     from wovr_jax.data import episodes as disk
 
     source = disk.EpisodeSource(args.out, verify=False)
@@ -141,7 +141,7 @@ def films(args: argparse.Namespace) -> None:
         episode = source[number]
         views = [episode.frame_SHWC] + ([] if episode.wrist_SHWC is None else [episode.wrist_SHWC])
         name = f"task-{episode.task:02d}-init-{episode.origin['init']:02d}.mp4"
-        metrics.video(args.out / "videos" / name, np.concatenate(views, axis=2), fps=20)
+        pixels.video(args.out / "videos" / name, np.concatenate(views, axis=2), fps=20)
 
 
 def bar(outcomes: Any, count: int) -> Any:

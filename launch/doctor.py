@@ -114,7 +114,7 @@ def devices() -> str:
     try:
         import jax
 
-        from wovr_jax.runtime import device_name
+        from wovr_jax.core.machine import device_name
 
         found = f"{device_name()} (jax {jax.__version__})"
     except (ImportError, RuntimeError) as error:

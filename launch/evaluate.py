@@ -33,11 +33,11 @@ def main(argv: Sequence[str]) -> None:
     if settings.pop("job") != "evaluate":
         door.refuse("launch/evaluate.py measures; its config is configs/evaluate.py. For other jobs: launch/train.py.")
 
-    from wovr_jax import processes
-    from wovr_jax.config import ConfigError, from_dict
+    from wovr_jax.core import processes
+    from wovr_jax.core.config import ConfigError, from_dict
     from wovr_jax.data.episodes import EpisodesError
     from wovr_jax.export.robot import BundleError
-    from wovr_jax.run import RunError
+    from wovr_jax.run.folder import RunError
     from wovr_jax.sim.libero.evaluate import EvaluateConfig
     from wovr_jax.sim.libero.setup import LiberoError
 
@@ -59,7 +59,7 @@ def evaluate(cfg: Any, folder: pathlib.Path) -> str:
     """Runs what is left of a run and writes its results; the table."""
     from tqdm import tqdm
 
-    from wovr_jax.run import Run
+    from wovr_jax.run.folder import Run
     from wovr_jax.sim.libero import collect as libero_collect
     from wovr_jax.sim.libero import evaluate as libero_evaluate
     from wovr_jax.sim.libero.setup import fingerprint
@@ -134,10 +134,10 @@ class _Runner:
         return play, robot.frame_shape[0]
 
     def _film(self, episode: Any) -> None:
-        from wovr_jax import metrics
+        from wovr_jax.core import pixels
 
         name = f"task-{episode.task:02d}-init-{episode.origin['init']:02d}.mp4"
-        metrics.video(self.folder / "videos" / name, episode.frame_SHWC, fps=20)
+        pixels.video(self.folder / "videos" / name, episode.frame_SHWC, fps=20)
 
 
 def acting(robot: Any, batch: int, temperature: float) -> Callable[[Sequence[Any]], Any]:

@@ -36,7 +36,7 @@ def main() -> None:
     args = parse()
 
     # Only now: importing jax takes seconds, a misspelt flag none.
-    from wovr_jax.runtime import peak_rss_gb
+    from wovr_jax.core.machine import peak_rss_gb
 
     began = time.perf_counter()
     try:

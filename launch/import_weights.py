@@ -57,9 +57,9 @@ def main() -> None:
 
     # Only now: importing jax takes seconds, a misspelt flag none.
     from wovr_jax.bridge.sources import FileError
-    from wovr_jax.config import ConfigError
-    from wovr_jax.keymap import KeymapError
-    from wovr_jax.runtime import peak_rss_gb
+    from wovr_jax.core.config import ConfigError
+    from wovr_jax.core.machine import peak_rss_gb
+    from wovr_jax.weights.keymap import KeymapError
 
     began = time.perf_counter()
     try:
@@ -123,8 +123,9 @@ def parse() -> argparse.Namespace:
 
 def import_all(args: argparse.Namespace) -> None:
     """Imports every part that the source holds. In a folder, what is no known weights is passed over and named."""
-    from wovr_jax.bridge import adapters, convert, formats, native
+    from wovr_jax.bridge import adapters, convert, formats
     from wovr_jax.bridge.sources import FileError, find, open_source
+    from wovr_jax.weights import native
 
     ready, passed = [], []
     for path in find(args.source):
@@ -191,7 +192,8 @@ def opened_adapters(args: argparse.Namespace, ready: list[Import]) -> Adapters:
 
 def export(args: argparse.Namespace) -> None:
     """Writes imported weights in an outside format."""
-    from wovr_jax.bridge import adapters, convert, formats, native
+    from wovr_jax.bridge import adapters, convert, formats
+    from wovr_jax.weights import native
 
     if args.to == "peft":
         unoccupied(args, adapters.WEIGHTS, adapters.CONFIG)

@@ -260,7 +260,7 @@ def _products(run: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
     Of the states of a training only the last is compared: which others are kept depends on when they were saved.
     """
-    from wovr_jax import checkpoint  # only now: importing jax takes seconds
+    from wovr_jax.core import checkpoint  # only now: importing jax takes seconds
 
     for mark in run.glob(f"stages/**/{checkpoint.META}"):
         folder = mark.parent
@@ -292,10 +292,10 @@ def _timeless(value: Any) -> Any:
 
 def _lines(path: pathlib.Path) -> dict[str, Any]:
     """Metrics by stage and step. A line that a resumed run wrote once more is the same line or a difference."""
-    from wovr_jax import metrics
+    from wovr_jax.core.log import read_metrics
 
     found: dict[str, Any] = {}
-    for line in map(_timeless, metrics.read_metrics(path.parent)):
+    for line in map(_timeless, read_metrics(path.parent)):
         at = f"/{line['stage']}/{line['step']}/{','.join(sorted(line))}"
         found[at] = line if found.get(at, line) == line else (found[at], line)
     return found

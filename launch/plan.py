@@ -50,11 +50,11 @@ def main(argv: Sequence[str]) -> None:
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # or libtpu looks for the machine that it would be on
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # its lock is for a chip, and here is none
 
-    from wovr_jax import config
+    from wovr_jax.core import config
     from wovr_jax.plan import chips, measure
     from wovr_jax.plan.need import need, smallest
     from wovr_jax.plan.phases import PHASES
-    from wovr_jax.recipe import Recipe
+    from wovr_jax.run.recipe import Recipe
 
     names = _PHASES.value or list(PHASES)
     if unknown := set(names) - set(PHASES):

@@ -22,19 +22,22 @@ sys.path[0] = str(ROOT)
 import jax
 import jax.numpy as jnp
 
-from wovr_jax import assets, loop
-from wovr_jax.metrics import Log
+from wovr_jax.core.keys import key
+from wovr_jax.core.log import Log
+from wovr_jax.core.machine import enable_compile_cache
 from wovr_jax.policy import towers_train
 from wovr_jax.policy.towers_train import Scenes, TowerTraining
 from wovr_jax.policy.vision import TowerConfig
-from wovr_jax.runtime import enable_compile_cache, key
-from wovr_jax.sim import experts, tabletop
-from wovr_jax.sim.experts import ExpertConfig
-from wovr_jax.sim.tabletop import TabletopConfig, TabletopState
+from wovr_jax.sim.tabletop import expert as experts
+from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.sim.tabletop.expert import ExpertConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig, TabletopState
+from wovr_jax.train import loop
 from wovr_jax.types import Array
-from wovr_jax.world import vae_train
-from wovr_jax.world.vae import VAEConfig
-from wovr_jax.world.vae_train import VAETraining
+from wovr_jax.weights import assets
+from wovr_jax.world.vae import train as vae_train
+from wovr_jax.world.vae.net import VAEConfig
+from wovr_jax.world.vae.train import VAETraining
 
 
 def vae(args: argparse.Namespace) -> None:

@@ -34,24 +34,26 @@ def main() -> None:
     args = parse()
 
     # Only now: importing jax takes seconds, a misspelt flag none.
-    from wovr_jax import config, metrics, probe, runtime
-    from wovr_jax.arena.base import layouts
-    from wovr_jax.recipe import Recipe
-    from wovr_jax.run import Run, RunError, write_json
+    from wovr_jax.core import config, keys, machine, pixels
+    from wovr_jax.core.disk import write_json
+    from wovr_jax.run.folder import Run, RunError
+    from wovr_jax.run.recipe import Recipe
+    from wovr_jax.sim.arena import layouts
+    from wovr_jax.studies import probe
 
     try:
         recipe = config.from_dict(Recipe, settings(args.run))
         if recipe.libero:
             refuse(f"{args.run} is a run on LIBERO; only the embedded table can be asked where its gripper is.")
-        runtime.enable_compile_cache(args.run.parent / ".jax_cache")
+        machine.enable_compile_cache(args.run.parent / ".jax_cache")
         stage = args.stage or latest(args.run)
         chosen = finished(args.run, stage)
         recipe, cfg, params = world(recipe, Run(args.run, config.to_dict(recipe)), chosen)
     except (config.ConfigError, RunError) as error:
         refuse(str(error))
-    key, seeds = runtime.key(recipe.seed, "probe"), layouts(recipe.seed, "evaluate", args.starts)
+    key, seeds = keys.key(recipe.seed, "probe"), layouts(recipe.seed, "evaluate", args.starts)
     found = probe.probe(cfg, params, recipe.sim, seeds, key)
-    picture = metrics.image(args.run / "probe" / f"{stage}.png", probe.sheet(cfg, params, recipe.sim, seeds[0], key))
+    picture = pixels.image(args.run / "probe" / f"{stage}.png", probe.sheet(cfg, params, recipe.sim, seeds[0], key))
     write_json(picture.with_suffix(".json"), {"stage": stage, "starts": args.starts, **found})
     print(f"{args.run}, {stage}, {args.starts} start frames\n")
     print(table(found))
@@ -100,8 +102,8 @@ def finished(run: pathlib.Path, stage: str) -> str:
 
 def world(recipe, run, stage: str) -> tuple[Any, Any, Any]:
     """Recipe (with the seed of the stage), settings and weights of a stage's world model."""
-    from wovr_jax import world_study
-    from wovr_jax.stages import Stages
+    from wovr_jax.run.stages import Stages
+    from wovr_jax.studies import world_parts as world_study
 
     if recipe.job == world_study.JOB:
         return world_study.load(recipe, run, *stage.rsplit("-seed", 1))

@@ -43,11 +43,12 @@ def main(argv: Sequence[str]) -> None:
     settings, run = asked(argv)
 
     # Only now: importing jax takes seconds, a misspelt flag none.
-    from wovr_jax import processes
+    from wovr_jax.core import processes
 
     try:
         with processes.joined():
-            from wovr_jax import pace, report  # after the processes have met: some modules hold arrays
+            from wovr_jax import pace
+            from wovr_jax.report import page as report  # after the processes have met: some modules hold arrays
 
             results = pace.run(settings["job"], settings, run, allow_change=_ALLOW.value)
             shown = processes.first()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 
-from wovr_jax import processes
+from wovr_jax.core import processes
 
 _OPEN = contextlib.ExitStack()
 _OPEN.enter_context(processes.joined())

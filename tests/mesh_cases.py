@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests import joined  # noqa: F401  # before anything is computed
-from wovr_jax import learner, sharding
+from wovr_jax import learner
+from wovr_jax.core import sharding
 from wovr_jax.data import stream
 from wovr_jax.imagine import imagine
 from wovr_jax.policy import train as sft

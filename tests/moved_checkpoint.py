@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tests import joined  # noqa: F401  # before anything is computed
-from wovr_jax import checkpoint, sharding
+from wovr_jax.core import checkpoint, sharding
 from wovr_jax.world import dit, model, train
 from wovr_jax.world.dit import DiTConfig
 

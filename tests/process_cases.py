@@ -11,7 +11,7 @@ import json
 import sys
 import time
 
-from wovr_jax import processes
+from wovr_jax.core import processes
 
 STEPS, AHEAD = 12, 2
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from wovr_jax import assets
-from wovr_jax.assets import AssetError, load_asset, save_asset
-from wovr_jax.config import ConfigError
-from wovr_jax.world import vae_train
-from wovr_jax.world.vae import VAEConfig
-from wovr_jax.world.vae_train import VAETraining
+from wovr_jax.core.config import ConfigError
+from wovr_jax.weights import assets
+from wovr_jax.weights.assets import AssetError, load_asset, save_asset
+from wovr_jax.world.vae import train as vae_train
+from wovr_jax.world.vae.net import VAEConfig
+from wovr_jax.world.vae.train import VAETraining
 
 CFG = dataclasses.replace(VAEConfig.fake(), latent_mean=(0.1,) * 4, latent_std=(2.0,) * 4)
 

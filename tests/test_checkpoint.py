@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from wovr_jax import checkpoint, runtime
-from wovr_jax.checkpoint import CheckpointError
+from wovr_jax.core import checkpoint, machine
+from wovr_jax.core.checkpoint import CheckpointError
 
 
 def tree():
@@ -134,6 +134,6 @@ def test_a_restored_array_is_compiled_for_once(tmp_path):
         return tree["w"] * 2
 
     once = jax.jit(once)
-    with runtime.count_compiles() as compiles:
+    with machine.count_compiles() as compiles:
         once(fresh), once(back)
     assert compiles["once"] == 1

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from wovr_jax.config import ConfigError, diff, from_dict, to_dict
+from wovr_jax.core.config import ConfigError, diff, from_dict, to_dict
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,11 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax import assets, checkpoint, loop, sharding
+from wovr_jax.core import checkpoint, sharding
+from wovr_jax.core.history import CheckpointConfig
 from wovr_jax.data import episodes as disk
-from wovr_jax.history import CheckpointConfig
-from wovr_jax.run import Run, RunError
+from wovr_jax.run.folder import Run, RunError
+from wovr_jax.train import loop
 from wovr_jax.types import Episode
+from wovr_jax.weights import assets
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EVERY_STEP = CheckpointConfig(every_s=0)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax import checkpoint, history
-from wovr_jax.history import CheckpointConfig, History
+from wovr_jax.core import checkpoint, history
+from wovr_jax.core.history import CheckpointConfig, History
 
 
 def state(number: float) -> dict[str, jax.Array]:

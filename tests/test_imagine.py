@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from wovr_jax.imagine import imagine, predicate, shadowed
-from wovr_jax.sim import collect, tabletop
-from wovr_jax.sim.tabletop import TabletopConfig
+from wovr_jax.sim.tabletop import collect
+from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import Array, Start, World
 
 CFG = TabletopConfig(size=16)

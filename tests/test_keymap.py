@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.keymap import Fact, KeymapError, Row, Table, plan, plan_export
-from wovr_jax.transforms import KERNEL, Flattened, Ones
+from wovr_jax.weights.keymap import Fact, KeymapError, Row, Table, plan, plan_export
+from wovr_jax.weights.transforms import KERNEL, Flattened, Ones
 
 TABLE = Table(
     "the toy format",

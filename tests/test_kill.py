@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 from launch import kill_test
-from wovr_jax import checkpoint, metrics
+from wovr_jax.core import checkpoint
+from wovr_jax.core.log import Log
 
 SECONDS = {"sft": 2.0, "collect-0": 1.0, "world-0": 5.0}
 STEPS = {"sft": 9, "world-0": 5}
@@ -45,7 +46,7 @@ def runs(tmp_path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         (stage / "done.json").write_text(json.dumps({"seconds": seconds, "loss": 0.5}))
         (stage / "film.mp4").write_bytes(b"film")
         (run / "results.json").write_text(json.dumps({"seconds_now": seconds, "phases": [{"true_success": 1}]}))
-        with metrics.Log(run, tensorboard=False) as log:
+        with Log(run, tensorboard=False) as log:
             for _ in others[:2]:  # the second run wrote the line again
                 log.scalars("world-0", 4, {"loss": 0.25})
     return whole, cut
@@ -60,7 +61,7 @@ def test_one_bit_one_metric_one_file_and_one_fact_are_seen(runs: tuple[pathlib.P
     checkpoint.save(cut / "stages" / "world-0" / "dit", {"w": jnp.array([0.0, 1.0, 2.0000002])})
     (cut / "stages" / "world-0" / "film.mp4").write_bytes(b"films")
     (cut / "stages" / "world-0" / "done.json").write_text(json.dumps({"seconds": 9.0, "loss": 0.51}))
-    with metrics.Log(cut, tensorboard=False) as log:
+    with Log(cut, tensorboard=False) as log:
         log.scalars("world-0", 4, {"loss": 0.26})
     shutil.rmtree(cut / "stages" / "world-0" / "fit")
     assert sorted(kill_test.differences(*runs)) == [

@@ -33,7 +33,7 @@ def long(settings):
 STAND_IN = """
 import json, runpy, sys, types
 sys.argv = sys.argv[1:]
-pace, report = types.ModuleType("wovr_jax.pace"), types.ModuleType("wovr_jax.report")
+pace, report = types.ModuleType("wovr_jax.pace"), types.ModuleType("wovr_jax.report.page")
 class Stopped(KeyboardInterrupt):
     signal = 15
 def run(job, settings, folder, allow_change):
@@ -41,7 +41,7 @@ def run(job, settings, folder, allow_change):
         raise KeyboardInterrupt if settings["rounds"] == 7 else Stopped
     return {"job": job, "settings": settings, "folder": str(folder)}
 pace.run, report.table = run, json.dumps
-sys.modules["wovr_jax.pace"], sys.modules["wovr_jax.report"] = pace, report
+sys.modules["wovr_jax.pace"], sys.modules["wovr_jax.report.page"] = pace, report
 import wovr_jax
 wovr_jax.pace, wovr_jax.report = pace, report
 runpy.run_path(sys.argv[0], run_name="__main__")

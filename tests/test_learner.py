@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from wovr_jax import checkpoint, grpo, learner
+from wovr_jax import grpo, learner
+from wovr_jax.core import checkpoint
+from wovr_jax.core.machine import count_compiles
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
-from wovr_jax.runtime import count_compiles
 from wovr_jax.types import Imagined
 
 B, N, T, A, K = 8, 3, 2, 2, 5

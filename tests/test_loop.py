@@ -11,8 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from wovr_jax import loop, metrics, runtime
-from wovr_jax.history import CheckpointConfig, History
+from wovr_jax.core import keys, machine
+from wovr_jax.core.history import CheckpointConfig, History
+from wovr_jax.core.log import Log, read_metrics
+from wovr_jax.train import loop
 
 TX = optax.adamw(1e-2)
 
@@ -20,7 +22,7 @@ TX = optax.adamw(1e-2)
 @jax.jit
 def train(state, i):
     """Regression on a batch drawn on the device from the step."""
-    key = jax.random.fold_in(runtime.key(0, "data"), i)
+    key = jax.random.fold_in(keys.key(0, "data"), i)
     x = jax.random.normal(key, (8, 4))
 
     def loss(params):
@@ -40,7 +42,7 @@ def fresh():
 
 
 def logged(folder):
-    return [(line["step"], line["loss"]) for line in metrics.read_metrics(folder)]
+    return [(line["step"], line["loss"]) for line in read_metrics(folder)]
 
 
 def steps(folder):
@@ -52,14 +54,14 @@ def same(a, b) -> bool:
 
 
 def test_interrupted_and_resumed_is_the_uninterrupted_run(tmp_path):
-    whole_log = metrics.Log(tmp_path / "whole", tensorboard=False)
+    whole_log = Log(tmp_path / "whole", tensorboard=False)
     whole = loop.fit("sft", fresh(), train, 30, log=whole_log, folder=tmp_path / "whole", log_every=8)
 
     def stop(done, state):
         if done == 13:  # in the middle of a window of metrics
             os.kill(os.getpid(), signal.SIGINT)
 
-    log = metrics.Log(tmp_path / "cut", tensorboard=False)
+    log = Log(tmp_path / "cut", tensorboard=False)
     with pytest.raises(KeyboardInterrupt, match="sft stopped after step 13 of 30"):
         loop.fit("sft", fresh(), train, 30, log=log, folder=tmp_path / "cut", log_every=8, on_step=stop)
     assert steps(tmp_path / "cut") == [13]
@@ -116,19 +118,19 @@ def test_one_compilation_and_few_reads(monkeypatch):
     def once(state, i):
         return state + 1, {"loss": state}
 
-    with runtime.count_compiles() as compiles:
+    with machine.count_compiles() as compiles:
         loop.fit("sft", jnp.float32(0), jax.jit(once), 20, log_every=10)
     assert compiles["once"] == 1
     assert len(reads) == 2
 
 
 def test_means_over_the_window_and_extra_scalars(tmp_path):
-    log = metrics.Log(tmp_path, tensorboard=False)
+    log = Log(tmp_path, tensorboard=False)
     step = jax.jit(lambda state, i: (state, {"loss": i.astype(jnp.float32), "rate": jnp.nan}))
     loop.fit(
         "x", 0, step, 5, log=log, log_every=2, nan_ok=("rate",), on_step=lambda n, s: {"eval": n} if n == 3 else None
     )
-    lines = [{key: line[key] for key in line if key != "time"} for line in metrics.read_metrics(tmp_path)]
+    lines = [{key: line[key] for key in line if key != "time"} for line in read_metrics(tmp_path)]
     assert lines == [
         {"stage": "x", "step": 2, "loss": 0.5, "rate": None},
         {"stage": "x", "step": 3, "eval": 3.0},

@@ -20,25 +20,29 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from wovr_jax import assets, checkpoint, loop, pace, report, runtime
-from wovr_jax.config import ConfigError, from_dict, to_dict
+from wovr_jax import pace
+from wovr_jax.core import checkpoint, machine
+from wovr_jax.core.config import ConfigError, from_dict, to_dict
+from wovr_jax.core.log import read_metrics
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
-from wovr_jax.metrics import read_metrics
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
+from wovr_jax.report import page as report
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
-from wovr_jax.run import MARK, Run, RunError
-from wovr_jax.sim.experts import ExpertConfig
-from wovr_jax.sim.tabletop import TabletopConfig
-from wovr_jax.stages import Stages
-from wovr_jax.studies import merged
+from wovr_jax.run.folder import MARK, Run, RunError
+from wovr_jax.run.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
+from wovr_jax.run.stages import Stages
+from wovr_jax.sim.tabletop.expert import ExpertConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.studies.variants import merged
+from wovr_jax.train import loop
+from wovr_jax.weights import assets
 from wovr_jax.world import fit as world_fit
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
@@ -121,7 +125,7 @@ def _count_by_stage(patch: pytest.MonkeyPatch) -> dict[str, collections.Counter[
 
     def counting(run: Run, name: str, make: Callable, folder: pathlib.Path) -> None:
         outer.append(collections.Counter())
-        with runtime.count_compiles() as seen:
+        with machine.count_compiles() as seen:
             make_stage(run, name, make, folder)
         compiled[name] = seen - outer.pop()
         outer[-1] += seen

@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from wovr_jax.core.sharding import ShardingError, mesh
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.plan import chips, flops, measure
 from wovr_jax.plan import need as plan
 from wovr_jax.plan.need import GIB, _exhausted, need
 from wovr_jax.plan.phases import PHASES, On, Phase, latent_size
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.recipe import DreamConfig, Recipe
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.sharding import ShardingError, mesh
-from wovr_jax.sim.tabletop import TabletopConfig
+from wovr_jax.run.recipe import DreamConfig, Recipe
+from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.world import model, train
 from wovr_jax.world.latents import Batch
 from wovr_jax.world.model import WorldConfig

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax import probe
-from wovr_jax.sim import sight, tabletop
-from wovr_jax.sim.tabletop import TabletopConfig
+from wovr_jax.sim.tabletop import eye as sight
+from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.studies import probe
 from wovr_jax.world import replay
 from wovr_jax.world.model import WorldConfig
 

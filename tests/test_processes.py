@@ -16,8 +16,10 @@ import pytest
 
 from configs.pace import get_config
 from tests.test_sharding import on_devices, on_meshes
-from wovr_jax import metrics, pace, processes
-from wovr_jax.config import ConfigError
+from wovr_jax import pace
+from wovr_jax.core import processes
+from wovr_jax.core.config import ConfigError
+from wovr_jax.core.log import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROCESSES, EACH = 2, 2
@@ -185,5 +187,5 @@ def test_a_whole_run_of_two_processes_is_that_of_one_on_the_same_mesh(tmp_path: 
 
 def curves(run: pathlib.Path) -> dict[str, float]:
     """Stage, step and metric -> value."""
-    lines = metrics.read_metrics(run)
+    lines = read_metrics(run)
     return {f"{line['stage']} {line['step']} {name}": value for line in lines for name, value in line.items()}

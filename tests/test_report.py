@@ -9,18 +9,21 @@ import re
 import numpy as np
 import pytest
 
-from wovr_jax import figures, metrics, report
+from wovr_jax.core import pixels, stats
+from wovr_jax.core.log import Log
+from wovr_jax.report import figures
+from wovr_jax.report import page as report
 
 
 def rate(successes: int, n: int = 512) -> dict:
-    low, high = metrics.wilson(successes, n)
+    low, high = stats.wilson(successes, n)
     return {"n": n, "successes": successes, "rate": successes / n, "low": low, "high": high}
 
 
 def gain(won: int, lost: int, n: int = 512) -> dict:
     base = [True] * lost + [False] * (n - lost)
     ours = [False] * lost + [True] * won + [False] * (n - lost - won)
-    return dict(zip(("gain", "low", "high"), metrics.paired_difference(ours, base), strict=True))
+    return dict(zip(("gain", "low", "high"), stats.paired_difference(ours, base), strict=True))
 
 
 def judged(seed: int) -> dict:
@@ -106,7 +109,7 @@ def run(tmp_path_factory):
     (folder / "results.json").write_text(json.dumps(results()))
     (folder / "config.json").write_text(json.dumps({"job": "pace", "world": {"chunk": 8}}))
     rng = np.random.default_rng(1)
-    with metrics.Log(folder, tensorboard=False) as log:
+    with Log(folder, tensorboard=False) as log:
         for step in range(600):
             noise = rng.normal()
             log.scalars("world-0", step, {"loss": 2 / (1 + step / 40) + 0.05 * noise, "grad_norm": 1 + 0.1 * noise})
@@ -116,7 +119,7 @@ def run(tmp_path_factory):
             values = {"success": success, "loss": -0.01, "kl": step * 1e-4, "ratio": ratio, "kept": 14 + step % 3}
             log.scalars("grpo-1", step, values)
     frames = rng.integers(0, 255, (8, 32, 64, 3), dtype=np.uint8)
-    metrics.video(folder / "videos" / "one.mp4", frames)
+    pixels.video(folder / "videos" / "one.mp4", frames)
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wovr_jax.run import Run, RunError
+from wovr_jax.run.folder import Run, RunError
 
 
 def _made(run: Run, calls: list[str], name: str = "one", **facts: Any) -> str:

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from wovr_jax import sharding
-from wovr_jax.nn.functional import Params
+from wovr_jax.core import sharding
+from wovr_jax.core.sharding import MeshConfig, ShardingError
 from wovr_jax.policy import vla
-from wovr_jax.sharding import MeshConfig, ShardingError
+from wovr_jax.types import Params
 from wovr_jax.world import dit, model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -7,12 +7,13 @@ import pathlib
 
 import pytest
 
-from wovr_jax import config, studies
+from wovr_jax.core import config
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.recipe import CollectConfig, DreamConfig, Recipe
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.run import MARK
-from wovr_jax.studies import Variant
+from wovr_jax.run.folder import MARK
+from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe
+from wovr_jax.studies import variants as studies
+from wovr_jax.studies.variants import Variant
 from wovr_jax.world.model import WorldConfig
 
 RECIPE = Recipe(

@@ -11,15 +11,19 @@ import jax
 import numpy as np
 import pytest
 
-from wovr_jax import assets, loop, pace, report, world_study
-from wovr_jax.config import ConfigError, from_dict, to_dict
+from wovr_jax import pace
+from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.recipe import CollectConfig, EvaluateConfig, Recipe
+from wovr_jax.report import page as report
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.sim import experts
-from wovr_jax.sim.experts import ExpertConfig
-from wovr_jax.sim.tabletop import TabletopConfig
-from wovr_jax.studies import merged
+from wovr_jax.run.recipe import CollectConfig, EvaluateConfig, Recipe
+from wovr_jax.sim.tabletop import expert as experts
+from wovr_jax.sim.tabletop.expert import ExpertConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.studies import world_parts as world_study
+from wovr_jax.studies.variants import merged
+from wovr_jax.train import loop
+from wovr_jax.weights import assets
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
 

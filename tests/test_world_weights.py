@@ -11,15 +11,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from wovr_jax import assets, checkpoint
-from wovr_jax.bridge import native
-from wovr_jax.config import ConfigError, from_dict, to_dict
-from wovr_jax.keymap import Fact
+from wovr_jax.core import checkpoint
+from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.recipe import Recipe
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.stages import Stages
+from wovr_jax.run.recipe import Recipe
+from wovr_jax.run.stages import Stages
+from wovr_jax.weights import assets, native
+from wovr_jax.weights.keymap import Fact
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax import metrics, sharding
+from wovr_jax.core import sharding, stats
 from wovr_jax.types import NULL_ACTION, Array, Imagined
 
 
@@ -37,7 +37,7 @@ def rate(success_B: np.ndarray | Sequence[bool]) -> dict[str, Any]:
     success_B = np.asarray(success_B, bool)
     if success_B.size == 0:
         raise ValueError("a success rate needs at least one episode, got none; raise evaluate.episodes")
-    low, high = metrics.wilson(int(success_B.sum()), success_B.size)
+    low, high = stats.wilson(int(success_B.sum()), success_B.size)
     return {
         "n": int(success_B.size),
         "successes": int(success_B.sum()),

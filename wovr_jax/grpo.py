@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wovr_jax import masked
+from wovr_jax.core import stats
 
 Array = jax.Array
 
@@ -172,7 +172,7 @@ def returns(success_BNT: Array, gamma: float = 1.0, coef: float = 1.0, flicker: 
     reward_BS = score_BS - previous_BS if flicker else score_BS
     valid_BS = valid_mask(success_BNT, "chunk" if flicker else "step").reshape(batch, -1)
     discount_S = jnp.power(jnp.float32(gamma), jnp.arange(score_BS.shape[1], dtype=jnp.float32))
-    return coef * masked.sum(discount_S[None, :] * reward_BS, valid_BS, axis=1)
+    return coef * stats.masked_sum(discount_S[None, :] * reward_BS, valid_BS, axis=1)
 
 
 def advantages(return_B: Array, group: int, normalise: str = "mean", ddof: int = 1, eps: float = 1e-6) -> Array:
@@ -289,11 +289,11 @@ def chunk_loss(
     nothing_XTA = jnp.zeros_like(logp_XTA)
     tally = Tally(
         tokens=jnp.sum(valid_XTA, dtype=jnp.float32),
-        ratio=masked.sum(ratio_XTA, valid_XTA),
-        clipped=masked.sum(clipped_XTA.astype(jnp.float32), valid_XTA),
-        approx_kl=masked.sum(k3(log_ratio_XTA), valid_XTA),
-        kl=masked.sum(nothing_XTA if kl_XTA is None else kl_XTA, valid_XTA),
-        entropy=masked.sum(nothing_XTA if entropy_XTA is None else entropy_XTA, valid_XTA),
+        ratio=stats.masked_sum(ratio_XTA, valid_XTA),
+        clipped=stats.masked_sum(clipped_XTA.astype(jnp.float32), valid_XTA),
+        approx_kl=stats.masked_sum(k3(log_ratio_XTA), valid_XTA),
+        kl=stats.masked_sum(nothing_XTA if kl_XTA is None else kl_XTA, valid_XTA),
+        entropy=stats.masked_sum(nothing_XTA if entropy_XTA is None else entropy_XTA, valid_XTA),
         ratio_max=jnp.max(jnp.where(valid_XTA, ratio_XTA, 0.0)),
         gap_max=jnp.max(jnp.abs(log_ratio_XTA)),
     )

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wovr_jax import sharding
+from wovr_jax.core import sharding
 from wovr_jax.types import Array, Imagined, Start, World
 
 Act = Callable[[Array, Array, Array], tuple[Array, Array, Array]]

@@ -29,13 +29,13 @@ import optax
 from flax import struct, traverse_util
 from jax.typing import ArrayLike
 
-from wovr_jax import grpo, masked, sharding
+from wovr_jax import grpo
+from wovr_jax.core import sharding, stats
+from wovr_jax.core.sharding import WHOLE, Axes
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.nn.lora import LoRAConfig
-from wovr_jax.sharding import WHOLE, Axes
-from wovr_jax.types import Array, Imagined
+from wovr_jax.types import Array, Imagined, Params
 
-Params = dict[str, Any]
 Path = tuple[Any, ...]
 
 Mask = Params | Callable[[Params], Params]
@@ -361,8 +361,8 @@ def _metrics(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined, 
     tally = jax.lax.scan(lambda total, one: (total.add(one), None), grpo.Tally.zero(), tally_S)[0]
     steps = jnp.sum(counts_S, dtype=jnp.float32)
     return tally.summary() | {
-        "loss": masked.mean(report_S["loss"], counts_S),
-        "grad_norm": masked.mean(report_S["grad_norm"], counts_S),
+        "loss": stats.masked_mean(report_S["loss"], counts_S),
+        "grad_norm": stats.masked_mean(report_S["grad_norm"], counts_S),
         "ratio_gap": tally_S.gap_max[0],
         "return_mean": jnp.mean(signal.return_B),
         "success": jnp.mean(jnp.any(imagined.success_BNT, axis=(1, 2)), dtype=jnp.float32),

@@ -16,10 +16,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from wovr_jax import config, history, metrics, processes, report, runtime, sharding, studies, world_study
-from wovr_jax.recipe import Recipe
-from wovr_jax.run import Run, write_json
-from wovr_jax.stages import Stages
+from wovr_jax.core import config, history, machine, processes, sharding, stats
+from wovr_jax.core.disk import write_json
+from wovr_jax.report import page as report
+from wovr_jax.run.folder import Run
+from wovr_jax.run.recipe import Recipe
+from wovr_jax.run.stages import Stages
+from wovr_jax.studies import variants as studies
+from wovr_jax.studies import world_parts as world_study
 
 Results = dict[str, Any]
 
@@ -46,7 +50,7 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
         raise config.ConfigError(f"config.job: a study ({job}) runs in one process; several can share one of its runs.")
     with sharding.use(recipe.mesh), history.use(recipe.checkpoints):
         opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
-        runtime.enable_compile_cache(opened.folder.parent / ".jax_cache")
+        machine.enable_compile_cache(opened.folder.parent / ".jax_cache")
         results = _results(job, recipe, opened)
     opened.log.close()
     write_json(opened.folder / "results.json", results)
@@ -96,11 +100,11 @@ JOBS: dict[str, Callable[[Stages], Any]] = {
 
 def _studied(job: str, recipe: Recipe, run: Run) -> Results:
     """The results of a study: its table in the place of phases. What has run so far can be read meanwhile."""
-    facts = {"name": recipe.name, "job": job, "seed": recipe.seeds[0], "versions": runtime.versions()}
-    facts |= {"device": runtime.device_name(), "phases": []}
+    facts = {"name": recipe.name, "job": job, "seed": recipe.seeds[0], "versions": machine.versions()}
+    facts |= {"device": machine.device_name(), "phases": []}
 
     def results(found: Results) -> Results:
-        return facts | {"peak_rss_gb": runtime.peak_rss_gb(), **found}
+        return facts | {"peak_rss_gb": machine.peak_rss_gb(), **found}
 
     def keep(found: Results) -> None:
         write_json(run.folder / "results.json", results(found))
@@ -120,11 +124,11 @@ def summary(stages: Stages, seconds: float) -> Results:
         "name": recipe.name,
         "job": recipe.job,
         "seed": recipe.seed,
-        "versions": runtime.versions(),
-        "device": runtime.device_name(),
+        "versions": machine.versions(),
+        "device": machine.device_name(),
         "seconds": ledger.total().seconds,
         "seconds_now": seconds,
-        "peak_rss_gb": runtime.peak_rss_gb(),
+        "peak_rss_gb": machine.peak_rss_gb(),
         "phases": [_phase(k, facts, recipe) for k in rounds if f"evaluate-{k}" in facts],
         "comparison": [_comparison(*pair, facts, recipe) for pair in pairs],
         "reward": {name: one for name, one in facts.items() if name.startswith("reward-")},
@@ -158,7 +162,7 @@ def _phase(round_: int, facts: Mapping[str, Any], recipe: Recipe) -> Results:
     imagined = facts.get(f"compare-{round_}-in-world-{_home(round_, recipe)}", {}).get("imagined_success")
     phase = {"name": _policy(round_, recipe), "imagined_success": imagined}
     phase |= {key: one[key] for key in ("true_success", "greedy", "subgoals")}
-    return phase | ({"gain": metrics.gain(one["outcomes"], facts["evaluate-0"]["outcomes"])} if round_ else {})
+    return phase | ({"gain": stats.gain(one["outcomes"], facts["evaluate-0"]["outcomes"])} if round_ else {})
 
 
 def _comparison(round_: int, world: int, facts: Mapping[str, Any], recipe: Recipe) -> Results:
@@ -168,7 +172,7 @@ def _comparison(round_: int, world: int, facts: Mapping[str, Any], recipe: Recip
     imagined = one.get("imagined_outcomes", [None] * len(one["videos"]))
     tp, fp, fn, tn = (one["verdicts"][count] for count in ("tp", "fp", "fn", "tn"))
     believed = [True] * (tp + fp) + [False] * (fn + tn)
-    bias = metrics.gain(believed, [True] * tp + [False] * fp + [True] * fn + [False] * tn)
+    bias = stats.gain(believed, [True] * tp + [False] * fp + [True] * fn + [False] * tn)
     films = zip(one["videos"], true, imagined, strict=False)
     return one["verdicts"] | {
         "policy": _policy(round_, recipe),

@@ -32,6 +32,9 @@ from flax import struct
 
 Array = jax.Array
 
+Params = dict[Any, Any]
+"""Parameters of a network by path: nested dictionaries whose leaves are arrays."""
+
 ACTION_DIM = 7
 NULL_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 """No motion, gripper open: the action of the anchor slot and of padding."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.arena.fake_libero import TASKS, FakePool
-from wovr_jax.arena import libero
+from wovr_jax.sim.libero import arena as libero
 
 
 @pytest.fixture

@@ -17,17 +17,17 @@ import numpy as np
 from tests import joined  # noqa: F401  # before anything is computed
 from tests.arena.fake_libero import TASKS, FakePool
 from tests.arena.test_libero import recipe
-from wovr_jax import sharding
-from wovr_jax.arena import libero
-from wovr_jax.arena.base import Actor
+from wovr_jax.core import sharding
+from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data import episodes as disk
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.programs import Programs
-from wovr_jax.recipe import DreamConfig, StartsConfig
-from wovr_jax.sharding import MeshConfig
+from wovr_jax.run.programs import Programs
+from wovr_jax.run.recipe import DreamConfig, StartsConfig
+from wovr_jax.sim.arena import Actor
+from wovr_jax.sim.libero import arena as libero
 from wovr_jax.sim.libero import collect
 
 

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from tests.arena.fake_libero import TASKS
-from wovr_jax.arena.base import Actor, in_turn
-from wovr_jax.arena.libero import Libero
-from wovr_jax.config import ConfigError, from_dict, to_dict
+from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.episodes import EpisodesError
 from wovr_jax.grpo import GRPOConfig
@@ -20,14 +18,16 @@ from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.recipe import CollectConfig, DreamConfig, Recipe, StartsConfig
 from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe, StartsConfig
+from wovr_jax.run.stages import arena_of
+from wovr_jax.sim.arena import Actor, in_turn
 from wovr_jax.sim.libero import interventions
+from wovr_jax.sim.libero.arena import Libero
 from wovr_jax.sim.libero.evaluate import draw_seed
 from wovr_jax.sim.libero.settings import LiberoConfig, SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import DRAWN, Trial
-from wovr_jax.stages import arena_of
 from wovr_jax.world.model import WorldConfig
 
 WORDS = Tokenizer.libero()

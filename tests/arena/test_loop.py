@@ -11,19 +11,19 @@ import pytest
 from configs import pace as presets
 from tests.arena.test_libero import actor, recipe
 from wovr_jax import pace
-from wovr_jax.config import ConfigError, from_dict, to_dict
+from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy.train import SFTConfig
-from wovr_jax.recipe import DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
 from wovr_jax.reward.train import RewardTrainConfig
-from wovr_jax.run import Run
+from wovr_jax.run.folder import Run
+from wovr_jax.run.recipe import DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
+from wovr_jax.run.stages import Stages, arena_of
 from wovr_jax.sim.libero import setup
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.stages import Stages, arena_of
 from wovr_jax.world.train import WorldTrainConfig
-from wovr_jax.world.vae_train import VAETraining
+from wovr_jax.world.vae.train import VAETraining
 
 
 def preset(names):

@@ -13,11 +13,9 @@ import pytest
 
 from tests.bridge.layouts import BFLOAT16, openvla_folder, read, same, write
 from tests.bridge.openvla_reference import CONFIG, HEADS, weights
-from wovr_jax import checkpoint, config
-from wovr_jax.bridge import adapters, convert, formats, native
+from wovr_jax.bridge import adapters, convert, formats
 from wovr_jax.bridge.sources import FileError, find, open_source
-from wovr_jax.bridge.tensors import header
-from wovr_jax.keymap import KeymapError
+from wovr_jax.core import checkpoint, config
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import vla
@@ -25,6 +23,9 @@ from wovr_jax.policy.adapters import adapted
 from wovr_jax.policy.train import PolicyAdapters
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.policy.weights import adapter_table, unused_layers
+from wovr_jax.weights import native
+from wovr_jax.weights.keymap import KeymapError
+from wovr_jax.weights.tensors import header
 
 CLOSE = 1e-5
 FRAME = np.random.default_rng(1).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)

@@ -24,12 +24,13 @@ from tests.bridge.layouts import (
     vae_shapes,
     write,
 )
-from wovr_jax.bridge import convert, formats, native, tensors
+from wovr_jax.bridge import convert, formats
 from wovr_jax.bridge.sources import FileError, find, open_source
-from wovr_jax.keymap import Fact, KeymapError, plan_export
 from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.weights import native, tensors
+from wovr_jax.weights.keymap import Fact, KeymapError, plan_export
 from wovr_jax.world.dit import DiTConfig, TextDiTConfig
-from wovr_jax.world.vae import VAEConfig
+from wovr_jax.world.vae.net import VAEConfig
 from wovr_jax.world.weights import vae_table
 
 # The releases ----------------------------------------------------------------------------------------

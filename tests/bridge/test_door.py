@@ -21,10 +21,11 @@ from tests.bridge.layouts import (
     same,
     write,
 )
-from wovr_jax.bridge import adapters, native
+from wovr_jax.bridge import adapters
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy.train import PolicyAdapters
+from wovr_jax.weights import native
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tests.bridge.layouts import BFLOAT16, FLOAT32, arrays, read, reward_shapes, same, write
-from wovr_jax import assets
-from wovr_jax.bridge import formats, native, tensors
+from wovr_jax.bridge import formats
 from wovr_jax.bridge.sources import FileError, find, open_source
-from wovr_jax.keymap import Fact
 from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.weights import assets, native, tensors
+from wovr_jax.weights.keymap import Fact
 
 EVERY = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.bridge.layouts import arrays, dit_shapes, read, same, vae_shapes, write
-from wovr_jax.bridge import convert, formats, native
+from wovr_jax.bridge import convert, formats
 from wovr_jax.bridge.sources import find, open_source
+from wovr_jax.weights import native
 
 DITS = {
     "uneven heads": (

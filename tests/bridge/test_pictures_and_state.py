@@ -11,11 +11,12 @@ import pytest
 
 from tests.bridge.layouts import openvla_folder, read, same
 from tests.bridge.openvla_reference import CONFIG, HEADS, MIXED_UP, PAD, Reference, weights
-from wovr_jax.bridge import convert, formats, native, torch_io
+from wovr_jax.bridge import convert, formats, torch_io
 from wovr_jax.bridge.sources import FileError, find, open_source
 from wovr_jax.bridge.state_projector import NAMES
-from wovr_jax.keymap import KeymapError
 from wovr_jax.policy.vla import VLAConfig, network
+from wovr_jax.weights import native
+from wovr_jax.weights.keymap import KeymapError
 
 torch = pytest.importorskip("torch")
 CLOSE = 1e-5

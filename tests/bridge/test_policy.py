@@ -24,12 +24,13 @@ from tests.bridge.layouts import (
     read,
     same,
 )
-from wovr_jax.bridge import convert, formats, native
+from wovr_jax.bridge import convert, formats
 from wovr_jax.bridge.rest import other_files
 from wovr_jax.bridge.sources import FileError, find, open_source
-from wovr_jax.keymap import Fact, KeymapError, plan_export
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.policy.weights import vla_table
+from wovr_jax.weights import native
+from wovr_jax.weights.keymap import Fact, KeymapError, plan_export
 
 TINY = openvla_config(num_attention_heads=4, vocab_size=392, pad_token_id=327) | {"pad_token_id": 327}
 

@@ -12,10 +12,11 @@ import pytest
 
 from tests.bridge.layouts import openvla_folder
 from tests.bridge.openvla_reference import CONFIG, HEADS, MISTAKES, PAD, VOCAB, Reference, weights
-from wovr_jax.bridge import convert, formats, native
+from wovr_jax.bridge import convert, formats
 from wovr_jax.bridge.sources import find, open_source
 from wovr_jax.policy import actions
 from wovr_jax.policy.actions import Codec
+from wovr_jax.weights import native
 
 CLOSE = 1e-5
 """Largest error of a right answer, relative to the largest number; a wrong one is ten times as far at least."""

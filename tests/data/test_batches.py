@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax import runtime
+from wovr_jax.core import keys
 from wovr_jax.data import batches
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.types import NULL_ACTION, Episode
@@ -92,13 +92,13 @@ def test_rows_are_drawn_on_the_device_with_the_start_share():
         row = batches.sample_rows(key, 4000, data.train_starts, len(data.train_I2), share)
         return row, batches.gather_windows(data, data.train_I2[row[:4]])
 
-    row, (frame, action) = batch(data, runtime.key(0, "batch"), share=0.05)
+    row, (frame, action) = batch(data, keys.key(0, "batch"), share=0.05)
     assert 0.03 < np.mean(np.asarray(row) < 8) < 0.07
     assert set(np.asarray(row).tolist()) == set(range(len(data.train_I2)))
     assert frame.shape == (4, 13, 2, 2, 3) and action.shape == (4, 13, 7)
-    assert (np.asarray(batch(data, runtime.key(0), share=0.0)[0]) >= 8).all()
+    assert (np.asarray(batch(data, keys.key(0), share=0.0)[0]) >= 8).all()
     short = batches.windows([numbered(9)], val_share=0.0)  # nothing but episode starts
-    assert (batches.sample_rows(runtime.key(0), 5, short.train_starts, len(short.train_I2)) == 0).all()
+    assert (batches.sample_rows(keys.key(0), 5, short.train_starts, len(short.train_I2)) == 0).all()
 
 
 def test_split_is_stable_under_growth_and_never_one_sided():
@@ -173,7 +173,7 @@ def test_a_success_that_is_lost_again_is_labelled_frame_by_frame():
 def test_reward_batches_are_balanced_and_labelled():
     episodes = [numbered(12, seed, first_success=9 if seed == 3 else None, task=seed % 3) for seed in range(10)]
     data = jax.device_put(batches.reward_frames(episodes, val_share=0.2))
-    frame, task, label = jax.jit(lambda d, k: batches.sample_reward(d, k, 30))(data, runtime.key(1))
+    frame, task, label = jax.jit(lambda d, k: batches.sample_reward(d, k, 30))(data, keys.key(1))
     assert frame.shape == (30, 2, 2, 3) and frame.dtype == jnp.float32 and label.dtype == jnp.float32
     assert label.sum() == 10 and label[:10].all()
     assert task[:10].tolist() == [0] * 10

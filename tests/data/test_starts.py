@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax import runtime
+from wovr_jax.core import keys
 from wovr_jax.data import starts
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.data.episodes import EpisodesError
@@ -151,14 +151,14 @@ def table_of_both() -> starts.Starts:
 def test_drawn_groups_are_equal_rows_with_the_share_of_keyframes():
     table = jax.device_put(table_of_both())
     assert len(table) == 15 and table.initials == 10 and table.played_KSA.shape == (15, 30, 7)
-    row = jax.jit(lambda t, k: starts.draw(t, k, 12, 8, share=1 / 3))(table, runtime.key(0, "draw"))
+    row = jax.jit(lambda t, k: starts.draw(t, k, 12, 8, share=1 / 3))(table, keys.key(0, "draw"))
     groups = np.asarray(row).reshape(12, 8)
     assert (groups == groups[:, :1]).all() and (groups[:, 0] >= 10).sum() == 4
     start = jax.jit(starts.gather)(table, row, PROMPTS)
     assert start.keyframe_B.reshape(12, 8)[:, 0].sum() == 4
-    assert (starts.draw(starts.initial([numbered()]), runtime.key(0), 3, 2) == 0).all()
+    assert (starts.draw(starts.initial([numbered()]), keys.key(0), 3, 2) == 0).all()
     only = starts.keyframes([numbered()], "uniform", each=4)
-    assert len(starts.draw(only, runtime.key(0), 3, 2, share=0.0)) == 6
+    assert len(starts.draw(only, keys.key(0), 3, 2, share=0.0)) == 6
 
 
 def test_host_and_device_tables_give_the_same():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.bridge.layouts import BFLOAT16, arrays, openvla_config, openvla_folder, openvla_shapes
-from wovr_jax import checkpoint, config
 from wovr_jax.bridge import convert
 from wovr_jax.bridge.sources import find, open_source
+from wovr_jax.core import checkpoint, config
 from wovr_jax.data import episodes as disk
 from wovr_jax.policy import vla
 from wovr_jax.policy.tokenizer import PROMPT, SPACE

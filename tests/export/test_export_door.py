@@ -24,11 +24,12 @@ from tests.bridge.layouts import (
     same,
 )
 from tests.export.robots import TASKS, fake_run
-from wovr_jax.bridge import convert, native
+from wovr_jax.bridge import convert
 from wovr_jax.bridge.sources import find, open_source
 from wovr_jax.export import source, torch_folder, wire
 from wovr_jax.export.robot import BundleError, Robot
-from wovr_jax.keymap import Fact
+from wovr_jax.weights import native
+from wovr_jax.weights.keymap import Fact
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 

@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from wovr_jax import checkpoint
+from wovr_jax.core import checkpoint
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure, scan_blocks, stack
 from wovr_jax.nn.lora import LoRAConfig

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from wovr_jax.nn import optimizers
+from wovr_jax.train import optimizers
 
 PARAMS = {
     "stack": {"kernel": jnp.zeros((3, 8, 16)), "bias": jnp.zeros((3, 16))},

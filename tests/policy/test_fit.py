@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax import checkpoint, config, loop
-from wovr_jax.metrics import Log, read_metrics
+from wovr_jax.core import checkpoint, config
+from wovr_jax.core.log import Log, read_metrics
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import adapters, train
@@ -21,7 +21,8 @@ from wovr_jax.policy.fit import fit
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import PolicyAdapters, SFTConfig
 from wovr_jax.policy.vla import VLAConfig, network
-from wovr_jax.recipe import Recipe
+from wovr_jax.run.recipe import Recipe
+from wovr_jax.train import loop
 from wovr_jax.types import Episode
 
 CFG = VLAConfig.fake()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wovr_jax.policy.tokenizer import SPACE, Tokenizer
-from wovr_jax.sim.tabletop import INSTRUCTIONS
+from wovr_jax.sim.tabletop.table import INSTRUCTIONS
 
 TOKENIZER = Tokenizer.tabletop()
 

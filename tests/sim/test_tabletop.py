@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.sim import collect, tabletop
-from wovr_jax.sim.experts import ExpertConfig
-from wovr_jax.sim.tabletop import TabletopConfig
+from wovr_jax.sim.tabletop import collect
+from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.sim.tabletop.expert import ExpertConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import Imagined
 
 CFG = TabletopConfig()

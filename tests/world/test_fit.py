@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax import checkpoint
+from wovr_jax.core import checkpoint
+from wovr_jax.core.log import Log, read_metrics
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.stream import Layout, StreamConfig, window
-from wovr_jax.metrics import Log, read_metrics
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.types import Episode
 from wovr_jax.world import fit, latents, model

@@ -13,7 +13,7 @@ from flax import nnx
 from wovr_jax.nn.functional import Pure
 from wovr_jax.nn.rope import wan_angles
 from wovr_jax.world.dit import Block, DiT, DiTConfig, sinusoid
-from wovr_jax.world.vae import Down, FrameAttention, ResidualBlock, Up, VAEConfig, average_down, duplicate_up
+from wovr_jax.world.vae.net import Down, FrameAttention, ResidualBlock, Up, VAEConfig, average_down, duplicate_up
 
 torch = pytest.importorskip("torch")
 wan = pytest.importorskip("diffusers.models.transformers.transformer_wan")

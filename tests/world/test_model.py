@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.config import to_dict
+from wovr_jax.core.config import to_dict
 from wovr_jax.types import NULL_ACTION, Start
 from wovr_jax.world import model
 from wovr_jax.world.dit import DiTConfig

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wovr_jax.core.machine import count_compiles
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import LoRAConfig
-from wovr_jax.runtime import count_compiles
 from wovr_jax.types import NULL_ACTION
 from wovr_jax.world import flow, model, train
 from wovr_jax.world.latents import Batch, Latents

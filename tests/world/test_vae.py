@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.nn.functional import Params, Pure
-from wovr_jax.world.vae import VAE, VAEConfig, average_down, duplicate_up, patchify, unpatchify
+from wovr_jax.nn.functional import Pure
+from wovr_jax.types import Params
+from wovr_jax.world.vae.net import VAE, VAEConfig, average_down, duplicate_up, patchify, unpatchify
 
 # Like Wan2.2 in every rule, small; and three levels that halve time at both halvings.
 FOUR = VAEConfig(encoder_dim=4, decoder_dim=8, z_dim=6, res_blocks=1)

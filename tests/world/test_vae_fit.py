@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from wovr_jax.types import Episode
-from wovr_jax.world import vae_fit, vae_train
 from wovr_jax.world.model import WorldConfig
-from wovr_jax.world.vae_train import VAETraining
+from wovr_jax.world.vae import fit as vae_fit
+from wovr_jax.world.vae import train as vae_train
+from wovr_jax.world.vae.train import VAETraining
 
 
 def episode(seed):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.world import vae_train
-from wovr_jax.world.vae import VAEConfig
-from wovr_jax.world.vae_train import VAETraining
+from wovr_jax.world.vae import train as vae_train
+from wovr_jax.world.vae.net import VAEConfig
+from wovr_jax.world.vae.train import VAETraining
 
 CFG = VAEConfig.fake()
 # Adam: Muon takes a minute to compile, a matrix iteration for every kernel.

@@ -22,16 +22,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from wovr_jax import checkpoint, config
-from wovr_jax.bridge import native, rest, tensors
-from wovr_jax.bridge.tensors import FileError
-from wovr_jax.keymap import Fact, Plan, plan, plan_export
+from wovr_jax.bridge import rest
+from wovr_jax.core import checkpoint, config
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import DOWN, UP, LoRAConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.train import PolicyAdapters
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.policy.weights import PEFT, adapter_table
+from wovr_jax.weights import native, tensors
+from wovr_jax.weights.keymap import Fact, Plan, plan, plan_export
+from wovr_jax.weights.tensors import FileError
 
 CONFIG, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "lora_adapter"
 OTHER_KINDS = ("use_rslora", "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")

@@ -16,16 +16,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.bridge import adapters, formats, native, rest, state_projector, tensors, torch_io
+from wovr_jax.bridge import adapters, formats, rest, state_projector, torch_io
 from wovr_jax.bridge.adapters import Adapters
 from wovr_jax.bridge.formats import Format
-from wovr_jax.bridge.sources import INDEX, Source
-from wovr_jax.bridge.tensors import FileError
-from wovr_jax.keymap import Fact, Plan, plan, plan_export
+from wovr_jax.bridge.sources import INDEX
 from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.weights import native, tensors
+from wovr_jax.weights.keymap import Fact, Plan, plan, plan_export
+from wovr_jax.weights.tensors import FileError, Source
 from wovr_jax.world import weights
 from wovr_jax.world.dit import TextDiTConfig
-from wovr_jax.world.vae import VAEConfig
+from wovr_jax.world.vae.net import VAEConfig
 
 Progress = Callable[[int], None]
 """Told the bytes of every leaf or tensor that is done."""

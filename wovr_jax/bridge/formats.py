@@ -7,10 +7,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from wovr_jax.bridge.native import flat
-from wovr_jax.bridge.sources import Source
-from wovr_jax.bridge.tensors import FileError
-from wovr_jax.keymap import Table
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.vla import VLAConfig
@@ -18,10 +14,13 @@ from wovr_jax.policy.weights import vla_config, vla_table
 from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.weights import reward_config, reward_table
-from wovr_jax.transforms import Shape
+from wovr_jax.weights.keymap import Table
+from wovr_jax.weights.native import flat
+from wovr_jax.weights.tensors import FileError, Source
+from wovr_jax.weights.transforms import Shape
 from wovr_jax.world import weights
 from wovr_jax.world.dit import DiT, DiTConfig, TextDiTConfig
-from wovr_jax.world.vae import VAE, VAEConfig
+from wovr_jax.world.vae.net import VAE, VAEConfig
 
 
 @dataclasses.dataclass(frozen=True)

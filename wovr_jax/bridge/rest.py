@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from wovr_jax.bridge import tensors
-from wovr_jax.bridge.tensors import FileError
-from wovr_jax.keymap import Fact
+from wovr_jax.weights import tensors
+from wovr_jax.weights.keymap import Fact
+from wovr_jax.weights.tensors import FileError
 
 TENSORS, FILES = "tensors.safetensors", "files"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")

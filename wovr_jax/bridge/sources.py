@@ -8,52 +8,17 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from wovr_jax.bridge import tensors, torch_io
-from wovr_jax.bridge.tensors import FileError
-from wovr_jax.keymap import Fact
-from wovr_jax.transforms import Shape
+from wovr_jax.bridge import torch_io
+from wovr_jax.weights import tensors
+from wovr_jax.weights.tensors import FileError, Source
 
 PREFIXES = ("pipe.dit.", "model.diffusion_model.", "model.")
 """What training scripts put before every name of a network."""
 
 INDEX = ".safetensors.index.json"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.safetensors$)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """An opened file, or set of shards; nothing but headers was read.
-
-    Attributes:
-      name: for messages.
-      facts: name without prefix -> shape and dtype.
-      read: name without prefix -> the tensor.
-      doubled: names that are there more than once.
-      prefix: what stood before every name.
-      container: key under which a ``.pth`` kept its state dict.
-      others: what a ``.pth`` held beside it.
-      config: the ``config.json`` beside the file, or None.
-      files: what was opened: the file, or the shards and their index.
-    """
-
-    name: str
-    facts: dict[str, Fact]
-    read: Callable[[str], np.ndarray]
-    doubled: list[str] = dataclasses.field(default_factory=list)
-    prefix: str = ""
-    container: str | None = None
-    others: list[str] = dataclasses.field(default_factory=list)
-    config: dict[str, Any] | None = None
-    files: tuple[pathlib.Path, ...] = ()
-
-    @property
-    def shapes(self) -> dict[str, Shape]:
-        return {name: fact.shape for name, fact in self.facts.items()}
 
 
 def find(path: str | os.PathLike) -> list[pathlib.Path]:

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.bridge import tensors, torch_io
-from wovr_jax.bridge.sources import Source
-from wovr_jax.bridge.tensors import FileError
+from wovr_jax.bridge import torch_io
 from wovr_jax.policy.weights import STATE
+from wovr_jax.weights import tensors
+from wovr_jax.weights.tensors import FileError, Source
 
 PATTERN, NAMES, WRAPPED = "proprio_projector--*.pt", f"{STATE}.", "module."
 

@@ -20,7 +20,7 @@ import grain
 import numpy as np
 from grain import experimental
 
-from wovr_jax import sharding
+from wovr_jax.core import sharding
 from wovr_jax.data import batches
 from wovr_jax.types import NULL_ACTION, Array, Episode
 

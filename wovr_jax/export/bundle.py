@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax import runtime
-from wovr_jax.bridge import tensors
+from wovr_jax.core import machine
 from wovr_jax.data import episodes as disk
 from wovr_jax.export import contract, program, robot
 from wovr_jax.export.robot import MANIFEST, PROGRAM, RECIPE, STATISTICS, WEIGHTS
 from wovr_jax.export.source import Policy
+from wovr_jax.weights import tensors
 
 Progress = Callable[[int], None]
 """Told the bytes of every leaf that is written."""
@@ -103,7 +103,7 @@ def _describe(policy: Policy, folder: pathlib.Path) -> dict[str, Any]:
         "policy": policy.name,
         "parameters": sum(math.prod(fact.shape) for fact in policy.facts.values()),
         "platforms": list(program.PLATFORMS),
-        "versions": runtime.versions(),
+        "versions": machine.versions(),
         "files": {name: robot.facts(folder / name) for name in robot.FILES},
     }
 

@@ -19,11 +19,11 @@ import jax
 import numpy as np
 import safetensors
 
-from wovr_jax.bridge import native
 from wovr_jax.data.episodes import EpisodeSource
 from wovr_jax.export.robot import RECIPE, STATISTICS, WEIGHTS, Answer, Robot
 from wovr_jax.export.source import Policy
 from wovr_jax.policy import processing, vla
+from wovr_jax.weights import native
 
 CLOSE = 1e-5
 """Largest difference of two actions that count as equal: their range is 2, and decoding is a few float32 steps."""

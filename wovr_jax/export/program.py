@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
-from wovr_jax.bridge import native
 from wovr_jax.export.robot import BundleError, Program, Robot
 from wovr_jax.export.source import Policy
 from wovr_jax.policy import actions, processing, vla
@@ -22,6 +21,7 @@ from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.processing import Processing
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.types import Array
+from wovr_jax.weights import native
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -17,18 +17,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from wovr_jax import checkpoint, config
-from wovr_jax.bridge import native
 from wovr_jax.bridge.convert import rest_name
 from wovr_jax.bridge.rest import FILES
+from wovr_jax.core import checkpoint, config
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import normalize
-from wovr_jax.keymap import Fact
 from wovr_jax.policy import processing, release, vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.processing import Processing
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.weights import native
+from wovr_jax.weights.keymap import Fact
 
 BASE, DEMONSTRATIONS = "sft", "demonstrations"
 """Stages of a run: its base policy, and the episodes whose statistics its actions have."""

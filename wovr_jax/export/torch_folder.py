@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.bridge import convert, native, rest
+from wovr_jax.bridge import convert, rest
 from wovr_jax.bridge.sources import find, open_source
 from wovr_jax.data import episodes as disk
 from wovr_jax.export.robot import BundleError
 from wovr_jax.export.source import Policy
+from wovr_jax.weights import native
 
 FORMAT = "openvla"
 

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from wovr_jax import sharding
-
-Params = dict[str, Any]
+from wovr_jax.core import sharding
+from wovr_jax.types import Params
 
 
 class Pure:

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from wovr_jax.nn.functional import Params
+from wovr_jax.types import Params
 
 Array = jax.Array
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from wovr_jax.sharding import ShardingError
+from wovr_jax.core.sharding import ShardingError
 
 
 @dataclasses.dataclass(frozen=True)

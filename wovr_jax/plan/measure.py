@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax import sharding
+from wovr_jax.core import sharding
 from wovr_jax.plan.chips import Topology
 from wovr_jax.plan.phases import PHASES, On, Phase
-from wovr_jax.recipe import Recipe
+from wovr_jax.run.recipe import Recipe
 
 STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them

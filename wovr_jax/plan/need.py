@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wovr_jax import sharding
+from wovr_jax.core import sharding
+from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.plan import flops
 from wovr_jax.plan.chips import SLICES, Topology, topology
 from wovr_jax.plan.phases import PHASES, On
-from wovr_jax.recipe import Recipe
-from wovr_jax.sharding import MeshConfig
+from wovr_jax.run.recipe import Recipe
 
 COLLECTIVE = re.compile(r"[])}] (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 """An operation of a compiled program, behind its type, which may be a tuple."""

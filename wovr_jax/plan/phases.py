@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wovr_jax import learner, sharding
+from wovr_jax import learner
+from wovr_jax.core import sharding
+from wovr_jax.core.sharding import BATCH, Axes
 from wovr_jax.imagine import imagine
 from wovr_jax.nn import lora
-from wovr_jax.nn.functional import Params
 from wovr_jax.policy import adapters, vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.recipe import Recipe
 from wovr_jax.reward import classifier
-from wovr_jax.sharding import BATCH, Axes
-from wovr_jax.types import ACTION_DIM, Imagined, Start
+from wovr_jax.run.recipe import Recipe
+from wovr_jax.types import ACTION_DIM, Imagined, Params, Start
 from wovr_jax.world import dit
 from wovr_jax.world import model as world_model
 from wovr_jax.world import train as world_train

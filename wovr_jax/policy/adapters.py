@@ -10,10 +10,10 @@ from typing import NamedTuple
 import jax
 
 from wovr_jax.nn import lora
-from wovr_jax.nn.functional import Params, Pure
+from wovr_jax.nn.functional import Pure
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy.vla import VLA, VLAConfig, network
-from wovr_jax.types import Array
+from wovr_jax.types import Array, Params
 
 
 def resolved(cfg: VLAConfig, own: LoRAConfig, frozen: Sequence[str] = ()) -> LoRAConfig:

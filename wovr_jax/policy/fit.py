@@ -6,16 +6,16 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from wovr_jax import checkpoint, config, loop
+from wovr_jax.core import checkpoint, config
+from wovr_jax.core.log import Log
 from wovr_jax.data import batches
-from wovr_jax.metrics import Log
-from wovr_jax.nn.functional import Params
 from wovr_jax.policy import adapters
 from wovr_jax.policy import train as sft
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.train import PolicyAdapters, SFTConfig, SFTState
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.types import Array, Episode
+from wovr_jax.train import loop
+from wovr_jax.types import Array, Episode, Params
 
 
 def fit(

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx, struct
 
-from wovr_jax.nn.functional import Params, Pure
+from wovr_jax.nn.functional import Pure
 from wovr_jax.policy.vision import Tower, TowerConfig
-from wovr_jax.types import Array
+from wovr_jax.types import Array, Params
 
 OBJECTIVES = ("where", "relation")
 

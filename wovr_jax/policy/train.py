@@ -21,15 +21,16 @@ import numpy as np
 import optax
 from flax import struct
 
-from wovr_jax import sharding
-from wovr_jax.loop import Shown
-from wovr_jax.nn import lora, optimizers
-from wovr_jax.nn.functional import Params, Pure
+from wovr_jax.core import sharding
+from wovr_jax.nn import lora
+from wovr_jax.nn.functional import Pure
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import adapters
 from wovr_jax.policy.actions import BINS, Codec, entropy, greedy, log_prob
 from wovr_jax.policy.vla import AXES, VLAConfig, network
-from wovr_jax.types import Array
+from wovr_jax.train import optimizers
+from wovr_jax.train.loop import Shown
+from wovr_jax.types import Array, Params
 
 ADAPTERS = 2**32 - 1
 """Folded into the key that fresh adapters are drawn from; no step has this number."""

@@ -25,13 +25,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from wovr_jax.nn.functional import Params, Pure
+from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import actions
 from wovr_jax.policy.actions import BINS, Codec
 from wovr_jax.policy.llm import Llama, LlamaConfig
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.vision import Tower, TowerConfig
-from wovr_jax.types import ACTION_DIM, Array
+from wovr_jax.types import ACTION_DIM, Array, Params
 
 RECIPES = ("oft", "rlinf")
 

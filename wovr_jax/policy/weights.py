@@ -21,12 +21,12 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from wovr_jax.keymap import Row, Table, require
 from wovr_jax.nn.lora import DOWN, UP
 from wovr_jax.policy.llm import LlamaConfig
 from wovr_jax.policy.vision import IMAGENET_MEAN, IMAGENET_STD, TowerConfig
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.transforms import KERNEL, Shape
+from wovr_jax.weights.keymap import Row, Table, require
+from wovr_jax.weights.transforms import KERNEL, Shape
 
 _only = functools.partial(require, "OpenVLA-OFT")
 """Refuses a config that describes another kind of network."""

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from wovr_jax.nn.functional import Params, Pure
-from wovr_jax.types import Array
+from wovr_jax.nn.functional import Pure
+from wovr_jax.types import Array, Params
 
 EPSILON = 1e-5
 """Of batch normalisation, torch's default."""

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax import loop
+from wovr_jax.core.log import Log
 from wovr_jax.data import batches
-from wovr_jax.metrics import Log
-from wovr_jax.nn.functional import Params
 from wovr_jax.reward import calibrate
 from wovr_jax.reward import train as training
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
-from wovr_jax.types import Array, Episode
+from wovr_jax.train import loop
+from wovr_jax.types import Array, Episode, Params
 
 HELD_OUT = 0.15
 """Share of the episodes that judge."""

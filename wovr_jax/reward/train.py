@@ -21,13 +21,12 @@ import optax
 from flax import struct
 from jax.typing import ArrayLike
 
-from wovr_jax import sharding
-from wovr_jax.loop import Shown
-from wovr_jax.nn.functional import Params
+from wovr_jax.core import sharding
 from wovr_jax.reward import classifier
 from wovr_jax.reward.calibrate import Rule
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.types import Array
+from wovr_jax.train.loop import Shown
+from wovr_jax.types import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from wovr_jax.keymap import Row, Table
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.transforms import KERNEL, Shape
+from wovr_jax.weights.keymap import Row, Table
+from wovr_jax.weights.transforms import KERNEL, Shape
 
 _NORM = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
 

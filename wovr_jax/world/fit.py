@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from wovr_jax import checkpoint, loop, metrics, sharding
+from wovr_jax.core import checkpoint, pixels, sharding
+from wovr_jax.core.log import Log
 from wovr_jax.data import batches, stream
 from wovr_jax.data import episodes as disk
-from wovr_jax.metrics import Log
 from wovr_jax.nn import lora
-from wovr_jax.nn.functional import Params
-from wovr_jax.types import Array, Episode
+from wovr_jax.train import loop
+from wovr_jax.types import Array, Episode, Params
 from wovr_jax.world import latents, replay
 from wovr_jax.world import train as training
 from wovr_jax.world.latents import Data, Resident
@@ -159,7 +159,7 @@ def _filmed(episodes: Sequence[Episode], chunk: int) -> list[Episode]:
 def _film(cfg: WorldConfig, params: Params, episodes: list[Episode], path: pathlib.Path, key: Array) -> None:
     first_BHWC, action_BNTA, true_BNTHWC = replay.recorded(episodes, cfg.chunk)
     seen_BNTHWC = sharding.host(replay.play(cfg, params, first_BHWC, action_BNTA, key))
-    metrics.video(path, replay.film(first_BHWC, true_BNTHWC, seen_BNTHWC), fps=FILM_FPS)
+    pixels.video(path, replay.film(first_BHWC, true_BNTHWC, seen_BNTHWC), fps=FILM_FPS)
 
 
 def _product(train: WorldTrainConfig) -> str:

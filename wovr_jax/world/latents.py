@@ -23,12 +23,11 @@ from flax import struct
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from wovr_jax import config, processes, sharding
+from wovr_jax.core import config, processes, sharding
 from wovr_jax.data.batches import Windows, gather_windows, sample_rows
 from wovr_jax.data.episodes import to_float
 from wovr_jax.data.stream import Feed, Stream
-from wovr_jax.nn.functional import Params
-from wovr_jax.types import NULL_ACTION, Array
+from wovr_jax.types import NULL_ACTION, Array, Params
 from wovr_jax.world.model import WorldConfig, arrange_actions, arrange_frames, networks
 
 SCHEMA = "wovr_jax latents 1"

@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from wovr_jax.nn.functional import Params, Pure
-from wovr_jax.types import NULL_ACTION, Array, Start, World
+from wovr_jax.nn.functional import Pure
+from wovr_jax.types import NULL_ACTION, Array, Params, Start, World
 from wovr_jax.world import dit, flow
 from wovr_jax.world.dit import DiT, DiTConfig
 from wovr_jax.world.flow import FlowConfig
-from wovr_jax.world.vae import VAE, VAEConfig
+from wovr_jax.world.vae.net import VAE, VAEConfig
 
 EIGHT_BIT = ("none", "round", "floor")
 

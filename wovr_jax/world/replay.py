@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax.data.episodes import to_float, to_uint8
-from wovr_jax.nn.functional import Params
-from wovr_jax.types import NULL_ACTION, Array, Episode
+from wovr_jax.types import NULL_ACTION, Array, Episode, Params
 from wovr_jax.world import model
 from wovr_jax.world.model import WorldConfig, WorldState, networks
 

@@ -21,13 +21,14 @@ import numpy as np
 import optax
 from flax import struct
 
-from wovr_jax import sharding
+from wovr_jax.core import sharding
 from wovr_jax.data.stream import StreamConfig
-from wovr_jax.loop import Shown
-from wovr_jax.nn import lora, optimizers
-from wovr_jax.nn.functional import Params, Pure
+from wovr_jax.nn import lora
+from wovr_jax.nn.functional import Pure
 from wovr_jax.nn.lora import LoRAConfig
-from wovr_jax.types import Array
+from wovr_jax.train import optimizers
+from wovr_jax.train.loop import Shown
+from wovr_jax.types import Array, Params
 from wovr_jax.world import flow, latents
 from wovr_jax.world.dit import AXES, DiT
 from wovr_jax.world.latents import Batch, Data, Resident, Source

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.keymap import Row, Table, require
-from wovr_jax.transforms import KERNEL, Flattened, Ones, Shape
+from wovr_jax.weights.keymap import Row, Table, require
+from wovr_jax.weights.transforms import KERNEL, Flattened, Ones, Shape
 from wovr_jax.world.dit import DiTConfig, TextDiTConfig
-from wovr_jax.world.vae import VAEConfig
+from wovr_jax.world.vae.net import VAEConfig
 
 _only = functools.partial(require, "Wan2.2-TI2V-5B")
 """Refuses a config that describes another kind of network."""

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from wovr_jax.config import ConfigError, from_dict
+from wovr_jax.core.config import ConfigError, from_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.libero import evaluate
 from wovr_jax.sim.libero.evaluate import EvaluateConfig, apart, compare, draw_seed, measure, results

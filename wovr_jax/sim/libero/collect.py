@@ -16,11 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from wovr_jax import processes
+from wovr_jax.core import processes
+from wovr_jax.core.disk import write_json
+from wovr_jax.core.stats import wilson
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.merge import merge
-from wovr_jax.metrics import wilson
-from wovr_jax.run import write_json
 from wovr_jax.sim.libero.rollout import Outcome
 from wovr_jax.sim.libero.tasks import Task, Trial
 from wovr_jax.types import Episode

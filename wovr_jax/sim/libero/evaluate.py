@@ -18,10 +18,10 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from wovr_jax import processes
+from wovr_jax.core import processes
+from wovr_jax.core.disk import write_json
+from wovr_jax.core.stats import paired_difference, wilson
 from wovr_jax.data import episodes as disk
-from wovr_jax.metrics import paired_difference, wilson
-from wovr_jax.run import write_json
 from wovr_jax.sim.libero.collect import PATIENCE_S, line_of, name_of
 from wovr_jax.sim.libero.rollout import Outcome
 from wovr_jax.sim.libero.setup import LiberoError

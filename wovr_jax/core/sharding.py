@@ -1,0 +1,317 @@
+"""Over how many devices, and what lies where: one mesh, one rule table.
+
+A mesh has three axes. ``data`` copies the parameters, ``fsdp`` cuts them and gathers a layer's
+when it is computed, ``tensor`` cuts the computation of a layer as well. Batches are cut over
+``data`` and ``fsdp`` together.
+
+Each network says in ``AXES``, beside its layers, what the axes of its large parameters mean
+("embed", "heads", ...), and ``RULES`` says on which mesh axis each meaning lies. A state of training
+(parameters, averages, moments of the optimizer) is one tree, and what ends in the path of a
+parameter lies as that parameter does. A large leaf that no line describes, or that cannot be
+cut as the rules say, is an error: left alone, it would sit whole on every device.
+
+Without a mesh every function here gives back what it was given, so one device costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from wovr_jax.core import processes
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+"""Mesh axes that cut a batch."""
+
+RULES = {
+    "layers": None,  # a scan walks over it
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+"""Meaning of a parameter's axis -> mesh axis; None and unnamed axes stay whole."""
+
+LARGE = 2**20
+"""Numbers in a leaf from which on it has to be described, and is not left whole quietly."""
+
+Axes = Sequence[tuple[str, tuple[str | None, ...]]]
+"""Lines of (pattern of a path, meaning of each axis); the first that fits counts. ``()`` leaves a leaf whole."""
+
+
+WHOLE: Axes = (("*", ()),)
+"""A network that sits whole on every device."""
+
+
+class ShardingError(ValueError):
+    """A mesh that the devices cannot form, or a leaf that cannot lie on it; the message names every one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; one of them may be -1, "all that are left".
+
+    Attributes:
+      data: copies of the parameters.
+      fsdp: pieces of the parameters and of the optimizer's state.
+      tensor: pieces of the computation of each layer, within one fast network (NVLink, an ICI axis).
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.astuple(self)
+        if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(f"mesh: expected sizes of at least 1, or -1 once for all that are left, got {self}")
+
+    def sizes(self, devices: int) -> tuple[int, int, int]:
+        """Of the three axes on so many devices.
+
+        Raises:
+          ShardingError: when the devices are too few, or -1 cannot use all of them.
+        """
+        asked = dataclasses.astuple(self)
+        known = math.prod(size for size in asked if size != -1)
+        if known > devices:
+            raise ShardingError(
+                f"mesh: {_product(asked)} needs {known} devices, there are {devices}. Ask for a smaller mesh "
+                "(--config.mesh.data=... and the like), or start on more devices."
+            )
+        if -1 in asked and devices % known:
+            raise ShardingError(
+                f"mesh: {_product(asked)} cannot use all of {devices} devices: {devices} is not a multiple of {known}."
+            )
+        data, fsdp, tensor = (devices // known if size == -1 else size for size in asked)
+        return data, fsdp, tensor
+
+
+def mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a config over ``devices``, all of JAX's by default.
+
+    ``tensor`` is the innermost axis: its devices are neighbours.
+
+    Raises:
+      ShardingError: see ``MeshConfig.sizes``.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = cfg.sizes(len(devices))
+    used = np.asarray(devices[: math.prod(sizes)]).reshape(sizes)
+    return Mesh(used, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+@contextlib.contextmanager
+def use(cfg: MeshConfig) -> Iterator[Mesh | None]:
+    """Everything inside is traced and placed for the mesh of ``cfg``; a mesh of one device changes nothing."""
+    if math.prod(cfg.sizes(jax.device_count())) == 1 and jax.process_count() == 1:
+        yield None
+        return
+    found = mesh(cfg)
+    if without := set(range(jax.process_count())) - {device.process_index for device in found.devices.flat}:
+        raise ShardingError(
+            f"mesh: {_product(found.devices.shape)} has no device of processes {sorted(without)} of "
+            f"{jax.process_count()}. Let one axis take what is left (--config.mesh.data=-1), or start fewer processes."
+        )
+    with jax.set_mesh(found):
+        _connect(found)
+        yield found
+
+
+def _connect(over: Mesh) -> None:
+    """Opens the connections of CPU processes while all of them are here.
+
+    Each group of devices that computes together has its own, made when it is first used, and Gloo waits for the others
+    for half a minute only: less than one process may compile longer than another.
+    """
+    if processes.count() == 1 or jax.default_backend() != "cpu":
+        return
+    processes.meet("connect")
+    wide = [axis for axis in MESH_AXES if over.shape[axis] > 1]
+    for some in itertools.chain.from_iterable(itertools.combinations(wide, n) for n in range(1, len(wide) + 1)):
+        cut = np.zeros(math.prod(over.shape[axis] for axis in some), np.float32)
+        at = NamedSharding(over, PartitionSpec(some))
+        spread = jax.make_array_from_callback(cut.shape, at, lambda index, cut=cut: cut[index])
+        jax.jit(lambda x: x, out_shardings=NamedSharding(over, PartitionSpec()))(spread).block_until_ready()
+
+
+def shardings(tree: Any, axes: Axes, over: Mesh | AbstractMesh) -> Any:
+    """A tree of ``NamedSharding`` for the leaves of ``tree``.
+
+    Args:
+      tree: arrays or ``jax.ShapeDtypeStruct``: parameters, or a state of training around them.
+      axes: of the network; patterns are those of ``fnmatch`` and fit the end of a path as well.
+      over: the mesh.
+
+    Raises:
+      ShardingError: naming every large leaf that no line fits, whose rank differs from the line's, or
+        that the mesh does not divide.
+    """
+    faults: list[str] = []
+
+    def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        spec, fault = _spec(path, leaf.shape, axes, over)
+        faults.extend([fault] if fault else [])
+        return NamedSharding(over, spec)
+
+    placed = jax.tree_util.tree_map_with_path(place, tree)
+    if faults:
+        raise ShardingError(
+            f"sharding: {len(faults)} leaves cannot lie on {_described(over)}:\n  " + "\n  ".join(faults)
+        )
+    return placed
+
+
+def place(tree: Any, axes: Axes) -> Any:
+    """``tree`` on the mesh in use, cut as ``axes`` says; in a program that is being traced, see ``keep``."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+        return keep(tree, axes)
+    over = current()
+    return tree if over is None else _put(tree, shardings(tree, axes, over))
+
+
+def host(tree: Any) -> Any:
+    """``tree`` as numpy arrays on the host, in every process, wherever its pieces lie."""
+
+    def fetch(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return jax.device_get(leaf)
+
+    return jax.tree.map(fetch, tree)
+
+
+def whole(tree: Any) -> Any:
+    """``tree`` on the mesh in use, a copy on every device: data sets, start states, small networks."""
+    over = current()
+    if over is None:
+        return tree
+    return _put(tree, jax.tree.map(lambda _: NamedSharding(over, PartitionSpec()), tree))
+
+
+def _put(tree: Any, at: Any) -> Any:
+    """``tree`` at shardings. Of several processes, which all hold it, each takes its pieces from its own copy: JAX
+    would first send every array around to compare."""
+
+    def piece(leaf: Any, at: NamedSharding) -> jax.Array:
+        if jax.process_count() == 1 or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+            return jax.device_put(leaf, at)
+        own = np.asarray(leaf)
+        return jax.make_array_from_callback(own.shape, at, lambda index: own[index])
+
+    return jax.tree.map(piece, tree, at)
+
+
+def batch(tree: Any, *, even: bool = True) -> Any:
+    """Inside ``jit``: the leading axis of every leaf is cut over the batch axes of the mesh in use.
+
+    Args:
+      tree: arrays of one leading axis.
+      even: whether an axis that they do not divide is refused, as it should be where a batch of training or a
+        rollout is made. Inside a network, where a ragged set of held-out samples comes by too, it is left whole.
+
+    Raises:
+      ShardingError: see ``even``.
+    """
+    over = jax.sharding.get_abstract_mesh()
+    if over.empty:
+        return tree
+    pieces = math.prod(over.shape[axis] for axis in BATCH)
+
+    def cut(leaf: Any) -> Any:
+        if leaf.shape[0] % pieces and not even:
+            return leaf
+        if leaf.shape[0] % pieces:
+            raise ShardingError(_uneven(leaf.shape[0], pieces, over.shape))
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(BATCH))
+
+    return jax.tree.map(cut, tree)
+
+
+def rows(size: int) -> tuple[np.ndarray, Callable[[Any], Any]]:
+    """Rows of a batch of ``size`` that the devices of this process hold, and what puts them there.
+
+    The second value takes arrays whose leading axis are these rows and returns global ones of ``size`` rows, cut over
+    the batch axes of the mesh that is in use now. It may be called in any thread.
+
+    Raises:
+      ShardingError: when the mesh does not divide the batch.
+    """
+    over = current()
+    if over is None:
+        return np.arange(size), jax.device_put
+    pieces = math.prod(over.shape[axis] for axis in BATCH)
+    if size % pieces:
+        raise ShardingError(_uneven(size, pieces, over.shape))
+    cut = NamedSharding(over, PartitionSpec(BATCH))
+    span = lambda index: range(*index[0].indices(size))  # noqa: E731
+    mine = np.unique(np.concatenate([span(index) for index in cut.addressable_devices_indices_map((size,)).values()]))
+
+    def put(leaf: np.ndarray) -> Any:
+        where = lambda index: leaf[np.searchsorted(mine, span(index))]  # noqa: E731
+        return jax.make_array_from_callback((size, *leaf.shape[1:]), cut, where)
+
+    return mine, lambda tree: jax.tree.map(put, tree)
+
+
+def keep(tree: Any, axes: Axes) -> Any:
+    """Inside ``jit``: the state that a step returns lies as the one that it was given, or JAX would choose anew."""
+    over = jax.sharding.get_abstract_mesh()
+    if over.empty:
+        return tree
+    return jax.tree.map(lambda leaf, at: jax.lax.with_sharding_constraint(leaf, at), tree, shardings(tree, axes, over))
+
+
+def current() -> Mesh | None:
+    """The mesh in use."""
+    over = jax.sharding.get_mesh()
+    return None if over.empty else over
+
+
+def _spec(path: str, shape: tuple[int, ...], axes: Axes, over: Mesh | AbstractMesh) -> tuple[PartitionSpec, str]:
+    """Where a leaf lies, and what is wrong with that (empty when nothing is)."""
+    large = math.prod(shape) >= LARGE
+    names = next((names for pattern, names in axes if _fits(path, pattern)), None)
+    if names is None:
+        return PartitionSpec(), f"{path} {shape}: no line of AXES fits it" if large else ""
+    if names and len(names) != len(shape):
+        return PartitionSpec(), f"{path} {shape}: AXES describes {len(names)} axes {names}"
+    asked = [RULES.get(name) if name else None for name in names]
+    uneven = [i for i, axis in enumerate(asked) if axis and shape[i] % over.shape[axis]]
+    if uneven and large:
+        which = ", ".join(f"{names[i]} = {shape[i]} over {asked[i]} = {over.shape[asked[i] or '']}" for i in uneven)
+        return PartitionSpec(), f"{path} {shape}: not divisible, {which}"
+    return PartitionSpec(*(None if i in uneven else axis for i, axis in enumerate(asked))), ""
+
+
+def _fits(path: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}")
+
+
+def _uneven(size: int, pieces: int, shape: Any) -> str:
+    return (
+        f"sharding: a batch of {size} cannot be cut over {pieces} devices ({_product(shape)}). "
+        f"Choose batches, groups and microbatches that are multiples of {pieces}."
+    )
+
+
+def _product(sizes: Any) -> str:
+    sizes = tuple(sizes.values()) if hasattr(sizes, "values") else sizes
+    return " x ".join(f"{name} {size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+
+
+def _described(over: Mesh | AbstractMesh) -> str:
+    return f"a mesh of {_product(over.shape)}"

@@ -1,0 +1,168 @@
+"""A run folder: what was asked, what each stage made, and what it cost.
+
+::
+
+    runs/<name>/
+      config.json            the whole configuration, written first (config-before-<n>.json: what it was)
+      metrics.jsonl, tb/     curves of every stage
+      stages/<stage>/        the stage's products and done.json, its facts
+      videos/  results.json  report.html
+
+A stage whose ``done.json`` is there is not run again. Every stage is a function of the
+configuration and of earlier products alone, so the same command after an interruption ends
+in the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from wovr_jax.core import config, processes
+from wovr_jax.core.disk import not_written, write_json
+from wovr_jax.core.log import Log
+from wovr_jax.run.ledger import Ledger
+
+T = TypeVar("T")
+
+MARK = "done.json"
+COUNTED = ("true_steps", "imagined_frames")
+FREE = ("mesh", "checkpoints", "seeds", "variants")
+"""Settings that say where a run computes, what it keeps, or how much of a study, not what comes out: it may go on with
+others."""
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used for what was asked; the message says why."""
+
+
+class Run:
+    """The open folder of one run.
+
+    Args:
+      folder: where; made when missing.
+      settings: the whole configuration as a plain dictionary.
+      allow_change: whether another configuration may go on in a run that is there. Stages that are finished
+        stay as they are; the configuration before is kept as ``config-before-<n>.json``.
+
+    Raises:
+      RunError: when the folder holds something else, or a run with another configuration
+        (every difference is listed), or cannot be written to.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], *, allow_change: bool = False):
+        self.folder = pathlib.Path(folder).absolute()
+        self.settings = config.to_dict(settings)
+        with _explained(self.folder, "the run cannot begin"):
+            processes.once(lambda: self._claim(allow_change), "open the run folder")
+            self.log = Log(self.folder)
+        # Of every finished stage, whether or not it is asked for again: the ledger of a resumed run is the whole run's.
+        self.facts: dict[str, dict[str, Any]] = processes.once(self._marked, "look for finished stages")
+        self._products: dict[str, Any] = {}
+        self._inside = 0.0  # seconds of the stages that were made inside the one being made
+
+    def _marked(self) -> dict[str, Any]:
+        marks = sorted(self.folder.glob(f"stages/*/{MARK}"), key=lambda mark: mark.stat().st_mtime)
+        return {mark.parent.name: json.loads(mark.read_text()) for mark in marks}
+
+    def _claim(self, allow_change: bool) -> None:
+        mark = self.folder / "config.json"
+        if mark.exists():
+            self._compare(mark, allow_change)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise RunError(
+                f"{self.folder} is not empty and is not a run folder (no config.json in it). "
+                "Choose another folder with --run=..., or empty this one."
+            )
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(mark, self.settings)
+
+    def _compare(self, mark: pathlib.Path, allow_change: bool) -> None:
+        try:
+            there = json.loads(mark.read_text())
+        except json.JSONDecodeError as error:
+            raise RunError(
+                f"{mark} is not readable JSON ({error}); this is not a run folder of this project."
+            ) from error
+        different = config.diff(*({k: v for k, v in one.items() if k not in FREE} for one in (there, self.settings)))
+        if not different:
+            return
+        lines = "\n  ".join(
+            f"{name}: {old!r} there, {new!r} asked" for name, (old, new) in list(different.items())[:20]
+        )
+        if not allow_change:
+            raise RunError(
+                f"{self.folder} holds a run with another configuration ({len(different)} settings differ). Choose "
+                "another folder with --run=..., ask for what is there, or go on with --allow_config_change: finished "
+                f"stages then stay as they are.\n  {lines}"
+            )
+        earlier = len(list(self.folder.glob("config-before-*.json")))
+        print(f"{self.folder} goes on with another configuration:\n  {lines}", file=sys.stderr, flush=True)
+        write_json(self.folder / f"config-before-{earlier + 1}.json", there)
+        write_json(mark, self.settings)
+
+    def stage(
+        self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], load: Callable[[pathlib.Path], T]
+    ) -> T:
+        """Runs ``make(folder) -> facts`` unless it is done, then returns ``load(folder)``, loaded once.
+
+        ``facts`` is JSON-able; ``true_steps`` and ``imagined_frames`` in it go to the ledger.
+        Seconds of interrupted tries are counted too, those of stages that are made inside are theirs alone.
+
+        Raises:
+          RunError: when the disk is full or closed to us. Earlier stages and checkpoints are as they were.
+        """
+        if name not in self._products:
+            folder = self.folder / "stages" / name
+            mark = lambda: json.loads((folder / MARK).read_text()) if (folder / MARK).exists() else None  # noqa: E731
+            facts = processes.once(mark, f"look whether {name} is done")
+            if facts is None:
+                self._make(name, make, folder)
+                facts = processes.once(mark, f"finish {name}")
+            self.facts[name] = facts
+            self._products[name] = load(folder)
+        return self._products[name]
+
+    def _make(self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], folder: pathlib.Path) -> None:
+        with _explained(folder, f"{name} cannot go on"):
+            folder.mkdir(parents=True, exist_ok=True)
+            tried = folder / "tried.json"
+            before = json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
+            processes.say(f"== {name}")
+            begin, around, self._inside = time.perf_counter(), self._inside, 0.0
+            try:
+                facts = dict(make(folder))
+                write_json(folder / MARK, facts | {"seconds": before + time.perf_counter() - begin - self._inside})
+            except BaseException:
+                with contextlib.suppress(OSError):  # what stopped the stage is worth more than its seconds
+                    write_json(tried, {"seconds": before + time.perf_counter() - begin - self._inside})
+                raise
+            finally:
+                self._inside = around + time.perf_counter() - begin
+
+    def ledger(self) -> Ledger:
+        """What every finished stage consumed."""
+        ledger = Ledger()
+        for name, facts in self.facts.items():
+            ledger.add(name, seconds=facts["seconds"], **{count: facts.get(count, 0) for count in COUNTED})
+        return ledger
+
+
+@contextlib.contextmanager
+def _explained(folder: pathlib.Path, what: str) -> Iterator[None]:
+    """A disk that is full or closed to us, in words."""
+    try:
+        yield
+    except OSError as error:
+        if not (why := not_written(error, folder)):
+            raise
+        raise RunError(
+            f"{what}: {why} Finished stages and checkpoints are as they were; the same command goes on from them."
+        ) from error

@@ -1,0 +1,135 @@
+"""Rollouts of the true table -> episodes, and seeds -> start states.
+
+The policy's own rollouts come from ``imagine.imagine`` with the simulator as the world; this
+file gives it its start states and turns what it returns into ``Episode`` records.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wovr_jax.core import sharding
+from wovr_jax.sim.tabletop import expert as experts
+from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.sim.tabletop.expert import ExpertConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.types import NULL_ACTION, Array, Episode, Imagined, Start
+
+
+def to_uint8(frame: Array | np.ndarray) -> np.ndarray:
+    """[-1, 1] floats -> rounded uint8 (never truncated: truncation darkens)."""
+    return np.clip(np.round((np.asarray(frame) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def begin(seed_B: Array, prompt_KL: Array, cfg: TabletopConfig, memory: int = 4) -> Start:
+    """Episode starts for integer seeds.
+
+    Args:
+      seed_B: (B,) int32 reset seeds.
+      prompt_KL: (tasks, L) int32 prompt tokens of every task.
+      cfg: the simulator.
+      memory: M, how many copies of the first frame fill the memory.
+    """
+    sim = tabletop.reset_batch(seed_B, cfg)
+    frame_BHWC = jax.vmap(lambda s: tabletop.render(s, cfg))(sim)
+    task_B = tabletop.task_of(sim)
+    batch = seed_B.shape[0]
+    return Start(
+        anchor_BHWC=frame_BHWC,
+        memory_BMHWC=jnp.repeat(frame_BHWC[:, None], memory, axis=1),
+        action_BMA=jnp.broadcast_to(jnp.asarray(NULL_ACTION), (batch, memory, len(NULL_ACTION))),
+        prompt_BL=prompt_KL[task_B],
+        task_B=task_B,
+        keyframe_B=jnp.zeros(batch, bool),
+        step_B=jnp.zeros(batch, jnp.int32),
+        sim=sim,
+    )
+
+
+def demonstrations(
+    seeds: Sequence[int] | np.ndarray,
+    key: Array,
+    expert: ExpertConfig,
+    cfg: TabletopConfig,
+    batch: int = 128,
+    play: Callable = experts.demonstrate,
+) -> Iterator[Episode]:
+    """Scripted episodes, one for each reset seed; ``play`` is ``experts.demonstrate`` or ``wander``."""
+    make = jax.jit(functools.partial(_demonstrate, expert=expert, cfg=cfg, play=play))
+    for low in range(0, len(seeds), batch):
+        part = np.asarray(seeds[low : low + batch], np.int32)
+        padded = np.resize(part, batch)  # one compiled shape; the padding is dropped below
+        out = sharding.host(make(padded, jax.random.fold_in(key, low)))
+        for b in range(len(part)):
+            yield Episode(
+                frame_SHWC=to_uint8(out["frame"][b]),
+                action_SA=out["action"][b],
+                success_S=out["success"][b],
+                instruction=tabletop.INSTRUCTIONS[int(out["task"][b])],
+                task=int(out["task"][b]),
+                seed=int(part[b]),
+                actor="expert",
+                label_SA=out["label"][b],
+            )
+
+
+def _demonstrate(
+    seed_B: Array, key: Array, expert: ExpertConfig, cfg: TabletopConfig, play: Callable
+) -> dict[str, Array]:
+    keys = jax.random.split(key, seed_B.shape[0])
+    states, label, action = jax.vmap(lambda s, k: play(s, k, expert, cfg))(seed_B, keys)
+    return {
+        "frame": jax.vmap(jax.vmap(lambda s: tabletop.render(s, cfg)))(states),
+        "success": jax.vmap(jax.vmap(lambda s: tabletop.success(s, cfg)))(states),
+        "task": tabletop.task_of(states)[:, 0],
+        "action": action,
+        "label": label,
+    }
+
+
+def episodes(rollout: Imagined, seeds: Sequence[int] | np.ndarray, actor: str) -> Iterator[Episode]:
+    """Episodes of a true rollout made with ``video=True`` from ``begin(seeds)``.
+
+    Raises:
+      ValueError: a rollout without video or without the true predicate.
+    """
+    if rollout.video_BNTHWC is None or rollout.truth_BNT is None:
+        raise ValueError("episodes need a rollout of the true simulator made with video=True")
+    host = sharding.host(rollout)
+    batch = host.task_B.shape[0]
+    video_BSHWC = to_uint8(host.video_BNTHWC).reshape(batch, -1, *host.video_BNTHWC.shape[3:])
+    first_BHWC = to_uint8(host.frame_BNHWC[:, 0])
+    action_BSA = host.action_BNTA.reshape(batch, -1, host.action_BNTA.shape[-1])
+    truth_BS = host.truth_BNT.reshape(batch, -1)
+    for b in range(min(batch, len(seeds))):
+        task = int(host.task_B[b])
+        yield Episode(
+            frame_SHWC=np.concatenate([first_BHWC[b : b + 1], video_BSHWC[b]]),
+            action_SA=action_BSA[b],
+            success_S=np.concatenate([[False], truth_BS[b]]),
+            instruction=tabletop.INSTRUCTIONS[task],
+            task=task,
+            seed=int(seeds[b]),
+            actor=actor,
+            label_SA=action_BSA[b],
+        )
+
+
+def subgoal_rates(rollout: Imagined, seed_B: Array, cfg: TabletopConfig) -> dict[str, float]:
+    """Share of true episodes that reached each sub-goal, by replaying their actions."""
+    batch = seed_B.shape[0]
+    action_BSA = rollout.action_BNTA.reshape(batch, -1, rollout.action_BNTA.shape[-1])
+    return {name: float(rate) for name, rate in _subgoals(seed_B, action_BSA, cfg).items()}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _subgoals(seed_B: Array, action_BSA: Array, cfg: TabletopConfig) -> dict[str, Array]:
+    state = tabletop.reset_batch(seed_B, cfg)
+    states = jax.vmap(lambda s, a: tabletop.roll(s, a, cfg))(state, action_BSA)
+    reached = jax.vmap(lambda s: tabletop.subgoals(s, cfg))(states)
+    return jax.tree.map(lambda flag_B: flag_B.mean(), reached)

@@ -1,0 +1,162 @@
+"""A scripted expert for the embedded table, its noise and its named flaws.
+
+The expert is digital: each axis moves at one of a few speeds, so a token policy sees few
+distinct actions. It reacts to the state at every step, hence recovers from anything that
+noise does to it. A flaw makes it fail in one coarse, correctable way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.sim.tabletop.table import TabletopConfig, TabletopState
+from wovr_jax.types import ACTION_DIM, Array
+
+FLAWS = ("none", "early_release")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertConfig:
+    """How demonstrations are made.
+
+    Attributes:
+      speeds: the speeds of an axis, as shares of a full-speed step; 0 and 1 included.
+      noise: standard deviation added to the executed deltas (labels stay clean).
+      flip: probability that the executed gripper command is flipped for a step.
+      flaw: one of ``FLAWS``; ``early_release`` lets go on the way and then idles.
+      flawed_share: share of the demonstrations that carry the flaw.
+      release_low, release_high: distance to the plate at which a flawed one lets go.
+      stroll_share: of ``wander``'s episodes, those that walk at random instead.
+    """
+
+    speeds: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    noise: float = 0.2
+    flip: float = 0.03
+    flaw: str = "early_release"
+    flawed_share: float = 0.35
+    release_low: float = 0.26
+    release_high: float = 0.44
+    stroll_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.flaw not in FLAWS:
+            raise ValueError(f"expert flaw: expected one of {FLAWS}, got {self.flaw!r}")
+
+
+@struct.dataclass
+class ExpertState:
+    """What the expert carries through an episode: its flaw and whether it has given up."""
+
+    release: Array  # distance to the plate at which it lets go; 0 for a flawless one
+    idle: Array  # bool
+
+
+def begin(key: Array, cfg: ExpertConfig) -> ExpertState:
+    """Draws whether, and where, this demonstration lets go too early."""
+    k_flaw, k_where = jax.random.split(key)
+    flawed = jax.random.bernoulli(k_flaw, cfg.flawed_share if cfg.flaw == "early_release" else 0.0)
+    where = jax.random.uniform(k_where, minval=cfg.release_low, maxval=cfg.release_high)
+    return ExpertState(release=jnp.where(flawed, where, 0.0), idle=jnp.array(False))
+
+
+def act(expert: ExpertState, state: TabletopState, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[ExpertState, Array]:
+    """The clean action (7,) for a state: reach, close, carry, let go, stay."""
+    holding = state.held == 0
+    wrong = state.held == 1
+    placed = tabletop.success(state, sim)
+    goal = jnp.where(holding, state.plate, state.block_K2[0])
+    offset = goal - state.gripper
+    on_block = jnp.linalg.norm(offset) < 0.6 * sim.grasp_radius
+    to_plate = jnp.linalg.norm(state.plate - state.gripper)
+    lets_go = holding & ((to_plate < 0.5 * sim.success_radius) | (to_plate < expert.release))
+    gives_up = expert.idle | (holding & (to_plate < expert.release) & (to_plate >= sim.success_radius))
+
+    rest = placed | lets_go | gives_up | (on_block & ~holding)
+    move = jnp.where(rest, 0.0, _digital(offset / sim.max_move, cfg))
+    grip = (holding & ~lets_go) | (on_block & ~holding & ~placed)
+    grip = grip & ~gives_up & ~wrong
+    action = jnp.zeros(ACTION_DIM).at[:2].set(move).at[6].set(jnp.where(grip, 1.0, -1.0))
+    return dataclasses.replace(expert, idle=gives_up), action
+
+
+def _digital(wish: Array, cfg: ExpertConfig) -> Array:
+    """The nearest allowed speed, per axis, with its sign."""
+    speeds = jnp.asarray(cfg.speeds)
+    size = jnp.clip(jnp.abs(wish), 0.0, 1.0)
+    nearest = jnp.argmin(jnp.abs(size[:, None] - speeds[None, :]), axis=-1)
+    return jnp.sign(wish) * speeds[nearest]
+
+
+def demonstrate(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[TabletopState, Array, Array]:
+    """One demonstration: states (S + 1 leading), clean labels (S, 7), executed actions (S, 7)."""
+    first = tabletop.reset(jax.random.key(seed), sim)
+    k_flaw, k_noise = jax.random.split(key)
+
+    def body(
+        carry: tuple[ExpertState, TabletopState], key: Array
+    ) -> tuple[tuple[ExpertState, TabletopState], tuple[TabletopState, Array, Array]]:
+        expert, state = carry
+        expert, label = act(expert, state, cfg, sim)
+        executed = _disturb(label, key, cfg)
+        after = tabletop.step(state, executed, sim)
+        return (expert, after), (after, label, executed)
+
+    keys = jax.random.split(k_noise, sim.horizon)
+    _, (states, label_SA, action_SA) = jax.lax.scan(body, (begin(k_flaw, cfg), first), keys)
+    states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
+    return states, label_SA, action_SA
+
+
+def wander(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[TabletopState, Array, Array]:
+    """Like ``demonstrate``, without flaws and without an end: once the block lies at its goal, the goal moves.
+
+    The first goal is the plate, every later one anywhere on the table. However long the episode, something moves in
+    it, which is what a world model is to be asked about at a late chunk. An expert shows few of the motions there are
+    (open jaws always go to the block); a share of strolls shows the others.
+    """
+    first = tabletop.reset(jax.random.key(seed), sim)
+    flawless = ExpertState(release=jnp.array(0.0), idle=jnp.array(False))
+    k_kind, k_walk = jax.random.split(jax.random.fold_in(key, 1))
+    strolls, walk_SA = jax.random.bernoulli(k_kind, cfg.stroll_share), _stroll(k_walk, sim)
+
+    def body(
+        carry: tuple[Array, TabletopState], xs: tuple[Array, Array]
+    ) -> tuple[tuple[Array, TabletopState], tuple[TabletopState, Array, Array]]:
+        (goal, state), (key, walk_A) = carry, xs
+        k_goal, k_noise = jax.random.split(key)
+        there = tabletop.success(dataclasses.replace(state, plate=goal), sim)
+        goal = jnp.where(there, jax.random.uniform(k_goal, (2,), minval=0.15, maxval=0.85), goal)
+        _, label = act(flawless, dataclasses.replace(state, plate=goal), cfg, sim)
+        label = jnp.where(strolls, walk_A, label)
+        executed = _disturb(label, k_noise, cfg)
+        after = tabletop.step(state, executed, sim)
+        return (goal, after), (after, label, executed)
+
+    xs = (jax.random.split(key, sim.horizon), walk_SA)
+    _, (states, label_SA, action_SA) = jax.lax.scan(body, (first.plate, first), xs)
+    states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
+    return states, label_SA, action_SA
+
+
+def _stroll(key: Array, sim: TabletopConfig, hold: int = 4) -> Array:
+    """(S, A): a push in any direction and a command to the jaws, each held for ``hold`` steps."""
+    k_push, k_jaws = jax.random.split(key)
+    count = sim.horizon // hold + 1
+    push = jax.random.uniform(k_push, (count, 2), minval=-1.0, maxval=1.0)
+    jaws = jnp.where(jax.random.bernoulli(k_jaws, 0.4, (count,)), 1.0, -1.0)
+    action = jnp.zeros((count, ACTION_DIM)).at[:, :2].set(push).at[:, 6].set(jaws)
+    return action.repeat(hold, axis=0)[: sim.horizon]
+
+
+def _disturb(label: Array, key: Array, cfg: ExpertConfig) -> Array:
+    """What is executed: noisy deltas, and now and then a flipped gripper."""
+    k_move, k_flip = jax.random.split(key)
+    move = label[:2] + cfg.noise * jax.random.normal(k_move, (2,)) * (jnp.abs(label[:2]).max() > 0)
+    flip = jax.random.bernoulli(k_flip, cfg.flip)
+    grip = jnp.where(flip, -label[6], label[6])
+    return label.at[:2].set(jnp.clip(move, -1.0, 1.0)).at[6].set(grip)

@@ -1,0 +1,49 @@
+"""Where the gripper is and whether its jaws are closed, read off a picture.
+
+True and imagined frames are measured by the same eye, so what blur does to it cancels in a comparison.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.types import Array
+
+REACH = 0.45
+"""How far a pixel may be from the gripper's colour, in RGB from 0 to 1: no other thing on the table is nearer, and a
+gripper that a model has blurred by half is still seen."""
+
+
+class Sight(NamedTuple):
+    """Of each frame.
+
+    Attributes:
+      xy: (..., 2) position in table widths, x right and y down.
+      closed: share of the gripper's pixels that have the colour of closed jaws.
+      area: of the gripper in table widths squared; near 0 where none is to be seen.
+    """
+
+    xy: Array
+    closed: Array
+    area: Array
+
+
+def look(frame_HWC: Array) -> Sight:
+    """The gripper in frames (..., H, W, 3) in [-1, 1]."""
+    open_HW, closed_HW = (_alike(frame_HWC, colour) for colour in (tabletop.OPEN, tabletop.CLOSED))
+    weight_HW = open_HW + closed_HW
+    height, width = frame_HWC.shape[-3:-1]
+    y_H1 = ((jnp.arange(height) + 0.5) / height)[:, None]
+    x_1W = ((jnp.arange(width) + 0.5) / width)[None, :]
+    mass = jnp.maximum(weight_HW.sum((-2, -1)), 1e-6)
+    xy = jnp.stack([(weight_HW * axis).sum((-2, -1)) / mass for axis in (x_1W, y_H1)], axis=-1)
+    return Sight(xy, closed_HW.sum((-2, -1)) / mass, mass / (height * width))
+
+
+def _alike(frame_HWC: Array, colour: jax.Array) -> Array:
+    distance = jnp.linalg.norm((frame_HWC + 1.0) / 2.0 - colour, axis=-1)
+    return jnp.maximum(1.0 - distance / REACH, 0.0)

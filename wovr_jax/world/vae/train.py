@@ -1,0 +1,147 @@
+"""Pretraining of the VAE on windows of frames: what the paper takes ready-made from Wan2.2.
+
+The windows are those of the world model, not plain clips: the first frame of an episode,
+then consecutive frames from somewhere later. The VAE sees that jump at every use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from wovr_jax.core import sharding
+from wovr_jax.nn.functional import Pure
+from wovr_jax.train import optimizers
+from wovr_jax.types import Array, Params
+from wovr_jax.world.vae.net import VAE, VAEConfig
+
+Draw = Callable[..., Array]
+"""``draw(key, batch, *data) -> frame_BFHWC``, traceable, float32 in [-1, 1]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VAETraining:
+    """How the VAE is pretrained.
+
+    Attributes:
+      steps, batch, lr, warmup, clip: of the optimiser, with a linear warm-up and a cosine to zero.
+      optimizer: see ``nn.optimizers``.
+      knee: pixel error up to which the absolute error is rounded into a square; below it the
+        gradient fades, so that the still background does not drown what moves. 0: not rounded.
+      edge: weight of the error of differences between neighbouring pixels.
+      focus: extra weight of the pixels that change inside a window; they are few, and all that matters.
+      kl: weight of the mean divergence per latent number.
+      seed: of parameters and windows.
+    """
+
+    steps: int = 2000
+    batch: int = 8
+    lr: float = 3e-3
+    warmup: int = 50
+    optimizer: optimizers.Name = "muon"
+    clip: float = 1.0
+    knee: float = 0.1
+    edge: float = 0.5
+    focus: float = 8.0
+    kl: float = 1e-5
+    seed: int = 0
+
+
+def network(cfg: VAEConfig) -> Pure:
+    """The VAE without weights."""
+    return Pure(lambda rngs: VAE(cfg, rngs=rngs))
+
+
+def loss(vae: Pure, params: Params, cfg: VAETraining, frame_BFHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+    """Absolute, squared and edge errors of the reconstruction from a sampled latent, plus the divergence."""
+    mean, logvar = vae(params, frame_BFHWC, method="moments")
+    logvar = jnp.clip(logvar, -30.0, 20.0)
+    z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    error_BFHWC = vae(params, z, method="decode_raw") - frame_BFHWC
+    weight = 1.0 + cfg.focus * moving(frame_BFHWC)
+    weight = weight / weight.mean()
+
+    def size(error: Array) -> Array:
+        # The square root has no gradient at 0 without a knee.
+        return jnp.sqrt(jnp.square(error) + cfg.knee**2) - cfg.knee if cfg.knee else jnp.abs(error)
+
+    pixel = (weight * (size(error_BFHWC) + jnp.square(error_BFHWC))).mean()
+    edge = size(jnp.diff(error_BFHWC, axis=2)).mean() + size(jnp.diff(error_BFHWC, axis=3)).mean()
+    divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
+    total = pixel + cfg.edge * edge + cfg.kl * divergence
+    return total, {"loss": total, "psnr": _psnr(jnp.square(error_BFHWC).mean()), "edge": edge, "kl": divergence}
+
+
+def moving(frame_BFHWC: Array, threshold: float = 0.1) -> Array:
+    """(B, 1, H, W, 1) float: 1 where some colour of a pixel changes over the window by more than ``threshold``."""
+    span_BHWC = frame_BFHWC.max(axis=1) - frame_BFHWC.min(axis=1)
+    return (span_BHWC.max(axis=-1, keepdims=True) > threshold).astype(jnp.float32)[:, None]
+
+
+def make(cfg: VAEConfig, training: VAETraining, draw: Draw, *data: Any) -> tuple[dict[str, Any], Callable]:
+    """First state and jitted, donated ``step(state, i) -> (state, metrics)``; every batch is drawn afresh.
+
+    ``data`` is what ``draw`` draws from: an argument of the compiled program, where a closure would make it a constant.
+    """
+    vae = network(cfg)
+    k_init, k_data = jax.random.split(jax.random.key(training.seed))
+    rate = optimizers.warmup_cosine(training.lr, training.warmup, training.steps)
+    optimiser = optimizers.clipped(training.optimizer, rate, clip=training.clip, b2=0.99)
+    params = vae.init(k_init)
+
+    def step(state: dict[str, Any], i: Array, data: tuple) -> tuple[dict[str, Any], dict[str, Array]]:
+        k_draw, k_noise = jax.random.split(jax.random.fold_in(k_data, i))
+        frame_BFHWC = sharding.batch(draw(k_draw, training.batch, *data))
+        gradient, metrics = jax.grad(lambda p: loss(vae, p, training, frame_BFHWC, k_noise), has_aux=True)(
+            state["params"]
+        )
+        update, opt = optimiser.update(gradient, state["opt"], state["params"])
+        return {"params": optax.apply_updates(state["params"], update), "opt": opt}, metrics
+
+    compiled = jax.jit(step, donate_argnums=0)
+    state = sharding.whole({"params": params, "opt": optimiser.init(params)})
+    return state, lambda state, i: compiled(state, i, data)
+
+
+def normalised(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> VAEConfig:
+    """``cfg`` with the mean and standard deviation of each latent channel over ``windows``."""
+    moments = jax.jit(lambda p, x: network(cfg)(p, x, method="moments")[0])
+    z_NC = np.concatenate([sharding.host(moments(params, x)).reshape(-1, cfg.z_dim) for x in windows])
+    mean, std = z_NC.mean(0), np.maximum(z_NC.std(0), 1e-3)
+    return dataclasses.replace(
+        cfg, latent_mean=tuple(round(float(v), 5) for v in mean), latent_std=tuple(round(float(v), 5) for v in std)
+    )
+
+
+def scores(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> dict[str, float]:
+    """Reconstruction from the posterior mean, clamped.
+
+    Returns:
+      ``psnr`` in dB over all pixels, ``psnr_moving`` over the pixels that change inside their
+      window, ``psnr_worst`` of the worst frame.
+    """
+    vae = network(cfg)
+
+    @jax.jit
+    def errors(params: Params, frame_BFHWC: Array) -> tuple[Array, Array, Array]:
+        back = vae(params, vae(params, frame_BFHWC, method="encode"), method="decode")
+        square = jnp.square(jnp.clip(back, -1.0, 1.0) - frame_BFHWC).mean(-1)
+        mask = jnp.broadcast_to(moving(frame_BFHWC)[..., 0], square.shape)
+        return square.mean((2, 3)), (square * mask).sum(), mask.sum()
+
+    frame_error, moving_error, moving_pixels = zip(*(errors(params, x) for x in windows), strict=True)
+    frame_error = np.concatenate([sharding.host(e).ravel() for e in frame_error])
+    in_motion = float(sum(moving_error)) / float(sum(moving_pixels))
+    found = {"psnr": frame_error.mean(), "psnr_moving": in_motion, "psnr_worst": frame_error.max()}
+    return {name: round(float(_psnr(error)), 2) for name, error in found.items()}
+
+
+def _psnr(mean_square: Any) -> Any:
+    """dB of frames in [-1, 1]."""
+    return 10.0 * jnp.log10(4.0 / mean_square)
