@@ -283,16 +283,6 @@ def read(folder: str | os.PathLike, *, verify: bool = True) -> list[Episode]:
     return list(EpisodeSource(folder, verify=verify))
 
 
-def to_float(frame: Any) -> Any:
-    """uint8 pixels -> float32 in [-1, 1]; numpy in, numpy out, and the same for device arrays."""
-    return frame.astype(np.float32) / 127.5 - 1.0
-
-
-def to_uint8(frame: Any) -> np.ndarray:
-    """Pixels in [-1, 1] -> uint8 on the host: clipped, and rounded (truncation would darken)."""
-    return np.clip(np.round((np.asarray(frame, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
-
-
 def fresh_folder(folder: pathlib.Path) -> pathlib.Path:
     """An empty folder beside ``folder`` to write into."""
     fresh = folder.with_name(folder.name + ".new")

@@ -21,6 +21,7 @@ import numpy as np
 from flax import struct
 
 from wovr_jax.core import processes
+from wovr_jax.core.pixels import to_float
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.types import NULL_ACTION, Array, Episode, Start
@@ -285,8 +286,8 @@ def gather(table: Starts, row_B: Array, prompt_KL: Array) -> Start:
 
     picked = jax.tree.map(pick, table)
     return Start(
-        anchor_BHWC=disk.to_float(picked.anchor_KHWC),
-        memory_BMHWC=disk.to_float(picked.memory_KMHWC),
+        anchor_BHWC=to_float(picked.anchor_KHWC),
+        memory_BMHWC=to_float(picked.memory_KMHWC),
         action_BMA=picked.action_KMA,
         prompt_BL=jnp.asarray(prompt_KL)[picked.task_K],
         task_B=picked.task_K,

@@ -228,7 +228,7 @@ class Stages:
             start = start_states.gather(table, jnp.asarray(row_B), self.prompt_KL)
             key = self.key("retold", round_, low)
             dream = sharding.host(self.programs.replay(self.world(round_), self.fresh_reward, start, action_BNTA, key))
-            video_BSHWC = disk.to_uint8(dream.video_BNTHWC).reshape(batch, -1, *dream.frame_BNHWC.shape[2:])
+            video_BSHWC = pixels.to_uint8(dream.video_BNTHWC).reshape(batch, -1, *dream.frame_BNHWC.shape[2:])
             for row, video_SHWC in list(zip(row_B, video_BSHWC, strict=True))[: len(episodes) - low]:
                 length = len(episodes[row].action_SA)
                 frames = np.concatenate([episodes[row].frame_SHWC[:1], video_SHWC[:length]])
@@ -356,8 +356,8 @@ class Stages:
                 for how, heat in heats.items()
             )
             return {
-                "true_success": evaluate.rate(sampled.success_B),
-                "greedy": evaluate.rate(greedy.success_B),
+                "true_success": evaluate.summarize_outcomes(sampled.success_B),
+                "greedy": evaluate.summarize_outcomes(greedy.success_B),
                 "subgoals": sampled.subgoals,
                 "outcomes": sampled.success_B.astype(int).tolist(),
                 "true_steps": sampled.steps + greedy.steps,
@@ -378,17 +378,15 @@ class Stages:
                 replay = functools.partial(self.programs.replay, self.world(world_round), reward, played.start)
                 action_BNTA = jnp.asarray(played.rollout.action_BNTA)
                 pairs.append(sharding.host((played.rollout, replay(action_BNTA, self.key(name)))))
-                for how, action_BNTA in evaluate.loosened(played.rollout).items():
+                for how, action_BNTA in evaluate.loosen_gripper(played.rollout).items():
                     loose[how].append(sharding.host(replay(action_BNTA, self.key(name)).prob_BNT))
             true, dream = (evaluate.join(side, count) for side in zip(*pairs, strict=True))
             films = [f"episode-{i}.mp4" for i in range(min(cfg.evaluate.videos, count))]
             for i, film in enumerate(films):
-                pixels.video(
-                    folder / film, evaluate.side_by_side(*(evaluate.film(side, i) for side in (true, dream))), fps=6
-                )
+                pixels.video(folder / film, evaluate.draw_film(true, dream, i), fps=6)
             frames = count * self.arena.steps
             said = {how: np.concatenate(parts)[:count] for how, parts in loose.items()}
-            return evaluate.compared(true, dream, said, threshold) | {
+            return evaluate.compare_verdicts(true, dream, said, threshold) | {
                 "videos": films,
                 "true_steps": frames,
                 "imagined_frames": 3 * frames,

@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from wovr_jax.core import config, processes, sharding
+from wovr_jax.core.pixels import to_float
 from wovr_jax.data.batches import Windows, gather_windows, sample_rows
-from wovr_jax.data.episodes import to_float
 from wovr_jax.data.stream import Feed, Stream
 from wovr_jax.types import NULL_ACTION, Array, Params
 from wovr_jax.world.model import WorldConfig, arrange_actions, arrange_frames, networks
