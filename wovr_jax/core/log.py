@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wovr_jax.core import processes
+from wovr_jax.core.disk import replace_file
 
 RESERVED = ("stage", "step", "time")
 """What every line says of itself, so no metric may have such a name."""
@@ -68,9 +69,8 @@ class Log:
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         if len(kept) == len(lines):
             return
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        fresh.replace(self.path)
+        with replace_file(self.path) as fresh:
+            fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def close(self) -> None:
         """Flushes the TensorBoard events. ``metrics.jsonl`` is complete at any time."""

@@ -15,6 +15,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from wovr_jax.core import processes
+from wovr_jax.core.disk import replace_file
 
 VIDEO_PIXELS = 256
 """Videos and grids are enlarged until their shorter side has at least this many pixels."""
@@ -61,17 +62,17 @@ def _ffmpeg(path: pathlib.Path, frame_THWC: np.ndarray, rate: str, coded: str) -
     """Hands frames to ffmpeg, which codes them into ``path``; of several processes the first one does."""
     if not processes.first():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside, then renamed; the suffix stays, for ffmpeg reads the format from it.
-    fresh = path.with_name(f"{path.stem}.new{path.suffix}")
     _, height, width, _ = frame_THWC.shape
     raw = f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} {rate} -i -"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *raw.split(), *coded.split(), str(fresh)]
-    # Not through imageio's writer: it forks from Python, which JAX's threads do not survive safely.
-    done = subprocess.run(command, input=frame_THWC.tobytes(), capture_output=True, start_new_session=True)
-    if done.returncode:
-        raise RuntimeError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
-    fresh.replace(path)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *raw.split(), *coded.split()]
+    # The suffix stays, for ffmpeg reads from it what to write.
+    with replace_file(path, keep_suffix=True) as fresh:
+        # Not through imageio's writer: it forks from Python, which JAX's threads do not survive safely.
+        done = subprocess.run(
+            [*command, str(fresh)], input=frame_THWC.tobytes(), capture_output=True, start_new_session=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
     return path
 
 

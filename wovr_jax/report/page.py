@@ -20,6 +20,7 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from wovr_jax.core.disk import read_json, replace_file
 from wovr_jax.core.log import RESERVED, read_metrics
 from wovr_jax.report import figures, tables
 from wovr_jax.report.tables import Results, Rows
@@ -39,11 +40,12 @@ def write(run: str | os.PathLike) -> pathlib.Path:
     source, config = run / "results.json", run / "config.json"
     if not source.exists():
         raise FileNotFoundError(f"{source}: a report needs the results of a run; run the job first.")
-    settings = json.loads(config.read_text()) if config.exists() else None
-    # Beside, then renamed: whoever has the page open and loads it again never gets half of it.
-    beside = run / "report.html.tmp"
-    beside.write_text(render(json.loads(source.read_text()), read_metrics(run), settings, run), encoding="utf-8")
-    return beside.replace(run / "report.html")
+    settings = read_json(config) if config.exists() else None
+    text, path = render(read_json(source), read_metrics(run), settings, run), run / "report.html"
+    # Whoever has the page open and loads it again never gets half of it.
+    with replace_file(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+    return path
 
 
 def render(
