@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import shutil
@@ -203,8 +202,7 @@ def write_peft(
         safetensors.write(fresh, {**checked.tensor, **checked.kept}, stream, {"format": "pt"})
     if kept:
         return [folder / WEIGHTS, *kept.copy_files(folder)]
-    with disk.replace_file(folder / CONFIG) as fresh:
-        fresh.write_text(json.dumps(peft_config(about.lora, checked.tensor), indent=2) + "\n", encoding="utf-8")
+    disk.write_json(folder / CONFIG, peft_config(about.lora, checked.tensor), indent=2, each=True)
     return [folder / WEIGHTS, folder / CONFIG]
 
 

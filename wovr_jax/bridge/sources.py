@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
 import re
 from typing import Any
 
 from wovr_jax.bridge import torch_io
+from wovr_jax.core import disk
 from wovr_jax.weights import safetensors
 from wovr_jax.weights.safetensors import FileError, Source
 
@@ -68,7 +68,7 @@ def _config(path: pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(disk.read_json(path))
     except (ValueError, TypeError) as error:
         raise FileError(f"{path} cannot be read as JSON settings: {error}.") from error
 
@@ -121,7 +121,7 @@ def _open_safetensors(path: pathlib.Path, files: list[pathlib.Path]) -> Source:
 
 def _weight_map(path: pathlib.Path) -> dict[str, str]:
     try:
-        listed = json.loads(path.read_text())["weight_map"]
+        listed = disk.read_json(path)["weight_map"]
         return {str(name): pathlib.PurePath(file).name for name, file in listed.items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise FileError(f"{path} is not an index of shards: it has no weight_map ({error}).") from error
