@@ -183,6 +183,15 @@ def place(tree: Any, axes: Axes) -> Any:
     return tree if over is None else put(tree, shardings(tree, axes, over))
 
 
+def describe(shapes: Any, axes: Axes) -> Any:
+    """``shapes`` with the place that each leaf has on the mesh in use, so that a reader can put it there at once."""
+    over = current()
+    if over is None:
+        return shapes
+    where = shardings(shapes, axes, over)
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, where)
+
+
 def host(tree: Any) -> Any:
     """``tree`` as numpy arrays on the host, in every process, wherever its pieces lie."""
 
