@@ -23,8 +23,7 @@ import numpy as np
 
 from data_prep import convert
 from data_prep.demos import Demo, SourceError
-from wovr_jax.data.episodes import EpisodesError
-from wovr_jax.data.instructions import from_file_name
+from wovr_jax.data.episodes import EpisodesError, instruction_of
 
 FRAMES, WRIST = "obs/agentview_rgb", "obs/eye_in_hand_rgb"
 JOINTS = slice(1, 8)
@@ -59,7 +58,7 @@ def read(path: pathlib.Path) -> Iterator[Demo]:
                     f"{path}: {len(names)} demonstrations, its header counts {file['data'].attrs.get('num_demos')}."
                 )
             for name in names:
-                yield demo(file["data"][name], f"{path.name}, {name}", from_file_name(path.stem))
+                yield demo(file["data"][name], f"{path.name}, {name}", instruction_of(path.stem))
     except OSError as error:  # h5py's word for damage
         raise SourceError(f"{path}: damaged or cut short ({error}).") from error
 
@@ -119,7 +118,7 @@ def main() -> None:
     args = convert.parser(__doc__, rotation="turn", gripper="environment", actor="human").parse_args()
     try:
         found = files(args.source)
-        tasks = [from_file_name(path.stem) for path in found]
+        tasks = [instruction_of(path.stem) for path in found]
         convert.run(args, [(path.name, path) for path in found], read, tasks, "LIBERO HDF5")
     except (SourceError, EpisodesError, OSError) as error:
         sys.exit(str(error))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
@@ -108,20 +109,21 @@ class EpisodeWriter:
         replace_folder(self._fresh, self.folder)
 
     def _settle_layout(self, episode: Episode, where: str) -> None:
-        """The first episode says what each one holds: the size of frames, a wrist camera or none, a state or none."""
+        """Takes from the first episode what all must hold: size of frames, wrist camera or none, state or none."""
         layout = {
             "frame": list(episode.frame_SHWC.shape[1:]),
             "wrist": None if episode.wrist_SHWC is None else list(episode.wrist_SHWC.shape[1:]),
             "state": None if episode.state_SD is None else episode.state_SD.shape[1],
         }
-        for name, found in layout.items():
-            if self._facts["episodes"] and found != self._facts[name]:
+        for name, shape in layout.items():
+            if self._facts["episodes"] and shape != self._facts[name]:
                 raise EpisodesError(
-                    f"{where}: {name} is {found}, before it was {self._facts[name]}; one folder, one kind of episode."
+                    f"{where}: {name} is {shape}, before it was {self._facts[name]}; one folder, one kind of episode."
                 )
         self._facts |= layout
 
     def _count(self, episode: Episode) -> None:
+        """Adds an episode to the sums of the manifest."""
         success = bool(episode.success_S.any())
         self._facts["episodes"] += 1
         self._facts["steps"] += len(episode.action_SA)
@@ -146,21 +148,25 @@ def write(
     overwrite: bool = False,
     per_shard: int = 256,
 ) -> dict[str, Any]:
-    """Writes all ``episodes`` to ``folder`` and returns the manifest. See :class:`EpisodeWriter`.
+    """Writes all ``episodes`` to ``folder`` and returns the manifest; see :class:`EpisodeWriter` for the arguments.
 
     Of several processes, which all are given the same episodes, the first one writes and the others wait for it.
+
+    Raises:
+      EpisodesError: as :class:`EpisodeWriter`.
     """
     if processes.first():
         with EpisodeWriter(folder, meta=meta, overwrite=overwrite, per_shard=per_shard) as writer:
             for episode in episodes:
                 writer.add(episode)
     else:
-        collections.deque(episodes, maxlen=0)  # they are computed by all processes together
+        # All processes compute the episodes together: one that did not ask for them would leave the others waiting.
+        collections.deque(episodes, maxlen=0)
     return processes.once(lambda: manifest(folder), f"write {folder}")
 
 
 def manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of an episode folder.
+    """Returns the manifest of an episode folder.
 
     Raises:
       EpisodesError: no folder, not an episode folder, or a schema newer than this code.
@@ -184,7 +190,7 @@ def manifest(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 class EpisodeSource:
-    """Random access to the episodes of a folder, read when asked for (a Grain data source).
+    """Gives random access to the episodes of a folder, each read when asked for (a Grain data source).
 
     Args:
       folder: an episode folder.
@@ -215,14 +221,14 @@ class EpisodeSource:
         return decode(self.record(index), self._where(index))
 
     def record(self, index: int) -> bytes:
-        """An episode as it is on disk."""
+        """Returns the bytes of an episode as they are on disk."""
         return self._records[index]
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[index] for index in range(len(self)))
 
     def head(self, index: int) -> Head:
-        """What the record says before its arrays, which stay as they are."""
+        """Returns what a record says before its arrays, which are not decoded."""
         return peek(self.record(index), self._where(index))
 
     def _where(self, index: int) -> str:
@@ -231,7 +237,7 @@ class EpisodeSource:
 
 
 class Lazy(Sequence[Episode]):
-    """Episodes that stay on disk, in an order of one's own: each is decoded whenever it is asked for.
+    """Holds episodes that stay on disk, in any order: each is decoded whenever it is asked for.
 
     Args:
       places: a folder and a number in it for each episode.
@@ -254,38 +260,50 @@ class Lazy(Sequence[Episode]):
         return source[number]
 
     def heads(self) -> list[Head]:
-        """Of each episode, undecoded."""
+        """Returns the head of each episode; none is decoded."""
         return [source.head(number) for source, number in self.places]
 
 
-def joined(parts: Iterable[Sequence[Episode]]) -> Sequence[Episode]:
-    """Episodes of several sequences as one, which stays on disk if all of them do; empty ones do not count."""
-    some = [part for part in parts if len(part)]
-    lazy = [part for part in some if isinstance(part, Lazy)]
-    if lazy and len(lazy) == len(some):
+def join(parts: Iterable[Sequence[Episode]]) -> Sequence[Episode]:
+    """Joins several sequences of episodes; what comes of it stays on disk if all of them do, empty ones aside."""
+    full = [part for part in parts if len(part)]
+    lazy = [part for part in full if isinstance(part, Lazy)]
+    if lazy and len(lazy) == len(full):
         return Lazy([place for part in lazy for place in part.places])
-    return [episode for part in some for episode in part]
+    return [episode for part in full for episode in part]
 
 
 def heads(episodes: Sequence[Episode]) -> list[Head]:
-    """Of each episode what decides how it is used; those on disk are not decoded for it."""
+    """Returns what decides how each episode is used; those on disk are not decoded for it."""
     if isinstance(episodes, EpisodeSource):
         return [episodes.head(index) for index in range(len(episodes))]
     if isinstance(episodes, Lazy):
         return episodes.heads()
-    return [Head(len(one.action_SA), one.task, one.seed) for one in episodes]
+    return [Head(len(episode.action_SA), episode.task, episode.seed) for episode in episodes]
 
 
 def read(folder: str | os.PathLike, *, verify: bool = True) -> list[Episode]:
-    """All episodes of ``folder``. See :class:`EpisodeSource` for what is checked."""
+    """Reads all episodes of ``folder`` into memory; see :class:`EpisodeSource` for what is checked."""
     return list(EpisodeSource(folder, verify=verify))
 
 
+def instruction_of(stem: str) -> str:
+    """Returns what a LIBERO task asks for, from the name of its files.
+
+    The benchmark takes an instruction from the file's name; the sentence inside a task's bddl file is another one.
+    ``put_the_wine_bottle_on_the_rack`` is ``"put the wine bottle on the rack"``. The scene that libero_10 and libero_90
+    put before it, and ``_demo`` after it in data files, are left out.
+    """
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", stem.removesuffix("_demo")).replace("_", " ")
+
+
 def _complete(folder: pathlib.Path) -> bool:
+    # The manifest is written last.
     return (folder / MANIFEST).is_file()
 
 
 def _check_shard(folder: pathlib.Path, shard: dict[str, Any], verify: bool) -> None:
+    """Raises an EpisodesError unless a shard is there, of the size and, with ``verify``, of the hash it was written."""
     path = folder / shard["file"]
     if not path.is_file():
         raise EpisodesError(f"{path} is missing; the manifest expects {shard['episodes']} episodes in it.")

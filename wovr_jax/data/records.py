@@ -67,7 +67,7 @@ def check(episode: Episode, where: str) -> None:
 
 
 def encode(episode: Episode) -> bytes:
-    """One episode as the bytes of a record."""
+    """Returns one episode as the bytes of a record; :func:`decode` gives it back bit by bit."""
     header = {name: getattr(episode, name) for name in ("instruction", "actor")}
     header |= {"task": int(episode.task), "seed": int(episode.seed)}
     header |= {"frame": list(episode.frame_SHWC.shape), "action": list(episode.action_SA.shape)}
@@ -86,7 +86,7 @@ def encode(episode: Episode) -> bytes:
 
 
 def decode(record: bytes, where: str = "record") -> Episode:
-    """The episode in the bytes of a record.
+    """Returns the episode in the bytes of a record.
 
     Raises:
       EpisodesError: naming ``where``, when the bytes are damaged or another format.
@@ -99,7 +99,7 @@ def decode(record: bytes, where: str = "record") -> Episode:
 
 
 def peek(record: bytes, where: str = "record") -> Head:
-    """The head of the episode in a record; its arrays stay as they are.
+    """Returns the head of the episode in a record; its arrays are not decoded.
 
     Raises:
       EpisodesError: as :func:`decode`.
@@ -111,7 +111,7 @@ def peek(record: bytes, where: str = "record") -> Head:
 
 @contextlib.contextmanager
 def _damage(where: str) -> Iterator[None]:
-    """What goes wrong inside is said to be damage, and where."""
+    """Turns what goes wrong inside into an EpisodesError that speaks of damage and says where."""
     try:
         yield
     except EpisodesError:
@@ -121,7 +121,7 @@ def _damage(where: str) -> Iterator[None]:
 
 
 def _header(record: bytes) -> tuple[dict[str, Any], bytes]:
-    """What a record says before its arrays, and the rest."""
+    """Returns what a record says before its arrays, and the compressed arrays."""
     if record[:4] != MAGIC:
         raise ValueError(f"begins with {record[:4]!r}, not {MAGIC!r}: not an episode")
     (length,) = struct.unpack("<I", record[4:8])
@@ -130,9 +130,11 @@ def _header(record: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _unpack(header: dict[str, Any], body: bytes) -> Episode:
     frames, actions = header["frame"], header["action"]
+    # In the order in which ``encode`` wrote them; the last two are not in every record.
     layout = [(frames, np.uint8), (actions, "<f4"), (actions, "<f4"), (frames[:1], np.bool_)]
     layout += [(header[name], kind) for name, kind in (("wrist", np.uint8), ("state", "<f4")) if name in header]
     sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout]
+    # np.frombuffer would read a body that is too long without a word.
     if sum(sizes) != len(body):
         raise ValueError(f"expected {sum(sizes)} bytes of arrays, got {len(body)}")
     ends = np.cumsum([0, *sizes])
@@ -144,7 +146,7 @@ def _unpack(header: dict[str, Any], body: bytes) -> Episode:
         frame_SHWC=_sums(change_SHWC),
         action_SA=action_SA.astype(np.float32),
         label_SA=label_SA.astype(np.float32),
-        success_S=success_S.copy(),
+        success_S=success_S.copy(),  # an array over the bytes cannot be written to
         wrist_SHWC=_sums(more.pop(0)) if "wrist" in header else None,
         state_SD=more.pop(0).astype(np.float32) if "state" in header else None,
         origin=header.get("origin", {}),
@@ -153,12 +155,13 @@ def _unpack(header: dict[str, Any], body: bytes) -> Episode:
 
 
 def _changes(frame_SHWC: np.ndarray) -> np.ndarray:
-    """Differences to the frame before, modulo 256; the first frame as it is."""
+    """Returns the differences to the frame before, modulo 256; the first frame stays as it is."""
     return np.diff(frame_SHWC, axis=0, prepend=np.zeros_like(frame_SHWC[:1]))
 
 
 def _sums(change_SHWC: np.ndarray) -> np.ndarray:
-    """Inverse of ``_changes``. Frame by frame: ``np.cumsum`` over the first axis takes sixty times as long."""
+    """Returns the frames whose differences ``_changes`` gave."""
+    # Frame by frame: np.cumsum over the first axis takes sixty times as long.
     frame_SHWC = np.empty_like(change_SHWC)
     frame_SHWC[:1] = change_SHWC[:1]
     for step in range(1, len(change_SHWC)):

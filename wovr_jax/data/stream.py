@@ -62,12 +62,12 @@ class Layout:
     start_share: float = 0.05
 
     def later(self, steps: int) -> range:
-        """Starts of the windows of an episode of ``steps`` steps, but for the first one."""
+        """Returns the starts of the windows of an episode of ``steps`` steps, but for the first one."""
         return batches.later_starts(steps, self.memory, self.new, self.start_cap, self.stride, self.partial)
 
 
 class Stream:
-    """Windows of some episodes of ``source``.
+    """Cuts windows from some episodes of ``source``, each decoded when its turn comes.
 
     Args:
       source: episodes, decoded when asked for: an ``EpisodeSource``, or a list.
@@ -86,6 +86,7 @@ class Stream:
         self.source, self.layout, self.cfg = source, layout, cfg
         self.steps_E = steps_E
         windows_E = [1 + len(layout.later(steps)) if steps >= layout.new else 0 for steps in steps_E]
+        # Windows up to and with each episode: the place of a number in it is an episode, drawn by its windows.
         self._until_E = np.cumsum(np.where(use_E, windows_E, 0))
         if not self.count:
             raise batches.NoDataError(
@@ -95,23 +96,25 @@ class Stream:
 
     @property
     def count(self) -> int:
-        """Windows."""
+        """How many windows there are."""
         return int(self._until_E[-1])
 
     def visit(self, seed: tuple[int, ...], group: int, row: int) -> Host:
-        """``cfg.visit`` windows of one episode; an episode comes as often as it has windows."""
+        """Returns ``cfg.visit`` windows of one episode; an episode comes as often as it has windows."""
+        # A generator of the visit's own: whoever reads it, and from where on, it draws the same.
         rng = np.random.default_rng([*seed, group, row])
-        chosen = int(np.searchsorted(self._until_E, rng.integers(self.count), side="right"))
-        later = self.layout.later(int(self.steps_E[chosen]))
+        index = int(np.searchsorted(self._until_E, rng.integers(self.count), side="right"))
+        later = self.layout.later(int(self.steps_E[index]))
         first, share = 1 - self.layout.memory, self.layout.start_share if later else 1.0
         begins_K = rng.random(self.cfg.visit) < share
         starts_K = [first if begins else int(rng.choice(later)) for begins in begins_K]
-        episode = self.source[chosen]
+        episode = self.source[index]
         frames, actions = zip(*(window(episode, start, self.layout) for start in starts_K), strict=True)
         return {"frame": np.stack(frames), "action": np.stack(actions)}
 
     def read(self, seed: tuple[int, ...], rows: np.ndarray, step: int, steps: int) -> Any:
-        """A Grain dataset of the given rows of the batches of ``step`` and after, up to ``steps``."""
+        """Returns a Grain dataset of the given rows of the batches of ``step`` and after, up to ``steps``."""
+        # A visit serves ``cfg.visit`` batches, so the first one may begin before ``step``; ``Feed`` skips those.
         first, last = step // self.cfg.visit, -(-steps // self.cfg.visit)
         visits = grain.MapDataset.range(first * len(rows), last * len(rows))
         visits = visits.map(lambda n: self.visit(seed, n // len(rows), int(rows[n % len(rows)])))
@@ -123,7 +126,7 @@ class Stream:
 
 
 class Feed:
-    """Batches of a stream on the devices, read ahead of the step that asks for them.
+    """Puts batches of a stream onto the devices, ahead of the step that asks for them.
 
     Args:
       stream: the windows.
@@ -142,7 +145,7 @@ class Feed:
         self.waited = 0.0
 
     def __call__(self, step: int) -> dict[str, Array]:
-        """The batch of a step; steps in their order are read ahead.
+        """Returns the batch of a step; steps in their order are read ahead.
 
         Raises:
           EpisodesError: naming the record that cannot be read.
@@ -164,17 +167,18 @@ class Feed:
 
 
 class _Deal(experimental.FlatMapTransform):
-    """(R, K, ...) windows of R visits -> K batches of R windows."""
+    """Deals the windows (R, K, ...) of R visits out to K batches of R windows."""
 
     def __init__(self, visit: int):
         self.max_fan_out = visit
 
     def flat_map(self, element: Host) -> list[Host]:
+        # Contiguous, or a batch that waits would hold on to the memory of all K.
         return [{name: np.ascontiguousarray(a[:, k]) for name, a in element.items()} for k in range(self.max_fan_out)]
 
 
 def window(episode: Episode, start: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Frames (F, H, W, 3) uint8 and actions (F, A) of the window that begins at ``start``.
+    """Returns the frames (F, H, W, 3) uint8 and actions (F, A) of the window that begins at ``start``.
 
     The same window as ``batches.gather_windows`` cuts on the device: frame 0, then consecutive frames; action slot i
     holds the action that produced frame i, the null action where none did.

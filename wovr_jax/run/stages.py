@@ -174,7 +174,7 @@ class Stages:
 
     def _pool(self, round_: int) -> Sequence[Episode]:
         """Every true rollout so far."""
-        return disk.joined(self.collected(k) for k in range(round_ + 1))
+        return disk.join(self.collected(k) for k in range(round_ + 1))
 
     # --- the learned simulator --------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class Stages:
         begin = self.world(round_ - 1) if round_ else {"dit": self.fresh_world, "vae": vae_params}
 
         def make(folder: pathlib.Path) -> dict[str, Any]:
-            new = disk.joined([self.collected(round_), self.demonstrations if round_ == 0 else []])
+            new = disk.join([self.collected(round_), self.demonstrations if round_ == 0 else []])
             old, cache = self._pool(round_ - 1) if round_ else [], self.run.folder / "latents"
             key, log = self.key(name), self.run.log
             return world_fit.fit(cfg, train, begin, new, key, folder, old=old, cache=cache, name=name, log=log)
@@ -245,7 +245,7 @@ class Stages:
             aside_E = batches.split(disk.heads(before), reward_fit.HELD_OUT)
             held = [before[e] for e in np.flatnonzero(aside_E).tolist()]
             told = self._retold(round_, [*newest, *demos[: len(newest) // 3], *held])
-            real = disk.joined([self._pool(round_), demos])
+            real = disk.join([self._pool(round_), demos])
             params, facts = reward_fit.fit(
                 cfg.reward, cfg.reward_train, self.fresh_reward, real, told, self.key(name),
                 name=name, log=self.run.log, folder=folder,
