@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 _NUMBER = re.compile(r"[biufc](1|2|4|8|16)|[SU]\d+")
+"""Codes of numpy types that are plain numbers or text: kind and bytes."""
 _DEEPEST = 50
+"""How deep lists and dicts may be nested: far more than any data need, and long before the stack runs out."""
 
 
 class RefusedError(ValueError):
@@ -29,7 +31,7 @@ class RefusedError(ValueError):
 
 
 def load(path: str | os.PathLike) -> Any:
-    """The content of an ``.npy`` file of objects, as lists, dicts and plain arrays.
+    """Reads an ``.npy`` file of objects as lists, dicts and plain arrays.
 
     Raises:
       RefusedError: cut short, another kind of file, or with anything but plain data in it.
@@ -39,6 +41,7 @@ def load(path: str | os.PathLike) -> Any:
         with path.open("rb") as file:
             shape = _object_shape(file)
             content = _plain(_Unpickler(file).load(), path.name)
+            # Bytes behind the pickle could be a second one, for a reader less careful than this.
             if file.read(1):
                 raise RefusedError("bytes follow after the end of the pickle")
     except FileNotFoundError:
@@ -54,6 +57,7 @@ def load(path: str | os.PathLike) -> Any:
 
 
 def _object_shape(file: io.BufferedReader) -> tuple[int, ...]:
+    """Reads the header of an ``.npy`` file and returns the shape it tells."""
     try:
         version = np.lib.format.read_magic(file)
     except ValueError as error:
@@ -165,7 +169,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """``value`` with every stand-in replaced by the array or number it stands for."""
+    """Returns ``value`` with every stand-in replaced by the array or number it stands for."""
     if depth > _DEEPEST:
         raise RefusedError(f"{where} is nested more than {_DEEPEST} deep")
     if value is None or isinstance(value, bool | int | float | str | bytes):
@@ -191,6 +195,7 @@ def _key(key: Any, where: str) -> str | int:
 
 
 def _array(state: tuple, where: str, depth: int) -> Any:
+    """Builds an array, or a number where the shape is empty, from what a stand-in noted."""
     _, shape, dtype, fortran, data = state
     shape = tuple(int(length) for length in shape)
     if not isinstance(dtype, _Dtype) or min(shape, default=0) < 0:

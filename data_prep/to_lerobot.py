@@ -81,11 +81,11 @@ def _write_file(
     fps: int,
     video: bool,
 ) -> None:
-    """One table and, with ``video``, a film of each camera; notes in ``listing`` where each episode lies."""
+    """Writes one table and, with ``video``, a film of each camera; notes in ``listing`` where each episode lies."""
     at = {"chunk_index": file // CHUNK, "file_index": file % CHUNK}
     columns: dict[str, list[Any]] = {}
     films: dict[str, list[np.ndarray]] = {}
-    shown = 0
+    frames = 0  # in the films of this file, before the episode
     for episode in episodes:
         number, first = len(listing), sum(line["length"] for line in listing)
         steps = len(episode.label_SA)
@@ -101,13 +101,13 @@ def _write_file(
             sums[name].append(frame_SHWC[::10, ::8, ::8].reshape(-1, 3) / 255.0)
             if video:
                 line |= {f"videos/{name}/{key}": value for key, value in at.items()}
-                line |= {f"videos/{name}/from_timestamp": shown / fps}
-                line |= {f"videos/{name}/to_timestamp": (shown + steps) / fps}
+                line |= {f"videos/{name}/from_timestamp": frames / fps}
+                line |= {f"videos/{name}/to_timestamp": (frames + steps) / fps}
         sums[ACTION].append(episode.label_SA)
         if episode.state_SD is not None:
             sums[STATE].append(episode.state_SD[:-1])
         listing.append(line)
-        shown += steps
+        frames += steps
     for name, parts in films.items():
         if video:
             film(folder / VIDEO.format(**at, video_key=name), np.concatenate(parts), fps)
@@ -117,17 +117,18 @@ def _write_file(
 
 
 def _columns(episode: Episode, number: int, first: int, task: int, fps: int) -> dict[str, list[Any]]:
+    """Returns the columns of an episode's rows; the last frame has no action and no row."""
     steps = len(episode.label_SA)
-    found: dict[str, list[Any]] = {ACTION: episode.label_SA.tolist()}
+    columns: dict[str, list[Any]] = {ACTION: episode.label_SA.tolist()}
     if episode.state_SD is not None:
-        found[STATE] = episode.state_SD[:-1].tolist()
-    found["timestamp"] = [step / fps for step in range(steps)]
-    found["frame_index"] = list(range(steps))
-    found["episode_index"], found["task_index"] = [number] * steps, [task] * steps
-    found["index"] = list(range(first, first + steps))
-    found["next.reward"] = episode.success_S[1:].astype(float).tolist()
-    found["next.done"] = [step == steps - 1 for step in range(steps)]
-    return found
+        columns[STATE] = episode.state_SD[:-1].tolist()
+    columns["timestamp"] = [step / fps for step in range(steps)]
+    columns["frame_index"] = list(range(steps))
+    columns["episode_index"], columns["task_index"] = [number] * steps, [task] * steps
+    columns["index"] = list(range(first, first + steps))
+    columns["next.reward"] = episode.success_S[1:].astype(float).tolist()
+    columns["next.done"] = [step == steps - 1 for step in range(steps)]
+    return columns
 
 
 def _cameras(episode: Episode) -> Iterator[tuple[str, np.ndarray]]:
@@ -139,7 +140,7 @@ def _cameras(episode: Episode) -> Iterator[tuple[str, np.ndarray]]:
 def _info(
     source: disk.EpisodeSource, listing: list[dict[str, Any]], tasks: int, fps: int, video: bool
 ) -> dict[str, Any]:
-    """The content of ``meta/info.json``."""
+    """Returns the content of ``meta/info.json``."""
     facts = source.manifest
     kind = "video" if video else "image"
     features: dict[str, Any] = {}
@@ -199,13 +200,14 @@ def _write_meta(
 
 def _stats(parts: Sequence[np.ndarray], picture: bool) -> dict[str, list[Any]]:
     rows = np.concatenate(parts).astype(np.float64)
-    found = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+    stats = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+    # Pictures have their statistics by channel, in the shape that broadcasts against (channel, height, width).
     shape = (3, 1, 1) if picture else (-1,)
-    return {name: value.reshape(shape).tolist() for name, value in found.items()} | {"count": [len(rows)]}
+    return {name: value.reshape(shape).tolist() for name, value in stats.items()} | {"count": [len(rows)]}
 
 
 def png(frame_HWC: np.ndarray) -> dict[str, Any]:
-    """A picture as a table's cell."""
+    """Encodes a picture as the cell of a table."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -214,10 +216,15 @@ def png(frame_HWC: np.ndarray) -> dict[str, Any]:
 
 
 def film(path: pathlib.Path, frame_SHWC: np.ndarray, fps: int) -> None:
-    """An H.264 film, pixel for pixel; sides have to be even."""
+    """Writes an H.264 film, pixel for pixel; sides have to be even.
+
+    Raises:
+      EpisodesError: with ffmpeg's own words.
+    """
     _, height, width, _ = frame_SHWC.shape
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} -framerate {fps} -i -"
+    # A key frame in every second frame: readers of training data jump about, and decode from the last key frame.
     coded = "-c:v libx264 -crf 16 -g 2 -pix_fmt yuv420p"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *raw.split(), *coded.split(), str(path)]
     done = subprocess.run(command, input=frame_SHWC.tobytes(), capture_output=True, check=False)
@@ -227,6 +234,7 @@ def film(path: pathlib.Path, frame_SHWC: np.ndarray, fps: int) -> None:
 
 def _save(path: pathlib.Path, columns: dict[str, list[Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Without types pyarrow would take Python's floats for float64, and info.json says float32.
     typed: dict[str, Any] = {}
     for name, column in columns.items():
         if name in (STATE, ACTION):
