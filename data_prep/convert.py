@@ -64,6 +64,7 @@ def convert(
     out = out.expanduser().absolute()
     if out.exists() and not overwrite:
         raise disk.EpisodesError(f"{out} exists already; add --overwrite to replace it, or name another folder.")
+    # All that decides what an episode looks like; it is in the name of each part and in the manifest.
     asked = {"how": vars(how), "instructions": list(instructions), **meta}
     parts_folder = out.with_name(f"{out.name}.parts")
     parts, refused, first = [], [], 0
@@ -79,12 +80,14 @@ def convert(
             continue
         parts.append(part)
         first += disk.manifest(part)["episodes"]  # seeds are numbers that no two episodes share
+    # All sources have been tried by now, so one message names all that are wrong.
     if refused and not (skip and parts):
         raise SourceError("\n".join(["These sources cannot be read; --skip leaves them out.", *refused]))
     for message in refused:
         print(f"skipped: {message}", file=sys.stderr)
     facts = merge(parts, out, meta=asked | {"skipped": refused}, overwrite=overwrite)
     normalize.save(out / "dataset_statistics.json", normalize.statistics(disk.EpisodeSource(out), key))
+    # Only now, when the whole folder is in place.
     shutil.rmtree(parts_folder)
     return facts
 
@@ -93,6 +96,7 @@ def _episodes(
     name: str, demos: Iterable[Demo], instructions: Sequence[str], how: Conventions, first: int
 ) -> Iterator[Episode]:
     """Yields the episodes of a source; their seeds count on from ``first``."""
+    # By its text: sources know nothing of numbers, and each numbers its own.
     numbers = {text: number for number, text in enumerate(instructions)}
     for seed, demo in enumerate(tqdm(demos, desc=name, leave=False, mininterval=0.5), first):
         if demo.instruction not in numbers:
@@ -165,6 +169,7 @@ def run(
     """
     given = args.tasks.read_text().strip().splitlines() if args.tasks else sorted(set(instructions))
     how = Conventions(args.rotation, args.gripper, not args.keep_noops, args.actor)
+    # The name that OpenVLA gives a set without its no-ops, under which its users look for it.
     key = args.key or f"{args.source.resolve().name}{'' if args.keep_noops else '_no_noops'}"
     meta = {"format": kind, "source": args.source.resolve().name}
     try:

@@ -93,6 +93,7 @@ def to_episode(demo: Demo, task: int, seed: int, how: Conventions) -> Episode:
       SourceError: arrays that do not fit together, or values outside the conventions.
     """
     check(demo)
+    # A copy, for the gripper is changed below and the source may be read again.
     action_SA = np.asarray(demo.action_TA, np.float32).copy()
     action_SA[:, -1] = gripper_to_environment(action_SA[:, -1], how.gripper, demo.name)
     arrays: dict[str, np.ndarray | None] = {
@@ -115,6 +116,7 @@ def to_episode(demo: Demo, task: int, seed: int, how: Conventions) -> Episode:
         arrays = {name: None if x is None else x[frames] for name, x in arrays.items()}
     if not len(action_SA):
         raise SourceError(f"{demo.name}: no step with a command in it.")
+    # What was done to the recording can be read off the episode for ever.
     origin = {"source": demo.name, "last_frame": "repeated" if demo.pairing == "before" else "recorded"}
     return Episode(
         action_SA=action_SA,
@@ -132,6 +134,7 @@ def to_episode(demo: Demo, task: int, seed: int, how: Conventions) -> Episode:
 def check(demo: Demo) -> None:
     """Raises a SourceError unless the arrays of a demonstration fit together."""
     steps = len(demo.action_TA)
+    # One action would leave nothing where the first or the last one is dropped.
     if demo.action_TA.shape != (steps, ACTION_DIM) or steps < 2:
         raise SourceError(
             f"{demo.name}: expected two or more actions of {ACTION_DIM} numbers, got {demo.action_TA.shape}."
@@ -172,12 +175,14 @@ def gripper_to_environment(gripper_T: np.ndarray, convention: str, where: str) -
     Raises:
       SourceError: values that the convention does not have.
     """
+    # A little slack for numbers that went through a scaling.
     low, high = (-1.0, 1.0) if convention == "environment" else (0.0, 1.0)
     if gripper_T.min() < low - 1e-3 or gripper_T.max() > high + 1e-3:
         raise SourceError(
             f"{where}: gripper commands from {gripper_T.min():.3g} to {gripper_T.max():.3g}, "
             f"and the convention {convention!r} has {low:g} to {high:g}; name another with --gripper."
         )
+    # 1 is open there and 0 closed.
     if convention == "openvla":
         return 1.0 - 2.0 * gripper_T
     # 0 is no command in the environment's convention, and OpenVLA's word for closed.

@@ -139,6 +139,7 @@ class DataSet:
                     at = {key: rows[f"videos/{name}/{key}"][i] for key in ("chunk_index", "file_index")}
                     begins = float(rows[f"videos/{name}/from_timestamp"][i])
                     videos[name] = (self.folder / video.format(**at, video_key=name), begins)
+                # The table and the videos of one episode are numbered apart.
                 at = {key: rows[f"data/{key}"][i] for key in ("chunk_index", "file_index")}
                 yield Record(index, rows["length"][i], self.folder / table.format(**at), videos)
 
@@ -149,6 +150,7 @@ class DataSet:
           SourceError: naming file and episode, when something is missing or damaged.
         """
         table = _table(records[0].table)
+        # A table of version 3 holds several episodes, one after another.
         number_T = np.asarray(table.get("episode_index", []))
         for record in records:
             yield self._demo(record, table, np.flatnonzero(number_T == record.index))
@@ -156,6 +158,7 @@ class DataSet:
     def _demo(self, record: Record, table: dict[str, list[Any]], rows: np.ndarray) -> Demo:
         """Reads one episode from its rows of a table."""
         name, wanted = f"{record.table.name}, episode {record.index}", self.columns
+        # The listing and the table are written apart, and a copy may lack the end of one.
         if len(rows) != record.length:
             raise SourceError(f"{name}: {len(rows)} rows, its listing counts {record.length}; cut short?")
         lacking = [key for key in (wanted.action, "task_index") if key not in table]
@@ -182,6 +185,7 @@ class DataSet:
     def _frames(
         self, camera: str, record: Record, table: dict[str, list[Any]], rows: np.ndarray, name: str
     ) -> np.ndarray:
+        # Pictures lie in the rows of the table, videos in files of their own.
         if camera in record.videos:
             path, begins = record.videos[camera]
             return video_frames(path, round(begins * self.fps), len(rows), name)
@@ -197,6 +201,7 @@ def choose(features: dict[str, Any], given: dict[str, str | None], where: str) -
       SourceError: a column that is not there, or actions of another number of dimensions.
     """
     cameras = [name for name, feature in features.items() if feature["dtype"] in ("image", "video")]
+    # Names are all there is to tell cameras by; whoever knows better names the column.
     outside = [name for name in cameras if not HAND.search(name)]
     inside = [name for name in cameras if HAND.search(name)]
 
@@ -208,8 +213,10 @@ def choose(features: dict[str, Any], given: dict[str, str | None], where: str) -
             raise SourceError(f"{where}: no column {name!r} for the {role}; there are {', '.join(features)}.")
         return name
 
+    # The names of LeRobot itself first, then those of older conversions.
     vectors = {role: [name for name in names if name in features] for role, names in _VECTORS.items()}
     action = pick("action", vectors["action"], True)
+    # Two arms or joint angles have another number; nothing here could make sense of them.
     if features[action]["shape"] != [ACTION_DIM] and tuple(features[action]["shape"]) != (ACTION_DIM,):
         raise SourceError(f"{where}: {action} has shape {features[action]['shape']}, expected {ACTION_DIM} numbers.")
     return Columns(
@@ -252,6 +259,7 @@ def video_frames(path: pathlib.Path, first: int, count: int, name: str) -> np.nd
         raise SourceError(f"{name}: {path.name} is damaged ({lines[-1]}).")
     frames, at = [], 0
     while at < len(done.stdout):
+        # The header of a frame is read line by line: the pixels behind it may hold any byte.
         end = at
         for _ in range(3):
             end = done.stdout.index(b"\n", end) + 1
@@ -294,6 +302,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         data = DataSet(args.source, image=args.image, wrist=args.wrist, state=args.state, action=args.action)
+        # A table is a source: it is read once for all its episodes, and an interruption costs one.
         tables: dict[pathlib.Path, list[Record]] = {}
         for record in data.records():
             tables.setdefault(record.table, []).append(record)

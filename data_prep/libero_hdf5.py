@@ -70,6 +70,7 @@ def demo(group: h5py.Group, name: str, instruction: str) -> Demo:
     steps = len(arrays["actions"])
     if group.attrs.get("num_samples", steps) != steps:
         raise SourceError(f"{name}: {steps} actions, its header counts {group.attrs['num_samples']}; cut short?")
+    # Proprioception in the order of the episodes: hand position and rotation, then the two fingers.
     state = None
     if "obs/ee_states" in group and "obs/gripper_states" in group:
         state = np.concatenate([_array(group, f"obs/{key}_states", name) for key in ("ee", "gripper")], axis=1)
@@ -77,6 +78,7 @@ def demo(group: h5py.Group, name: str, instruction: str) -> Demo:
         name=name,
         frame_THWC=arrays[FRAMES],
         action_TA=arrays["actions"],
+        # The reward is 1 in the steps that end with the task done, else 0.
         success_T=arrays["rewards"] > 0,
         instruction=instruction,
         wrist_THWC=_array(group, WRIST, name) if WRIST in group else None,
@@ -121,6 +123,7 @@ def main() -> None:
     args = convert.parser(__doc__, rotation="turn", gripper="environment", actor="human").parse_args()
     try:
         paths = files(args.source)
+        # One file a task, so the names of the files are the list of tasks.
         tasks = [instruction_of(path.stem) for path in paths]
         convert.run(args, [(path.name, path) for path in paths], read, tasks, "LIBERO HDF5")
     except (SourceError, EpisodesError, OSError) as error:

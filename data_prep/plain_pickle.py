@@ -50,6 +50,7 @@ def load(path: str | os.PathLike) -> Any:
         raise RefusedError(f"{path}: refused, {error}.") from None
     except Exception as error:  # a damaged pickle fails in every way there is
         raise RefusedError(f"{path}: damaged or cut short ({type(error).__name__}: {error}).") from error
+    # numpy wraps what it saves in an array of objects; lists that were pickled plainly are read too.
     flat = content.reshape(-1).tolist() if isinstance(content, np.ndarray) else content
     if not isinstance(flat, list) or len(flat) != math.prod(shape):
         raise RefusedError(f"{path}: refused, the header says {shape} and something else follows.")
@@ -62,6 +63,7 @@ def _object_shape(file: io.BufferedReader) -> tuple[int, ...]:
         version = np.lib.format.read_magic(file)
     except ValueError as error:
         raise RefusedError(f"it is not an .npy file ({error})") from None
+    # The header is plain text; numpy reads it without evaluating anything but a literal.
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     if dtype != np.dtype(object):
@@ -91,6 +93,7 @@ class _Dtype(_StandIn):
     """``numpy.dtype``: notes its code and byte order."""
 
     def __init__(self, code: Any, *_: Any):
+        # Checked here, where it is named: an array of anything else never gets any bytes.
         self.code, self.order = str(code), "="
         if self.code not in ("O", "O8") and not _NUMBER.fullmatch(self.code):
             raise RefusedError(f"it holds an array of type {self.code!r}")
@@ -155,6 +158,7 @@ _KNOWN = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # numpy.core became numpy._core in numpy 2.
+        # Only these names are answered, and by classes of this file; nothing of numpy itself is called.
         short = re.sub(r"^numpy\._?core\.", "", module)
         try:
             return _KNOWN[f"{short}.{name}"]
@@ -174,6 +178,7 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
         raise RefusedError(f"{where} is nested more than {_DEEPEST} deep")
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
+    # Containers are rebuilt item by item, so that nothing else can hide in them.
     if isinstance(value, dict):
         return {_key(key, where): _plain(item, f"{where}[{key!r}]", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -203,10 +208,12 @@ def _array(state: tuple, where: str, depth: int) -> Any:
     if isinstance(data, list):
         if not dtype.code.startswith("O") or len(data) != math.prod(shape):
             raise RefusedError(f"{where} is an array of {shape} with {len(data)} objects")
+        # Filled afterwards: np.array would look into the items and might make another shape of them.
         flat = np.empty(len(data), object)
         flat[:] = _items(data, where, depth)
         return flat.reshape(shape, order="F" if fortran else "C")
     if not isinstance(data, bytes | bytearray) or len(data) != math.prod(shape) * dtype.real.itemsize:
         raise RefusedError(f"{where} is an array of {shape} without the bytes for it")
+    # Exactly as many bytes as shape and type ask for, or it was refused above.
     array = np.frombuffer(bytes(data), dtype.real).reshape(shape, order="F" if fortran else "C")
     return array if shape else array[()]

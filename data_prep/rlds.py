@@ -38,6 +38,7 @@ def shards(folder: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
         raise SourceError(f"{folder}: no RLDS data set (features.json is missing); name the folder of its version.")
     files = sorted(folder.glob(SHARDS))
     lengths = _lengths(folder)
+    # A download that was interrupted lacks whole files, and those that are there look fine.
     if lengths and len(files) != len(lengths):
         raise SourceError(f"{folder}: {len(files)} shards, and dataset_info.json speaks of {len(lengths)}.")
     if not files:
@@ -123,6 +124,7 @@ def read(shard: tuple[pathlib.Path, int]) -> Iterator[Demo]:
 def demo(content: bytes, layout: Any, name: str) -> Demo:
     """Decodes one record."""
     try:
+        # Pictures are decoded here too, by the data set's own description of its features.
         steps = list(layout.deserialize_example_np(content)["steps"])
         views = [step["observation"] for step in steps]
         wrist = np.stack([view["wrist_image"] for view in views]) if "wrist_image" in views[0] else None

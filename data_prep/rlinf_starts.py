@@ -82,6 +82,7 @@ def read(folder: str | os.PathLike, *, keyframes: bool = True) -> Iterator[Traje
     """
     folder = pathlib.Path(folder)
     files = sorted(folder.glob("*.npy")) if folder.is_dir() else []
+    # By name, as RLinf tells them apart when it is asked for starts only.
     files = [file for file in files if keyframes or not file.stem.endswith("_kir")]
     if not files:
         raise NoDataError(f"{folder}: no folder with .npy files{'' if keyframes else ' but keyframes'}.")
@@ -92,12 +93,14 @@ def read(folder: str | os.PathLike, *, keyframes: bool = True) -> Iterator[Traje
 def trajectory(path: str | os.PathLike) -> Trajectory:
     """Reads and checks one file; see :func:`read` for what is refused."""
     path = pathlib.Path(path)
+    # Never by np.load with pickles allowed: such a file may run any function.
     frames = load(path)
     if not frames or not all(isinstance(frame, dict) for frame in frames):
         raise RefusedError(f"{path}: expected a list of frames, each a dict, got {_kinds(frames)}.")
     images = [_image(frame, f"{path}, frame {i}") for i, frame in enumerate(frames)]
     if len({image.shape for image in images}) > 1:
         raise RefusedError(f"{path}: its frames have different sizes, {sorted({image.shape for image in images})}.")
+    # The start of an episode has no action that led to it; a memory has one for each frame.
     needed = len(frames) >= MEMORY
     actions = [_action(frame, f"{path}, frame {i}", needed) for i, frame in enumerate(frames)]
     seed = re.search(r"seed_(\d+)", path.stem)
@@ -113,6 +116,7 @@ def tasks(trajectories: Sequence[Trajectory], given: Sequence[str] | None = None
       NoDataError: when an instruction is not among those given.
     """
     known = sorted({file.instruction for file in trajectories})
+    # Numbers that shift by one task would train every task with another one's words.
     strange = sorted(set(known) - set(given or known))
     if strange:
         raise NoDataError(
@@ -130,19 +134,23 @@ def to_starts(trajectories: Sequence[Trajectory], instructions: Sequence[str]) -
     # Our table keeps the starts of episodes in its first rows; the sort is stable, so names stay in order otherwise.
     ordered = sorted(trajectories, key=lambda file: file.is_keyframe)
     sizes = {file.frame_SHWC.shape[1:] for file in ordered}
+    # The table is one array, and a network has one size of frames.
     if len(sizes) != 1:
         raise NoDataError(f"start states of one frame size are needed, got {sorted(sizes) or 'none'}.")
     null_A = np.asarray(NULL_ACTION, np.float32)
     longest = max(len(file.frame_SHWC) - 1 for file in ordered)
+    # Padded with null actions behind each start, as in tables of our own.
     played_KSA = np.tile(null_A, (len(ordered), max(longest, 1), 1))
     memories, actions, steps = [], [], []
     for file, played_SA in zip(ordered, played_KSA, strict=True):
         key = file.is_keyframe
+        # A start has its one frame M times, as at the reset of every rollout.
         memories.append(file.frame_SHWC[-MEMORY:] if key else np.repeat(file.frame_SHWC[:1], MEMORY, axis=0))
         actions.append(file.action_SA[-MEMORY:] if key else np.tile(null_A, (MEMORY, 1)))
         steps.append(len(file.frame_SHWC) - 1 if key else 0)
         # The first action led into the anchor, which is before anything that could be played.
         played_SA[: steps[-1]] = file.action_SA[1 : 1 + steps[-1]]
+    # RLinf takes its keyframes before failures, so that is the rule they go by here.
     rule = [RULES.index("before_failure" if file.is_keyframe else "initial") for file in ordered]
     return Starts(
         anchor_KHWC=np.stack([file.frame_SHWC[0] for file in ordered]),
@@ -183,6 +191,7 @@ def _image(frame: dict[Any, Any], where: str) -> np.ndarray:
 
 
 def _action(frame: dict[Any, Any], where: str, needed: bool) -> np.ndarray:
+    # RLinf leaves it out at starts, where nothing led into the frame.
     if "delta_action" not in frame and not needed:
         return np.asarray(NULL_ACTION, np.float32)
     try:
@@ -197,6 +206,7 @@ def _action(frame: dict[Any, Any], where: str, needed: bool) -> np.ndarray:
 
 
 def _instruction(frame: dict[Any, Any], path: pathlib.Path) -> str:
+    # Either name occurs, in files of different sets.
     text = frame.get("instruction", frame.get("task"))
     text = text.decode() if isinstance(text, bytes) else text
     if not isinstance(text, str) or not text.strip():

@@ -56,11 +56,13 @@ def write(source: disk.EpisodeSource, out: pathlib.Path, *, fps: int = 20, video
         raise disk.EpisodesError(f"{out} exists already; name another folder.")
     fresh = fresh_folder(out.expanduser().absolute())
     tasks = {int(number): facts["instruction"] for number, facts in source.manifest["tasks"].items()}
+    # Tasks are numbered without gaps there, and ours may have any numbers.
     order = {number: index for index, number in enumerate(sorted(tasks))}
     listing: list[dict[str, Any]] = []
     sums: dict[str, list[np.ndarray]] = {STATE: [], ACTION: [], IMAGE: [], WRIST: []}
     try:
         for file in tqdm(range(-(-len(source) // EACH)), desc=out.name, unit="file"):
+            # A file at a time: all episodes at once would not fit in memory.
             part = range(file * EACH, min((file + 1) * EACH, len(source)))
             _write_file(fresh, [source[index] for index in part], file, order, listing, sums, fps, video)
         info = _info(source, listing, len(tasks), fps, video)
@@ -94,8 +96,10 @@ def _write_file(
         line: dict[str, Any] = {"episode_index": number, "tasks": [episode.instruction], "length": steps}
         line |= {"dataset_from_index": first, "dataset_to_index": first + steps}
         line |= {f"data/{key}": value for key, value in at.items()}
+        # The listing of all episodes is one file, number 0 of folder 0.
         line |= {f"meta/episodes/{key}": 0 for key in at}
         for name, frame_SHWC in _cameras(episode):
+            # Without the last frame, in which no action was chosen.
             films.setdefault(name, []).append(frame_SHWC[:-1])
             # A sample of the pixels: the statistics of all of them would need all of them at once.
             sums[name].append(frame_SHWC[::10, ::8, ::8].reshape(-1, 3) / 255.0)
@@ -126,6 +130,7 @@ def _columns(episode: Episode, number: int, first: int, task: int, fps: int) -> 
     columns["frame_index"] = list(range(steps))
     columns["episode_index"], columns["task_index"] = [number] * steps, [task] * steps
     columns["index"] = list(range(first, first + steps))
+    # What the action led to: the success of the frame after it.
     columns["next.reward"] = episode.success_S[1:].astype(float).tolist()
     columns["next.done"] = [step == steps - 1 for step in range(steps)]
     return columns
@@ -152,9 +157,11 @@ def _info(
                 about |= {"pix_fmt": "yuv420p", "is_depth_map": False}
                 features[name]["info"] = {f"video.{key}": value for key, value in about.items()} | {"has_audio": False}
     if width := facts.get("state"):
+        # Names for LIBERO's eight numbers only; of others we know nothing.
         names = list(STATE_NAMES) if width == len(STATE_NAMES) else None
         features[STATE] = {"dtype": "float32", "shape": [width], "names": names}
     features[ACTION] = {"dtype": "float32", "shape": [ACTION_DIM], "names": list(ACTION_NAMES)}
+    # Columns that every data set of LeRobot has.
     kinds = dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
     for name, dtype in {"timestamp": "float32", "next.reward": "float32", "next.done": "bool", **kinds}.items():
         features[name] = {"dtype": dtype, "shape": [1], "names": None}
@@ -199,6 +206,7 @@ def _write_meta(
 
 
 def _stats(parts: Sequence[np.ndarray], picture: bool) -> dict[str, list[Any]]:
+    # Sums over millions of rows lose digits in float32.
     rows = np.concatenate(parts).astype(np.float64)
     stats = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
     # Pictures have their statistics by channel, in the shape that broadcasts against (channel, height, width).
@@ -223,6 +231,7 @@ def film(path: pathlib.Path, frame_SHWC: np.ndarray, fps: int) -> None:
     """
     _, height, width, _ = frame_SHWC.shape
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Through a pipe, pixel for pixel: no picture is written in between.
     raw = f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} -framerate {fps} -i -"
     # A key frame in every second frame: readers of training data jump about, and decode from the last key frame.
     coded = "-c:v libx264 -crf 16 -g 2 -pix_fmt yuv420p"

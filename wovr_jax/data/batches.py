@@ -68,12 +68,14 @@ def split(
 
 def _place(episode: Episode | Head) -> float:
     """Returns a number in [0, 1) that is uniform over start layouts and the same on every machine."""
+    # Not Python's hash, which is another number in every process, nor a generator, which would need an order.
     digest = hashlib.sha256(f"{episode.task}/{episode.seed}".encode()).digest()
     return int.from_bytes(digest[:8], "little") / 2**64
 
 
 def _stack(arrays: Sequence[np.ndarray], fill: np.ndarray | None = None) -> np.ndarray:
     """Stacks arrays of unequal length, padded at the end with ``fill`` or with their last row."""
+    # One array for all episodes, because a compiled program indexes one array.
     longest, rows = max(map(len, arrays)), []
     for array in arrays:
         row = array[-1] if fill is None else fill
@@ -137,6 +139,7 @@ def windows(
     Raises:
       NoDataError: when no episode is long enough.
     """
+    # By episode and not by window: neighbouring windows share most of their frames.
     val_E = split(episodes, val_share) if episodes else np.zeros(0, bool)
     layout = (memory, new, start_cap, stride, partial)
     train_I2, train_starts = _window_rows(episodes, ~val_E, *layout)
@@ -197,6 +200,7 @@ def sample_rows(key: Array, batch: int, starts: int, rows: int, start_share: flo
       start_share: expected share of episode starts.
     """
     k_kind, k_start, k_other = jax.random.split(key, 3)
+    # Episodes that are all as short as one window have nothing but episode starts.
     if starts == rows:
         return jax.random.randint(k_start, (batch,), 0, rows)
     start_B = jax.random.randint(k_start, (batch,), 0, max(starts, 1))
@@ -256,7 +260,9 @@ def sft_chunks(
     }
     for e, episode in enumerate(episodes):
         steps = np.arange(0, len(episode.label_SA), stride, dtype=np.int32)
+        # Repeated rows cost memory on the device, and keep drawing a batch a single uniform draw.
         steps = np.repeat(steps, np.where(steps < chunk // 2, early, 1))
+        # An arm that stands still and a hand that holds what it holds: what a robot does when it has arrived.
         still_TA = np.zeros((chunk, ACTION_DIM), np.float32)
         still_TA[:, -1] = episode.label_SA[-1, -1]
         label_SA = np.concatenate([episode.label_SA, still_TA])

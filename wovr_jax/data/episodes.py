@@ -60,9 +60,11 @@ class EpisodeWriter:
             raise EpisodesError(
                 f"{self.folder} exists already; pass overwrite=True to replace it, or name another folder."
             )
+        # Not even with overwrite: a mistyped path must not cost somebody's other folder.
         if self.folder.exists() and not _complete(self.folder):
             raise EpisodesError(f"{self.folder} exists and is not an episode folder; it is not replaced.")
         self._per_shard = per_shard
+        # On the same disk as the final folder, for a rename cannot cross disks.
         self._fresh = fresh_folder(self.folder)
         self._shard: Any = None
         self._shards: list[dict[str, Any]] = []
@@ -74,6 +76,7 @@ class EpisodeWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an error nothing is left but what was there before.
         if kind is None:
             self.close()
         else:
@@ -83,6 +86,7 @@ class EpisodeWriter:
     def add(self, episode: Episode) -> None:
         """Appends one episode."""
         where = f"episode {self._facts['episodes']} for {self.folder}"
+        # Before anything is written: a malformed episode costs the block, never a shard that cannot be read back.
         check(episode, where)
         self._settle_layout(episode, where)
         if self._shard is None:
@@ -99,12 +103,15 @@ class EpisodeWriter:
     def close(self) -> None:
         """Finishes the manifest and puts the folder in place."""
         self._end_shard()
+        # Whatever reads episodes needs one; better said here than by the stage that comes to read.
         if not self._facts["episodes"]:
             shutil.rmtree(self._fresh, ignore_errors=True)
             raise EpisodesError(f"no episodes were given for {self.folder}; an empty folder is not written.")
         for shard in self._shards:
             path = self._fresh / shard["file"]
             shard |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        # Last, because its presence says that the folder is whole. Whoever writes an episode folder has been chosen
+        # already (each process of a LIBERO collection writes its parts), so this does not ask for the first process.
         write_json(self._fresh / MANIFEST, self._facts | {"shards": self._shards}, each=True)
         replace_folder(self._fresh, self.folder)
 
@@ -130,6 +137,7 @@ class EpisodeWriter:
         self._facts["successes"] += success
         self._facts["actors"][episode.actor] = self._facts["actors"].get(episode.actor, 0) + 1
         blank = {"instruction": episode.instruction, "episodes": 0, "successes": 0}
+        # Numbers become text, as they would in JSON: the manifest in memory is the one that is read back.
         task = self._facts["tasks"].setdefault(str(episode.task), blank)
         task["episodes"] += 1
         task["successes"] += success
@@ -162,6 +170,7 @@ def write(
     else:
         # All processes compute the episodes together: one that did not ask for them would leave the others waiting.
         collections.deque(episodes, maxlen=0)
+    # The others get the manifest from the first one and not from the disk, which may show them the folder later.
     return processes.once(lambda: manifest(folder), f"write {folder}")
 
 
@@ -182,6 +191,7 @@ def manifest(folder: str | os.PathLike) -> dict[str, Any]:
         raise EpisodesError(f"{folder / MANIFEST} is not JSON: {error}") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise EpisodesError(f"{folder / MANIFEST} does not describe episodes: expected format {FORMAT!r}.")
+    # Older schemas are read: their records only lack parts that newer ones may have.
     if facts["schema"] > SCHEMA:
         raise EpisodesError(
             f"{folder} was written with schema {facts['schema']}; this code reads up to {SCHEMA}. Update wovr_jax."
@@ -208,6 +218,7 @@ class EpisodeSource:
         for shard in shards:
             _check_shard(self.folder, shard, verify)
         self._records: Any = grain.sources.ArrayRecordDataSource([str(self.folder / shard["file"]) for shard in shards])
+        # Number of the first episode of each shard, and of all: with it a message can name shard and record.
         self._first = np.cumsum([0] + [shard["episodes"] for shard in shards])
         if len(self._records) != self._first[-1]:
             raise EpisodesError(
@@ -254,8 +265,10 @@ class Lazy(Sequence[Episode]):
     @overload
     def __getitem__(self, index: slice) -> Lazy: ...
     def __getitem__(self, index: int | slice) -> Episode | Lazy:
+        # A slice is cheap and stays on disk, so that held-out episodes can be cut off before anything is decoded.
         if isinstance(index, slice):
             return Lazy(self.places[index])
+        # Nothing is kept: whoever asks twice decodes twice, and memory holds one episode at a time.
         source, number = self.places[index]
         return source[number]
 
@@ -266,15 +279,18 @@ class Lazy(Sequence[Episode]):
 
 def join(parts: Iterable[Sequence[Episode]]) -> Sequence[Episode]:
     """Joins several sequences of episodes; what comes of it stays on disk if all of them do, empty ones aside."""
+    # An empty list is in memory, and must not bring all the others there.
     full = [part for part in parts if len(part)]
     lazy = [part for part in full if isinstance(part, Lazy)]
     if lazy and len(lazy) == len(full):
         return Lazy([place for part in lazy for place in part.places])
+    # A mixture is decoded: what is in memory cannot be put on disk here, so nothing would be saved.
     return [episode for part in full for episode in part]
 
 
 def heads(episodes: Sequence[Episode]) -> list[Head]:
     """Returns what decides how each episode is used; those on disk are not decoded for it."""
+    # Which episodes are used depends on length, task and seed; frames are what takes the time to decode.
     if isinstance(episodes, EpisodeSource):
         return [episodes.head(index) for index in range(len(episodes))]
     if isinstance(episodes, Lazy):
@@ -308,6 +324,7 @@ def _check_shard(folder: pathlib.Path, shard: dict[str, Any], verify: bool) -> N
     if not path.is_file():
         raise EpisodesError(f"{path} is missing; the manifest expects {shard['episodes']} episodes in it.")
     size = path.stat().st_size
+    # The size first: it costs nothing and tells a copy that was cut short from a disk that changed a byte.
     if size != shard["bytes"]:
         state = "cut short" if size < shard["bytes"] else "changed"
         raise EpisodesError(

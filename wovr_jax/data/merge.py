@@ -51,13 +51,16 @@ def merge(
         raise EpisodesError(
             f"{folder} exists already; pass overwrite=True to replace an episode folder, or name another."
         )
+    # Before a byte is copied: a damaged shard would be copied with a hash that it does not have.
     sources = [EpisodeSource(part) for part in parts]  # verifies every shard
     facts = _sum([source.manifest for source in sources], parts)
+    # Beside the final name, so that an interruption leaves the parts and no half of a folder.
     fresh = fresh_folder(folder)
     for source in sources:
         for shard in source.manifest["shards"]:
             # Every part begins to count its shards at 0.
             name = f"shard-{len(facts['shards']):05d}.array_record"
+            # The bytes are copied and not decoded, so the hash of the part's manifest is the copy's too.
             shutil.copyfile(source.folder / shard["file"], fresh / name)
             facts["shards"].append(shard | {"file": name})
     facts["meta"] = dict(meta or {})

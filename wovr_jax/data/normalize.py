@@ -71,6 +71,7 @@ def save(path: str | os.PathLike, table: Mapping[str, Any]) -> None:
     Raises:
       StatisticsError: for an entry that :func:`check` refuses; nothing is written then.
     """
+    # All entries before the first byte: a file that was good is not replaced by one that is not.
     for key, entry in table.items():
         check(entry.get("action", {}), f"statistics {key!r}")
     write_json(path, table, indent=2, each=True)
@@ -105,6 +106,7 @@ def entry(table: Mapping[str, Any], key: str | None, where: str) -> dict[str, An
     Raises:
       StatisticsError: no such key, or a malformed entry.
     """
+    # OpenVLA publishes the suites without their no-ops, and its users leave that out of the name.
     keys = list(table) if key is None else [name for name in (key, f"{key}_no_noops") if name in table][:1]
     if len(keys) != 1:
         wanted = "exactly one entry" if key is None else f"an entry {key!r}"
@@ -115,6 +117,7 @@ def entry(table: Mapping[str, Any], key: str | None, where: str) -> dict[str, An
 
 def check(entry: Mapping[str, Any], where: str) -> None:
     """Raises a StatisticsError unless ``entry`` has every field, of one length, finite and in order."""
+    # All at once: a file from elsewhere mostly lacks several.
     lacking = [name for name in FIELDS if name not in entry]
     if lacking:
         raise StatisticsError(f"{where}: action statistics lack {', '.join(lacking)}.")
@@ -122,6 +125,7 @@ def check(entry: Mapping[str, Any], where: str) -> None:
     lengths = {name: len(entry[name]) for name in (*FIELDS, *(["mask"] if "mask" in entry else []))}
     if len(set(lengths.values())) != 1:
         raise StatisticsError(f"{where}: fields of unequal length: {lengths}.")
+    # Equal ends are allowed: a motion that never changes has them.
     low, high = np.asarray(entry["q01"], float), np.asarray(entry["q99"], float)
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
         raise StatisticsError(f"{where}: q01 and q99 must be finite with q01 <= q99, got {low} and {high}.")

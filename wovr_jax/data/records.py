@@ -58,19 +58,23 @@ def check(episode: Episode, where: str) -> None:
                 f"{where}: expected {name} of shape {shape} and type {np.dtype(dtype).name} "
                 f"for {steps} steps, got {array.shape} and {array.dtype}."
             )
+    # No step and one frame would be a start, which has a table of its own.
     if not steps:
         raise EpisodesError(f"{where}: an episode needs at least one step.")
     for name in ("action_SA", "label_SA", "state_SD"):
         array = getattr(episode, name)
+        # One such number becomes a loss that is not finite, thousands of steps later.
         if array is not None and not np.isfinite(array).all():
             raise EpisodesError(f"{where}: {name} holds NaN or infinity.")
 
 
 def encode(episode: Episode) -> bytes:
     """Returns one episode as the bytes of a record; :func:`decode` gives it back bit by bit."""
+    # JSON and not pickle: whoever opens a folder from elsewhere runs nothing.
     header = {name: getattr(episode, name) for name in ("instruction", "actor")}
     header |= {"task": int(episode.task), "seed": int(episode.seed)}
     header |= {"frame": list(episode.frame_SHWC.shape), "action": list(episode.action_SA.shape)}
+    # The type of the disk is named, so that a machine of the other byte order writes the same file.
     arrays = [_changes(episode.frame_SHWC), episode.action_SA.astype("<f4"), episode.label_SA.astype("<f4")]
     arrays.append(episode.success_S)
     if episode.wrist_SHWC is not None:
@@ -80,6 +84,7 @@ def encode(episode: Episode) -> bytes:
         header["state"] = list(episode.state_SD.shape)
         arrays.append(episode.state_SD.astype("<f4"))
     header["origin"] = dict(episode.origin)
+    # The header stays readable on its own, so that choosing episodes does not decompress them.
     text = json.dumps(header).encode()
     body = zlib.compress(b"".join(array.tobytes() for array in arrays), level=6)
     return MAGIC + struct.pack("<I", len(text)) + text + body
@@ -133,6 +138,7 @@ def _unpack(header: dict[str, Any], body: bytes) -> Episode:
     # In the order in which ``encode`` wrote them; the last two are not in every record.
     layout = [(frames, np.uint8), (actions, "<f4"), (actions, "<f4"), (frames[:1], np.bool_)]
     layout += [(header[name], kind) for name, kind in (("wrist", np.uint8), ("state", "<f4")) if name in header]
+    # The header tells where each array ends; there is nothing between them.
     sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout]
     # np.frombuffer would read a body that is too long without a word.
     if sum(sizes) != len(body):

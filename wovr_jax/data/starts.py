@@ -91,6 +91,7 @@ def initial(episodes: Sequence[Episode], *, memory: int = 4) -> Starts:
     """
     if not episodes:
         raise NoDataError("no episodes to take start states from.")
+    # Step 0: nothing was played, so the memory is M copies of the first frame and all its actions are null.
     return _build(episodes, [(e, 0, "initial") for e in range(len(episodes))], memory)
 
 
@@ -133,7 +134,9 @@ def keyframes(
       NoDataError: when no episode gives a keyframe.
       ValueError: for an unknown rule or event, or unless 1 <= ``least`` <= ``before``.
     """
+    # Settings first: with no failure among the episodes a wrong one would never be met.
     check_rule(rule, least, before, event)
+    # A generator is used as it is; a number begins a new one.
     rng = np.random.default_rng(rng)
     picks = []
     for e, episode in enumerate(episodes):
@@ -161,6 +164,7 @@ def check_rule(rule: str, least: int, before: int, event: str) -> None:
 
 def gripper_events(action_SA: np.ndarray, event: str = "any") -> np.ndarray:
     """Returns the steps whose action changes the gripper command; it counts as open before the first step."""
+    # -1 is open and +1 closed; between the two a command counts for the nearer one.
     closed_S = action_SA[:, -1] > 0
     was_S = np.concatenate([[False], closed_S[:-1]])
     changes = {"any": closed_S != was_S, "close": closed_S & ~was_S, "open": was_S & ~closed_S}
@@ -178,6 +182,7 @@ def contacts(episode: Episode) -> np.ndarray:
     # The two joints have opposite signs, so their difference is the width between the fingers.
     width_S = np.abs(np.diff(episode.state_SD[:, FINGERS], axis=1))[:, 0]
     closes_S = episode.action_SA[:, -1] > 0
+    # Told to close, not closed to nothing, and hardly moving any more.
     held_S = closes_S & (width_S[1:] > SHUT) & (width_S[:-1] - width_S[1:] < STILL)
     # Fingers that were only just told to close have not moved yet; they stand still at the full width.
     held_S &= width_S[1:] < width_S.max() - 4 * STILL
@@ -204,6 +209,7 @@ def releases(episode: Episode) -> np.ndarray:
 def _pick(episode: Episode, rule: str, back: tuple[int, int], event: str, rng: np.random.Generator) -> int | None:
     """Draws a step in [1, S) of an episode of S steps; None where the rule finds none."""
     end = len(episode.action_SA)
+    # The one step is the reset, which is an episode start and no keyframe.
     if end < 2:
         return None
     if rule == "uniform":
@@ -216,7 +222,9 @@ def _pick(episode: Episode, rule: str, back: tuple[int, int], event: str, rng: n
         events = releases(episode)
     else:
         events = gripper_events(episode.action_SA, event)
+    # An event in step 0 leaves no room for a start before it.
     events = events[(events >= 1) & (events < end)]
+    # The last one is the attempt that failed. Without any, the failure is taken to be the end itself.
     if rule == "before_failure":
         events = events[-1:] if len(events) else np.array([end])
     if not len(events):
@@ -249,6 +257,7 @@ def _build(episodes: Sequence[Episode], picks: Sequence[tuple[int, int, str]], m
         step_K=np.array([step for _, step, _ in picks], np.int32),
         seed_K=np.array([episode.seed for episode in sources], np.int32),
         episode_K=np.array([e for e, _, _ in picks], np.int32),
+        # As a number, so that the table is arrays only and goes to the device as a whole.
         rule_K=np.array([RULES.index(rule) for _, _, rule in picks], np.int32),
         initials=sum(rule == "initial" for _, _, rule in picks),
     )
@@ -262,6 +271,7 @@ def join(initials: Starts, keys: Starts) -> Starts:
     """
     if initials.initials != len(initials) or keys.initials:
         raise ValueError("join takes episode starts first and keyframes second.")
+    # Keyframes may come from longer episodes than the episode starts do.
     length = max(initials.played_KSA.shape[1], keys.played_KSA.shape[1])
 
     def lengthen(table: Starts) -> Starts:
@@ -269,6 +279,7 @@ def join(initials: Starts, keys: Starts) -> Starts:
         played[:, : table.played_KSA.shape[1]] = table.played_KSA
         return dataclasses.replace(table, played_KSA=played, initials=0)
 
+    # The count of episode starts is no array and has to be equal on both sides for the two trees to match.
     joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), lengthen(initials), lengthen(keys))
     return dataclasses.replace(joined, initials=len(initials))
 
@@ -292,6 +303,7 @@ def draw(table: Starts, key: Array, groups: int, size: int, *, share: float = 1 
         parts.append(jax.random.randint(k_initial, (groups - kir,), 0, table.initials))
     if kir:
         parts.append(jax.random.randint(k_keyframe, (kir,), table.initials, len(table)))
+    # All rollouts of a group begin in one state: their returns are compared with each other.
     return jnp.repeat(jnp.concatenate(parts).astype(jnp.int32), size)
 
 
@@ -318,6 +330,7 @@ def gather(table: Starts, row_B: Array, prompt_KL: Array) -> Start:
         action_BMA=rows.action_KMA,
         prompt_BL=jnp.asarray(prompt_KL)[rows.task_K],
         task_B=rows.task_K,
+        # Rule 0 is an episode start.
         keyframe_B=rows.rule_K > 0,
         step_B=rows.step_K,
     )
@@ -364,18 +377,17 @@ def load(folder: str | os.PathLike) -> Starts:
         raise disk.EpisodesError(f"no start states at {folder}: {INDEX} is missing.")
     facts = read_json(folder / INDEX)
     columns = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
-    arrays = {name: _column(folder / f"{name}.npy", facts["rows"]) for name in columns}
+    arrays = {}
+    for name in columns:
+        path = folder / f"{name}.npy"
+        try:
+            arrays[name] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise disk.EpisodesError(f"{path} is missing or cut short: {error}") from error
+        # A whole array of another length: a column of another table, which somebody copied here.
+        if len(arrays[name]) != facts["rows"]:
+            raise disk.EpisodesError(f"{path}: expected {facts['rows']} rows, got {len(arrays[name])}.")
     return Starts(**arrays, initials=facts["initials"])
-
-
-def _column(path: pathlib.Path, rows: int) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise disk.EpisodesError(f"{path} is missing or cut short: {error}") from error
-    if len(array) != rows:
-        raise disk.EpisodesError(f"{path}: expected {rows} rows, got {len(array)}.")
-    return array
 
 
 def _complete(folder: pathlib.Path) -> bool:

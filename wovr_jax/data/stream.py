@@ -88,6 +88,7 @@ class Stream:
         windows_E = [1 + len(layout.later(steps)) if steps >= layout.new else 0 for steps in steps_E]
         # Windows up to and with each episode: the place of a number in it is an episode, drawn by its windows.
         self._until_E = np.cumsum(np.where(use_E, windows_E, 0))
+        # Said here and not at the first batch, which a training asks for after minutes of building.
         if not self.count:
             raise batches.NoDataError(
                 f"no world-model window: a window needs {layout.new} steps, the longest of {int(use_E.sum())} episodes "
@@ -106,6 +107,7 @@ class Stream:
         index = int(np.searchsorted(self._until_E, rng.integers(self.count), side="right"))
         later = self.layout.later(int(self.steps_E[index]))
         first, share = 1 - self.layout.memory, self.layout.start_share if later else 1.0
+        # The share is drawn for every window: one visit may begin its episode several times, or never.
         begins_K = rng.random(self.cfg.visit) < share
         starts_K = [first if begins else int(rng.choice(later)) for begins in begins_K]
         episode = self.source[index]
@@ -119,6 +121,7 @@ class Stream:
         visits = grain.MapDataset.range(first * len(rows), last * len(rows))
         visits = visits.map(lambda n: self.visit(seed, n // len(rows), int(rows[n % len(rows)])))
         threads = self.cfg.threads
+        # Threads suffice for most: decompression lets go of the interpreter's lock.
         visits = visits.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
         if self.cfg.workers:
             visits = visits.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.cfg.workers))
@@ -140,6 +143,7 @@ class Feed:
 
     def __init__(self, stream: Stream, size: int, seed: tuple[int, ...], steps: int):
         self._stream, self._seed, self._steps = stream, seed, steps
+        # Which rows of a batch this process reads, and how they become its part of the global array.
         self._rows, self._onto = sharding.rows(size)
         self._next, self._batches = -1, iter(())
         self.waited = 0.0
@@ -150,6 +154,7 @@ class Feed:
         Raises:
           EpisodesError: naming the record that cannot be read.
         """
+        # The first step of all, or of a resumed run. Steps in their order never get here again.
         if step != self._next:
             self._batches = self._open(step)
         begin = time.perf_counter()
@@ -161,6 +166,7 @@ class Feed:
     def _open(self, step: int) -> Iterator[dict[str, Array]]:
         read = self._stream.read(self._seed, self._rows, step, self._steps).map(self._onto)
         batches = iter(experimental.ThreadPrefetchIterDataset(read, prefetch_buffer_size=self._stream.cfg.ahead))
+        # The visit of this step has served the batches before it already.
         for _ in range(step % self._stream.cfg.visit):
             next(batches)
         return batches
@@ -183,7 +189,9 @@ def window(episode: Episode, start: int, layout: Layout) -> tuple[np.ndarray, np
     The same window as ``batches.gather_windows`` cuts on the device: frame 0, then consecutive frames; action slot i
     holds the action that produced frame i, the null action where none did.
     """
+    # Frame 0 is the anchor; steps before the episode are negative and show it too.
     step_F = np.concatenate([[0], start + np.arange(layout.memory + layout.new)])
+    # Frame i was produced by action i - 1, and the first frame by none.
     action_FA = episode.action_SA[np.maximum(step_F - 1, 0)]
     action_FA = np.where(step_F[:, None] > 0, action_FA, np.asarray(NULL_ACTION, np.float32))
     return episode.frame_SHWC[np.maximum(step_F, 0)], action_FA

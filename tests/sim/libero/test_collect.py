@@ -88,9 +88,8 @@ def test_the_table_counts_lost_trials_as_failures():
     lines = [line_of(outcome(trial)) for trial in WANTED[:3]]
     lines.append(line_of(Outcome(WANTED[3], None, 0, 3, ("died",) * 3)))
     shown = table(lines, {task.index: task.instruction for task in TASKS})
-    rows = [line.split() for line in shown.splitlines()]
-    assert rows[2][1:5] == ["3/3", "1.00", "[0.438,", "1.000]"] and rows[3][1:3] == ["0/1", "0.00"]
-    assert rows[-2][:3] == ["all", "3/4", "0.75"] and "1 of them were lost" in shown
+    assert "3/3     1.00  [0.438, 1.000]" in shown and "0/1     0.00" in shown
+    assert "  3/4     0.75" in shown.splitlines()[-2] and "1 of them were lost" in shown
 
 
 def test_in_order_waits_only_for_what_is_due():

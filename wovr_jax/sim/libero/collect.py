@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from wovr_jax.core import processes
 from wovr_jax.core.disk import write_json
-from wovr_jax.core.log import text_table
 from wovr_jax.core.stats import wilson
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.merge import merge
@@ -168,20 +167,20 @@ def line_of(outcome: Outcome) -> dict[str, Any]:
 
 def table(lines: Sequence[Mapping[str, Any]], instructions: Mapping[int, str]) -> str:
     """Success by task and over all, with 95 % Wilson intervals; trials that no worker finished count as failures."""
-    rows = [("task", "success", "rate", "95 %", "steps", "instruction")]
+    rows = ["task   success  rate  95 %            steps  instruction"]
     by_task: dict[int, list[Mapping[str, Any]]] = {}
     for line in lines:
         by_task.setdefault(int(line["trial"].split("/")[1]), []).append(line)
     for task, found in sorted(by_task.items()):
-        rows.append((str(task), *_rate(found), instructions[task]))
-    text = text_table([*rows, ("all", *_rate(lines), "")], left=(5,))
+        rows.append(f"{task:4d}  {_rate(found)}  {instructions[task]}")
+    rows.append(f" all  {_rate(lines)}")
     if unfinished := sum(line["success"] is None for line in lines):
-        text += f"\n{unfinished} of them were lost with their workers, every time they were tried"
-    return text
+        rows.append(f"{unfinished} of them were lost with their workers, every time they were tried")
+    return "\n".join(rows)
 
 
-def _rate(lines: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
+def _rate(lines: Sequence[Mapping[str, Any]]) -> str:
     won = [line for line in lines if line["success"]]
     low, high = wilson(len(won), len(lines))
-    steps = f"{sum(line['steps'] for line in won) / len(won):.0f}" if won else "-"
-    return f"{len(won)}/{len(lines)}", f"{len(won) / len(lines):.2f}", f"[{low:.3f}, {high:.3f}]", steps
+    steps = f"{sum(line['steps'] for line in won) / len(won):5.0f}" if won else "    -"
+    return f"{len(won):3d}/{len(lines):<4d}  {len(won) / len(lines):.2f}  [{low:.3f}, {high:.3f}]  {steps}"
