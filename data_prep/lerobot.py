@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from data_prep import convert
 from data_prep.demos import Demo, SourceError
+from wovr_jax.core.disk import read_json
 from wovr_jax.data.episodes import EpisodesError
 from wovr_jax.types import ACTION_DIM
 
@@ -273,7 +274,7 @@ def video_frames(path: pathlib.Path, first: int, count: int, name: str) -> np.nd
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except FileNotFoundError:
         raise SourceError(f"{path}: missing; this is no LeRobot data set.") from None
     except ValueError as error:

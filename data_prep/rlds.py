@@ -12,7 +12,6 @@ takes it, -1 open and +1 closed (OpenVLA's loader turns it into 1 and 0 later). 
 
 from __future__ import annotations
 
-import json
 import pathlib
 import struct
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 
 from data_prep import convert
 from data_prep.demos import Demo, SourceError
+from wovr_jax.core.disk import read_json
 from wovr_jax.data.episodes import EpisodesError
 
 SHARDS = "*.tfrecord*"
@@ -52,7 +52,7 @@ def _lengths(folder: pathlib.Path) -> list[int]:
     if not path.is_file():
         return []
     try:
-        splits = json.loads(path.read_text()).get("splits", [])
+        splits = read_json(path).get("splits", [])
         # By alphabet, since that is the order of the files; the description may list the splits in another one.
         return [int(n) for split in sorted(splits, key=lambda split: split["name"]) for n in split["shardLengths"]]
     except (ValueError, KeyError, TypeError) as error:

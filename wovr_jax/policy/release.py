@@ -6,13 +6,13 @@ code. An imported policy keeps these files in ``policy.rest/files``.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from wovr_jax.core.disk import read_json
 from wovr_jax.data import normalize
 from wovr_jax.policy.actions import BINS, Codec
 from wovr_jax.policy.tokenizer import PROMPT, SPACE, flush
@@ -79,7 +79,7 @@ def statistics(folder: str | os.PathLike, key: str | None = None) -> dict[str, A
     own, config = pathlib.Path(folder) / STATISTICS, pathlib.Path(folder) / CONFIG
     if own.is_file():
         return normalize.entry(normalize.table(own), key, str(own))
-    found = json.loads(config.read_text()).get("norm_stats") if config.is_file() else None
+    found = read_json(config).get("norm_stats") if config.is_file() else None
     if not found:
         raise normalize.StatisticsError(f"{folder}: neither {STATISTICS} nor norm_stats in {CONFIG} is there")
     return normalize.entry(found, key, f"norm_stats of {config}")
