@@ -27,11 +27,7 @@ from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.types import NULL_ACTION, Array, Episode, Start
 
-Column = Array | np.ndarray
-"""One array of a table, on the host or on the device."""
-
 RULES = ("initial", "before_failure", "gripper_event", "progress", "uniform", "contact", "release")
-"""Where a start comes from. The place in this list is what ``rule_K`` holds, on disk too: new ones go to the end."""
 PROGRESS = (0.25, 0.5, 0.75)
 """Shares of an episode at which the rule ``progress`` begins."""
 FINGERS = (6, 7)
@@ -41,6 +37,9 @@ SHUT, STILL = 2e-3, 5e-4
 CARRIED = 8
 """Steps for which a thing has to be held, or letting go of it is a finger's tremor."""
 INDEX = "starts.json"
+
+Column = Array | np.ndarray
+"""One array of a table, on the host or on the device."""
 
 
 @struct.dataclass
@@ -55,7 +54,7 @@ class Starts:
         that: with ``seed_K`` they bring the true simulator to this state.
       task_K, step_K, seed_K: int32.
       episode_K: int32, row of the episode among those given.
-      rule_K: int32, index into ``RULES``.
+      rule_K: int32, index into ``RULES``; it is on disk too, so new rules go to the end.
       initials: how many of the first rows are episode starts; the others are keyframes.
     """
 
