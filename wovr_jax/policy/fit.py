@@ -9,12 +9,12 @@ from typing import Any
 from wovr_jax.core import checkpoint, config
 from wovr_jax.core.log import Log
 from wovr_jax.data import batches
-from wovr_jax.policy import adapters
 from wovr_jax.policy import train as sft
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.train import PolicyAdapters, SFTConfig, SFTState
+from wovr_jax.policy.train import PolicyAdapters, SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.train import loop
+from wovr_jax.train.step import TrainState
 from wovr_jax.types import Array, Episode, Params
 
 
@@ -54,14 +54,14 @@ def fit(
     apart = sft.demonstrations(batches.sft_chunks(held, cfg.chunk, stride=cfg.chunk), codec, prompt_KL)
     measure = sft.validation(cfg, train, params, codec, apart)
 
-    def judged(state: SFTState) -> dict[str, float]:
+    def judged(state: TrainState) -> dict[str, float]:
         return {name: float(value) for name, value in measure(state).items()}
 
-    def judge(done: int, state: SFTState) -> dict[str, float] | None:
+    def judge(done: int, state: TrainState) -> dict[str, float] | None:
         return judged(state) if done % train.validate_every == 0 or done == train.steps else None
 
     state = loop.fit("sft", state, step, train.steps, log=log, folder=folder, on_step=judge)
     if train.lora:
-        about = PolicyAdapters(cfg, adapters.resolved(cfg, train.lora, train.frozen))
-        checkpoint.save(folder / "adapters", state.trained, config.to_dict(about))
-    return sft.weights(cfg, train, params, state), {"chunks": len(data.token_BTA)} | judged(state)
+        about = PolicyAdapters(cfg, sft.resolve_targets(cfg, train.lora, train.frozen))
+        checkpoint.save(folder / "adapters", state.params, config.to_dict(about))
+    return sft.merge_weights(cfg, train, params, state), {"chunks": len(data.token_BTA)} | judged(state)

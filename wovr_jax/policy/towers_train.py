@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,9 @@ from flax import nnx, struct
 
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy.vision import Tower, TowerConfig
+from wovr_jax.train import optimizers
+from wovr_jax.train import step as train_step
+from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 
 OBJECTIVES = ("where", "relation")
@@ -107,6 +109,11 @@ class Parser(nnx.Module):
         return position, self.attribute(mean_BD), self.cover(token_BPD)
 
 
+def network(tower: TowerConfig, cfg: TowerTraining) -> Pure:
+    """The tower and its heads, without weights."""
+    return Pure(lambda rngs: Parser(tower, cfg, rngs=rngs))
+
+
 def loss(net: Pure, params: Params, cfg: TowerTraining, scenes: Scenes) -> tuple[Array, dict[str, Array]]:
     """Cross-entropies of position, attributes and coverage, and how far off the expected position is."""
     position, attribute, cover = net(params, scenes.frame_BHWC)
@@ -123,41 +130,65 @@ def loss(net: Pure, params: Params, cfg: TowerTraining, scenes: Scenes) -> tuple
     miss = jnp.mean(jnp.abs(guess - goal_BO2), where=where) * (2.0 if cfg.objective == "relation" else 1.0)
     total = position_loss + attribute_loss + cfg.local * cover_loss
     right = ((attribute > 0.0) == scenes.attribute_BE).mean()
-    return total, {"loss": total, "position": position_loss, "miss": miss, "attribute": right, "cover": cover_loss}
+    return total, {"position": position_loss, "miss": miss, "attribute": right, "cover": cover_loss}
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerObjective(Objective):
+    """Scenes, parsed by a tower and its throw-away heads.
+
+    Attributes:
+      tower: the tower.
+      train: how to train it.
+      draw_scenes: ``draw_scenes(key, batch) -> Scenes``, traceable.
+    """
+
+    tower: TowerConfig
+    train: TowerTraining
+    draw_scenes: Callable[[Array, int], Scenes]
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW with warm-up and a cosine to zero."""
+        how = self.train
+        rate = optimizers.warmup_cosine(how.lr, min(100, how.steps // 10 + 1), how.steps)
+        return optimizers.build("adamw", rate, clip=how.clip, decay=how.weight_decay)
+
+    def draw(self, key: Array, data: tuple[()]) -> tuple[Scenes, Array]:
+        """Draws fresh scenes; the loss draws nothing."""
+        del data
+        return self.draw_scenes(key, self.train.batch), key
+
+    def loss(self, params: Params, fixed: None, batch: Scenes, key: Array) -> tuple[Array, dict[str, Array]]:
+        """See :func:`loss`."""
+        del key
+        return loss(network(self.tower, self.train), params, self.train, batch)
 
 
 def make(
     tower: TowerConfig, cfg: TowerTraining, draw: Callable[[Array, int], Scenes], key: Array
-) -> tuple[dict[str, Any], Callable[[dict, Array], tuple[dict, dict]]]:
-    """First state and jitted, donated ``step(state, i) -> (state, metrics)``.
+) -> tuple[TrainState, ReplayableStep]:
+    """Returns the first state and the step, see ``train.step.make``.
 
     Args:
-      tower: the tower.
+      tower: the tower; it begins at random.
       cfg: its training.
       draw: ``draw(key, batch) -> Scenes``, traced into the step: every batch is fresh.
       key: for parameters and scenes.
     """
-    net = Pure(lambda rngs: Parser(tower, cfg, rngs=rngs))
     k_init, k_data = jax.random.split(key)
-    rate = optax.warmup_cosine_decay_schedule(0.0, cfg.lr, min(100, cfg.steps // 10 + 1), cfg.steps)
-    optimiser = optax.chain(optax.clip_by_global_norm(cfg.clip), optax.adamw(rate, weight_decay=cfg.weight_decay))
-    params = net.init(k_init)
-
-    def step(state: dict, i: Array) -> tuple[dict, dict]:
-        scenes = draw(jax.random.fold_in(k_data, i), cfg.batch)
-        objective = lambda p: loss(net, p, cfg, scenes)  # noqa: E731
-        gradient, metrics = jax.grad(objective, has_aux=True)(state["params"])
-        update, opt = optimiser.update(gradient, state["opt"], state["params"])
-        return {"params": optax.apply_updates(state["params"], update), "opt": opt}, metrics
-
-    return {"params": params, "opt": optimiser.init(params)}, jax.jit(step, donate_argnums=0)
+    params = network(tower, cfg).init(k_init)
+    return train_step.make(TowerObjective(tower, cfg, draw), params, train_step.resident(()), k_data)
 
 
 def scores(tower: TowerConfig, cfg: TowerTraining, params: Params, scenes: Sequence[Scenes]) -> dict[str, float]:
     """Means over unseen scenes: ``miss`` in picture widths, ``attribute`` the share of right ones."""
-    net = Pure(lambda rngs: Parser(tower, cfg, rngs=rngs))
-    measured = [jax.jit(lambda p, s: loss(net, p, cfg, s)[1])(params, batch) for batch in scenes]
-    mean = lambda name: round(float(sum(m[name] for m in measured)) / len(measured), 5)  # noqa: E731
+    net = network(tower, cfg)
+    measure = jax.jit(lambda params, batch: loss(net, params, cfg, batch)[1])
+    measured = [measure(params, batch) for batch in scenes]
+
+    def mean(name: str) -> float:
+        return round(float(sum(metrics[name] for metrics in measured)) / len(measured), 5)
+
     return {name: mean(name) for name in ("miss", "attribute", "cover")}
 
 

@@ -63,8 +63,9 @@ def fit(
     frame, label, task = (np.concatenate([one[part] for one in learn]) for part in ("frame", "label", "task"))
     extra = np.concatenate([np.full(len(one["label"]), i > 0) for i, one in enumerate(learn)])
     data = training.dataset(frame, label, task, extra)
-    step = training.make_step(cfg, train if retold else dataclasses.replace(train, extra=0.0), data, key)
-    state = loop.fit(name, training.create(train, params), step, train.steps, log=log, folder=folder)
+    how = train if retold else dataclasses.replace(train, extra=0.0)
+    state, step = training.make(cfg, how, params, data, key)
+    state = loop.fit(name, state, step, train.steps, log=log, folder=folder)
     held = {kind: _only(one, one["held"]) for kind, one in sets.items()}
     return state.params, _judge(cfg, train, state.params, held)
 

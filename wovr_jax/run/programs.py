@@ -19,9 +19,9 @@ from wovr_jax.data import starts as start_states
 from wovr_jax.data.episodes import to_float
 from wovr_jax.data.starts import Starts
 from wovr_jax.imagine import imagine, predicate, shadowed
-from wovr_jax.policy import adapters, vla
+from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.adapters import Tuned
+from wovr_jax.policy.train import RLPolicy, make_rl_policy
 from wovr_jax.reward import classifier
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.sim.tabletop import collect
@@ -45,9 +45,9 @@ class Programs:
         self.recipe, self.codec, self._world_config, self.prompt_KL = recipe, codec, world, prompt_KL
 
     @functools.cached_property
-    def tuned(self) -> Tuned:
+    def tuned(self) -> RLPolicy:
         """The policy as ``dream`` and the learner run it."""
-        return adapters.tuned(self.recipe.policy, self.recipe.learner.lora, self.recipe.sft.frozen)
+        return make_rl_policy(self.recipe.policy, self.recipe.learner.lora, self.recipe.sft.frozen)
 
     @functools.cached_property
     def live(self) -> Callable[[Params, Array, Array, float], Imagined]:

@@ -39,6 +39,7 @@ from wovr_jax.run.recipe import Recipe
 from wovr_jax.sim.arena import Actor, Arena, in_turn
 from wovr_jax.sim.tabletop.arena import Tabletop
 from wovr_jax.train import loop
+from wovr_jax.train.step import ReplayableStep
 from wovr_jax.types import NULL_ACTION, Array, Episode, Imagined, Params
 from wovr_jax.weights import assets
 from wovr_jax.world import dit
@@ -326,7 +327,7 @@ class Stages:
         rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
         mask = lora.mask if cfg.learner.lora else trained
         state = learner.create(cfg.learner, params, mask, rate, vla.AXES)
-        return state, loop.Shown(step, rolled, of_state=True)
+        return state, ReplayableStep(step, rolled, on_policy=True)
 
     def _dream_parts(self, round_: int) -> dict[str, Any]:
         """What a rollout reads besides the policy; arguments of the compiled program, not constants in it."""

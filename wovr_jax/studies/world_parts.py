@@ -147,7 +147,7 @@ class _Seed:
             data, _ = fit.windows(cfg, train, vae, self.episodes, cache, held_out=0.0)
             state, step = training.make(cfg, train, stages.fresh_world, data, stages.key("world study"))
             state = loop.fit(name, state, step, train.steps, log=self.run.log, folder=folder)
-            checkpoint.save(folder / "dit", training.weights(train, training.trained(state), stages.fresh_world))
+            checkpoint.save(folder / "dit", training.merge_weights(train, state.result, stages.fresh_world))
             return {"windows": data.count}
 
         dit = self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "dit", stages.fresh_world))

@@ -20,12 +20,13 @@ from wovr_jax.data import batches, stream
 from wovr_jax.data import episodes as disk
 from wovr_jax.nn import lora
 from wovr_jax.train import loop
+from wovr_jax.train.step import TrainState
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.world import latents, replay
 from wovr_jax.world import train as training
 from wovr_jax.world.latents import Data, Resident
 from wovr_jax.world.model import WorldConfig
-from wovr_jax.world.train import WorldTrainConfig, WorldTrainState
+from wovr_jax.world.train import WorldTrainConfig
 
 HELD_OUT = 0.1
 """Share of the episodes that validate."""
@@ -74,18 +75,18 @@ def fit(
     measure = training.validation(cfg, train, held, jax.random.fold_in(key, np.uint32(0xFFFFFFFF)))
     shown = _filmed(episodes, cfg.chunk)
 
-    def watch(done: int, state: WorldTrainState) -> dict[str, float] | None:
+    def watch(done: int, state: TrainState) -> dict[str, float] | None:
         if not train.validate_every or done % train.validate_every:
             return None
-        dit = training.weights(train, training.trained(state), params["dit"])
+        dit = training.merge_weights(train, state.result, params["dit"])
         if shown:
             _film(cfg, params | {"dit": dit}, shown, folder / "films" / f"step-{done:06d}.mp4", key)
         return _floats(measure(dit))
 
     state = loop.fit(name, state, step, train.steps, log=log, folder=folder, on_step=watch)
-    kept = training.trained(state)
+    kept = state.result
     checkpoint.save(folder / _product(train), kept)
-    final = _floats(measure(training.weights(train, kept, params["dit"])))
+    final = _floats(measure(training.merge_weights(train, kept, params["dit"])))
     if log:
         log.scalars(name, train.steps, final)
     return final | {"windows": data.count}
@@ -97,7 +98,7 @@ def load(train: WorldTrainConfig, params: Params, folder: str | os.PathLike) -> 
     if adapters is None:
         return checkpoint.restore(pathlib.Path(folder) / _product(train), params)
     like = jax.eval_shape(lambda: lora.init(jax.random.key(0), params, adapters))
-    return training.weights(train, checkpoint.restore(pathlib.Path(folder) / _product(train), like), params)
+    return training.merge_weights(train, checkpoint.restore(pathlib.Path(folder) / _product(train), like), params)
 
 
 def windows(

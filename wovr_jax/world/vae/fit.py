@@ -46,7 +46,7 @@ def fit(
     data = cut(cfg, episodes)
     state, step = vae_train.make(cfg.vae, training, _draw, data)
     state = loop.fit(NAME, state, step, training.steps, log=log, folder=folder)
-    params, key = state["params"], jax.random.key(training.seed)
+    params, key = state.params, jax.random.key(training.seed)
     draw = jax.jit(_draw, static_argnums=1)
     seen = (draw(jax.random.fold_in(key, i), training.batch, data) for i in range(32))
     own = vae_train.normalised(cfg.vae, params, seen)

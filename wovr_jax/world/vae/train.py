@@ -18,6 +18,8 @@ import optax
 from wovr_jax.core import sharding
 from wovr_jax.nn.functional import Pure
 from wovr_jax.train import optimizers
+from wovr_jax.train import step as train_step
+from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 from wovr_jax.world.vae.net import VAE, VAEConfig
 
@@ -31,7 +33,7 @@ class VAETraining:
 
     Attributes:
       steps, batch, lr, warmup, clip: of the optimiser, with a linear warm-up and a cosine to zero.
-      optimizer: see ``nn.optimizers``.
+      optimizer: see ``train.optimizers``.
       knee: pixel error up to which the absolute error is rounded into a square; below it the
         gradient fades, so that the still background does not drown what moves. 0: not rounded.
       edge: weight of the error of differences between neighbouring pixels.
@@ -75,7 +77,7 @@ def loss(vae: Pure, params: Params, cfg: VAETraining, frame_BFHWC: Array, key: A
     edge = size(jnp.diff(error_BFHWC, axis=2)).mean() + size(jnp.diff(error_BFHWC, axis=3)).mean()
     divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
     total = pixel + cfg.edge * edge + cfg.kl * divergence
-    return total, {"loss": total, "psnr": _psnr(jnp.square(error_BFHWC).mean()), "edge": edge, "kl": divergence}
+    return total, {"psnr": _psnr(jnp.square(error_BFHWC).mean()), "edge": edge, "kl": divergence}
 
 
 def moving(frame_BFHWC: Array, threshold: float = 0.1) -> Array:
@@ -84,29 +86,48 @@ def moving(frame_BFHWC: Array, threshold: float = 0.1) -> Array:
     return (span_BHWC.max(axis=-1, keepdims=True) > threshold).astype(jnp.float32)[:, None]
 
 
-def make(cfg: VAEConfig, training: VAETraining, draw: Draw, *data: Any) -> tuple[dict[str, Any], Callable]:
-    """First state and jitted, donated ``step(state, i) -> (state, metrics)``; every batch is drawn afresh.
+@dataclasses.dataclass(frozen=True)
+class VAEObjective(Objective):
+    """Windows of frames, put back together from their latents.
 
-    ``data`` is what ``draw`` draws from: an argument of the compiled program, where a closure would make it a constant.
+    Attributes:
+      cfg: the VAE.
+      train: how to train it.
+      draw_frames: see ``Draw``.
     """
-    vae = network(cfg)
+
+    cfg: VAEConfig
+    train: VAETraining
+    draw_frames: Draw
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """That of ``train.optimizer``, with warm-up and a cosine to zero."""
+        how = self.train
+        rate = optimizers.warmup_cosine(how.lr, how.warmup, how.steps)
+        return optimizers.build(how.optimizer, rate, clip=how.clip, b2=0.99)
+
+    def draw(self, key: Array, data: tuple[Any, ...]) -> tuple[Array, Array]:
+        """Draws every batch afresh; the loss draws the noise of the latents."""
+        k_draw, k_noise = jax.random.split(key)
+        return sharding.batch(self.draw_frames(k_draw, self.train.batch, *data)), k_noise
+
+    def loss(self, params: Params, fixed: None, batch: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+        """See :func:`loss`."""
+        return loss(network(self.cfg), params, self.train, batch, key)
+
+
+def make(cfg: VAEConfig, training: VAETraining, draw: Draw, *data: Any) -> tuple[TrainState, ReplayableStep]:
+    """Returns the first state and the step, see ``train.step.make``.
+
+    Args:
+      cfg: the VAE; its parameters begin at random.
+      training: how to train it, and the seed of parameters and batches.
+      draw: traced into the step.
+      *data: what ``draw`` draws from: an argument of the compiled program, where a closure would make it a constant.
+    """
     k_init, k_data = jax.random.split(jax.random.key(training.seed))
-    rate = optimizers.warmup_cosine(training.lr, training.warmup, training.steps)
-    optimiser = optimizers.clipped(training.optimizer, rate, clip=training.clip, b2=0.99)
-    params = vae.init(k_init)
-
-    def step(state: dict[str, Any], i: Array, data: tuple) -> tuple[dict[str, Any], dict[str, Array]]:
-        k_draw, k_noise = jax.random.split(jax.random.fold_in(k_data, i))
-        frame_BFHWC = sharding.batch(draw(k_draw, training.batch, *data))
-        gradient, metrics = jax.grad(lambda p: loss(vae, p, training, frame_BFHWC, k_noise), has_aux=True)(
-            state["params"]
-        )
-        update, opt = optimiser.update(gradient, state["opt"], state["params"])
-        return {"params": optax.apply_updates(state["params"], update), "opt": opt}, metrics
-
-    compiled = jax.jit(step, donate_argnums=0)
-    state = sharding.whole({"params": params, "opt": optimiser.init(params)})
-    return state, lambda state, i: compiled(state, i, data)
+    params = network(cfg).init(k_init)
+    return train_step.make(VAEObjective(cfg, training, draw), params, train_step.resident(data), k_data)
 
 
 def normalised(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> VAEConfig:
