@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.core import checkpoint, config
+from wovr_jax.core import checkpoint, config, pixels
 from wovr_jax.core.log import Log, read_metrics
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import LoRAConfig
@@ -118,7 +118,7 @@ def test_the_judgement_by_hand(params):
     state = train.make(CFG, plain, params, data(), KEY)[0]
     got = train.validation(CFG, plain, params, CODEC, held)(state)
     run = jax.jit(lambda *inputs: network(CFG)(*inputs))
-    logits = np.asarray(run(params, train.to_float(held.frame_BHWC), held.prompt_BL), np.float64)
+    logits = np.asarray(run(params, pixels.to_float(held.frame_BHWC), held.prompt_BL), np.float64)
     token, guess = np.asarray(held.token_BTA), logits.argmax(-1)
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     assert got["val_loss"] == pytest.approx(-np.take_along_axis(logp, token[..., None], -1).mean(), rel=1e-4)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wovr_jax.core import pixels
 from wovr_jax.policy import train
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ def test_labels_become_tokens():
 
 def test_first_loss_is_the_mean_cross_entropy():
     chunks, params = data(), NET.init(KEY)
-    logits = NET(params, train.to_float(chunks.frame_BHWC), chunks.prompt_BL)
+    logits = NET(params, pixels.to_float(chunks.frame_BHWC), chunks.prompt_BL)
     logp = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(chunks.token_BTA)[..., None], -1)
     total, metrics = train.loss(NET, params, chunks)
     assert total == pytest.approx(-logp.mean(), rel=1e-5)

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from wovr_jax.core import sharding
+from wovr_jax.core import pixels, sharding
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
 from wovr_jax.nn.lora import LoRAConfig
@@ -146,9 +146,10 @@ class SFTObjective(Objective):
 
     def split(self, params: Params, key: Array) -> tuple[Params, Params]:
         """Returns what stays as it is and what is trained, fresh adapters from ``key`` among it."""
-        if self.train.lora is None:
-            return split(params, self.train.frozen)
-        return params, lora.init(key, params, self.adapters)
+        if self.train.lora is not None:
+            return params, lora.init(key, params, self.adapters)
+        fixed = {name: part for name, part in params.items() if name in self.train.frozen}
+        return fixed, {name: part for name, part in params.items() if name not in fixed}
 
     def join(self, fixed: Params, trained: Params) -> Params:
         """Returns the parameters of ``net``."""
@@ -157,7 +158,7 @@ class SFTObjective(Objective):
 
 def loss(net: Pure, params: Params, batch: Demonstrations, blur: float = 0.0) -> tuple[Array, dict[str, Array]]:
     """Returns the mean cross-entropy of a batch, and metrics (all float32 scalars)."""
-    logits = net(params, to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
+    logits = net(params, pixels.to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
     if blur > 0.0:
         cross = optax.losses.softmax_cross_entropy(logits, blurred_targets(blur)[batch.token_BTA])
     else:
@@ -209,7 +210,7 @@ def validation(
         def measure_batch(rows: tuple[Array, Array]) -> dict[str, Array]:
             row_B, weight_B = rows
             batch = jax.tree.map(lambda leaf: leaf[row_B], data)
-            logits = objective.net(joined, to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
+            logits = objective.net(joined, pixels.to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
             guess_BTA, token_BTA = greedy(logits), batch.token_BTA
             metrics = {
                 "val_loss": -log_prob(logits, token_BTA),
@@ -238,16 +239,6 @@ def _check_frozen(cfg: VLAConfig, train: SFTConfig) -> None:
     parts = network(cfg).shapes()
     if unknown := sorted(set(train.frozen) - set(parts)):
         raise ValueError(f"SFTConfig.frozen: expected parts of the policy {sorted(parts)}, got unknown {unknown}")
-
-
-def split(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Params]:
-    """Returns the (frozen, free) parts of the parameters by their top-level names."""
-    return {k: v for k, v in params.items() if k in frozen}, {k: v for k, v in params.items() if k not in frozen}
-
-
-def to_float(frame: Array) -> Array:
-    """Converts uint8 pixels to float32 in [-1, 1]."""
-    return frame.astype(jnp.float32) / 127.5 - 1.0
 
 
 def blurred_targets(blur: float) -> Array:

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from wovr_jax.core import sharding
+from wovr_jax.core import pixels, sharding
 from wovr_jax.reward import classifier
 from wovr_jax.reward.calibrate import Rule
 from wovr_jax.reward.classifier import RewardConfig
@@ -216,7 +216,7 @@ def draw(training: RewardTrainConfig, data: RewardData, key: Array) -> tuple[Arr
     slot_B = jnp.arange(training.batch)
     swapped_B = (slot_B >= positive) & (slot_B < positive + swap)
     task_B = jnp.where(swapped_B, _another(k_task, data.task_X[index_B], data.task_K), data.task_X[index_B])
-    return _pixels(data.frame_XHWC[index_B]), data.label_X[index_B] & ~swapped_B, task_B
+    return pixels.to_float(data.frame_XHWC[index_B]), data.label_X[index_B] & ~swapped_B, task_B
 
 
 def cross_entropy(logit_B: Array, label_B: Array, pos_weight: float = 1.0) -> Array:
@@ -240,11 +240,7 @@ def predict(
 @functools.cache
 def _probabilities(cfg: RewardConfig) -> Callable:
     pure = classifier.network(cfg)
-    return jax.jit(lambda params, frame_BHWC, task_B: jax.nn.sigmoid(pure(params, _pixels(frame_BHWC), task_B)))
-
-
-def _pixels(frame_BHWC: Array) -> Array:
-    return frame_BHWC.astype(jnp.float32) / 127.5 - 1.0
+    return jax.jit(lambda params, frame_BHWC, task_B: jax.nn.sigmoid(pure(params, pixels.to_float(frame_BHWC), task_B)))
 
 
 def _choose(key: Array, pool_P: Array, count: int) -> Array:
