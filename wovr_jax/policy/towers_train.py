@@ -115,17 +115,20 @@ def network(tower: TowerConfig, cfg: TowerTraining) -> Pure:
 
 
 def loss(net: Pure, params: Params, cfg: TowerTraining, scenes: Scenes) -> tuple[Array, dict[str, Array]]:
-    """Cross-entropies of position, attributes and coverage, and how far off the expected position is."""
+    """Returns the cross-entropies of position, attributes and coverage together, and metrics; ``miss`` is how far off
+    the expected position is, in picture widths."""
     position, attribute, cover = net(params, scenes.frame_BHWC)
-    goal_BO2, there_BO = _goal(cfg, scenes)
+    goal_BO2, counts_BO = _goal(cfg, scenes)
     centre_K = (jnp.arange(cfg.bins) + 0.5) / cfg.bins
+    # (B, O, 2, bins): a bell around the goal. Neighbouring bins are nearly right, and say so to the gradient.
     target = jax.nn.softmax(
         -0.5 * jnp.square((goal_BO2[..., None] - centre_K.reshape(1, 1, 1, -1)) * cfg.bins / cfg.blur)
     )
-    where = jnp.broadcast_to(there_BO[..., None], goal_BO2.shape)
+    where = jnp.broadcast_to(counts_BO[..., None], goal_BO2.shape)
     position_loss = jnp.mean(optax.losses.softmax_cross_entropy(position, target), where=where)
     attribute_loss = optax.losses.sigmoid_binary_cross_entropy(attribute, scenes.attribute_BE).mean()
     cover_loss = optax.losses.sigmoid_binary_cross_entropy(cover, _coverage(scenes, cover.shape[1])).mean()
+    # Relative positions were halved to fit into [0, 1]; their error is doubled back.
     guess = (jax.nn.softmax(position) * centre_K.reshape(1, 1, 1, -1)).sum(-1)
     miss = jnp.mean(jnp.abs(guess - goal_BO2), where=where) * (2.0 if cfg.objective == "relation" else 1.0)
     total = position_loss + attribute_loss + cfg.local * cover_loss
@@ -193,19 +196,21 @@ def scores(tower: TowerConfig, cfg: TowerTraining, params: Params, scenes: Seque
 
 
 def _goal(cfg: TowerTraining, scenes: Scenes) -> tuple[Array, Array]:
-    """What the position head should say, in [0, 1], and where it counts."""
+    """Returns what the position head should say, (B, O, 2) in [0, 1], and where it counts, (B, O)."""
     if cfg.objective == "where":
         return scenes.position_BO2, scenes.present_BO
     relative = scenes.position_BO2 - scenes.position_BO2[:, :1]
-    there = scenes.present_BO & scenes.present_BO[:, :1]
-    return 0.5 * (relative + 1.0), there.at[:, 0].set(False)
+    # Both objects have to be in the picture, and the first one is always where it is.
+    counts = scenes.present_BO & scenes.present_BO[:, :1]
+    return 0.5 * (relative + 1.0), counts.at[:, 0].set(False)
 
 
 def _coverage(scenes: Scenes, patches: int) -> Array:
-    """bool (B, patches, O): the patch's square overlaps the object's square."""
+    """Returns bool (B, patches, O): the patch's square overlaps the object's square."""
     side = round(patches**0.5)
     centre = (jnp.arange(side) + 0.5) / side
     y, x = jnp.meshgrid(centre, centre, indexing="ij")
     patch_P2 = jnp.stack([x.ravel(), y.ravel()], axis=-1)
+    # (1, P, 1, 2) - (B, 1, O, 2) -> (B, P, O): squares overlap when the larger of both offsets is below half their sum.
     distance = jnp.abs(patch_P2[None, :, None, :] - scenes.position_BO2[:, None, :, :]).max(-1)
     return (distance < scenes.radius_O[None, None, :] + 0.5 / side) & scenes.present_BO[:, None, :]

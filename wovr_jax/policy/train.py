@@ -89,7 +89,7 @@ class SFTConfig:
 
 
 def demonstrations(chunks: Mapping[str, Any], codec: Codec, prompt_KL: Any) -> Demonstrations:
-    """On the device: chunks with ``frame_BHWC`` uint8, ``label_BTA`` environment actions and ``task_B``.
+    """Puts chunks on the device: ``frame_BHWC`` uint8, ``label_BTA`` environment actions and ``task_B``.
 
     Raises:
       ValueError: when there is no chunk, or frames are not uint8.
@@ -99,6 +99,7 @@ def demonstrations(chunks: Mapping[str, Any], codec: Codec, prompt_KL: Any) -> D
         raise ValueError("supervised fine-tuning: expected at least one demonstrated chunk, got none")
     if frame.dtype != jnp.uint8:
         raise ValueError(f"supervised fine-tuning: expected uint8 frames (as on disk), got {frame.dtype}")
+    # Tokens once for all: the codec is the same for every epoch.
     tokens = jax.jit(codec.encode)(jnp.asarray(chunks["label_BTA"], jnp.float32))
     return Demonstrations(jnp.asarray(frame), tokens, jnp.asarray(prompt_KL)[jnp.asarray(chunks["task_B"])])
 
@@ -163,6 +164,7 @@ def loss(net: Pure, params: Params, batch: Demonstrations, blur: float = 0.0) ->
         cross = optax.losses.softmax_cross_entropy(logits, blurred_targets(blur)[batch.token_BTA])
     else:
         cross = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch.token_BTA)
+    # Every slot of every chunk counts alike, (B, T, A): they are predicted at once, none from another.
     hit = (logits.argmax(-1) == batch.token_BTA).astype(jnp.float32)
     return cross.mean(), {"accuracy": hit.mean(), "entropy": entropy(logits).mean()}
 

@@ -105,7 +105,7 @@ class RewardData:
 def dataset(
     frame_XHWC: np.ndarray, label_X: np.ndarray, task_X: np.ndarray, extra_X: np.ndarray | None = None
 ) -> RewardData:
-    """Frames sorted into pools, on the device.
+    """Sorts frames into pools and puts them on the devices.
 
     Args:
       frame_XHWC: uint8.
@@ -114,10 +114,11 @@ def dataset(
       extra_X: bool, frames of the extra pool; they are left out of the other two.
 
     Raises:
-      ValueError: floating frames, lengths that differ, no success, or no failure.
+      ValueError: for floating frames, lengths that differ, no success, or no failure.
     """
     label_X, task_X = np.asarray(label_X, bool), np.asarray(task_X, np.int32)
     extra_X = np.zeros(len(label_X), bool) if extra_X is None else np.asarray(extra_X, bool)
+    # A quarter of the memory of floats, and they are converted batch by batch.
     if frame_XHWC.dtype != np.uint8:
         raise ValueError(f"reward data: expected uint8 frames, as on disk, got {frame_XHWC.dtype}")
     lengths = {"frame": len(frame_XHWC), "label": len(label_X), "task": len(task_X), "extra": len(extra_X)}
@@ -199,11 +200,12 @@ def make(
 
 
 def draw(training: RewardTrainConfig, data: RewardData, key: Array) -> tuple[Array, Array, Array]:
-    """A batch: frame_BHWC float32 in [-1, 1], label_B bool, task_B int32; pools one after the other.
+    """Draws a batch: frame_BHWC float32 in [-1, 1], label_B bool, task_B int32; pools one after the other.
 
-    Uniform with replacement inside each pool.
+    Draws are uniform with replacement inside each pool.
     """
     k_positive, k_swap, k_extra, k_negative, k_task = jax.random.split(key, 5)
+    # Shares are counts, not chances: every batch has the same shapes, and none is without a success.
     positive, swap, extra, negative = training.counts
     index_B = jnp.concatenate(
         [
@@ -213,6 +215,7 @@ def draw(training: RewardTrainConfig, data: RewardData, key: Array) -> tuple[Arr
             _choose(k_negative, data.negative_Q, negative),
         ]
     )
+    # The second pool: true successes, shown under an instruction that they do not fulfil.
     slot_B = jnp.arange(training.batch)
     swapped_B = (slot_B >= positive) & (slot_B < positive + swap)
     task_B = jnp.where(swapped_B, _another(k_task, data.task_X[index_B], data.task_K), data.task_X[index_B])
@@ -220,7 +223,8 @@ def draw(training: RewardTrainConfig, data: RewardData, key: Array) -> tuple[Arr
 
 
 def cross_entropy(logit_B: Array, label_B: Array, pos_weight: float = 1.0) -> Array:
-    """Mean binary cross-entropy, successes weighted (torch's ``BCEWithLogitsLoss(pos_weight=...)``)."""
+    """Returns the mean binary cross-entropy, successes weighted (torch's ``BCEWithLogitsLoss(pos_weight=...)``)."""
+    # log(sigmoid(x)) computed as it stands is log(0) for very negative x.
     success_B, failure_B = jax.nn.log_sigmoid(logit_B), jax.nn.log_sigmoid(-logit_B)
     return -jnp.mean(jnp.where(label_B, pos_weight * success_B, failure_B))
 
@@ -228,29 +232,31 @@ def cross_entropy(logit_B: Array, label_B: Array, pos_weight: float = 1.0) -> Ar
 def predict(
     cfg: RewardConfig, params: Params, frame_XHWC: np.ndarray, task_X: np.ndarray, batch: int = 256
 ) -> np.ndarray:
-    """Success probabilities of uint8 frames on the host, in batches of one shape."""
-    total = len(frame_XHWC)
-    prob = []
+    """Returns the success probabilities of uint8 frames on the host, computed in batches of one shape."""
+    total, task_X = len(frame_XHWC), np.asarray(task_X, np.int32)
+    probabilities = []
     for begin in range(0, total, batch):
-        index = np.minimum(np.arange(begin, begin + batch), total - 1)  # the last batch is filled with its last frame
-        prob.append(sharding.host(_probabilities(cfg)(params, frame_XHWC[index], np.asarray(task_X, np.int32)[index])))
-    return np.concatenate(prob)[:total] if prob else np.zeros(0, np.float32)
+        # The last batch is filled with its last frame: another shape would compile anew.
+        index = np.minimum(np.arange(begin, begin + batch), total - 1)
+        probabilities.append(sharding.host(_predict_batch(cfg)(params, frame_XHWC[index], task_X[index])))
+    return np.concatenate(probabilities)[:total] if probabilities else np.zeros(0, np.float32)
 
 
 @functools.cache
-def _probabilities(cfg: RewardConfig) -> Callable:
+def _predict_batch(cfg: RewardConfig) -> Callable:
     pure = classifier.network(cfg)
     return jax.jit(lambda params, frame_BHWC, task_B: jax.nn.sigmoid(pure(params, pixels.to_float(frame_BHWC), task_B)))
 
 
 def _choose(key: Array, pool_P: Array, count: int) -> Array:
-    if not count:
+    if not count:  # the pool may be empty then, and nothing can be drawn below 0
         return jnp.zeros((0,), pool_P.dtype)
     return pool_P[jax.random.randint(key, (count,), 0, pool_P.shape[0])]
 
 
 def _another(key: Array, task_B: Array, task_K: Array) -> Array:
-    """A task of the data, uniformly among those that are not ``task_B``."""
+    """Draws a task of the data, uniformly among those that are not ``task_B``."""
+    # A shift by 1 .. K - 1 places around the sorted tasks reaches each of the others once and never the task itself.
     others = max(task_K.shape[0] - 1, 1)
     shift_B = 1 + jax.random.randint(key, task_B.shape, 0, others)
     return task_K[(jnp.searchsorted(task_K, task_B) + shift_B) % task_K.shape[0]]

@@ -148,7 +148,7 @@ class WorldObjective(Objective):
         return optimizers.build(how.optimizer, rate, clip=how.clip, b1=how.b1, b2=how.b2, decay=how.weight_decay)
 
     def draw(self, key: Array, data: tuple[Source, ...]) -> tuple[Batch, Array]:
-        """Draws ``sizes`` windows from the sets, one after the other."""
+        """Draws ``sizes`` windows from the sets, one after the other; the loss draws levels and noise."""
         k_loss, *k_draw = jax.random.split(key, 1 + len(data))
         parts = [draw(k, one, size, self.train) for k, one, size in zip(k_draw, data, self.sizes, strict=True) if size]
         return sharding.batch(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)), k_loss
@@ -160,7 +160,7 @@ class WorldObjective(Objective):
 
 
 def draw(key: Array, data: Source, size: int, train: WorldTrainConfig) -> Batch:
-    """A batch of windows; some begin an episode, some are replaced by a static clip."""
+    """Draws a batch of windows; some begin an episode, some are replaced by a static clip."""
     k_row, k_static = jax.random.split(key)
     row_B = data.rows(k_row, size, train.start_share)
     return data.take(row_B, jax.random.bernoulli(k_static, train.static_share, (size,)))
@@ -179,7 +179,7 @@ def _adapted(cfg: WorldConfig, adapters: LoRAConfig) -> Pure:
 def loss(
     cfg: WorldConfig, train: WorldTrainConfig, dit_params: Params, batch: Batch, key: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Weighted squared error of the velocity of the future latents, and its metrics.
+    """Returns the weighted squared error of the velocity of the future latents, and metrics.
 
     The anchor latent is clean and the memory latent at ``context_sigma`` (with
     ``cfg.noisy_context``), both at time 0; the future latents share one random level.
@@ -192,12 +192,15 @@ def loss(
 
     # One noise for the whole window, as in the reference; only its level differs by frame.
     noise_Bfhwc = jax.random.normal(k_noise, batch.latent_Bfhwc.shape)
+    # The memory is noised but declared clean: at use it is the model's own output, and nobody declares its faults.
     context_level = [0.0] + [train.context_sigma if cfg.noisy_context else 0.0] * (known - 1)
     level_Bf = _per_frame(context_level, sigma_B, cfg)
     noisy_Bfhwc = flow.noised(batch.latent_Bfhwc, noise_Bfhwc, level_Bf[:, :, None, None, None])
     velocity_Bfhwc = dit(dit_params, noisy_Bfhwc, _per_frame([0.0] * known, time_B, cfg), batch.action_BFA)
 
+    # The velocity of the straight path from latent (level 0) to noise (level 1) is their difference.
     error_Bfhwc = velocity_Bfhwc - (noise_Bfhwc - batch.latent_Bfhwc)
+    # (B, f, h, w, c) -> (B,): only what is to be imagined is scored, and each window is weighted by its level.
     error_B = jnp.square(error_Bfhwc[:, known:]).mean(axis=(1, 2, 3, 4))
     weight_B = flow.weight(flow.TIME_SCALE * sigma_B, cfg.flow) if train.weighting == "bump" else jnp.ones_like(time_B)
     total = (weight_B * error_B).mean()
@@ -205,7 +208,7 @@ def loss(
 
 
 def _per_frame(context: list[float], future_B: Array, cfg: WorldConfig) -> Array:
-    """(B, f): given numbers for the context frames, one number a window for the future ones."""
+    """Returns (B, f): ``context`` in the context frames of every window, its own number in its future frames."""
     context_Bf = jnp.broadcast_to(jnp.array(context), (len(future_B), len(context)))
     return jnp.concatenate([context_Bf, jnp.repeat(future_B[:, None], cfg.latents - len(context), axis=1)], axis=1)
 
@@ -233,6 +236,7 @@ def make(
     Raises:
       ValueError: when a set of windows is empty, or the adapters have no layer.
     """
+    # A fixed number of old windows in each batch, not a chance: what was learned from them is not forgotten by luck.
     sets = (data,) if replay is None else (data, replay)
     if not all(one.count for one in sets):
         raise ValueError("world training: a set of windows is empty; the episodes may be shorter than a chunk")
@@ -248,7 +252,8 @@ def pick_trained(train: WorldTrainConfig, dit_params: Params, key: Array) -> Par
     """Returns what is trained, before the first step: ``dit_params``, or adapters that change nothing yet."""
     if train.lora is None:
         return dit_params
-    return lora.init(jax.random.fold_in(key, train.steps), dit_params, train.lora)  # a number that no step folds in
+    # Steps fold in 0 .. steps - 1, so this key is not a batch's.
+    return lora.init(jax.random.fold_in(key, train.steps), dit_params, train.lora)
 
 
 def merge_weights(train: WorldTrainConfig, trained: Params, dit_params: Params) -> Params:
@@ -265,7 +270,7 @@ def merge_weights(train: WorldTrainConfig, trained: Params, dit_params: Params) 
 def validation(
     cfg: WorldConfig, train: WorldTrainConfig, data: Resident, key: Array, *, windows: int = 128
 ) -> Callable[[Params], dict[str, Array]]:
-    """A jitted ``measure(dit_params) -> metrics`` on held-out windows with noise fixed by ``key``.
+    """Returns a jitted ``measure(dit_params) -> metrics`` on held-out windows with noise fixed by ``key``.
 
     Metrics: ``val_loss``, the training loss; ``val_sample_mse``, the error of sampled future
     latents, and ``val_copy_mse``, that of repeating the memory latent: a model that has learned
@@ -276,6 +281,7 @@ def validation(
     """
     if not data.count:
         raise ValueError("world training: no held-out window to validate on; hold out at least one episode")
+    # Spread evenly over the rows, they come from many episodes.
     row_B = np.unique(np.linspace(0, data.count - 1, min(windows, data.count)).astype(np.int32))
     known, plain = cfg.context_latents, dataclasses.replace(train, lora=None)
 

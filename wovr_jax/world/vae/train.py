@@ -61,11 +61,13 @@ def network(cfg: VAEConfig) -> Pure:
 
 
 def loss(vae: Pure, params: Params, cfg: VAETraining, frame_BFHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
-    """Absolute, squared and edge errors of the reconstruction from a sampled latent, plus the divergence."""
+    """Returns absolute, squared and edge errors of the reconstruction from a sampled latent plus its divergence from
+    the standard normal, and metrics."""
     mean, logvar = vae(params, frame_BFHWC, method="moments")
     logvar = jnp.clip(logvar, -30.0, 20.0)
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     error_BFHWC = vae(params, z, method="decode_raw") - frame_BFHWC
+    # Weights of mean 1: the focus moves attention to what moves, and leaves loss and learning rate at their scale.
     weight = 1.0 + cfg.focus * moving(frame_BFHWC)
     weight = weight / weight.mean()
 
@@ -73,6 +75,7 @@ def loss(vae: Pure, params: Params, cfg: VAETraining, frame_BFHWC: Array, key: A
         # The square root has no gradient at 0 without a knee.
         return jnp.sqrt(jnp.square(error) + cfg.knee**2) - cfg.knee if cfg.knee else jnp.abs(error)
 
+    # The absolute error keeps edges sharp; the square punishes the few pixels that are far off.
     pixel = (weight * (size(error_BFHWC) + jnp.square(error_BFHWC))).mean()
     edge = size(jnp.diff(error_BFHWC, axis=2)).mean() + size(jnp.diff(error_BFHWC, axis=3)).mean()
     divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
@@ -81,7 +84,7 @@ def loss(vae: Pure, params: Params, cfg: VAETraining, frame_BFHWC: Array, key: A
 
 
 def moving(frame_BFHWC: Array, threshold: float = 0.1) -> Array:
-    """(B, 1, H, W, 1) float: 1 where some colour of a pixel changes over the window by more than ``threshold``."""
+    """Returns (B, 1, H, W, 1) float32: 1 where a pixel's colour changes over the window by more than ``threshold``."""
     span_BHWC = frame_BFHWC.max(axis=1) - frame_BFHWC.min(axis=1)
     return (span_BHWC.max(axis=-1, keepdims=True) > threshold).astype(jnp.float32)[:, None]
 
@@ -131,9 +134,10 @@ def make(cfg: VAEConfig, training: VAETraining, draw: Draw, *data: Any) -> tuple
 
 
 def normalised(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> VAEConfig:
-    """``cfg`` with the mean and standard deviation of each latent channel over ``windows``."""
+    """Returns ``cfg`` with the mean and standard deviation of each latent channel over ``windows``."""
     moments = jax.jit(lambda p, x: network(cfg)(p, x, method="moments")[0])
     z_NC = np.concatenate([sharding.host(moments(params, x)).reshape(-1, cfg.z_dim) for x in windows])
+    # A channel that never varies would be divided by zero.
     mean, std = z_NC.mean(0), np.maximum(z_NC.std(0), 1e-3)
     return dataclasses.replace(
         cfg, latent_mean=tuple(round(float(v), 5) for v in mean), latent_std=tuple(round(float(v), 5) for v in std)
@@ -141,7 +145,7 @@ def normalised(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> VAEC
 
 
 def scores(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> dict[str, float]:
-    """Reconstruction from the posterior mean, clamped.
+    """Measures the reconstruction from the posterior mean, clamped.
 
     Returns:
       ``psnr`` in dB over all pixels, ``psnr_moving`` over the pixels that change inside their
@@ -153,14 +157,15 @@ def scores(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> dict[str
     def errors(params: Params, frame_BFHWC: Array) -> tuple[Array, Array, Array]:
         back = vae(params, vae(params, frame_BFHWC, method="encode"), method="decode")
         square = jnp.square(jnp.clip(back, -1.0, 1.0) - frame_BFHWC).mean(-1)
+        # (B, 1, H, W, 1) -> (B, F, H, W): a pixel that moves at some time counts in every frame of its window.
         mask = jnp.broadcast_to(moving(frame_BFHWC)[..., 0], square.shape)
         return square.mean((2, 3)), (square * mask).sum(), mask.sum()
 
     frame_error, moving_error, moving_pixels = zip(*(errors(params, x) for x in windows), strict=True)
     frame_error = np.concatenate([sharding.host(e).ravel() for e in frame_error])
     in_motion = float(sum(moving_error)) / float(sum(moving_pixels))
-    found = {"psnr": frame_error.mean(), "psnr_moving": in_motion, "psnr_worst": frame_error.max()}
-    return {name: round(float(_psnr(error)), 2) for name, error in found.items()}
+    errors_by_name = {"psnr": frame_error.mean(), "psnr_moving": in_motion, "psnr_worst": frame_error.max()}
+    return {name: round(float(_psnr(error)), 2) for name, error in errors_by_name.items()}
 
 
 def _psnr(mean_square: Any) -> Any:
