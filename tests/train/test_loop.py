@@ -150,6 +150,13 @@ def test_non_finite_metric_names_stage_step_and_checkpoint(tmp_path):
     assert steps(tmp_path) == [4]
 
 
+def test_the_first_of_many_bad_steps_is_named():
+    step = jax.jit(lambda state, i: (state + jnp.where(i == 2, jnp.nan, 1.0), {"loss": state}))
+    with pytest.raises(loop.NonFiniteError, match="metric 'loss' is nan at step 4 of 9") as caught:
+        loop.fit("sft", jnp.float32(0), step, 9)
+    assert caught.value.step == 4  # the state that step 3 left is NaN, and so is every loss from then on
+
+
 def test_non_finite_state_is_not_saved(tmp_path):
     def step(state, i):
         return {"w": state["w"].at[0].set(jnp.where(i == 2, jnp.nan, 1.0)), "k": state["k"]}, {"loss": 1.0}

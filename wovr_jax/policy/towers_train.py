@@ -104,6 +104,7 @@ class Parser(nnx.Module):
     def __call__(self, frame_BHWC: Array) -> tuple[Array, Array, Array]:
         """Logits: position (B, O, 2, bins), attributes (B, E), coverage (B, patches, O)."""
         token_BPD = self.tower(frame_BHWC)
+        # (B, P, D) -> (B, D): a mean and a linear head leave positions in a form that layers behind can threshold.
         mean_BD = token_BPD.mean(axis=1)
         position = self.position(mean_BD).reshape(-1, self.cfg.objects, 2, self.cfg.bins)
         return position, self.attribute(mean_BD), self.cover(token_BPD)
@@ -119,6 +120,7 @@ def loss(net: Pure, params: Params, cfg: TowerTraining, scenes: Scenes) -> tuple
     the expected position is, in picture widths."""
     position, attribute, cover = net(params, scenes.frame_BHWC)
     goal_BO2, counts_BO = _goal(cfg, scenes)
+    # Bins are named by their middle: the edges would shift every guess by half a bin.
     centre_K = (jnp.arange(cfg.bins) + 0.5) / cfg.bins
     # (B, O, 2, bins): a bell around the goal. Neighbouring bins are nearly right, and say so to the gradient.
     target = jax.nn.softmax(
@@ -132,6 +134,7 @@ def loss(net: Pure, params: Params, cfg: TowerTraining, scenes: Scenes) -> tuple
     guess = (jax.nn.softmax(position) * centre_K.reshape(1, 1, 1, -1)).sum(-1)
     miss = jnp.mean(jnp.abs(guess - goal_BO2), where=where) * (2.0 if cfg.objective == "relation" else 1.0)
     total = position_loss + attribute_loss + cfg.local * cover_loss
+    # A logit above 0 is a probability above a half.
     right = ((attribute > 0.0) == scenes.attribute_BE).mean()
     return total, {"position": position_loss, "miss": miss, "attribute": right, "cover": cover_loss}
 
@@ -159,6 +162,7 @@ class TowerObjective(Objective):
     def draw(self, key: Array, data: tuple[()]) -> tuple[Scenes, Array]:
         """Draws fresh scenes; the loss draws nothing."""
         del data
+        # Not cut over devices: a batch holds the objects' sizes too, which have no axis of scenes.
         return self.draw_scenes(key, self.train.batch), key
 
     def loss(self, params: Params, fixed: None, batch: Scenes, key: Array) -> tuple[Array, dict[str, Array]]:

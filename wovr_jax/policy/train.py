@@ -126,6 +126,7 @@ class SFTObjective(Objective):
 
     def draw(self, key: Array, data: Demonstrations) -> tuple[Demonstrations, Array]:
         """Draws chunks uniformly with replacement; the loss draws nothing."""
+        # With replacement: without it an epoch's order would be state that a resumption has to know.
         row_B = jax.random.randint(key, (self.train.batch,), 0, data.frame_BHWC.shape[0])
         return sharding.batch(jax.tree.map(lambda leaf: leaf[row_B], data)), key
 
@@ -137,6 +138,7 @@ class SFTObjective(Objective):
     @property
     def net(self) -> Pure:
         """The network in training, of the parameters that ``join`` makes."""
+        # Both are kept by their settings, so that asking again inside a trace builds nothing.
         return network(self.cfg) if self.train.lora is None else adapted_network(self.cfg, self.adapters)
 
     @property
@@ -160,6 +162,7 @@ class SFTObjective(Objective):
 def loss(net: Pure, params: Params, batch: Demonstrations, blur: float = 0.0) -> tuple[Array, dict[str, Array]]:
     """Returns the mean cross-entropy of a batch, and metrics (all float32 scalars)."""
     logits = net(params, pixels.to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
+    # Bins are ordered: the neighbour of a demonstrated one is nearly as good, which a one-hot target denies.
     if blur > 0.0:
         cross = optax.losses.softmax_cross_entropy(logits, blurred_targets(blur)[batch.token_BTA])
     else:
@@ -200,6 +203,7 @@ def validation(
     """
     _check_frozen(cfg, train)
     objective = SFTObjective(cfg, train)
+    # Only what is fixed is wanted here; the adapters that come with it are thrown away.
     fixed, _ = objective.split(params, jax.random.key(0))
     count = data.frame_BHWC.shape[0]
     # (N, B): the last batch is filled with rows again, which weigh nothing, so that all batches have one shape.
@@ -219,6 +223,7 @@ def validation(
                 "val_accuracy": guess_BTA == token_BTA,
                 "val_l1": jnp.abs(codec.decode(guess_BTA) - codec.decode(token_BTA)),
             }
+            # (B, T, A) -> (B,) -> a sum over the rows that count.
             return {name: (x.mean((1, 2)) * weight_B).sum() for name, x in metrics.items()}
 
         # Batch after batch: all logits at once, (count, T, A, 256), would not fit beside the network.
@@ -272,6 +277,7 @@ def resolve_targets(cfg: VLAConfig, adapters: LoRAConfig, frozen: Sequence[str] 
     Raises:
       ValueError: when no layer is left, or a target is no layer.
     """
+    # Paths instead of patterns: what lies in a file then says which layers it belongs to.
     paths = lora.targets(network(cfg).shapes(), adapters)
     return dataclasses.replace(adapters, targets=tuple(path for path in paths if path.split("/")[0] not in frozen))
 
@@ -302,7 +308,7 @@ def make_rl_policy(cfg: VLAConfig, adapters: LoRAConfig | None, frozen: Sequence
     Raises:
       ValueError: as :func:`resolve_targets`.
     """
-    if adapters is None:
+    if adapters is None:  # the very functions and arrays, so that nothing compiles or is copied for its sake
         return RLPolicy(network(cfg), lambda params, key: params, lambda params: params)
     resolved = resolve_targets(cfg, adapters, frozen)
 

@@ -161,6 +161,7 @@ class RewardObjective(Objective):
         self, params: Params, fixed: None, batch: tuple[Array, Array, Array], key: Array
     ) -> tuple[Array, dict[str, Array], Params]:
         """Cross-entropy; batch normalisation leaves new running statistics behind."""
+        del fixed
         frame_BHWC, label_B, task_B = batch
         logit_B, seen = classifier.network(self.cfg).mutate(params, frame_BHWC, task_B, train=True, key=key)
         accuracy = jnp.mean((logit_B > 0) == label_B, dtype=jnp.float32)

@@ -87,6 +87,7 @@ def fit(
     keep = keep or history.current()
     run = _Fit(name, steps, log, folder, nan_ok, keep)
     state, done = run.resume(state)
+    # The step donates the state, so what it looks like is noted before: the dump restores into it.
     like = jax.tree.map(nonfinite.describe_leaf, state)
     with contextlib.closing(run):
         try:
@@ -105,16 +106,18 @@ def _train(
         while done < run.steps:
             state, metrics = step(state, jnp.asarray(done, jnp.int32))
             done += 1
+            # Metrics stay on the device until the log is due: reading them would wait for the step.
             run.window.append(metrics)
             in_flight.append(metrics)
             if len(in_flight) > IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
+                jax.block_until_ready(in_flight.popleft())  # or the host would run ahead without end
             try:
                 extra = on_step(done, state) if on_step else None
             except KeyboardInterrupt:
                 # The step itself is done, and its state is good: save it, then stop.
                 interrupted.append(signal.SIGINT)
                 extra = None
+            # The log before the checkpoint: a window that was written is not kept with the state.
             if done % log_every == 0 or done == run.steps:
                 progress.metrics = run.write(done)
             if extra:
@@ -127,6 +130,7 @@ def _train(
             elif due := agreed(done, _wishes(interrupted, time.monotonic() - saved_at > save_every_s)):
                 run.save(done, state, wait=due != {SAVE})
                 saved_at = time.monotonic()
+            # A signal counts only now that the state is saved.
             if signals := sorted(due - {SAVE}):
                 raise Stopped(f"{run.name} stopped after step {done} of {run.steps}", signal.Signals[signals[0]])
     return state
@@ -171,6 +175,7 @@ class _Fit:
         # Metrics since the last line of the log are kept with the state: the mean over them is the uninterrupted run's.
         self.saved, self.window = facts["step"], [_rename(metrics) for metrics in facts["window"]]
         self.means = _rename(facts["means"])
+        # Lines of steps after the checkpoint are written again.
         if self.log:
             self.log.rewind(self.name, facts["step"])
         return state, facts["step"]
@@ -183,12 +188,13 @@ class _Fit:
 
     def read(self, done: int) -> None:
         """Brings the window to the host and checks it."""
+        # One transfer for the whole window.
         self.window = [
             {name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self.window)
         ]
         if bad := nonfinite.find_in_metrics(self.window, self.nan_ok):
             place, name, value = bad
-            step = done - len(self.window) + place + 1
+            step = done - len(self.window) + place + 1  # the window ends with step ``done``
             raise NonFiniteError(self._explain(f"metric {name!r} is {value}", step), step)
 
     def write(self, done: int) -> dict[str, float]:
@@ -215,6 +221,7 @@ class _Fit:
         facts = {"stage": self.name, "step": done, "window": self.window, "means": self.means}
         self.history.save(done, state, facts)
         self.saved = done
+        # The last save of a process has to be on disk before it ends; others are written behind the training.
         if wait:
             self.history.wait()
 
@@ -249,6 +256,7 @@ def _interrupts() -> Iterator[list[int]]:
 
     def note_first(number: int, _: Any) -> None:
         noted.append(number)
+        # Whoever asks a second time does not want to wait for the step.
         put_back()
 
     def put_back() -> None:

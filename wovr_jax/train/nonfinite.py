@@ -34,14 +34,15 @@ class NonFiniteError(FloatingPointError):
 
 
 def find_in_metrics(window: Sequence[Mapping[str, float]], allowed: Sequence[str]) -> tuple[int, str, float] | None:
-    """Returns place, name and value of a metric that is not finite, the last step's first; None when all are.
+    """Returns place, name and value of the first metric that is not finite; None when all are.
 
     Args:
       window: metrics of consecutive steps.
       allowed: names that may be NaN.
     """
-    for place in reversed(range(len(window))):
-        for name, value in window[place].items():
+    # A NaN in the state spoils every later step: the first one is the update that did it.
+    for place, metrics in enumerate(window):
+        for name, value in metrics.items():
             if name not in allowed and not np.isfinite(value):
                 return place, name, value
     return None
@@ -49,6 +50,7 @@ def find_in_metrics(window: Sequence[Mapping[str, float]], allowed: Sequence[str
 
 def find_in_state(state: Any) -> str | None:
     """Returns the path of a leaf that holds a NaN; None when no leaf does."""
+    # Counters and keys of random numbers cannot be NaN, and isnan refuses the latter.
     flat = [
         (path, leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
@@ -85,6 +87,7 @@ def dump(name: str, history: History | None, like: Any, step: Step, bad: int) ->
     if history is None or not isinstance(step, ReplayableStep):
         return ""
     try:
+        # The state that failed is donated or spoiled by now; a checkpoint leads to the one before it.
         state = _state_before(bad, history, like, step)
         if state is None and step.on_policy:
             return "Nothing had been saved, so its rollouts are not kept; the same command meets them again."

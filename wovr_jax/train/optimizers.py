@@ -29,11 +29,13 @@ NEWTON_SCHULZ_STEPS = 4
 
 def warmup_cosine(lr: float, warmup: int, steps: int) -> optax.Schedule:
     """Rises from 0 to ``lr`` in ``warmup`` steps (half of a shorter run), then falls as a cosine to 0 at ``steps``."""
+    # A short run would spend all its steps on the rise, and optax wants at least one step of each part.
     return optax.warmup_cosine_decay_schedule(0.0, lr, min(warmup, max(steps // 2, 1)), max(steps, 2))
 
 
 def warmup_constant(lr: float, warmup: int) -> optax.Schedule:
     """Rises linearly from ``lr / warmup`` at the first step to ``lr`` at step ``warmup``, and stays there."""
+    # The first step has a rate above 0: with five steps of warm-up, one at 0 would be a fifth of them lost.
     return optax.linear_schedule(lr / max(warmup, 1), lr, max(warmup - 1, 1))
 
 
@@ -48,6 +50,7 @@ def ramp_cosine(lr: float, warmup: int, steps: int = 0) -> optax.Schedule:
 
     def rate(count: ArrayLike) -> Array:
         done = jnp.asarray(count, jnp.float32)
+        # Counts begin at 0, so that ``done + 1`` is the number of the step.
         rise = jnp.minimum(1.0, (done + 1.0) / max(warmup, 1))
         fall = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(done / steps, 1.0))) if steps else 1.0
         return lr * rise * fall
@@ -82,6 +85,7 @@ def build(
       ValueError: for another name.
     """
     if name == "adamw":
+        # Decay is decoupled: it shrinks the weights by rate * decay, whatever the gradient's size.
         update = optax.adamw(rate, b1, b2, eps=eps, weight_decay=decay)
     elif name == "muon":
         # optax accepts a function of the parameters here; its annotation lets no checker see that.
@@ -98,6 +102,7 @@ def build(
         )
     else:
         raise ValueError(f"optimizer: expected 'adamw' or 'muon', got {name!r}")
+    # First the clip: moments are averages of clipped gradients, so that one wild batch is not remembered.
     chain = optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(), update)
     if moves is None:
         return chain

@@ -41,6 +41,7 @@ class Progress:
     def advance(self, done: int) -> None:
         """Shows that ``done`` steps are taken."""
         if not self._bar.disable:
+            # Drawn once, by the update that follows.
             self._bar.set_postfix_str(self._metrics_text(), refresh=False)
             self._bar.update(done - self._bar.n)
         elif time.monotonic() - self._line > LINE_EVERY_S:

@@ -134,12 +134,15 @@ def make(
       key: the batch of step ``i`` depends on ``fold_in(key, i)`` only, so a resumed run is the uninterrupted one.
       fixed: what the loss needs besides and no step changes.
     """
-    programs, fixed = compile_programs(objective), sharding.place(fixed, objective.axes)
+    programs = compile_programs(objective)
+    fixed = sharding.place(fixed, objective.axes)
 
     def step(state: TrainState, i: Array) -> tuple[TrainState, dict[str, Any]]:
+        # Streams hand over another batch at each step; resident data are the same arrays, and nothing is copied.
         data, host_metrics = feed(i)
         state, metrics = programs.step(state, i, fixed, data, key)
-        return state, metrics | host_metrics  # floats of the host beside what the device has yet to compute
+        # Floats of the host beside what the device has yet to compute: reading those would wait for it.
+        return state, metrics | host_metrics
 
     return create(objective, params), ReplayableStep(step, lambda _, i: programs.draw(i, feed(i)[0], key))
 
@@ -153,6 +156,7 @@ def resident(data: Any) -> Feed:
 def create(objective: Objective, params: Params) -> TrainState:
     """Returns the state before the first step. ``params`` are copied, because the step donates the state."""
     params = jax.tree.map(jnp.copy, params)
+    # A copy of its own: one buffer cannot be donated twice.
     ema = jax.tree.map(jnp.copy, params) if objective.decay else None
     return sharding.place(TrainState(params, objective.optimizer().init(params), ema), objective.axes)
 
@@ -173,6 +177,7 @@ class CompiledPrograms(NamedTuple):
 def compile_programs(objective: Objective) -> CompiledPrograms:
     """Returns the programs of an objective, the same ones each time for objectives that are equal."""
 
+    # A batch depends on the number of its step alone, so steps can be resumed anywhere and drawn again.
     def draw(i: Array, data: Any, key: Array) -> tuple[Any, Array]:
         return objective.draw(jax.random.fold_in(key, i), data)
 
@@ -180,6 +185,7 @@ def compile_programs(objective: Objective) -> CompiledPrograms:
         batch, k_loss = draw(i, data, key)
         return advance(objective, state, batch, k_loss, i, fixed)
 
+    # The old state's memory becomes the new one's: two states of a large network would not fit.
     return CompiledPrograms(jax.jit(step, donate_argnums=0), jax.jit(draw))
 
 
@@ -197,6 +203,7 @@ def advance(
         return loss, (metrics, left)
 
     (loss, (metrics, left)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    # Clipping is the first link of the optimizer's chain; the gradient itself is reported as it came.
     updates, opt_state = objective.optimizer().update(grads, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     for seen in left:

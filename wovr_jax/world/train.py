@@ -150,17 +150,20 @@ class WorldObjective(Objective):
     def draw(self, key: Array, data: tuple[Source, ...]) -> tuple[Batch, Array]:
         """Draws ``sizes`` windows from the sets, one after the other; the loss draws levels and noise."""
         k_loss, *k_draw = jax.random.split(key, 1 + len(data))
+        # A key for each set, also for one of which no window is taken: the others draw the same either way.
         parts = [draw(k, one, size, self.train) for k, one, size in zip(k_draw, data, self.sizes, strict=True) if size]
         return sharding.batch(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)), k_loss
 
     def loss(self, params: Params, fixed: Params | None, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """See :func:`loss`; ``fixed`` are the weights beside which adapters are trained."""
+        # The gradient goes to what is trained only; the fixed weights are constants of the loss.
         joined = params if fixed is None else lora.join(fixed, params)
         return loss(self.cfg, self.train, joined, batch, key)
 
 
 def draw(key: Array, data: Source, size: int, train: WorldTrainConfig) -> Batch:
     """Draws a batch of windows; some begin an episode, some are replaced by a static clip."""
+    # A clip in which nothing moves under the null action teaches that standing still keeps the picture.
     k_row, k_static = jax.random.split(key)
     row_B = data.rows(k_row, size, train.start_share)
     return data.take(row_B, jax.random.bernoulli(k_static, train.static_share, (size,)))
@@ -242,6 +245,7 @@ def make(
         raise ValueError("world training: a set of windows is empty; the episodes may be shorter than a chunk")
     old = round(train.batch * train.replay_share)
     sizes = (train.batch,) if replay is None else (train.batch - old, old)
+    # Streams read ahead of the steps, so they have to know how many there are.
     feed = latents.feed(sets, sizes, key, train.steps)
     fixed = None if train.lora is None else dit_params
     params = pick_trained(train, dit_params, key)
@@ -283,6 +287,7 @@ def validation(
         raise ValueError("world training: no held-out window to validate on; hold out at least one episode")
     # Spread evenly over the rows, they come from many episodes.
     row_B = np.unique(np.linspace(0, data.count - 1, min(windows, data.count)).astype(np.int32))
+    # Adapters are folded in before, so the loss is that of the plain network.
     known, plain = cfg.context_latents, dataclasses.replace(train, lora=None)
 
     def measure(dit_params: Params, data: Resident, key: Array) -> dict[str, Array]:
@@ -290,6 +295,7 @@ def validation(
         k_loss, k_noise = jax.random.split(key)
         context_Bfhwc, future_Bfhwc = jnp.split(batch.latent_Bfhwc, [known], axis=1)
         noise_Bfhwc = jax.random.normal(k_noise, future_Bfhwc.shape)
+        # The loss sees one level of noise; what the model is used for is the way from noise to frames.
         sampled_Bfhwc = sample(cfg, dit_params, context_Bfhwc, batch.action_BFA, noise_Bfhwc)
         return {
             "val_loss": loss(cfg, plain, dit_params, batch, k_loss)[0],

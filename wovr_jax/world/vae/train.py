@@ -77,7 +77,9 @@ def loss(vae: Pure, params: Params, cfg: VAETraining, frame_BFHWC: Array, key: A
 
     # The absolute error keeps edges sharp; the square punishes the few pixels that are far off.
     pixel = (weight * (size(error_BFHWC) + jnp.square(error_BFHWC))).mean()
+    # Differences between neighbours along height and width: a blurred edge is wrong in them before it is in the pixels.
     edge = size(jnp.diff(error_BFHWC, axis=2)).mean() + size(jnp.diff(error_BFHWC, axis=3)).mean()
+    # Of N(mean, exp(logvar)) from N(0, 1), the mean over latent numbers and not their sum.
     divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
     total = pixel + cfg.edge * edge + cfg.kl * divergence
     return total, {"psnr": _psnr(jnp.square(error_BFHWC).mean()), "edge": edge, "kl": divergence}
