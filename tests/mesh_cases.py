@@ -82,8 +82,7 @@ def reward() -> list[float]:
     frame, label = rng.integers(0, 256, (64, 16, 16, 3), np.uint8), rng.random(64) < 0.5
     data = reward_train.dataset(frame, label, np.zeros(64, np.int32))
     how = reward_train.RewardTrainConfig.fake(batch=BATCH)
-    state = reward_train.create(how, classifier.network(REWARD).init(KEY))
-    return _losses(state, reward_train.make_step(REWARD, how, data, KEY))
+    return _losses(*reward_train.make(REWARD, how, classifier.network(REWARD).init(KEY), data, KEY))
 
 
 def dream() -> list[float]:

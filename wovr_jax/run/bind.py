@@ -61,7 +61,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         recipe.reward,
         recipe.sim,
     )
-    acting = programs.acting(recipe.policy, rl.tuned.net, codec, prompt_KL, recipe.temperature, recipe.sim, memory)
+    acting = programs.acting(recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.sim, memory)
 
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""

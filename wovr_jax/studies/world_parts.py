@@ -158,7 +158,7 @@ class _Seed:
             data, _ = windows(cfg, train, vae_params, self.episodes, self.run.folder / "latents", held_out=0.0)
             state, step = training.make(cfg, train, start, data, self.key("world study"))
             state = loop.fit(name, state, step, train.steps, log=self.run.log, folder=folder)
-            checkpoint.save(folder / "dit", training.weights(train, training.trained(state), start))
+            checkpoint.save(folder / "dit", training.merge_weights(train, state.result, start))
             return {"windows": data.count}
 
         def load(folder: pathlib.Path) -> Params:

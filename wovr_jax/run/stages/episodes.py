@@ -69,7 +69,7 @@ def collect(
 
 def join_rounds(rollouts: Sequence[Product[Sequence[Episode]]]) -> Sequence[Episode]:
     """All true rollouts of some rounds, the oldest first."""
-    return disk.joined(product.value for product in rollouts)
+    return disk.join(product.value for product in rollouts)
 
 
 def read_in_turn(folder: pathlib.Path, *, lazily: bool = False) -> Sequence[Episode]:

@@ -16,9 +16,9 @@ from wovr_jax.core.log import read_metrics
 from wovr_jax.data.starts import Starts
 from wovr_jax.learner import LearnerConfig, PolicyState
 from wovr_jax.nn import lora
-from wovr_jax.policy import adapters, vla
+from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.adapters import Tuned
+from wovr_jax.policy.train import RLPolicy, make_rl_policy
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run import programs
@@ -30,6 +30,7 @@ from wovr_jax.run.stages.reward import Judge
 from wovr_jax.sim.arena import Acting, Actor, Arena, Groups
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.train import loop
+from wovr_jax.train.step import ReplayableStep
 from wovr_jax.types import Array, Imagined, Params
 from wovr_jax.world.model import WorldConfig
 
@@ -59,9 +60,9 @@ class Improvement:
     sim: TabletopConfig
 
     @property
-    def tuned(self) -> Tuned:
+    def network(self) -> RLPolicy:
         """The policy as actor and learner run it, with adapters where the learner trains adapters."""
-        return adapters.tuned(self.policy, self.learner.lora, self.frozen)
+        return make_rl_policy(self.policy, self.learner.lora, self.frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ def improve(
     def make(folder: pathlib.Path) -> dict[str, Any]:
         state, step = begin(round_, cfg, policies, imagination, arena, acting, key(name), key)
         state = loop.fit(name, state, step, updates, log=run.log, folder=folder, log_every=1)
-        checkpoint.save(folder / "policy", cfg.tuned.plain(state.params))
+        checkpoint.save(folder / "policy", cfg.network.plain(state.params))
         curve = [line for line in read_metrics(run.folder) if line["stage"] == name]
         if remark := learner.idle(curve):
             processes.say(f"{name}: {remark}")
@@ -136,12 +137,12 @@ def begin(
 
     Args: as for :func:`improve`; ``round_key`` is that of the round's draws.
     """
-    tuned = cfg.tuned
-    rollout = _explore(cfg, arena, acting) if imagination.starts is None else _dream(cfg, tuned, imagination)
-    params = tuned.begin(policies[round_].value, key("adapters", round_))
+    network = cfg.network
+    rollout = _explore(cfg, arena, acting) if imagination.starts is None else _dream(cfg, network, imagination)
+    params = network.begin(policies[round_].value, key("adapters", round_))
     # The regulariser holds the policy to the base policy, not to the one that it was a round ago.
-    reference = tuned.begin(policies[0].value, key("adapters", 0)) if cfg.learner.grpo.kl else None
-    update = learner.make_update(cfg.learner, tuned.net, reference, vla.AXES)
+    reference = network.begin(policies[0].value, key("adapters", 0)) if cfg.learner.grpo.kl else None
+    update = learner.make_update(cfg.learner, network.net, reference, vla.AXES)
 
     def roll(state: PolicyState, i: Array) -> tuple[Imagined, Array]:
         k_dream, k_update = jax.random.split(jax.random.fold_in(round_key, i))
@@ -154,10 +155,10 @@ def begin(
     # Rounds beyond the list take its last rate.
     rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
     state = learner.create(cfg.learner, params, lora.mask if cfg.learner.lora else trainable, rate, vla.AXES)
-    return state, loop.Shown(step, roll, of_state=True)
+    return state, ReplayableStep(step, roll, on_policy=True)
 
 
-def _dream(cfg: Improvement, tuned: Tuned, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
+def _dream(cfg: Improvement, network: RLPolicy, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
     """Rollouts of one compiled program, policy, world and judge in one scan."""
     assert given.starts is not None
     world = None if given.vae is None else given.vae.value[0]
@@ -166,7 +167,7 @@ def _dream(cfg: Improvement, tuned: Tuned, given: Imagination) -> Callable[[Para
         cfg.learner.grpo.group,
         cfg.share,
         cfg.policy,
-        tuned.net,
+        network.net,
         given.codec(),
         cfg.temperature,
         world,

@@ -11,15 +11,16 @@ import jax.numpy as jnp
 
 from wovr_jax.core import checkpoint, config, sharding
 from wovr_jax.data import batches, normalize
-from wovr_jax.policy import adapters, vla
 from wovr_jax.policy import train as sft
+from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.train import PolicyAdapters, SFTConfig, SFTState
+from wovr_jax.policy.train import PolicyAdapters, SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.run.environment import Environment
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.stages.episodes import Demonstrations, Keys
 from wovr_jax.train import loop
+from wovr_jax.train.step import TrainState
 from wovr_jax.types import Array, Params
 from wovr_jax.weights import native
 
@@ -91,17 +92,17 @@ def fine_tune(
         held_out = batches.sft_chunks(demonstrations.value.held_out, cfg.chunk, stride=cfg.chunk)
         validate = sft.validation(cfg, train, params, codec(), sft.demonstrations(held_out, codec(), prompt_KL))
 
-        def measure(state: SFTState) -> dict[str, float]:
+        def measure(state: TrainState) -> dict[str, float]:
             return {name: float(value) for name, value in validate(state).items()}
 
-        def watch(done: int, state: SFTState) -> dict[str, float] | None:
+        def watch(done: int, state: TrainState) -> dict[str, float] | None:
             return measure(state) if done % train.validate_every == 0 or done == train.steps else None
 
         state = loop.fit("sft", state, step, train.steps, log=run.log, folder=folder, on_step=watch)
         if train.lora:
-            about = PolicyAdapters(cfg, adapters.resolved(cfg, train.lora, train.frozen))
-            checkpoint.save(folder / "adapters", state.trained, config.to_dict(about))
-        checkpoint.save(folder / "policy", sft.weights(cfg, train, params, state))
+            about = PolicyAdapters(cfg, sft.resolve_targets(cfg, train.lora, train.frozen))
+            checkpoint.save(folder / "adapters", state.params, config.to_dict(about))
+        checkpoint.save(folder / "policy", sft.merge_weights(cfg, train, params, state))
         return {"chunks": len(data.token_BTA)} | measure(state)
 
     return run.stage("sft", make, lambda folder: load_policy(cfg, folder))

@@ -95,7 +95,7 @@ def fit_reward(
 
         size = {"batch": collected.batch, "steps": steps, "chunk": world_cfg.chunk, "memory": world_cfg.slots}
         imagined = _relabel(episodes, programs.replay_episodes(play, episodes, prompt_KL, **size))
-        real = disk.joined([every, demos])
+        real = disk.join([every, demos])
         params, facts = fit(cfg, train, start, real, imagined, key(name), name=name, log=run.log, folder=folder)
         checkpoint.save(folder / "reward", params)
         return facts | {"imagined_frames": sum(len(episode.action_SA) for episode in imagined)}
@@ -159,8 +159,9 @@ def fit(
     frame, label, task = (np.concatenate([columns[part] for columns in learn]) for part in ("frame", "label", "task"))
     extra = np.concatenate([np.full(len(columns["label"]), i > 0) for i, columns in enumerate(learn)])
     data = training.dataset(frame, label, task, extra)
-    step = training.make_step(cfg, train if imagined else dataclasses.replace(train, extra=0.0), data, key)
-    state = loop.fit(name, training.create(train, params), step, train.steps, log=log, folder=folder)
+    how = train if imagined else dataclasses.replace(train, extra=0.0)
+    state, step = training.make(cfg, how, params, data, key)
+    state = loop.fit(name, state, step, train.steps, log=log, folder=folder)
     held = {kind: _select(columns, columns["held"]) for kind, columns in frames.items()}
     return state.params, _judge(cfg, train, state.params, held)
 

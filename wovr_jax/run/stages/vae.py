@@ -60,7 +60,7 @@ def open_vae(
         data = cut_windows(cfg, demonstrations.value.train)
         state, step = vae_train.make(cfg.vae, train, draw_windows, data)
         state = loop.fit(NAME, state, step, train.steps, log=run.log, folder=folder)
-        params, key = state["params"], jax.random.key(train.seed)
+        params, key = state.params, jax.random.key(train.seed)
         draw = jax.jit(draw_windows, static_argnums=1)
         seen = (draw(jax.random.fold_in(key, i), train.batch, data) for i in range(32))
         vae_cfg = vae_train.normalised(cfg.vae, params, seen)

@@ -24,6 +24,7 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import RefreshConfig
 from wovr_jax.run.stages.episodes import Demonstrations, Keys, join_rounds
 from wovr_jax.train import loop
+from wovr_jax.train.step import TrainState
 from wovr_jax.types import Array, Episode, Imagined, Params, Start
 from wovr_jax.weights import native
 from wovr_jax.world import dit, latents
@@ -31,7 +32,7 @@ from wovr_jax.world import model as world_model
 from wovr_jax.world import train as training
 from wovr_jax.world.latents import Data, Resident
 from wovr_jax.world.model import WorldConfig
-from wovr_jax.world.train import WorldTrainConfig, WorldTrainState
+from wovr_jax.world.train import WorldTrainConfig
 
 HELD_OUT = 0.1
 """Share of the episodes that validate."""
@@ -100,7 +101,7 @@ def fit_world(
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         (cfg, vae_params), start_dit, train_key = vae.value, start(), key(name)
-        new = disk.joined([rollouts[-1].value, demonstrations.value.train if round_ == 0 else []])
+        new = disk.join([rollouts[-1].value, demonstrations.value.train if round_ == 0 else []])
         old = join_rounds(rollouts[:-1])
         data, held_out = windows(cfg, train, vae_params, new, run.folder / "latents")
         replayed = windows(cfg, train, vae_params, old, run.folder / "latents")[0] if old else None
@@ -109,18 +110,18 @@ def fit_world(
         measure = training.validation(cfg, train, held_out, jax.random.fold_in(train_key, np.uint32(0xFFFFFFFF)))
         filmed = _choose_filmed(new, cfg.chunk)
 
-        def watch(done: int, state: WorldTrainState) -> dict[str, float] | None:
+        def watch(done: int, state: TrainState) -> dict[str, float] | None:
             if not train.validate_every or done % train.validate_every:
                 return None
-            params = {"dit": training.weights(train, training.trained(state), start_dit), "vae": vae_params}
+            params = {"dit": training.merge_weights(train, state.result, start_dit), "vae": vae_params}
             if filmed:
                 _film(cfg, params, filmed, prompt_KL, folder / "films" / f"step-{done:06d}.mp4", train_key)
             return _floats(measure(params["dit"]))
 
         state = loop.fit(name, state, step, train.steps, log=run.log, folder=folder, on_step=watch)
-        kept = training.trained(state)
+        kept = state.result
         checkpoint.save(folder / _product_name(train), kept)
-        final = _floats(measure(training.weights(train, kept, start_dit)))
+        final = _floats(measure(training.merge_weights(train, kept, start_dit)))
         run.log.scalars(name, train.steps, final)
         return final | {"windows": data.count}
 
@@ -138,7 +139,7 @@ def load_world(cfg: WorldConfig, train: WorldTrainConfig, start: Callable[[], Pa
     if adapters is None:
         return checkpoint.restore(folder / _product_name(train), shapes)
     like = jax.eval_shape(lambda: lora.init(jax.random.key(0), shapes, adapters))
-    return training.weights(train, checkpoint.restore(folder / _product_name(train), like), start())
+    return training.merge_weights(train, checkpoint.restore(folder / _product_name(train), like), start())
 
 
 def windows(
