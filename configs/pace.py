@@ -62,7 +62,6 @@ def get_config(preset: str = ""):
             "epochs": 1,
             "minibatches": 2,
             "microbatch": 48,
-            "temperature": 1.0,
             "weight_decay": 0.0,
             "grpo": {"group": 8, "clip_low": 0.2, "clip_high": 0.28, "kl": 0.0},
         },
@@ -212,7 +211,7 @@ def on(suite):
         # Any change of the gripper: a sampled policy that failed goes on opening and closing until the horizon.
         settings.starts.update(share=1 / 3, rule="gripper_event", before=24, least=8, each=1)
         settings.dream.update(groups=32, chunks=32, updates=(400, 100), rates=(1.0,))
-        settings.learner.update(lr=2e-5, warmup=0, minibatches=1, microbatch=32, temperature=1.6, weight_decay=0.01)
+        settings.learner.update(lr=2e-5, warmup=0, minibatches=1, microbatch=32, weight_decay=0.01)
         settings.learner.grpo = common.settings(size="rlinf", group=8)
         settings.evaluate.update(episodes=500, compare=64)
 

@@ -48,7 +48,6 @@ def recipe(**libero):
         WorldConfig.fake(),
         RewardConfig.fake(tasks=2),
         temperature=1.0,
-        learner=dataclasses.replace(Recipe.__dataclass_fields__["learner"].default, temperature=1.0),
         collect=CollectConfig(demonstrations=6, validation=2, first=4, again=4, batch=4),
         libero=LiberoConfig(**settings | libero),
     )

@@ -168,6 +168,23 @@ def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def complete(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns ``mapping`` with the fields of ``cls`` that it lacks at their defaults; values are not checked."""
+    whole = dict(mapping)
+    hints = _hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.name not in whole and not _required(field):
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            whole[field.name] = to_dict(default)
+            continue
+        # Of ``LiberoConfig | None`` the class; a group that is None stays so.
+        hint = hints.get(field.name)
+        nested = [option for option in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(option)]
+        if nested and isinstance(whole.get(field.name), Mapping):
+            whole[field.name] = complete(nested[0], whole[field.name])
+    return whole
+
+
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
     """The values of nested dictionaries by dotted path."""
     if not isinstance(tree, dict):

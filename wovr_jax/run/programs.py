@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wovr_jax import learner
 from wovr_jax.data import starts as start_states
 from wovr_jax.data.episodes import to_float
 from wovr_jax.data.starts import Starts
@@ -140,6 +141,11 @@ class Programs:
             return imagine(act, world, score, start, k_roll, chunks=chunks, threshold=threshold)
 
         return dream
+
+    @functools.cached_property
+    def update(self) -> learner.Update:
+        """``update(state, imagined, key, ref_params)``: one iteration of the learner; ``state`` is of ``tuned.net``."""
+        return learner.make_update(self.recipe.learner, self.tuned.net, self.recipe.temperature, vla.AXES)
 
     def states(self, table: Starts) -> Any:
         """The table's own states at start states, for worlds that are the truth."""

@@ -38,7 +38,7 @@ from wovr_jax.run.programs import Programs
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.sim.arena import Actor, Arena, in_turn
 from wovr_jax.sim.tabletop.arena import Tabletop
-from wovr_jax.train import loop
+from wovr_jax.train import freeze, loop
 from wovr_jax.types import NULL_ACTION, Array, Episode, Imagined, Params
 from wovr_jax.weights import assets
 from wovr_jax.world import dit
@@ -311,7 +311,7 @@ class Stages:
         tuned, rollout = self.programs.tuned, self.programs.dream
         params = tuned.begin(self.policy(round_), self.key("adapters", round_))
         base = tuned.begin(self.policy(0), self.key("adapters", 0)) if cfg.learner.grpo.kl else None
-        update = learner.make_update(cfg.learner, tuned.net, base, vla.AXES)
+        update = self.programs.update
 
         def rolled(state: learner.PolicyState, i: Array) -> tuple[Imagined, Array]:
             k_dream, k_update = jax.random.split(jax.random.fold_in(key, i))
@@ -320,9 +320,9 @@ class Stages:
             return rollout(state.params, parts, k_dream), k_update
 
         def step(state: learner.PolicyState, i: Array) -> tuple[learner.PolicyState, dict[str, Array]]:
-            return update(state, *rolled(state, i))
+            return update(state, *rolled(state, i), base)
 
-        trained = learner.all_but(*cfg.sft.frozen) if cfg.sft.frozen else None
+        trained = freeze.all_but(*cfg.sft.frozen) if cfg.sft.frozen else None
         rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
         mask = lora.mask if cfg.learner.lora else trained
         state = learner.create(cfg.learner, params, mask, rate, vla.AXES)
