@@ -17,6 +17,7 @@ from wovr_jax.core.history import CheckpointConfig
 from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data import starts as start_states
 from wovr_jax.learner import LearnerConfig
+from wovr_jax.policy import vla
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
@@ -234,19 +235,16 @@ def _fit_networks(recipe: Recipe) -> Faults:
     """Yields where policy, world model, classifier and environment do not speak of the same things."""
     policy, world, libero = recipe.policy, recipe.world, recipe.libero
     if policy.chunk != world.chunk:
-        yield (
-            "world.chunk",
-            f"expected policy.chunk={policy.chunk}: one imagines what the other does, got {world.chunk}",
-        )
+        # One imagines what the other does.
+        yield "world.chunk", f"expected policy.chunk={policy.chunk}, got {world.chunk}"
     for name, dim in (("policy.action_dim", policy.action_dim), ("world.dit.action_dim", world.dit.action_dim)):
         if dim != ACTION_DIM:
             yield name, f"expected the {ACTION_DIM} numbers of an action of both environments, got {dim}"
     for name, count, expected in (("images", policy.images, 1), ("proprio", policy.proprio, 0)):
         if count != expected:
-            yield (
-                f"policy.{name}",
-                f"expected {expected}: in a run the policy sees one picture and no state, got {count}",
-            )
+            yield f"policy.{name}", f"expected {expected}: a run shows one picture and no state, got {count}"
+    if unknown := set(recipe.sft.frozen) - set(vla.PARTS):
+        yield "sft.frozen", f"expected parts of the policy, {', '.join(vla.PARTS)}, got {', '.join(sorted(unknown))}"
 
     name, steps = ("sim.horizon", recipe.sim.horizon) if libero is None else ("libero.steps", libero.steps)
     if steps % policy.chunk:
@@ -261,10 +259,7 @@ def _fit_networks(recipe: Recipe) -> Faults:
     if recipe.reward.head == "task" and recipe.reward.tasks < tasks:
         yield "reward.tasks", f"expected at least the {tasks} tasks of the environment, got {recipe.reward.tasks}"
     if recipe.reward_train.swap and recipe.reward.head != "task":
-        yield (
-            "reward_train.swap",
-            f"needs reward.head='task', got {recipe.reward_train.swap} and {recipe.reward.head!r}",
-        )
+        yield "reward_train.swap", f"expected 0 without reward.head='task', got {recipe.reward_train.swap}"
 
 
 def _fit_batches(recipe: Recipe) -> Faults:
@@ -313,17 +308,18 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
     if len(recipe.towers) not in (0, 2):
         yield "towers", f"expected the names of two towers, DINOv2 and SigLIP, or none, got {recipe.towers}"
 
-    released = recipe.libero is not None and recipe.libero.release
     needs = {
-        "sft.steps": f"{recipe.sft.steps} steps of imitation" if recipe.sft.steps else "",
-        "vae": "" if recipe.vae else "a VAE of the run's own",
-        "libero.release" if recipe.libero else "sim": "" if released else "the scale of actions",
+        "imitation (sft.steps)": recipe.sft.steps,
+        "the run's own VAE (vae)": not recipe.vae,
+        "the scale of actions (libero.release)": not (recipe.libero and recipe.libero.release),
     }
-    wanted = ", ".join(filter(None, needs.values()))
-    if wanted and not recipe.collect.demonstrations:
-        yield "collect.demonstrations", f"expected at least 1: {wanted} come from them, got 0"
+    needed = ", ".join(what for what, asked in needs.items() if asked)
+    if needed and not recipe.collect.demonstrations:
+        yield "collect.demonstrations", f"expected at least 1, which {needed} are made of, got 0"
     if recipe.sft.steps and not recipe.collect.validation:
         yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
+    if not recipe.seeds:
+        yield "seeds", "expected the seed of at least one run, got none"
     if recipe.pace and recipe.rounds > COLLECTIONS:
         yield "dream.updates", f"expected at most {COLLECTIONS} rounds, each with a collection, got {recipe.rounds}"
 
