@@ -374,11 +374,6 @@ def test_unknown_job_is_named(parts: pathlib.Path, tmp_path: pathlib.Path) -> No
         pace.run("paec", _recipe(parts), tmp_path / "run")
 
 
-def test_actor_and_learner_must_share_a_temperature(parts: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match="actor and learner"):
-        from_dict(Recipe, _recipe(parts) | {"temperature": 1.6})
-
-
 # --- the notebook ---------------------------------------------------------------------------
 
 
