@@ -98,8 +98,8 @@ def grpo() -> list[float]:
     success = jnp.asarray(np.random.default_rng(0).random(out.success_BNT.shape) < 0.1)
     out = dataclasses.replace(out, success_BNT=success)
     # With Adam's usual eps the sign of a gradient that is all rounding would move a weight by the whole rate.
-    how = learner.LearnerConfig(lr=1e-3, eps=1e-3, minibatches=2, microbatch=8, temperature=1.0)
-    update = learner.make_update(how, vla.network(POLICY), axes=vla.AXES)
+    how = learner.LearnerConfig(lr=1e-3, eps=1e-3, minibatches=2, microbatch=8)
+    update = learner.make_update(how, vla.network(POLICY), 1.0, vla.AXES)
     state, found = learner.create(how, vla.network(POLICY).init(KEY), axes=vla.AXES), []
     for i in range(STEPS):
         state, metrics = update(state, out, jax.random.fold_in(KEY, i))

@@ -46,7 +46,7 @@ def test_only_adapters_learn_and_the_plain_policy_does_what_they_did() -> None:
     )
     cfg = LearnerConfig.fake(lr=0.02, lora=OWN, grpo=GRPOConfig.fake(group=2))
     state = learner.create(cfg, params, lora.mask)
-    state, metrics = learner.make_update(cfg, policy.net)(state, rollout, KEY)
+    state, metrics = learner.make_update(cfg, policy.net, 1.0)(state, rollout, KEY)
     assert metrics["steps"] == 1 and metrics["ratio_gap"] < 1e-5
 
     same, own = lora.separate(state.params)

@@ -40,7 +40,7 @@ def test_any_number_of_steps(steps):
 def test_times_round_to_bfloat16_in_the_reference_preset():
     level = jnp.asarray(sigmas(5, 5.0)[:-1])
     np.testing.assert_array_equal(times(level, FlowConfig.rlinf()), [1000, 952, 884, 768, 556])
-    np.testing.assert_allclose(times(level, FlowConfig.paper()), [1000, 952.381, 882.353, 769.231, 555.556], rtol=1e-6)
+    np.testing.assert_allclose(times(level, FlowConfig()), [1000, 952.381, 882.353, 769.231, 555.556], rtol=1e-6)
 
 
 @pytest.mark.parametrize("steps, want", [(1, [1000]), (3, [1000, 908, 716]), (4, [1000, 936, 832, 624])])

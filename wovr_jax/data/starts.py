@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -27,7 +28,9 @@ from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.types import NULL_ACTION, Array, Episode, Start
 
-RULES = ("initial", "before_failure", "gripper_event", "progress", "uniform", "contact", "release")
+Rule = Literal["before_failure", "gripper_event", "progress", "uniform", "contact", "release"]
+RULES = ("initial", *typing.get_args(Rule))
+Event = Literal["any", "open", "close"]
 PROGRESS = (0.25, 0.5, 0.75)
 """Shares of an episode at which the rule ``progress`` begins."""
 FINGERS = (6, 7)

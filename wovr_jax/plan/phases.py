@@ -24,6 +24,7 @@ from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.train import RLPolicy, make_rl_policy
 from wovr_jax.reward import classifier
 from wovr_jax.run.recipe import Recipe
+from wovr_jax.train import freeze
 from wovr_jax.train import step as train_step
 from wovr_jax.types import ACTION_DIM, Imagined, Params, Start
 from wovr_jax.world import dit
@@ -149,7 +150,7 @@ def update(recipe: Recipe, on: On) -> Phase:
         success_BNT=on.rows(*acted[:3], dtype=bool),
     )
     base = state.params if cfg.grpo.kl else None
-    program = learner.make_update(cfg, tuned.net, base, vla.AXES).func  # pyright: ignore[reportFunctionMemberAccess]
+    program = learner.make_update(cfg, tuned.net, recipe.temperature, vla.AXES)
     held = {"policy": (state.params, base), "optimizer": state.opt_state, "rollouts": rollouts}
     return Phase(program, (state, rollouts, on.key(), base), held, _parts(recipe, on), sum(recipe.dream.updates))
 
@@ -161,7 +162,7 @@ def _policy(recipe: Recipe, on: On) -> tuple[RLPolicy, learner.PolicyState]:
     """The policy as RL runs it, and its state."""
     cfg, frozen = recipe.learner, recipe.sft.frozen
     tuned = make_rl_policy(recipe.policy, cfg.lora, frozen)
-    mask = lora.mask if cfg.lora else learner.all_but(*frozen) if frozen else None
+    mask = lora.mask if cfg.lora else freeze.all_but(*frozen) if frozen else None
 
     def begin(plain: Params) -> learner.PolicyState:
         return learner.create(cfg, tuned.begin(plain, jax.random.key(0)), mask, axes=vla.AXES)

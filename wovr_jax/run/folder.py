@@ -29,6 +29,7 @@ from wovr_jax.core import config, processes
 from wovr_jax.core.disk import not_written, write_json
 from wovr_jax.core.log import Log
 from wovr_jax.run.ledger import Ledger
+from wovr_jax.run.recipe import differences
 
 T = TypeVar("T")
 
@@ -114,7 +115,8 @@ class Run:
             raise RunError(
                 f"{mark} is not readable JSON ({error}); this is not a run folder of this project."
             ) from error
-        different = config.diff(*({k: v for k, v in one.items() if k not in FREE} for one in (there, self.settings)))
+        settings = ({k: v for k, v in part.items() if k not in FREE} for part in (there, self.settings))
+        different = differences(*settings)
         if not different:
             return
         lines = "\n  ".join(

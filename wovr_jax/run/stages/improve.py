@@ -29,7 +29,7 @@ from wovr_jax.run.stages.policy import load_policy
 from wovr_jax.run.stages.reward import Judge
 from wovr_jax.sim.arena import Acting, Actor, Arena, Groups
 from wovr_jax.sim.tabletop.table import TabletopConfig
-from wovr_jax.train import loop
+from wovr_jax.train import freeze, loop
 from wovr_jax.train.step import ReplayableStep
 from wovr_jax.types import Array, Imagined, Params
 from wovr_jax.world.model import WorldConfig
@@ -142,16 +142,16 @@ def begin(
     params = network.begin(policies[round_].value, key("adapters", round_))
     # The regulariser holds the policy to the base policy, not to the one that it was a round ago.
     reference = network.begin(policies[0].value, key("adapters", 0)) if cfg.learner.grpo.kl else None
-    update = learner.make_update(cfg.learner, network.net, reference, vla.AXES)
+    update = learner.make_update(cfg.learner, network.net, cfg.temperature, vla.AXES)
 
     def roll(state: PolicyState, i: Array) -> tuple[Imagined, Array]:
         k_dream, k_update = jax.random.split(jax.random.fold_in(round_key, i))
         return rollout(state.params, i, k_dream), k_update
 
     def step(state: PolicyState, i: Array) -> tuple[PolicyState, dict[str, Array]]:
-        return update(state, *roll(state, i))
+        return update(state, *roll(state, i), reference)
 
-    trainable = learner.all_but(*cfg.frozen) if cfg.frozen else None
+    trainable = freeze.all_but(*cfg.frozen) if cfg.frozen else None
     # Rounds beyond the list take its last rate.
     rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
     state = learner.create(cfg.learner, params, lora.mask if cfg.learner.lora else trainable, rate, vla.AXES)

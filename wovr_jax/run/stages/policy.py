@@ -75,7 +75,7 @@ def fine_tune(
       cfg: the network.
       train: how to train it.
       start: gives the weights to start from.
-      demonstrations: to imitate, and to be judged on every ``train.validate_every`` steps and at the end.
+      demonstrations: to imitate, and to be judged on every ``train.validate_every`` steps (0: never) and at the end.
       codec: gives the codec between tokens and environment actions.
       prompt_KL: prompt tokens of every task.
       key: of the run, by name.
@@ -96,7 +96,8 @@ def fine_tune(
             return {name: float(value) for name, value in validate(state).items()}
 
         def watch(done: int, state: TrainState) -> dict[str, float] | None:
-            return measure(state) if done % train.validate_every == 0 or done == train.steps else None
+            due = train.validate_every and done % train.validate_every == 0
+            return measure(state) if due or done == train.steps else None
 
         state = loop.fit("sft", state, step, train.steps, log=run.log, folder=folder, on_step=watch)
         if train.lora:
