@@ -1,13 +1,12 @@
-"""Checkpoints: one tree of arrays in one folder, and the numbered states of a training.
+"""One tree of arrays in one folder, written whole or not at all.
 
-Orbax writes them: a folder gets its name only when all of it is on disk, and its ``CheckpointManager`` saves behind
-the training, one state at a time, and removes those that are kept no longer. This module adds what Orbax does not do:
+Orbax writes it: the folder gets its name only when all of it is on disk. This module adds what Orbax does not do:
 
-* the SHA-256 of each file and the caller's facts, written before the folder gets its name and compared on each restore.
-  Orbax calls ``finalize`` of a handler at that moment, in process 0, so process 0 reads what all processes wrote;
-* falling back to the checkpoint before when the newest one is damaged;
+* the SHA-256 of each file, compared on each restore, and the caller's facts. Both are written before the folder gets
+  its name: Orbax calls ``finalize`` of a handler at that moment, in process 0, which reads all files for it;
 * one message that names every leaf that does not fit. Orbax casts a dtype silently, and stops at the first mismatch;
-* replacing a product. Orbax removes the old folder before it writes the new one, and a kill in between leaves neither.
+* replacing a checkpoint. Orbax removes the old folder before it writes the new one; a kill in between leaves neither;
+* a failed write in words.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -28,8 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from wovr_jax.core import processes
-from wovr_jax.core.disk import not_written
+from wovr_jax.core import disk, processes
 
 META = "wovr.json"
 """The facts. A folder that holds this file is a checkpoint of ours."""
@@ -70,16 +67,14 @@ def save(path: str | os.PathLike, tree: Any, facts: Mapping[str, Any] | None = N
     path = _settle(path)
     if path.exists() and not exists(path):
         raise CheckpointError(f"{path} exists and is not a checkpoint; choose another folder or remove it.")
+    new = path.with_name(path.name + ".new")
     with explain_failure(path):
         if processes.first():
             sweep(path.parent, path.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                path.rename(f"{path}.old")  # until the new one is there
         processes.meet(f"clear the place of {path}")
-        ocp.Checkpointer(_Handler()).save(path, args=save_args(tree, facts))
+        ocp.Checkpointer(_Handler()).save(new, args=save_args(tree, facts))
         if processes.first():
-            shutil.rmtree(f"{path}.old", ignore_errors=True)
+            disk.replace_folder(new, path)
         processes.meet(f"save {path}")
 
 
@@ -120,7 +115,7 @@ def exists(path: str | os.PathLike) -> bool:
 
 def meta(path: str | os.PathLike) -> dict[str, Any]:
     """Returns the JSON facts saved with the checkpoint."""
-    return json.loads((_locate(path) / META).read_text())
+    return disk.read_json(_locate(path) / META)
 
 
 def verify(path: str | os.PathLike) -> None:
@@ -132,7 +127,7 @@ def verify(path: str | os.PathLike) -> None:
     folder, sums = _locate(path), {}
     for file in folder.glob(SUMS.format("*")):
         try:
-            sums |= json.loads(file.read_text())
+            sums |= disk.read_json(file)
         except ValueError as error:
             raise BrokenError(f"{folder} is broken: {file.name} in it is not JSON ({error}).") from error
     mine = sorted(sums)[processes.index() :: processes.count()]
@@ -173,8 +168,8 @@ def save_args(tree: Any, facts: Mapping[str, Any] | None) -> ocp.args.Checkpoint
 
 
 def _stored(folder: Any) -> Any:
-    """Returns the shapes and dtypes on disk. A Checkpointer around the handler would miss a file that a step has
-    outside of the item, and warn."""
+    """Returns the shapes and dtypes on disk."""
+    # Not through ocp.Checkpointer: a step has one of the files it looks for outside of its item, and it would warn.
     return _Handler().metadata(folder).tree[ROOT]
 
 
@@ -184,15 +179,9 @@ def _read(folder: Any, target: Any) -> Any:
 
 def _sha256(folder: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
     """Returns the sum of each file, empty where there is none."""
-
-    def digest(name: str) -> str:
-        if not (folder / name).is_file():
-            return ""
-        with (folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases Python's lock
-        return dict(zip(names, pool.map(digest, names), strict=True))
+        digests = pool.map(lambda name: disk.sha256(folder / name) if (folder / name).is_file() else "", names)
+        return dict(zip(names, digests, strict=True))
 
 
 @contextlib.contextmanager
@@ -201,7 +190,7 @@ def explain_failure(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # a failed write is any of them in TensorStore
-        if not (why := not_written(error, path.parent)):
+        if not (why := disk.not_written(error, path.parent)):
             raise
         sweep(_settle(path).parent, path.name)
         raise CheckpointError(
@@ -218,15 +207,7 @@ def sweep(folder: pathlib.Path, name: str = "*") -> None:
 
 
 def _settle(path: str | os.PathLike) -> pathlib.Path:
-    """Returns the absolute path, after bringing back what a dying process had moved aside to replace it."""
-    path = pathlib.Path(path).expanduser().absolute()
-    if not path.exists() and processes.first():
-        # Earlier versions wrote into ``.new`` and renamed it, so that one may be complete, too.
-        for aside in (path.with_name(path.name + ".new"), path.with_name(path.name + ".old")):
-            if _find(aside):
-                aside.rename(path)
-                break
-    return path
+    return disk.settle_folder(path, lambda candidate: _find(candidate) is not None)
 
 
 def _find(path: pathlib.Path) -> pathlib.Path | None:

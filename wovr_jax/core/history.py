@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from wovr_jax.core import checkpoint, processes
 
@@ -148,10 +149,17 @@ class History:
             for path in self.folder.glob("[0-9]" * 8):
                 if not checkpoint.exists(path):
                     shutil.rmtree(path)
+        name, sign = self.cfg.best.removeprefix("-"), -1.0 if self.cfg.best.startswith("-") else 1.0
+
+        def score(means: Mapping[str, float]) -> float:
+            return sign * means[name] if name in means else -math.inf
+
+        newest, best = LatestN(self.cfg.last), BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             step_format_fixed_length=8,
-            preservation_policy=_NewestAndBest(self),
-            lightweight_initialize=True,  # metrics are read from our facts
+            preservation_policy=AnyPreservationPolicy([newest, best]) if name else newest,
+            best_fn=score if name else None,  # Orbax writes the metrics beside the state for the next process
+            lightweight_initialize=not name,  # and reads them only then
         )
         return ocp.CheckpointManager(self.folder, options=options)
 
@@ -164,29 +172,3 @@ class History:
             path.rename(aside)
         processes.meet(f"set aside {path}")
         self._manager = None  # it still lists the step
-
-
-class _NewestAndBest(PreservationPolicy):
-    """Orbax's policies for the newest and for the best, with the metrics out of our facts.
-
-    Orbax's own file of metrics would hold them twice, and a training that does not log the metric would be warned at
-    each save. Facts also tell of what earlier versions saved.
-    """
-
-    def __init__(self, history: History):
-        self._history, self._name = history, history.cfg.best.removeprefix("-")
-        self._sign = -1.0 if history.cfg.best.startswith("-") else 1.0
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """Returns for each checkpoint whether it is kept; the last one need not be on disk yet."""
-        policies: list[PreservationPolicy] = [LatestN(self._history.cfg.last)]
-        if self._name:
-            checkpoints = [dataclasses.replace(info, metrics=self._score(info)) for info in checkpoints]
-            policies.append(BestN(get_metric_fn=float, n=1, keep_checkpoints_without_metrics=False))
-        return AnyPreservationPolicy(policies).should_preserve(checkpoints, context=context)
-
-    def _score(self, info: Any) -> float | None:
-        means = info.metrics  # None where an earlier process saved it
-        if means is None:
-            means = checkpoint.meta(self._history.path(info.step)).get("means", {})
-        return self._sign * means[self._name] if self._name in means else None
