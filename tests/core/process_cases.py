@@ -80,6 +80,6 @@ def history(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    with processes.joined():
+    with processes.join():
         case, *words = sys.argv[1:]
         {"agree": agree, "fail": fail, "late": late, "history": history}[case](*words)

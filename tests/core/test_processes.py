@@ -58,27 +58,27 @@ def on_processes(script: str, *words: str) -> list[str]:
 # --- how they find each other ---------------------------------------------------------------
 
 
-def found(**environment: str) -> dict[str, Any] | None:
-    return processes.found(environment, on_tpu=False)
+def detect(**environment: str) -> dict[str, Any] | None:
+    return processes.detect(environment, on_tpu=False)
 
 
 SLURM = dict.fromkeys(processes.SLURM, "3")
 
 
 def test_a_process_on_its_own_looks_for_no_other() -> None:
-    assert found() is None
-    assert found(JAX_NUM_PROCESSES="1", JAX_COORDINATOR_ADDRESS="a:1") is None
-    assert found(**SLURM | {"SLURM_NTASKS": "1"}) is None
-    assert found(SLURM_JOB_ID="3", SLURM_NTASKS="2", SLURM_PROCID="0", SLURM_LOCALID="0") is None  # sbatch, not srun
-    assert found(**SLURM, JAX_NUM_PROCESSES="1") is None  # tasks of a job that have nothing to do with each other
+    assert detect() is None
+    assert detect(JAX_NUM_PROCESSES="1", JAX_COORDINATOR_ADDRESS="a:1") is None
+    assert detect(**SLURM | {"SLURM_NTASKS": "1"}) is None
+    assert detect(SLURM_JOB_ID="3", SLURM_NTASKS="2", SLURM_PROCID="0", SLURM_LOCALID="0") is None  # sbatch, not srun
+    assert detect(**SLURM, JAX_NUM_PROCESSES="1") is None  # tasks of a job that have nothing to do with each other
     assert processes.count() == 1 and processes.first()
 
 
 def test_processes_are_found_by_hand_by_slurm_and_on_a_tpu() -> None:
-    by_hand = found(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3", **SLURM)
+    by_hand = detect(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3", **SLURM)
     assert by_hand is not None and by_hand["process_id"] == 3 and by_hand["num_processes"] == 4
-    assert found(**SLURM) == {"cluster_detection_method": "slurm"}
-    assert processes.found({}, on_tpu=True) == {}
+    assert detect(**SLURM) == {"cluster_detection_method": "slurm"}
+    assert processes.detect({}, on_tpu=True) == {}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_processes_are_found_by_hand_by_slurm_and_on_a_tpu() -> None:
 )
 def test_half_of_the_variables_is_refused(given: tuple[str, str, str]) -> None:
     with pytest.raises(processes.ProcessError, match="need all of JAX_COORDINATOR_ADDRESS"):
-        found(**dict(zip(processes.BY_HAND, given, strict=True)))
+        detect(**dict(zip(processes.BY_HAND, given, strict=True)))
 
 
 def test_what_several_processes_cannot_do_is_refused_by_its_name(

@@ -65,6 +65,7 @@ def save(path: str | os.PathLike, tree: Any, facts: Mapping[str, Any] | None = N
       CheckpointError: when ``path`` holds something that is not a checkpoint, or cannot be written (a full disk).
     """
     path = _settle(path)
+    # A mistyped path must not cost somebody their folder.
     if path.exists() and not exists(path):
         raise CheckpointError(f"{path} exists and is not a checkpoint; choose another folder or remove it.")
     new = path.with_name(path.name + ".new")
@@ -75,7 +76,7 @@ def save(path: str | os.PathLike, tree: Any, facts: Mapping[str, Any] | None = N
         ocp.Checkpointer(_Handler()).save(new, args=save_args(tree, facts))
         if processes.first():
             disk.replace_folder(new, path)
-        processes.meet(f"save {path}")
+        processes.meet(f"save {path}")  # the others may restore it at once
 
 
 def restore(path: str | os.PathLike, like: Any) -> Any:
@@ -92,7 +93,7 @@ def restore(path: str | os.PathLike, like: Any) -> Any:
         shape or dtype.
     """
     folder = _locate(path)
-    verify(folder)
+    verify(folder)  # first: files that are damaged would be reported as leaves that do not fit
     _compare(folder, like)
     return jax.tree.map(_revive, like, _read(folder, jax.tree.map(_target, like)))
 
@@ -130,9 +131,10 @@ def verify(path: str | os.PathLike) -> None:
             sums |= disk.read_json(file)
         except ValueError as error:
             raise BrokenError(f"{folder} is broken: {file.name} in it is not JSON ({error}).") from error
+    # The whole checkpoint is read once by all together; on many hosts each would read all of it otherwise.
     mine = sorted(sums)[processes.index() :: processes.count()]
     wrong = [name for name, digest in _sha256(folder, mine).items() if digest != sums[name]]
-    if any(processes.gathered(len(wrong), f"compare the files of {folder}")):
+    if any(processes.gather(len(wrong), f"compare the files of {folder}")):
         listed = ", ".join(wrong[:LISTED]) or "files that another process looked at"
         raise BrokenError(f"{folder} is broken: missing or changed since it was written: {listed}.")
 
@@ -146,7 +148,7 @@ class _Handler(ocp.StandardCheckpointHandler):
 
     def finalize(self, directory: Any) -> None:
         """Completes the files. Orbax calls this in process 0 and renames the folder when it has returned."""
-        super().finalize(directory)  # merges what the processes wrote
+        super().finalize(directory)  # merges what the processes wrote, so there is nothing to sum before this
         folder = pathlib.Path(directory)
         (folder / META).write_text(self._facts)
         # Orbax adds the time to its own file of a product once more after this; nobody reads it.
@@ -254,6 +256,7 @@ def _on_disk(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
 def _target(leaf: Any) -> Any:
     """Returns what Orbax is told to restore this leaf into."""
     shape, dtype = _on_disk(leaf)
+    # numpy on the way, and no int64 becomes an int32 on a device.
     if _is_free(leaf) or not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return np.empty(shape, dtype)
     # A typed key's sharding describes the key, not its data: a key is small, put it on one device.
@@ -281,6 +284,7 @@ def _describe_leaves(tree: Any) -> dict[str, str]:
 
 def _compare(folder: pathlib.Path, like: Any) -> None:
     """Raises a CheckpointError unless the stored leaves are exactly those of ``like``."""
+    # By path and not by structure: Orbax gives tuples and optax's states back as dicts and lists.
     stored, wanted = _describe_leaves(_stored(folder)), _describe_leaves(like)
     differences = [
         f"{name}: expected {wanted.get(name, 'nothing')}, got {stored.get(name, 'nothing')}"

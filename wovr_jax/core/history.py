@@ -101,6 +101,7 @@ class History:
         Raises:
           CheckpointError: when the newest is whole but does not fit ``like``.
         """
+        # A broken checkpoint says nothing about the one before it: each has files of its own.
         for step in reversed(self.steps()):
             try:
                 return checkpoint.restore(self.path(step), like), checkpoint.meta(self.path(step))
@@ -149,6 +150,7 @@ class History:
             for path in self.folder.glob("[0-9]" * 8):
                 if not checkpoint.exists(path):
                     shutil.rmtree(path)
+        # A metric to be small is turned round, and a training that does not log it is nowhere better than its newest.
         name, sign = self.cfg.best.removeprefix("-"), -1.0 if self.cfg.best.startswith("-") else 1.0
 
         def score(means: Mapping[str, float]) -> float:
@@ -160,6 +162,8 @@ class History:
             preservation_policy=AnyPreservationPolicy([newest, best]) if name else newest,
             best_fn=score if name else None,  # Orbax writes the metrics beside the state for the next process
             lightweight_initialize=not name,  # and reads them only then
+            # Else a thread may make the folder of a save that has failed, after what it had begun was removed.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         return ocp.CheckpointManager(self.folder, options=options)
 
@@ -171,4 +175,4 @@ class History:
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
         processes.meet(f"set aside {path}")
-        self._manager = None  # it still lists the step
+        self._manager = None  # it keeps a list of its own, in which the step still is
