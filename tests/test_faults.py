@@ -79,7 +79,7 @@ def as_after_three_steps(folder: pathlib.Path) -> None:
     """The same command goes on from the last good step and ends as a run to which nothing happened."""
     went_on = train(folder, 6)
     np.testing.assert_array_equal(went_on["w"], train(folder / "whole", 6)["w"])
-    assert not list((folder / "fit").glob("*.new*")), "half a checkpoint was left"
+    assert not list((folder / "fit").glob("*tmp*")), "half a checkpoint was left"
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Run by tests in processes of their own: one state, saved by some devices, restored by others.
 
-    python tests/moved_checkpoint.py save FOLDER 2x2x2        prints the SHA-256 of the state's arrays
-    python tests/moved_checkpoint.py restore FOLDER 1x4x1     the same of what it restored
+    python tests/core/moved_checkpoint.py save FOLDER 2x2x2        prints the SHA-256 of the state's arrays
+    python tests/core/moved_checkpoint.py restore FOLDER 1x4x1     the same of what it restored
 
 JAX makes forced CPU devices only as it starts: XLA_FLAGS holds --xla_force_host_platform_device_count=8.
 """

@@ -1,6 +1,6 @@
 """Run by test_sharding.py in a process of its own: training steps and imagination, on every mesh it is told.
 
-    python tests/mesh_cases.py world,grpo 1x1x1 2x2x2      prints one line of JSON: mesh -> case -> numbers
+    python tests/core/mesh_cases.py world,grpo 1x1x1 2x2x2      prints one line of JSON: mesh -> case -> numbers
 
 JAX makes forced CPU devices only as it starts: XLA_FLAGS holds --xla_force_host_platform_device_count=8.
 """
