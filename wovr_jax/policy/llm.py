@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wovr_jax.nn import lora
-from wovr_jax.nn.attention import attention, padding_mask
+from wovr_jax.nn.attention import attention, llama_angles, padding_mask, rotate_halves
 from wovr_jax.nn.functional import scan_blocks, stack
 from wovr_jax.nn.norms import RMSNorm
-from wovr_jax.nn.rope import llama_angles, rotate_halves
 from wovr_jax.types import Array
 
 

@@ -125,7 +125,7 @@ def windows(
         return latents.encode_windows(cfg, vae_params, cut)
     if not cache:
         raise ValueError("world training: latents='disk' needs a folder to keep them in, got none")
-    return latents.cached(cache, cfg, vae_params, cut)
+    return latents.encode_once(cache, cfg, vae_params, cut)
 
 
 def _streamed(
@@ -141,7 +141,7 @@ def _streamed(
     held_E = batches.split(heads, held_out)
     layout = stream.Layout(start_share=train.start_share, **where)
     steps_E = np.array([head.steps for head in heads])
-    learn = latents.Streamed(stream.Stream(episodes, steps_E, ~held_E, layout, train.stream), vae_params, cfg)
+    learn = latents.WindowStream(stream.Stream(episodes, steps_E, ~held_E, layout, train.stream), vae_params, cfg)
     some = [episodes[e] for e in np.flatnonzero(held_E)[:VALIDATED]]
     kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], **where, val_share=0.0))
     return learn, kept if some else none

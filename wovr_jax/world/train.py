@@ -161,7 +161,7 @@ def loss(
     noise_Bfhwc = jax.random.normal(k_noise, batch.latent_Bfhwc.shape)
     context_level = [0.0] + [train.context_sigma if cfg.noisy_context else 0.0] * (known - 1)
     level_Bf = _per_frame(context_level, sigma_B, cfg)
-    noisy_Bfhwc = flow.noised(batch.latent_Bfhwc, noise_Bfhwc, level_Bf[:, :, None, None, None])
+    noisy_Bfhwc = flow.add_noise(batch.latent_Bfhwc, noise_Bfhwc, level_Bf[:, :, None, None, None])
     velocity_Bfhwc = dit(dit_params, noisy_Bfhwc, _per_frame([0.0] * known, time_B, cfg), batch.action_BFA)
 
     error_Bfhwc = velocity_Bfhwc - (noise_Bfhwc - batch.latent_Bfhwc)
