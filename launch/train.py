@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         with processes.joined():
             from wovr_jax import pace
-            from wovr_jax.report import page as report  # after the processes have met: some modules hold arrays
+            from wovr_jax.report import tables  # after the processes have met: some modules hold arrays
 
             results = pace.run(settings["job"], settings, run, allow_change=_ALLOW.value)
             shown = processes.first()
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"\nStopped. {run} is kept up to here; the same command continues it.", file=sys.stderr)
         sys.exit(128 + getattr(stop, "signal", signal.SIGINT))
     if shown:
-        print(report.table(results))
+        print(tables.render_text(results))
         print(f"\n{run / 'report.html'}")
 
 
