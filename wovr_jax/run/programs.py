@@ -18,7 +18,7 @@ import numpy as np
 from wovr_jax.core import pixels
 from wovr_jax.data import starts as start_states
 from wovr_jax.data.starts import Starts
-from wovr_jax.imagine import imagine, predicate, shadowed
+from wovr_jax.imagine import imagine, predicate, shadow
 from wovr_jax.policy import adapters, vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.adapters import Tuned
@@ -152,7 +152,7 @@ class Programs:
         if world_config is None:
             return true
         model = world_model.world(world_config, parts["world"])
-        return model if self.recipe.dream.world == "learned" else shadowed(model, true)
+        return model if self.recipe.dream.world == "learned" else shadow(model, true)
 
 
 def _folded(key: Array, seed_B: Array) -> Array:
