@@ -30,7 +30,7 @@ from wovr_jax.types import ACTION_DIM, Imagined, Params, Start
 from wovr_jax.world import dit
 from wovr_jax.world import model as world_model
 from wovr_jax.world import train as world_train
-from wovr_jax.world.latents import Batch, Drawn
+from wovr_jax.world.latents import Batch, HostBatch
 
 PROMPT = 64
 """Tokens of a prompt, generously."""
@@ -92,13 +92,13 @@ def world(recipe: Recipe, on: On) -> Phase:
     action = on.rows(size, cfg.frames, ACTION_DIM)
     if train.latents in ("fly", "stream"):
         frames = on.rows(size, cfg.frames, side, side, 3, dtype=jnp.uint8)
-        given: Any = Drawn(frames, action, on.whole(vae.shapes()), cfg)
+        given: Any = HostBatch(frames, action, on.whole(vae.shapes()), cfg)
     else:
         given = Batch(on.rows(size, cfg.latents, *latent_size(recipe), cfg.dit.channels), action)
 
     def step(state: Any, given: Any, frozen: Params | None, key: Any, i: Any) -> Any:
         still = jnp.zeros(size, bool)
-        batch = sharding.batch(given.take(jnp.arange(size), still)) if isinstance(given, Drawn) else given
+        batch = sharding.batch(given.take(jnp.arange(size), still)) if isinstance(given, HostBatch) else given
         return train_step.advance(objective, state, batch, key, i, frozen)
 
     number = on.whole(jax.ShapeDtypeStruct((), jnp.int32))

@@ -20,7 +20,7 @@ from wovr_jax.core import sharding
 from wovr_jax.core.pixels import to_float, to_uint8
 from wovr_jax.data import starts as start_states
 from wovr_jax.data.starts import Starts
-from wovr_jax.imagine import imagine, predicate, shadowed
+from wovr_jax.imagine import imagine, predicate, shadow
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
@@ -158,7 +158,7 @@ def dream(
             simulator = table.world(sim)
         else:
             model = world_model.world(world, parts["world"])
-            simulator = model if cfg.world == "learned" else shadowed(model, table.world(sim))
+            simulator = model if cfg.world == "learned" else shadow(model, table.world(sim))
         return imagine(act, simulator, score, start, k_roll, chunks=cfg.chunks, threshold=parts["threshold"])
 
     return dream

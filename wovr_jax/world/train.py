@@ -180,7 +180,7 @@ def loss(
     # The memory is noised but declared clean: at use it is the model's own output, and nobody declares its faults.
     context_level = [0.0] + [train.context_sigma if cfg.noisy_context else 0.0] * (known - 1)
     level_Bf = _per_frame(context_level, sigma_B, cfg)
-    noisy_Bfhwc = flow.noised(batch.latent_Bfhwc, noise_Bfhwc, level_Bf[:, :, None, None, None])
+    noisy_Bfhwc = flow.add_noise(batch.latent_Bfhwc, noise_Bfhwc, level_Bf[:, :, None, None, None])
     velocity_Bfhwc = dit(dit_params, noisy_Bfhwc, _per_frame([0.0] * known, time_B, cfg), batch.action_BFA)
 
     # The velocity of the straight path from latent (level 0) to noise (level 1) is their difference.

@@ -167,7 +167,7 @@ def windows(
         return latents.encode_windows(cfg, vae_params, cut)
     if not cache:
         raise ValueError("world training: latents='disk' needs a folder to keep them in, got none")
-    return latents.cached(cache, cfg, vae_params, cut)
+    return latents.encode_once(cache, cfg, vae_params, cut)
 
 
 def _stream(
@@ -183,7 +183,7 @@ def _stream(
     held_E = batches.split(heads, held_out)
     steps_E = np.array([head.steps for head in heads])
     where = stream.Layout(start_share=train.start_share, **layout)
-    data = latents.Streamed(stream.Stream(episodes, steps_E, ~held_E, where, train.stream), vae_params, cfg)
+    data = latents.WindowStream(stream.Stream(episodes, steps_E, ~held_E, where, train.stream), vae_params, cfg)
     some = [episodes[e] for e in np.flatnonzero(held_E)[:VALIDATED]]
     kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], **layout, val_share=0.0))
     return data, kept if some else none
