@@ -131,7 +131,7 @@ def test_the_program_is_for_every_device_and_tells_no_secrets(made):
 
 def test_the_released_size_is_lowered_without_weights_or_devices():
     """With OFT's whole processing, JPEG included."""
-    cfg, image = vla.VLAConfig.openvla_7b("oft"), processing.named("oft")
+    cfg, image = vla.VLAConfig.openvla_7b("oft"), processing.of_recipe("oft")
     leaves = source.dotted(vla.network(cfg).shapes())
     data = program.serialise(program.make(cfg, image, 6), leaves, frame=(256, 256, 3), length=32, dim=7)
     exported = jax_export.deserialize(bytearray(data))
@@ -143,7 +143,7 @@ def test_the_released_size_is_lowered_without_weights_or_devices():
 @pytest.mark.parametrize("more", [{"images": 2}, {"proprio": 8}])
 def test_a_policy_with_more_inputs_than_a_bundle_has(more):
     with pytest.raises(BundleError, match="one picture and no state. Export it to torch"):
-        program.make(dataclasses.replace(CFG, **more), processing.named("rlinf", 16), 6)
+        program.make(dataclasses.replace(CFG, **more), processing.of_recipe("rlinf", 16), 6)
 
 
 ALONE = """

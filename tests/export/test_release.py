@@ -42,7 +42,7 @@ def test_a_bundle_of_a_release_acts_as_the_release(door, ours, tmp_path):  # noq
 
     @jax.jit
     def act(params, frame, tokens, keys):
-        seen = processing.frames(processing.named("oft", 8), frame)
+        seen = processing.frames(processing.of_recipe("oft", 8), frame)
         return vla.policy(cfg, params, release.codec(folder, KEY), 0.0)(seen, tokens, keys)
 
     _, _, action = act(params, frames.frame_KHWC, tokens, jax.random.split(jax.random.key(0), 3))

@@ -122,8 +122,8 @@ def vla_config(
     described: Mapping[str, Any],
     *,
     heads: int | None = None,
-    dtype: str = "bfloat16",
-    recipe: str = "rlinf",
+    dtype: Any = "bfloat16",  # both come from outside, and the config checks them
+    recipe: Any = "rlinf",
     images: int = 1,
 ) -> VLAConfig:
     """Reads the policy's config off the shapes of its tensors and ``config.json``.

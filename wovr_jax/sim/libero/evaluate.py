@@ -19,17 +19,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wovr_jax.core import processes
+from wovr_jax.core.config import Count, Faults, Natural, NonNegative, Seed, checked
 from wovr_jax.core.disk import write_json
 from wovr_jax.core.stats import paired_difference, wilson
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.libero.collect import PATIENCE_S, line_of, name_of
 from wovr_jax.sim.libero.rollout import Outcome
+from wovr_jax.sim.libero.settings import Drawing, Init, ProtocolName, Suite
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import Trial
 
 LINES, RESULTS = "trials.jsonl", "results.json"
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """What is measured. Fields are those of ``configs/evaluate.py``.
@@ -38,7 +41,7 @@ class EvaluateConfig:
       policy: folder of a robot bundle, or ``"expert"`` for the scripted one.
       suite: one of ``settings.SUITES``.
       tasks: indices; all without.
-      inits: first and last but one of the official initial states.
+      inits: official initial states: the first, and the one after the last.
       protocol: ``"openvla"`` or ``"rlinf"``.
       seed: of every reset, and of the policy's draws together with trial and chunk.
       temperature: 0 takes the likeliest tokens.
@@ -51,18 +54,23 @@ class EvaluateConfig:
     """
 
     policy: str
-    suite: str = "libero_spatial"
-    tasks: tuple[int, ...] = ()
-    inits: tuple[int, int] = (0, 50)
-    protocol: str = "openvla"
-    seed: int = 0
-    temperature: float = 0.0
-    workers: int = 2
-    size: int | None = None
-    drawing: str = "libero"
-    videos: int = 0
+    suite: Suite = "libero_spatial"
+    tasks: tuple[Natural, ...] = ()
+    inits: tuple[Init, Init] = (0, 50)
+    protocol: ProtocolName = "openvla"
+    seed: Seed = 0
+    temperature: NonNegative = 0.0
+    workers: Count = 2
+    size: Count | None = None
+    drawing: Drawing = "libero"
+    videos: Natural = 0
     trained_on: tuple[str, ...] = ()
     overlap: bool = False
+
+    def faults(self) -> Faults:
+        """Yields a range without an initial state."""
+        if self.inits[0] >= self.inits[1]:
+            yield "inits", f"expected the first initial state and the one after the last, got {self.inits}"
 
 
 def measure(
@@ -85,7 +93,7 @@ def measure(
     done = {line["trial"] for line in kept}
     left = [trial for trial in wanted if name_of(trial) not in done]
     lines = list(_played(act, left[processes.index() :: processes.count()], folder, tell))
-    parts = processes.gathered(lines, "measure their trials", wait_s=PATIENCE_S)
+    parts = processes.gather(lines, "measure their trials", wait_s=PATIENCE_S)
     for line in itertools.chain(*parts[: processes.index()], *parts[processes.index() + 1 :]):
         tell(line)
     known = {line["trial"]: line for line in itertools.chain(kept, *parts)}
