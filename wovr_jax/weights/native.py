@@ -254,14 +254,13 @@ def _config(path: pathlib.Path, about: Mapping[str, Any]) -> Any:
 # ---------------------------------------------------------------- for a run
 
 
-def check_weights(setting: str, where: str, shapes: Params | None = None) -> None:
-    """Refuses what :func:`load_weights` could not read, before hours are spent on the way to it.
+def check_weights(setting: str, where: str, shapes: Params) -> None:
+    """Refuses what :func:`load_weights` would refuse, before hours are spent on the way to it; reads headers only.
 
     Args:
       setting: name of the setting, with which the message begins.
       where: a checkpoint's folder or a json.
-      shapes: of the network's parameters; with them, weights of another network are refused too. Nothing but headers
-        is read.
+      shapes: ``jax.ShapeDtypeStruct`` of every parameter of the network.
 
     Raises:
       config.ConfigError: nothing there, or weights of another network.
@@ -272,13 +271,14 @@ def check_weights(setting: str, where: str, shapes: Params | None = None) -> Non
     if not (path.is_file() if is_card else checkpoint.exists(path)):
         fault = f"{path} is missing" if is_card else f"no checkpoint at {path}"
         raise config.ConfigError(f"config.{setting}: {fault}. launch/import_weights.py makes weights of a release.")
-    if is_card:
-        try:
+    try:
+        if is_card:
             describe(path)
-            if shapes is not None:
-                _refuse_another_network(path, shapes)
-        except FileError as error:
-            raise config.ConfigError(f"config.{setting}: {error}") from error
+            _refuse_another_network(path, shapes)
+        else:
+            checkpoint.compare(path, shapes)
+    except ValueError as error:
+        raise config.ConfigError(f"config.{setting}: {error}") from error
 
 
 def load_weights(setting: str, where: str, shapes: Params, axes: sharding.Axes) -> Params:
