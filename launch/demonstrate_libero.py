@@ -80,7 +80,8 @@ def numbers(text: str) -> list[int]:
 
 def measure(args: argparse.Namespace) -> str:
     """The table of successes."""
-    from wovr_jax.sim.libero.collect import line_of, table
+    from wovr_jax.sim.libero.collect import line_of
+    from wovr_jax.sim.libero.evaluate import table
     from wovr_jax.sim.libero.pool import Pool
     from wovr_jax.sim.libero.rollout import demonstrations
     from wovr_jax.sim.libero.settings import SceneConfig
@@ -95,7 +96,8 @@ def measure(args: argparse.Namespace) -> str:
 
 def record(args: argparse.Namespace) -> str:
     """Records episodes; the table of their successes."""
-    from wovr_jax.sim.libero.collect import collect, table
+    from wovr_jax.sim.libero.collect import collect
+    from wovr_jax.sim.libero.evaluate import table
     from wovr_jax.sim.libero.pool import Pool
     from wovr_jax.sim.libero.rollout import demonstrations
     from wovr_jax.sim.libero.settings import SceneConfig

@@ -1,12 +1,13 @@
-"""LIBERO's tasks, instructions, official initial states and the two protocols in use, without torch.
+"""LIBERO's tasks, instructions, official initial states and the two evaluation protocols in use, without torch.
 
-``libero.libero.benchmark`` knows the same and imports torch; the files it reads are read here directly.
+``libero.libero.benchmark`` offers the same and imports torch, so the files that it reads are read here directly.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import io
 import pathlib
@@ -22,7 +23,7 @@ from wovr_jax.sim.libero.settings import SUITES
 from wovr_jax.sim.libero.setup import LiberoError, package_folder
 
 DRAWN = -1
-"""Instead of the number of an initial state: the layout that the task draws with the seed of the trial."""
+"""Stands in the place of an initial state's number for the layout that the task itself draws with the trial's seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,25 +44,26 @@ class Task:
 
     @property
     def bddl_file(self) -> pathlib.Path:
-        """Its scene and goal."""
+        """The file with the task's scene and goal."""
         return package_folder() / "bddl_files" / self.suite / f"{self.name}.bddl"
 
     @property
     def init_file(self) -> pathlib.Path:
-        """Its initial states."""
+        """The file with the task's official initial states."""
         return package_folder() / "init_files" / self.suite / f"{self.name}.pruned_init"
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """How an episode begins and ends.
 
     Attributes:
-      name: of the protocol.
-      settle: no-op steps after the reset, outside the limit: objects come to rest, the gripper opens.
-      settle_gripper: the gripper's command in those steps.
-      horizons: suite -> most steps of an episode.
-      stops: whether an episode ends at its first success; otherwise it runs to the horizon and a success in any
+      name: the protocol's name.
+      settle: no-op control steps after the reset, in which objects come to rest and the gripper opens. They do not
+        count towards the horizon.
+      settle_gripper: the gripper's command in those steps, -1 for open.
+      horizons: suite -> most control steps of an episode.
+      stops: whether an episode ends at its first success. Otherwise it runs to the horizon, and a success in any
         step counts.
       trials: initial states of a task.
     """
@@ -76,17 +78,21 @@ class Protocol:
 
 PROTOCOLS = {
     # openvla-oft: experiments/robot/libero/run_libero_eval.py
-    "openvla": Protocol("openvla", 10, -1.0, dict(zip(SUITES, (220, 280, 300, 520, 400), strict=True)), True),
+    "openvla": EvaluationProtocol("openvla", 10, -1.0, dict(zip(SUITES, (220, 280, 300, 520, 400), strict=True)), True),
     # RLinf: rlinf/envs/libero/libero_env.py with the horizons of its WoVR configs
-    "rlinf": Protocol("rlinf", 15, -1.0, dict.fromkeys(SUITES, 512), False),
+    "rlinf": EvaluationProtocol("rlinf", 15, -1.0, dict.fromkeys(SUITES, 512), False),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Where an episode begins: a task, one of its official initial states or ``DRAWN``, and the seed of the reset.
+    """Where an episode begins.
 
-    ``repeat`` tells episodes apart that begin alike.
+    Attributes:
+      task: the task.
+      init: the number of one of its official initial states, or ``DRAWN``.
+      seed: the seed of the reset; it places the fixtures, and in a drawn layout everything.
+      repeat: tells episodes apart that begin alike.
     """
 
     task: Task
@@ -94,9 +100,22 @@ class Trial:
     seed: int = 0
     repeat: int = 0
 
+    @property
+    def name(self) -> str:
+        """The trial as a word for files: ``libero_spatial/3/17/0`` is task 3 from initial state 17 with seed 0."""
+        repeat = f"/{self.repeat}" if self.repeat else ""
+        return f"{self.task.suite}/{self.task.index}/{self.init}/{self.seed}{repeat}"
 
-def protocol(name: str) -> Protocol:
-    """A protocol by name.
+
+def draw_seed(trial: Trial, number: int) -> int:
+    """Returns a seed in [0, 2**32) that depends on the trial and ``number`` alone, e.g. the number of a chunk."""
+    # Python's own hash() of text differs from process to process.
+    digest = hashlib.sha256(f"{trial.name}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+def protocol(name: str) -> EvaluationProtocol:
+    """Returns the protocol of that name.
 
     Raises:
       LiberoError: for a name that is not in ``PROTOCOLS``.
@@ -108,60 +127,59 @@ def protocol(name: str) -> Protocol:
 
 @functools.cache
 def tasks(suite: str) -> tuple[Task, ...]:
-    """The tasks of a suite in their official order.
+    """Returns the tasks of a suite in their official order.
 
     Raises:
       LiberoError: for an unknown suite, or when LIBERO is not installed.
     """
     if suite not in SUITES:
         raise LiberoError(f"LIBERO suite: expected one of {', '.join(SUITES)}, got {suite!r}.")
-    return tuple(Task(suite, i, name, from_file_name(name)) for i, name in enumerate(_task_map()[suite]))
-
-
-def trials(suite: str, inits: Iterable[int], *, only: Sequence[int] | None = None, seed: int = 0) -> list[Trial]:
-    """Every task of a suite at every initial state, task by task.
-
-    Args:
-      suite: one of ``SUITES``.
-      inits: which of the official initial states.
-      only: indices of the tasks wanted; all without.
-      seed: of every reset.
-
-    Raises:
-      LiberoError: for a suite or a task that is not there.
-    """
-    there = tasks(suite)
-    for index in only or ():
-        if not 0 <= index < len(there):
-            raise LiberoError(f"{suite} has tasks 0 to {len(there) - 1}, and {index} was asked for.")
-    chosen = there if only is None else [there[index] for index in only]
-    states = list(inits)
-    return [Trial(task, init, seed) for task in chosen for init in states]
-
-
-@functools.cache
-def _task_map() -> dict[str, list[str]]:
-    """The benchmark's own list, loaded as a lone file because its package imports torch."""
+    # The benchmark's own list, loaded as a lone file, because importing its package imports torch.
     path = package_folder() / "benchmark" / "libero_suite_task_map.py"
     spec = importlib.util.spec_from_file_location("_libero_task_map", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise LiberoError(f"{path} is missing; this is not the LIBERO package that was expected.")
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found.libero_task_map
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return tuple(Task(suite, i, name, from_file_name(name)) for i, name in enumerate(module.libero_task_map[suite]))
+
+
+def trials(suite: str, inits: Iterable[int], *, only: Sequence[int] | None = None, seed: int = 0) -> list[Trial]:
+    """Returns every task of a suite at every initial state, task by task.
+
+    Args:
+      suite: one of ``SUITES``.
+      inits: numbers of official initial states.
+      only: indices of the tasks that are wanted; None for all of them.
+      seed: the seed of every reset.
+
+    Raises:
+      LiberoError: for an unknown suite or task.
+    """
+    known = tasks(suite)
+    for index in only or ():
+        if not 0 <= index < len(known):
+            raise LiberoError(f"{suite} has tasks 0 to {len(known) - 1}, and {index} was asked for.")
+    wanted = known if only is None else [known[index] for index in only]
+    states = list(inits)
+    return [Trial(task, init, seed) for task in wanted for init in states]
 
 
 def init_states(task: Task) -> np.ndarray:
-    """(trials, 1 + nq + nv) float64 official initial states: time, positions, velocities.
+    """Returns the official initial states, (N, 1 + nq + nv) float64: time, then positions, then velocities.
 
     Raises:
-      LiberoError: a file that is missing, damaged or holds more than one array of numbers.
+      LiberoError: for a file that is missing, damaged, or holds anything but one array of numbers.
     """
     return read_init_states(task.init_file)
 
 
 def read_init_states(path: pathlib.Path) -> np.ndarray:
-    """The array in a ``.pruned_init``: a zip as torch writes it, with one pickled numpy array and no tensor."""
+    """Reads the array of a ``.pruned_init``: a zip as torch writes it, with one pickled numpy array and no tensor.
+
+    Raises:
+      LiberoError: as ``init_states``.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             (member,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -171,16 +189,14 @@ def read_init_states(path: pathlib.Path) -> np.ndarray:
     except Exception as error:  # a damaged zip or pickle fails in every way there is
         raise LiberoError(f"{path}: cannot be read as initial states ({type(error).__name__}: {error}).") from error
     if not isinstance(states, np.ndarray) or states.ndim != 2 or states.dtype != np.float64:
-        raise LiberoError(f"{path}: expected an array (states, numbers) of float64, got {_kind(states)}.")
+        is_array = isinstance(states, np.ndarray)
+        kind = f"{states.dtype}{list(states.shape)}" if is_array else type(states).__name__
+        raise LiberoError(f"{path}: expected an array (states, numbers) of float64, got {kind}.")
     return states
 
 
-def _kind(value: Any) -> str:
-    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
 class _ArraysOnly(pickle.Unpickler):
-    """Knows the four names that an array of numbers needs; a pickle may call what it can name."""
+    """Resolves only the four names that an array of numbers needs, because a pickle may call whatever it can name."""
 
     NAMES = (
         ("numpy", "ndarray"),
@@ -190,8 +206,8 @@ class _ArraysOnly(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
+        # numpy 2 renamed numpy.core to numpy._core; the files have the old name, a new pickle would have the new one.
         plain = module.replace("numpy._core", "numpy.core")
         if (plain, name) not in self.NAMES:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which an array of numbers does not need")
-        # numpy.core is called numpy._core since numpy 2.
         return super().find_class(plain.replace("numpy.core", "numpy._core"), name)
