@@ -104,7 +104,7 @@ def _describe(policy: Policy, folder: pathlib.Path) -> dict[str, Any]:
         "parameters": sum(math.prod(fact.shape) for fact in policy.facts.values()),
         "platforms": list(program.PLATFORMS),
         "versions": machine.versions(),
-        "files": {name: robot.facts(folder / name) for name in robot.FILES},
+        "files": {name: robot.file_facts(folder / name) for name in robot.FILES},
     }
 
 
