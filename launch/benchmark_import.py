@@ -31,8 +31,9 @@ import numpy as np
 
 from wovr_jax.bridge import formats
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.weights import tensors
-from wovr_jax.weights.keymap import Fact, plan_export
+from wovr_jax.weights import safetensors
+from wovr_jax.weights.plan import plan_export
+from wovr_jax.weights.safetensors import Fact
 from wovr_jax.world.dit import DiTConfig
 
 LOADED = """
@@ -104,7 +105,7 @@ def invent(path: pathlib.Path, cfg: DiTConfig | VLAConfig, kind: formats.Format)
         for i, (name, fact) in enumerate(facts.items()):
             yield name, np.resize(np.roll(noise, 7919 * i), fact.shape)
 
-    tensors.write(path, facts, drawn(), {"format": "pt"})
+    safetensors.write(path, facts, drawn(), {"format": "pt"})
 
 
 def took(what: str, size: int, *command: str) -> None:

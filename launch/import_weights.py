@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from wovr_jax.bridge.adapters import Adapters
-    from wovr_jax.bridge.convert import Import
+    from wovr_jax.bridge.importer import Import
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -59,7 +59,7 @@ def main() -> None:
     from wovr_jax.bridge.sources import FileError
     from wovr_jax.core.config import ConfigError
     from wovr_jax.core.machine import peak_rss_gb
-    from wovr_jax.weights.keymap import KeymapError
+    from wovr_jax.weights.plan import KeymapError
 
     began = time.perf_counter()
     try:
@@ -123,7 +123,7 @@ def parse() -> argparse.Namespace:
 
 def import_all(args: argparse.Namespace) -> None:
     """Imports every part that the source holds. In a folder, what is no known weights is passed over and named."""
-    from wovr_jax.bridge import adapters, convert, formats
+    from wovr_jax.bridge import adapters, formats, importer, rest
     from wovr_jax.bridge.sources import FileError, find, open_source
     from wovr_jax.weights import native
 
@@ -142,7 +142,7 @@ def import_all(args: argparse.Namespace) -> None:
             passed.append(str(error))
             continue
         if not args.part or kind.part in args.part:
-            ready.append(convert.read_import(source, **chosen(args, kind.part, path.parent)))
+            ready.append(importer.read_import(source, **chosen(args, kind.part, path.parent)))
     for message in passed:
         print(f"passed over: {message}", file=sys.stderr)
     if (args.adapter or args.state or args.images > 1) and not any(one.kind.part == "policy" for one in ready):
@@ -161,11 +161,11 @@ def import_all(args: argparse.Namespace) -> None:
     loose = opened_adapters(args, ready) if args.adapter == "keep" else None
     if args.out:
         for name in [args.name or one.kind.part for one in ready] + (["lora"] if loose else []):
-            unoccupied(args, f"{name}.json", f"{name}.safetensors", convert.rest_name(name))
+            unoccupied(args, f"{name}.json", f"{name}.safetensors", rest.folder_name(name))
         roomy(args, sum(one.bytes for one in ready))
         for one in ready:
             with bar(one.kind.part, one.bytes) as progress:
-                written = convert.write_import(one, args.out, args.name, progress)
+                written = importer.write_import(one, args.out, args.name, progress)
             print(written)
         if loose:
             print(adapters.write_native(loose, args.out))
@@ -192,7 +192,7 @@ def opened_adapters(args: argparse.Namespace, ready: list[Import]) -> Adapters:
 
 def export(args: argparse.Namespace) -> None:
     """Writes imported weights in an outside format."""
-    from wovr_jax.bridge import adapters, convert, formats
+    from wovr_jax.bridge import adapters, exporter, formats
     from wovr_jax.weights import native
 
     if args.to == "peft":
@@ -203,12 +203,12 @@ def export(args: argparse.Namespace) -> None:
     kind = formats.named(cfg, args.to)
     if kind.part == "policy" and args.out.is_dir():  # a folder of its own, with names that the release chose
         unoccupied(args, *(path.name for path in args.out.iterdir()))
-    unoccupied(args, *convert.export_names(cfg, kind))
-    size = sum(map(convert.size_of, source.facts.values()))
+    unoccupied(args, *exporter.export_names(cfg, kind))
+    size = sum(fact.nbytes for fact in source.facts.values())
     roomy(args, size)
     most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
     with bar(f"{kind.part} to {args.to}", size) as progress:
-        written = convert.write_export(args.source, args.to, args.out, shard_bytes=most, progress=progress)
+        written = exporter.write_export(args.source, args.to, args.out, shard_bytes=most, progress=progress)
     print("\n".join(map(str, written)))
 
 

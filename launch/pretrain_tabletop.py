@@ -34,7 +34,7 @@ from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig, TabletopState
 from wovr_jax.train import loop
 from wovr_jax.types import Array
-from wovr_jax.weights import assets
+from wovr_jax.weights import native
 from wovr_jax.world.vae import train as vae_train
 from wovr_jax.world.vae.net import VAEConfig
 from wovr_jax.world.vae.train import VAETraining
@@ -51,7 +51,7 @@ def vae(args: argparse.Namespace) -> None:
     draw = jax.jit(windows, static_argnums=(1, 2))
     cfg = vae_train.normalised(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
     scores = vae_train.scores(cfg, params, [draw(key(1, "held out", i), 64, sim) for i in range(8)])
-    path = assets.save_asset(
+    path = native.save_asset(
         args.name or "tabletop_vae", cfg, params, training=training, scores=scores, folder=args.out
     )
     print(f"{path}: {scores}")
@@ -117,7 +117,7 @@ def tower(args: argparse.Namespace) -> None:
     unseen = [jax.jit(scenes, static_argnums=(1, 2))(key(1, "held out", i), 256, sim) for i in range(4)]
     scores = towers_train.scores(cfg, training, state["params"], unseen)
     name = args.name or f"tabletop_{args.part}"
-    path = assets.save_asset(name, cfg, state["params"]["tower"], training=training, scores=scores, folder=args.out)
+    path = native.save_asset(name, cfg, state["params"]["tower"], training=training, scores=scores, folder=args.out)
     print(f"{path}: {scores}")
 
 
@@ -174,7 +174,7 @@ def main() -> None:
     """Trains the part that the command line names, and writes the asset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--out", type=pathlib.Path, default=assets.FOLDER, help="where the asset is written")
+    parser.add_argument("--out", type=pathlib.Path, default=native.FOLDER, help="where the asset is written")
     parser.add_argument("--name", help="name of the asset")
     parser.add_argument("--run", type=pathlib.Path, help="folder for checkpoint and metrics")
     parser.add_argument("--steps", type=int)

@@ -42,7 +42,7 @@ from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.studies.variants import merged
 from wovr_jax.train import loop
-from wovr_jax.weights import assets
+from wovr_jax.weights import native
 from wovr_jax.world import fit as world_fit
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
@@ -60,7 +60,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         ("dino", policy.dino, weights["dino"]),
         ("siglip", policy.siglip, weights["siglip"]),
     ):
-        assets.save_asset(name, cfg, params, training={}, scores={}, folder=folder)
+        native.save_asset(name, cfg, params, training={}, scores={}, folder=folder)
     return folder
 
 

@@ -23,7 +23,7 @@ from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.studies import world_parts as world_study
 from wovr_jax.studies.variants import merged
 from wovr_jax.train import loop
-from wovr_jax.weights import assets
+from wovr_jax.weights import native
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -32,7 +32,7 @@ from wovr_jax.world.train import WorldTrainConfig
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     folder = tmp_path_factory.mktemp("assets")
     world = WorldConfig.fake()
-    assets.save_asset(
+    native.save_asset(
         "vae", world.vae, networks(world)[1].init(jax.random.key(1)), training={}, scores={}, folder=folder
     )
     return Recipe(

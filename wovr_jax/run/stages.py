@@ -40,7 +40,7 @@ from wovr_jax.sim.arena import Actor, Arena, in_turn
 from wovr_jax.sim.tabletop.arena import Tabletop
 from wovr_jax.train import loop
 from wovr_jax.types import NULL_ACTION, Array, Episode, Imagined, Params
-from wovr_jax.weights import assets
+from wovr_jax.weights import native
 from wovr_jax.world import dit
 from wovr_jax.world import fit as world_fit
 from wovr_jax.world import model as world_model
@@ -67,9 +67,9 @@ class Stages:
         self.recipe, self.run = recipe, run
         for setting in ("policy_weights", "world_weights"):
             if where := getattr(recipe, setting):
-                assets.look(setting, where)
+                native.check_weights(setting, where)
         if recipe.vae:
-            assets.describe(recipe.vae, self._assets)
+            native.describe(self._assets / f"{recipe.vae}.json")
         self.arena = arena_of(recipe)
         self.prompt_KL = jnp.asarray(self.arena.prompt_KL)
         # Episodes that training streams stay on disk for every other stage too.
@@ -107,8 +107,7 @@ class Stages:
         """Where the policy starts: ``recipe.policy_weights``, or random weights with the recipe's vision towers."""
         network = vla.network(self.recipe.policy)
         if self.recipe.policy_weights:
-            found = assets.given("policy_weights", self.recipe.policy_weights, network.shapes())
-            return sharding.place(found, vla.AXES)
+            return native.load_weights("policy_weights", self.recipe.policy_weights, network.shapes(), vla.AXES)
         params = network.init(self.key("policy"))
         named = zip(("dino", "siglip"), self.recipe.towers, strict=True) if self.recipe.towers else ()
         towers = {part: self._asset(name)[1] for part, name in named}
@@ -119,10 +118,8 @@ class Stages:
         """Where the transformer of the world model starts: random weights, or those of ``recipe.world_weights``."""
         network = world_model.networks(self.vae[0])[0]
         if self.recipe.world_weights:
-            found = assets.given("world_weights", self.recipe.world_weights, network.shapes())
-        else:
-            found = network.init(self.key("world"))
-        return sharding.place(found, dit.AXES)
+            return native.load_weights("world_weights", self.recipe.world_weights, network.shapes(), dit.AXES)
+        return sharding.place(network.init(self.key("world")), dit.AXES)
 
     @functools.cached_property
     def fresh_reward(self) -> Params:
@@ -131,10 +128,10 @@ class Stages:
 
     @property
     def _assets(self) -> pathlib.Path:
-        return pathlib.Path(self.recipe.assets) if self.recipe.assets else assets.FOLDER
+        return pathlib.Path(self.recipe.assets) if self.recipe.assets else native.FOLDER
 
     def _asset(self, name: str) -> tuple[Any, Params]:
-        return assets.load_asset(name, self._assets)
+        return native.load_asset(name, self._assets)
 
     def policy(self, round_: int) -> Params:
         """The policy after ``round_`` rounds of imagined RL; 0 is the base policy."""
