@@ -21,8 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from wovr_jax.core import checkpoint, processes
+from wovr_jax.core.config import Count, NonNegative, checked
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """Which states of a training are kept while it runs.
@@ -34,13 +36,9 @@ class CheckpointConfig:
         ("-val_loss") the smallest; empty for none. Trainings that do not log it keep none.
     """
 
-    every_s: float = 60.0
-    last: int = 2
+    every_s: NonNegative = 60.0
+    last: Count = 2
     best: str = ""
-
-    def __post_init__(self) -> None:
-        if self.last < 1 or self.every_s < 0:
-            raise ValueError(f"checkpoints: expected last of at least 1 and every_s of at least 0, got {self}")
 
 
 DEFAULT = CheckpointConfig()

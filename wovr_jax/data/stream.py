@@ -21,6 +21,7 @@ import numpy as np
 from grain import experimental
 
 from wovr_jax.core import sharding
+from wovr_jax.core.config import Count, Natural, checked
 from wovr_jax.data import batches
 from wovr_jax.types import NULL_ACTION, Array, Episode
 
@@ -28,6 +29,7 @@ Host = dict[str, np.ndarray]
 """``frame`` (..., F, H, W, 3) uint8 and ``action`` (..., F, A) float32; F = 1 + memory + new."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
     """How windows are read.
@@ -40,14 +42,10 @@ class StreamConfig:
       ahead: batches that wait on the device.
     """
 
-    visit: int = 8
-    threads: int = 8
-    workers: int = 0
-    ahead: int = 2
-
-    def __post_init__(self) -> None:
-        if min(self.visit, self.threads, self.ahead) < 1 or self.workers < 0:
-            raise ValueError(f"stream: expected visit, threads, ahead >= 1 and workers >= 0, got {self}")
+    visit: Count = 8
+    threads: Count = 8
+    workers: Natural = 0
+    ahead: Count = 2
 
 
 @dataclasses.dataclass(frozen=True)

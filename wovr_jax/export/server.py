@@ -23,12 +23,13 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from wovr_jax.core.config import Between, Count, NonNegative, Seed, checked
 from wovr_jax.export import observation, wire
 from wovr_jax.export.observation import ObservationError
 from wovr_jax.export.robot import BundleError, Robot
@@ -40,6 +41,7 @@ _QUIET = logging.getLogger(f"{__name__}.websockets")
 _QUIET.setLevel(logging.CRITICAL)
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
     """How to serve.
@@ -54,12 +56,12 @@ class ServerConfig:
     """
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Annotated[int, Between(0, 65_535)] = 8000
     api_key: str | None = None
-    temperature: float = 0.0
-    seed: int = 0
-    max_bytes: int = 8 * 2**20
-    connections: int = 16
+    temperature: NonNegative = 0.0
+    seed: Seed = 0
+    max_bytes: Count = 8 * 2**20
+    connections: Count = 16
 
 
 class PolicyServer:

@@ -5,12 +5,16 @@ Letters of this file: H heads, D width of one head, L queries, K keys.
 
 from __future__ import annotations
 
+import typing
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
 
-KERNELS = ("xla", "cudnn")
+Kernel = Literal["xla", "cudnn"]
+KERNELS = typing.get_args(Kernel)
 K_MASK = -1e30
 """Logit of a pair that may not meet: finite, so that a row without keys is no NaN."""
 

@@ -12,6 +12,9 @@ The causal convolution has two implementations with the same numbers:
 
 from __future__ import annotations
 
+import typing
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,7 +22,8 @@ from jax import lax
 
 from wovr_jax.types import Array
 
-IMPLEMENTATIONS = ("auto", "native", "fold")
+Implementation = Literal["auto", "native", "fold"]
+IMPLEMENTATIONS = typing.get_args(Implementation)
 
 _INIT = nnx.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")  # torch's default for convolutions
 

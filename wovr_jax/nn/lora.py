@@ -19,18 +19,21 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from wovr_jax.core.config import Count, Faults, Positive, checked
 from wovr_jax.types import Params
 
 Array = jax.Array
 
-INITS = ("gaussian", "kaiming")
+Init = Literal["gaussian", "kaiming"]
+INITS = typing.get_args(Init)
 DOWN, UP = "lora_a", "lora_b"
 VLA_LINEAR = ("dino/blocks/*", "siglip/blocks/*", "projector/*", "llm/blocks/*")
 """Layers that both stacks adapt in a policy; ``vla.VLA`` has these names."""
@@ -39,6 +42,7 @@ Keys = tuple[Any, ...]
 """Of a node in a parameter dict: names, and numbers in a list of modules."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
     """Which kernels are adapted, and how.
@@ -50,16 +54,15 @@ class LoRAConfig:
       init: of a, "kaiming" (uniform within 1 / sqrt(inputs)) or "gaussian" (deviation 1 / rank); b starts at zero.
     """
 
-    rank: int = 32
-    alpha: float = 32.0
+    rank: Count = 32
+    alpha: Positive = 32.0
     targets: tuple[str, ...] = ("*",)
-    init: str = "kaiming"
+    init: Init = "kaiming"
 
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not self.targets:
-            raise ValueError(f"LoRA: expected a rank of at least 1 and a target, got {self}")
-        if self.init not in INITS:
-            raise ValueError(f"LoRA: expected init in {INITS}, got {self.init!r}")
+    def faults(self) -> Faults:
+        """Yields adapters of nothing."""
+        if not self.targets:
+            yield "targets", "expected the pattern of at least one layer, got none"
 
     @property
     def scale(self) -> float:

@@ -41,7 +41,7 @@ def fit(
       train: how to train it.
       params: where to start.
       demos: to imitate.
-      held: to be judged on, every ``train.validate_every`` steps and at the end; one sample a chunk.
+      held: to be judged on, every ``train.validate_every`` steps (0: never) and at the end; one sample a chunk.
       codec: between tokens and environment actions.
       prompt_KL: prompt tokens of every task.
       key: of batches and fresh adapters.
@@ -58,7 +58,8 @@ def fit(
         return {name: float(value) for name, value in measure(state).items()}
 
     def judge(done: int, state: SFTState) -> dict[str, float] | None:
-        return judged(state) if done % train.validate_every == 0 or done == train.steps else None
+        due = train.validate_every and done % train.validate_every == 0
+        return judged(state) if due or done == train.steps else None
 
     state = loop.fit("sft", state, step, train.steps, log=log, folder=folder, on_step=judge)
     if train.lora:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from wovr_jax.core.config import Count, DType, Faults, Positive, checked
 from wovr_jax.nn import lora
 from wovr_jax.nn.attention import attention, padding_mask
 from wovr_jax.nn.functional import scan_blocks, stack
@@ -21,6 +22,7 @@ from wovr_jax.nn.rope import llama_angles, rotate_halves
 from wovr_jax.types import Array
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
     """A Llama language model.
@@ -34,18 +36,23 @@ class LlamaConfig:
       dtype: of matrix products and activations; norms, rotary tables, softmax and logits are float32.
     """
 
-    rows: int
-    width: int
-    depth: int
-    heads: int
-    mlp: int
-    rope_theta: float = 10000.0
-    eps: float = 1e-6
+    rows: Count
+    width: Count
+    depth: Count
+    heads: Count
+    mlp: Count
+    rope_theta: Positive = 10000.0
+    eps: Positive = 1e-6
     remat: bool = False
-    dtype: str = "float32"
+    dtype: DType = "float32"
+
+    def faults(self) -> Faults:
+        """Yields a width that does not fall into heads of an even width, whose halves rotary positions pair."""
+        if self.width % (2 * self.heads):
+            yield "width", f"expected a multiple of 2 * heads={2 * self.heads}, got {self.width}"
 
     @classmethod
-    def llama2_7b(cls, dtype: str = "bfloat16") -> LlamaConfig:
+    def llama2_7b(cls, dtype: DType = "bfloat16") -> LlamaConfig:
         """Llama-2 7B with OpenVLA's vocabulary rows and eps."""
         return cls(32064, 4096, 32, 32, 11008, remat=True, dtype=dtype)
 

@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, struct
 
+from wovr_jax.core.config import Count, Natural, NonNegative, Positive, Seed, checked
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy.vision import Tower, TowerConfig
 from wovr_jax.types import Array, Params
-
-OBJECTIVES = ("where", "relation")
 
 
 @struct.dataclass
@@ -47,6 +46,7 @@ class Scenes:
     radius_O: Array
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class TowerTraining:
     """How a tower is pretrained.
@@ -61,18 +61,18 @@ class TowerTraining:
       seed: of parameters and scenes.
     """
 
-    objective: str
-    objects: int = 5
-    attributes: int = 7
-    bins: int = 64
-    blur: float = 1.0
-    local: float = 0.5
-    steps: int = 3000
-    batch: int = 64
-    lr: float = 2e-3
-    weight_decay: float = 0.02
-    clip: float = 1.0
-    seed: int = 0
+    objective: Literal["where", "relation"]
+    objects: Count = 5
+    attributes: Count = 7
+    bins: Count = 64
+    blur: Positive = 1.0
+    local: NonNegative = 0.5
+    steps: Natural = 3000
+    batch: Count = 64
+    lr: Positive = 2e-3
+    weight_decay: NonNegative = 0.02
+    clip: Positive = 1.0
+    seed: Seed = 0
 
     @classmethod
     def dinov2(cls) -> TowerTraining:
@@ -83,10 +83,6 @@ class TowerTraining:
     def siglip(cls) -> TowerTraining:
         """Of the shipped SigLIP tower."""
         return cls("relation")
-
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"tower objective: expected one of {OBJECTIVES}, got {self.objective!r}")
 
 
 class Parser(nnx.Module):

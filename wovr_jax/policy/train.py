@@ -22,6 +22,7 @@ import optax
 from flax import struct
 
 from wovr_jax.core import sharding
+from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, checked
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
 from wovr_jax.nn.lora import LoRAConfig
@@ -61,6 +62,7 @@ class SFTState:
     opt: Any
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning.
@@ -73,22 +75,23 @@ class SFTConfig:
       early: how often samples of the first half chunk are repeated (``data.batches.sft_chunks``).
       frozen: top-level parts of the network that stay as they are.
       lora: train adapters instead of the weights.
-      validate_every: steps between measurements on held-out chunks; one is always made at the end.
+      validate_every: steps between measurements on held-out chunks; one is always made at the end, and with 0 only
+        that one.
     """
 
-    steps: int = 1000
-    batch: int = 64
-    lr: float = 2e-3
-    warmup: int = 50
+    steps: Natural = 1000
+    batch: Count = 64
+    lr: Positive = 2e-3
+    warmup: Natural = 50
     optimizer: optimizers.Name = "adamw"
-    weight_decay: float = 0.01
-    b2: float = 0.98
-    clip: float = 1.0
-    blur: float = 0.0
-    early: int = 1
+    weight_decay: NonNegative = 0.01
+    b2: Decay = 0.98
+    clip: Positive = 1.0
+    blur: NonNegative = 0.0
+    early: Count = 1
     frozen: tuple[str, ...] = ("dino", "siglip")
     lora: LoRAConfig | None = None
-    validate_every: int = 100
+    validate_every: Natural = 100
 
     @classmethod
     def fake(cls) -> SFTConfig:

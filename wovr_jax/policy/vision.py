@@ -12,11 +12,13 @@ SigLIP's attention pool are in release files but never reach the policy; they ar
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from wovr_jax.core.config import Between, Count, DType, Faults, Finite, Natural, Positive, checked
 from wovr_jax.nn.attention import attention
 from wovr_jax.nn.functional import scan_blocks, stack
 from wovr_jax.nn.norms import LayerNorm
@@ -26,6 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
     """One vision transformer.
@@ -42,35 +45,35 @@ class TowerConfig:
       dtype: of matrix products and activations; norms and softmax stay float32.
     """
 
-    image: int
-    patch: int
-    width: int
-    depth: int
-    heads: int
-    mlp: int
-    prefix: int = 0
+    image: Count
+    patch: Count
+    width: Count
+    depth: Annotated[int, Between(2)]
+    heads: Count
+    mlp: Count
+    prefix: Natural = 0
     layer_scale: bool = False
-    mean: tuple[float, ...] = HALF
-    std: tuple[float, ...] = HALF
+    mean: tuple[Finite, Finite, Finite] = HALF
+    std: tuple[Positive, Positive, Positive] = HALF
     remat: bool = False
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
-    def __post_init__(self) -> None:
-        if self.depth < 2 or self.image % self.patch or self.width % self.heads:
-            raise ValueError(
-                "vision tower: expected depth >= 2, image divisible by patch and width by heads, got "
-                f"depth={self.depth}, image={self.image}, patch={self.patch}, width={self.width}, heads={self.heads}"
-            )
+    def faults(self) -> Faults:
+        """Yields pictures that are no grid of patches, and a width that is no row of heads."""
+        if self.image % self.patch:
+            yield "image", f"expected a multiple of patch={self.patch}, got {self.image}"
+        if self.width % self.heads:
+            yield "width", f"expected a multiple of heads={self.heads}, got {self.width}"
 
     @classmethod
-    def dinov2_large(cls, dtype: str = "bfloat16") -> TowerConfig:
+    def dinov2_large(cls, dtype: DType = "bfloat16") -> TowerConfig:
         """timm vit_large_patch14_reg4_dinov2 at 224 pixels."""
         return cls(
             224, 14, 1024, 24, 16, 4096, 5, True, IMAGENET_MEAN, IMAGENET_STD, remat=True, dtype=dtype
         )  # fmt: skip
 
     @classmethod
-    def siglip_so400m(cls, dtype: str = "bfloat16") -> TowerConfig:
+    def siglip_so400m(cls, dtype: DType = "bfloat16") -> TowerConfig:
         """timm vit_so400m_patch14_siglip_224."""
         return cls(224, 14, 1152, 27, 16, 4304, remat=True, dtype=dtype)
 

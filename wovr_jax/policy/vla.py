@@ -19,12 +19,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from wovr_jax.core.config import Count, DType, Faults, Natural, checked
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import actions
 from wovr_jax.policy.actions import BINS, Codec
@@ -33,7 +36,8 @@ from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.vision import Tower, TowerConfig
 from wovr_jax.types import ACTION_DIM, Array, Params
 
-RECIPES = ("oft", "rlinf")
+Form = Literal["oft", "rlinf"]
+RECIPES = typing.get_args(Form)
 
 AXES = (
     ("llm/embed/embedding", ("vocab", "embed")),
@@ -56,6 +60,7 @@ AXES = (
 """What the axes of the parameters mean (``sharding``)."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class VLAConfig:
     """The policy network.
@@ -74,39 +79,37 @@ class VLAConfig:
     dino: TowerConfig
     siglip: TowerConfig
     llm: LlamaConfig
-    vocab_size: int
-    chunk: int = 8
-    action_dim: int = ACTION_DIM
-    recipe: str = "rlinf"
-    pad: int = 32000
-    stop: int = 2
-    images: int = 1
-    proprio: int = 0
+    vocab_size: Count
+    chunk: Count = 8
+    action_dim: Count = ACTION_DIM
+    recipe: Form = "rlinf"
+    pad: Natural = 32000
+    stop: Natural = 2
+    images: Count = 1
+    proprio: Natural = 0
 
-    def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"policy recipe: expected one of {RECIPES}, got {self.recipe!r}")
-        if self.images < 1 or self.proprio < 0:
-            raise ValueError(f"policy inputs: expected images >= 1 and proprio >= 0, got {self.images}, {self.proprio}")
+    def faults(self) -> Faults:
+        """Yields towers of different grids, and ids that the language model has no row for."""
         if self.dino.patches != self.siglip.patches:
-            raise ValueError(
-                "policy towers: features are joined on channels, so both need equally many patches, got "
-                f"{self.dino.patches} (dino) and {self.siglip.patches} (siglip)"
+            yield (
+                "siglip",
+                "features are joined on channels, so both towers need equally many patches, got "
+                f"{self.dino.patches} (dino) and {self.siglip.patches} (siglip)",
             )
-        if not BINS < self.vocab_size <= self.llm.rows or self.pad >= self.llm.rows:
-            raise ValueError(
-                f"policy vocabulary: expected {BINS} < vocab_size <= llm.rows and pad < llm.rows, got "
-                f"vocab_size={self.vocab_size}, pad={self.pad}, llm.rows={self.llm.rows}"
-            )
+        if not BINS < self.vocab_size <= self.llm.rows:
+            yield "vocab_size", f"expected above {BINS} and at most llm.rows={self.llm.rows}, got {self.vocab_size}"
+        for name in ("pad", "stop"):
+            if getattr(self, name) >= self.llm.rows:
+                yield name, f"expected an id below llm.rows={self.llm.rows}, got {getattr(self, name)}"
 
     @classmethod
-    def openvla_7b(cls, recipe: str = "rlinf", dtype: str = "bfloat16") -> VLAConfig:
+    def openvla_7b(cls, recipe: Form = "rlinf", dtype: DType = "bfloat16") -> VLAConfig:
         """The released size: 7,498,156,704 parameters. The release file holds 43,080,480 more that are never used."""
         towers = TowerConfig.dinov2_large(dtype), TowerConfig.siglip_so400m(dtype)
         return cls(*towers, LlamaConfig.llama2_7b(dtype), vocab_size=32000, recipe=recipe)
 
     @classmethod
-    def tabletop(cls, recipe: str = "rlinf") -> VLAConfig:
+    def tabletop(cls, recipe: Form = "rlinf") -> VLAConfig:
         """For the embedded table: 32-pixel frames, 16 patches, the words of ``Tokenizer.tabletop()``."""
         words = Tokenizer.tabletop()
         llm = LlamaConfig(words.vocab_size + 64, 96, 4, 4, 256, rope_theta=100.0)
@@ -114,7 +117,7 @@ class VLAConfig:
         return cls(*towers, llm, words.vocab_size, recipe=recipe, pad=words.pad)
 
     @classmethod
-    def libero_small(cls, recipe: str = "rlinf") -> VLAConfig:
+    def libero_small(cls, recipe: Form = "rlinf") -> VLAConfig:
         """For a run on LIBERO from nothing: 64-pixel frames, 64 patches, the words of ``Tokenizer.libero()``."""
         words = Tokenizer.libero()
         llm = LlamaConfig(words.vocab_size + 64, 160, 5, 5, 448, rope_theta=100.0)
@@ -122,7 +125,7 @@ class VLAConfig:
         return cls(*towers, llm, words.vocab_size, recipe=recipe, pad=words.pad)
 
     @classmethod
-    def fake(cls, recipe: str = "rlinf") -> VLAConfig:
+    def fake(cls, recipe: Form = "rlinf") -> VLAConfig:
         """Tiny, for tests; 16-pixel frames, and the real tokenizer."""
         words = Tokenizer.tabletop()
         llm = LlamaConfig(words.vocab_size + 64, 16, 3, 2, 24, rope_theta=100.0)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from wovr_jax.core.config import Count, Decay, DType, Faults, Share, checked
 from wovr_jax.nn.functional import Pure
 from wovr_jax.types import Array, Params
 
@@ -29,6 +30,7 @@ EPSILON = 1e-5
 """Of batch normalisation, torch's default."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
     """Sizes of the classifier.
@@ -44,18 +46,18 @@ class RewardConfig:
       dtype: of the convolutions; normalisation and head stay in float32.
     """
 
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    blocks: int = 2
-    stem_kernel: int = 7
-    stem_stride: int = 2
+    widths: tuple[Count, ...] = (64, 128, 256, 512)
+    blocks: Count = 2
+    stem_kernel: Count = 7
+    stem_stride: Count = 2
     stem_pool: bool = True
     head: Literal["plain", "task"] = "plain"
-    tasks: int = 10
-    embed: int = 64
-    hidden: int = 256
-    dropout: float = 0.1
-    momentum: float = 0.1
-    dtype: str = "float32"
+    tasks: Count = 10
+    embed: Count = 64
+    hidden: Count = 256
+    dropout: Decay = 0.1
+    momentum: Share = 0.1
+    dtype: DType = "float32"
 
     @classmethod
     def resnet18(cls, **changes: Any) -> RewardConfig:
@@ -90,9 +92,10 @@ class RewardConfig:
         """The smallest that has every part, for tests."""
         return cls.tabletop(**{"widths": (4, 6), "stem_stride": 1, "embed": 4, "hidden": 8} | changes)
 
-    def __post_init__(self):
-        if self.head not in ("plain", "task"):
-            raise ValueError(f"RewardConfig.head: expected 'plain' or 'task', got {self.head!r}")
+    def faults(self) -> Faults:
+        """Yields a network without a stage."""
+        if not self.widths:
+            yield "widths", "expected the width of at least one stage, got none"
 
 
 class Residual(nnx.Module):

@@ -22,6 +22,7 @@ from flax import struct
 from jax.typing import ArrayLike
 
 from wovr_jax.core import sharding
+from wovr_jax.core.config import Count, Faults, Natural, NonNegative, Positive, Share, checked
 from wovr_jax.reward import classifier
 from wovr_jax.reward.calibrate import Rule
 from wovr_jax.reward.classifier import RewardConfig
@@ -29,6 +30,7 @@ from wovr_jax.train.loop import Shown
 from wovr_jax.types import Array, Params
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class RewardTrainConfig:
     """How the classifier is trained.
@@ -47,30 +49,32 @@ class RewardTrainConfig:
       rule, max_fpr: how the threshold is chosen (``calibrate.choose``).
     """
 
-    lr: float = 1e-4
-    warmup: int = 0
-    steps: int = 0
-    weight_decay: float = 1e-4
-    clip_norm: float = 1.0
-    batch: int = 64
-    positive: float = 0.5
-    extra: float = 0.0
-    swap: float = 0.0
-    pos_weight: float = 1.0
-    stride: int = 1
+    lr: Positive = 1e-4
+    warmup: Natural = 0
+    steps: Natural = 0
+    weight_decay: NonNegative = 1e-4
+    clip_norm: Positive = 1.0
+    batch: Count = 64
+    positive: Share = 0.5
+    extra: Share = 0.0
+    swap: Share = 0.0
+    pos_weight: Positive = 1.0
+    stride: Count = 1
     rule: Rule = "rate"
-    max_fpr: float = 0.05
+    max_fpr: Share = 0.05
 
     @classmethod
     def fake(cls, **changes: Any) -> RewardTrainConfig:
         """Small and fast, for tests."""
         return dataclasses.replace(cls(lr=1e-2, batch=16), **changes)
 
-    def __post_init__(self):
-        if min(self.counts) < 0 or min(self.positive, self.extra, self.swap) < 0:
-            raise ValueError(
-                f"RewardTrainConfig: shares positive={self.positive}, extra={self.extra}, swap={self.swap} "
-                "should be at least 0 and at most 1 together"
+    def faults(self) -> Faults:
+        """Yields shares that fill more than a batch."""
+        if min(self.counts) < 0:
+            yield (
+                "positive",
+                f"expected shares of at most 1 together, got positive={self.positive}, extra={self.extra}, "
+                f"swap={self.swap}",
             )
 
     @property

@@ -21,20 +21,19 @@ L = f * n tokens of a window, H heads of width E.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from wovr_jax.nn.attention import attention
+from wovr_jax.core.config import Count, DType, Faults, Positive, checked
+from wovr_jax.nn.attention import Kernel, attention
 from wovr_jax.nn.functional import scan_blocks, stack
 from wovr_jax.nn.norms import LayerNorm, RMSNorm
 from wovr_jax.nn.rope import rotate_pairs, wan_angles
 from wovr_jax.types import ACTION_DIM, Array
-
-CONDITIONINGS = ("dual", "cross", "adaln")
 
 AXES = (
     ("blocks/*_attn/[qkv]/kernel", ("layers", "embed", "heads")),
@@ -55,6 +54,7 @@ AXES = (
 """What the axes of the parameters mean (``sharding``). The MLPs of text, actions and time see a few tokens only."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
     """Sizes and numerics of the transformer.
@@ -81,31 +81,33 @@ class DiTConfig:
         it is also the quicker way, since the scan would copy what it stores.
     """
 
-    dim: int = 3072
-    heads: int = 24
-    layers: int = 30
-    ffn: int = 14336
-    channels: int = 48
-    patch: int = 2
-    freq_dim: int = 256
-    action_dim: int = ACTION_DIM
-    frames_per_latent: int = 4
-    action_conditioning: str = "dual"
-    eps: float = 1e-6
-    theta: float = 10_000.0
-    dtype: str = "float32"
-    residual_dtype: str = "float32"
-    sinusoid_dtype: str = "float32"
-    kernel: str = "xla"
+    dim: Count = 3072
+    heads: Count = 24
+    layers: Count = 30
+    ffn: Count = 14336
+    channels: Count = 48
+    patch: Count = 2
+    freq_dim: Count = 256
+    action_dim: Count = ACTION_DIM
+    frames_per_latent: Count = 4
+    action_conditioning: Literal["dual", "cross", "adaln"] = "dual"
+    eps: Positive = 1e-6
+    theta: Positive = 10_000.0
+    dtype: DType = "float32"
+    residual_dtype: DType = "float32"
+    sinusoid_dtype: DType = "float32"
+    kernel: Kernel = "xla"
     remat: bool = True
 
-    def __post_init__(self) -> None:
-        if self.action_conditioning not in CONDITIONINGS:
-            raise ValueError(f"action_conditioning: expected one of {CONDITIONINGS}, got {self.action_conditioning!r}")
+    def faults(self) -> Faults:
+        """Yields widths that cannot be divided as attention and positions divide them."""
         if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+            yield "dim", f"expected a multiple of heads={self.heads}, got {self.dim}"
+        elif self.head_dim % 2 or self.head_dim < 6:
+            # Rotary positions turn pairs of channels, and time, rows and columns each want at least one pair.
+            yield "dim", f"expected heads of an even width of at least 6, got {self.dim} over {self.heads} heads"
         if self.freq_dim % 2:
-            raise ValueError(f"freq_dim: expected an even number, half of it cosines, got {self.freq_dim}")
+            yield "freq_dim", f"expected an even number, half of it cosines, got {self.freq_dim}"
 
     @property
     def head_dim(self) -> int:

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wovr_jax.core.config import Between, Count, Positive, checked
 from wovr_jax.types import Array
 
 TIME_SCALE = 1000.0
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class FlowConfig:
-    """The schedule.
+    """The schedule; by default the paper's, with exact times.
 
     Attributes:
       steps: Euler steps of the sampler.
@@ -33,19 +36,10 @@ class FlowConfig:
         sampler's levels stay exact; a level of training is looked up again by its rounded time.
     """
 
-    steps: int = 5
-    shift: float = 5.0
-    levels: int = 1000
+    steps: Count = 5
+    shift: Positive = 5.0
+    levels: Annotated[int, Between(2)] = 1000
     round_time: bool = False
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.levels < 2 or self.shift <= 0:
-            raise ValueError(f"flow: expected steps >= 1, levels >= 2 and shift > 0, got {self}")
-
-    @classmethod
-    def paper(cls, **changes) -> FlowConfig:
-        """Exact times."""
-        return cls(**changes)
 
     @classmethod
     def rlinf(cls, **changes) -> FlowConfig:

@@ -18,13 +18,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from wovr_jax.core.config import Count, Faults, Natural, checked
 from wovr_jax.nn.functional import Pure
 from wovr_jax.types import NULL_ACTION, Array, Params, Start, World
 from wovr_jax.world import dit, flow
@@ -32,13 +33,11 @@ from wovr_jax.world.dit import DiT, DiTConfig
 from wovr_jax.world.flow import FlowConfig
 from wovr_jax.world.vae.net import VAE, VAEConfig
 
-EIGHT_BIT = ("none", "round", "floor")
-
 AXES = (*((f"dit/{pattern}", names) for pattern, names in dit.AXES), ("vae/*", ()))
 """What the axes of the parameters mean (``sharding``). The VAE, 1.4 GB in bfloat16, sits whole on every device."""
-NOISE = ("folded", "fixed")
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
     """Everything about the world model.
@@ -61,34 +60,24 @@ class WorldConfig:
     dit: DiTConfig = dataclasses.field(default_factory=DiTConfig)
     vae: VAEConfig = dataclasses.field(default_factory=VAEConfig)
     flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
-    chunk: int = 8
-    memory: int = 4
+    chunk: Count = 8
+    memory: Count = 4
     anchor: bool = True
     noisy_context: bool = True
-    eight_bit: str = "none"
-    noise: str = "folded"
-    vae_rows: int = 0
+    eight_bit: Literal["none", "round", "floor"] = "none"
+    noise: Literal["folded", "fixed"] = "folded"
+    vae_rows: Natural = 0
 
-    def __post_init__(self) -> None:
-        problems = []
+    def faults(self) -> Faults:
+        """Yields what the parts of a world model have to share and do not."""
         if self.dit.channels != self.vae.z_dim:
-            problems.append(f"dit.channels {self.dit.channels} differs from vae.z_dim {self.vae.z_dim}")
+            yield "dit.channels", f"expected the VAE's z_dim, {self.vae.z_dim}, got {self.dit.channels}"
         if self.dit.frames_per_latent != self.vae.time:
-            problems.append(
-                f"dit.frames_per_latent {self.dit.frames_per_latent} differs from the VAE's {self.vae.time}"
-            )
-        if self.chunk % self.vae.time or self.chunk < 1:
-            problems.append(f"chunk {self.chunk} is not a positive multiple of {self.vae.time}, a latent's frames")
-        if not 1 <= self.memory <= self.slots:
-            problems.append(f"memory {self.memory} is not within 1..{self.slots}")
-        if self.eight_bit not in EIGHT_BIT:
-            problems.append(f"eight_bit {self.eight_bit!r} is not one of {EIGHT_BIT}")
-        if self.noise not in NOISE:
-            problems.append(f"noise {self.noise!r} is not one of {NOISE}")
-        if self.vae_rows < 0:
-            problems.append(f"vae_rows {self.vae_rows} is below 0")
-        if problems:
-            raise ValueError("world model: " + "; ".join(problems))
+            yield "dit.frames_per_latent", f"expected the VAE's, {self.vae.time}, got {self.dit.frames_per_latent}"
+        if self.chunk % self.vae.time:
+            yield "chunk", f"expected a multiple of a latent's {self.vae.time} frames, got {self.chunk}"
+        if self.memory > self.slots:
+            yield "memory", f"expected at most the {self.slots} slots of a window, got {self.memory}"
 
     @property
     def slots(self) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import optax
 from flax import struct
 
 from wovr_jax.core import sharding
+from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, Share, checked
 from wovr_jax.data.stream import StreamConfig
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
@@ -34,11 +35,8 @@ from wovr_jax.world.dit import AXES, DiT
 from wovr_jax.world.latents import Batch, Data, Resident, Source
 from wovr_jax.world.model import WorldConfig, networks, sample
 
-SCHEDULES = ("cosine", "constant")
-WEIGHTINGS = ("bump", "uniform")
-LATENTS = ("memory", "disk", "fly", "stream")
 
-
+@checked
 @dataclasses.dataclass(frozen=True)
 class WorldTrainConfig:
     """How the transformer is trained.
@@ -64,33 +62,28 @@ class WorldTrainConfig:
         beside imagined; 0 for one measurement at the end.
     """
 
-    steps: int = 1000
-    batch: int = 32
-    lr: float = 1e-3
-    warmup: int = 50
-    schedule: str = "cosine"
+    steps: Natural = 1000
+    batch: Count = 32
+    lr: Positive = 1e-3
+    warmup: Natural = 50
+    schedule: Literal["cosine", "constant"] = "cosine"
     optimizer: optimizers.Name = "adamw"
-    weight_decay: float = 0.01
-    b1: float = 0.9
-    b2: float = 0.999
-    clip: float = 1.0
-    ema: float = 0.0
-    start_share: float = 0.05
-    static_share: float = 0.05
-    context_sigma: float = 5 / 24
-    weighting: str = "bump"
-    replay_share: float = 0.5
-    stride: int = 1
-    start_cap: int = 0
-    latents: str = "memory"
+    weight_decay: NonNegative = 0.01
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    clip: Positive = 1.0
+    ema: Decay = 0.0
+    start_share: Share = 0.05
+    static_share: Share = 0.05
+    context_sigma: Share = 5 / 24
+    weighting: Literal["bump", "uniform"] = "bump"
+    replay_share: Share = 0.5
+    stride: Count = 1
+    start_cap: Natural = 0
+    latents: Literal["memory", "disk", "fly", "stream"] = "memory"
     stream: StreamConfig = StreamConfig()
     lora: LoRAConfig | None = None
-    validate_every: int = 0
-
-    def __post_init__(self) -> None:
-        for name, options in (("schedule", SCHEDULES), ("weighting", WEIGHTINGS), ("latents", LATENTS)):
-            if getattr(self, name) not in options:
-                raise ValueError(f"world training: expected {name} in {options}, got {getattr(self, name)!r}")
+    validate_every: Natural = 0
 
     @classmethod
     def rlinf(cls, **changes) -> WorldTrainConfig:
@@ -98,17 +91,6 @@ class WorldTrainConfig:
         sizes: dict[str, Any] = {"steps": 400_000, "batch": 8, "lr": 1e-5, "warmup": 5, "schedule": "constant"}
         sizes |= {"start_cap": 250}
         return cls(**sizes | changes)
-
-    @classmethod
-    def tabletop(cls, **changes) -> WorldTrainConfig:
-        """The embedded run. A third of its chunks are first chunks, and so are its windows."""
-        sizes: dict[str, Any] = {"steps": 1500, "start_share": 0.25, "b2": 0.98}
-        return cls(**sizes | changes)
-
-    @classmethod
-    def refresh(cls, **changes) -> WorldTrainConfig:
-        """The embedded run's second training, on new and old episodes."""
-        return cls.tabletop(**{"steps": 400, "lr": 5e-4} | changes)
 
     @classmethod
     def fake(cls, **changes) -> WorldTrainConfig:

@@ -175,7 +175,7 @@ def test_a_download_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_configs_refuse_what_they_do_not_know():
-    with pytest.raises(ValueError, match="one of libero, fast, got 'nice'"):
+    with pytest.raises(ValueError, match="one of 'libero', 'fast', got 'nice'"):
         SceneConfig(drawing="nice")
     with pytest.raises(ValueError, match="early_release"):
         LiberoExpertConfig(flaw="clumsy")

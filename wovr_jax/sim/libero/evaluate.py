@@ -13,15 +13,18 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from wovr_jax.core.config import Count, Faults, Natural, NonNegative, Seed, checked
 from wovr_jax.core.disk import write_json
 from wovr_jax.core.stats import paired_difference, wilson
 from wovr_jax.data import episodes as disk
+from wovr_jax.sim.libero.settings import Drawing, Init, ProtocolName, Suite
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import Trial
 
 RESULTS = "results.json"
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LiberoEvaluation:
     """What is measured. The fields are those of ``configs/evaluate.py``.
@@ -43,18 +46,23 @@ class LiberoEvaluation:
     """
 
     policy: str
-    suite: str = "libero_spatial"
-    tasks: tuple[int, ...] = ()
-    inits: tuple[int, int] = (0, 50)
-    protocol: str = "openvla"
-    seed: int = 0
-    temperature: float = 0.0
-    workers: int = 2
-    size: int | None = None
-    drawing: str = "libero"
-    videos: int = 0
+    suite: Suite = "libero_spatial"
+    tasks: tuple[Natural, ...] = ()
+    inits: tuple[Init, Init] = (0, 50)
+    protocol: ProtocolName = "openvla"
+    seed: Seed = 0
+    temperature: NonNegative = 0.0
+    workers: Count = 2
+    size: Count | None = None
+    drawing: Drawing = "libero"
+    videos: Natural = 0
     trained_on: tuple[str, ...] = ()
     overlap: bool = False
+
+    def faults(self) -> Faults:
+        """Yields a range without an initial state."""
+        if self.inits[0] >= self.inits[1]:
+            yield "inits", f"expected the first initial state and the one after the last, got {self.inits}"
 
 
 def check_overlap(wanted: Sequence[Trial], cfg: LiberoEvaluation) -> int:

@@ -6,12 +6,22 @@ Nothing here needs the simulator; ``arena.libero`` does with them what they say.
 from __future__ import annotations
 
 import dataclasses
+import typing
+from typing import Annotated, Literal
 
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
-DRAWINGS = ("libero", "fast")
-FLAWS = ("none", "early_release", "wrong_object", "missed_grasp")
+from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Seed, Share, checked
+
+Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
+SUITES: tuple[Suite, ...] = typing.get_args(Suite)
+Drawing = Literal["libero", "fast"]
+Flaw = Literal["none", "early_release", "wrong_object", "missed_grasp"]
+FLAWS: tuple[Flaw, ...] = typing.get_args(Flaw)
+ProtocolName = Literal["openvla", "rlinf"]
+Init = Annotated[int, Between(0, 50)]
+"""A bound of a range of official initial states, of which every task has 50."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class SceneConfig:
     """How environments are built.
@@ -27,21 +37,14 @@ class SceneConfig:
         actions covers sixteen of its steps, and an episode needs half as many frames.
     """
 
-    size: int = 256
+    size: Natural = 256
     wrist: bool = True
-    drawing: str = "libero"
+    drawing: Drawing = "libero"
     hard_reset: bool = True
-    hold: int = 1
-
-    def __post_init__(self) -> None:
-        if self.drawing not in DRAWINGS:
-            raise ValueError(f"drawing: expected one of {', '.join(DRAWINGS)}, got {self.drawing!r}")
-        if self.size < 0:
-            raise ValueError(f"size: expected pixels, 0 for no frames, got {self.size}")
-        if self.hold < 1:
-            raise ValueError(f"hold: expected at least one control step for an action, got {self.hold}")
+    hold: Count = 1
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LiberoExpertConfig:
     """How demonstrations are made.
@@ -56,19 +59,21 @@ class LiberoExpertConfig:
       seed: of noise and flaws, together with the trial's task, initial state and seed.
     """
 
-    noise: float = 0.0
-    flaw: str = "none"
-    flawed_share: float = 1.0
-    release_low: float = 0.1
-    release_high: float = 0.6
-    linger: int = 0
-    seed: int = 0
+    noise: NonNegative = 0.0
+    flaw: Flaw = "none"
+    flawed_share: Share = 1.0
+    release_low: Share = 0.1
+    release_high: Share = 0.6
+    linger: Natural = 0
+    seed: Seed = 0
 
-    def __post_init__(self) -> None:
-        if self.flaw not in FLAWS:
-            raise ValueError(f"expert flaw: expected one of {FLAWS}, got {self.flaw!r}")
+    def faults(self) -> Faults:
+        """Yields an interval without numbers."""
+        if self.release_low > self.release_high:
+            yield "release_low", f"expected at most release_high={self.release_high}, got {self.release_low}"
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LiberoConfig:
     """LIBERO as the true environment of a run.
@@ -79,7 +84,7 @@ class LiberoConfig:
       protocol: how episodes begin: ``"openvla"`` (10 no-op steps) or ``"rlinf"`` (15). How long they are says
         ``steps``; success in any step counts.
       steps: of an episode, a multiple of the policy's chunk. RLinf's evaluation has 512.
-      inits: official initial states that evaluation uses, first and last but one.
+      inits: official initial states that evaluation uses: the first, and the one after the last.
       train_inits: those that demonstrations and collections begin from. Empty: none of them, but layouts that
         the task itself draws, a new one for each episode, as the official ones were drawn: things and arm.
       overlap: whether ``train_inits`` may share states with ``inits``.
@@ -93,35 +98,36 @@ class LiberoConfig:
       workers: environments at a time, 1 to 1.5 GB each; of several processes each has so many.
     """
 
-    suite: str = "libero_spatial"
-    tasks: tuple[int, ...] = ()
-    protocol: str = "rlinf"
-    steps: int = 512
-    inits: tuple[int, int] = (0, 50)
-    train_inits: tuple[int, ...] = ()
+    suite: Suite = "libero_spatial"
+    tasks: tuple[Natural, ...] = ()
+    protocol: ProtocolName = "rlinf"
+    steps: Count = 512
+    inits: tuple[Init, Init] = (0, 50)
+    train_inits: tuple[Init, ...] = ()
     overlap: bool = False
     scene: SceneConfig = SceneConfig(wrist=False)
     expert: LiberoExpertConfig = LiberoExpertConfig(linger=8)
     demonstrations: str = ""
     release: str = ""
-    intervened_share: float = 0.0
-    workers: int = 2
+    intervened_share: Share = 0.0
+    workers: Count = 2
 
-    def __post_init__(self) -> None:
-        if self.suite not in SUITES:
-            raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {self.suite!r}")
+    def faults(self) -> Faults:
+        """Yields demonstrations of another rate, and ranges of initial states that are empty or shared."""
         if self.demonstrations and self.scene.hold != 1:
-            raise ValueError(
+            yield (
+                "scene.hold",
                 f"demonstrations of a folder have one action every 1/20 s, and scene.hold={self.scene.hold} holds each "
-                "longer; use hold=1, or the expert"
+                "longer; use hold=1, or the expert",
             )
-        if not 0.0 <= self.intervened_share <= 1.0:
-            raise ValueError(f"intervened_share: expected a share from 0 to 1, got {self.intervened_share}")
-        if self.train_inits and len(self.train_inits) != 2:
-            raise ValueError(f"train_inits: expected first and last but one, or nothing, got {self.train_inits}")
-        shared = set(range(*self.train_inits)) & set(range(*self.inits)) if self.train_inits else set()
-        if shared and not self.overlap:
-            raise ValueError(
+        ranges = {"inits": self.inits} | ({"train_inits": self.train_inits} if self.train_inits else {})
+        empty = {name: ends for name, ends in ranges.items() if len(ends) != 2 or ends[0] >= ends[1]}
+        for name, ends in empty.items():
+            yield name, f"expected the first initial state and the one after the last, got {ends}"
+        shared = set.intersection(*(set(range(*ends)) for ends in ranges.values())) if not empty else set()
+        if shared and self.train_inits and not self.overlap:
+            yield (
+                "train_inits",
                 f"initial states {min(shared)} to {max(shared)} are both trained on and measured on; choose others for "
-                "train_inits or inits, or ask for it with overlap=True"
+                "train_inits or inits, or ask for it with overlap=True",
             )

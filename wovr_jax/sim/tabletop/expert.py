@@ -8,18 +8,19 @@ noise does to it. A flaw makes it fail in one coarse, correctable way.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from wovr_jax.core.config import Faults, NonNegative, Share, checked
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.table import TabletopConfig, TabletopState
 from wovr_jax.types import ACTION_DIM, Array
 
-FLAWS = ("none", "early_release")
 
-
+@checked
 @dataclasses.dataclass(frozen=True)
 class ExpertConfig:
     """How demonstrations are made.
@@ -28,24 +29,27 @@ class ExpertConfig:
       speeds: the speeds of an axis, as shares of a full-speed step; 0 and 1 included.
       noise: standard deviation added to the executed deltas (labels stay clean).
       flip: probability that the executed gripper command is flipped for a step.
-      flaw: one of ``FLAWS``; ``early_release`` lets go on the way and then idles.
+      flaw: ``early_release`` lets go on the way and then idles.
       flawed_share: share of the demonstrations that carry the flaw.
       release_low, release_high: distance to the plate at which a flawed one lets go.
       stroll_share: of ``wander``'s episodes, those that walk at random instead.
     """
 
-    speeds: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
-    noise: float = 0.2
-    flip: float = 0.03
-    flaw: str = "early_release"
-    flawed_share: float = 0.35
-    release_low: float = 0.26
-    release_high: float = 0.44
-    stroll_share: float = 0.0
+    speeds: tuple[Share, ...] = (0.0, 0.25, 0.5, 1.0)
+    noise: NonNegative = 0.2
+    flip: Share = 0.03
+    flaw: Literal["none", "early_release"] = "early_release"
+    flawed_share: Share = 0.35
+    release_low: NonNegative = 0.26
+    release_high: NonNegative = 0.44
+    stroll_share: Share = 0.0
 
-    def __post_init__(self) -> None:
-        if self.flaw not in FLAWS:
-            raise ValueError(f"expert flaw: expected one of {FLAWS}, got {self.flaw!r}")
+    def faults(self) -> Faults:
+        """Yields an expert that cannot stand still or hurry, and an interval without numbers."""
+        if not {0.0, 1.0} <= set(self.speeds):
+            yield "speeds", f"expected shares with 0 and 1 among them, got {self.speeds}"
+        if self.release_low > self.release_high:
+            yield "release_low", f"expected at most release_high={self.release_high}, got {self.release_low}"
 
 
 @struct.dataclass

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from wovr_jax.core.config import Count, Positive, Share, checked
 from wovr_jax.types import Array, Start, World
 
 COLOURS = ("red", "green", "blue")
@@ -33,6 +34,7 @@ _AWAY = 10.0
 CLOSED = jnp.array([0.98, 0.80, 0.16])
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class TabletopConfig:
     """Geometry in table widths (the table is the unit square, x right, y down).
@@ -49,15 +51,15 @@ class TabletopConfig:
       jitter: half-widths of the uniform layout noise: gripper x, y; blocks x, y; plate x, y.
     """
 
-    size: int = 32
-    horizon: int = 24
-    max_move: float = 0.08
-    grasp_radius: float = 0.13
-    grasp_speed: float = 0.8
-    success_radius: float = 0.14
-    plate_radius: float = 0.17
+    size: Count = 32
+    horizon: Count = 24
+    max_move: Positive = 0.08
+    grasp_radius: Positive = 0.13
+    grasp_speed: Positive = 0.8
+    success_radius: Positive = 0.14
+    plate_radius: Positive = 0.17
     clutter: bool = False
-    jitter: tuple[float, ...] = (0.30, 0.08, 0.08, 0.07, 0.16, 0.05)
+    jitter: tuple[Share, Share, Share, Share, Share, Share] = (0.30, 0.08, 0.08, 0.07, 0.16, 0.05)
 
     @classmethod
     def fake(cls) -> TabletopConfig:

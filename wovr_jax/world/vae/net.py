@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from wovr_jax.core.config import Count, DType, Faults, Finite, Positive, checked
 from wovr_jax.nn.attention import attention
-from wovr_jax.nn.conv import CausalConv3D, Conv2D
+from wovr_jax.nn.conv import CausalConv3D, Conv2D, Implementation
 from wovr_jax.types import Array
 
 # fmt: off
@@ -43,6 +44,7 @@ _WAN_STD = (
 # fmt: on
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
     """Sizes of the VAE.
@@ -61,35 +63,35 @@ class VAEConfig:
       dtype: of convolutions and residuals; norm and softmax statistics are float32 always.
     """
 
-    channels: int = 3
-    patch: int = 2
-    encoder_dim: int = 160
-    decoder_dim: int = 256
-    z_dim: int = 48
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    res_blocks: int = 2
+    channels: Count = 3
+    patch: Count = 2
+    encoder_dim: Count = 160
+    decoder_dim: Count = 256
+    z_dim: Count = 48
+    dim_mult: tuple[Count, ...] = (1, 2, 4, 4)
+    res_blocks: Count = 2
     temporal_down: tuple[bool, ...] = (False, True, True)
-    latent_mean: tuple[float, ...] = ()
-    latent_std: tuple[float, ...] = ()
-    conv: str = "auto"
-    dtype: str = "float32"
+    latent_mean: tuple[Finite, ...] = ()
+    latent_std: tuple[Positive, ...] = ()
+    conv: Implementation = "auto"
+    dtype: DType = "float32"
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Faults:
+        """Yields lists of other lengths than the levels and channels have, and levels that no shortcut joins."""
         if len(self.temporal_down) != len(self.dim_mult) - 1:
-            raise ValueError(
-                f"VAEConfig: {len(self.dim_mult)} levels have {len(self.dim_mult) - 1} halvings, "
-                f"but temporal_down has {len(self.temporal_down)} entries"
+            yield (
+                "temporal_down",
+                f"expected an entry for each of the {len(self.dim_mult) - 1} halvings between "
+                f"{len(self.dim_mult)} levels, got {len(self.temporal_down)}",
             )
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) not in (0, self.z_dim):
-                raise ValueError(f"VAEConfig: {name} has {len(getattr(self, name))} numbers, z_dim is {self.z_dim}")
+                yield name, f"expected z_dim={self.z_dim} numbers or none, got {len(getattr(self, name))}"
         for (space, time), a, b in zip([*_factors(self), (1, 1)], (1, *self.dim_mult), self.dim_mult):
             # The shortcut turns a * time * space^2 channels into b by means or copies; above, b into a.
             stacked = a * time * space**2
             if stacked % b and b % stacked:
-                raise ValueError(
-                    f"VAEConfig: no shortcut from multiple {a} to {b} in dim_mult {self.dim_mult}: must divide"
-                )
+                yield "dim_mult", f"no shortcut from multiple {a} to {b} in {self.dim_mult}: one must divide the other"
 
     @classmethod
     def wan2_2(cls) -> VAEConfig:

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from wovr_jax.core import sharding
+from wovr_jax.core.config import Count, Natural, NonNegative, Positive, Seed, checked
 from wovr_jax.nn.functional import Pure
 from wovr_jax.train import optimizers
 from wovr_jax.types import Array, Params
@@ -25,6 +26,7 @@ Draw = Callable[..., Array]
 """``draw(key, batch, *data) -> frame_BFHWC``, traceable, float32 in [-1, 1]."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class VAETraining:
     """How the VAE is pretrained.
@@ -40,17 +42,17 @@ class VAETraining:
       seed: of parameters and windows.
     """
 
-    steps: int = 2000
-    batch: int = 8
-    lr: float = 3e-3
-    warmup: int = 50
+    steps: Natural = 2000
+    batch: Count = 8
+    lr: Positive = 3e-3
+    warmup: Natural = 50
     optimizer: optimizers.Name = "muon"
-    clip: float = 1.0
-    knee: float = 0.1
-    edge: float = 0.5
-    focus: float = 8.0
-    kl: float = 1e-5
-    seed: int = 0
+    clip: Positive = 1.0
+    knee: NonNegative = 0.1
+    edge: NonNegative = 0.5
+    focus: NonNegative = 8.0
+    kl: NonNegative = 1e-5
+    seed: Seed = 0
 
 
 def network(cfg: VAEConfig) -> Pure:
