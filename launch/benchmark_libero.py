@@ -53,8 +53,7 @@ def main() -> None:
 def measure(workers: int, way: str, suite: str, chunks: int) -> str:
     """One row."""
     from wovr_jax.sim.libero.pool import Pool
-    from wovr_jax.sim.libero.settings import SceneConfig
-    from wovr_jax.sim.libero.tasks import protocol, trials
+    from wovr_jax.sim.libero.tasks import SceneConfig, protocol, trials
 
     settings, draw = WAYS[way]
     trial = trials(suite, [0], only=[0])[0]

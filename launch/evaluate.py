@@ -101,7 +101,7 @@ class _Runner:
 
     def _run(self, wanted: Sequence[Any], draw: str) -> Iterator[Any]:
         from wovr_jax.sim.libero.pool import Pool
-        from wovr_jax.sim.libero.settings import SceneConfig
+        from wovr_jax.sim.libero.tasks import SceneConfig
 
         if not wanted:
             return

@@ -24,9 +24,8 @@ from wovr_jax.run.stages import arena_of
 from wovr_jax.sim.arena import Actor, in_turn
 from wovr_jax.sim.libero import rollout
 from wovr_jax.sim.libero.arena import Libero
-from wovr_jax.sim.libero.settings import LiberoConfig, SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, Trial, draw_seed
+from wovr_jax.sim.libero.tasks import DRAWN, LiberoConfig, SceneConfig, Trial, draw_seed
 from wovr_jax.world.model import WorldConfig
 
 WORDS = Tokenizer.libero()

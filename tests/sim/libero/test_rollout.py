@@ -16,9 +16,20 @@ import pytest
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.libero import rollout, setup, worker
 from wovr_jax.sim.libero.pool import Lost, Pool
-from wovr_jax.sim.libero.settings import FLAWS, SUITES, LiberoExpertConfig, SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, Trial, init_states, protocol, tasks, trials
+from wovr_jax.sim.libero.tasks import (
+    DRAWN,
+    FLAWS,
+    SUITES,
+    EvaluationProtocol,
+    LiberoExpertConfig,
+    SceneConfig,
+    Trial,
+    init_states,
+    protocol,
+    tasks,
+    trials,
+)
 
 pytestmark = pytest.mark.libero
 

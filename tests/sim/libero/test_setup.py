@@ -12,8 +12,8 @@ import pytest
 
 from wovr_jax.data.instructions import from_file_name
 from wovr_jax.sim.libero import setup, tasks
-from wovr_jax.sim.libero.settings import LiberoExpertConfig, SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import LiberoExpertConfig, SceneConfig
 
 
 def pruned_init(path, value, protocol=2):

@@ -17,9 +17,8 @@ from wovr_jax.core.config import Count, Faults, Natural, NonNegative, Seed, chec
 from wovr_jax.core.disk import write_json
 from wovr_jax.core.stats import paired_difference, wilson
 from wovr_jax.data import episodes as disk
-from wovr_jax.sim.libero.settings import Drawing, Init, ProtocolName, Suite
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import Trial
+from wovr_jax.sim.libero.tasks import Drawing, Init, ProtocolName, Suite, Trial
 
 RESULTS = "results.json"
 

@@ -17,9 +17,8 @@ import numpy as np
 
 from wovr_jax.sim.libero import grasp
 from wovr_jax.sim.libero.grasp import Heights
-from wovr_jax.sim.libero.settings import SUITES, LiberoExpertConfig
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import EvaluationProtocol, Trial
+from wovr_jax.sim.libero.tasks import SUITES, EvaluationProtocol, LiberoExpertConfig, Trial
 from wovr_jax.sim.libero.worker import Observations, Scene, WorkerState
 
 OPEN, CLOSE = -1.0, 1.0

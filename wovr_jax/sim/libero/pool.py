@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from wovr_jax.sim.libero import setup, worker
-from wovr_jax.sim.libero.settings import SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import SceneConfig
 
 STARTING_S = 120.0
 """Seconds that a process may take to start, however short the timeout."""

@@ -25,8 +25,7 @@ import numpy as np
 from wovr_jax.sim.libero import expert, worker
 from wovr_jax.sim.libero.expert import CLOSE, OPEN
 from wovr_jax.sim.libero.pool import Lost, Pool
-from wovr_jax.sim.libero.settings import LiberoExpertConfig
-from wovr_jax.sim.libero.tasks import EvaluationProtocol, Trial, draw_seed
+from wovr_jax.sim.libero.tasks import EvaluationProtocol, LiberoExpertConfig, Trial, draw_seed
 from wovr_jax.sim.libero.worker import Observations
 from wovr_jax.types import Episode
 

@@ -25,9 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wovr_jax.sim.libero import setup
-from wovr_jax.sim.libero.settings import SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, Task, Trial, init_states
+from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, SceneConfig, Task, Trial, init_states
 
 CAMERA, WRIST_CAMERA = "agentview", "robot0_eye_in_hand"
 ARM_NOISE = 0.02
