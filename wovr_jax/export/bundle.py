@@ -49,8 +49,10 @@ def write(
     """
     folder = settle_folder(folder, _is_bundle)
     check_vacant(folder, overwrite)
+    # Read first: a folder without episodes is noticed before gigabytes are written.
     replayed = contract.choose_frames(policy.recorded, frames, policy.cfg.chunk)
     fresh = fresh_folder(folder)
+    # Whatever fails from here on, nothing is left beside the place either.
     try:
         _write_files(policy, fresh, progress)
         manifest = _describe(policy, fresh)
@@ -70,6 +72,7 @@ def check_vacant(folder: pathlib.Path, overwrite: bool) -> None:
     Raises:
       BundleError: when a bundle is there and ``overwrite`` is false, or when anything else is there.
     """
+    # An empty folder is free: whoever made it meant the bundle to go there.
     if folder.exists() and not (folder.is_dir() and (_is_bundle(folder) or not any(folder.iterdir()))):
         raise robot.BundleError(f"{folder} exists and is not a robot bundle; it is not replaced. Name another folder.")
     if _is_bundle(folder) and not overwrite:
@@ -87,6 +90,7 @@ def _write_files(policy: Policy, folder: pathlib.Path, progress: Progress) -> No
             progress(leaf.nbytes)
             yield name, leaf
 
+    # From the config alone, as a robot that never saw this process's network would have it.
     made = program.make(policy.cfg, policy.image, policy.codec.gripper)
     # The program is traced from shapes alone; the weights are only read for their own file, leaf by leaf.
     length, dim = policy.prompt["length"], policy.cfg.action_dim

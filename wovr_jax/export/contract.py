@@ -83,6 +83,7 @@ def check(folder: pathlib.Path, policy: Policy, frames: Recorded, batch: int = 1
     Raises:
       ContractError: at the first difference.
     """
+    # Greedy answers check the network; sampled ones also that seeds and temperature enter in the same way.
     temperatures = (0.0, policy.temperature)
     wanted = [_by_policy(policy, frames, temperature, batch) for temperature in temperatures]
     # Only now: the policy's own weights are freed, and the device need not hold both.
@@ -119,6 +120,7 @@ def compare(how: str, frames: Recorded, want: Answer, got: Answer) -> dict[str, 
     """
     # Written as "not close" and not as "far", so that NaN is a difference.
     far_KTA = np.abs(want.action_BTA - got.action_BTA)
+    # A token decides its action, so equal actions with other tokens are luck of a coarse statistic.
     wrong_KTA = (want.token_BTA != got.token_BTA) | ~(far_KTA <= CLOSE)
     if wrong_KTA.any():
         k, t, a = np.argwhere(wrong_KTA)[0]
@@ -128,6 +130,7 @@ def compare(how: str, frames: Recorded, want: Answer, got: Answer) -> dict[str, 
             f"dimension {a}: policy {want.action_BTA[k, t, a]:.6g} (token {want.token_BTA[k, t, a]}), "
             f"bundle {got.action_BTA[k, t, a]:.6g} (token {got.token_BTA[k, t, a]}). Nothing was written."
         )
+    # Tokens can agree by luck where one is much likelier than all others; its log-probability then still differs.
     logp = float(np.abs(want.logp_BTA - got.logp_BTA).max())
     if not logp <= CLOSE_LOGP:
         raise ContractError(
@@ -147,6 +150,7 @@ def _by_policy(policy: Policy, frames: Recorded, temperature: float, batch: int)
         return run(processing.frames(policy.image, frame_BHWC), prompt_BL, jax.vmap(jax.random.key)(seed_B))
 
     def answer(frame_BHWC: np.ndarray, instructions: tuple[str, ...], seed_B: np.ndarray) -> Answer:
+        # By the policy's own tokenizer, not by the recipe's table, so that the table is checked too.
         prompt_BL = np.stack([policy.tokens(text) for text in instructions])
         token, logp, action = jax.device_get(act(params, frame_BHWC, prompt_BL, seed_B))
         return Answer(action, token, logp)
@@ -178,6 +182,7 @@ def _in_batches(answer: Callable[..., Answer], frames: Recorded, batch: int) -> 
         row_B = np.arange(low, low + min(batch, count)) % count
         texts = tuple(frames.instruction_K[row] for row in row_B)
         parts.append(answer(frames.frame_KHWC[row_B], texts, row_B.astype(np.uint32)))
+    # (batch, T, A) of each part -> (K, T, A), without the rows that filled the last batch up.
     whole = [np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(Answer)]
     return Answer(*(array[:count] for array in whole))
 
@@ -199,5 +204,6 @@ def _compare_weights(file: pathlib.Path, policy: Policy) -> None:
                     "frame shows. Nothing was written."
                 )
             left.remove(name)
+    # What the program does not name it does not use, but a reader of the file would take it for the policy's.
     if left:
         raise ContractError(f"weights: {min(left)} is in the bundle and not in the policy. Nothing was written.")

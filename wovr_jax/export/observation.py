@@ -61,9 +61,11 @@ def read(message: Any, frame: tuple[int, int, int]) -> Observation:
     unknown = [str(key)[:80] for key in message if key not in IMAGE + PROMPT + SEED + UNUSED]
     if unknown:
         raise ObservationError(f"unknown key {unknown[0]!r} (of {len(unknown)}); expected {describe(frame)}")
+    # A frame of another size is refused and not resized: the policy was trained with one way of resizing.
     image = _get(message, IMAGE, frame)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != frame:
         raise ObservationError(f"{IMAGE[0]!r}: expected uint8 {list(frame)}, got {_kind(image)}")
+    # Bounded, because an instruction is tokenized before it can be refused.
     text = _get(message, PROMPT, frame)
     if not isinstance(text, str) or len(text) > LONGEST_PROMPT:
         raise ObservationError(

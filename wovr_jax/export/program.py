@@ -49,11 +49,13 @@ def make(cfg: VLAConfig, image: Processing, gripper: int) -> Program:
     Raises:
       BundleError: for a policy that takes several pictures or the robot's state.
     """
+    # openpi's clients would send more, but what a program takes is fixed when it is lowered.
     if cfg.images != 1 or cfg.proprio:
         raise BundleError(
             f"this policy takes {cfg.images} pictures and {cfg.proprio} numbers of the robot's state; bundle and "
             "server are for one picture and no state. Export it to torch instead."
         )
+    # A network of plain functions: the parameters come in with each call.
     net = vla.network(cfg)
 
     def program(
@@ -64,6 +66,7 @@ def make(cfg: VLAConfig, image: Processing, gripper: int) -> Program:
         seed_B: Array,
         temperature: Array,
     ) -> dict[str, Array]:
+        # Flat names keep the program's signature a plain dictionary, which needs no class of this package to be called.
         params = native.unflatten({name.replace(".", "/"): leaf for name, leaf in weights.items()})
         logits = net(params, processing.frames(image, frame_BHWC), prompt_BL)
         # The temperature is an argument, so both branches are computed and one is chosen: one program does for all

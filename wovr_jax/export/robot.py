@@ -84,7 +84,9 @@ class Robot:
     ):
         self.recipe, self.about = dict(recipe), dict(about)
         self.statistics = dict(statistics)
+        # An opened program is not compiled yet, whichever way it came.
         self._program = jax.jit(program)
+        # Flat and by name: the program was exported with a dictionary as its first argument.
         self._weights = dict(weights)
         self._quantiles = jax.device_put(quantiles(statistics, recipe["action"]["key"]))
         # A robot asks for the same few instructions thousands of times.
@@ -154,6 +156,7 @@ class Robot:
                 f"frames: expected uint8 {[batch, *self.frame_shape]} for {batch} instructions, "
                 f"got {frame_BHWC.dtype} {list(frame_BHWC.shape)}."
             )
+        # Fixed by default, so that the same question has the same answer.
         seed_B = np.arange(batch, dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
         if seed_B.shape != (batch,):
             raise BundleError(f"seeds: expected {batch}, one a frame, got shape {list(seed_B.shape)}.")
@@ -161,6 +164,7 @@ class Robot:
         answer = self._program(
             self._weights, self._quantiles, frame_BHWC, prompt_BL, seed_B, np.float32(max(temperature, 0.0))
         )
+        # One transfer for the three arrays.
         host = jax.device_get(answer)
         return Answer(host["action"], host["token"], host["logp"])
 
@@ -178,6 +182,7 @@ class Robot:
     def warm(self, batch: int = 1) -> None:
         """Compiles for a batch size, so that the first real frames do not wait for it."""
         length = self.recipe["prompt"]["length"]
+        # Any frame and any prompt will do; 1 is the begin token, which every prompt has.
         frame, prompt = np.zeros((batch, *self.frame_shape), np.uint8), np.ones((batch, length), np.int32)
         seed = np.zeros(batch, np.uint32)
         jax.block_until_ready(self._program(self._weights, self._quantiles, frame, prompt, seed, np.float32(0.0)))
@@ -205,6 +210,7 @@ def make_prompter(recipe: Mapping[str, Any]) -> Callable[[str], np.ndarray]:
       recipe: the recipe's ``prompt``. Its kind ``words`` takes any instruction in the words of the embedded tokenizer;
         ``table`` takes the instructions that the bundle was made for, with the tokens of the release's own tokenizer.
     """
+    # Other lengths or words would shift every token's position, so all three come from the recipe.
     if recipe["kind"] == "words":
         return Tokenizer(tuple(recipe["words"]), recipe["length"], recipe["action_bins"]).prompt
     rows = {text: np.asarray(row, np.int32) for text, row in recipe["rows"].items()}
@@ -238,6 +244,7 @@ def check(folder: pathlib.Path, *, verify: bool) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{folder / MANIFEST} does not describe a robot bundle ({error!r}).") from error
     if manifest.get("format") != FORMAT or schema > SCHEMA:
+        # A newer schema may mean something else by an old name, so it is not tried.
         raise BundleError(
             f"{folder / MANIFEST}: expected format {FORMAT!r} with schema up to {SCHEMA}, got "
             f"{manifest.get('format')!r} with {schema}. Update wovr_jax, or export the bundle again."

@@ -88,6 +88,7 @@ class PolicyServer:
         """
 
         async def until_signal() -> None:
+            # Not KeyboardInterrupt: it would come in the middle of whatever the loop does.
             stop = asyncio.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -109,6 +110,7 @@ class PolicyServer:
                 self._converse,
                 cfg.host,
                 cfg.port,
+                # None stands for a request without an Origin header, as programs send it.
                 origins=[None],
                 compression=None,  # frames of a camera hardly shrink, and deflating them takes milliseconds
                 max_size=cfg.max_bytes,
@@ -124,6 +126,7 @@ class PolicyServer:
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answers health checks and refuses strangers and too many clients; None goes on to the handshake."""
+        # Before the key: whatever watches the server need not know it.
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         keys = request.headers.get_all("Authorization")
@@ -146,6 +149,7 @@ class PolicyServer:
             await connection.send(self._metadata)
             async for message in connection:
                 began = time.perf_counter()
+                # In the thread of the policy, so that pings are answered while it acts.
                 reply = await loop.run_in_executor(self._thread, self._answer, message, previous)
                 await connection.send(reply)
                 previous = 1000.0 * (time.perf_counter() - began)

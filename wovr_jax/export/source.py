@@ -112,9 +112,11 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
     stage = _find_stage(folder, round_)
     # Only the parts that are needed are read of config.json, so that a run of an older recipe can still be exported.
     cfg = config.from_dict(VLAConfig, settings["policy"], f"{folder / 'config.json'}: policy")
+    # The vocabulary depends on the simulator, and so does the entry's name in the statistics.
     suite = (settings.get("libero") or {}).get("suite", "")
     words = Tokenizer.libero() if suite else Tokenizer.tabletop()
     key = suite or "tabletop"
+    # A run that began with a release has the release's tokenizer, whose files are with the import.
     if words.vocab_size != cfg.vocab_size:
         raise SourceError(
             f"{folder}: its policy has {cfg.vocab_size} token ids, the embedded tokenizer {words.vocab_size}. "
@@ -137,6 +139,7 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
         cfg=cfg,
         facts=facts,
         leaves=leaves,
+        # Computed again as the run did it: from the demonstrations, never from later episodes.
         statistics=normalize.statistics(disk.read(demonstrations), key),
         key=key,
         tokens=words.prompt,
@@ -170,6 +173,7 @@ def from_import(
       FileError, EpisodesError, StatisticsError: when a file is damaged or not as expected.
     """
     card = pathlib.Path(card).expanduser().absolute()
+    # Verified once, here: leaves are then read many times.
     cfg, weights, _ = native.open_native(card, verify=True)
     if not isinstance(cfg, VLAConfig):
         raise SourceError(f"{card} is a {type(cfg).__name__}, not a policy.")
@@ -178,11 +182,13 @@ def from_import(
         raise SourceError(f"{files} is missing: it holds the release's tokenizer and statistics. Import it again.")
     manifest = disk.manifest(episodes)
     asked = [*(task["instruction"] for task in manifest["tasks"].values()), *instructions]
+    # An instruction that no episode has can be added; others are refused by the bundle.
     tokens, prompt = _make_table(files, cfg, asked)
     name, entry = _find_statistics(files, key)
     return Policy(
         name=f"{card.parent.name}/{card.name}",
         cfg=cfg,
+        # Dots, as leaves are named in weights.safetensors.
         facts={path.replace("/", "."): fact for path, fact in weights.facts.items()},
         leaves=lambda: ((path.replace("/", "."), weights.read(path)) for path in weights.facts),
         statistics={name: entry},
@@ -199,8 +205,10 @@ def from_import(
 def _make_table(files: pathlib.Path, cfg: VLAConfig, asked: Sequence[str]) -> tuple[Callable, dict[str, Any]]:
     """Returns the instructions' prompt tokens, all as wide as the longest, as a function and as a recipe has them."""
     # A robot has no transformers library, so the release's tokenizer is asked now and its answers are kept.
+    # RLinf pads to 128 tokens; padding changes answers by rounding only, and a shorter prompt costs less.
     width = max(len(release.ReleaseTokenizer(files, cfg).encode(text)) for text in asked)
     tokens = release.ReleaseTokenizer(files, cfg, width).prompt
+    # The keys that `robot.make_prompter` looks up.
     rows = {" ".join(text.lower().split()): tokens(text).tolist() for text in asked}
     return tokens, {"kind": "table", "length": width, "rows": rows}
 
@@ -226,6 +234,7 @@ def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
         settings = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise SourceError(f"{folder} is not a run folder: its config.json cannot be read ({error}).") from error
+    # Any config.json parses; a run's has these two.
     if not isinstance(settings, dict) or not {"policy", "temperature"} <= settings.keys():
         raise SourceError(f"{folder / 'config.json'} is not the configuration of a run: it has no policy in it.")
     return settings

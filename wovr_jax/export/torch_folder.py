@@ -81,6 +81,7 @@ def check_vacant(folder: pathlib.Path, expected: set[str], overwrite: bool) -> N
       BundleError: when the place is taken.
     """
     if folder.exists() and not folder.is_dir():
+        # Replacing a folder would remove it.
         raise BundleError(f"{folder} is a file; name a folder.")
     # rglob of a folder that does not exist yields nothing.
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -96,6 +97,7 @@ def check_vacant(folder: pathlib.Path, expected: set[str], overwrite: bool) -> N
 def _retrained(card: pathlib.Path, about: dict[str, Any], trained: Policy, work: pathlib.Path) -> pathlib.Path:
     """Writes the import ``card`` with other weights into ``work``, and returns the new card."""
     cfg, source, _ = native.open_native(card)
+    # Shapes alone would not tell: heads and normalization leave no trace in them.
     if trained.cfg != cfg:
         raise BundleError(
             f"{trained.name} is not the network of {card}: their configs differ. Name the import it began with."

@@ -70,6 +70,7 @@ def collect(
         raise ValueError(f"keep: expected one of {', '.join(KEEPS)}, got {keep!r}")
     folder = pathlib.Path(folder).expanduser().absolute()
     parts = folder.with_name(f"{folder.name}.parts")
+    # What is kept decides the folder's content, so it is a fact like the others.
     meta = {**meta, "keep": keep}
     asked = {**meta, "trials": [trial.name for trial in wanted]}
     processes.once(lambda: _claim(folder, parts, asked, overwrite), f"open {parts}", wait_s=PATIENCE_S)
@@ -77,8 +78,10 @@ def collect(
     trials_of: dict[str, list[Trial]] = {}
     for task in dict.fromkeys(trial.task for trial in wanted):
         trials = [trial for trial in wanted if trial.task == task]
+        # Within a task: the names sort in the order of tasks, and so do the merged episodes.
         for low in range(0, len(trials), PART):
             trials_of[f"{task.suite}-{task.index:02d}-{low:04d}"] = trials[low : low + PART]
+    # Parts go to processes in turn, so that each gets some of every task; tasks differ in length.
     mine = dict(list(trials_of.items())[processes.index() :: processes.count()])
 
     total = sum(map(len, mine.values()))
@@ -89,6 +92,7 @@ def collect(
                 _record_part(act, trials, parts / name, keep, bar)
             else:
                 bar.update(len(trials))
+    # All parts have to be complete before one process joins them.
     processes.meet("record their episodes", wait_s=PATIENCE_S)
 
     def join() -> dict[str, Any]:
@@ -122,6 +126,7 @@ def _record_part(act: Run, trials: Sequence[Trial], part: pathlib.Path, keep: st
     def episodes_to_keep() -> Iterator[Episode]:
         for outcome in in_order(act(trials), trials):
             outcomes.append(line_of(outcome))
+            # Counted here, where lost trials have lines too.
             bar.set_postfix_str(f"{sum(bool(line['success']) for line in outcomes)} of {len(outcomes)} in this part")
             bar.update()
             if outcome.episode is not None and (keep == "all" or outcome.success):
@@ -145,6 +150,7 @@ def in_order(outcomes: Iterable[Outcome], trials: Sequence[Trial]) -> Iterator[O
     order = iter(trials)
     due = next(order, None)
     for outcome in outcomes:
+        # Held back in memory until all before it have ended; workers differ by an episode or two.
         early[outcome.trial] = outcome
         while due in early:
             yield early.pop(due)
@@ -190,11 +196,13 @@ def measure(
                 lines.append(line_of(outcome))
                 file.write(json.dumps(lines[-1]) + "\n")
                 file.flush()
+                # A trial costs minutes, and a sync costs milliseconds.
                 os.fsync(file.fileno())
                 tell(lines[-1])
     by_process = processes.gathered(lines, "measure their trials", wait_s=PATIENCE_S)
     for line in itertools.chain(*by_process[: processes.index()], *by_process[processes.index() + 1 :]):
         tell(line)
+    # By name, because workers end in any order.
     known = {line["trial"]: line for line in itertools.chain(kept, *by_process)}
     return [known[trial.name] for trial in wanted]
 

@@ -71,6 +71,7 @@ def check_overlap(wanted: Sequence[Trial], cfg: LiberoEvaluation) -> int:
       LiberoError: when there are any and ``cfg.overlap`` does not allow it.
     """
     known = training_starts(cfg.trained_on)
+    # The reset's seed does not matter: it moves fixtures by centimetres, and the objects stand as they stood.
     shared = sum((trial.task.suite, trial.task.index, trial.init) in known for trial in wanted)
     if shared and not cfg.overlap:
         raise LiberoError(
@@ -93,6 +94,7 @@ def training_starts(folders: Iterable[str | os.PathLike]) -> set[tuple[str, int,
         if outcomes is None:
             raise LiberoError(f"{folder} does not say from which initial states its episodes began.")
         for line in outcomes:
+            # See `Trial.name`.
             suite, task, init, _ = line["trial"].split("/")
             starts.add((suite, int(task), int(init)))
     return starts
@@ -116,6 +118,7 @@ def results(
         "all": success_rate(lines),
         "tasks": {str(task): success_rate(part) for task, part in _by_task(lines).items()},
         "unfinished": sum(line["success"] is None for line in lines),
+        # Single trials, so that another run can be compared with this one without its folder.
         "outcomes": {line["trial"]: line["success"] for line in lines},
         "steps": {line["trial"]: line["steps"] for line in lines},
     }
@@ -123,7 +126,10 @@ def results(
 
 def success_rate(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns trials, successes, rate and its 95 % Wilson interval."""
+    # None, of a trial that no worker finished, counts as a failure: leaving it out would flatter a policy whose
+    # episodes break the simulator.
     won = sum(bool(line["success"]) for line in lines)
+    # Wilson's interval holds at rates near 0 and 1 too, where the normal one leaves [0, 1].
     low, high = wilson(won, len(lines))
     return {"n": len(lines), "successes": won, "rate": won / len(lines), "low": low, "high": high}
 
@@ -134,12 +140,14 @@ def compare(run: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       LiberoError: when they have no trial in common, or another suite or protocol.
     """
+    # Trials are named alike under both protocols, but have other horizons.
     for name in ("suite", "protocol"):
         if run["settings"][name] != base["settings"][name]:
             raise LiberoError(
                 f"the {name} of the two runs is {run['settings'][name]!r} and {base['settings'][name]!r}; "
                 "what is compared has to have met the same."
             )
+    # One of the runs may have had fewer tasks or initial states.
     both = [trial for trial in run["outcomes"] if trial in base["outcomes"]]
     if not both:
         raise LiberoError("the two runs have no trial in common (task, initial state and seed).")
@@ -180,6 +188,7 @@ def table(lines: Sequence[Mapping[str, Any]], instructions: Mapping[int, str]) -
 
 
 def _row(lines: Sequence[Mapping[str, Any]]) -> str:
+    # Steps of successes alone: failures all last until the horizon and would hide how fast the policy is.
     rate, won = success_rate(lines), [line["steps"] for line in lines if line["success"]]
     steps = f"{sum(won) / len(won):5.0f}" if won else "    -"
     share = f"{rate['successes']:3d}/{rate['n']:<4d}  {rate['rate']:.2f}"

@@ -198,6 +198,7 @@ class PickAndPlace:
         return self._move_to(goal_3, OPEN, gain=22.0)
 
     def _close(self, hand_3: np.ndarray) -> np.ndarray:
+        # The fingers need this long to close; lifted earlier, the object stays behind.
         if self.age >= 11:
             self.held_at_3 = self._position(self.object) - hand_3
             self.lift_2 = hand_3[:2]
@@ -317,6 +318,7 @@ def demonstrate(
     actions, labels, after = [], [], 0
     while len(actions) < protocol.horizons[trial.task.suite] and after <= cfg.linger and not expert.finished:
         labels.append(expert.act())
+        # As in DART, the executed action strays and the label says what would have been right (Laskey et al. 2017).
         # The gripper gets no noise: half a command is none.
         noise_A = np.append(cfg.noise * rng.standard_normal(6), 0.0)
         actions.append(np.clip(labels[-1] + noise_A, -1.0, 1.0))

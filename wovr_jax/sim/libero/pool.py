@@ -50,6 +50,7 @@ class Pool:
             setup.prepare()  # downloads once, not in every worker
         # A renderer's state does not survive a fork.
         self._context = multiprocessing.get_context("spawn")
+        # All start at once; each takes seconds to import the simulator.
         self._slots = [_Slot(*self._start()) for _ in range(workers)]
 
     def __enter__(self) -> Pool:
@@ -73,6 +74,7 @@ class Pool:
         ``function`` travels by name, so it has to stand at the top of a module.
         """
         slot = self._slots[index]
+        # The clock of silence starts with the call, not with the last answer.
         slot.busy, slot.heard = True, time.monotonic()
         # The line of a dead worker is broken; `receive` finds that out and answers with Lost.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -125,10 +127,12 @@ class Pool:
             slot.process.join(5)
             return (self._replace(index, f"died with exit status {slot.process.exitcode}"),)
         slot.heard = time.monotonic()
+        # Whatever came, the process is up: from now on the timeout alone counts.
         slot.ready = True
         if kind in ("ready", "beat"):
             return None
         slot.busy = False
+        # The same would happen in every worker and at every try.
         if kind == "refused":
             raise LiberoError(value)
         return (Lost(value.strip()) if kind == "failed" else value,)
@@ -162,6 +166,7 @@ class _Slot:
     def end(self, patience: float = 3.0) -> None:
         with contextlib.suppress(OSError):  # its line is broken when it is dead already
             self.line.send(None)
+        # A busy worker does not read its line; waiting for it would only take time.
         self.process.join(0.0 if self.busy else patience)
         if self.process.is_alive():
             self.process.kill()

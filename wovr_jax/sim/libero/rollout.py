@@ -109,15 +109,18 @@ def rollouts(
         moving = [index for index, run in running.items() if run.observed]
         if moving:
             action_BTA = np.asarray(act([running[index].view for index in moving]), np.float32)
+            # The workers step at the same time; the policy waits for all of them below.
             for index, action_TA in zip(moving, action_BTA, strict=True):
                 pool.send(index, worker.play, running[index].take(action_TA), draw, protocol.stops)
         for _ in range(len(running)):
+            # Every running episode has exactly one call under way, so as many answers are due.
             index, answer = pool.receive()
             run = running[index]
             if isinstance(answer, Lost):
                 del running[index]
                 reasons = (*run.lost, answer.reason)
                 print(f"{run.trial}: {answer.reason}", file=sys.stderr, flush=True)
+                # Behind the others: if the trial itself kills workers, the rest is done first.
                 if len(reasons) < tries:
                     waiting.append((run.trial, reasons))
                 else:
@@ -217,6 +220,7 @@ def demonstrations(
     Yields:
       an outcome for each trial, in the order in which they end.
     """
+    # The expert acts within its worker, so frames do not travel between the processes at every step.
     cfg = cfg or LiberoExpertConfig()
     left: list[tuple[Trial, tuple[str, ...]]] = [(trial, ()) for trial in wanted]
     while left:
@@ -236,6 +240,7 @@ def demonstrations(
             episode = None
             if draw == "all":
                 origin = {"protocol": protocol.name, "renderer": pool.renderer, "flaw": answer.flaw}
+                # Executed actions beside labels: a world model learns from what was done, a policy from what was meant.
                 episode = record(trial, answer.observed, answer.action_SA, answer.label_SA, "expert", origin)
             yield Outcome(trial, bool(success), len(answer.action_SA), len(lost) + 1, lost, episode)
 
@@ -286,12 +291,14 @@ def intervene(act: Act, share: float, steps: int) -> Act:
     """Returns ``act`` with an intervention in ``share`` of the trials. What is recorded is what was done."""
 
     def act_with_interventions(views: Sequence[View]) -> np.ndarray:
+        # A copy: what the policy returned may be its own buffer.
         action_BTA = np.array(act(views))
         for view, action_TA in zip(views, action_BTA, strict=True):
             intervention = draw_intervention(view.trial, share, steps)
             if intervention is not None:
                 gripper, first, end = intervention
                 step_T = view.chunk * len(action_TA) + np.arange(len(action_TA))
+                # The gripper is the last number of an action.
                 action_TA[(step_T >= first) & (step_T < end), -1] = gripper
         return action_BTA
 

@@ -91,6 +91,7 @@ def assets_folder() -> pathlib.Path | None:
                 f"Name the folder that holds {', '.join(FOLDERS)}.\n  export {ASSETS}=<folder>"
             )
         return folder
+    # hf-libero's package comes without them; a checkout of LIBERO has them inside.
     for folder in (package_folder() / "assets", downloaded()):
         if all((folder / name).is_dir() for name in FOLDERS):
             return folder
@@ -113,6 +114,7 @@ def download_assets() -> pathlib.Path:
     folder = downloaded()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name("assets.lock").open("w") as lock:
+        # The system frees it when the process dies, whichever way.
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have downloaded them while this one waited for the lock.
         if not all((folder / name).is_dir() for name in FOLDERS):
@@ -154,6 +156,7 @@ def choose_renderer() -> str:
     if asked and asked not in LIBRARIES:
         raise LiberoError(f"MUJOCO_GL is {asked!r}; without a screen it is egl or osmesa.\n  unset MUJOCO_GL")
     tried = []
+    # What was asked for is not replaced by another: pictures of the two differ in single pixels.
     for name in (asked,) if asked else renderers():
         problem = try_renderer(name)
         if problem is None:

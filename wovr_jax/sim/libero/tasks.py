@@ -25,6 +25,7 @@ from wovr_jax.data.instructions import from_file_name
 from wovr_jax.sim.libero.setup import LiberoError, package_folder
 
 Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
+# A suite's place in this order is part of the expert's seed: new suites go to the end.
 SUITES: tuple[Suite, ...] = typing.get_args(Suite)
 Drawing = Literal["libero", "fast"]
 Flaw = Literal["none", "early_release", "wrong_object", "missed_grasp"]
@@ -127,6 +128,7 @@ class LiberoConfig:
 
     def faults(self) -> Faults:
         """Yields demonstrations of another rate, and ranges of initial states that are empty or shared."""
+        # The frames of a folder are one control step apart, and the policy's would be `hold` steps apart.
         if self.demonstrations and self.scene.hold != 1:
             yield (
                 "scene.hold",
@@ -137,6 +139,7 @@ class LiberoConfig:
         empty = {name: ends for name, ends in ranges.items() if len(ends) != 2 or ends[0] >= ends[1]}
         for name, ends in empty.items():
             yield name, f"expected the first initial state and the one after the last, got {ends}"
+        # Success where training began would partly be memory.
         shared = set.intersection(*(set(range(*ends)) for ends in ranges.values())) if not empty else set()
         if shared and self.train_inits and not self.overlap:
             yield (
@@ -203,9 +206,11 @@ class EvaluationProtocol:
 
 
 PROTOCOLS = {
-    # openvla-oft: experiments/robot/libero/run_libero_eval.py
+    # openvla-oft: experiments/robot/libero/run_libero_eval.py. The horizons leave some room beyond the longest human
+    # demonstration of each suite (193, 254, 270, 505 and 373 steps).
     "openvla": EvaluationProtocol("openvla", 10, -1.0, dict(zip(SUITES, (220, 280, 300, 520, 400), strict=True)), True),
-    # RLinf: rlinf/envs/libero/libero_env.py with the horizons of its WoVR configs
+    # RLinf: rlinf/envs/libero/libero_env.py with the horizons of its WoVR configs. Environments that run in step all
+    # go on to the same horizon; a success is kept when it is lost again.
     "rlinf": EvaluationProtocol("rlinf", 15, -1.0, dict.fromkeys(SUITES, 512), False),
 }
 
@@ -230,6 +235,7 @@ class Trial:
     def name(self) -> str:
         """The trial as a word for files: ``libero_spatial/3/17/0`` is task 3 from initial state 17 with seed 0."""
         repeat = f"/{self.repeat}" if self.repeat else ""
+        # Manifests and lines have this text, and seeds are drawn from it, so it must never change.
         return f"{self.task.suite}/{self.task.index}/{self.init}/{self.seed}{repeat}"
 
 
@@ -282,11 +288,13 @@ def trials(suite: str, inits: Iterable[int], *, only: Sequence[int] | None = Non
     Raises:
       LiberoError: for an unknown suite or task.
     """
+    # A task that is missing would otherwise show as an IndexError hours later in a worker.
     known = tasks(suite)
     for index in only or ():
         if not 0 <= index < len(known):
             raise LiberoError(f"{suite} has tasks 0 to {len(known) - 1}, and {index} was asked for.")
     wanted = known if only is None else [known[index] for index in only]
+    # An iterator would be used up by the first task.
     states = list(inits)
     return [Trial(task, init, seed) for task in wanted for init in states]
 
@@ -297,6 +305,7 @@ def init_states(task: Task) -> np.ndarray:
     Raises:
       LiberoError: for a file that is missing, damaged, or holds anything but one array of numbers.
     """
+    # The file is torch's, and torch is not needed to read one array.
     return read_init_states(task.init_file)
 
 
@@ -308,6 +317,7 @@ def read_init_states(path: pathlib.Path) -> np.ndarray:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            # torch names the folder in the zip after the file, so only the end of the member's name is known.
             (member,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
             states = _ArraysOnly(io.BytesIO(archive.read(member))).load()
     except FileNotFoundError:
@@ -332,6 +342,7 @@ class _ArraysOnly(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
+        # The four names build an array and call nothing else.
         # numpy 2 renamed numpy.core to numpy._core; the files have the old name, a new pickle would have the new one.
         plain = module.replace("numpy._core", "numpy.core")
         if (plain, name) not in self.NAMES:
