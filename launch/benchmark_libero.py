@@ -53,8 +53,7 @@ def main() -> None:
 def measure(workers: int, way: str, suite: str, chunks: int) -> str:
     """One row."""
     from wovr_jax.sim.libero.pool import Pool
-    from wovr_jax.sim.libero.settings import SceneConfig
-    from wovr_jax.sim.libero.tasks import protocol, trials
+    from wovr_jax.sim.libero.tasks import SceneConfig, protocol, trials
 
     settings, draw = WAYS[way]
     trial = trials(suite, [0], only=[0])[0]
@@ -71,17 +70,17 @@ def measure(workers: int, way: str, suite: str, chunks: int) -> str:
     return f"{steps / (wall - resets):7.1f}  {cpu:11.0f}  {resets:7.1f}  {memory:11.2f}"
 
 
-def episode(bench: Any, trial: Any, protocol: Any, chunks: int, draw: str) -> dict[str, float]:
+def episode(state: Any, trial: Any, protocol: Any, chunks: int, draw: str) -> dict[str, float]:
     """In a worker: a reset and some chunks of random motion."""
     import numpy as np
 
     began = time.perf_counter()
-    scene = bench.at(trial.task)
+    scene = state.open_scene(trial.task)
     scene.reset(trial, protocol)
     reset, used = time.perf_counter() - began, time.process_time()
     for action_TA in np.random.default_rng(0).uniform(-1, 1, (chunks, CHUNK, 7)):
         scene.play(action_TA, draw, stop=False)
-        bench.beat()
+        state.heartbeat()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"reset": reset, "cpu": time.process_time() - used, "memory": memory}
 

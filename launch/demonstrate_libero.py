@@ -80,11 +80,11 @@ def numbers(text: str) -> list[int]:
 
 def measure(args: argparse.Namespace) -> str:
     """The table of successes."""
-    from wovr_jax.sim.libero.collect import line_of, table
+    from wovr_jax.sim.libero.collect import line_of
+    from wovr_jax.sim.libero.evaluate import table
     from wovr_jax.sim.libero.pool import Pool
     from wovr_jax.sim.libero.rollout import demonstrations
-    from wovr_jax.sim.libero.settings import SceneConfig
-    from wovr_jax.sim.libero.tasks import protocol, tasks, trials
+    from wovr_jax.sim.libero.tasks import SceneConfig, protocol, tasks, trials
 
     wanted = trials(args.suite, args.inits, only=args.tasks, seed=args.seed)
     with Pool(args.workers, SceneConfig(size=0, hard_reset=not args.soft_reset)) as pool:
@@ -95,12 +95,12 @@ def measure(args: argparse.Namespace) -> str:
 
 def record(args: argparse.Namespace) -> str:
     """Records episodes; the table of their successes."""
-    from wovr_jax.sim.libero.collect import collect, table
+    from wovr_jax.sim.libero.collect import collect
+    from wovr_jax.sim.libero.evaluate import table
     from wovr_jax.sim.libero.pool import Pool
     from wovr_jax.sim.libero.rollout import demonstrations
-    from wovr_jax.sim.libero.settings import SceneConfig
     from wovr_jax.sim.libero.setup import fingerprint
-    from wovr_jax.sim.libero.tasks import protocol, tasks, trials
+    from wovr_jax.sim.libero.tasks import SceneConfig, protocol, tasks, trials
 
     scene = SceneConfig(args.size, not args.no_wrist, args.drawing, not args.soft_reset)
     wanted = trials(args.suite, args.inits, only=args.tasks, seed=args.seed)
@@ -122,7 +122,7 @@ def record(args: argparse.Namespace) -> str:
 
 def expert(args: argparse.Namespace) -> Any:
     """The expert's settings."""
-    from wovr_jax.sim.libero.settings import LiberoExpertConfig
+    from wovr_jax.sim.libero.tasks import LiberoExpertConfig
 
     return LiberoExpertConfig(
         noise=args.noise, flaw=args.flaw, flawed_share=args.share, linger=args.linger, seed=args.seed

@@ -212,8 +212,7 @@ def step() -> str:
     """One environment in a worker process takes and draws a step."""
     from wovr_jax.sim.libero import worker
     from wovr_jax.sim.libero.pool import Lost, Pool
-    from wovr_jax.sim.libero.settings import SceneConfig
-    from wovr_jax.sim.libero.tasks import protocol, trials
+    from wovr_jax.sim.libero.tasks import SceneConfig, protocol, trials
 
     began = time.perf_counter()
     with faults(), Pool(1, SceneConfig()) as pool:

@@ -38,13 +38,13 @@ def main(argv: Sequence[str]) -> None:
     from wovr_jax.data.episodes import EpisodesError
     from wovr_jax.export.robot import BundleError
     from wovr_jax.run.folder import RunError
-    from wovr_jax.sim.libero.evaluate import EvaluateConfig
+    from wovr_jax.sim.libero.evaluate import LiberoEvaluation
     from wovr_jax.sim.libero.setup import LiberoError
 
     try:
         if processes.detect(os.environ, on_tpu=False):
             raise processes.ProcessError("launch/evaluate.py measures in one process, with as many workers as cores.")
-        cfg = from_dict(EvaluateConfig, settings)
+        cfg = from_dict(LiberoEvaluation, settings)
         shown = evaluate(cfg, folder)
         against = compared(folder, _AGAINST.value) if _AGAINST.value else ""
     except (ConfigError, RunError, LiberoError, BundleError, EpisodesError, processes.ProcessError) as error:
@@ -66,7 +66,7 @@ def evaluate(cfg: Any, folder: pathlib.Path) -> str:
     from wovr_jax.sim.libero.tasks import tasks, trials
 
     wanted = trials(cfg.suite, range(*cfg.inits), only=list(cfg.tasks) or None, seed=cfg.seed)
-    shared = libero_evaluate.apart(wanted, cfg)
+    shared = libero_evaluate.check_overlap(wanted, cfg)
     # How many work at a time decides no outcome, and may change when a run is taken up again.
     Run(folder, {name: value for name, value in dataclasses.asdict(cfg).items() if name != "workers"})
     with tqdm(total=len(wanted), desc=folder.name, unit="trial") as bar:
@@ -78,11 +78,11 @@ def evaluate(cfg: Any, folder: pathlib.Path) -> str:
             bar.update()
 
         runner = _Runner(cfg, folder)
-        lines = libero_evaluate.measure(runner, wanted, folder, tell)
+        lines = libero_collect.measure(runner, wanted, folder, tell)
     facts = fingerprint(runner.renderer) | {"trials_seen_in_training": shared if cfg.trained_on else None}
     found = libero_evaluate.results(lines, dataclasses.asdict(cfg), facts)
-    libero_evaluate.save(folder, found)
-    return libero_collect.table(lines, {task.index: task.instruction for task in tasks(cfg.suite)})
+    libero_evaluate.save_results(folder, found)
+    return libero_evaluate.table(lines, {task.index: task.instruction for task in tasks(cfg.suite)})
 
 
 class _Runner:
@@ -101,7 +101,7 @@ class _Runner:
 
     def _run(self, wanted: Sequence[Any], draw: str) -> Iterator[Any]:
         from wovr_jax.sim.libero.pool import Pool
-        from wovr_jax.sim.libero.settings import SceneConfig
+        from wovr_jax.sim.libero.tasks import SceneConfig
 
         if not wanted:
             return
@@ -144,7 +144,7 @@ def acting(robot: Any, batch: int, temperature: float) -> Callable[[Sequence[Any
     """A robot as what ``rollouts`` asks: always a batch of one size, so that one program is compiled."""
     import numpy as np
 
-    from wovr_jax.sim.libero.evaluate import draw_seed
+    from wovr_jax.sim.libero.tasks import draw_seed
 
     def act(views: Sequence[Any]) -> np.ndarray:
         rows = np.resize(np.arange(len(views)), batch)
@@ -161,7 +161,7 @@ def compared(folder: pathlib.Path, other: str) -> str:
     """The paired gain over another run, in a line."""
     from wovr_jax.sim.libero import evaluate as libero_evaluate
 
-    found = libero_evaluate.compare(libero_evaluate.load(folder), libero_evaluate.load(other))
+    found = libero_evaluate.compare(libero_evaluate.load_results(folder), libero_evaluate.load_results(other))
     low, high = 100 * found["low"], 100 * found["high"]
     return f"\n{100 * found['gain']:+.1f} points [{low:.1f}, {high:.1f}] over {other}, {found['n']} paired trials"
 

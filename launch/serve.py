@@ -83,7 +83,7 @@ def opened(source: pathlib.Path, round_: int | None) -> Robot:
         if round_ is not None:
             raise BundleError(f"{source} is a bundle, which has one policy; --round is for run folders.")
         return Robot.load(source)
-    return program.live(sources.from_run(source, round_))
+    return program.make_robot(sources.from_run(source, round_))
 
 
 def read_key(file: pathlib.Path | None) -> str | None:
