@@ -22,8 +22,6 @@ from wovr_jax.report import page as report
 from wovr_jax.run.folder import Run
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages import Stages
-from wovr_jax.studies import variants as studies
-from wovr_jax.studies import world_parts as world_study
 
 Results = dict[str, Any]
 
@@ -42,12 +40,9 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
       RunError: a folder that holds something else.
       ShardingError: a mesh that the devices cannot form, or on which a network cannot lie.
     """
-    known = (*JOBS, *studies.STUDIES, world_study.JOB)
-    if job not in known:
-        raise config.ConfigError(f"config.job: expected one of {', '.join(known)}, got {job!r}.")
+    if job not in JOBS:
+        raise config.ConfigError(f"config.job: expected one of {', '.join(JOBS)}, got {job!r}.")
     recipe = config.from_dict(Recipe, settings)
-    if processes.count() > 1 and job not in JOBS:
-        raise config.ConfigError(f"config.job: a study ({job}) runs in one process; several can share one of its runs.")
     with sharding.use(recipe.mesh), history.use(recipe.checkpoints):
         opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
         machine.enable_compile_cache(opened.folder.parent / ".jax_cache")
@@ -61,8 +56,6 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
 
 def _results(job: str, recipe: Recipe, opened: Run) -> Results:
     begin = time.perf_counter()
-    if job not in JOBS:
-        return _studied(job, recipe, opened) | {"seconds": time.perf_counter() - begin}
     stages = Stages(recipe, opened)
     JOBS[job](stages)
     return summary(stages, time.perf_counter() - begin)
@@ -96,23 +89,6 @@ JOBS: dict[str, Callable[[Stages], Any]] = {
     "grpo": lambda stages: (stages.evaluated(0), stages.evaluated(1)),
     "online_grpo": lambda stages: (stages.evaluated(0), stages.evaluated(1)),
 }
-
-
-def _studied(job: str, recipe: Recipe, run: Run) -> Results:
-    """The results of a study: its table in the place of phases. What has run so far can be read meanwhile."""
-    facts = {"name": recipe.name, "job": job, "seed": recipe.seeds[0], "versions": machine.versions()}
-    facts |= {"device": machine.device_name(), "phases": []}
-
-    def results(found: Results) -> Results:
-        return facts | {"peak_rss_gb": machine.peak_rss_gb(), **found}
-
-    def keep(found: Results) -> None:
-        write_json(run.folder / "results.json", results(found))
-        report.write(run.folder)
-
-    if job == world_study.JOB:
-        return results(world_study.study(recipe, run, keep))
-    return results({"study": studies.study(job, recipe, run.folder, lambda table: keep({"study": table}))})
 
 
 def summary(stages: Stages, seconds: float) -> Results:

@@ -18,6 +18,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from grain import experimental
 
 from wovr_jax.core import sharding
@@ -118,6 +119,7 @@ class Stream:
         threads = self.cfg.threads
         visits = visits.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
         if self.cfg.workers:
+            flags.FLAGS.mark_as_parsed()  # Grain's reading processes ask for its flags, which we leave at their defaults
             visits = visits.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.cfg.workers))
         return experimental.FlatMapIterDataset(visits.batch(len(rows)), _Deal(self.cfg.visit))
 

@@ -1,25 +1,27 @@
-"""The door: what it accepts, and that every mistake at it is answered in a line or two."""
+"""The command line of the doors: what it accepts, and that every mistake at it is answered in a line or two."""
 
 from __future__ import annotations
 
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
 from configs import common
+from launch import command
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 CONFIG = '''
 """Settings for the tests of the door."""
 from configs import common
 
 def get_config(preset=""):
-    settings = common.settings(job="pace", seed=0, rounds=2, world=dict(chunk=8))
+    settings = common.settings(job="pace", name="table", seed=0, rounds=2, sizes=(4,), world=dict(chunk=8))
     return common.with_preset(settings, preset, {"short": short, "long": long})
 
 def short(settings):
@@ -58,7 +60,7 @@ def config_file(tmp_path_factory):
 def door(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", STAND_IN, str(ROOT / "launch" / "train.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT)
 
 
 def test_settings_reach_the_job(config_file):
@@ -66,20 +68,60 @@ def test_settings_reach_the_job(config_file):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[0])
     assert found["job"] == "pace"
-    assert found["settings"] == {"job": "pace", "seed": 3, "rounds": 1, "world": {"chunk": 4}}
+    changed = {"seed": 3, "rounds": 1, "world": {"chunk": 4}}
+    assert found["settings"] == {"job": "pace", "name": "table", "sizes": [4], **changed}
     assert found["folder"] == str(ROOT / "runs" / "table-short-seed3")
 
 
 def test_settings_that_the_file_does_not_list_reach_the_job_too(config_file):
-    extra = ["--config.world.flow.steps=3", "--config.name=new", "--config.sizes=(1,2)", "--config.kind=true"]
-    done = door(f"--config={config_file}", *extra, "--config.world.chunk=4")
+    extra = ["--config.world.flow.steps=3", "--config.rates=(1,2)", "--config.kind=true"]
+    done = door(f"--config={config_file}", *extra, "--config.world.chunk", "-4")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[0])["settings"]
-    assert found["world"] == {"chunk": 4, "flow": {"steps": 3}}
-    assert (found["name"], found["sizes"], found["kind"]) == ("new", [1, 2], True)
+    settings = json.loads(done.stdout.splitlines()[0])["settings"]
+    assert settings["world"] == {"chunk": -4, "flow": {"steps": 3}}
+    assert (settings["rates"], settings["kind"]) == ([1, 2], True)
 
 
-def test_the_package_refuses_what_it_does_not_know(tmp_path):
+def settings_of(config_file, *words):
+    parser = command.Parser("")
+    command.add_config(parser)
+    return command.read(parser, [f"--config={config_file}", *words]).settings
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "value"),
+    [
+        ("--config.name=007", "name", "007"),  # a text stays a text, whatever it looks like
+        ("--config.name=None", "name", "None"),
+        ("--config.name=", "name", ""),
+        ("--config.name=it's a=b", "name", "it's a=b"),
+        ("--config.seed=1e3", "seed", 1000.0),
+        ("--config.seed=abc", "seed", "abc"),  # the package refuses it, in its own words
+        ("--config.sizes=3", "sizes", (3,)),
+        ("--config.sizes=3,4", "sizes", (3, 4)),
+        ("--config.sizes=()", "sizes", ()),
+        ("--config.mask=none", "mask", None),
+        ("--config.mask=False", "mask", False),
+    ],
+)
+def test_the_listed_setting_says_what_a_text_means(config_file, word, name, value):
+    found = settings_of(config_file, word)[name]
+    assert found == value and type(found) is type(value)
+
+
+def test_the_last_word_counts_and_changes_of_unlisted_groups_meet(config_file):
+    settings = settings_of(config_file, "--config.seed=1", "--config.a.b=1", "--config.a.c=x", "--config.seed=2")
+    assert (settings["seed"], settings["a"]) == (2, {"b": 1, "c": "x"})
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("--config.evaluate.episods=3", "Did you mean config.evaluate.episodes?"),
+        ("--config.seed=abc", "config.seed: expected int, got 'abc'"),
+    ],
+)
+def test_the_package_refuses_what_it_does_not_know(tmp_path, word, says):
     """The real thing, up to the strict construction of the settings."""
     command = [
         sys.executable,
@@ -87,9 +129,9 @@ def test_the_package_refuses_what_it_does_not_know(tmp_path):
         f"--config={ROOT}/configs/pace.py",
         f"--run={tmp_path}/run",
     ]
-    done = subprocess.run([*command, "--config.evaluate.episods=3"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, word], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].endswith("Did you mean config.evaluate.episodes?")
+    assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
@@ -108,14 +150,22 @@ def test_an_interrupted_run_says_how_to_go_on(config_file, rounds, status):
         ([], "Expected --config="),
         (["--config=configs/pcae.py"], "There is no config file configs/pcae.py"),
         (["--config=FILE:shrot"], "no preset :shrot; did you mean :short?"),
-        (["--config=FILE", "--config.rounds=two"], "--config.rounds=two: invalid literal for int()"),
+        (["--config=FILE", "--config.rounds"], "Expected a value, --config.rounds=value, got none"),
+        (["--config=FILE", "--config.rounds", "--config.seed=1"], "Expected a value, --config.rounds=value, got none"),
+        (["--config=FILE", "--config.job=ladder"], "config.job=ladder belongs to launch/study.py"),
+        (["--config=README.md"], "--config=README.md: line "),
+        (["--config=configs/common.py"], "has no function get_config(preset)"),
+        (["--config=BROKEN"], "line 3: ZeroDivisionError: division by zero"),
         (["--config=FILE", "--config.rounds.x=2"], "config.rounds is a value, not a group of settings"),
-        (["--config=FILE", "--confg.rounds=2"], "Unknown command line flag 'confg.rounds'"),
-        (["--config=FILE", "seed=2"], "Expected only --name=value, got seed=2."),
+        (["--config=FILE", "--confg.rounds=2"], "there is no flag --confg.rounds; did you mean --config?"),
+        (["--config=FILE", "seed=2"], "expected only --name=value, got seed=2"),
     ],
 )
 def test_a_mistake_is_answered_in_a_line_or_two(config_file, arguments, says):
-    done = door(*(argument.replace("FILE", str(config_file)) for argument in arguments))
+    broken = config_file.with_name("broken.py")
+    broken.write_text('"""A config file with a bug."""\ndef get_config(preset=""):\n    return 1 / 0\n')
+    places = {"FILE": config_file, "BROKEN": broken}
+    done = door(*(re.sub("FILE|BROKEN", lambda name: str(places[name[0]]), argument) for argument in arguments))
     assert done.returncode == 1
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
