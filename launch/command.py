@@ -23,7 +23,7 @@ import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -43,18 +43,17 @@ class Parser(argparse.ArgumentParser):
         shape = argparse.RawDescriptionHelpFormatter
         super().__init__(description=doc, formatter_class=shape, allow_abbrev=False, **options)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # pyright: ignore
         """Parses as argparse does, but names the nearest flag where one is unknown."""
-        options, unknown = super().parse_known_args(args, namespace)
-        if not unknown:
-            return options, unknown
-        word = unknown[0]
-        if not word.startswith("-"):
-            self.error(f"expected only --name=value, got {word}")
-        name = word.partition("=")[0]
-        # A path such as --confg.rounds is misspelt in its first part.
-        near = difflib.get_close_matches(name.partition(".")[0], self._option_string_actions, n=1)
-        self.error(f"there is no flag {name}{f'; did you mean {near[0]}?' if near else ''}")
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown and not unknown[0].startswith("-"):
+            self.error(f"expected only --name=value, got {unknown[0]}")
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            # A path such as --confg.rounds is misspelt in its first part.
+            near = difflib.get_close_matches(name.partition(".")[0], self._option_string_actions, n=1)
+            self.error(f"there is no flag {name}{f'; did you mean {near[0]}?' if near else ''}")
+        return options
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with one line on stderr."""
@@ -183,6 +182,13 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def positive(text: str) -> int:
+    """Reads a whole number above 0; a type for ``add_argument``."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return int(text)
+
+
 def default_run(file: str, preset: str, settings: Mapping[str, Any]) -> pathlib.Path:
     """``runs/pace``, ``runs/pace-libero_spatial``, ``runs/pace-seed1``: never one folder for two seeds."""
     parts = [pathlib.Path(file).stem, *filter(None, preset.split(","))]
@@ -215,6 +221,15 @@ def explain_errors(stopped: str, *, place: object = None, kept: str = "") -> Ite
         print(f"\n{stopped}", file=sys.stderr)
         # A training that was asked to stop by SIGTERM says so in ``signal``.
         sys.exit(128 + getattr(stop, "signal", signal.SIGINT))
+
+
+@contextlib.contextmanager
+def bar(name: str, size: int | None = None) -> Iterator[Callable[[int], object]]:
+    """Shows a progress bar over bytes on stderr; gives the function that moves it on."""
+    from tqdm import tqdm
+
+    with tqdm(total=size, desc=name, unit="B", unit_scale=True, mininterval=0.5) as progress:
+        yield progress.update
 
 
 def refuse(message: str) -> NoReturn:

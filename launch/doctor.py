@@ -9,7 +9,6 @@ Ends with status 1 when something has to be mended.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.metadata
 import os
@@ -23,6 +22,8 @@ from collections.abc import Callable, Iterator
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from launch import command
+
 DISK_GB, MEMORY_GB = 10.0, 6.0
 """What the loop on the embedded table wants to find free, generously counted."""
 
@@ -33,7 +34,7 @@ class FaultError(Exception):
 
 def main() -> None:
     """Runs every check that was asked for and prints one line each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.Parser(__doc__)
     parser.add_argument("--libero", action="store_true", help="LIBERO has to be there")
     parser.add_argument("--step", action="store_true", help="take and draw one step of LIBERO")
     args = parser.parse_args()

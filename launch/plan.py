@@ -48,9 +48,7 @@ def main() -> None:
     parser.add_argument("--topology", default="here", help="v5e:4x4, v5p:2x2x4, h200, h100:8; v5e: its smallest slice")
     parser.add_argument("--phases", help="some of world,imagine,update; default all")
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak for the hours (default 0.4)")
-    parser.add_argument(
-        "--measure", type=int, default=0, metavar="N", help="also run each phase N times on what is here"
-    )
+    parser.add_argument("--measure", type=int, default=0, metavar="N", help="run each phase N times on what is here")
     request = command.read(parser)
     options = request.options
     if not 0 < options.efficiency <= 1:
@@ -114,12 +112,13 @@ def _paragraph(need: Need, where: Topology, efficiency: float, compiling: float)
     verdict = "" if not where.chip.gib else " fits" if need.fits(where) else " DOES NOT FIT"
     parts = [*need.held.items(), *((f"{name} (idle)", size) for name, size in need.beside.items())]
     held = ", ".join(f"{name} {_size(size)}" for name, size in [*parts, ("temporary", need.temporary)])
+    hours = _hours(need, where, efficiency)
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(need.collectives.items())) or "none"
     lines = [
         f"\n{need.name}: {_size(need.peak)} a device{verdict}",
         f"  memory       {held}",
         f"  collectives  {kinds}",
-        f"  work         {need.flops / 1e12:,.4g} Tflop{_hours(need, where, efficiency)}; compiled in {compiling:.0f} s",
+        f"  work         {need.flops / 1e12:,.4g} Tflop{hours}; compiled in {compiling:.0f} s",
     ]
     if need.refused:
         lines.append(f"  compiler     {need.refused.splitlines()[0][:300]}")

@@ -1,6 +1,6 @@
 """Serves a policy to robots over a WebSocket, in openpi's protocol.
 
-    python launch/serve.py robot                     a bundle (launch/export_robot.py --to jax)
+    python launch/serve.py robot                     a bundle (launch/export.py --to jax)
     python launch/serve.py runs/pace                 a run folder: its last policy
     python launch/serve.py robot --host 0.0.0.0 --api-key-file key.txt
 
@@ -16,8 +16,9 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from launch import command
 
 if TYPE_CHECKING:
     from wovr_jax.export.robot import Robot
@@ -32,30 +33,25 @@ def main() -> None:
     # Only now: importing jax takes seconds, a misspelt flag none.
     from wovr_jax.export.server import PolicyServer, ServerConfig
 
-    try:
+    # Ctrl-C and SIGTERM end the server well and are handled by it.
+    with command.explain_errors("stopped", place=f"{args.host}:{args.port}"):
         key = read_key(args.api_key_file)
         if args.host not in LOCAL and key is None:
             print(
                 f"warning: whoever reaches {args.host} can use this policy; --api-key-file sets a key", file=sys.stderr
             )
-        robot = opened(args.source, args.round)
+        robot = open_policy(args.source, args.round)
         cfg = ServerConfig(
             args.host, args.port, key, args.temperature, args.seed, int(args.max_mb * 2**20), args.clients
         )
         name, host = robot.about["policy"], f"[{args.host}]" if ":" in args.host else args.host
         PolicyServer(robot, cfg).run(lambda port: print(f"serving {name} at ws://{host}:{port}", flush=True))
-    except ValueError as error:  # every refusal of the package is one, and says what to do
-        if not type(error).__module__.startswith("wovr_jax."):
-            raise
-        sys.exit(str(error))
-    except OSError as error:
-        sys.exit(f"{error.filename or f'{args.host}:{args.port}'}: {error.strerror or error}")
     print("stopped", file=sys.stderr)
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.Parser(__doc__)
     parser.add_argument("source", type=pathlib.Path, help="a robot bundle or a run folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
@@ -73,8 +69,8 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def opened(source: pathlib.Path, round_: int | None) -> Robot:
-    """The policy of a bundle or of a run folder."""
+def open_policy(source: pathlib.Path, round_: int | None) -> Robot:
+    """Opens the policy of a bundle, or of a round of a run folder."""
     from wovr_jax.export import program
     from wovr_jax.export import source as sources
     from wovr_jax.export.robot import MANIFEST, BundleError, Robot
@@ -87,11 +83,11 @@ def opened(source: pathlib.Path, round_: int | None) -> Robot:
 
 
 def read_key(file: pathlib.Path | None) -> str | None:
-    """The first line of a file."""
+    """Returns the first line of a file, None without a file."""
     if file is None:
         return None
     key = (file.read_text().splitlines() or [""])[0].strip()
-    return key or sys.exit(f"{file} is empty; its first line is the key")
+    return key or command.refuse(f"{file} is empty; its first line is the key")
 
 
 if __name__ == "__main__":

@@ -123,13 +123,10 @@ def test_the_last_word_counts_and_changes_of_unlisted_groups_meet(config_file):
 )
 def test_the_package_refuses_what_it_does_not_know(tmp_path, word, says):
     """The real thing, up to the strict construction of the settings."""
-    command = [
-        sys.executable,
-        ROOT / "launch" / "train.py",
-        f"--config={ROOT}/configs/pace.py",
-        f"--run={tmp_path}/run",
-    ]
-    done = subprocess.run([*command, word], capture_output=True, text=True, timeout=120)
+    words = [f"--config={ROOT}/configs/pace.py", f"--run={tmp_path}/run", word]
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / "train.py", *words], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr

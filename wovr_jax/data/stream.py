@@ -119,7 +119,8 @@ class Stream:
         threads = self.cfg.threads
         visits = visits.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
         if self.cfg.workers:
-            flags.FLAGS.mark_as_parsed()  # Grain's reading processes ask for its flags, which we leave at their defaults
+            # Grain's reading processes ask for its flags, and nobody parses a command line for them.
+            flags.FLAGS.mark_as_parsed()
             visits = visits.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.cfg.workers))
         return experimental.FlatMapIterDataset(visits.batch(len(rows)), _Deal(self.cfg.visit))
 
