@@ -10,7 +10,7 @@ libero_small, and from converted weights libero_spatial, libero_object, libero_g
 ``:libero_small,libero_smoke`` runs every stage of it with almost nothing in it. Each says below what it needs and
 what to expect.
 
-Settings that are not listed here keep the defaults of ``wovr_jax.recipe.Recipe``; a key ``size`` names a
+Settings that are not listed here keep the defaults of ``wovr_jax.run.recipe.Recipe``; a key ``size`` names a
 size of a network, and keys beside it change that size.
 """
 
@@ -83,7 +83,7 @@ def smoke(settings):
 
 def tiny(settings):
     """Every stage with networks too small to learn, a VAE of their own too: whole runs in a minute, to be killed and
-    compared (launch/kill_test.py, docs/scaling.md). Batches are multiples of four devices."""
+    compared (launch/tools/kill_test.py, docs/scaling.md). Batches are multiples of four devices."""
     settings.vae, settings.towers = "", ()
     for part in (settings.policy, settings.world, settings.reward):
         part.size = "fake"

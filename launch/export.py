@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line; combinations that mean nothing are refused."""
+    """Reads the command line; combinations that mean nothing are refused."""
     parser = command.Parser(__doc__)
     parser.add_argument("--run", type=pathlib.Path, metavar="FOLDER", help="a run folder; its last policy is exported")
     parser.add_argument("--policy", type=pathlib.Path, metavar="JSON", help="policy.json of an imported policy")

@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line; combinations that mean nothing are refused."""
+    """Reads the command line; combinations that mean nothing are refused."""
     parser = command.Parser(__doc__)
     parser.add_argument("source", type=pathlib.Path, help="file, index or folder; with --to a .json to export")
     parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="where to write; made if it is not there")

@@ -30,27 +30,27 @@ def main() -> None:
     """Opens the policy, serves it until Ctrl-C."""
     args = parse()
 
-    # Only now: importing jax takes seconds, a misspelt flag none.
-    from wovr_jax.export.server import PolicyServer, ServerConfig
-
-    # Ctrl-C and SIGTERM end the server well and are handled by it.
+    # Ctrl-C and SIGTERM in a server that runs end it well, with status 0; in one that still loads they end here.
     with command.explain_errors("stopped", place=f"{args.host}:{args.port}"):
+        # Only now: importing jax takes seconds, a misspelt flag none.
+        from wovr_jax.core import config
+        from wovr_jax.export.server import PolicyServer, ServerConfig
+
         key = read_key(args.api_key_file)
         if args.host not in LOCAL and key is None:
-            print(
-                f"warning: whoever reaches {args.host} can use this policy; --api-key-file sets a key", file=sys.stderr
-            )
+            warning = f"warning: whoever reaches {args.host} can use this policy; --api-key-file sets a key"
+            print(warning, file=sys.stderr)
         robot = open_policy(args.source, args.round)
-        cfg = ServerConfig(
-            args.host, args.port, key, args.temperature, args.seed, int(args.max_mb * 2**20), args.clients
-        )
+        flags = {"host": args.host, "port": args.port, "temperature": args.temperature, "seed": args.seed}
+        limits = {"max_bytes": int(args.max_mb * 2**20), "connections": args.clients}
+        cfg = config.from_dict(ServerConfig, flags | limits | {"api_key": key}, "server")
         name, host = robot.about["policy"], f"[{args.host}]" if ":" in args.host else args.host
         PolicyServer(robot, cfg).run(lambda port: print(f"serving {name} at ws://{host}:{port}", flush=True))
     print("stopped", file=sys.stderr)
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = command.Parser(__doc__)
     parser.add_argument("source", type=pathlib.Path, help="a robot bundle or a run folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -62,10 +62,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--max-mb", type=float, default=8.0, help="longest message, MiB (default 8)")
-    parser.add_argument("--clients", type=int, default=16, help="most clients at once (default 16)")
+    parser.add_argument("--clients", type=command.positive, default=16, help="most clients at once (default 16)")
     args = parser.parse_args()
-    if args.max_mb <= 0 or args.clients < 1 or args.temperature < 0:
-        parser.error("--max-mb is above 0, --clients at least 1, --temperature at least 0")
+    if args.max_mb <= 0 or args.temperature < 0 or not 0 <= args.port <= 65535:
+        parser.error("--max-mb is above 0, --temperature at least 0, --port from 0 to 65535")
     return args
 
 

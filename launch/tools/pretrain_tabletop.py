@@ -11,7 +11,6 @@ Each part is trained on fresh scenes of the simulator and written to wovr_jax/as
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import pathlib
 import sys
 from typing import Any
@@ -103,8 +102,11 @@ def pretrain_tower(args: argparse.Namespace) -> None:
 
 def change(training: Any, args: argparse.Namespace) -> Any:
     """The settings of a training with what the command line changes."""
+    from wovr_jax.core import config
+
     options = {name: getattr(args, name) for name in ("steps", "batch", "lr", "kl", "seed")}
-    return dataclasses.replace(training, **{name: value for name, value in options.items() if value is not None})
+    changes = {name: value for name, value in options.items() if value is not None}
+    return config.from_dict(type(training), config.to_dict(training) | changes, args.part)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 An asset is ``<name>.safetensors`` (float16 weights; a parameter's path joined by dots) and
 ``<name>.json``: the class and fields of its config, the settings of its training, what it
-scores, and the SHA-256 of the weights. ``launch/pretrain_tabletop.py`` makes them again. Imported weights
+scores, and the SHA-256 of the weights. ``launch/tools/pretrain_tabletop.py`` makes them again. Imported weights
 (``bridge.native``) have the same form in their own dtype, and load here too.
 """
 
@@ -41,13 +41,13 @@ def load_asset(name: str, folder: pathlib.Path = FOLDER) -> tuple[Any, Params]:
     facts = describe(name, folder)
     path = folder / f"{name}.safetensors"
     if not path.is_file():
-        raise AssetError(f"asset {name!r}: {path} is missing. Make it with launch/pretrain_tabletop.py.")
+        raise AssetError(f"asset {name!r}: {path} is missing. Make it with launch/tools/pretrain_tabletop.py.")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != facts["sha256"]:
         raise AssetError(
             f"asset {name!r}: {path} has SHA-256 {digest}, its description says {facts['sha256']}. "
-            "Restore both files from one commit, or make them again with launch/pretrain_tabletop.py."
+            "Restore both files from one commit, or make them again with launch/tools/pretrain_tabletop.py."
         )
     module, _, class_name = MOVED.get(facts["config_class"], facts["config_class"]).partition(":")
     cls = getattr(importlib.import_module(module), class_name)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from wovr_jax.core import pixels
+from wovr_jax.core import config, pixels
 from wovr_jax.sim.libero.evaluate import EvaluateConfig, draw_seed
 from wovr_jax.sim.libero.pool import Pool
 from wovr_jax.sim.libero.rollout import Act, Outcome, View, demonstrations, rollouts
@@ -66,7 +66,7 @@ class TrialRunner:
         policy, size = (None, 256 if film else 0) if self.scripted else self._policy
         if film or not self.scripted:
             size = self.cfg.size or size
-        scene = SceneConfig(size=size, wrist=False, drawing=self.cfg.drawing)
+        scene = config.from_dict(SceneConfig, {"size": size, "wrist": False, "drawing": self.cfg.drawing})
         with Pool(min(self.cfg.workers, len(wanted)), scene) as pool:
             for outcome in self._play(pool, wanted, policy, film):
                 if outcome.episode is not None:
