@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from wovr_jax.core.disk import fresh_folder, replace_folder, write_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.types import ACTION_DIM, Episode
 
@@ -53,7 +54,7 @@ def write(source: disk.EpisodeSource, out: pathlib.Path, *, fps: int = 20, video
     """
     if out.exists():
         raise disk.EpisodesError(f"{out} exists already; name another folder.")
-    fresh = disk.fresh_folder(out.expanduser().absolute())
+    fresh = fresh_folder(out.expanduser().absolute())
     tasks = {int(number): facts["instruction"] for number, facts in source.manifest["tasks"].items()}
     order = {number: index for index, number in enumerate(sorted(tasks))}
     listing: list[dict[str, Any]] = []
@@ -64,7 +65,7 @@ def write(source: disk.EpisodeSource, out: pathlib.Path, *, fps: int = 20, video
             _write_file(fresh, [source[index] for index in part], file, order, listing, sums, fps, video)
         info = _info(source, listing, len(tasks), fps, video)
         _write_meta(fresh, info, listing, [tasks[number] for number in sorted(tasks)], sums)
-        disk.put_in_place(fresh, out.expanduser().absolute())
+        replace_folder(fresh, out.expanduser().absolute())
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return info
@@ -192,8 +193,8 @@ def _write_meta(
     table = pa.table({"task_index": list(range(len(tasks))), "task": list(tasks)})
     pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(note)}), folder / "meta/tasks.parquet")
     stats = {name: _stats(parts, name in (IMAGE, WRIST)) for name, parts in sums.items() if parts}
-    (folder / "meta/stats.json").write_text(json.dumps(stats))
-    (folder / "meta/info.json").write_text(json.dumps(info, indent=4))
+    write_json(folder / "meta/stats.json", stats, indent=None)
+    write_json(folder / "meta/info.json", info, indent=4)
 
 
 def _stats(parts: Sequence[np.ndarray], picture: bool) -> dict[str, list[Any]]:

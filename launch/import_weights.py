@@ -47,7 +47,7 @@ from launch import command
 
 if TYPE_CHECKING:
     from wovr_jax.bridge.adapters import Adapters
-    from wovr_jax.bridge.convert import Import
+    from wovr_jax.bridge.importer import Import
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def parse() -> argparse.Namespace:
 
 def import_all(args: argparse.Namespace) -> None:
     """Imports every part that the source holds. In a folder, what is no known weights is passed over and named."""
-    from wovr_jax.bridge import adapters, convert, formats
+    from wovr_jax.bridge import adapters, formats, importer, rest
     from wovr_jax.bridge.sources import FileError, find, open_source
     from wovr_jax.weights import native
 
@@ -132,7 +132,7 @@ def import_all(args: argparse.Namespace) -> None:
             passed.append(str(error))
             continue
         if not args.part or kind.part in args.part:
-            ready.append(convert.read_import(source, **reading_options(args, kind.part, path.parent)))
+            ready.append(importer.read_import(source, **reading_options(args, kind.part, path.parent)))
     for message in passed:
         print(f"passed over: {message}", file=sys.stderr)
     if (args.adapter or args.state or args.images > 1) and not any(part.kind.part == "policy" for part in ready):
@@ -151,11 +151,11 @@ def import_all(args: argparse.Namespace) -> None:
     loose = open_adapters(args, ready) if args.adapter == "keep" else None
     if args.out:
         for name in [args.name or part.kind.part for part in ready] + (["lora"] if loose else []):
-            check_free(args, f"{name}.json", f"{name}.safetensors", convert.rest_name(name))
+            check_free(args, f"{name}.json", f"{name}.safetensors", rest.folder_name(name))
         check_space(args, sum(part.bytes for part in ready))
         for part in ready:
             with command.bar(part.kind.part, part.bytes) as progress:
-                written = convert.write_import(part, args.out, args.name, progress)
+                written = importer.write_import(part, args.out, args.name, progress)
             print(written)
         if loose:
             print(adapters.write_native(loose, args.out))
@@ -182,7 +182,7 @@ def open_adapters(args: argparse.Namespace, ready: list[Import]) -> Adapters:
 
 def export(args: argparse.Namespace) -> None:
     """Writes imported weights in an outside format."""
-    from wovr_jax.bridge import adapters, convert, formats
+    from wovr_jax.bridge import adapters, exporter, formats
     from wovr_jax.weights import native
 
     if args.to == "peft":
@@ -193,12 +193,12 @@ def export(args: argparse.Namespace) -> None:
     kind = formats.named(cfg, args.to)
     if kind.part == "policy" and args.out.is_dir():  # a folder of its own, with names that the release chose
         check_free(args, *(path.name for path in args.out.iterdir()))
-    check_free(args, *convert.export_names(cfg, kind))
-    size = sum(map(convert.size_of, source.facts.values()))
+    check_free(args, *exporter.export_names(cfg, kind))
+    size = sum(fact.nbytes for fact in source.facts.values())
     check_space(args, size)
     most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
     with command.bar(f"{kind.part} to {args.to}", size) as progress:
-        written = convert.write_export(args.source, args.to, args.out, shard_bytes=most, progress=progress)
+        written = exporter.write_export(args.source, args.to, args.out, shard_bytes=most, progress=progress)
     print("\n".join(map(str, written)))
 
 

@@ -56,11 +56,11 @@ def study(words: Sequence[str]) -> None:
         from wovr_jax.core import processes
 
         with processes.joined():
-            from wovr_jax.report import page
+            from wovr_jax.report import tables
             from wovr_jax.studies import runner
 
             results = runner.run(settings["job"], settings, run, allow_change=request.options.allow_config_change)
-    print(f"{page.table(results)}\n\n{run / 'report.html'}")
+    print(f"{tables.render_text(results)}\n\n{run / 'report.html'}")
 
 
 def probe(words: Sequence[str]) -> None:

@@ -37,13 +37,13 @@ def main() -> None:
         with processes.joined():
             # After the processes have met: some of these modules hold arrays.
             from wovr_jax import pace
-            from wovr_jax.report import page
+            from wovr_jax.report import tables
 
             results = pace.run(settings["job"], settings, run, allow_change=request.options.allow_config_change)
             first = processes.first()
     # All processes end with the same results; one of them tells.
     if first:
-        print(f"{page.table(results)}\n\n{run / 'report.html'}")
+        print(f"{tables.render_text(results)}\n\n{run / 'report.html'}")
 
 
 if __name__ == "__main__":

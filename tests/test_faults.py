@@ -28,7 +28,7 @@ from wovr_jax.data import episodes as disk
 from wovr_jax.run.folder import Run, RunError
 from wovr_jax.train import loop
 from wovr_jax.types import Episode
-from wovr_jax.weights import assets
+from wovr_jax.weights import native
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EVERY_STEP = CheckpointConfig(every_s=0)
@@ -143,7 +143,8 @@ def other_episodes_are_whole(folder: pathlib.Path) -> None:
 
 
 def weights_are_missing(folder: pathlib.Path) -> None:
-    assets.given("world_weights", str(folder / "nowhere.json"), {"w": jax.ShapeDtypeStruct((2,), jnp.float32)})
+    shapes = {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    native.load_weights("world_weights", str(folder / "nowhere.json"), shapes, sharding.WHOLE)
 
 
 def fewer_devices(_: pathlib.Path) -> None:

@@ -85,8 +85,8 @@ def play(connection: ClientConnection, episodes: int) -> int:
     import jax
     import numpy as np
 
+    from wovr_jax.core.pixels import to_uint8
     from wovr_jax.sim.tabletop import table as tabletop
-    from wovr_jax.sim.tabletop.collect import to_uint8
 
     cfg = tabletop.TabletopConfig()
     render = jax.jit(functools.partial(tabletop.render, cfg=cfg))

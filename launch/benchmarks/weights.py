@@ -102,8 +102,9 @@ def write_random(path: pathlib.Path, cfg: DiTConfig | VLAConfig, kind: formats.F
     import numpy as np
 
     from wovr_jax.bridge import formats
-    from wovr_jax.weights import tensors
-    from wovr_jax.weights.keymap import Fact, plan_export
+    from wovr_jax.weights import safetensors
+    from wovr_jax.weights.plan import plan_export
+    from wovr_jax.weights.safetensors import Fact
 
     dtype = np.dtype("bfloat16")
     ours = {name: Fact(shape, dtype) for name, shape in formats.shapes(cfg).items()}
@@ -117,7 +118,7 @@ def write_random(path: pathlib.Path, cfg: DiTConfig | VLAConfig, kind: formats.F
         for i, (name, fact) in enumerate(facts.items()):
             yield name, np.resize(np.roll(noise, 7919 * i), fact.shape)
 
-    tensors.write(path, facts, draw(), {"format": "pt"})
+    safetensors.write(path, facts, draw(), {"format": "pt"})
 
 
 def time_process(what: str, size: int, *command: str) -> None:

@@ -39,11 +39,11 @@ def main() -> None:
         # Only now: importing jax takes seconds, a misspelt flag none.
         from wovr_jax.core.log import Log
         from wovr_jax.core.machine import enable_compile_cache
-        from wovr_jax.weights import assets
+        from wovr_jax.weights import native
 
         enable_compile_cache(command.ROOT / ".jax_cache")
         args.log = Log(args.run) if args.run else None
-        args.out = args.out or assets.FOLDER
+        args.out = args.out or native.FOLDER
         args.name = args.name or f"tabletop_{args.part}"
         pretrain_vae(args) if args.part == "vae" else pretrain_tower(args)
 
@@ -56,7 +56,7 @@ def pretrain_vae(args: argparse.Namespace) -> None:
     from wovr_jax.sim.tabletop.scenes import draw_windows
     from wovr_jax.sim.tabletop.table import TabletopConfig
     from wovr_jax.train import loop
-    from wovr_jax.weights import assets
+    from wovr_jax.weights import native
     from wovr_jax.world.vae import train as vae_train
     from wovr_jax.world.vae.net import VAEConfig
 
@@ -69,7 +69,7 @@ def pretrain_vae(args: argparse.Namespace) -> None:
     draw = jax.jit(draw_windows, static_argnums=(1, 2))
     cfg = vae_train.normalised(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
     scores = vae_train.scores(cfg, params, [draw(key(1, "held out", i), 64, sim) for i in range(8)])
-    path = assets.save_asset(args.name, cfg, params, training=training, scores=scores, folder=args.out)
+    path = native.save_asset(args.name, cfg, params, training=training, scores=scores, folder=args.out)
     print(f"{path}: {scores}")
 
 
@@ -83,7 +83,7 @@ def pretrain_tower(args: argparse.Namespace) -> None:
     from wovr_jax.sim.tabletop.scenes import draw_scenes
     from wovr_jax.sim.tabletop.table import TabletopConfig
     from wovr_jax.train import loop
-    from wovr_jax.weights import assets
+    from wovr_jax.weights import native
 
     sim, cfg = TabletopConfig(), getattr(TowerConfig, f"tabletop_{args.part}")()
     training = change(getattr(towers_train.TowerTraining, args.part)(), args)
@@ -96,7 +96,7 @@ def pretrain_tower(args: argparse.Namespace) -> None:
     unseen = [jax.jit(scenes, static_argnums=1)(key(1, "held out", i), 256) for i in range(4)]
     scores = towers_train.scores(cfg, training, state["params"], unseen)
     tower = state["params"]["tower"]
-    path = assets.save_asset(args.name, cfg, tower, training=training, scores=scores, folder=args.out)
+    path = native.save_asset(args.name, cfg, tower, training=training, scores=scores, folder=args.out)
     print(f"{path}: {scores}")
 
 

@@ -75,13 +75,6 @@ def test_still_background_is_small():
     assert len(records.encode(still)) < 0.3 * still.frame_SHWC.nbytes  # most of it random actions
 
 
-def test_pixels_survive_the_round_trip():
-    pixels = np.arange(256, dtype=np.uint8)
-    assert np.array_equal(disk.to_uint8(disk.to_float(pixels)), pixels)
-    assert disk.to_float(pixels)[[0, 255]].tolist() == [-1.0, 1.0]
-    assert disk.to_uint8(np.array([-1.2, 0.9999, 1.2])).tolist() == [0, 255, 255]
-
-
 def test_an_existing_folder_is_not_replaced_unasked(tmp_path):
     disk.write(tmp_path / "base", [make(0)])
     with pytest.raises(EpisodesError, match="exists already; pass overwrite=True"):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wovr_jax.core import pixels
 from wovr_jax.data import batches, stream
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.stream import Feed, Layout, Stream, StreamConfig
@@ -46,7 +47,7 @@ def test_a_window_is_the_one_that_is_cut_on_the_device() -> None:
     frames, actions = batches.gather_windows(cut, jnp.asarray(cut.train_I2))
     for (_, start), frame_FHWC, action_FA in zip(cut.train_I2, frames, actions, strict=True):
         ours, action = stream.window(made[0], int(start), LAYOUT)
-        np.testing.assert_allclose(disk.to_float(ours), frame_FHWC, atol=2e-7)
+        np.testing.assert_allclose(pixels.to_float(ours), frame_FHWC, atol=2e-7)
         np.testing.assert_array_equal(action, action_FA)
     assert reader(made, visit=1).layout.later(24) == range(-2, 18)
 

@@ -11,7 +11,7 @@ from tests.bridge import openvla_reference as torch_policy
 from tests.bridge.layouts import openvla_folder, same
 from tests.export.robots import KEY, TASKS, imported
 from tests.launch.test_export import door  # noqa: F401 (a fixture)
-from wovr_jax.bridge import convert, torch_io
+from wovr_jax.bridge import importer, torch_io
 from wovr_jax.bridge.sources import find, open_source
 from wovr_jax.export import contract, source, torch_folder
 from wovr_jax.export.robot import BundleError, Robot
@@ -71,7 +71,7 @@ def test_a_policy_with_the_robots_state_goes_out_with_its_projector(tmp_path):
     from tests.bridge import test_pictures_and_state as two
 
     ready = two.opened(two.release(tmp_path / "release"), images=2, state=True)
-    card = convert.write_import(ready, tmp_path / "ours")
+    card = importer.write_import(ready, tmp_path / "ours")
     for overwrite in (False, True):
         files = torch_folder.write(card, tmp_path / "robot", overwrite=overwrite)
         assert tmp_path / "robot" / two.FILE in files
@@ -85,7 +85,7 @@ def test_torch_acts_on_the_exported_folder_as_the_policy_does(door, tmp_path):  
     pytest.importorskip("torch")
     release_folder = openvla_folder(tmp_path / "release", torch_policy.weights(), torch_policy.CONFIG, 3)
     (file,) = find(release_folder)
-    card = convert.write_import(convert.read_import(open_source(file), heads=torch_policy.HEADS), tmp_path / "ours")
+    card = importer.write_import(importer.read_import(open_source(file), heads=torch_policy.HEADS), tmp_path / "ours")
     status, _, _ = door("--policy", card, "--to", "torch", "--out", tmp_path / "robot", "--shard-gb", 0.0001)
     assert status == 0
     files = sorted((tmp_path / "robot").glob("model-*.safetensors"))

@@ -24,12 +24,12 @@ from tests.bridge.layouts import (
     same,
 )
 from tests.export.robots import TASKS, fake_run
-from wovr_jax.bridge import convert
+from wovr_jax.bridge import exporter, importer
 from wovr_jax.bridge.sources import find, open_source
 from wovr_jax.export import source, torch_folder, wire
 from wovr_jax.export.robot import BundleError, Robot
 from wovr_jax.weights import native
-from wovr_jax.weights.keymap import Fact
+from wovr_jax.weights.safetensors import Fact
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 
@@ -54,7 +54,7 @@ def release(tmp_path):
 @pytest.fixture
 def card(release, tmp_path):
     (file,) = find(release)
-    return convert.write_import(convert.read_import(open_source(file), heads=2), tmp_path / "ours")
+    return importer.write_import(importer.read_import(open_source(file), heads=2), tmp_path / "ours")
 
 
 def others(folder):
@@ -138,7 +138,7 @@ def test_a_policy_trained_further_takes_the_files_of_its_import(release, card, t
 
 
 def test_a_folder_that_is_not_what_was_to_be_written_is_not_put_in_place(card, tmp_path, monkeypatch):
-    write = convert.write_export
+    write = exporter.write_export
 
     def wrong(path, to, folder, **more):
         written = write(path, to, folder, **more)
@@ -147,7 +147,7 @@ def test_a_folder_that_is_not_what_was_to_be_written_is_not_put_in_place(card, t
         (folder / "model.safetensors").write_bytes(data)
         return written
 
-    monkeypatch.setattr(convert, "write_export", wrong)
+    monkeypatch.setattr(exporter, "write_export", wrong)
     with pytest.raises(BundleError, match="is not what was to be written"):
         torch_folder.write(card, tmp_path / "robot")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "release"]

@@ -144,11 +144,11 @@ def test_adapters_are_merged_or_kept_on_request_and_it_is_said(door, tmp_path):
     cfg, params = native.load(tmp_path / "plain" / "policy.json")
     own = LoRAConfig(2, 4.0, ("llm/blocks/q", "projector/fc2"))
     ours = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), lora.init(jax.random.key(0), params, own))
-    adapters.write_peft(release / "lora_adapter", PolicyAdapters(cfg, own), native.flat(ours))
+    adapters.write_peft(release / "lora_adapter", PolicyAdapters(cfg, own), native.flatten(ours))
 
     status, out, _ = door(*arguments, tmp_path / "untouched")
     assert status == 0 and "lora_adapter/ is copied and not merged; --adapter merge would do that" in out
-    same(native.flat(native.load(tmp_path / "untouched" / "policy.json")[1]), native.flat(params))
+    same(native.flatten(native.load(tmp_path / "untouched" / "policy.json")[1]), native.flatten(params))
 
     status, out, _ = door(*arguments, tmp_path / "merged", "--adapter", "merge")
     assert status == 0 and "lora_adapter: 4 adapters of rank 2 and scale 2" in out and "merged in float32" in out
@@ -162,7 +162,7 @@ def test_adapters_are_merged_or_kept_on_request_and_it_is_said(door, tmp_path):
         *arguments, tmp_path / "kept", "--adapter", "keep", "--adapter-folder", tmp_path / "elsewhere"
     )
     assert status == 0 and "kept as lora.json, not merged" in out
-    same(native.flat(native.load(tmp_path / "kept" / "lora.json")[1]), native.flat(ours))
+    same(native.flatten(native.load(tmp_path / "kept" / "lora.json")[1]), native.flatten(ours))
     back = (tmp_path / "kept" / "lora.json", "--to", "peft", "--out", tmp_path / "peft")
     assert door(*back)[0] == 0 and "there already" in door(*back)[0]
     same(*(read(folder / "adapter_model.safetensors") for folder in (tmp_path / "elsewhere", tmp_path / "peft")))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wovr_jax.core import pixels
 from wovr_jax.sim.tabletop import collect
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.expert import ExpertConfig
@@ -92,7 +93,7 @@ def test_seed_and_actions_replay_an_episode_exactly() -> None:
         jnp.array([episode.seed]), jnp.asarray(episode.action_SA)[None], jnp.array([CFG.horizon]), CFG
     )
     frame = tabletop.render(jax.tree.map(lambda leaf: leaf[0], state), CFG)
-    assert np.array_equal(collect.to_uint8(frame), episode.frame_SHWC[-1])
+    assert np.array_equal(pixels.to_uint8(frame), episode.frame_SHWC[-1])
 
 
 def test_labels_are_clean_and_executed_actions_are_not() -> None:

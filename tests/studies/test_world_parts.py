@@ -13,7 +13,7 @@ import pytest
 
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.report import page as report
+from wovr_jax.report import tables
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.recipe import CollectConfig, EvaluateConfig, Recipe
 from wovr_jax.sim.tabletop import expert as experts
@@ -23,7 +23,7 @@ from wovr_jax.studies import runner
 from wovr_jax.studies import world_parts as world_study
 from wovr_jax.studies.variants import merged
 from wovr_jax.train import loop
-from wovr_jax.weights import assets
+from wovr_jax.weights import native
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -32,7 +32,7 @@ from wovr_jax.world.train import WorldTrainConfig
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     folder = tmp_path_factory.mktemp("assets")
     world = WorldConfig.fake()
-    assets.save_asset(
+    native.save_asset(
         "vae", world.vae, networks(world)[1].init(jax.random.key(1)), training={}, scores={}, folder=folder
     )
     return Recipe(
@@ -99,7 +99,7 @@ def test_one_seed_is_trained_measured_tabled_and_not_made_twice(
     assert all(len(one["latent"]) == len(one["psnr"]) == 16 for one in found.values())
     assert found["full"] != found["still"] != found["vae"]
     assert "true frames through the VAE" in (tmp_path / "run" / "report.html").read_text()
-    assert any(line.startswith("(true frames through the VAE)") for line in report.table(results).splitlines())
+    assert any(line.startswith("(true frames through the VAE)") for line in tables.render_text(results).splitlines())
 
     def never(*args: Any, **options: Any) -> Any:
         raise AssertionError("trained again")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from wovr_jax.bridge.text_dit import TextDiT, TextDiTConfig, text_dit_config, text_dit_config_of_diffusers
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.vla import VLAConfig
@@ -14,12 +15,12 @@ from wovr_jax.policy.weights import vla_config, vla_table
 from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.weights import reward_config, reward_table
-from wovr_jax.weights.keymap import Table
-from wovr_jax.weights.native import flat
-from wovr_jax.weights.tensors import FileError, Source
+from wovr_jax.weights.native import flatten
+from wovr_jax.weights.safetensors import FileError, Source
+from wovr_jax.weights.table import Table
 from wovr_jax.weights.transforms import Shape
 from wovr_jax.world import weights
-from wovr_jax.world.dit import DiT, DiTConfig, TextDiTConfig
+from wovr_jax.world.dit import DiT, DiTConfig
 from wovr_jax.world.vae.net import VAE, VAEConfig
 
 
@@ -106,7 +107,7 @@ def config_of(source: Source, kind: Format, heads: int | None = None, recipe: st
         if kind.name == "diffusers":
             if source.config is None:
                 raise FileError(f"{source.name}: config.json of the diffusers folder is missing beside it.")
-            make = weights.dit_config_of_diffusers if kind.part == "dit" else weights.vae_config_of_diffusers
+            make = text_dit_config_of_diffusers if kind.part == "dit" else weights.vae_config_of_diffusers
             return make(source.config)
         if kind.part == "policy":
             if source.config is None:
@@ -114,7 +115,8 @@ def config_of(source: Source, kind: Format, heads: int | None = None, recipe: st
             own = _float_of(source, "language_model.lm_head.weight")
             return vla_config(source.shapes, source.config, heads=heads, dtype=own, recipe=recipe, images=images)
         if kind.part == "dit":
-            return _numerics(weights.dit_config(source.shapes, heads or _heads(source)), source, kind)
+            make = weights.dit_config if kind.name == "rlinf" else text_dit_config
+            return _numerics(make(source.shapes, heads or _heads(source)), source, kind)
         return weights.vae_config(source.shapes) if kind.part == "vae" else reward_config(source.shapes)
     except FileError:
         raise
@@ -135,6 +137,8 @@ def table_of(cfg: Any, kind: Format, *, from_text: bool = False) -> Table:
 
 def network(cfg: Any) -> Pure:
     """The network of a config, without weights."""
+    if isinstance(cfg, TextDiTConfig):
+        return Pure(lambda rngs: TextDiT(cfg, rngs=rngs))
     if isinstance(cfg, DiTConfig):
         return Pure(lambda rngs: DiT(cfg, rngs=rngs))
     if isinstance(cfg, VLAConfig):
@@ -144,7 +148,7 @@ def network(cfg: Any) -> Pure:
 
 def shapes(cfg: Any) -> dict[str, Shape]:
     """Path and shape of every leaf of the network."""
-    return {path: tuple(leaf.shape) for path, leaf in flat(network(cfg).shapes()).items()}
+    return {path: tuple(leaf.shape) for path, leaf in flatten(network(cfg).shapes()).items()}
 
 
 def part_of(cfg: Any) -> str:
@@ -159,13 +163,6 @@ def part_of(cfg: Any) -> str:
         if isinstance(cfg, cls):
             return part
     raise FileError(f"{type(cfg).__name__} has no outside format.")
-
-
-def with_actions(cfg: TextDiTConfig) -> DiTConfig:
-    """The same transformer with both action channels instead of text."""
-    fields: dict[str, Any] = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(DiTConfig)}
-    fields["action_conditioning"] = "dual"
-    return DiTConfig(**fields)
 
 
 def _heads(source: Source) -> int | None:

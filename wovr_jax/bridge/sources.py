@@ -11,8 +11,8 @@ import re
 from typing import Any
 
 from wovr_jax.bridge import torch_io
-from wovr_jax.weights import tensors
-from wovr_jax.weights.tensors import FileError, Source
+from wovr_jax.weights import safetensors
+from wovr_jax.weights.safetensors import FileError, Source
 
 PREFIXES = ("pipe.dit.", "model.diffusion_model.", "model.")
 """What training scripts put before every name of a network."""
@@ -104,7 +104,7 @@ def _open_safetensors(path: pathlib.Path, files: list[pathlib.Path]) -> Source:
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise FileError(f"{path}: {len(absent)} of its {len(files)} shards are not there: {', '.join(absent)}.")
-    headers = [tensors.header(file) for file in files]
+    headers = [safetensors.header(file) for file in files]
     home = {name: header for header in headers for name in header.facts}
     counts = collections.Counter(name for header in headers for name in header.facts)
     doubled = {name for name, count in counts.items() if count > 1}.union(*(header.doubled for header in headers))
@@ -116,7 +116,7 @@ def _open_safetensors(path: pathlib.Path, files: list[pathlib.Path]) -> Source:
             raise FileError(f"{path} and its shards disagree about {len(wrong)} tensors, {wrong[0]!r} among them.")
     facts = {name: header.facts[name] for name, header in home.items()}
     opened = tuple(dict.fromkeys((path, *files)))
-    return Source(str(path), facts, lambda name: tensors.read(home[name], name), sorted(doubled), files=opened)
+    return Source(str(path), facts, lambda name: safetensors.read(home[name], name), sorted(doubled), files=opened)
 
 
 def _weight_map(path: pathlib.Path) -> dict[str, str]:

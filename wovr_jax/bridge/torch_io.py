@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.weights.keymap import Fact
-from wovr_jax.weights.tensors import FileError, refuse_pointer
+from wovr_jax.weights.safetensors import Fact, FileError, refuse_pointer
 
 CONTAINERS = ("model_state_dict", "state_dict")
 """Where a training checkpoint keeps the weights."""

@@ -180,7 +180,7 @@ def place(tree: Any, axes: Axes) -> Any:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
         return keep(tree, axes)
     over = current()
-    return tree if over is None else _put(tree, shardings(tree, axes, over))
+    return tree if over is None else put(tree, shardings(tree, axes, over))
 
 
 def host(tree: Any) -> Any:
@@ -199,12 +199,15 @@ def whole(tree: Any) -> Any:
     over = current()
     if over is None:
         return tree
-    return _put(tree, jax.tree.map(lambda _: NamedSharding(over, PartitionSpec()), tree))
+    return put(tree, jax.tree.map(lambda _: NamedSharding(over, PartitionSpec()), tree))
 
 
-def _put(tree: Any, at: Any) -> Any:
-    """``tree`` at shardings. Of several processes, which all hold it, each takes its pieces from its own copy: JAX
-    would first send every array around to compare."""
+def put(tree: Any, at: Any) -> Any:
+    """Puts the leaves of ``tree`` where the shardings ``at`` say.
+
+    Of several processes, which all hold it, each takes its pieces from its own copy: JAX would first send every array
+    around to compare.
+    """
 
     def piece(leaf: Any, at: NamedSharding) -> jax.Array:
         if jax.process_count() == 1 or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from wovr_jax.data.episodes import to_float
+from wovr_jax.core.pixels import to_float
 from wovr_jax.data.records import Head
 from wovr_jax.types import ACTION_DIM, NULL_ACTION, Array, Episode
 

@@ -7,12 +7,10 @@ last. The folder is made beside its final name and renamed, so it is there whole
 from __future__ import annotations
 
 import collections
-import hashlib
-import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import grain
@@ -20,6 +18,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from wovr_jax.core import processes
+from wovr_jax.core.disk import fresh_folder, read_json, replace_folder, settle_folder, sha256, write_json
 from wovr_jax.data.records import EpisodesError, Head, check, decode, encode, peek
 from wovr_jax.types import ACTION_DIM, Episode
 
@@ -55,7 +54,7 @@ class EpisodeWriter:
         overwrite: bool = False,
         per_shard: int = 256,
     ):
-        self.folder = settle(folder, _complete)
+        self.folder = settle_folder(folder, _complete)
         if self.folder.exists() and not overwrite:
             raise EpisodesError(
                 f"{self.folder} exists already; pass overwrite=True to replace it, or name another folder."
@@ -104,10 +103,9 @@ class EpisodeWriter:
             raise EpisodesError(f"no episodes were given for {self.folder}; an empty folder is not written.")
         for shard in self._shards:
             path = self._fresh / shard["file"]
-            shard |= {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        text = json.dumps(self._facts | {"shards": self._shards}, indent=1)
-        (self._fresh / MANIFEST).write_text(text)
-        put_in_place(self._fresh, self.folder)
+            shard |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        write_json(self._fresh / MANIFEST, self._facts | {"shards": self._shards}, each=True)
+        replace_folder(self._fresh, self.folder)
 
     def _settle_layout(self, episode: Episode, where: str) -> None:
         """The first episode says what each one holds: the size of frames, a wrist camera or none, a state or none."""
@@ -167,13 +165,13 @@ def manifest(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
       EpisodesError: no folder, not an episode folder, or a schema newer than this code.
     """
-    folder = settle(folder, _complete)
+    folder = settle_folder(folder, _complete)
     if not folder.is_dir():
         raise EpisodesError(f"no episodes at {folder}: the folder does not exist. Collect or convert episodes first.")
     if not _complete(folder):
         raise EpisodesError(f"{folder} is not an episode folder: {MANIFEST} is missing in it.")
     try:
-        facts = json.loads((folder / MANIFEST).read_text())
+        facts = read_json(folder / MANIFEST)
     except ValueError as error:
         raise EpisodesError(f"{folder / MANIFEST} is not JSON: {error}") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
@@ -283,52 +281,8 @@ def read(folder: str | os.PathLike, *, verify: bool = True) -> list[Episode]:
     return list(EpisodeSource(folder, verify=verify))
 
 
-def to_float(frame: Any) -> Any:
-    """uint8 pixels -> float32 in [-1, 1]; numpy in, numpy out, and the same for device arrays."""
-    return frame.astype(np.float32) / 127.5 - 1.0
-
-
-def to_uint8(frame: Any) -> np.ndarray:
-    """Pixels in [-1, 1] -> uint8 on the host: clipped, and rounded (truncation would darken)."""
-    return np.clip(np.round((np.asarray(frame, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
-
-
-def fresh_folder(folder: pathlib.Path) -> pathlib.Path:
-    """An empty folder beside ``folder`` to write into."""
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    return fresh
-
-
-def put_in_place(fresh: pathlib.Path, folder: pathlib.Path) -> None:
-    """Renames ``fresh`` to ``folder``; what was there is removed only afterwards."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def settle(folder: str | os.PathLike, complete: Callable[[pathlib.Path], bool]) -> pathlib.Path:
-    """The absolute path, after finishing a :func:`put_in_place` that died between its renames."""
-    folder = pathlib.Path(folder).expanduser().absolute()
-    if not folder.exists() and processes.first():
-        for beside in (folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")):
-            if complete(beside):
-                beside.rename(folder)
-                break
-    return folder
-
-
 def _complete(folder: pathlib.Path) -> bool:
     return (folder / MANIFEST).is_file()
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_shard(folder: pathlib.Path, shard: dict[str, Any], verify: bool) -> None:
@@ -341,5 +295,5 @@ def _check_shard(folder: pathlib.Path, shard: dict[str, Any], verify: bool) -> N
         raise EpisodesError(
             f"{path} is {state}: expected {shard['bytes']} bytes, got {size}. Copy or collect it again."
         )
-    if verify and _sha256(path) != shard["sha256"]:
+    if verify and sha256(path) != shard["sha256"]:
         raise EpisodesError(f"{path} is damaged: its SHA-256 is not the manifest's. Copy or collect it again.")

@@ -6,22 +6,20 @@ parts together. Shards are copied as they are and their hashes taken over.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wovr_jax.core.disk import fresh_folder, replace_folder, write_json
 from wovr_jax.data.episodes import (
     FORMAT,
     MANIFEST,
     SCHEMA,
     EpisodesError,
     EpisodeSource,
-    fresh_folder,
     manifest,
-    put_in_place,
 )
 
 ALIKE = ("frame", "wrist", "state", "action")
@@ -62,8 +60,8 @@ def merge(
             shutil.copyfile(source.folder / shard["file"], fresh / name)
             facts["shards"].append(shard | {"file": name})
     facts["meta"] = dict(meta or {})
-    (fresh / MANIFEST).write_text(json.dumps(facts, indent=1))
-    put_in_place(fresh, folder)
+    write_json(fresh / MANIFEST, facts, each=True)
+    replace_folder(fresh, folder)
     return manifest(folder)
 
 

@@ -13,14 +13,13 @@ prismatic/vla/datasets/rlds/oxe/transforms.py, libero_dataset_transform).
 
 from __future__ import annotations
 
-import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from wovr_jax.core.disk import read_json, write_json
 from wovr_jax.types import ACTION_DIM, Episode
 
 FIELDS = ("mean", "std", "max", "min", "q01", "q99")
@@ -86,11 +85,7 @@ def save(path: str | os.PathLike, table: Mapping[str, Any]) -> None:
     """Writes ``dataset_statistics.json``."""
     for key, entry in table.items():
         check(entry.get("action", {}), f"statistics {key!r}")
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(table, indent=2))
-    fresh.replace(path)
+    write_json(path, table, indent=2, each=True)
 
 
 def load(path: str | os.PathLike, key: str | None = None) -> dict[str, Any]:
@@ -109,7 +104,7 @@ def table(path: str | os.PathLike) -> dict[str, Any]:
       StatisticsError: when it cannot be read.
     """
     try:
-        return dict(json.loads(pathlib.Path(path).read_text()))
+        return dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise StatisticsError(f"{path} cannot be read as action statistics: {error}") from error
 

@@ -9,7 +9,6 @@ true first frame of the episode, as in training of the world model.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ import numpy as np
 from flax import struct
 
 from wovr_jax.core import processes
+from wovr_jax.core.disk import fresh_folder, read_json, replace_folder, settle_folder, write_json
+from wovr_jax.core.pixels import to_float
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.types import NULL_ACTION, Array, Episode, Start
@@ -285,8 +286,8 @@ def gather(table: Starts, row_B: Array, prompt_KL: Array) -> Start:
 
     picked = jax.tree.map(pick, table)
     return Start(
-        anchor_BHWC=disk.to_float(picked.anchor_KHWC),
-        memory_BMHWC=disk.to_float(picked.memory_KMHWC),
+        anchor_BHWC=to_float(picked.anchor_KHWC),
+        memory_BMHWC=to_float(picked.memory_KMHWC),
         action_BMA=picked.action_KMA,
         prompt_BL=jnp.asarray(prompt_KL)[picked.task_K],
         task_B=picked.task_K,
@@ -304,17 +305,17 @@ def save(
     """
     if not processes.first():
         return
-    folder = disk.settle(folder, _complete)
+    folder = settle_folder(folder, _complete)
     if folder.exists() and not (overwrite and _complete(folder)):
         raise disk.EpisodesError(f"{folder} exists already; pass overwrite=True to replace start states.")
-    fresh = disk.fresh_folder(folder)
+    fresh = fresh_folder(folder)
     columns = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
     for name in columns:
         np.save(fresh / f"{name}.npy", np.asarray(getattr(table, name)), allow_pickle=False)
     facts = {"format": "wovr_jax starts", "schema": 1, "initials": table.initials, "rows": len(table)}
     facts |= {"rules": list(RULES), "meta": meta or {}, "starts": table.provenance()}
-    (fresh / INDEX).write_text(json.dumps(facts, indent=1))
-    disk.put_in_place(fresh, folder)
+    write_json(fresh / INDEX, facts)
+    replace_folder(fresh, folder)
 
 
 def load(folder: str | os.PathLike) -> Starts:
@@ -323,10 +324,10 @@ def load(folder: str | os.PathLike) -> Starts:
     Raises:
       EpisodesError: no folder, a folder of something else, a column missing or cut short.
     """
-    folder = disk.settle(folder, _complete)
+    folder = settle_folder(folder, _complete)
     if not _complete(folder):
         raise disk.EpisodesError(f"no start states at {folder}: {INDEX} is missing.")
-    facts = json.loads((folder / INDEX).read_text())
+    facts = read_json(folder / INDEX)
     columns = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
     arrays = {name: _column(folder / f"{name}.npy", facts["rows"]) for name in columns}
     return Starts(**arrays, initials=facts["initials"])

@@ -6,7 +6,6 @@ The bundle is made in a folder beside its place, opened there as a robot would o
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
@@ -17,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.core import machine
-from wovr_jax.data import episodes as disk
+from wovr_jax.core.disk import fresh_folder, replace_folder, settle_folder, write_json
 from wovr_jax.export import contract, program, robot
 from wovr_jax.export.robot import MANIFEST, PROGRAM, RECIPE, STATISTICS, WEIGHTS
 from wovr_jax.export.source import Policy
-from wovr_jax.weights import tensors
+from wovr_jax.weights import safetensors
 
 Progress = Callable[[int], None]
 """Told the bytes of every leaf that is written."""
@@ -48,17 +47,17 @@ def write(
       BundleError: ``folder`` holds something that must not be replaced.
       ContractError: the bundle does not act as the policy does; nothing was written.
     """
-    folder = disk.settle(folder, _is_bundle)
+    folder = settle_folder(folder, _is_bundle)
     vacant(folder, overwrite)
     replayed = contract.recorded(policy.recorded, frames, policy.cfg.chunk)
-    fresh = disk.fresh_folder(folder)
+    fresh = fresh_folder(folder)
     try:
         _write_files(policy, fresh, progress)
         manifest = _describe(policy, fresh)
-        _write_json(fresh / MANIFEST, manifest)
+        write_json(fresh / MANIFEST, manifest)
         manifest["contract"] = contract.check(fresh, policy, replayed)
-        _write_json(fresh / MANIFEST, manifest)
-        disk.put_in_place(fresh, folder)
+        write_json(fresh / MANIFEST, manifest)
+        replace_folder(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return manifest
@@ -90,9 +89,9 @@ def _write_files(policy: Policy, folder: pathlib.Path, progress: Progress) -> No
     made = program.make(policy.cfg, policy.image, policy.codec.gripper)
     length, dim = policy.prompt["length"], policy.cfg.action_dim
     (folder / PROGRAM).write_bytes(program.serialise(made, policy.facts, frame=policy.frame, length=length, dim=dim))
-    _write_json(folder / STATISTICS, policy.statistics)
-    _write_json(folder / RECIPE, policy.recipe())
-    tensors.write(folder / WEIGHTS, policy.facts, told())
+    write_json(folder / STATISTICS, policy.statistics)
+    write_json(folder / RECIPE, policy.recipe())
+    safetensors.write(folder / WEIGHTS, policy.facts, told())
 
 
 def _describe(policy: Policy, folder: pathlib.Path) -> dict[str, Any]:
@@ -110,7 +109,3 @@ def _describe(policy: Policy, folder: pathlib.Path) -> dict[str, Any]:
 
 def _is_bundle(folder: pathlib.Path) -> bool:
     return (folder / MANIFEST).is_file() and (folder / PROGRAM).is_file()
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")

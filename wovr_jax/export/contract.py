@@ -121,7 +121,7 @@ def compare(how: str, frames: Recorded, want: Answer, got: Answer) -> dict[str, 
 
 def _by_policy(policy: Policy, frames: Recorded, temperature: float, batch: int) -> Answer:
     """The answers of the policy as it was trained; its weights are freed afterwards."""
-    params = native.nested({name.replace(".", "/"): leaf for name, leaf in policy.weights().items()})
+    params = native.unflatten({name.replace(".", "/"): leaf for name, leaf in policy.weights().items()})
 
     @jax.jit
     def act(params: Any, frame_BHWC: Any, prompt_BL: Any, seed_B: Any) -> Any:

@@ -60,7 +60,7 @@ def make(cfg: VLAConfig, image: Processing, gripper: int) -> Program:
         seed_B: Array,
         temperature: Array,
     ) -> dict[str, Array]:
-        params = native.nested({name.replace(".", "/"): leaf for name, leaf in weights.items()})
+        params = native.unflatten({name.replace(".", "/"): leaf for name, leaf in weights.items()})
         logits = net(params, processing.frames(image, frame_BHWC), prompt_BL)
         warm = temperature > 0.0
         scale: Any = jnp.where(warm, temperature, 1.0)

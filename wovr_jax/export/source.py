@@ -17,8 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wovr_jax.bridge.convert import rest_name
-from wovr_jax.bridge.rest import FILES
+from wovr_jax.bridge.rest import FILES, folder_name
 from wovr_jax.core import checkpoint, config
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import normalize
@@ -28,7 +27,7 @@ from wovr_jax.policy.processing import Processing
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.weights import native
-from wovr_jax.weights.keymap import Fact
+from wovr_jax.weights.safetensors import Fact
 
 BASE, DEMONSTRATIONS = "sft", "demonstrations"
 """Stages of a run: its base policy, and the episodes whose statistics its actions have."""
@@ -170,7 +169,7 @@ def from_import(
     cfg, weights, _ = native.open_native(card, verify=True)
     if not isinstance(cfg, VLAConfig):
         raise SourceError(f"{card} is a {type(cfg).__name__}, not a policy.")
-    files = card.with_name(rest_name(card.stem)) / FILES
+    files = card.with_name(folder_name(card.stem)) / FILES
     if not files.is_dir():
         raise SourceError(f"{files} is missing: it holds the release's tokenizer and statistics. Import it again.")
     told = disk.manifest(episodes)
@@ -212,7 +211,7 @@ def _statistics(files: pathlib.Path, key: str | None) -> tuple[str, dict[str, An
 
 def dotted(params: dict[Any, Any]) -> dict[str, Any]:
     """Dotted path -> leaf of nested parameters."""
-    return {path.replace("/", "."): leaf for path, leaf in native.flat(params).items()}
+    return {path.replace("/", "."): leaf for path, leaf in native.flatten(params).items()}
 
 
 def _settings(folder: pathlib.Path) -> dict[str, Any]:

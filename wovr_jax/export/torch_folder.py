@@ -1,6 +1,6 @@
 """A policy as the folder that OpenVLA-OFT's PyTorch stack loads: weights and index new, every other file as it was.
 
-``bridge.convert`` writes it, beside its place; here it is read again and every tensor and file compared before the
+``bridge.exporter`` writes it, beside its place; here it is read again and every tensor and file compared before the
 folder is put where it belongs. The other files and the tensors that the policy does not use are those that an import
 kept, so a policy that was trained further here is written over the import that it began with.
 """
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.bridge import convert, rest
+from wovr_jax.bridge import exporter, importer, rest
 from wovr_jax.bridge.sources import find, open_source
-from wovr_jax.data import episodes as disk
+from wovr_jax.core.disk import fresh_folder, replace_folder
 from wovr_jax.export.robot import BundleError
 from wovr_jax.export.source import Policy
 from wovr_jax.weights import native
@@ -56,12 +56,12 @@ def write(
     kept = {pathlib.PurePath(name) for name in origin.get("rest", {}) if name != rest.TENSORS}
     own = {str(name.relative_to(rest.FILES)) for name in kept} | {origin.get("state", {}).get("file", "")}
     vacant(folder, own, overwrite)
-    fresh, work = disk.fresh_folder(folder), disk.fresh_folder(folder.with_name(folder.name + ".work"))
+    fresh, work = fresh_folder(folder), fresh_folder(folder.with_name(folder.name + ".work"))
     try:
         source = card if trained is None else _retrained(card, about, trained, work)
-        convert.write_export(source, FORMAT, fresh, shard_bytes=shard_bytes, progress=progress)
+        exporter.write_export(source, FORMAT, fresh, shard_bytes=shard_bytes, progress=progress)
         _read_back(source, cfg, fresh)
-        disk.put_in_place(fresh, folder)
+        replace_folder(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
@@ -99,7 +99,7 @@ def _retrained(card: pathlib.Path, about: dict[str, Any], trained: Policy, work:
             yield path, np.asarray(leaf).astype(facts[path].dtype, copy=False)
 
     made = native.write(work, card.stem, cfg, facts, leaves(), {"source": about["source"]})
-    kept = card.absolute().with_name(convert.rest_name(card.stem))
+    kept = card.absolute().with_name(rest.folder_name(card.stem))
     made.with_name(kept.name).symlink_to(kept, target_is_directory=True)
     return made
 
@@ -107,9 +107,9 @@ def _retrained(card: pathlib.Path, about: dict[str, Any], trained: Policy, work:
 def _read_back(card: pathlib.Path, cfg: Any, folder: pathlib.Path) -> None:
     """Compares the folder with the card: every leaf, every kept tensor, every other file."""
     _, source, about = native.open_native(card)
-    kept = rest.open_rest(card.with_name(convert.rest_name(card.stem)), about["source"]["rest"])
+    kept = rest.open_rest(card.with_name(rest.folder_name(card.stem)), about["source"]["rest"])
     (weights,) = find(folder)
-    back = convert.read_import(open_source(weights), cfg=cfg)
+    back = importer.read_import(open_source(weights), cfg=cfg)
     pairs = [*((source.read, back.leaves()),), (kept.read, back.rest())]
     for read, written in pairs:
         for name, tensor in written:

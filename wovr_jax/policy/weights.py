@@ -25,7 +25,7 @@ from wovr_jax.nn.lora import DOWN, UP
 from wovr_jax.policy.llm import LlamaConfig
 from wovr_jax.policy.vision import IMAGENET_MEAN, IMAGENET_STD, TowerConfig
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.weights.keymap import Row, Table, require
+from wovr_jax.weights.table import Row, Table, require
 from wovr_jax.weights.transforms import KERNEL, Shape
 
 _only = functools.partial(require, "OpenVLA-OFT")

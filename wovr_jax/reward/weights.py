@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.weights.keymap import Row, Table
+from wovr_jax.weights.table import Row, Table
 from wovr_jax.weights.transforms import KERNEL, Shape
 
 _NORM = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wovr_jax.core import pixels
 from wovr_jax.data import starts as start_states
-from wovr_jax.data.episodes import to_float
 from wovr_jax.data.starts import Starts
 from wovr_jax.imagine import imagine, predicate, shadowed
 from wovr_jax.policy import adapters, vla
@@ -84,7 +84,7 @@ class Programs:
         @functools.partial(jax.jit, static_argnums=5)
         def act(policy: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array, heat: float) -> Array:
             choose = vla.policy(cfg.policy, policy, self.codec, heat)
-            return choose(to_float(frame_BHWC), prompt_BL, _folded(key, seed_B))[2]
+            return choose(pixels.to_float(frame_BHWC), prompt_BL, _folded(key, seed_B))[2]
 
         return act
 
@@ -98,7 +98,7 @@ class Programs:
         @jax.jit
         def sample(policy: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Any:
             choose = vla.policy(self.recipe.policy, policy, self.codec, self.recipe.temperature, self.tuned.net)
-            return choose(to_float(frame_BHWC), prompt_BL, _folded(key, seed_B))
+            return choose(pixels.to_float(frame_BHWC), prompt_BL, _folded(key, seed_B))
 
         return sample
 

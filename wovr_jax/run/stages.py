@@ -40,7 +40,7 @@ from wovr_jax.sim.arena import Actor, Arena, in_turn
 from wovr_jax.sim.tabletop.arena import Tabletop
 from wovr_jax.train import loop
 from wovr_jax.types import NULL_ACTION, Array, Episode, Imagined, Params
-from wovr_jax.weights import assets
+from wovr_jax.weights import native
 from wovr_jax.world import dit
 from wovr_jax.world import fit as world_fit
 from wovr_jax.world import model as world_model
@@ -67,9 +67,9 @@ class Stages:
         self.recipe, self.run = recipe, run
         for setting in ("policy_weights", "world_weights"):
             if where := getattr(recipe, setting):
-                assets.look(setting, where)
+                native.check_weights(setting, where)
         if recipe.vae:
-            assets.describe(recipe.vae, self._assets)
+            native.describe(self._assets / f"{recipe.vae}.json")
         self.arena = arena_of(recipe)
         self.prompt_KL = jnp.asarray(self.arena.prompt_KL)
         # Episodes that training streams stay on disk for every other stage too.
@@ -107,8 +107,7 @@ class Stages:
         """Where the policy starts: ``recipe.policy_weights``, or random weights with the recipe's vision towers."""
         network = vla.network(self.recipe.policy)
         if self.recipe.policy_weights:
-            found = assets.given("policy_weights", self.recipe.policy_weights, network.shapes())
-            return sharding.place(found, vla.AXES)
+            return native.load_weights("policy_weights", self.recipe.policy_weights, network.shapes(), vla.AXES)
         params = network.init(self.key("policy"))
         named = zip(("dino", "siglip"), self.recipe.towers, strict=True) if self.recipe.towers else ()
         towers = {part: self._asset(name)[1] for part, name in named}
@@ -119,10 +118,8 @@ class Stages:
         """Where the transformer of the world model starts: random weights, or those of ``recipe.world_weights``."""
         network = world_model.networks(self.vae[0])[0]
         if self.recipe.world_weights:
-            found = assets.given("world_weights", self.recipe.world_weights, network.shapes())
-        else:
-            found = network.init(self.key("world"))
-        return sharding.place(found, dit.AXES)
+            return native.load_weights("world_weights", self.recipe.world_weights, network.shapes(), dit.AXES)
+        return sharding.place(network.init(self.key("world")), dit.AXES)
 
     @functools.cached_property
     def fresh_reward(self) -> Params:
@@ -131,10 +128,10 @@ class Stages:
 
     @property
     def _assets(self) -> pathlib.Path:
-        return pathlib.Path(self.recipe.assets) if self.recipe.assets else assets.FOLDER
+        return pathlib.Path(self.recipe.assets) if self.recipe.assets else native.FOLDER
 
     def _asset(self, name: str) -> tuple[Any, Params]:
-        return assets.load_asset(name, self._assets)
+        return native.load_asset(name, self._assets)
 
     def policy(self, round_: int) -> Params:
         """The policy after ``round_`` rounds of imagined RL; 0 is the base policy."""
@@ -228,7 +225,7 @@ class Stages:
             start = start_states.gather(table, jnp.asarray(row_B), self.prompt_KL)
             key = self.key("retold", round_, low)
             dream = sharding.host(self.programs.replay(self.world(round_), self.fresh_reward, start, action_BNTA, key))
-            video_BSHWC = disk.to_uint8(dream.video_BNTHWC).reshape(batch, -1, *dream.frame_BNHWC.shape[2:])
+            video_BSHWC = pixels.to_uint8(dream.video_BNTHWC).reshape(batch, -1, *dream.frame_BNHWC.shape[2:])
             for row, video_SHWC in list(zip(row_B, video_BSHWC, strict=True))[: len(episodes) - low]:
                 length = len(episodes[row].action_SA)
                 frames = np.concatenate([episodes[row].frame_SHWC[:1], video_SHWC[:length]])
@@ -356,8 +353,8 @@ class Stages:
                 for how, heat in heats.items()
             )
             return {
-                "true_success": evaluate.rate(sampled.success_B),
-                "greedy": evaluate.rate(greedy.success_B),
+                "true_success": evaluate.summarize_outcomes(sampled.success_B),
+                "greedy": evaluate.summarize_outcomes(greedy.success_B),
                 "subgoals": sampled.subgoals,
                 "outcomes": sampled.success_B.astype(int).tolist(),
                 "true_steps": sampled.steps + greedy.steps,
@@ -378,17 +375,15 @@ class Stages:
                 replay = functools.partial(self.programs.replay, self.world(world_round), reward, played.start)
                 action_BNTA = jnp.asarray(played.rollout.action_BNTA)
                 pairs.append(sharding.host((played.rollout, replay(action_BNTA, self.key(name)))))
-                for how, action_BNTA in evaluate.loosened(played.rollout).items():
+                for how, action_BNTA in evaluate.loosen_gripper(played.rollout).items():
                     loose[how].append(sharding.host(replay(action_BNTA, self.key(name)).prob_BNT))
             true, dream = (evaluate.join(side, count) for side in zip(*pairs, strict=True))
             films = [f"episode-{i}.mp4" for i in range(min(cfg.evaluate.videos, count))]
             for i, film in enumerate(films):
-                pixels.video(
-                    folder / film, evaluate.side_by_side(*(evaluate.film(side, i) for side in (true, dream))), fps=6
-                )
+                pixels.video(folder / film, evaluate.draw_film(true, dream, i), fps=6)
             frames = count * self.arena.steps
             said = {how: np.concatenate(parts)[:count] for how, parts in loose.items()}
-            return evaluate.compared(true, dream, said, threshold) | {
+            return evaluate.compare_verdicts(true, dream, said, threshold) | {
                 "videos": films,
                 "true_steps": frames,
                 "imagined_frames": 3 * frames,

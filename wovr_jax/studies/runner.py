@@ -16,6 +16,7 @@ from typing import Any
 from wovr_jax.core import config, history, keys, machine, pixels, processes, sharding
 from wovr_jax.core.disk import write_json
 from wovr_jax.report import page
+from wovr_jax.report import results as results_file
 from wovr_jax.run.folder import MARK, Run, RunError
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages import Stages
@@ -52,8 +53,8 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
     with sharding.use(recipe.mesh), history.use(recipe.checkpoints):
         opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
         machine.enable_compile_cache(opened.folder.parent / ".jax_cache")
-        facts = {"name": recipe.name, "job": job, "seed": recipe.seeds[0], "versions": machine.versions()}
-        facts |= {"device": machine.device_name(), "phases": []}
+        about = {"name": recipe.name, "job": job, "seed": recipe.seeds[0]}
+        facts = results_file.describe_run(about) | {"phases": []}
 
         def complete(tables: Results) -> Results:
             return facts | {"peak_rss_gb": machine.peak_rss_gb(), **tables}

@@ -136,14 +136,6 @@ class DiTConfig:
         return cls(**sizes | changes)
 
 
-@dataclasses.dataclass(frozen=True)
-class TextDiTConfig(DiTConfig):
-    """The network as released, before actions: its cross-attention context is encoded text of width ``text_dim``."""
-
-    action_conditioning: str = "cross"
-    text_dim: int = 4096
-
-
 class Context(NamedTuple):
     """What the transformer derives from the actions alone.
 
@@ -231,9 +223,7 @@ class DiT(nnx.Module):
         # Time and its projection stay float32: modulation multiplies every token of every layer.
         self.time_embedding = MLP((cfg.freq_dim, cfg.dim, cfg.dim), "silu", "float32", init=small, rngs=rngs)
         self.time_projection = _linear(cfg.dim, 6 * cfg.dim, "float32", rngs=rngs)
-        if isinstance(cfg, TextDiTConfig):
-            self.text_embedding = MLP((cfg.text_dim, cfg.dim, cfg.dim), "gelu_tanh", cfg.dtype, init=small, rngs=rngs)
-        elif cfg.action_conditioning != "adaln":
+        if cfg.action_conditioning != "adaln":
             self.action_cross = MLP((cfg.action_dim, cfg.dim, cfg.dim), "gelu", cfg.dtype, rngs=rngs)
         if cfg.action_conditioning != "cross":
             group = cfg.frames_per_latent * cfg.action_dim
@@ -259,10 +249,6 @@ class DiT(nnx.Module):
         if self.cfg.action_conditioning != "cross":
             frame = self.action_adaln(group_actions(action_BFA, self.cfg.frames_per_latent))
         return Context(key_value, frame)
-
-    def text_context(self, text_BKD: Array) -> Context:
-        """The context of a network with a ``TextDiTConfig``, from encoded text (B, K, text_dim)."""
-        return Context(self.key_value(self.text_embedding(text_BKD.astype(self.cfg.dtype))), None)
 
     def key_value(self, context_BKD: Array) -> tuple[Array, Array]:
         """Keys and values of all cross-attention layers, each (layers, B, K, H, E)."""
@@ -373,8 +359,8 @@ def _flat(token_BfnD: Array) -> Array:
 
 
 def _checked_actions(action_BFA: Array | None, cfg: DiTConfig) -> Array:
-    if action_BFA is None or isinstance(cfg, TextDiTConfig):
-        raise ValueError("the transformer needs actions (B, F, A), or the context computed from them or from text")
+    if action_BFA is None:
+        raise ValueError("the transformer needs actions (B, F, A), or the context computed from them")
     _, frames, width = action_BFA.shape
     if width != cfg.action_dim or frames % cfg.frames_per_latent != 1:
         raise ValueError(

@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from wovr_jax.core import config, processes, sharding
+from wovr_jax.core.disk import replace_file
+from wovr_jax.core.pixels import to_float
 from wovr_jax.data.batches import Windows, gather_windows, sample_rows
-from wovr_jax.data.episodes import to_float
 from wovr_jax.data.stream import Feed, Stream
 from wovr_jax.types import NULL_ACTION, Array, Params
+from wovr_jax.weights import safetensors
 from wovr_jax.world.model import WorldConfig, arrange_actions, arrange_frames, networks
 
 SCHEMA = "wovr_jax latents 1"
@@ -273,7 +273,7 @@ def cached(
     if processes.once(path.exists, "look for latents"):
         try:
             return _read(path)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError) as error:
             processes.say(f"{path} cannot be used ({error}); its windows are encoded again.")
     sides = encode_windows(cfg, vae_params, windows, batch=batch)
     _write(path, sides)
@@ -309,16 +309,14 @@ def _write(path: pathlib.Path, sides: tuple[Latents, Latents]) -> None:
     if not processes.first():
         return
     starts = {f"{name}.starts": str(side.starts) for name, side in zip(("train", "held"), sides, strict=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.new")
-    save_file(arrays, beside, starts | {"sha256": _hash(SCHEMA, arrays)})
-    beside.replace(path)
+    with replace_file(path) as fresh:
+        facts = safetensors.facts_of(arrays)
+        safetensors.write(fresh, facts, arrays.items(), starts | {"sha256": _hash(SCHEMA, arrays)})
 
 
 def _read(path: pathlib.Path) -> tuple[Latents, Latents]:
-    with safe_open(path, "np") as file:
-        facts = file.metadata() or {}
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    opened = safetensors.header(path)
+    facts, arrays = opened.metadata, dict(safetensors.read_all(opened))
     if facts.get("sha256") != _hash(SCHEMA, arrays):
         raise ValueError("its tensors are not those that were written")
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.data.episodes import to_float, to_uint8
+from wovr_jax.core.pixels import side_by_side, to_float, to_uint8
+from wovr_jax.core.stats import psnr
 from wovr_jax.types import NULL_ACTION, Array, Episode, Params
 from wovr_jax.world import model
 from wovr_jax.world.model import WorldConfig, WorldState, networks
@@ -72,7 +73,7 @@ def errors(
 
     pair = (_windows(cfg, frame_BHWC, true_BNTHWC), _windows(cfg, frame_BHWC, seen_BNTHWC))
     pixel_N = jnp.square(true_BNTHWC - seen_BNTHWC).mean(axis=(0, 2, 3, 4, 5))
-    return {"latent_N": jax.lax.map(latent, pair), "psnr_N": 10.0 * jnp.log10(4.0 / jnp.maximum(pixel_N, 1e-10))}
+    return {"latent_N": jax.lax.map(latent, pair), "psnr_N": psnr(pixel_N)}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -106,5 +107,4 @@ def film(frame_BHWC: Array, true_BNTHWC: Array, seen_BNTHWC: Array) -> np.ndarra
         video_BSHWC = video_BNTHWC.reshape(len(frame_BHWC), -1, *frame_BHWC.shape[1:])
         video_SBHWC = np.moveaxis(to_uint8(jnp.concatenate([frame_BHWC[:, None], video_BSHWC], axis=1)), 1, 0)
         halves.append(video_SBHWC.reshape(len(video_SBHWC), -1, *video_SBHWC.shape[3:]))
-    gap = np.full((*halves[0].shape[:2], max(1, halves[0].shape[2] // 16), 3), 255, np.uint8)
-    return np.concatenate([halves[0], gap, halves[1]], axis=2)
+    return side_by_side(*halves)

@@ -13,7 +13,6 @@ transformer_wan.py and autoencoder_kl_wan.py; DiffSynth-Studio-RLinf:diffsynth/m
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -21,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.weights.keymap import Row, Table, require
+from wovr_jax.weights.table import Row, Table, require
 from wovr_jax.weights.transforms import KERNEL, Flattened, Ones, Shape
-from wovr_jax.world.dit import DiTConfig, TextDiTConfig
+from wovr_jax.world.dit import DiTConfig
 from wovr_jax.world.vae.net import VAEConfig
 
-_only = functools.partial(require, "Wan2.2-TI2V-5B")
-"""Refuses a config that describes another kind of network."""
+NAME = "Wan2.2-TI2V-5B"
+"""The release, for messages."""
 
 DIALECTS = ("wan", "diffusers")
 
@@ -82,7 +81,7 @@ def dit_table(cfg: DiTConfig, dialect: str = "wan", *, from_text: bool = False) 
     """Rows of the transformer.
 
     Args:
-      cfg: the network; a ``TextDiTConfig`` for the released one.
+      cfg: the network; ``bridge.text_dit`` has the released one's.
       dialect: column of names.
       from_text: the file is the text-conditioned network and ``cfg`` is not: the text path is
         dropped and the action modules are left fresh, to be filled with :func:`fresh`.
@@ -113,8 +112,10 @@ def fresh(shapes: Mapping[str, Shape], seed: int = 0) -> Iterator[tuple[str, np.
         yield path, np.random.default_rng([seed, index]).uniform(-bound, bound, shape).astype(np.float32)
 
 
-def dit_config(shapes: Mapping[str, Shape], heads: int | None = None) -> DiTConfig:
-    """The sizes of a file with ``wan`` names; heads are 128 wide, as in every release, unless given.
+def dit_sizes(shapes: Mapping[str, Shape], heads: int | None = None) -> dict[str, Any]:
+    """Returns what a file with ``wan`` names tells of the transformer, whatever it is conditioned on.
+
+    Heads are 128 wide, as in every release, unless their number is given.
 
     Raises:
       KeyError: naming a tensor that no such file can be without.
@@ -123,7 +124,7 @@ def dit_config(shapes: Mapping[str, Shape], heads: int | None = None) -> DiTConf
     dim, channels, _, patch, _ = shapes["patch_embedding.weight"]
     if heads is None and dim % 128:
         raise ValueError(f"width {dim} does not make heads of 128; say how many heads the network has")
-    sizes: dict[str, Any] = {
+    return {
         "dim": dim,
         "heads": heads or dim // 128,
         "layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
@@ -132,61 +133,21 @@ def dit_config(shapes: Mapping[str, Shape], heads: int | None = None) -> DiTConf
         "patch": patch,
         "freq_dim": shapes["time_embedding.0.weight"][1],
     }
-    if "text_embedding.0.weight" in shapes:
-        return TextDiTConfig(**sizes, text_dim=shapes["text_embedding.0.weight"][1])
+
+
+def dit_config(shapes: Mapping[str, Shape], heads: int | None = None) -> DiTConfig:
+    """Returns the config of a file with ``wan`` names and actions.
+
+    Raises:
+      KeyError, ValueError: as :func:`dit_sizes`.
+    """
     parts = {"cross": "action_mlp1.0.weight", "adaln": "action_mlp2.0.weight"}
     held = [part for part, name in parts.items() if name in shapes]
     conditioning = held[0] if len(held) == 1 else "dual"
-    sizes |= {"action_conditioning": conditioning}
+    sizes = dit_sizes(shapes, heads) | {"action_conditioning": conditioning}
     if conditioning != "adaln":
         return DiTConfig(**sizes, action_dim=shapes[parts["cross"]][1])
     return DiTConfig(**sizes, action_dim=shapes[parts["adaln"]][1] // DiTConfig.frames_per_latent)
-
-
-def dit_config_of_diffusers(facts: Mapping[str, Any]) -> TextDiTConfig:
-    """The sizes that the ``config.json`` of a diffusers transformer gives.
-
-    Raises:
-      ValueError: for a variant with parts that this network does not have.
-    """
-    _only(facts, {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "image_dim": None})
-    _only(facts, {"added_kv_proj_dim": None, "out_channels": facts.get("in_channels", 16)})
-    heads, width = facts.get("num_attention_heads", 40), facts.get("attention_head_dim", 128)
-    time, patch, _ = facts.get("patch_size", (1, 2, 2))
-    _only({"patch_size over time": time}, {"patch_size over time": 1})
-    return TextDiTConfig(
-        dim=heads * width,
-        heads=heads,
-        layers=facts.get("num_layers", 40),
-        ffn=facts.get("ffn_dim", 13824),
-        channels=facts.get("in_channels", 16),
-        patch=patch,
-        freq_dim=facts.get("freq_dim", 256),
-        text_dim=facts.get("text_dim", 4096),
-        eps=facts.get("eps", 1e-6),
-    )
-
-
-def diffusers_of_dit_config(cfg: TextDiTConfig) -> dict[str, Any]:
-    """The ``config.json`` of a diffusers transformer of these sizes."""
-    return {
-        "_class_name": "WanTransformer3DModel",
-        "patch_size": [1, cfg.patch, cfg.patch],
-        "num_attention_heads": cfg.heads,
-        "attention_head_dim": cfg.head_dim,
-        "in_channels": cfg.channels,
-        "out_channels": cfg.channels,
-        "text_dim": cfg.text_dim,
-        "freq_dim": cfg.freq_dim,
-        "ffn_dim": cfg.ffn,
-        "num_layers": cfg.layers,
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-        "eps": cfg.eps,
-        "image_dim": None,
-        "added_kv_proj_dim": None,
-        "rope_max_seq_len": 1024,
-    }
 
 
 # ---------------------------------------------------------------- VAE
@@ -280,8 +241,8 @@ def vae_config_of_diffusers(facts: Mapping[str, Any]) -> VAEConfig:
     Raises:
       ValueError: for a variant with other parts, such as the VAE of Wan2.1.
     """
-    _only(facts, {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12})
-    _only({"attn_scales": list(facts.get("attn_scales", []))}, {"attn_scales": []})
+    require(NAME, facts, {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12})
+    require(NAME, {"attn_scales": list(facts.get("attn_scales", []))}, {"attn_scales": []})
     return VAEConfig(
         encoder_dim=facts["base_dim"],
         decoder_dim=facts.get("decoder_base_dim") or facts["base_dim"],

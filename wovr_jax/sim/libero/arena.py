@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from wovr_jax.core import config, processes, sharding
+from wovr_jax.core.pixels import to_float
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
 from wovr_jax.policy import release, vla
@@ -279,7 +280,12 @@ class Tape:
         success = (np.arange(1, chunks * token.shape[2] + 1) >= ends[:, None]).reshape(token.shape[:3])
         task = np.array([outcome.trial.task.index for outcome in outcomes], np.int32)
         columns: dict[str, Any] = {"prompt_BL": self._prompt_KL[task], "task_B": task}
-        columns |= {"frame_BNHWC": disk.to_float(frame), "token_BNTA": token, "logp_BNTA": logp, "action_BNTA": action}
+        columns |= {
+            "frame_BNHWC": to_float(frame),
+            "token_BNTA": token,
+            "logp_BNTA": logp,
+            "action_BNTA": action,
+        }
         columns |= {"prob_BNT": success.astype(np.float32), "success_BNT": success, "truth_BNT": success}
         return Imagined(**columns)
 
@@ -327,7 +333,7 @@ def played(episodes: Sequence[Episode], prompt_KL: np.ndarray, chunk: int, memor
         column = np.stack([getattr(episode, name)[first:] for episode in episodes])
         return column.reshape(len(episodes), -1, chunk, *column.shape[2:])
 
-    frame_BSHWC = disk.to_float(np.stack([episode.frame_SHWC for episode in episodes]))
+    frame_BSHWC = to_float(np.stack([episode.frame_SHWC for episode in episodes]))
     action_BNTA, success_BNT = split("action_SA", 0), split("success_S", 1)
     columns: dict[str, Any] = {
         "frame_BNHWC": frame_BSHWC[:, :-1:chunk],

@@ -61,7 +61,7 @@ class Tabletop:
         batches = actor.programs.live_batches(actor.params, seeds, actor.key, actor.temperature)
         rollout = evaluate.join([rollout for _, rollout in batches], count)
         reached = collect.subgoal_rates(rollout, jnp.asarray(seeds), self.recipe.sim)
-        return Measured(evaluate.succeeded(rollout), reached, count * self.steps)
+        return Measured(evaluate.find_successes(rollout), reached, count * self.steps)
 
     def play(self, count: int, actor: Actor) -> Iterator[Played]:
         """Rollouts on the device."""

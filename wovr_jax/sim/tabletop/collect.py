@@ -14,16 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax.core import sharding
+from wovr_jax.core.pixels import to_uint8
 from wovr_jax.sim.tabletop import expert as experts
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import NULL_ACTION, Array, Episode, Imagined, Start
-
-
-def to_uint8(frame: Array | np.ndarray) -> np.ndarray:
-    """[-1, 1] floats -> rounded uint8 (never truncated: truncation darkens)."""
-    return np.clip(np.round((np.asarray(frame) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 def begin(seed_B: Array, prompt_KL: Array, cfg: TabletopConfig, memory: int = 4) -> Start:

@@ -15,7 +15,7 @@ from wovr_jax.data import batches
 from wovr_jax.data.batches import Windows
 from wovr_jax.train import loop
 from wovr_jax.types import Array, Episode, Params
-from wovr_jax.weights import assets
+from wovr_jax.weights import native
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.vae import train as vae_train
 from wovr_jax.world.vae.net import VAEConfig
@@ -53,7 +53,7 @@ def fit(
     rows = jnp.asarray(data.val_I2)[:: max(1, len(data.val_I2) // 64)]
     held = [batches.gather_windows(data, rows[low : low + 8])[0] for low in range(0, len(rows) // 8 * 8, 8)]
     scores = vae_train.scores(own, params, held) if held else {}
-    assets.save_asset(NAME, own, params, training=training, scores=scores, folder=folder)
+    native.save_asset(NAME, own, params, training=training, scores=scores, folder=folder)
     return {"windows": len(data.train_I2), **scores}
 
 
@@ -65,7 +65,7 @@ def cut(cfg: WorldConfig, episodes: Sequence[Episode]) -> Windows:
 
 def load(folder: pathlib.Path) -> tuple[VAEConfig, Params]:
     """Config with latent statistics, and weights."""
-    return assets.load_asset(NAME, folder)
+    return native.load_asset(NAME, folder)
 
 
 def _draw(key: Array, batch: int, cut: Windows) -> Array:

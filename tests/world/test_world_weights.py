@@ -18,8 +18,8 @@ from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages import Stages
-from wovr_jax.weights import assets, native
-from wovr_jax.weights.keymap import Fact
+from wovr_jax.weights import native
+from wovr_jax.weights.safetensors import Fact
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -31,7 +31,7 @@ def begin(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """``begin(path)``: the weights that a run with ``world_weights=path`` starts from."""
     folder = tmp_path_factory.mktemp("assets")
     vae = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), networks(WORLD)[1].shapes())
-    assets.save_asset("vae", WORLD.vae, vae, training={}, scores={}, folder=folder)
+    native.save_asset("vae", WORLD.vae, vae, training={}, scores={}, folder=folder)
     parts = {"policy": VLAConfig.fake(), "world": WORLD, "reward": RewardConfig.fake()}
     recipe = Recipe(**parts, assets=str(folder), vae="vae")
 
@@ -54,10 +54,10 @@ def test_a_checkpoint_of_a_run(begin: Any, dit: Any, tmp_path: pathlib.Path) -> 
 
 
 def test_imported_weights_in_their_own_dtype(begin: Any, dit: Any, tmp_path: pathlib.Path) -> None:
-    half = {path: np.asarray(leaf).astype(ml_dtypes.bfloat16) for path, leaf in native.flat(dit).items()}
+    half = {path: np.asarray(leaf).astype(ml_dtypes.bfloat16) for path, leaf in native.flatten(dit).items()}
     facts = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in half.items()}
     card = native.write(tmp_path, "dit", WORLD.dit, facts, half.items(), {})
-    found = native.flat(begin(card))
+    found = native.flatten(begin(card))
     assert {leaf.dtype for leaf in found.values()} == {np.dtype("float32")}
     for path, leaf in half.items():
         np.testing.assert_array_equal(found[path], leaf.astype(np.float32))
@@ -67,7 +67,7 @@ def test_weights_of_another_network_are_refused_leaf_by_leaf(begin: Any, tmp_pat
     wider = dataclasses.replace(WORLD.dit, ffn=64)
     dit = networks(dataclasses.replace(WORLD, dit=wider))[0].init(jax.random.key(0))
     checkpoint.save(tmp_path / "dit", dit)
-    leaves = native.flat(jax.device_get(dit))
+    leaves = native.flatten(jax.device_get(dit))
     facts = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
     card = native.write(tmp_path / "imported", "dit", wider, facts, leaves.items(), {})
     for path, says in (

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.weights.keymap import Fact, KeymapError, Row, Table, plan, plan_export
+from wovr_jax.weights.plan import KeymapError, plan_export, plan_import
+from wovr_jax.weights.safetensors import Fact
+from wovr_jax.weights.table import Row, Table
 from wovr_jax.weights.transforms import KERNEL, Flattened, Ones
 
 TABLE = Table(
@@ -53,7 +55,7 @@ def facts(arrays):
 @pytest.mark.parametrize("dtype", ["float32", "float16", jnp.bfloat16])
 def test_both_directions_change_no_bit(dtype):
     theirs = tensors(dtype)
-    forth = plan("toy.pt", TABLE, facts(theirs), OURS)
+    forth = plan_import("toy.pt", TABLE, facts(theirs), OURS)
     leaves = dict(forth.leaves(theirs.__getitem__))
     assert {path: leaf.shape for path, leaf in leaves.items()} == {k: v for k, v in OURS.items() if k != "new/kernel"}
     assert forth.fresh == {"new/kernel": "the file has none"} and forth.dropped == {"text.0.weight": "no text here"}
@@ -67,7 +69,7 @@ def test_both_directions_change_no_bit(dtype):
 
 def test_layouts_by_hand():
     theirs = tensors()
-    leaves = dict(plan("toy.pt", TABLE, facts(theirs), OURS).leaves(theirs.__getitem__))
+    leaves = dict(plan_import("toy.pt", TABLE, facts(theirs), OURS).leaves(theirs.__getitem__))
     # linear: kernel[in, out] = weight[out, in]; layers in order
     assert leaves["stack/kernel"][2, 1, 3] == theirs["layer.2.lin.weight"][3, 1]
     # convolution: kernel[time, row, column, in, out] = weight[out, in, time, row, column]
@@ -86,7 +88,7 @@ def test_all_problems_at_once():
     theirs["layer.2.table"] = theirs["layer.2.table"].astype(np.float64)
     theirs["embed.weight"] = theirs["embed.weight"].astype(np.int8)
     with pytest.raises(KeymapError) as caught:
-        plan("toy.pt", TABLE, facts(theirs), OURS | {"orphan": (1,)}, doubled=["down.1.conv.weight"])
+        plan_import("toy.pt", TABLE, facts(theirs), OURS | {"orphan": (1,)}, doubled=["down.1.conv.weight"])
     kinds = {kind: len(cases) for kind, cases in caught.value.problems.items()}
     assert kinds == {
         "our leaves without a row": 1,
@@ -107,29 +109,29 @@ def test_a_square_kernel_is_never_called_right_by_its_shape_alone():
     """A transposed square passes any shape test: what protects it is that the table, not the file, says the layout."""
     theirs = {"w": np.arange(4.0, dtype=np.float32).reshape(2, 2)}
     table = Table("square", (Row("w", "w", KERNEL),))
-    ((_, leaf),) = plan("f", table, facts(theirs), {"w": (2, 2)}).leaves(theirs.__getitem__)
+    ((_, leaf),) = plan_import("f", table, facts(theirs), {"w": (2, 2)}).leaves(theirs.__getitem__)
     np.testing.assert_array_equal(leaf, theirs["w"].T)
 
 
 def test_dtypes_of_a_file():
     narrow = tensors(jnp.bfloat16)
     narrow["down.0.gamma"] = narrow["down.0.gamma"].astype(np.float32)  # norms are often kept wide
-    assert plan("f", TABLE, facts(narrow), OURS).leaf["down/0/gamma"].dtype == np.float32
+    assert plan_import("f", TABLE, facts(narrow), OURS).leaf["down/0/gamma"].dtype == np.float32
     narrow["down.1.conv.weight"] = narrow["down.1.conv.weight"].astype(np.float16)
     narrow["layer.0.lin.bias"] = narrow["layer.0.lin.bias"].astype(np.float32)
     with pytest.raises(KeymapError, match="partly bfloat16, partly float32") as caught:
-        plan("f", TABLE, facts(narrow), OURS)
+        plan_import("f", TABLE, facts(narrow), OURS)
     assert len(caught.value.problems["dtype"]) == 2
     wide = tensors()
     wide["down.0.gamma"] = wide["down.0.gamma"].astype(np.float16)
     with pytest.raises(KeymapError, match="expected float32, got float16"):
-        plan("f", TABLE, facts(wide), OURS)
+        plan_import("f", TABLE, facts(wide), OURS)
 
 
 def test_a_table_that_contradicts_itself_is_refused():
     twice = Table("twice", (Row("a", "x"), Row("a", "y"), Row("b", "z"), Row("c", "z")))
     with pytest.raises(KeymapError) as caught:
-        plan("f", twice, {}, {"x": (1,), "y": (1,), "z": (1,)})
+        plan_import("f", twice, {}, {"x": (1,), "y": (1,), "z": (1,)})
     assert caught.value.problems["wanted by two leaves"] == ["a"]
     assert caught.value.problems["our leaves with two rows"] == ["z [1]"]
 
@@ -143,7 +145,9 @@ def test_an_export_has_a_place_for_everything():
 
 def test_one_leaf_and_one_tensor_at_a_time():
     theirs, alive = tensors(), []
-    for path, leaf in plan("f", TABLE, facts(theirs), OURS).leaves(lambda name: alive.append(name) or theirs[name]):
+    for path, leaf in plan_import("f", TABLE, facts(theirs), OURS).leaves(
+        lambda name: alive.append(name) or theirs[name]
+    ):
         assert leaf.flags.owndata, path
         # nothing of a later leaf was read before this one was handed out
         assert len(alive) == (3 if path.startswith("stack") else 1)
@@ -154,12 +158,12 @@ def test_a_leaf_of_several_tensors_one_after_another():
     table = Table("parts", (Row("cls", "prefix", part=(0, 1)), Row("reg", "prefix", part=(1, None))))
     rng = np.random.default_rng(0)
     theirs = {name: rng.standard_normal((1, n, 3)).astype(np.float32) for name, n in (("cls", 1), ("reg", 4))}
-    leaves = dict(plan("f", table, facts(theirs), {"prefix": (1, 5, 3)}).leaves(theirs.__getitem__))
+    leaves = dict(plan_import("f", table, facts(theirs), {"prefix": (1, 5, 3)}).leaves(theirs.__getitem__))
     np.testing.assert_array_equal(leaves["prefix"], np.concatenate([theirs["cls"], theirs["reg"]], axis=1))
     back = dict(plan_export("ours", table, facts(leaves)).tensors(leaves.__getitem__))
     assert all(np.array_equal(back[name], theirs[name]) for name in theirs) and len(back) == 2
     with pytest.raises(KeymapError, match=r"reg: expected \[1, 5, 3\], got \[1, 4, 3\] \(for prefix\[:,1:6\]\)"):
-        plan("f", table, facts(theirs), {"prefix": (1, 6, 3)})
+        plan_import("f", table, facts(theirs), {"prefix": (1, 6, 3)})
 
 
 @pytest.mark.parametrize("parts", [((0, 1), (2, None)), ((0, 1), (1, 4)), ((1, None), (0, 1)), ((0, None), None)])
@@ -167,18 +171,18 @@ def test_parts_that_do_not_fill_the_leaf_are_no_row(parts):
     table = Table("parts", tuple(Row(name, "x", part=part) for name, part in zip("ab", parts)))
     theirs = {name: Fact((1, 2, 3), np.dtype(np.float32)) for name in "ab"}
     with pytest.raises(KeymapError, match="our leaves with two rows"):
-        plan("f", table, theirs, {"x": (1, 5, 3)})
+        plan_import("f", table, theirs, {"x": (1, 5, 3)})
 
 
 def test_tensors_that_are_kept_must_be_there_both_ways():
     table = Table("kept", (Row("a", "x"),), kept={"b": (2,), "c": (3,)})
     theirs = {name: Fact((n,), np.dtype(np.float32)) for name, n in (("a", 1), ("b", 2), ("c", 3))}
-    forth = plan("f", table, theirs, {"x": (1,)})
+    forth = plan_import("f", table, theirs, {"x": (1,)})
     assert set(forth.kept) == {"b", "c"} and set(forth.tensor) == {"a"}
     with pytest.raises(KeymapError, match=r"c: expected \[3\] of .*, got float32\[4\]"):
-        plan("f", table, theirs | {"c": Fact((4,), np.dtype(np.float32))}, {"x": (1,)})
+        plan_import("f", table, theirs | {"c": Fact((4,), np.dtype(np.float32))}, {"x": (1,)})
     with pytest.raises(KeymapError, match="missing in the file"):
-        plan("f", table, {"a": theirs["a"], "b": theirs["b"]}, {"x": (1,)})
+        plan_import("f", table, {"a": theirs["a"], "b": theirs["b"]}, {"x": (1,)})
     assert plan_export("ours", table, forth.leaf, forth.kept).kept == forth.kept
     with pytest.raises(KeymapError, match="2 problems") as caught:
         plan_export("ours", table, forth.leaf, {"b": theirs["b"], "d": theirs["c"]})
@@ -188,4 +192,4 @@ def test_tensors_that_are_kept_must_be_there_both_ways():
 def test_a_leaf_whose_layout_cannot_be_is_said_on_import_too():
     table = Table("matrix", (Row("a", "x", Flattened((2, 3))), Row("b", "y")))
     with pytest.raises(KeymapError, match="a matrix with 6 rows was meant"):
-        plan("f", table, {"b": Fact((1,), np.dtype(np.float32))}, {"x": (5, 4), "y": (1,)})
+        plan_import("f", table, {"b": Fact((1,), np.dtype(np.float32))}, {"x": (5, 4), "y": (1,)})

@@ -15,14 +15,11 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-
-from wovr_jax.weights.keymap import Fact
-from wovr_jax.weights.transforms import Shape
 
 HEADER_BYTES = 100_000_000
 """Longest header that the library accepts."""
@@ -46,13 +43,43 @@ _CODES = {
 }
 _NAMES = {dtype: code for code, dtype in _CODES.items()}
 
-
 LFS = b"version https://git-lfs.github.com/spec/"
 """How a pointer of Git LFS begins."""
 
+_PIECE = 2**24
+"""Bytes read at a time where nothing but their hash is wanted."""
+
+Progress = Callable[[int], None]
+"""Takes the bytes of each leaf or tensor once it is done."""
+
 
 class FileError(ValueError):
-    """A file of weights that is missing, damaged, or not of the format its name promises."""
+    """A file of weights that is missing, damaged, or not of the format or network that was promised."""
+
+
+class Fact(NamedTuple):
+    """What is known of a tensor before its data are read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes they take."""
+        return self.size * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}[{','.join(map(str, self.shape))}]"
+
+
+def facts_of(arrays: Mapping[str, Any]) -> dict[str, Fact]:
+    """Returns the shape and dtype of each array."""
+    return {name: Fact(tuple(array.shape), np.dtype(array.dtype)) for name, array in arrays.items()}
 
 
 class Header(NamedTuple):
@@ -100,8 +127,12 @@ class Source:
     files: tuple[pathlib.Path, ...] = ()
 
     @property
-    def shapes(self) -> dict[str, Shape]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name without prefix -> shape."""
         return {name: fact.shape for name, fact in self.facts.items()}
+
+
+# ---------------------------------------------------------------- reading
 
 
 def header(path: str | os.PathLike) -> Header:
@@ -116,19 +147,19 @@ def header(path: str | os.PathLike) -> Header:
     refuse_pointer(path)
     size, doubled = path.stat().st_size, []
 
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in found]
-        doubled.extend(
-            sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-        )
-        return dict(found)
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # JSON allows a name twice and Python keeps the last, so they are counted here.
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            doubled.extend(sorted({name for name in names if names.count(name) > 1}))
+        return dict(pairs)
 
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(HEADER_BYTES, size - 8):
             raise FileError(f"{path} is not a safetensors file, or cut short: its header would be {length} bytes long.")
         try:
-            described = json.loads(file.read(length), object_pairs_hook=pairs)
+            described = json.loads(file.read(length), object_pairs_hook=to_dict)
         except ValueError as error:
             raise FileError(f"{path} is not a safetensors file: its header is not JSON ({error}).") from error
     metadata = described.pop("__metadata__", {})
@@ -140,14 +171,15 @@ def header(path: str | os.PathLike) -> Header:
 
 def _entry(path: pathlib.Path, name: str, entry: Mapping[str, Any], start: int, size: int) -> tuple[Fact, int]:
     try:
-        dtype, shape, (begin, end) = _CODES[entry["dtype"]], tuple(map(int, entry["shape"])), entry["data_offsets"]
+        fact = Fact(tuple(map(int, entry["shape"])), _CODES[entry["dtype"]])
+        begin, end = entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path}: the header's entry for {name!r} cannot be read: {entry}.") from error
-    if end - begin != math.prod(shape) * dtype.itemsize:
-        raise FileError(f"{path}: {name!r} is {entry['dtype']}{list(shape)} but has {end - begin} bytes.")
+    if end - begin != fact.nbytes:
+        raise FileError(f"{path}: {name!r} is {entry['dtype']}{list(fact.shape)} but has {end - begin} bytes.")
     if start + end > size:
         raise FileError(f"{path} is cut short: {name!r} ends at byte {start + end}, the file at {size}. Copy it again.")
-    return Fact(shape, dtype), start + begin
+    return fact, start + begin
 
 
 def refuse_pointer(path: pathlib.Path) -> None:
@@ -157,18 +189,66 @@ def refuse_pointer(path: pathlib.Path) -> None:
             raise FileError(f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs pull`.")
 
 
-def read(found: Header, name: str) -> np.ndarray:
-    """One tensor, in memory of its own."""
-    array = np.empty(found.facts[name].shape, found.facts[name].dtype)
-    with found.path.open("rb", buffering=0) as file:
-        file.seek(found.begin[name])
-        view = array.reshape(-1).view(np.uint8).data  # a 0-d or bfloat16 array has no buffer of its own
-        while view:
-            count = file.readinto(view)
-            if not count:
-                raise FileError(f"{found.path} was cut short while it was read, at {name!r}.")
-            view = view[count:]
-    return array
+def read(opened: Header, name: str) -> np.ndarray:
+    """Reads one tensor, into memory of its own."""
+    with opened.path.open("rb", buffering=0) as file:
+        file.seek(opened.begin[name])
+        return _read_tensor(file, opened, name)
+
+
+class Hash(Protocol):
+    """What :func:`read_all` needs of an object of hashlib."""
+
+    def update(self, data: Any, /) -> None: ...
+
+
+def read_all(opened: Header, digest: Hash | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Reads all tensors in the order of the file, each once the one before it was taken; keeps none of them.
+
+    Args:
+      opened: the header.
+      digest: updated with every byte of the file in order, so that reading and hashing are one pass. It is complete
+        when the iteration has ended.
+    """
+    # By begin, and by size because tensors without a number begin where the next one does.
+    order = sorted(opened.facts, key=lambda name: (opened.begin[name], opened.facts[name].nbytes))
+    with opened.path.open("rb", buffering=0) as file:
+        for name in order:
+            if digest is not None:
+                _hash_until(file, opened.begin[name], digest)
+            file.seek(opened.begin[name])
+            tensor = _read_tensor(file, opened, name)
+            if digest is not None:
+                digest.update(_bytes_of(tensor))
+            yield name, tensor
+            del tensor  # before the next one is made: this one is the caller's
+        if digest is not None:
+            _hash_until(file, opened.path.stat().st_size, digest)
+
+
+def _hash_until(file: BinaryIO | Any, end: int, digest: Hash) -> None:
+    """Hashes from where ``file`` stands to ``end``: the header, or what lies between tensors."""
+    while (missing := end - file.tell()) > 0 and (piece := file.read(min(missing, _PIECE))):
+        digest.update(piece)
+
+
+def _read_tensor(file: BinaryIO | Any, opened: Header, name: str) -> np.ndarray:
+    tensor = np.empty(opened.facts[name].shape, opened.facts[name].dtype)
+    view = _bytes_of(tensor)
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise FileError(f"{opened.path} was cut short while it was read, at {name!r}.")
+        view = view[count:]
+    return tensor
+
+
+def _bytes_of(tensor: np.ndarray) -> memoryview:
+    # Through uint8: a 0-d or bfloat16 array has no buffer of its own.
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+
+
+# ---------------------------------------------------------------- writing
 
 
 def write(
@@ -180,7 +260,7 @@ def write(
     """Writes a file from tensors that come one after another, in any order.
 
     Args:
-      path: the file, which must not be one that is worth keeping: use :func:`beside`.
+      path: the file, which must not be one that is worth keeping: use :func:`core.disk.replace_file`.
       facts: shape and dtype of all of them.
       tensors: each of ``facts`` once.
       metadata: strings for the header.
@@ -199,29 +279,26 @@ def write(
                 )
             waiting.remove(name)
             file.seek(begin[name])
-            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+            file.write(_bytes_of(tensor))
         file.truncate(size)
     if waiting:
         raise ValueError(f"{path}: {len(waiting)} tensors did not come, {min(waiting)!r} among them")
 
 
 def layout(facts: Mapping[str, Fact], metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int], int]:
-    """The bytes before the data, where each tensor begins, and the size of the file."""
+    """Returns the bytes before the data, where each tensor begins, and the size of the file."""
     order = sorted(facts, key=lambda name: (-facts[name].dtype.itemsize, name))  # widest first keeps data aligned
     described: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     begin, at = {}, 0
     for name in order:
-        shape, dtype = facts[name]
-        end = at + math.prod(shape) * dtype.itemsize
-        described[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        end = at + facts[name].nbytes
+        described[name] = {
+            "dtype": _NAMES[facts[name].dtype],
+            "shape": list(facts[name].shape),
+            "data_offsets": [at, end],
+        }
         begin[name], at = at, end
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {name: start + at for name, at in begin.items()}, start + at
-
-
-def beside(path: pathlib.Path) -> pathlib.Path:
-    """Where the file is made before it is renamed into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f"{path.name}.new")

@@ -1,17 +1,7 @@
-"""Weight tables: how the tensors of somebody else's file become the leaves of our tree, and back.
+"""Conversions by a weight table, checked as a whole first and then done tensor by tensor.
 
-A row of a table is ``(their name, our path, transform)``:
-
-    Row("blocks.<i>.ffn.0.weight", "blocks/ffn/inner/kernel", LINEAR)
-
-``<i>`` stands for a number. A number that our path has as well is carried over; one that it
-lacks counts the layers of a stacked leaf, whose leading axis is that number. The table is read
-forwards to import and backwards to export, and says what is left over: their tensors that are
-``dropped`` or ``kept`` for the way back, our leaves that stay ``fresh``, and numbers that only
-travel ``aside``.
-
-Nothing is guessed and nothing is nearly right: :func:`plan` compares names, shapes and dtypes
-first and raises one :class:`KeymapError` with everything that does not fit. Data move only
+Nothing is guessed and nothing is nearly right: :func:`plan_import` and :func:`plan_export` compare names, shapes and
+dtypes and raise one :class:`KeymapError` with everything that does not fit. Data move only
 after that, one tensor at a time: :meth:`Plan.leaves` fills one leaf, hands it out and forgets
 it, :meth:`Plan.tensors` does the same the other way round.
 
@@ -24,26 +14,20 @@ import collections
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from wovr_jax.weights.transforms import KEEP, Shape, Transform
+from wovr_jax.weights.safetensors import Fact
+from wovr_jax.weights.table import Row, Table
+from wovr_jax.weights.transforms import Shape, Transform
 
 FLOATS = ("float32", "bfloat16", "float16")
 """Dtypes a weight may have. A file has mostly one of them, and may have float32 beside it."""
+ASIDE_DTYPE = np.dtype(np.int64)
+"""Of numbers that only travel aside: torch counts in it."""
 SHOWN = 12
 """Problems of one kind that an error spells out; the rest are counted."""
-
-
-class Fact(NamedTuple):
-    """What is known of a tensor before its data are read."""
-
-    shape: Shape
-    dtype: np.dtype
-
-    def __str__(self) -> str:
-        return f"{self.dtype.name}[{','.join(map(str, self.shape))}]"
 
 
 class KeymapError(ValueError):
@@ -57,52 +41,6 @@ class KeymapError(ValueError):
             rest = [f"    ... and {len(cases) - SHOWN} more"] if len(cases) > SHOWN else []
             lines += [f"  {kind} ({len(cases)})", *(f"    {case}" for case in cases[:SHOWN]), *rest]
         super().__init__("\n".join(lines))
-
-
-# ---------------------------------------------------------------- tables
-
-
-class Row(NamedTuple):
-    """Their name, our path (joined by ``/``), and the change of layout between the two.
-
-    ``part``, where several of theirs lie one after another on axis 1 of one leaf: from where to
-    where, None for the end. All rows of such a leaf have it, and together they fill the axis.
-    """
-
-    theirs: str
-    ours: str
-    transform: Transform = KEEP
-    part: tuple[int, int | None] | None = None
-
-    @property
-    def layer(self) -> str | None:
-        """The number that counts the layers of a stacked leaf."""
-        extra = set(re.findall(r"<(\w+)>", self.theirs)) - set(re.findall(r"<(\w+)>", self.ours))
-        if len(extra) > 1:
-            raise ValueError(f"{self.theirs}: numbers {sorted(extra)} are missing in {self.ours}; one may be")
-        return extra.pop() if extra else None
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """All rows between one format of file and one network.
-
-    Attributes:
-      name: of the format and network, for messages.
-      rows: see the module's docstring.
-      dropped: pattern of their names -> why no leaf takes it.
-      fresh: pattern of our paths -> why the file has nothing for it.
-      aside: their name -> the integer that an export writes when the import kept none.
-      kept: their name -> shape of a tensor that no leaf takes and the format cannot be without:
-        it is kept as it is, and an export writes it back.
-    """
-
-    name: str
-    rows: tuple[Row, ...]
-    dropped: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    fresh: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    aside: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    kept: Mapping[str, Shape] = dataclasses.field(default_factory=dict)
 
 
 class Link(NamedTuple):
@@ -120,9 +58,6 @@ class Link(NamedTuple):
         if isinstance(self.layer, tuple):
             return f"{self.ours}[:,{self.layer[1].start}:{self.layer[1].stop}]"
         return self.ours if self.layer is None else f"{self.ours}[{self.layer}]"
-
-
-ASIDE_DTYPE = np.dtype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +116,7 @@ def _checked(tensor: np.ndarray, fact: Fact, link: Link) -> np.ndarray:
 # ---------------------------------------------------------------- planning
 
 
-def plan(
+def plan_import(
     what: str, table: Table, theirs: Mapping[str, Fact], ours: Mapping[str, Shape], doubled: Iterable[str] = ()
 ) -> Plan:
     """Checks an import of the tensors ``theirs`` into the leaves ``ours``.
@@ -232,7 +167,7 @@ def plan_export(what: str, table: Table, ours: Mapping[str, Fact], kept: Mapping
       kept: what an import kept of the tensors that the table wants kept.
 
     Raises:
-      KeymapError: as for :func:`plan`.
+      KeymapError: as for :func:`plan_import`.
     """
     closed = dataclasses.replace(table, fresh={})
     links, _, problems = _links(closed, {path: fact.shape for path, fact in ours.items()})
@@ -359,18 +294,3 @@ def _mistyped(links: list[Link], theirs: Mapping[str, Fact]) -> list[str]:
         if len(kinds) > 1 and kinds == {FLOATS[0], usual}:
             wrong.append(f"{group[0].theirs} and its like: layers of {path} are partly {usual}, partly {FLOATS[0]}")
     return wrong
-
-
-def require(what: str, facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuses a config whose facts, where it gives them, differ from ``expected``: another kind of network.
-
-    Raises:
-      ValueError: naming every fact that differs.
-    """
-    wrong = [
-        f"{name} {facts[name]!r} instead of {want!r}"
-        for name, want in expected.items()
-        if facts.get(name, want) != want
-    ]
-    if wrong:
-        raise ValueError(f"config.json describes a network that differs from {what} in kind: {', '.join(wrong)}")

@@ -1,18 +1,21 @@
-"""The page of a run and its figures, from made-up results."""
+"""The page of a run and its tables of text, from made-up results."""
 
 from __future__ import annotations
 
+import fnmatch
 import html.parser
 import json
+import pathlib
 import re
+import tomllib
 
 import numpy as np
 import pytest
 
 from wovr_jax.core import pixels, stats
 from wovr_jax.core.log import Log
-from wovr_jax.report import figures
 from wovr_jax.report import page as report
+from wovr_jax.report import tables
 
 
 def rate(successes: int, n: int = 512) -> dict:
@@ -153,7 +156,7 @@ class Outline(html.parser.HTMLParser):
 def page(run):
     path = report.write(run)
     assert path == run / "report.html"
-    assert not (run / "report.html.tmp").exists()
+    assert not list(run.glob("report.html?*")), "nothing is left beside it"
     return path.read_text(encoding="utf-8")
 
 
@@ -190,14 +193,14 @@ def test_a_film_says_who_acts_and_marks_the_wrong_verdict(page):
     assert '<b class="true">true: failure</b><b class="imagined lies">imagined: success</b>' in page
     assert "lost.mp4 is not there" in text
     silent = compared("base", 1, (1, 1, 1, 1), gain(1, 1, 4), [{"path": "videos/one.mp4", "true": 0, "imagined": None}])
-    assert "lies" not in report.page({"comparison": [silent]}).split("</style>")[1]
+    assert "lies" not in report.render({"comparison": [silent]}).split("</style>")[1]
 
 
 def test_a_difference_within_its_interval_is_not_called_one():
     def page(change, bias):
         shown = results()
         shown["phases"][-1]["gain"], shown["comparison"][-1]["bias"] = change, bias
-        return report.page(shown)
+        return report.render(shown)
 
     assert "That may be chance." in page(gain(24, 20), gain(9, 8, 256))
     assert "The difference may be chance" in page(gain(24, 20), gain(9, 8, 256))
@@ -208,25 +211,25 @@ def test_a_difference_within_its_interval_is_not_called_one():
 @pytest.mark.parametrize("absent", [*results(), "everything"])
 def test_what_is_absent_is_left_out(absent):
     shown = {} if absent == "everything" else {name: value for name, value in results().items() if name != absent}
-    Outline(report.page(shown))
-    report.table(shown)
+    Outline(report.render(shown))
+    tables.render_text(shown)
 
 
 def test_what_is_empty_is_left_out():
     hollow = {"phases": [], "study": [], "comparison": [], "reward": {}, "keyframes": {}, "ledger": {}}
-    assert "<h2>" not in report.page(hollow)
-    assert report.table(hollow) == ""
+    assert "<h2>" not in report.render(hollow)
+    assert tables.render_text(hollow) == ""
 
 
 def test_a_judge_that_met_no_success_has_no_rate():
     judge = judged(0) | {"episode": {"tpr": float("nan"), "fpr": 0.0}}
-    assert "<td>successful episodes found</td><td>-</td>" in report.page(
+    assert "<td>successful episodes found</td><td>-</td>" in report.render(
         {"reward": {"reward-0": {"threshold": 0.5, "real": judge}}}
     )
 
 
 def test_the_table_of_the_terminal():
-    lines = report.table(results()).splitlines()
+    lines = tables.render_text(results()).splitlines()
     assert lines[2].split() == ["base", "41.2%", "37.0%", "-", "45.5%", "-", "-", "33.2%", "-"]
     assert lines[4].split()[:7] == ["after", "PACE", "62.7%", "58.4%", "-", "66.8%", "+21.5"]
     assert lines[8].split()[-3:] == ["28.8", "25.4", "23.9"]
@@ -238,12 +241,12 @@ def test_the_table_of_the_terminal():
 
 
 def test_a_study_is_one_row_a_variant_with_seeds_pooled():
-    lines = report.table(study()).splitlines()
+    lines = tables.render_text(study()).splitlines()
     assert lines[2].split()[3:8] == ["1024", "25.0%", "50.0%", "46.9%", "-"]
     assert lines[2].rstrip().endswith("+30.0 +20.0"), "the reference has nothing to be held against"
     assert lines[3].split("  ")[-1].strip().startswith("-24.8 points (95% between -2")
     assert lines[3].startswith("(c) learned world")
-    text = Outline(report.page(study())).text
+    text = Outline(report.render(study())).text
     assert "Of 2 variants on 2 seeds, 1 truly gained and 0 truly lost. Best: (e) all learned, +25.0 points" in text
     assert text.count("(c) learned world") == 2, "in the figure and in the table"
 
@@ -253,32 +256,10 @@ def test_no_results_no_report(tmp_path):
         report.write(tmp_path)
 
 
-def test_curves_break_where_a_value_is_missing_and_stay_small():
-    drawn = figures.curve([(0, 1.0), (1, 2.0), (2, None), (3, 1.0), (4, 2.0)], "ratio")
-    assert re.search(r'class="line" d="M[^M]+M[^M]+"', drawn)
-    assert figures.curve([(0, None)], "nothing") == ""
-    long = figures.curve([(i, float(i % 7)) for i in range(50_000)], "long")
-    assert long.count("L") <= figures.MOST_POINTS
-    assert figures.curve([(0, 5.0), (1, 5.0)], "flat")
-
-
-@pytest.mark.parametrize(
-    ("value", "says"), [(0, "0"), (0.5, "0.5"), (3.1e-5, "3.1e-05"), (1234, "1234"), (12345, "12.3k"), (-2e6, "-2M")]
-)
-def test_short_numbers(value, says):
-    assert figures.short(value) == says
-
-
-def test_the_bar_of_agreement_shows_both_rates():
-    drawn = figures.agreement([("one <policy>", {"tp": 30, "fp": 20, "fn": 10, "tn": 40}, "")])
-    Outline(drawn)
-    assert 'class="span imagined" style="width:50.00%"' in drawn
-    assert 'class="span true" style="margin-left:20.00%;width:40.00%"' in drawn
-    assert "imagined success only: 20 of 100" in drawn
-
-
-def test_an_interval_is_where_its_numbers_are():
-    drawn = figures.intervals([("gain", [("true", 0.1, 0.0, 0.2)], "+10.0")], -0.1, 0.3)
-    assert 'left:25.0%;width:50.0%"' in drawn
-    assert 'title="10.0, 95% between 0.0 and 20.0"' in drawn
-    assert drawn.count('<s class="zero" style="left:25.0%">') == 1, "the line of no gain"
+def test_templates_and_assets_are_part_of_an_installation():
+    root = pathlib.Path(__file__).resolve().parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["wovr_jax"]
+    package = root / "wovr_jax"
+    data = [path.relative_to(package).as_posix() for path in package.rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    assert {"report/page.html", "report/page.css"} <= set(data)
+    assert not [name for name in data if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
