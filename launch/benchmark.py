@@ -27,6 +27,7 @@ def main() -> None:
     for name, module in BENCHMARKS.items():
         module.add_arguments(choices.add_parser(name, doc=module.__doc__))
     options = parser.parse_args()
+    # An OSError of a disk or a socket names no benchmark by itself.
     with command.explain_errors("Stopped.", place=options.benchmark):
         BENCHMARKS[options.benchmark].run(options)
 

@@ -40,6 +40,8 @@ class Parser(argparse.ArgumentParser):
     misuse_status = 2
 
     def __init__(self, doc: str | None, **options: Any):
+        # Docstrings hold tables of commands, whose lines must stay as they are. Abbreviations would make a flag that is
+        # added tomorrow change what a script of today means.
         shape = argparse.RawDescriptionHelpFormatter
         super().__init__(description=doc, formatter_class=shape, allow_abbrev=False, **options)
 
@@ -103,12 +105,14 @@ def read(parser: Parser, argv: Sequence[str] | None = None, *, door: str = "") -
       argv: the words after the program's name; default ``sys.argv[1:]``.
       door: the stem of the door; a job of another one is then refused.
     """
+    # Settings are split off first: argparse would have to know the name of each of them.
     changes, rest = split_changes(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(rest)
     if not options.config:
         refuse(f"Expected --config=configs/<job>.py, got none. {_list_configs()}")
     file, _, preset = options.config.partition(":")
     settings = load_config(file, preset)
+    # In the order in which they were written, so that the last one counts.
     for path, text in changes:
         put(settings, path, text)
     if "job" not in settings:
@@ -121,15 +125,16 @@ def read(parser: Parser, argv: Sequence[str] | None = None, *, door: str = "") -
 
 
 def split_changes(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Path and text of every ``--config.path=text`` or ``--config.path text``, and the other words."""
+    """Returns path and text of every ``--config.path=text`` or ``--config.path text``, and the other words."""
     changes, rest, words = [], [], iter(argv)
     for word in words:
         match = re.fullmatch(r"--?config\.([\w.]+)(?:=(.*))?", word, re.DOTALL)
         if not match:
-            rest.append(word)
+            rest.append(word)  # argparse judges it
             continue
         path, text = match[1], match[2]
         if text is None:
+            # A value may begin with one dash, as negative numbers do, but with two it is the next flag.
             text = next(words, "--")
             if text.startswith("--"):
                 refuse(f"Expected a value, --config.{path}=value, got none.")
@@ -138,7 +143,7 @@ def split_changes(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]
 
 
 def load_config(file: str, preset: str) -> dict[str, Any]:
-    """The settings of a config file with its presets; a file that cannot be used is refused with the reason."""
+    """Returns the settings of a config file with its presets; a file that cannot be used is refused with the reason."""
     if not pathlib.Path(file).is_file():
         near = difflib.get_close_matches(pathlib.Path(file).stem, _configs(), n=1)
         hint = f" Did you mean --config=configs/{near[0]}.py?" if near else ""
@@ -167,17 +172,18 @@ def put(settings: dict[str, Any], path: str, text: str) -> None:
         settings = settings.setdefault(group, {})
         if not isinstance(settings, dict):
             refuse(f"--config.{path}: config.{'.'.join(groups[:depth])} is a value, not a group of settings.")
+    # 007 is a text where a text is listed, and True the name of a run if somebody calls it so.
     listed = settings.get(name)
     value = text if isinstance(listed, str) else parse_value(text)
     settings[name] = (value,) if isinstance(listed, tuple) and not isinstance(value, tuple | list) else value
 
 
 def parse_value(text: str) -> Any:
-    """A number, tuple, list, True, False or None where the text is one; else the text itself."""
+    """Returns the number, tuple, list, True, False or None that the text is; else the text itself."""
     if text in WORDS:
         return WORDS[text]
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text)  # literals only: nothing on a command line is run
     except (ValueError, SyntaxError):
         return text
 
@@ -192,7 +198,7 @@ def positive(text: str) -> int:
 def default_run(file: str, preset: str, settings: Mapping[str, Any]) -> pathlib.Path:
     """``runs/pace``, ``runs/pace-libero_spatial``, ``runs/pace-seed1``: never one folder for two seeds."""
     parts = [pathlib.Path(file).stem, *filter(None, preset.split(","))]
-    if settings.get("seed"):
+    if settings.get("seed"):  # seed 0 is the plain folder
         parts.append(f"seed{settings['seed']}")
     return ROOT / "runs" / "-".join(parts)
 
@@ -218,6 +224,7 @@ def explain_errors(stopped: str, *, place: object = None, kept: str = "") -> Ite
             raise
         refuse(f"{error.filename or place}: {error.strerror or error}. {kept}".rstrip())
     except KeyboardInterrupt as stop:
+        # The terminal has just shown ^C in this line.
         print(f"\n{stopped}", file=sys.stderr)
         # A training that was asked to stop by SIGTERM says so in ``signal``.
         sys.exit(128 + getattr(stop, "signal", signal.SIGINT))
@@ -228,6 +235,7 @@ def bar(name: str, size: int | None = None) -> Iterator[Callable[[int], object]]
     """Shows a progress bar over bytes on stderr; gives the function that moves it on."""
     from tqdm import tqdm
 
+    # Twice a second: a bar that is drawn for every tensor fills the log of a scheduler.
     with tqdm(total=size, desc=name, unit="B", unit_scale=True, mininterval=0.5) as progress:
         yield progress.update
 

@@ -39,8 +39,10 @@ def main() -> None:
         from wovr_jax.core.config import from_dict
         from wovr_jax.sim.libero.evaluate import EvaluateConfig
 
+        # Several processes would play the same trials and write the same file.
         if processes.found(os.environ, on_tpu=False):
             raise processes.ProcessError("launch/evaluate.py measures in one process, with as many workers as cores.")
+        # The job only said which door this is.
         settings = {name: value for name, value in request.settings.items() if name != "job"}
         table = measure(from_dict(EvaluateConfig, settings), folder)
         gain = compare(folder, other) if other else ""
@@ -48,7 +50,7 @@ def main() -> None:
 
 
 def measure(cfg: EvaluateConfig, folder: pathlib.Path) -> str:
-    """Runs the trials that the run folder does not hold yet and writes its results; returns the table."""
+    """Runs the trials that the run folder does not hold yet, writes its results and returns their table."""
     from tqdm import tqdm
 
     from wovr_jax.run.folder import Run
@@ -58,9 +60,11 @@ def measure(cfg: EvaluateConfig, folder: pathlib.Path) -> str:
     from wovr_jax.sim.libero.tasks import tasks, trials
 
     wanted = trials(cfg.suite, range(*cfg.inits), only=list(cfg.tasks) or None, seed=cfg.seed)
+    # Before anything is started: trials that training saw are refused.
     shared = evaluate.apart(wanted, cfg)
     # How many work at a time decides no outcome, and may change when a run is taken up again.
     Run(folder, {name: value for name, value in dataclasses.asdict(cfg).items() if name != "workers"})
+    # The policy is opened when the first trial wants it: a run that is complete is only tabled again.
     runner = TrialRunner(cfg, folder, lambda: load_policy(cfg))
     with tqdm(total=len(wanted), desc=folder.name, unit="trial") as bar:
         outcomes: list[bool] = []
@@ -77,7 +81,7 @@ def measure(cfg: EvaluateConfig, folder: pathlib.Path) -> str:
 
 
 def load_policy(cfg: EvaluateConfig) -> tuple[Policy, int]:
-    """The policy of a robot's bundle, and the pixels of the frames that it takes."""
+    """Opens a robot's bundle; returns its policy and the pixels of the frames that it takes."""
     from wovr_jax.export.robot import Robot
 
     robot = Robot.load(cfg.policy)
@@ -90,7 +94,7 @@ def load_policy(cfg: EvaluateConfig) -> tuple[Policy, int]:
 
 
 def compare(folder: pathlib.Path, other: str) -> str:
-    """The paired gain over another run, in a line."""
+    """Returns the paired gain over another run, in a line."""
     from wovr_jax.sim.libero import evaluate
 
     gain = evaluate.compare(evaluate.load(folder), evaluate.load(other))

@@ -60,10 +60,8 @@ def parse() -> argparse.Namespace:
         "--episodes", type=pathlib.Path, metavar="FOLDER", help="to jax: episodes to replay; default the run's own"
     )
     parser.add_argument("--key", help="of the release's action statistics, where it has several (--policy)")
-    parser.add_argument(
-        "--instruction", action="append", default=[], metavar="TEXT",
-        help="an instruction besides those of the episodes (--policy); again for more",
-    )  # fmt: skip
+    besides = "an instruction besides those of the episodes (--policy); again for more"
+    parser.add_argument("--instruction", action="append", default=[], metavar="TEXT", help=besides)
     args = parser.parse_args()
     check(args, parser.error)
     args.out = args.out.expanduser()
@@ -72,6 +70,7 @@ def parse() -> argparse.Namespace:
 
 def check(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
     """Refuses flags that do not go together."""
+    # Here and not where they are used: a full-size export takes minutes before it would come to them.
     if not (args.run or args.policy):
         refuse("say what to export: --run FOLDER or --policy JSON")
     if args.to == "torch" and not args.policy:
@@ -94,6 +93,7 @@ def to_torch(args: argparse.Namespace) -> None:
     """Writes the folder for PyTorch."""
     from wovr_jax.export import source, torch_folder
 
+    # A run gives the numbers; the import that it began with gives the release's names and its other files.
     trained = source.from_run(args.run, args.round) if args.run else None
     most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
     with command.bar("to torch") as progress:
@@ -107,6 +107,7 @@ def to_jax(args: argparse.Namespace) -> None:
     """Writes the bundle and says what the contract found."""
     from wovr_jax.export import bundle, source
 
+    # A run knows its episodes, statistics and instructions; an import has none of them.
     if args.run:
         policy = source.from_run(args.run, args.round, episodes=args.episodes)
     else:

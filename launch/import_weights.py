@@ -81,10 +81,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--text", action="store_true", help="keep a text-conditioned transformer as it is")
     parser.add_argument("--seed", type=int, default=0, help="of fresh action modules (default 0)")
     parser.add_argument("--heads", type=int, help="attention heads, where they are not a release's and no file tells")
-    parser.add_argument(
-        "--recipe", choices=("rlinf", "oft"), default="rlinf",
-        help="of a policy: oft has a stop token behind the action slots (default rlinf: none)",
-    )  # fmt: skip
+    recipes = "of a policy: oft has a stop token behind the action slots (default rlinf: none)"
+    parser.add_argument("--recipe", choices=("rlinf", "oft"), default="rlinf", help=recipes)
     parser.add_argument("--images", type=int, default=1, help="pictures that a policy sees at once (default 1)")
     parser.add_argument(
         "--state", action="store_true", help="a policy that takes the robot's state: proprio_projector--*.pt"
@@ -117,6 +115,7 @@ def import_all(args: argparse.Namespace) -> None:
     from wovr_jax.bridge.sources import FileError, find, open_source
     from wovr_jax.weights import native
 
+    # Everything is read and checked before the first file is written.
     ready, passed = [], []
     for path in find(args.source):
         try:
@@ -127,6 +126,7 @@ def import_all(args: argparse.Namespace) -> None:
             source = open_source(path)
             kind = formats.detect(source)
         except FileError as error:
+            # A folder may hold anything beside weights; a file that was named has to be weights.
             if args.source.is_file():
                 raise
             passed.append(str(error))
@@ -140,6 +140,7 @@ def import_all(args: argparse.Namespace) -> None:
     if not ready:
         wanted = f" of {', '.join(args.part)}" if args.part else ""
         raise FileError(f"{args.source}: found no weights{wanted}.")
+    # Two files of one part would write one file of ours.
     parts = [part.kind.part for part in ready]
     if len(set(parts)) < len(parts):
         files = "\n  ".join(f"{part.kind}: {part.source.name}" for part in ready)
@@ -148,6 +149,7 @@ def import_all(args: argparse.Namespace) -> None:
         raise FileError(f"--name is for one part, and {args.source} holds {', '.join(parts)}; add --part.")
     for part in ready:
         print("\n  ".join(part.report()))
+    # Merged adapters are in the weights already; these stay files of their own.
     loose = open_adapters(args, ready) if args.adapter == "keep" else None
     if args.out:
         for name in [args.name or part.kind.part for part in ready] + (["lora"] if loose else []):
@@ -164,7 +166,7 @@ def import_all(args: argparse.Namespace) -> None:
 def reading_options(args: argparse.Namespace, part: str, folder: pathlib.Path) -> dict[str, Any]:
     """What the command line says of a part that lies in ``folder``, for ``read_import``."""
     options = {"heads": args.heads, "text": args.text, "seed": args.seed, "dtype": args.dtype, "recipe": args.recipe}
-    if part == "policy":
+    if part == "policy":  # the other parts know no pictures, no robot's state and no adapters
         merge = (args.adapter_folder or folder / "lora_adapter") if args.adapter == "merge" else None
         options |= {"images": args.images, "state": args.state, "merge": merge}
     return options
@@ -185,10 +187,12 @@ def export(args: argparse.Namespace) -> None:
     from wovr_jax.bridge import adapters, exporter, formats
     from wovr_jax.weights import native
 
+    # Adapters are not weights of ours with a table of their own: they have their own writer.
     if args.to == "peft":
         check_free(args, adapters.WEIGHTS, adapters.CONFIG)
         print("\n".join(map(str, adapters.export(args.source, args.out))))
         return
+    # Verified, because what goes out is used where nobody can check it against the import.
     cfg, source, _ = native.open_native(args.source, verify=True)
     kind = formats.named(cfg, args.to)
     if kind.part == "policy" and args.out.is_dir():  # a folder of its own, with names that the release chose
@@ -196,6 +200,7 @@ def export(args: argparse.Namespace) -> None:
     check_free(args, *exporter.export_names(cfg, kind))
     size = sum(fact.nbytes for fact in source.facts.values())
     check_space(args, size)
+    # Decimal gigabytes, as the hubs count them.
     most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
     with command.bar(f"{kind.part} to {args.to}", size) as progress:
         written = exporter.write_export(args.source, args.to, args.out, shard_bytes=most, progress=progress)
@@ -211,6 +216,7 @@ def check_free(args: argparse.Namespace, *names: str) -> None:
 
 def check_space(args: argparse.Namespace, size: int) -> None:
     """Refuses to begin what the disk cannot hold."""
+    # The folder may not be there yet; its disk is that of the first one above it that is.
     folder = args.out.expanduser().absolute()
     while not folder.exists():
         folder = folder.parent

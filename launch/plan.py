@@ -78,6 +78,7 @@ def plan(recipe: Recipe, phases: list[str], options: Any) -> None:
     from wovr_jax.plan import chips, measure
     from wovr_jax.plan.need import need, smallest
 
+    # A kind of chip alone, v5e, leaves the size of the slice open: each phase finds its own.
     fixed = None if options.topology in chips.SLICES else chips.topology(options.topology)
     if fixed:
         print(_head(fixed, recipe), flush=True)
@@ -100,6 +101,7 @@ def plan(recipe: Recipe, phases: list[str], options: Any) -> None:
 
 def _head(where: Topology, recipe: Recipe) -> str:
     mesh = recipe.mesh
+    # A GPU that is not there is planned with the TPU compiler; only a TPU, or what is here, is planned exactly.
     memory = f"{where.chip.gib:g} GiB each" if where.chip.gib else "memory not known"
     stand_in = "" if where.exact else "\nTemporary memory is that of the TPU compiler: an estimate for these devices."
     return (
@@ -110,6 +112,7 @@ def _head(where: Topology, recipe: Recipe) -> str:
 
 def _paragraph(need: Need, where: Topology, efficiency: float, compiling: float) -> str:
     verdict = "" if not where.chip.gib else " fits" if need.fits(where) else " DOES NOT FIT"
+    # Held is what the phase reads; idle is what a run keeps in memory meanwhile for the other phases.
     parts = [*need.held.items(), *((f"{name} (idle)", size) for name, size in need.beside.items())]
     held = ", ".join(f"{name} {_size(size)}" for name, size in [*parts, ("temporary", need.temporary)])
     hours = _hours(need, where, efficiency)
@@ -120,7 +123,7 @@ def _paragraph(need: Need, where: Topology, efficiency: float, compiling: float)
         f"  collectives  {kinds}",
         f"  work         {need.flops / 1e12:,.4g} Tflop{hours}; compiled in {compiling:.0f} s",
     ]
-    if need.refused:
+    if need.refused:  # a compiler that finds no room says so instead of an executable
         lines.append(f"  compiler     {need.refused.splitlines()[0][:300]}")
     if "DOES" in verdict:
         lines.append(f"  try          {ADVICE[need.name]}")
@@ -130,14 +133,16 @@ def _paragraph(need: Need, where: Topology, efficiency: float, compiling: float)
 def _hours(need: Need, where: Topology, efficiency: float) -> str:
     if not where.chip.tflops:
         return ""
+    # One number for all phases: what share of the peak a program reaches is not known before it runs.
     seconds = need.seconds(where, efficiency)
     hours = seconds * need.times / 3600
     return f", {seconds:.3g} s at {efficiency:.0%} of the peak, {need.times:,} times in a run: {hours:,.3g} h"
 
 
 def _against(need: Need, where: Topology, run: Measured) -> str:
+    # The median, with the extremes beside it: other work on the machine makes some runs slow.
     low, middle, high = (pick(run.seconds) for pick in (min, statistics.median, max))
-    rate = need.flops / middle / 1e12
+    rate = need.flops / middle / 1e12  # Tflop/s of all devices together
     share = rate / (len(where.devices) * where.chip.tflops) if where.chip.tflops else 0
     of_peak = f", {share:.0%} of the peak" if share else ""
     return (
@@ -148,6 +153,7 @@ def _against(need: Need, where: Topology, run: Measured) -> str:
 
 def _largest(needs: list[Need], runs: list[Measured]) -> str:
     """Where a run has its peak. Measured is each program alone, so that is what it is held against."""
+    # Phases run one after another, so a run needs what its largest phase needs.
     need = max(needs, key=lambda need: need.peak)
     line = f"\nlargest: {need.name}, {_size(need.peak)} a device"
     if runs:
@@ -157,6 +163,7 @@ def _largest(needs: list[Need], runs: list[Measured]) -> str:
 
 
 def _size(size: int) -> str:
+    # Sizes of the embedded table are megabytes, those of the releases hundreds of gigabytes.
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 

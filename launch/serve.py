@@ -37,6 +37,7 @@ def main() -> None:
         from wovr_jax.export.server import PolicyServer, ServerConfig
 
         key = read_key(args.api_key_file)
+        # Nothing is refused here: in a robot's own network an open server may be what is wanted.
         if args.host not in LOCAL and key is None:
             warning = f"warning: whoever reaches {args.host} can use this policy; --api-key-file sets a key"
             print(warning, file=sys.stderr)
@@ -44,6 +45,7 @@ def main() -> None:
         flags = {"host": args.host, "port": args.port, "temperature": args.temperature, "seed": args.seed}
         limits = {"max_bytes": int(args.max_mb * 2**20), "connections": args.clients}
         cfg = config.from_dict(ServerConfig, flags | limits | {"api_key": key}, "server")
+        # An IPv6 address stands in brackets in a URL.
         name, host = robot.about["policy"], f"[{args.host}]" if ":" in args.host else args.host
         PolicyServer(robot, cfg).run(lambda port: print(f"serving {name} at ws://{host}:{port}", flush=True))
     print("stopped", file=sys.stderr)
@@ -75,6 +77,7 @@ def open_policy(source: pathlib.Path, round_: int | None) -> Robot:
     from wovr_jax.export import source as sources
     from wovr_jax.export.robot import MANIFEST, BundleError, Robot
 
+    # A bundle holds a compiled program and a run folder weights, but what serves them is the same Robot.
     if (source / MANIFEST).is_file():
         if round_ is not None:
             raise BundleError(f"{source} is a bundle, which has one policy; --round is for run folders.")
@@ -86,6 +89,7 @@ def read_key(file: pathlib.Path | None) -> str | None:
     """Returns the first line of a file, None without a file."""
     if file is None:
         return None
+    # An editor ends the file with a newline, which is not part of the key.
     key = (file.read_text().splitlines() or [""])[0].strip()
     return key or command.refuse(f"{file} is empty; its first line is the key")
 

@@ -37,6 +37,7 @@ COLUMNS = {
 
 def main() -> None:
     """Runs a study, or the probe where the first word says so."""
+    # By hand, not as a subcommand of argparse: a study has flags and no name, as launch/train.py has.
     words = sys.argv[1:]
     if words[:1] == ["probe"]:
         probe(words[1:])
@@ -55,6 +56,7 @@ def study(words: Sequence[str]) -> None:
         # Only now: importing jax takes seconds, a misspelt flag none.
         from wovr_jax.core import processes
 
+        # Joined only to be refused by each of them in the same words: a study runs in one process.
         with processes.joined():
             from wovr_jax.report import tables
             from wovr_jax.studies import runner
@@ -70,7 +72,7 @@ def probe(words: Sequence[str]) -> None:
     parser.add_argument("--stage", help="which of its world models; default: the last finished one")
     parser.add_argument("--starts", type=int, default=64, help="start frames to average over (default 64)")
     options = parser.parse_args(words)
-    if options.starts < 2:
+    if options.starts < 2:  # the correlation of one start frame means nothing
         parser.error("--starts is at least 2")
     run = options.run.expanduser()
     with command.explain_errors("Stopped. Nothing was written."):
@@ -83,9 +85,10 @@ def probe(words: Sequence[str]) -> None:
 
 
 def probe_table(numbers: Mapping[str, Mapping[str, float]]) -> str:
-    """Axes down, numbers across."""
+    """Renders the numbers of a probe: axes down, numbers across."""
     lines = ["".join([" " * 6, *(f"{words:>17}" for words in COLUMNS.values())])]
     for axis, row in numbers.items():
+        # Not every number has a meaning for every axis: jaws do not stray.
         cells = [f"{row[name]:17.3f}" if name in row else f"{'-':>17}" for name in COLUMNS]
         lines.append("".join([f"{axis:6}", *cells]))
     return "\n".join(lines)

@@ -40,7 +40,7 @@ def main() -> None:
             from wovr_jax.report import tables
 
             results = pace.run(settings["job"], settings, run, allow_change=request.options.allow_config_change)
-            first = processes.first()
+            first = processes.first()  # asked here: outside, every process is on its own again
     # All processes end with the same results; one of them tells.
     if first:
         print(f"{tables.render_text(results)}\n\n{run / 'report.html'}")

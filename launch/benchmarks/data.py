@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
     stream = Stream(source, steps_E, np.ones(len(heads), bool), layout, cfg)
     frames = 1 + MEMORY + NEW
 
+    # Enough episodes for a mean, few enough to be in memory decoded.
     sample = range(min(len(source), 16))
     records = [source.record(e) for e in sample]
     decoded = [decode(record) for record in records]
@@ -64,7 +65,9 @@ def run(args: argparse.Namespace) -> None:
 
     dataset = stream.read((0,), np.arange(args.batch), 0, args.visit)
     batch = next(iter(dataset))
+    # The same stream over episodes that are decoded already, so that only the cutting is left.
     cut = Stream(decoded, steps_E[: len(sample)], np.ones(len(sample), bool), layout, cfg)
+    # Seconds of CPU for one call of a stage, and the windows that come of it.
     stages = {
         "read": (cpu_seconds(lambda e: source.record(e), sample), args.visit),
         "decode": (cpu_seconds(lambda e: decode(records[e]), sample), args.visit),
@@ -74,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
     print("stage              CPU ms a window")
     for name, (seconds, count) in stages.items():
         print(f"{name:18s} {1e3 * seconds / count:15.2f}")
+    # By CPU time a window: the stage that more threads, or fewer pixels, would help most.
     slowest = max(stages, key=lambda name: stages[name][0] / stages[name][1])
     total = sum(seconds / count for seconds, count in stages.values())
     print(f"{'all':18s} {1e3 * total:15.2f}   most of it: {slowest}\n")
@@ -83,13 +87,13 @@ def run(args: argparse.Namespace) -> None:
     feed(0)
     begin, begin_cpu = time.perf_counter(), time.process_time()
     for step in range(1, args.steps):
-        jax.block_until_ready(feed(step))
+        jax.block_until_ready(feed(step))  # or it would be timed how fast copies are asked for
     wall, used = time.perf_counter() - begin, time.process_time() - begin_cpu
     rate = (args.steps - 1) * args.batch / wall
     busy = f"{used / wall:.1f} of {os.cpu_count()} cores busy"
     print(f"pipeline: {rate:.1f} windows/s, {rate * frames:.0f} frames/s, {busy}")
     if args.step_s:
-        need = args.batch / args.step_s
+        need = args.batch / args.step_s  # windows a second that the training consumes
         verdict = "reading keeps up" if rate > need else f"reading holds it up, most of all {slowest}"
         print(f"a step of {args.step_s} s needs {need:.1f} windows/s, {need * total:.2f} cores: {verdict}")
 

@@ -66,6 +66,7 @@ def measure(workers: int, way: str, suite: str, chunks: int) -> str:
         began = time.perf_counter()
         measured = [value for _, value in pool.map(episode, [(trial, protocol("openvla"), chunks, draw)] * workers)]
         wall = time.perf_counter() - began
+    # Resets are measured by themselves: every worker does one at the beginning, side by side with the others.
     resets = sum(worker["reset"] for worker in measured) / workers
     steps = workers * chunks * CHUNK
     cpu = 1000 * sum(worker["cpu"] for worker in measured) / steps
@@ -82,7 +83,9 @@ def episode(bench: Any, trial: Any, protocol: Any, chunks: int, draw: str) -> di
     scene.reset(trial, protocol)
     reset, used = time.perf_counter() - began, time.process_time()
     for action_TA in np.random.default_rng(0).uniform(-1, 1, (chunks, CHUNK, 7)):
+        # A success would end the episode early, and the ways would not step the same.
         scene.play(action_TA, draw, stop=False)
         bench.beat()
+    # The largest so far, of this worker; Linux counts kibibytes.
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"reset": reset, "cpu": time.process_time() - used, "memory": memory}

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
 
     from wovr_jax.export import wire
 
+    # Port 0 takes a free one, which the server's first line names.
     command = [sys.executable, ROOT / "launch" / "serve.py", args.source, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -67,6 +68,7 @@ def latency(connection: ClientConnection, frame: tuple[int, int, int], prompt: s
     """Sends observations one after another and prints percentiles in milliseconds."""
     import numpy as np
 
+    # Noise: what a frame shows changes nothing in the time that it takes. A few frames are reused.
     frame_KHWC = np.random.default_rng(0).integers(0, 256, (64, *frame), np.uint8)
     whole, policy = [], []
     for i in range(UNMEASURED + requests):
@@ -97,11 +99,12 @@ def play(connection: ClientConnection, episodes: int) -> int:
     for k in range(episodes):
         state = jax.tree.map(lambda leaf: leaf[k], states)  # noqa: B023 (called here)
         task, left, reached = tabletop.INSTRUCTIONS[int(tabletop.task_of(state))], cfg.horizon, False
+        # A chunk is played to its end without a look, as evaluation in a run does.
         while left > 0:
             chunk_TA = ask(connection, to_uint8(render(state)), task)["actions"]
             after = roll(state, chunk_TA)
             reached = reached or bool(np.any(succeeded(after)))
-            state = jax.tree.map(lambda leaf: leaf[-1], after)
+            state = jax.tree.map(lambda leaf: leaf[-1], after)  # (steps, ...) -> the last of them
             left -= len(chunk_TA)
         successes += reached
     return successes

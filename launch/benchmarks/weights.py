@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         measure(args.folder, network_config(args.part, args.layers), load=not args.no_load)
     finally:
-        shutil.rmtree(args.folder)
+        shutil.rmtree(args.folder)  # tens of gigabytes, also after a failure
 
 
 def network_config(part: str, layers: int | None) -> DiTConfig | VLAConfig:
@@ -78,6 +78,7 @@ def measure(folder: pathlib.Path, cfg: DiTConfig | VLAConfig, *, load: bool) -> 
     kind = next(kind for kind in formats.FORMATS if kind.part == formats.part_of(cfg))
     file = folder / "release" / kind.file
     file.parent.mkdir()
+    # A policy is recognised by its config.json, the other parts by the names in the file.
     if kind.part == "policy":
         text = {"model_type": "llama", "num_attention_heads": 32}
         (file.parent / "config.json").write_text(json.dumps({"model_type": "openvla", "text_config": text}))
@@ -85,12 +86,14 @@ def measure(folder: pathlib.Path, cfg: DiTConfig | VLAConfig, *, load: bool) -> 
     write_random(file, cfg, kind)
     size = file.stat().st_size
     print(f"made      {size / 1e9:6.2f} GB in {time.perf_counter() - began:.0f} s")
+    # Each step in a process of its own: the peak memory of a process never goes down.
     door = str(ROOT / "launch" / "import_weights.py")
     time_process("imported", size, door, str(file), "--out", str(folder / "ours"))
     card = str(folder / "ours" / f"{kind.part}.json")
     if load:
         time_process("loaded", size, "-c", LOADED, card)
     time_process("exported", size, door, card, "--to", kind.name, "--out", str(folder / "back"), "--shard-gb", "100")
+    # Through our form and back every byte is the same, or a table is wrong.
     same = digest(file) == digest(folder / "back" / file.name)
     print(f"the file that came back {'has every byte' if same else 'DIFFERS'} of the first")
     if not same:
@@ -125,6 +128,7 @@ def time_process(what: str, size: int, *command: str) -> None:
     """Runs a process that prints its peak memory last, and compares that with ``size``."""
     began = time.perf_counter()
     done = subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True)
+    # Printed in GiB, compared with bytes.
     peak = float(done.stdout.rsplit("peak memory", 1)[1].split()[0]) * 2**30
     seconds = time.perf_counter() - began
     print(

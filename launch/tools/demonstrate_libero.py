@@ -57,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--measure", action="store_true", help="only success, nothing drawn or written")
     args = parser.parse_args()
+    # Exactly one of the two.
     if args.measure == bool(args.out):
         parser.error("give either --out FOLDER to record episodes, or --measure to count successes")
     return args
@@ -80,6 +81,7 @@ def measure(args: argparse.Namespace) -> str:
     from wovr_jax.sim.libero.tasks import protocol, tasks, trials
 
     wanted = trials(args.suite, args.inits, only=args.tasks, seed=args.seed)
+    # Size 0: nothing is drawn, as the expert looks at the simulator's state.
     with Pool(args.workers, SceneConfig(size=0, hard_reset=not args.soft_reset)) as pool:
         made = demonstrations(pool, wanted, protocol(args.protocol), expert(args), draw="none")
         lines = [line_of(outcome) for outcome in bar(made, len(wanted))]
@@ -100,6 +102,7 @@ def record(args: argparse.Namespace) -> str:
     scene = config.from_dict(SceneConfig, flags | {"hard_reset": not args.soft_reset}, "scene")
     wanted = trials(args.suite, args.inits, only=args.tasks, seed=args.seed)
     with Pool(args.workers, scene) as pool:
+        # All that decides an episode goes beside the episodes, the renderer and a hash of the meshes included.
         meta: dict[str, Any] = {"sim": args.suite, "protocol": args.protocol, "scene": dataclasses.asdict(scene)}
         meta |= {"expert": dataclasses.asdict(expert(args)), "fingerprint": fingerprint(pool.renderer)}
         facts = collect(
@@ -131,9 +134,10 @@ def write_films(args: argparse.Namespace) -> None:
     from wovr_jax.core import pixels
     from wovr_jax.data import episodes as disk
 
-    source = disk.EpisodeSource(args.out, verify=False)
+    source = disk.EpisodeSource(args.out, verify=False)  # just written
     for number in range(min(args.videos, len(source))):
         episode = source[number]
+        # (S, H, W, 3) each; side by side along the width.
         views = [episode.frame_SHWC] + ([] if episode.wrist_SHWC is None else [episode.wrist_SHWC])
         name = f"task-{episode.task:02d}-init-{episode.origin['init']:02d}.mp4"
         pixels.video(args.out / "videos" / name, np.concatenate(views, axis=2), fps=20)

@@ -77,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs, kills, compares, prints tables of the kills; returns the exit status."""
     args, begin = parse(argv), time.monotonic()
     command = [sys.executable, str(ROOT / "launch" / "train.py"), f"--config={args.config}"]
+    # States are saved far more often than a run would, or nearly no kill would meet one that is being saved.
     command += ["--config.checkpoints.every_s=0.02", *args.settings]
 
     # Two runs that are left alone: the truth, and how long each stage takes once its programs are compiled.
@@ -94,6 +95,7 @@ def main(argv: Sequence[str]) -> int:
     first = time.monotonic()
     for count, moment in enumerate(moments, 1):
         kills.append(kill_at(command, cut, moment, args.signal, log))
+        # As long as the kills so far took on average.
         left = (time.monotonic() - first) / count * (len(moments) - count)
         print(f"{count:4}  {format_kill(kills[-1])}  {left:4.0f} s", flush=True)
     run_to_end(command, log)
@@ -153,11 +155,13 @@ def plan(seconds: Mapping[str, float], steps: Mapping[str, int], kills: int, see
     Those of a training are by turns after a saved step and after its beginning.
     """
     rng, stages = np.random.default_rng(seed), list(seconds)
+    # One kill a stage, chosen without repeats while they reach; every further one falls where a real one would.
     share = np.array([seconds[stage] for stage in stages])
     more = rng.choice(len(stages), max(0, kills - len(stages)), p=share / share.sum())
     drawn = sorted([*rng.permutation(len(stages))[:kills].tolist(), *more.tolist()])
     moments = []
     for n, stage in enumerate(stages[k] for k in drawn):
+        # Not the last step: a training that has saved it is done before the kill can come.
         step = int(rng.integers(1, steps[stage])) if stage in steps and n % 2 == 0 else 0
         after_s = float(rng.uniform() * (STEP_S if step else seconds[stage]))
         moments.append(Moment(stage, after_s, step))
@@ -183,11 +187,13 @@ def kill_at(command: Sequence[str], run: pathlib.Path, moment: Moment, name: str
         while process.poll() is None and spent <= moment.after_s:
             time.sleep(LOOK_S)
             now = time.monotonic()
+            # True counts as one: the time of this look is spent only if the stage was under way.
             spent += (now - looked) * is_reached(begun(), run, moment)
             looked = now
         if process.poll() is None:
             process.send_signal(signal.Signals[f"SIG{name}"])
             met = stage_under_way(begun(), run)
+            # SIGTERM lets the run save; one that takes too long is a scheduler's SIGKILL.
             try:
                 process.wait(GRACE_S)
             except subprocess.TimeoutExpired:
@@ -205,6 +211,7 @@ def stage_reader(log: pathlib.Path, first: int) -> Callable[[], list[str]]:
     def begun() -> list[str]:
         with log.open("rb") as file:
             file.seek(first)
+            # Progress bars write bytes that a kill may cut in two.
             lines = file.read().decode(errors="replace").splitlines()
         return [line.removeprefix("== ") for line in lines if line.startswith("== ")]
 
@@ -222,6 +229,7 @@ def is_reached(begun: Sequence[str], run: pathlib.Path, moment: Moment) -> bool:
 
 def stage_under_way(begun: Sequence[str], run: pathlib.Path) -> str:
     """The innermost stage that this process has begun and not done."""
+    # A stage asks for others before it begins itself, so the newest that is not done is the innermost.
     open_stages = [stage for stage in begun if not (run / "stages" / stage / "done.json").exists()]
     return open_stages[-1] if open_stages else (BETWEEN if begun else START)
 
@@ -231,6 +239,7 @@ def stage_under_way(begun: Sequence[str], run: pathlib.Path) -> str:
 
 def summarize(kills: Sequence[Kill], stages: Sequence[str], seconds: float) -> dict[str, Any]:
     """Counts the kills by stage, and those that met a training which had saved something."""
+    # A run that ended before its moment came was not killed.
     met = collections.Counter(kill.met for kill in kills if kill.met != ENDED)
     by_stage = {stage: met.pop(stage, 0) for stage in stages} | dict(met)
     statuses = collections.Counter(str(kill.status) for kill in kills)
@@ -265,6 +274,7 @@ def format_outcome(outcome: Mapping[str, Any]) -> str:
 
 def differences(whole: pathlib.Path, cut: pathlib.Path) -> list[str]:
     """Lists everything in which two finished runs differ, a line each."""
+    # Readers, not contents: a product is read when its turn comes, so that two of them are in memory at a time.
     mine, other = (dict(list_products(run)) for run in (whole, cut))
     lines = [f"{name}: only in {whole.name if name in mine else cut.name}" for name in sorted(set(mine) ^ set(other))]
     for name in sorted(set(mine) & set(other)):
@@ -284,6 +294,7 @@ def list_products(run: pathlib.Path) -> Iterator[tuple[str, Callable[[], Any]]]:
         if folder.parent.name != "fit" or folder == max(folder.parent.glob("*[0-9]")):
             yield folder.relative_to(run).as_posix(), lambda folder=folder: array_bytes(checkpoint.load(folder))
     for path in run.glob("stages/**/*"):
+        # Files of a checkpoint are compared as arrays: their bytes hold times.
         inside = any((above / checkpoint.META).exists() for above in path.parents)
         if path.is_file() and not inside and path.name not in ("tried.json", "done.json"):
             yield path.relative_to(run).as_posix(), lambda path=path: path.read_bytes()
@@ -298,6 +309,7 @@ def array_bytes(tree: Any, path: str = "") -> dict[str, bytes]:
         return {k: v for name, part in tree.items() for k, v in array_bytes(part, f"{path}/{name}").items()}
     if isinstance(tree, list | tuple):
         return array_bytes(dict(enumerate(tree)), path)
+    # Bytes, so that a NaN equals itself and -0.0 does not equal 0.0.
     return {} if tree is None else {path: np.asarray(tree).tobytes()}
 
 

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--kl", type=float, help="of the VAE only")
     parser.add_argument("--seed", type=int)
     args = parser.parse_args()
+    # The other flags are settings of every training here.
     if args.kl is not None and args.part != "vae":
         parser.error("--kl is of the VAE")
     with command.explain_errors("Stopped. With --run the same command continues."):
@@ -67,6 +68,7 @@ def pretrain_vae(args: argparse.Namespace) -> None:
     params = state["params"]
 
     draw = jax.jit(draw_windows, static_argnums=(1, 2))
+    # Seed 1 draws other scenes than the training, whose seed is 0 unless the command line says otherwise.
     cfg = vae_train.normalised(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
     scores = vae_train.scores(cfg, params, [draw(key(1, "held out", i), 64, sim) for i in range(8)])
     path = native.save_asset(args.name, cfg, params, training=training, scores=scores, folder=args.out)
@@ -95,6 +97,7 @@ def pretrain_tower(args: argparse.Namespace) -> None:
     state = loop.fit(args.part, state, step, training.steps, log=args.log, folder=args.run)
     unseen = [jax.jit(scenes, static_argnums=1)(key(1, "held out", i), 256) for i in range(4)]
     scores = towers_train.scores(cfg, training, state["params"], unseen)
+    # The heads were only there to train it.
     tower = state["params"]["tower"]
     path = native.save_asset(args.name, cfg, tower, training=training, scores=scores, folder=args.out)
     print(f"{path}: {scores}")
@@ -105,6 +108,7 @@ def change(training: Any, args: argparse.Namespace) -> Any:
     from wovr_jax.core import config
 
     options = {name: getattr(args, name) for name in ("steps", "batch", "lr", "kl", "seed")}
+    # Through a dictionary, so that a value out of range is refused in the settings' own words.
     changes = {name: value for name, value in options.items() if value is not None}
     return config.from_dict(type(training), config.to_dict(training) | changes, args.part)
 

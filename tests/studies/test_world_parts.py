@@ -15,6 +15,7 @@ from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.report import tables
 from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.run.folder import RunError
 from wovr_jax.run.recipe import CollectConfig, EvaluateConfig, Recipe
 from wovr_jax.sim.tabletop import expert as experts
 from wovr_jax.sim.tabletop.expert import ExpertConfig
@@ -107,6 +108,12 @@ def test_one_seed_is_trained_measured_tabled_and_not_made_twice(
     monkeypatch.setattr(loop, "fit", never)
     again = runner.run("world_study", to_dict(recipe), tmp_path / "run")
     assert json.dumps(again["world_study"]) == json.dumps(results["world_study"])
+
+    stage, numbers, picture = runner.probe(tmp_path / "run", None, 2)  # and the model can be asked
+    assert stage == "full-seed3" and set(numbers) == {"x", "y", "jaws"} and picture.is_file()
+    assert json.loads(picture.with_suffix(".json").read_text())["starts"] == 2
+    with pytest.raises(RunError, match="has no finished world model cross-seed3; it has full-seed3"):
+        runner.probe(tmp_path / "run", "cross-seed3", 2)
 
 
 def test_episodes_too_short_for_the_last_chunk_are_refused(recipe: Recipe, tmp_path: pathlib.Path) -> None:

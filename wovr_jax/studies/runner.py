@@ -47,12 +47,14 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
     if job not in JOBS:
         raise config.ConfigError(f"config.job: expected one of {', '.join(JOBS)}, got {job!r}.")
     recipe = config.from_dict(Recipe, settings)
+    # Its runs are many small ones: several machines share them better than they share one of them.
     if processes.count() > 1:
         raise config.ConfigError(f"config.job: a study ({job}) runs in one process; several can share one of its runs.")
     begin = time.perf_counter()
     with sharding.use(recipe.mesh), history.use(recipe.checkpoints):
         opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
         machine.enable_compile_cache(opened.folder.parent / ".jax_cache")
+        # A study has many seeds; the results name the first, and the tables count them all.
         about = {"name": recipe.name, "job": job, "seed": recipe.seeds[0]}
         facts = results_file.describe_run(about) | {"phases": []}
 
@@ -98,9 +100,11 @@ def probe(folder: pathlib.Path, stage: str | None, starts: int) -> tuple[str, Re
     recipe = config.from_dict(Recipe, settings)
     if recipe.libero:
         raise RunError(f"{folder} is a run on LIBERO; only the embedded table can be asked where its gripper is.")
+    # Before anything is compiled: a misspelt stage is answered at once.
     stage = _choose_model(folder, recipe.job, stage)
     machine.enable_compile_cache(folder.parent / ".jax_cache")
     recipe, cfg, params = _load_model(recipe, Run(folder, config.to_dict(recipe)), stage)
+    # Layouts of the evaluation, which no stage trains on, whatever model is asked.
     key, seeds = keys.key(recipe.seed, "probe"), layouts(recipe.seed, "evaluate", starts)
     numbers = probing.probe(cfg, params, recipe.sim, seeds, key)
     sheet = probing.sheet(cfg, params, recipe.sim, seeds[0], key)
@@ -127,5 +131,6 @@ def _load_model(recipe: Recipe, opened: Run, stage: str) -> tuple[Recipe, WorldC
     """The recipe (with the seed of the stage), and settings and weights of a stage's world model."""
     if recipe.job == world_parts.JOB:
         return world_parts.load(recipe, opened, *stage.rsplit("-seed", 1))
+    # Loads what is there; the stage is finished, so nothing is trained.
     stages = Stages(recipe, opened)
     return recipe, stages.vae[0], stages.world(int(stage.removeprefix("world-")))
