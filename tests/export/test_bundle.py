@@ -70,7 +70,7 @@ def robot(made):
 
 @pytest.fixture(scope="module")
 def frames(policy):
-    return contract.recorded(policy.recorded, 6, CFG.chunk)
+    return contract.choose_frames(policy.recorded, 6, CFG.chunk)
 
 
 def by_hand(frames, temperature):
@@ -131,8 +131,8 @@ def test_the_program_is_for_every_device_and_tells_no_secrets(made):
 
 def test_the_released_size_is_lowered_without_weights_or_devices():
     """With OFT's whole processing, JPEG included."""
-    cfg, image = vla.VLAConfig.openvla_7b("oft"), processing.of_recipe("oft")
-    leaves = source.dotted(vla.network(cfg).shapes())
+    cfg, image = vla.VLAConfig.openvla_7b("oft"), processing.named("oft")
+    leaves = source.flatten_dotted(vla.network(cfg).shapes())
     data = program.serialise(program.make(cfg, image, 6), leaves, frame=(256, 256, 3), length=32, dim=7)
     exported = jax_export.deserialize(bytearray(data))
     assert exported.platforms == ("cpu", "cuda", "tpu") and len(data) < 300_000
@@ -175,7 +175,7 @@ def test_it_needs_nothing_of_the_network_code(made, robot, frames, tmp_path):
 
 def test_a_live_policy_is_the_same_without_a_bundle(policy, robot, frames):
     want = robot.act(frames.frame_KHWC, frames.instruction_K)
-    got = program.live(policy).act(frames.frame_KHWC, frames.instruction_K)
+    got = program.make_robot(policy).act(frames.frame_KHWC, frames.instruction_K)
     np.testing.assert_array_equal(got.action_BTA, want.action_BTA)
 
 
@@ -188,6 +188,69 @@ def test_what_does_not_fit_is_said(robot, frames):
     ):
         with pytest.raises(BundleError, match=message):
             robot.act(frame, texts)
+
+
+# Bundles of before ------------------------------------------------------------------------------------------------
+
+MANIFEST = """
+{
+ "format": "wovr_jax robot bundle",
+ "schema": 1,
+ "policy": "mine, grpo-1",
+ "parameters": 40032,
+ "platforms": ["cpu", "cuda", "tpu"],
+ "versions": {"python": "3.11.7", "jax": "0.10.2", "numpy": "2.4.6", "wovr_jax": "0.1.0"},
+ "files": {
+  "policy.stablehlo": {"bytes": %d, "sha256": "%s"},
+  "weights.safetensors": {"bytes": %d, "sha256": "%s"},
+  "dataset_statistics.json": {"bytes": %d, "sha256": "%s"},
+  "recipe.json": {"bytes": %d, "sha256": "%s"}
+ },
+ "contract": {
+  "frames": 8, "recorded": "collect-0", "platform": "cpu",
+  "differences": {"greedy": {"action": 0.0, "logp": 0.0}, "sampled at temperature 1.6": {"action": 0.0, "logp": 0.0}}
+ }
+}
+"""
+RECIPE = """
+{
+ "image": {"height": 16, "width": 16, "dtype": "uint8", "size": 16, "kernel": "cubic", "jpeg": 0, "crop": 1.0},
+ "prompt": {"kind": "table", "length": 26, "rows": {"open the top drawer": %s}},
+ "sequence": "rlinf",
+ "action": {
+  "key": "tabletop", "chunk": 8, "dim": 7, "gripper": 6,
+  "convention": "environment: six deltas, then the gripper, -1 open and +1 closed"
+ },
+ "trained_at_temperature": 1.6
+}
+"""
+STATISTICS = """
+{"tabletop": {"action": {
+ "q01": [-0.9, -0.8, -0.6, -0.4, -0.2, -0.1, -1.0], "q99": [0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 1.0],
+ "mask": [true, true, true, true, true, true, false]
+}}}
+"""
+
+
+def test_a_bundle_that_was_written_before_still_opens(made, robot, frames, tmp_path):
+    """Its files as text, written out here, so that no renamed key or file goes unnoticed."""
+    folder, row = tmp_path / "robot", robot.prompt("open the top drawer").tolist()
+    folder.mkdir()
+    for name in ("policy.stablehlo", "weights.safetensors"):
+        shutil.copy(made[0] / name, folder)
+    (folder / "dataset_statistics.json").write_text(STATISTICS)
+    (folder / "recipe.json").write_text(RECIPE % row)
+    names = ("policy.stablehlo", "weights.safetensors", "dataset_statistics.json", "recipe.json")
+    contents = [(folder / name).read_bytes() for name in names]
+    sums = [fact for data in contents for fact in (len(data), hashlib.sha256(data).hexdigest())]
+    (folder / "manifest.json").write_text(MANIFEST % tuple(sums))
+    opened = Robot.load(folder)
+    assert opened.frame_shape == (16, 16, 3) and opened.chunk_shape == (8, 7)
+    assert opened.about["policy"] == "mine, grpo-1"
+    got = opened.act(frames.frame_KHWC, ["Open the  top drawer"] * 6, temperature=1.6)
+    want = robot.act(frames.frame_KHWC, ["open the top drawer"] * 6, temperature=1.6)
+    np.testing.assert_array_equal(got.token_BTA, want.token_BTA)
+    assert np.abs(got.action_BTA[..., 0]).max() <= 0.9 + 1e-6  # by its own statistics
 
 
 # What is refused --------------------------------------------------------------------------------------------------
@@ -345,6 +408,6 @@ def test_the_run_folder_is_only_read(run, policy):
         return {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
     before = state()
-    contract.recorded(policy.recorded, 3, CFG.chunk)
+    contract.choose_frames(policy.recorded, 3, CFG.chunk)
     dict(source.from_run(run).leaves())
     assert state() == before

@@ -14,7 +14,7 @@ from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.sim.arena import Arena
-from wovr_jax.sim.libero.settings import LiberoConfig
+from wovr_jax.sim.libero.tasks import LiberoConfig
 from wovr_jax.sim.tabletop.arena import Tabletop
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig

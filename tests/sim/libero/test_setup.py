@@ -12,8 +12,8 @@ import pytest
 
 from wovr_jax.data.episodes import instruction_of
 from wovr_jax.sim.libero import setup, tasks
-from wovr_jax.sim.libero.settings import LiberoExpertConfig, SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import LiberoExpertConfig, SceneConfig
 
 
 def pruned_init(path, value, protocol=2):
@@ -175,7 +175,7 @@ def test_a_download_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_configs_refuse_what_they_do_not_know():
-    with pytest.raises(ValueError, match="one of libero, fast, got 'nice'"):
+    with pytest.raises(ValueError, match="one of 'libero', 'fast', got 'nice'"):
         SceneConfig(drawing="nice")
     with pytest.raises(ValueError, match="early_release"):
         LiberoExpertConfig(flaw="clumsy")

@@ -24,12 +24,11 @@ from wovr_jax.core.pixels import to_float
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
 from wovr_jax.sim.arena import Actor, Groups, Measured, Played, layouts
-from wovr_jax.sim.libero import collect, evaluate, hosts, interventions, rollout, setup
+from wovr_jax.sim.libero import collect, hosts, rollout, setup
 from wovr_jax.sim.libero.pool import Pool
 from wovr_jax.sim.libero.rollout import Outcome, View
-from wovr_jax.sim.libero.settings import LiberoConfig
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, Protocol, Trial, protocol, tasks
+from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, draw_seed, protocol, tasks
 from wovr_jax.types import Array, Episode, Imagined, Start
 
 
@@ -70,7 +69,7 @@ class Libero:
         turns = ((self.tasks[n % len(self.tasks)], states[n // len(self.tasks) % len(states)]) for n in range(count))
         return [Trial(task, init, seed) for (task, init), seed in zip(turns, seeds, strict=True)]
 
-    def _protocol(self, *, stops: bool, steps: int = 0) -> Protocol:
+    def _protocol(self, *, stops: bool, steps: int = 0) -> EvaluationProtocol:
         """The settings' protocol with ``steps``, if given; ``stops`` where nothing after the first success matters."""
         return dataclasses.replace(protocol(self.cfg.protocol), horizons={self.name: steps or self.steps}, stops=stops)
 
@@ -147,7 +146,7 @@ class Libero:
             def tell(_: Mapping[str, Any]) -> None:
                 bar.update()
 
-            lines = evaluate.measure(play, wanted, folder, tell)
+            lines = collect.measure(play, wanted, folder, tell)
         steps = sum(line["steps"] for line in lines) * self.cfg.scene.hold
         return Measured(np.array([bool(line["success"]) for line in lines]), {}, steps)
 
@@ -177,7 +176,7 @@ class Libero:
 
     def _whole(self, actor: Actor, share: float = 0.0) -> Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]:
         def play(pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
-            act = interventions.intervened(acting(actor, self.prompt_KL, len(pool)), share, self.steps)
+            act = rollout.intervene(acting(actor, self.prompt_KL, len(pool)), share, self.steps)
             return rollout.rollouts(pool, act, trials, self._protocol(stops=False), draw="all", actor=actor.name)
 
         return play
@@ -222,7 +221,7 @@ class Libero:
         there = processes.once(lambda: disk.manifest(folder) if folder.exists() else None, f"look for {folder}")
         if there:
             names = {line["trial"] for line in there["meta"]["outcomes"]}
-            if there["meta"]["libero"] == meta["libero"] and names == {collect.name_of(trial) for trial in wanted}:
+            if there["meta"]["libero"] == meta["libero"] and names == {trial.name for trial in wanted}:
                 return there
         with self._pool(len(wanted)) as pool:
             meta["fingerprint"] = setup.fingerprint(pool.renderer)
@@ -285,7 +284,7 @@ def _rows(views: Sequence[View], batch: int, prompt_KL: np.ndarray) -> _Rows:
     return _Rows(
         jnp.asarray(np.stack([view.frame_HWC for view in rows])),
         jnp.asarray(prompt_KL[[view.trial.task.index for view in rows]]),
-        jnp.asarray([evaluate.draw_seed(view.trial, view.chunk) for view in rows], jnp.uint32),
+        jnp.asarray([draw_seed(view.trial, view.chunk) for view in rows], jnp.uint32),
     )
 
 

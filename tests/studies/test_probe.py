@@ -22,7 +22,7 @@ from wovr_jax.world.model import WorldConfig
 SIM = TabletopConfig()
 CFG = WorldConfig.tabletop()
 SEEDS = np.arange(6)
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def true_world(cfg, params, frame_BHWC, action_BNTA, key):
@@ -105,7 +105,7 @@ def test_the_door_says_what_is_wrong(tmp_path: pathlib.Path, arguments: list[str
         (tmp_path / name / "config.json").write_text(json.dumps(settings))
     (tmp_path / "old" / "stages" / "world-0" / "dit").mkdir(parents=True)
     (tmp_path / "old" / "stages" / "world-0" / "done.json").write_text("{}")
-    command = [sys.executable, ROOT / "launch" / "probe_actions.py", *arguments]
+    command = [sys.executable, ROOT / "launch" / "study.py", "probe", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 1
     assert says in done.stderr
