@@ -242,7 +242,8 @@ def _compare_digest(path: pathlib.Path, about: Mapping[str, Any], digest: str) -
 
 
 def _config(path: pathlib.Path, about: Mapping[str, Any]) -> Any:
-    module, _, name = MOVED.get(about["config_class"], about["config_class"]).partition(":")
+    place: str = about["config_class"]
+    module, _, name = MOVED.get(place, place).partition(":")
     if not module.startswith("wovr_jax."):  # a json from elsewhere must not import what it likes
         raise FileError(f"{path}: config_class {about['config_class']!r} is not a class of this package.")
     return config.from_dict(getattr(importlib.import_module(module), name), about["config"], path.name)

@@ -232,7 +232,7 @@ def _hash_until(file: BinaryIO | Any, end: int, digest: Hash) -> None:
         digest.update(piece)
 
 
-def _read_tensor(file: BinaryIO | Any, opened: Header, name: str) -> np.ndarray:
+def _read_tensor(file: Any, opened: Header, name: str) -> np.ndarray:
     tensor = np.empty(opened.facts[name].shape, opened.facts[name].dtype)
     view = _bytes_of(tensor)
     while view:

@@ -144,7 +144,7 @@ def dit_config(shapes: Mapping[str, Shape], heads: int | None = None) -> DiTConf
     parts = {"cross": "action_mlp1.0.weight", "adaln": "action_mlp2.0.weight"}
     held = [part for part, name in parts.items() if name in shapes]
     conditioning = held[0] if len(held) == 1 else "dual"
-    sizes = dit_sizes(shapes, heads) | {"action_conditioning": conditioning}
+    sizes: dict[str, Any] = dit_sizes(shapes, heads) | {"action_conditioning": conditioning}
     if conditioning != "adaln":
         return DiTConfig(**sizes, action_dim=shapes[parts["cross"]][1])
     return DiTConfig(**sizes, action_dim=shapes[parts["adaln"]][1] // DiTConfig.frames_per_latent)
