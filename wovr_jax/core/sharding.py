@@ -286,7 +286,7 @@ def rows(size: int) -> tuple[np.ndarray, Callable[[Any], Any]]:
         raise ShardingError(_uneven(size, pieces, over.shape))
     cut = NamedSharding(over, PartitionSpec(BATCH))
 
-    def span(index: tuple[slice, ...]) -> range:
+    def span(index: Any) -> range:
         return range(*index[0].indices(size))
 
     # Devices along ``tensor`` hold the same rows, which are read once: hence unique.
@@ -294,7 +294,7 @@ def rows(size: int) -> tuple[np.ndarray, Callable[[Any], Any]]:
 
     def put_leaf(leaf: np.ndarray) -> Any:
         # JAX asks for rows of the whole batch; ``leaf`` holds only ``mine``, in ascending order.
-        def rows_of(index: tuple[slice, ...]) -> np.ndarray:
+        def rows_of(index: Any) -> np.ndarray:
             return leaf[np.searchsorted(mine, span(index))]
 
         return jax.make_array_from_callback((size, *leaf.shape[1:]), cut, rows_of)

@@ -107,8 +107,9 @@ def reliability(prob_X: np.ndarray, label_X: np.ndarray, bins: int = 10) -> Reli
     # ECE: how far prediction and truth lie apart in a bin, over the frames. It says whether 0.7 means seven of ten.
     error = float((count * np.abs(predicted - observed)).sum() / max(count.sum(), 1))
     edges = np.linspace(0.0, 1.0, bins + 1)
-    columns = (tuple(column.tolist()) for column in (edges, count, predicted, observed))  # plain numbers, for JSON
-    return Reliability(*columns, error)
+    # Plain numbers, so that the table goes into a JSON file as it is.
+    edges, count, predicted, observed = (tuple(column.tolist()) for column in (edges, count, predicted, observed))
+    return Reliability(edges, count, predicted, observed, error)
 
 
 def choose(
