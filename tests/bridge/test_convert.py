@@ -65,7 +65,7 @@ def test_the_header_of_the_released_action_model_has_the_known_length():
 
 def test_released_reward_classifiers():
     plain = importer.read_import(announced(reward_shapes((64, 128, 256, 512))))
-    assert plain.cfg == RewardConfig.resnet18()
+    assert plain.cfg == RewardConfig()
     goal = importer.read_import(announced(reward_shapes((64, 128, 256, 512), "task", 10, 64, 256)))
     assert goal.cfg == RewardConfig.resnet18_task()
     # in float32, with running statistics and 21 counts; the rest of the 45,379,978 bytes is the zip around them

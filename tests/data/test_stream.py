@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
 from wovr_jax.core import pixels
 from wovr_jax.data import batches, stream
@@ -107,7 +106,6 @@ def test_a_damaged_record_is_named(tmp_path) -> None:
 
 
 def test_reading_processes_change_nothing(tmp_path) -> None:
-    flags.FLAGS.mark_as_parsed()  # as launch/train.py has done; Grain asks for it
     disk.write(tmp_path / "base", episodes())
     source = disk.EpisodeSource(tmp_path / "base")
     plain, apart = (Feed(reader(source, workers=workers), 4, (1,), 6) for workers in (0, 1))

@@ -67,7 +67,7 @@ def test_of_an_adapter_training_only_adapters_are_kept(params, tmp_path, monkeyp
 
 
 def test_how_windows_are_encoded_is_a_setting(params):
-    kinds = {"memory": latents.Latents, "fly": latents.Frames, "stream": latents.Streamed}
+    kinds = {"memory": latents.Latents, "fly": latents.Frames, "stream": latents.WindowStream}
     counts = set()
     for how, kind in kinds.items():
         data, held = fit.windows(CFG, dataclasses.replace(TRAIN, latents=how), params["vae"], episodes(3))
@@ -76,7 +76,7 @@ def test_how_windows_are_encoded_is_a_setting(params):
     assert len(counts) == 1
     with pytest.raises(ValueError, match="needs a folder"):
         fit.windows(CFG, dataclasses.replace(TRAIN, latents="disk"), params["vae"], episodes(3))
-    with pytest.raises(ValueError, match="expected latents in"):
+    with pytest.raises(ValueError, match="latents: expected one of"):
         WorldTrainConfig(latents="dusk")
 
 
@@ -87,7 +87,7 @@ def test_what_is_drawn_on_the_host_is_what_is_drawn_on_the_device(params, monkey
     layout = Layout(memory=CFG.slots, new=CFG.chunk, partial=True)
     cut = [window(episodes(3)[e], start, layout) for e, start in np.asarray(data.row_I2[row_B]).tolist()]
     frames, actions = (jnp.stack(parts) for parts in zip(*cut, strict=True))
-    ours = latents.Drawn(frames, actions, params["vae"], CFG).take(jnp.arange(3), static_B)
+    ours = latents.HostBatch(frames, actions, params["vae"], CFG).take(jnp.arange(3), static_B)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-7), ours, data.take(row_B, static_B))
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 
+from wovr_jax.core.config import Count, checked
 from wovr_jax.types import Array
 from wovr_jax.weights.table import require
 from wovr_jax.weights.transforms import Shape
@@ -19,12 +20,13 @@ from wovr_jax.world.dit import MLP, Context, DiT, DiTConfig
 from wovr_jax.world.weights import NAME, dit_sizes
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class TextDiTConfig(DiTConfig):
     """Sizes of the released network: its cross-attention context is encoded text of width ``text_dim``."""
 
-    action_conditioning: str = "cross"
-    text_dim: int = 4096
+    action_conditioning: Literal["dual", "cross", "adaln"] = "cross"
+    text_dim: Count = 4096
 
 
 class TextDiT(DiT):

@@ -1,27 +1,122 @@
-"""Strict construction of nested frozen dataclasses from plain mappings, and back.
+"""Settings: frozen dataclasses that check themselves, built from plain mappings and turned back into them.
 
-A config in this package is a frozen dataclass beside the network it describes. Files,
-command lines and checkpoints speak plain dictionaries; this file is the one translation,
-and it refuses what it does not understand rather than guess.
+A config in this package is a frozen dataclass beside what it configures. Each field says what it allows where it is
+declared, and the class is marked, so that no object with other values can exist::
+
+    @config.checked
+    @dataclasses.dataclass(frozen=True)
+    class FlowConfig:
+        steps: Count = 5  # at least 1
+        shift: Positive = 5.0
+        kind: Literal["euler", "heun"] = "euler"
+
+Files, command lines and checkpoints speak plain dictionaries; :func:`from_dict` is the one translation. It refuses
+what it does not understand rather than guess, and names everything that is wrong in one message.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 T = TypeVar("T")
 
 SIZE = "size"
 """The key that names a size of a network instead of spelling out its fields."""
 
+Fault = tuple[str, str]
+"""The dotted name of a setting (empty for the whole), and what was expected there and what came."""
+
+Faults = Iterator[Fault]
+"""What the method ``faults`` of a config yields: what no single field can know, such as values that must divide."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Between:
+    """The range of a number, to be written into its annotation: ``Annotated[float, Between(0, 1, high_open=True)]``.
+
+    NaN and infinity lie in no range.
+
+    Attributes:
+      low, high: bounds.
+      low_open, high_open: whether the bound itself is outside.
+      also: numbers outside that have a meaning of their own, such as 0 for "off".
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+    also: tuple[float, ...] = ()
+
+    def __contains__(self, number: float) -> bool:
+        above = number > self.low if self.low_open else number >= self.low
+        below = number < self.high if self.high_open else number <= self.high
+        return math.isfinite(number) and (number in self.also or (above and below))
+
+    def __str__(self) -> str:
+        parts = [f"{'above' if self.low_open else 'at least'} {self.low:_}"] if math.isfinite(self.low) else []
+        if math.isfinite(self.high):
+            parts.append(f"{'below' if self.high_open else 'at most'} {self.high:_}")
+        return " or ".join([*map(str, self.also), " and ".join(parts) or "a finite number"])
+
+
+Natural = Annotated[int, Between(0)]
+Count = Annotated[int, Between(1)]
+Seed = Annotated[int, Between(0, 2**31 - 1)]
+"""What ``jax.random.key`` takes without 64-bit integers."""
+Finite = Annotated[float, Between()]
+Positive = Annotated[float, Between(0, low_open=True)]
+NonNegative = Annotated[float, Between(0)]
+Share = Annotated[float, Between(0, 1)]
+Decay = Annotated[float, Between(0, 1, high_open=True)]
+"""Of a moving average: what 1 would keep for ever."""
+DType = Literal["float32", "bfloat16", "float16"]
+
 
 class ConfigError(ValueError):
-    """A setting that does not fit; the message begins with its dotted path."""
+    """Settings that do not fit; the message begins with a dotted path and names all of them.
+
+    Attributes:
+      faults: what an object's own check found, under names relative to it; empty for every other refusal.
+    """
+
+    def __init__(self, message: str, faults: Sequence[Fault] = ()):
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+
+def checked(cls: type[T]) -> type[T]:
+    """Marks a frozen dataclass whose objects check their fields when they are made.
+
+    A method ``faults(self) -> Faults`` of the class is asked once every field is what its annotation says.
+
+    Raises (when an object is made):
+      ConfigError: naming every field that is not.
+    """
+    make = cls.__init__
+
+    @functools.wraps(make)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        faults: list[Fault] = []
+        for name, hint in _hints(cls).items():
+            _read(hint, getattr(self, name), name, faults)
+        if not faults and hasattr(self, "faults"):
+            faults.extend(self.faults())
+        if faults:
+            named = [(_join(cls.__name__, name), text) for name, text in faults]
+            raise ConfigError(_message(cls.__name__, named), faults)
+
+    # The dataclass decorator has already made the constructor, so this is put around it.
+    setattr(cls, "__init__", init)  # noqa: B010
+    return cls
 
 
 def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
@@ -39,28 +134,14 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -
       where: dotted path of this mapping, for error messages.
 
     Raises:
-      ConfigError: for an unknown key (naming the closest field), a wrong type, a missing
-        field without default, or a value that the class itself refuses.
+      ConfigError: naming every unknown key (with the closest field), wrong type, value out of range, missing
+        field without default, and what the classes themselves refuse.
     """
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where}: expected a mapping with fields of {cls.__name__}, got {_shown(mapping)}.")
-    fields = {field.name: field for field in _fields(cls) if field.init}
-    if SIZE in mapping and SIZE not in fields:
-        mapping = _resized(cls, mapping, where)
-    for name in mapping:
-        if name not in fields:
-            raise ConfigError(_unknown(cls, name, fields, where))
-    hints = typing.get_type_hints(cls)
-    values = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in mapping.items()}
-    missing = [name for name, field in fields.items() if name not in values and _required(field)]
-    if missing:
-        raise ConfigError(f"{where}: {cls.__name__} needs {', '.join(missing)}; no default, and not given.")
-    try:
-        return cls(**values)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    faults: list[Fault] = []
+    result = _build(cls, mapping, where, faults)
+    if faults:
+        raise ConfigError(_message(where, faults))
+    return result
 
 
 def to_dict(obj: Any) -> Any:
@@ -73,7 +154,7 @@ def to_dict(obj: Any) -> Any:
         return [to_dict(value) for value in obj]
     if obj is None or isinstance(obj, bool | int | float | str):
         return obj
-    raise ConfigError(f"a config holds numbers, strings, bools, tuples and dataclasses, not {_shown(obj)}.")
+    raise ConfigError(f"a config holds numbers, strings, bools, tuples and dataclasses, not {_show(obj)}.")
 
 
 def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
@@ -81,118 +162,183 @@ def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
 
     A field that only one side has is shown with ``None`` on the other side.
     """
-    flat_a, flat_b = _flat(to_dict(a)), _flat(to_dict(b))
+    flat_a, flat_b = flatten(to_dict(a)), flatten(to_dict(b))
     names = list(flat_a) + [name for name in flat_b if name not in flat_a]
     pairs = {name: (flat_a.get(name), flat_b.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _resized(cls: type, mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """``mapping`` laid over the named size, nested groups merged."""
-    name = mapping[SIZE]
-    sizes = [key for key, member in vars(cls).items() if isinstance(member, classmethod) and not key.startswith("_")]
-    if name not in sizes:
-        raise ConfigError(f"{where}.{SIZE}: {cls.__name__} has no size {name!r}; it has {', '.join(sizes) or 'none'}.")
-    return _merged(to_dict(getattr(cls, name)()), {key: value for key, value in mapping.items() if key != SIZE})
+def complete(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns ``mapping`` with the fields of ``cls`` that it lacks at their defaults; values are not checked."""
+    whole = dict(mapping)
+    hints = _hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.name not in whole and not _required(field):
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            whole[field.name] = to_dict(default)
+            continue
+        nested = _nested(hints.get(field.name))
+        if nested and isinstance(whole.get(field.name), Mapping):  # a group that is None stays so
+            whole[field.name] = complete(nested, whole[field.name])
+    return whole
 
 
-def _merged(base: Any, change: Any) -> Any:
-    if not isinstance(base, dict) or not isinstance(change, Mapping):
-        return change
-    return base | {key: _merged(base.get(key), value) for key, value in change.items()}
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+def flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by dotted path."""
     if not isinstance(tree, dict):
         return {path: tree}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
-        found.update(_flat(value, f"{path}.{name}" if path else name))
-    return found
+        flat.update(flatten(value, _join(path, name)))
+    return flat
 
 
-def _fields(cls: Any) -> tuple[dataclasses.Field, ...]:
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The annotation of each field that the constructor takes, ranges included."""
     if not dataclasses.is_dataclass(cls):
         raise TypeError(f"expected a dataclass, got {cls!r}.")
-    return dataclasses.fields(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _message(where: str, faults: Sequence[Fault]) -> str:
+    """One fault in a line; several in a list under a line that counts them."""
+    lines = [f"{name}: {text}" for name, text in faults]
+    return lines[0] if len(lines) == 1 else "\n  ".join([f"{where}: {len(lines)} settings do not fit:", *lines])
+
+
+def _build(cls: Any, mapping: Any, where: str, faults: list[Fault]) -> Any:
+    """An object of ``cls``; None, and something in ``faults``, where there can be none."""
+    if not isinstance(mapping, Mapping):
+        faults.append((where, f"expected a mapping with fields of {cls.__name__}, got {_show(mapping)}."))
+        return None
+    hints, before = _hints(cls), len(faults)
+    if SIZE in mapping and SIZE not in hints:
+        sizes = [name for name, member in vars(cls).items() if isinstance(member, classmethod) and name[0] != "_"]
+        size, mapping = mapping[SIZE], {key: value for key, value in mapping.items() if key != SIZE}
+        if size in sizes:
+            mapping = _merge(cls, to_dict(getattr(cls, size)()), mapping)
+        else:
+            known = ", ".join(sizes) or "none"
+            faults.append((_join(where, SIZE), f"{cls.__name__} has no size {size!r}; it has {known}."))
+    values: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if name in hints:
+            values[name] = _read(hints[name], value, _join(where, name), faults)
+        else:
+            close = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.5)
+            fields = f"{cls.__name__} has: {', '.join(hints) or 'no fields'}."
+            hint = f"Did you mean {_join(where, close[0])}?" if close else fields
+            faults.append((_join(where, name), f"{cls.__name__} has no such setting. {hint}"))
+    needed = [field.name for field in dataclasses.fields(cls) if field.init and _required(field)]
+    if missing := [name for name in needed if name not in values]:
+        faults.append((where, f"{cls.__name__} needs {', '.join(missing)}; no default, and not given."))
+    if len(faults) > before:
+        return None
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        own = error.faults or [("", str(error))]
+        faults.extend((_join(where, name), text) for name, text in own)
+    except ValueError as error:  # a class that checks itself in its own way
+        faults.append((where, str(error)))
+    return None
+
+
+def _read(hint: Any, value: Any, where: str, faults: list[Fault]) -> Any:
+    """``value`` as the annotation ``hint`` has it; where it cannot be, ``faults`` says so."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Annotated:
+        before, value = len(faults), _read(arguments[0], value, where, faults)
+        for range_ in arguments[1:]:
+            if isinstance(range_, Between) and len(faults) == before and value not in range_:
+                faults.append((where, f"expected {range_}, got {value!r}."))
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _read_union(arguments, value, where, faults)
+    if origin is Literal:
+        # A list cannot be looked up by its hash, and True equals 1: compare one by one, type and value.
+        if not any(type(value) is type(option) and value == option for option in arguments):
+            faults.append((where, f"expected one of {', '.join(map(repr, arguments))}, got {value!r}."))
+        return value
+    if origin is tuple or hint is tuple:
+        return _read_tuple(arguments, value, where, faults)
+    if origin is dict or hint is dict:
+        if not isinstance(value, Mapping):
+            faults.append((where, f"expected a mapping, got {_show(value)}."))
+            return value
+        item = arguments[1] if arguments else Any
+        return {name: _read(item, one, _join(where, name), faults) for name, one in value.items()}
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else _build(hint, value, where, faults)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    # bool is a subclass of int: True must not pass for a number.
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        faults.append((where, f"expected {getattr(hint, '__name__', hint)}, got {_show(value)}."))
+    return value
+
+
+def _read_union(options: tuple[Any, ...], value: Any, where: str, faults: list[Fault]) -> Any:
+    if value is None and type(None) in options:
+        return None
+    options = tuple(option for option in options if option is not type(None))
+    for option in options:
+        problems: list[Fault] = []
+        result = _read(option, value, where, problems)
+        if not problems:
+            return result
+        if len(options) == 1:
+            faults.extend(problems)
+            return value
+    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    faults.append((where, f"expected {names}, got {_show(value)}."))
+    return value
+
+
+def _read_tuple(hints: tuple[Any, ...], value: Any, where: str, faults: list[Fault]) -> Any:
+    if not isinstance(value, list | tuple):
+        faults.append((where, f"expected a list or tuple, got {_show(value)}."))
+        return value
+    if not hints:
+        return tuple(value)
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        hints = (hints[0],) * len(value)
+    if len(hints) != len(value):
+        faults.append((where, f"expected {len(hints)} values, got {len(value)}: {value!r}."))
+        return value
+    pairs = enumerate(zip(hints, value, strict=True))
+    return tuple(_read(hint, item, f"{where}[{i}]", faults) for i, (hint, item) in pairs)
+
+
+def _merge(cls: Any, base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """``change`` laid over ``base``, both fields of ``cls`` (or of a plain dictionary, None), group by group."""
+    merged = dict(base)
+    for name, value in change.items():
+        nested = _nested(_hints(cls).get(name)) if cls else None
+        # A group that names a size of its own begins with that, not with what it has in the size around it.
+        sized = nested and isinstance(value, Mapping) and SIZE in value and SIZE not in _hints(nested)
+        both = isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
+        merged[name] = _merge(nested, base[name], value) if both and not sized else value
+    return merged
+
+
+def _nested(hint: Any) -> Any:
+    """The dataclass of an annotation such as ``LoRAConfig`` or ``LoRAConfig | None``; None where there is none."""
+    options = (hint, *typing.get_args(hint))
+    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
 
 
 def _required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _unknown(cls: type, name: Any, fields: Mapping[str, Any], where: str) -> str:
-    close = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
-    hint = f"Did you mean {where}.{close[0]}?" if close else f"{cls.__name__} has: {', '.join(fields) or 'no fields'}."
-    return f"{where}.{name}: {cls.__name__} has no such setting. {hint}"
+def _join(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path and name else f"{path}{name}"
 
 
-def _shown(value: Any) -> str:
+def _show(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as the annotated type ``hint``, or a ConfigError."""
-    if hint is Any:
-        return value
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(arguments, value, where)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}.")
-        return value
-    if origin is tuple or hint is tuple:
-        return _convert_tuple(arguments, value, where)
-    if origin is dict or hint is dict:
-        return _convert_dict(arguments, value, where)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(hint, value, where)
-    return _convert_plain(hint, value, where)
-
-
-def _convert_plain(hint: Any, value: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    # bool is a subclass of int: True must not pass for a number.
-    fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    if not fits:
-        raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {_shown(value)}.")
-    return value
-
-
-def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    problems = []
-    for option in options:
-        if option is type(None):
-            if value is None:
-                return None
-            continue
-        try:
-            return _convert(option, value, where)
-        except ConfigError as error:
-            problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
-    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise ConfigError(f"{where}: expected {names}, got {_shown(value)}.")
-
-
-def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise ConfigError(f"{where}: expected a list or tuple, got {_shown(value)}.")
-    if not arguments:
-        return tuple(value)
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        arguments = (arguments[0],) * len(value)
-    if len(arguments) != len(value):
-        raise ConfigError(f"{where}: expected {len(arguments)} values, got {len(value)}: {value!r}.")
-    pairs = zip(arguments, value, strict=True)
-    return tuple(_convert(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(pairs))
-
-
-def _convert_dict(arguments: tuple[Any, ...], value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: expected a mapping, got {_shown(value)}.")
-    hint = arguments[1] if arguments else Any
-    return {name: _convert(hint, item, f"{where}.{name}") for name, item in value.items()}

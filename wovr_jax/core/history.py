@@ -25,11 +25,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from wovr_jax.core import checkpoint, processes
+from wovr_jax.core.config import Count, NonNegative, checked
 
 # Orbax advises to save less often when a save has to wait for the one before; once for a run is enough.
 logging.getLogger("absl").addFilter(lambda record: processes.first() or "previous save" not in str(record.msg))
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """Which states of a training are kept while it runs.
@@ -41,13 +43,9 @@ class CheckpointConfig:
         ("-val_loss") the smallest; empty for none. Trainings that do not log it keep none.
     """
 
-    every_s: float = 60.0
-    last: int = 2
+    every_s: NonNegative = 60.0
+    last: Count = 2
     best: str = ""
-
-    def __post_init__(self) -> None:
-        if self.last < 1 or self.every_s < 0:
-            raise ValueError(f"checkpoints: expected last of at least 1 and every_s of at least 0, got {self}")
 
 
 DEFAULT = CheckpointConfig()

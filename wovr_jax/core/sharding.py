@@ -21,7 +21,7 @@ import fnmatch
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wovr_jax.core import processes
+from wovr_jax.core.config import Between, Faults, checked
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -59,6 +60,10 @@ class ShardingError(ValueError):
     """A mesh that the devices cannot form, or a leaf that cannot lie on it; the message names every one."""
 
 
+Devices = Annotated[int, Between(1, also=(-1,))]
+
+
+@checked
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis of the mesh; one of them may be -1, "all that are left".
@@ -69,14 +74,14 @@ class MeshConfig:
       tensor: pieces of the computation of each layer, within one fast network (NVLink, an ICI axis).
     """
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Devices = 1
+    fsdp: Devices = 1
+    tensor: Devices = 1
 
-    def __post_init__(self) -> None:
-        sizes = dataclasses.astuple(self)
-        if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
-            raise ValueError(f"mesh: expected sizes of at least 1, or -1 once for all that are left, got {self}")
+    def faults(self) -> Faults:
+        """Yields more than one axis that is to take what is left."""
+        if (sizes := dataclasses.astuple(self)).count(-1) > 1:
+            yield "", f"expected -1, for all devices that are left, once at most, got {_product(sizes)}"
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
         """Returns the sizes of the three axes on so many devices.
@@ -191,6 +196,15 @@ def place(tree: Any, axes: Axes) -> Any:
         return keep(tree, axes)
     over = current()
     return tree if over is None else put(tree, shardings(tree, axes, over))
+
+
+def describe(shapes: Any, axes: Axes) -> Any:
+    """``shapes`` with the place that each leaf has on the mesh in use, so that a reader can put it there at once."""
+    over = current()
+    if over is None:
+        return shapes
+    where = shardings(shapes, axes, over)
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, where)
 
 
 def host(tree: Any) -> Any:

@@ -119,8 +119,8 @@ def vla_config(
     described: Mapping[str, Any],
     *,
     heads: int | None = None,
-    dtype: str = "bfloat16",
-    recipe: str = "rlinf",
+    dtype: Any = "bfloat16",  # both come from outside, and the config checks them
+    recipe: Any = "rlinf",
     images: int = 1,
 ) -> VLAConfig:
     """The policy's config from the shapes of its tensors and from ``config.json``.

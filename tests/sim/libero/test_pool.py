@@ -12,37 +12,37 @@ from wovr_jax.sim.libero.pool import Lost, Pool
 from wovr_jax.sim.libero.setup import LiberoError
 
 
-def double(bench, number):
+def double(state, number):
     return 2 * number
 
 
-def die_on(bench, number, fatal):
+def die_on(state, number, fatal):
     if number == fatal:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
-def fail(bench):
+def fail(state):
     raise ZeroDivisionError("of the worker")
 
 
-def refuse(bench):
+def refuse(state):
     raise LiberoError("no assets\n  export LIBERO_ASSETS=<folder>")
 
 
-def hang(bench, seconds):
+def hang(state, seconds):
     time.sleep(seconds)
     return "woke up"
 
 
-def work_slowly(bench, steps):
+def work_slowly(state, steps):
     for _ in range(steps):
         time.sleep(0.4)
-        bench.beat()
+        state.heartbeat()
     return steps
 
 
-def say_pid(bench):
+def say_pid(state):
     print("results on stdout belong to the master")
     return os.getpid()
 
