@@ -1,6 +1,7 @@
 """A single stage of the loop, with the stages it needs: one round of imagined masked GRPO, evaluated before and after.
 
 Command:   python launch/train.py --config=configs/grpo.py[:preset]
+           python launch/train.py --config=configs/grpo.py:paper   (or :rlinf, the reference bundles of GRPO)
 Settings:  those of configs/pace.py, presets included
 """
 

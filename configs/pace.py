@@ -4,13 +4,13 @@ Command:   python launch/train.py --config=configs/pace.py
 Hardware:  two CPU cores, 6 GB of memory; no downloads
 Expect:    see docs/tabletop.md for times and success rates
 
-Presets: smoke and tiny (of the embedded table, to check machines), lora (RL of adapters); on the real LIBERO (make
-libero; docs/libero.md):
+Presets: smoke and tiny (of the embedded table, to check machines), lora (RL of adapters), paper and rlinf (the two
+reference bundles); on the real LIBERO (make libero; docs/libero.md):
 libero_small, and from converted weights libero_spatial, libero_object, libero_goal, libero_10.
 ``:libero_small,libero_smoke`` runs every stage of it with almost nothing in it. Each says below what it needs and
 what to expect.
 
-Settings that are not listed here keep the defaults of ``wovr_jax.recipe.Recipe``; a key ``size`` names a
+Settings that are not listed here keep the defaults of ``wovr_jax.run.recipe.Recipe``; a key ``size`` names a
 size of a network, and keys beside it change that size.
 """
 
@@ -62,7 +62,6 @@ def get_config(preset: str = ""):
             "epochs": 1,
             "minibatches": 2,
             "microbatch": 48,
-            "temperature": 1.0,
             "weight_decay": 0.0,
             "grpo": {"group": 8, "clip_low": 0.2, "clip_high": 0.28, "kl": 0.0},
         },
@@ -70,6 +69,7 @@ def get_config(preset: str = ""):
     )
     suites = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
     presets = {"smoke": smoke, "tiny": tiny, "lora": lora, "libero_small": libero_small, "libero_smoke": libero_smoke}
+    presets |= {"paper": paper, "rlinf": rlinf}
     return common.with_preset(settings, preset, presets | {suite: on(suite) for suite in suites})
 
 
@@ -104,6 +104,25 @@ def tiny(settings):
 def lora(settings):
     """After any other: RL trains adapters of rank 32 beside the policy, folded in at the end of each round."""
     settings.learner.lora = common.settings(size="rlinf", rank=32)
+
+
+def paper(settings):
+    """After any other: GRPO as WoVR states it in section 4.2 (``GRPOConfig.paper``), in groups as large as before.
+
+    The advantage is the return minus the mean of the group, the mask ends with the step of the first success.
+    """
+    settings.learner.grpo = common.settings(size="paper", group=settings.learner.grpo.group)
+
+
+def rlinf(settings):
+    """After any other: GRPO as RLinf runs it (``GRPOConfig.rlinf``), and the numerics of its world model.
+
+    Advantages over the deviation of the group, a mask to the end of the chunk, groups that all agree left out. Times
+    rounded to bfloat16, frames to 256 levels, the same noise in every chunk.
+    """
+    settings.learner.grpo = common.settings(size="rlinf", group=settings.learner.grpo.group)
+    settings.world.update(eight_bit="floor", noise="fixed", dit=common.settings(sinusoid_dtype="bfloat16"))
+    settings.world.flow.update(size="rlinf")
 
 
 def libero_small(settings):
@@ -212,7 +231,7 @@ def on(suite):
         # Any change of the gripper: a sampled policy that failed goes on opening and closing until the horizon.
         settings.starts.update(share=1 / 3, rule="gripper_event", before=24, least=8, each=1)
         settings.dream.update(groups=32, chunks=32, updates=(400, 100), rates=(1.0,))
-        settings.learner.update(lr=2e-5, warmup=0, minibatches=1, microbatch=32, temperature=1.6, weight_decay=0.01)
+        settings.learner.update(lr=2e-5, warmup=0, minibatches=1, microbatch=32, weight_decay=0.01)
         settings.learner.grpo = common.settings(size="rlinf", group=8)
         settings.evaluate.update(episodes=500, compare=64)
 

@@ -5,6 +5,7 @@ true beside imagined, are in <run>/stages/world-0/films.
 
 Command:   python launch/train.py --config=configs/world_model.py[:preset]
            python launch/train.py --config=configs/world_model.py:lora --config.world_weights=weights/dit.json
+           python launch/train.py --config=configs/world_model.py:libero_spatial,rlinf
 Settings:  those of configs/pace.py, presets included
 """
 
@@ -12,8 +13,9 @@ from configs import common, pace
 
 
 def get_config(preset: str = ""):
-    rest = [name for name in preset.split(",") if name != "lora"]
-    settings = pace.get_config(",".join(rest))
+    own = {"lora": lora, "rlinf": rlinf}
+    names = preset.split(",")
+    settings = pace.get_config(",".join(name for name in names if name not in own))
     settings.job = settings.name = "world_model"
     settings.world_weights = ""  # where the transformer starts; empty for random weights
     settings.world_train.update(
@@ -23,9 +25,19 @@ def get_config(preset: str = ""):
         stride=1,  # of the windows of an episode
         ema=0.0,  # decay of averaged weights
     )
-    return common.with_preset(settings, "lora" if "lora" in preset.split(",") else "", {"lora": lora})
+    return common.with_preset(settings, ",".join(name for name in names if name in own), own)
 
 
 def lora(settings):
     """Adapters of rank 32 on attention and feed-forward, nothing else is trained; needs world_weights."""
     settings.world_train.update(lora=common.settings(size="wan", rank=32), optimizer="adamw", lr=1e-3)
+
+
+def rlinf(settings):
+    """After a suite: RLinf's training of its released 5B model and the numerics of its environment.
+
+    400,000 steps of eight windows at a constant rate (``WorldTrainConfig.rlinf``), windows from the first 250 frames.
+    """
+    pace.rlinf(settings)
+    kept = {name: settings.world_train[name] for name in ("latents", "validate_every")}
+    settings.world_train = common.settings(size="rlinf", **kept)

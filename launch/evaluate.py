@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     from wovr_jax.sim.libero.setup import LiberoError
 
     try:
-        if processes.found(os.environ, on_tpu=False):
+        if processes.detect(os.environ, on_tpu=False):
             raise processes.ProcessError("launch/evaluate.py measures in one process, with as many workers as cores.")
         cfg = from_dict(EvaluateConfig, settings)
         shown = evaluate(cfg, folder)

@@ -263,11 +263,11 @@ def _products(run: pathlib.Path) -> Iterator[tuple[str, Any]]:
     from wovr_jax.core import checkpoint  # only now: importing jax takes seconds
 
     for mark in run.glob(f"stages/**/{checkpoint.META}"):
-        folder = mark.parent
+        folder = mark.parent.parent if mark.parent.name == checkpoint.ITEM else mark.parent
         if folder.parent.name != "fit" or folder == max(folder.parent.glob("*[0-9]")):
             yield folder.relative_to(run).as_posix(), lambda folder=folder: _flat(checkpoint.load(folder))
     for path in run.glob("stages/**/*"):
-        inside = any((above / checkpoint.META).exists() for above in path.parents)
+        inside = any(checkpoint.exists(above) for above in path.parents)
         if path.is_file() and not inside and path.name not in ("tried.json", "done.json"):
             yield path.relative_to(run).as_posix(), lambda path=path: path.read_bytes()
     for path in (*run.glob("stages/*/done.json"), run / "results.json"):

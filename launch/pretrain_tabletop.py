@@ -46,7 +46,7 @@ def vae(args: argparse.Namespace) -> None:
     training = replaced(VAETraining(), args)
     state, step = vae_train.make(cfg, training, lambda key, batch: windows(key, batch, sim))
     state = loop.fit("vae", state, step, training.steps, log=args.log, folder=args.run)
-    params = state["params"]
+    params = state.params
 
     draw = jax.jit(windows, static_argnums=(1, 2))
     cfg = vae_train.normalised(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
@@ -115,9 +115,9 @@ def tower(args: argparse.Namespace) -> None:
     )
     state = loop.fit(args.part, state, step, training.steps, log=args.log, folder=args.run)
     unseen = [jax.jit(scenes, static_argnums=(1, 2))(key(1, "held out", i), 256, sim) for i in range(4)]
-    scores = towers_train.scores(cfg, training, state["params"], unseen)
+    scores = towers_train.scores(cfg, training, state.params, unseen)
     name = args.name or f"tabletop_{args.part}"
-    path = native.save_asset(name, cfg, state["params"]["tower"], training=training, scores=scores, folder=args.out)
+    path = native.save_asset(name, cfg, state.params["tower"], training=training, scores=scores, folder=args.out)
     print(f"{path}: {scores}")
 
 

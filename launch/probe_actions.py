@@ -37,12 +37,12 @@ def main() -> None:
     from wovr_jax.core import config, keys, machine, pixels
     from wovr_jax.core.disk import write_json
     from wovr_jax.run.folder import Run, RunError
-    from wovr_jax.run.recipe import Recipe
+    from wovr_jax.run.recipe import read_recipe
     from wovr_jax.sim.arena import layouts
     from wovr_jax.studies import probe
 
     try:
-        recipe = config.from_dict(Recipe, settings(args.run))
+        recipe = read_recipe(settings(args.run))
         if recipe.libero:
             refuse(f"{args.run} is a run on LIBERO; only the embedded table can be asked where its gripper is.")
         machine.enable_compile_cache(args.run.parent / ".jax_cache")

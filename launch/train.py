@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     from wovr_jax.core import processes
 
     try:
-        with processes.joined():
+        with processes.join():
             from wovr_jax import pace
             from wovr_jax.report import tables  # after the processes have met: some modules hold arrays
 

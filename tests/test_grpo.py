@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.surrogate import surrogate
 from wovr_jax import grpo
 from wovr_jax.grpo import GRPOConfig
+
+ASYMMETRIC = GRPOConfig(clip_low=0.2, clip_high=0.28)
 
 
 def flags(*rows: str) -> jax.Array:
@@ -174,24 +177,24 @@ def test_rlinf_length_ratio_is_the_papers_normaliser():
     ],
 )
 def test_asymmetric_clip(ratio, advantage, objective, is_clipped):
-    value, is_bound = grpo.clipped(jnp.float32(ratio), jnp.float32(advantage), GRPOConfig())
+    value, is_bound = grpo.clip_objective(jnp.float32(ratio), jnp.float32(advantage), ASYMMETRIC)
     np.testing.assert_allclose(value, objective, rtol=1e-6)
     assert bool(is_bound) == is_clipped
 
 
 def test_no_gradient_where_clipped():
-    slope = jax.grad(lambda ratio, advantage: grpo.clipped(ratio, advantage, GRPOConfig())[0])
+    slope = jax.grad(lambda ratio, advantage: grpo.clip_objective(ratio, advantage, ASYMMETRIC)[0])
     # A > 0: flat above 1.28. A < 0: flat below 0.8, slope A above. The wrong side would swap the last two.
     assert [float(slope(r, a)) for r, a in [(1.5, 2.0), (0.5, 2.0), (0.5, -2.0), (1.5, -2.0)]] == [0.0, 2.0, 0.0, -2.0]
 
 
 def test_dual_clip_bounds_only_negative_advantages():
-    cfg = GRPOConfig(dual_clip=3.0)
+    cfg = dataclasses.replace(ASYMMETRIC, dual_clip=3.0)
     ratio, advantage = jnp.array([10.0, 10.0, 2.0, 0.5]), jnp.array([-2.0, 2.0, -2.0, -2.0])
     # A < 0, r = 10: objective -20 becomes 3 * -2 = -6. A > 0: 1.28 * 2, untouched; applied to both signs
     # with max(., c A) it would be 6. r = 2: -4 is above -6, untouched. r = 0.5: the lower clip, -1.6.
-    np.testing.assert_allclose(grpo.clipped(ratio, advantage, cfg)[0], [-6.0, 2.56, -4.0, -1.6], rtol=1e-6)
-    np.testing.assert_allclose(grpo.clipped(ratio, advantage, GRPOConfig())[0][0], -20.0, rtol=1e-6)
+    np.testing.assert_allclose(grpo.clip_objective(ratio, advantage, cfg)[0], [-6.0, 2.56, -4.0, -1.6], rtol=1e-6)
+    np.testing.assert_allclose(grpo.clip_objective(ratio, advantage, ASYMMETRIC)[0][0], -20.0, rtol=1e-6)
 
 
 # ------------------------------------------------------------------ surrogate
@@ -208,15 +211,15 @@ def test_surrogate_by_hand():
     # loss = -(0.64 - 0.475) / 2 = -0.0825
     # without the mask row 0 is (0.64 + 0.25) / 2 = 0.445: 0.015; divided by T_max: -(0.64 / 2 - 0.475) / 2 = 0.0775;
     # clipped on the wrong side row 1 is (-0.25 - 0.55) / 2: -0.12
-    cfg = GRPOConfig.fake()
+    cfg = GRPOConfig.fake(clip_high=0.28)
     signal = grpo.signal(success_BNT, cfg)
     np.testing.assert_allclose(signal.advantage_B, [0.5, -0.5])
-    loss, metrics = grpo.surrogate(
+    loss, metrics = surrogate(
         logp_BNTA, jnp.zeros_like(logp_BNTA), signal.advantage_B, signal.valid_BNT, signal.keep_B, cfg
     )
     np.testing.assert_allclose(loss, -0.0825, rtol=1e-5)
     horizon = dataclasses.replace(cfg, length="horizon")
-    by_horizon = grpo.surrogate(
+    by_horizon = surrogate(
         logp_BNTA, jnp.zeros_like(logp_BNTA), signal.advantage_B, signal.valid_BNT, signal.keep_B, horizon
     )
     np.testing.assert_allclose(by_horizon[0], 0.0775, rtol=1e-5)
@@ -284,7 +287,7 @@ def test_surrogate_equals_loops(cfg, jitted):
 
     def run(logp, old, success):
         signal = grpo.signal(success, cfg)
-        return grpo.surrogate(logp, old, signal.advantage_B, signal.valid_BNT, signal.keep_B, cfg)
+        return surrogate(logp, old, signal.advantage_B, signal.valid_BNT, signal.keep_B, cfg)
 
     loss, metrics = (jax.jit(run) if jitted else run)(jnp.asarray(logp), jnp.asarray(old), jnp.asarray(success))
     expected = numpy_surrogate(logp, old, success, cfg)
@@ -352,14 +355,14 @@ def test_regularisers_enter_with_the_right_sign():
     ones = jnp.ones_like(zeros)
     fixed = (jnp.zeros(2), jnp.ones((2, 1, 1), bool), jnp.ones(2, bool))
     cfg = GRPOConfig.fake(kl=0.1, entropy=0.01)
-    loss, metrics = grpo.surrogate(zeros, zeros, *fixed, cfg, kl_BNTA=2 * ones, entropy_BNTA=3 * ones)
+    loss, metrics = surrogate(zeros, zeros, *fixed, cfg, kl_BNTA=2 * ones, entropy_BNTA=3 * ones)
     np.testing.assert_allclose(loss, 0.1 * 2 - 0.01 * 3, rtol=1e-5)
     np.testing.assert_allclose([metrics["kl"], metrics["entropy"]], [2.0, 3.0])
     # k3 of a sample twice as likely under the reference: 2 - 1 - ln 2 = 0.30685
-    loss, _ = grpo.surrogate(zeros, zeros, *fixed, GRPOConfig.fake(kl=1.0), ref_logp_BNTA=np.log(2.0) * ones)
+    loss, _ = surrogate(zeros, zeros, *fixed, GRPOConfig.fake(kl=1.0), ref_logp_BNTA=np.log(2.0) * ones)
     np.testing.assert_allclose(loss, 1 - np.log(2.0), rtol=1e-5)
     with pytest.raises(ValueError, match="kl_XTA was not given"):
-        grpo.surrogate(zeros, zeros, *fixed, GRPOConfig.fake(kl=1.0))
+        surrogate(zeros, zeros, *fixed, GRPOConfig.fake(kl=1.0))
 
 
 # ------------------------------------------------------------------ config
@@ -367,6 +370,7 @@ def test_regularisers_enter_with_the_right_sign():
 
 def test_presets():
     paper, rlinf = GRPOConfig.paper(), GRPOConfig.rlinf()
+    assert paper == GRPOConfig()  # what is not said is as the paper has it
     assert (paper.normalise, paper.granularity, paper.filter, paper.flicker) == ("mean", "step", False, False)
     assert (rlinf.normalise, rlinf.ddof, rlinf.granularity, rlinf.coef) == ("mean_std", 1, "chunk", 5.0)
     assert (rlinf.clip_low, rlinf.clip_high, rlinf.dual_clip) == (0.2, 0.28, 0.0)
@@ -376,9 +380,12 @@ def test_presets():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"normalise": "std"}, "normalise: expected one of .*mean_std.*got 'std'"),
-        ({"group": 1, "normalise": "mean_std"}, "group: 1 rollouts have no deviation"),
-        ({"dual_clip": 0.5}, "dual_clip: expected 0"),
+        ({"normalise": "std"}, "GRPOConfig.normalise: expected one of .*mean_std.*got 'std'"),
+        ({"group": 1, "normalise": "mean_std"}, "GRPOConfig.group: .*1 rollouts have no deviation"),
+        ({"group": 0}, "GRPOConfig.group: expected at least 1, got 0"),
+        ({"dual_clip": 0.5}, "GRPOConfig.dual_clip: expected 0 or above 1, got 0.5"),
+        ({"filter_low": 2.0}, "GRPOConfig.filter_low: expected at most filter_high=0.9, got 2.0"),
+        ({"clip_low": float("nan")}, "GRPOConfig.clip_low: expected at least 0 and at most 1, got nan"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):

@@ -10,11 +10,13 @@ import numpy as np
 import optax
 import pytest
 
+from tests.surrogate import surrogate
 from wovr_jax import grpo, learner
 from wovr_jax.core import checkpoint
 from wovr_jax.core.machine import count_compiles
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
+from wovr_jax.train.freeze import all_but
 from wovr_jax.types import Imagined
 
 B, N, T, A, K = 8, 3, 2, 2, 5
@@ -62,13 +64,13 @@ def make_imagined(params, temperature=1.0, success=None, seed=0):
     )
 
 
-def run(cfg, params=None, imagined=None, trainable=None, ref_params=None, key=KEY, updates=1):
+def run(cfg, params=None, imagined=None, trainable=None, ref_params=None, key=KEY, updates=1, temperature=1.0):
     params = make_params() if params is None else params
-    imagined = make_imagined(params, cfg.temperature) if imagined is None else imagined
+    imagined = make_imagined(params, temperature) if imagined is None else imagined
     state = learner.create(cfg, params, trainable)
-    update = learner.make_update(cfg, logits_fn, ref_params)
+    update = learner.make_update(cfg, logits_fn, temperature)
     for _ in range(updates):
-        state, metrics = update(state, imagined, key)
+        state, metrics = update(state, imagined, key, ref_params)
     return state, metrics
 
 
@@ -97,7 +99,7 @@ def test_bandit_learns_the_rewarded_token():
         success_BNT=jnp.array([True, False]).reshape(2, 1, 1),
     )
     cfg = LearnerConfig.fake()
-    state, metrics = learner.make_update(cfg, bandit)(learner.create(cfg, {"theta": jnp.zeros(())}), imagined, KEY)
+    state, metrics = learner.make_update(cfg, bandit, 1.0)(learner.create(cfg, {"theta": jnp.zeros(())}), imagined, KEY)
     # advantages 0.5 and -0.5, d log p / d theta = 0.5 and -0.5: gradient of the loss -(0.25 + 0.25) / 2 = -0.25.
     # A first Adam step has the size of the rate: theta = 0.1. With the sign lost it would be -0.1,
     # and without the group mean token 1 would have no gradient: -0.125.
@@ -109,21 +111,21 @@ def test_bandit_learns_the_rewarded_token():
 
 @pytest.mark.parametrize("preset", [GRPOConfig.paper(group=4), GRPOConfig.rlinf(group=4)], ids=["paper", "rlinf"])
 def test_one_step_is_adamw_on_the_surrogate(preset):
-    cfg = LearnerConfig.fake(grpo=preset, temperature=1.6, weight_decay=0.1, clip_norm=0.01)
+    cfg = LearnerConfig.fake(grpo=preset, weight_decay=0.1, clip_norm=0.01)
     params = make_params()
-    imagined = make_imagined(params, cfg.temperature)
+    imagined = make_imagined(params, 1.6)
     signal = grpo.signal(imagined.success_BNT, preset)
 
     def loss(params):
         logits = jax.vmap(logits_fn, (None, 1, None), 1)(params, imagined.frame_BNHWC, imagined.prompt_BL)
         all_logp = jax.nn.log_softmax(logits / 1.6)
         logp = jnp.take_along_axis(all_logp, imagined.token_BNTA[..., None], -1)[..., 0]
-        return grpo.surrogate(logp, imagined.logp_BNTA, signal.advantage_B, signal.valid_BNT, signal.keep_B, preset)[0]
+        return surrogate(logp, imagined.logp_BNTA, signal.advantage_B, signal.valid_BNT, signal.keep_B, preset)[0]
 
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
     transform = optax.chain(optax.clip_by_global_norm(0.01), optax.adamw(0.1, 0.9, 0.999, 1e-5, weight_decay=0.1))
     updates, _ = transform.update(grads, transform.init(params), params)
-    state, metrics = run(cfg, params, imagined)
+    state, metrics = run(cfg, params, imagined, temperature=1.6)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
     assert optax.tree.norm(grads) > 0.01
@@ -133,17 +135,17 @@ def test_one_step_is_adamw_on_the_surrogate(preset):
 
 def test_loss_and_metrics_equal_numpy():
     """An old policy that differs from the trained one, so that ratios are not 1; everything again with loops."""
-    cfg = LearnerConfig.fake(temperature=1.3, minibatches=1, grpo=GRPOConfig.fake(kl=0.05, entropy=0.02))
+    cfg = LearnerConfig.fake(minibatches=1, grpo=GRPOConfig.fake(clip_high=0.28, kl=0.05, entropy=0.02))
     params, old, ref = make_params(0), make_params(1), make_params(2)
-    imagined = make_imagined(old, cfg.temperature)
-    _, metrics = run(cfg, params, imagined, ref_params=ref)
+    imagined = make_imagined(old, 1.3)
+    _, metrics = run(cfg, params, imagined, ref_params=ref, temperature=1.3)
 
     def log_softmax(x):
         return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
     def numpy_policy(p, frame, prompt):
         seen = np.tanh(frame.reshape(-1) @ p["vision"]["eye"] + p["word"][prompt].sum(0))
-        return log_softmax((seen @ p["head"]).reshape(T, A, K) / cfg.temperature)
+        return log_softmax((seen @ p["head"]).reshape(T, A, K) / 1.3)
 
     host, params, ref = jax.tree.map(np.asarray, (imagined, params, ref))
     success = host.success_BNT.reshape(B, -1)
@@ -177,8 +179,8 @@ def test_loss_and_metrics_equal_numpy():
 def test_temperature_must_be_the_actors():
     params = make_params()
     imagined = make_imagined(params, temperature=1.6)
-    _, right = run(LearnerConfig.fake(temperature=1.6), params, imagined)
-    _, wrong = run(LearnerConfig.fake(temperature=1.0), params, imagined)
+    _, right = run(LearnerConfig.fake(), params, imagined, temperature=1.6)
+    _, wrong = run(LearnerConfig.fake(), params, imagined, temperature=1.0)
     assert right["ratio_gap"] < 1e-5
     assert wrong["ratio_gap"] > 0.05
 
@@ -191,8 +193,8 @@ def test_kl_pulls_back_to_the_reference():
     _, before = run(cfg, params, imagined, ref_params=ref)
     _, after = run(cfg, params, imagined, ref_params=ref, updates=8)
     assert after["kl"] < 0.8 * before["kl"]
-    with pytest.raises(ValueError, match="make_update needs ref_params"):
-        learner.make_update(cfg, logits_fn)
+    with pytest.raises(ValueError, match="update needs ref_params"):
+        run(cfg, params, imagined)
 
 
 # ------------------------------------------------------------------ minibatches
@@ -210,10 +212,10 @@ def test_gradient_accumulation_equals_the_full_batch(microbatch):
 
 
 @pytest.mark.parametrize(("minibatches", "microbatch", "alive"), [(4, 2, 9), (5, 3, 24), (1, 4, 0), (3, 100, 4)])
-def test_plan_deals_active_samples_first_and_evenly(minibatches, microbatch, alive):
+def test_deal_gives_active_samples_first_and_evenly(minibatches, microbatch, alive):
     active = np.random.default_rng(0).permutation(np.arange(24) < alive)
     cfg = LearnerConfig.fake(minibatches=minibatches, microbatch=microbatch, epochs=2)
-    index, counts = jax.tree.map(np.asarray, learner._plan(jnp.asarray(active), KEY, cfg))
+    index, counts = jax.tree.map(np.asarray, learner._deal(jnp.asarray(active), KEY, cfg))
     assert index.shape == counts.shape and index.shape[0] == 2 * minibatches
     epochs = index.reshape(2, -1), counts.reshape(2, -1)
     for epoch_index, epoch_counts in zip(*epochs, strict=True):
@@ -236,7 +238,7 @@ def test_masked_chunks_are_not_computed():
     success[0::2, 0, 0] = True  # 4 rollouts of 1 valid chunk, 4 of 3: 16 of 24 samples
     params = make_params()
     cfg = LearnerConfig.fake(microbatch=4)
-    update, imagined = learner.make_update(cfg, counted), make_imagined(params, success=success)
+    update, imagined = learner.make_update(cfg, counted, 1.0), make_imagined(params, success=success)
     state, metrics = update(learner.create(cfg, params), imagined, KEY)
     jax.block_until_ready(state)
     jax.effects_barrier()
@@ -264,7 +266,7 @@ def test_warmup_starts_above_zero():
 
 def test_rate_scales_every_step_without_compiling_again():
     cfg, params = LearnerConfig.fake(), make_params()
-    update = learner.make_update(cfg, logits_fn)
+    update = learner.make_update(cfg, logits_fn, 1.0)
     ends = []
     with count_compiles() as compiles:
         for rate in (1.0, 0.25):
@@ -280,7 +282,7 @@ def test_rate_scales_every_step_without_compiling_again():
 def test_groups_that_all_agree_leave_everything_untouched(grpo_cfg):
     cfg = LearnerConfig.fake(grpo=grpo_cfg, weight_decay=0.1, minibatches=2)
     params = make_params()
-    update = learner.make_update(cfg, logits_fn)
+    update = learner.make_update(cfg, logits_fn, 1.0)
     state, _ = update(learner.create(cfg, params), make_imagined(params), KEY)
     before = jax.tree.map(np.array, state)  # with momentum, which alone would move the parameters
     for outcome in (False, True):
@@ -294,7 +296,7 @@ def test_groups_that_all_agree_leave_everything_untouched(grpo_cfg):
 def test_frozen_leaves_stay_bit_identical():
     cfg = LearnerConfig.fake(epochs=2, weight_decay=0.1)
     params = make_params()
-    state, _ = run(cfg, params, trainable=learner.all_but("vision"), updates=2)
+    state, _ = run(cfg, params, trainable=all_but("vision"), updates=2)
     np.testing.assert_array_equal(state.params["vision"]["eye"], params["vision"]["eye"])
     assert not np.array_equal(state.params["head"], params["head"])
     assert not np.array_equal(state.params["word"], params["word"])
@@ -316,9 +318,9 @@ def test_masks_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"differ at .*vision/eye"):
         learner.create(cfg, params, {"word": True, "head": True})
     with pytest.raises(ValueError, match=r"no parameter under 'visoin'.*'head', 'vision', 'word'"):
-        learner.create(cfg, params, learner.all_but("visoin"))
+        learner.create(cfg, params, all_but("visoin"))
     with pytest.raises(ValueError, match="nothing to train"):
-        learner.create(cfg, params, learner.all_but("vision", "word", "head"))
+        learner.create(cfg, params, all_but("vision", "word", "head"))
 
 
 def test_donation_spares_the_callers_parameters():
@@ -331,17 +333,17 @@ def test_second_call_does_not_compile():
     cfg = LearnerConfig.fake(minibatches=2)
     params = make_params()
     state = learner.create(cfg, params)
-    for seed in range(3):  # other rollouts, other numbers of valid chunks; a new round asks for its update anew
-        update = learner.make_update(cfg, logits_fn)
+    update = learner.make_update(cfg, logits_fn, 1.0)
+    for seed in range(3):  # other rollouts, other numbers of valid chunks
         state, _ = update(state, make_imagined(params, seed=seed), jax.random.fold_in(KEY, seed))
-    assert update.func._cache_size() == 1
+    assert update._cache_size() == 1
 
 
 def test_state_goes_through_a_checkpoint(tmp_path):
     cfg = LearnerConfig.fake()
-    state, _ = run(cfg, trainable=learner.all_but("vision"))
+    state, _ = run(cfg, trainable=all_but("vision"))
     checkpoint.save(tmp_path / "policy", state)
-    like = learner.create(cfg, make_params(3), learner.all_but("vision"))
+    like = learner.create(cfg, make_params(3), all_but("vision"))
     assert_same(checkpoint.restore(tmp_path / "policy", like), state)
 
 
@@ -350,15 +352,22 @@ def test_misshapen_rollouts_are_refused():
     imagined = make_imagined(params)
     cfg = LearnerConfig.fake()
     with pytest.raises(ValueError, match="token_BNTA and logp_BNTA should both be"):
-        learner.make_update(cfg, logits_fn)(
+        learner.make_update(cfg, logits_fn, 1.0)(
             learner.create(cfg, params), imagined.replace(success_BNT=imagined.success_BNT[:, :2]), KEY
         )
     with pytest.raises(ValueError, match="multiple of group=3"):
         bad = dataclasses.replace(cfg, grpo=GRPOConfig(group=3))
-        learner.make_update(bad, logits_fn)(learner.create(cfg, params), imagined, KEY)
+        learner.make_update(bad, logits_fn, 1.0)(learner.create(cfg, params), imagined, KEY)
 
 
-@pytest.mark.parametrize(("name", "value"), [("minibatches", 0), ("microbatch", 0), ("temperature", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("minibatches", 0), ("microbatch", 0), ("lr", -1.0), ("betas", (1.0, 0.9))]
+)
 def test_bad_settings_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"LearnerConfig.{name}"):
+    with pytest.raises(ValueError, match=rf"LearnerConfig\.{name}"):
         LearnerConfig(**{name: value})
+
+
+def test_a_temperature_that_no_actor_samples_with_is_refused():
+    with pytest.raises(ValueError, match="temperature=0.0"):
+        learner.make_update(LearnerConfig.fake(), logits_fn, 0.0)

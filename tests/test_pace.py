@@ -84,7 +84,7 @@ def _recipe(parts: pathlib.Path, **changes: Any) -> dict[str, Any]:
         dream=DreamConfig(groups=4, chunks=2, updates=(2, 1)),
         # At this size all rollouts of a group end alike; the entropy bonus moves the policy all the same.
         learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
-        evaluate=EvaluateConfig(episodes=8, batch=8, compare=8, videos=1),
+        evaluate=EvaluateConfig(episodes=8, compare=8, videos=1),
     )
     return to_dict(dataclasses.replace(recipe, **changes))
 
@@ -372,11 +372,6 @@ def test_demonstrations_without_success_stop_the_run_with_the_reason(
 def test_unknown_job_is_named(parts: pathlib.Path, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match="expected one of pace, sft"):
         pace.run("paec", _recipe(parts), tmp_path / "run")
-
-
-def test_actor_and_learner_must_share_a_temperature(parts: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match="actor and learner"):
-        from_dict(Recipe, _recipe(parts) | {"temperature": 1.6})
 
 
 # --- the notebook ---------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def summarize_outcomes(success_B: np.ndarray | Sequence[bool]) -> dict[str, Any]
     if success_B.size == 0:
         raise ValueError("a success rate needs at least one episode, got none; raise evaluate.episodes")
     successes = int(success_B.sum())
+    # Hundreds of episodes leave an interval of several points: a rate without it says too much.
     low, high = stats.wilson(successes, success_B.size)
     rate = float(success_B.mean())
     return {"n": int(success_B.size), "successes": successes, "rate": rate, "low": low, "high": high}
@@ -50,6 +51,7 @@ def count_verdicts(imagined_B: np.ndarray, true_B: np.ndarray) -> dict[str, Any]
     """Counts imagined against true success: tp, fp, fn and tn, with tpr and fpr (None where nothing can be counted)."""
     imagined_B, true_B = np.asarray(imagined_B, bool), np.asarray(true_B, bool)
     chex.assert_equal_shape([imagined_B, true_B])
+    # Imagination is the test and truth what it is tested for.
     tp, fp = int((imagined_B & true_B).sum()), int((imagined_B & ~true_B).sum())
     fn, tn = int((~imagined_B & true_B).sum()), int((~imagined_B & ~true_B).sum())
     return {
@@ -75,6 +77,7 @@ def measure_fidelity(imagined: Imagined, true: Imagined) -> list[float]:
         raise ValueError("fidelity compares frames: make both rollouts with video=True")
     chex.assert_rank(true.video_BNTHWC, 6)
     chex.assert_equal_shape([imagined.video_BNTHWC, true.video_BNTHWC])
+    # (B, N, T, H, W, C) -> (B, N) -> (N,)
     error_N = jnp.mean((imagined.video_BNTHWC - true.video_BNTHWC) ** 2, axis=(2, 3, 4, 5)).mean(0)
     return [float(stats.psnr(float(error))) for error in error_N]
 
@@ -95,8 +98,10 @@ def loosen_gripper(rollout: Imagined) -> dict[str, Array]:
         event_BS = event_BNT.reshape(batch, steps)
         return jnp.where(event_BS.any(axis=1), event_BS.argmax(axis=1), steps)
 
+    # The gripper closes at commands above 0; see the conventions in types.py.
     closes_B, ends_B = first_step(action_BNTA[..., -1] > 0), first_step(jnp.asarray(_own_verdict(rollout)))
     step_NT = jnp.arange(steps).reshape(action_BNTA.shape[1:3])
+    # Half way: the hand has the thing by then and has not put it down yet.
     after_BNT = step_NT >= ((closes_B + ends_B) // 2)[:, None, None]
     arm_BNTA, gripper_BNT = action_BNTA[..., :-1], action_BNTA[..., -1]
 
@@ -122,6 +127,7 @@ def compare_verdicts(
     every = (imagined.prob_BNT, *loose.values())
     chex.assert_rank(every, 3)
     chex.assert_equal_shape(every)
+    # One frame above the threshold is enough, as one success is in the true world.
     imagined_B, *loose_B = (np.any(np.asarray(prob_BNT) > threshold, axis=(1, 2)) for prob_BNT in every)
     return {
         "verdicts": count_verdicts(imagined_B, find_successes(true)),
@@ -134,6 +140,7 @@ def compare_verdicts(
 
 def join(parts: Sequence[Imagined], count: int | None = None) -> Imagined:
     """Joins rollouts of equal shape one after another on the host and keeps the first ``count`` rows."""
+    # On the host, because all rollouts with their videos would not fit beside the networks.
     host = [sharding.host(part) for part in parts]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *host)
 

@@ -1,38 +1,39 @@
 """Masked GRPO as pure array functions: success flags in, weights, advantages and a loss out.
 
-Layout is (B, N, T); the G members of a group are consecutive rows, so B = groups * G with
-the groups outermost. A trajectory counts up to and including its first success, and each
+The layout is (B, N, T): trajectories, chunks, steps of a chunk. The G members of a group are consecutive rows, so
+B = groups * G with the groups outermost. A trajectory counts up to and including its first success, and each
 trajectory weighs the same however long that took (WoVR, section 4.2):
 
     loss = - 1/B sum_i 1/T_i sum_{t <= T_i} min(r A_i, clip(r, 1 - low, 1 + high) A_i)
 
 with r the probability ratio of a token to the policy that acted, averaged over the A
-tokens of a step. Two presets: ``GRPOConfig.paper()`` and ``GRPOConfig.rlinf()``
+tokens of a step. Two presets: ``GRPOConfig.paper()``, which the defaults are, and ``GRPOConfig.rlinf()``
 (RLinf:rlinf/algorithms/{advantages,losses}.py, rlinf/utils/utils.py). They differ in the
 advantage (mean / mean and unbiased deviation), the mask (to the step / to the end of its
 chunk), the reward (coefficient 5, a flickering classifier can take a success back), the
 upper clip and the group filter; the length normalisation is the same but for its spelling.
 The paper states neither its clip range nor whether the ratio is one of tokens or of
-actions: 0.2 and tokens here.
+actions: 0.2 and tokens here. In configs/ they are ``learner.grpo={"size": "paper"}`` and ``"rlinf"``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import typing
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from wovr_jax.core import stats
+from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, Share, checked
 
 Array = jax.Array
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig:
-    """How success flags become a policy loss.
+    """How success flags become a policy loss; the defaults are the paper's.
 
     Attributes:
       group: G, rollouts from one start state.
@@ -60,31 +61,31 @@ class GRPOConfig:
       entropy: weight of the entropy bonus.
     """
 
-    group: int = 8
-    gamma: float = 1.0
-    coef: float = 1.0
+    group: Count = 8
+    gamma: Share = 1.0
+    coef: Positive = 1.0
     flicker: bool = False
     granularity: Literal["step", "chunk", "none"] = "step"
     normalise: Literal["mean", "mean_std"] = "mean"
-    ddof: int = 1
-    eps: float = 1e-6
+    ddof: Natural = 1
+    eps: Positive = 1e-6
     filter: bool = False
-    filter_low: float = 0.1
-    filter_high: float = 0.9
+    filter_low: NonNegative = 0.1
+    filter_high: NonNegative = 0.9
     denominator: Literal["all", "kept"] = "all"
     length: Literal["valid", "ratio", "horizon"] = "valid"
-    horizon: int = 0
+    horizon: Natural = 0
     ratio: Literal["token", "step", "chunk"] = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    dual_clip: float = 0.0
-    kl: float = 0.0
-    entropy: float = 0.0
+    clip_low: Share = 0.2
+    clip_high: NonNegative = 0.2
+    dual_clip: Annotated[float, Between(1, low_open=True, also=(0,))] = 0.0
+    kl: NonNegative = 0.0
+    entropy: NonNegative = 0.0
 
     @classmethod
     def paper(cls, **changes: Any) -> GRPOConfig:
         """WoVR, section 4.2: no deviation, no filter, mask to the step of the first success."""
-        return dataclasses.replace(cls(clip_high=0.2), **changes)
+        return cls(**changes)
 
     @classmethod
     def rlinf(cls, **changes: Any) -> GRPOConfig:
@@ -98,6 +99,7 @@ class GRPOConfig:
             filter=True,
             filter_low=0.5,
             filter_high=4.5,
+            clip_high=0.28,
         )
         return dataclasses.replace(preset, **changes)
 
@@ -106,15 +108,12 @@ class GRPOConfig:
         """Groups of two, for tests."""
         return dataclasses.replace(cls(group=2), **changes)
 
-    def __post_init__(self):
-        for name, hint in typing.get_type_hints(type(self)).items():
-            choices = typing.get_args(hint)
-            if choices and getattr(self, name) not in choices:
-                raise ValueError(f"GRPOConfig.{name}: expected one of {choices}, got {getattr(self, name)!r}")
-        if self.group < 1 or (self.normalise == "mean_std" and self.group <= self.ddof):
-            raise ValueError(f"GRPOConfig.group: {self.group} rollouts have no deviation with ddof={self.ddof}")
-        if self.dual_clip and self.dual_clip <= 1.0:
-            raise ValueError(f"GRPOConfig.dual_clip: expected 0 (off) or more than 1, got {self.dual_clip}")
+    def faults(self) -> Faults:
+        """Yields groups too small for what is asked of them, and a filter that no group can pass."""
+        if self.normalise == "mean_std" and self.group <= self.ddof:
+            yield "group", f"expected above ddof={self.ddof}: {self.group} rollouts have no deviation"
+        if self.filter_low > self.filter_high:
+            yield "filter_low", f"expected at most filter_high={self.filter_high}, got {self.filter_low}"
 
 
 class Signal(NamedTuple):
@@ -136,7 +135,7 @@ class Signal(NamedTuple):
 
 
 def signal(success_BNT: Array, cfg: GRPOConfig) -> Signal:
-    """Everything that depends on the success flags only, computed once per batch of rollouts."""
+    """Computes everything that depends on the success flags only, once per batch of rollouts."""
     return_B = returns(success_BNT, cfg.gamma, cfg.coef, cfg.flicker)
     valid_BNT = valid_mask(success_BNT, cfg.granularity)
     keep_B = jnp.ones(return_B.shape, bool)
@@ -147,7 +146,7 @@ def signal(success_BNT: Array, cfg: GRPOConfig) -> Signal:
 
 
 def valid_mask(success_BNT: Array, granularity: str = "step") -> Array:
-    """True up to and including the first success, or up to the end of its chunk.
+    """Returns a mask that is True up to and including the first success, or up to the end of its chunk.
 
     A trajectory without success is valid throughout.
     """
@@ -160,15 +159,18 @@ def valid_mask(success_BNT: Array, granularity: str = "step") -> Array:
 
 
 def returns(success_BNT: Array, gamma: float = 1.0, coef: float = 1.0, flicker: bool = False) -> Array:
-    """Discounted return of each trajectory over its valid steps, the first step undiscounted.
+    """Computes the discounted return of each trajectory over its valid steps, the first step undiscounted.
 
     Without ``flicker`` this is ``coef * gamma**t`` at the first success t, whatever follows
     it. With it, rewards are differences of the flag and the sum runs to the end of the chunk:
     it telescopes to the flag of the last step of that chunk.
     """
     batch = success_BNT.shape[0]
+    # (B, N, T) -> (B, S): discounts and differences run through the boundaries of chunks, S = N * T.
     score_BS = success_BNT.reshape(batch, -1).astype(jnp.float32)
     previous_BS = jnp.pad(score_BS[:, :-1], ((0, 0), (1, 0)))
+    # A flag that stays up is one success, not many: with the difference it pays when it rises and costs when it falls;
+    # without, the mask ends with the first success and only that step pays.
     reward_BS = score_BS - previous_BS if flicker else score_BS
     valid_BS = valid_mask(success_BNT, "chunk" if flicker else "step").reshape(batch, -1)
     discount_S = jnp.power(jnp.float32(gamma), jnp.arange(score_BS.shape[1], dtype=jnp.float32))
@@ -176,36 +178,43 @@ def returns(success_BNT: Array, gamma: float = 1.0, coef: float = 1.0, flicker: 
 
 
 def advantages(return_B: Array, group: int, normalise: str = "mean", ddof: int = 1, eps: float = 1e-6) -> Array:
-    """Return minus the mean of its group (``"mean"``), that over deviation + eps (``"mean_std"``).
+    """Computes return minus the mean of its group (``"mean"``), or that over deviation + eps (``"mean_std"``).
 
     A group of equal returns gets exactly 0: rounding in its mean is not divided by eps.
     """
-    return_PG = _grouped(return_B, group)
+    return_PG = _by_group(return_B, group)
+    # The group is its own baseline: rollouts of one start state differ by what the policy drew, not by the start.
     advantage_PG = return_PG - jnp.mean(return_PG, axis=1, keepdims=True)
     if normalise == "mean_std":
         advantage_PG = advantage_PG / (jnp.std(return_PG, axis=1, ddof=ddof, keepdims=True) + eps)
+    # The mean of equal float32 numbers may be off by a rounding, which the division by eps would blow up.
     differ_P1 = jnp.max(return_PG, axis=1, keepdims=True) > jnp.min(return_PG, axis=1, keepdims=True)
     return jnp.where(differ_P1, advantage_PG, jnp.zeros_like(advantage_PG)).reshape(-1)
 
 
 def group_filter(return_B: Array, group: int, low: float, high: float) -> Array:
-    """True for the rows of groups whose mean return lies in [low, high]."""
-    mean_P = jnp.mean(_grouped(return_B, group), axis=1)
+    """Returns True for the rows of groups whose mean return lies in [low, high].
+
+    Where all or none of a group succeed there is nothing to compare, and an error of the classifier weighs most.
+    """
+    mean_P = jnp.mean(_by_group(return_B, group), axis=1)
     return jnp.repeat((mean_P >= low) & (mean_P <= high), group)
 
 
 def weights(valid_BNT: Array, keep_B: Array, cfg: GRPOConfig) -> Array:
-    """Share of each step in the loss; over kept rows they add up to kept / denominator rows.
+    """Computes the share of each step in the loss; over kept rows they add up to kept / denominator rows.
 
     That sum holds for ``length="valid"`` (and ``"ratio"`` with a horizon of N * T).
     """
     rows, places = valid_BNT.shape[0], valid_BNT.shape[1] * valid_BNT.shape[2]
     length_B = jnp.sum(valid_BNT, axis=(1, 2), dtype=jnp.float32)
-    per_step_B = {
-        "valid": lambda: 1.0 / length_B,
-        "ratio": lambda: 1.0 / (length_B / (cfg.horizon or places)) / places,
-        "horizon": lambda: jnp.full_like(length_B, 1.0 / places),
-    }[cfg.length]()
+    # With a constant divisor a trajectory that succeeds early would count less, the fewer steps it took.
+    if cfg.length == "valid":
+        per_step_B = 1.0 / length_B
+    elif cfg.length == "ratio":
+        per_step_B = 1.0 / (length_B / (cfg.horizon or places)) / places
+    else:
+        per_step_B = jnp.full_like(length_B, 1.0 / places)
     if cfg.denominator == "kept":
         per_step_B = per_step_B / jnp.maximum(jnp.sum(keep_B, dtype=jnp.float32), 1.0)
     else:
@@ -228,18 +237,19 @@ class Tally(NamedTuple):
 
     @classmethod
     def zero(cls) -> Tally:
-        """The tally of nothing."""
+        """Returns the tally of no tokens."""
         return cls(*(jnp.zeros((), jnp.float32) for _ in cls._fields))
 
     def add(self, other: Tally) -> Tally:
-        """Sums added, maxima taken."""
+        """Adds the sums and takes the larger maxima."""
         total = jax.tree.map(jnp.add, self, other)
         largest = {name: jnp.maximum(getattr(self, name), getattr(other, name)) for name in ("ratio_max", "gap_max")}
         return total._replace(**largest)
 
     def summary(self) -> dict[str, Array]:
-        """Means over the tokens; the ratio of nothing is 1."""
+        """Returns means over the tokens; the mean ratio of no tokens is 1."""
         tokens = jnp.maximum(self.tokens, 1.0)
+        # A policy that took no step is the one that acted, so its ratio is 1 and not the 0 of an empty sum.
         one = jnp.where(self.tokens > 0, 0.0, 1.0)
         means = {name: getattr(self, name) / tokens for name in ("approx_kl", "kl", "entropy")}
         return means | {
@@ -258,7 +268,7 @@ def chunk_loss(
     kl_XTA: Array | None = None,
     entropy_XTA: Array | None = None,
 ) -> tuple[Array, Tally]:
-    """The weighted loss of a set of chunks, X of them in any order.
+    """Computes the weighted loss of a set of chunks, X of them in any order.
 
     Losses of the parts of a batch add up to the loss of the batch, because ``weight_XT``
     already holds every denominator.
@@ -275,16 +285,21 @@ def chunk_loss(
     Returns:
       The scalar loss and the tally of what was clipped.
     """
+    # Where nothing counts the ratio is exp(0): an infinite log-probability there must not reach the gradient as
+    # 0 * inf.
     valid_XTA = jnp.broadcast_to((weight_XT > 0)[:, :, None], logp_XTA.shape)
     log_ratio_XTA = jnp.where(valid_XTA, logp_XTA - old_logp_XTA, 0.0)
+    # The probability of a step is the product over its A tokens, that of a chunk over its T steps too: sums of logs.
     axes = {"token": (), "step": (2,), "chunk": (1, 2)}[cfg.ratio]
     ratio_XTA = jnp.broadcast_to(jnp.exp(jnp.sum(log_ratio_XTA, axis=axes, keepdims=True)), logp_XTA.shape)
-    objective_XTA, clipped_XTA = clipped(ratio_XTA, advantage_X[:, None, None], cfg)
+    # (X,) -> (X, 1, 1): every token of a trajectory shares its advantage.
+    objective_XTA, clipped_XTA = clip_objective(ratio_XTA, advantage_X[:, None, None], cfg)
     loss_XTA = -objective_XTA
     if cfg.kl:
-        loss_XTA = loss_XTA + cfg.kl * _wanted(kl_XTA, "kl")
+        loss_XTA = loss_XTA + cfg.kl * _require(kl_XTA, "kl")
     if cfg.entropy:
-        loss_XTA = loss_XTA - cfg.entropy * _wanted(entropy_XTA, "entropy")
+        loss_XTA = loss_XTA - cfg.entropy * _require(entropy_XTA, "entropy")
+    # The mean over A, so that the weight of a step does not depend on how many tokens it has.
     loss_XT = jnp.mean(jnp.where(valid_XTA, loss_XTA, 0.0), axis=2)
     nothing_XTA = jnp.zeros_like(logp_XTA)
     tally = Tally(
@@ -300,19 +315,20 @@ def chunk_loss(
     return jnp.sum(weight_XT * loss_XT), jax.lax.stop_gradient(tally)
 
 
-def clipped(ratio: Array, advantage: Array, cfg: GRPOConfig) -> tuple[Array, Array]:
-    """Clipped objective min(r A, clip(r) A), and where the clip is what counts.
+def clip_objective(ratio: Array, advantage: Array, cfg: GRPOConfig) -> tuple[Array, Array]:
+    """Returns the clipped objective min(r A, clip(r) A), and where the clip is what counts.
 
     The minimum is pessimistic on both sides: it stops a rise above 1 + high when A > 0 and
     a fall below 1 - low when A < 0, and never the way back. With ``dual_clip`` the
     objective of A < 0 is at least c A (Ye et al., 2019, arXiv 1912.09729).
     """
-    free = ratio * advantage
+    unclipped = ratio * advantage
     bounded = jnp.clip(ratio, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high) * advantage
-    objective = jnp.minimum(free, bounded)
+    objective = jnp.minimum(unclipped, bounded)
     if cfg.dual_clip:
+        # r has no upper bound where A < 0, and one token that became a thousand times likelier would be the whole loss.
         objective = jnp.where(advantage < 0, jnp.maximum(objective, cfg.dual_clip * advantage), objective)
-    return objective, objective != free
+    return objective, objective != unclipped
 
 
 def k3(log_ratio: Array) -> Array:
@@ -325,68 +341,25 @@ def categorical_kl(log_p: Array, log_q: Array) -> Array:
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def surrogate(
-    logp_BNTA: Array,
-    old_logp_BNTA: Array,
-    advantage_B: Array,
-    valid_BNT: Array,
-    keep_B: Array,
-    cfg: GRPOConfig,
-    *,
-    ref_logp_BNTA: Array | None = None,
-    kl_BNTA: Array | None = None,
-    entropy_BNTA: Array | None = None,
-) -> tuple[Array, dict[str, Array]]:
-    """The GRPO loss of whole rollouts, and its metrics.
-
-    Args:
-      logp_BNTA, old_logp_BNTA: as in ``chunk_loss``.
-      advantage_B, valid_BNT, keep_B: from ``advantages``, ``valid_mask``, ``group_filter``.
-      cfg: the settings; ``cfg.group`` only for counting groups.
-      ref_logp_BNTA: sampled tokens under the reference policy; the k3 estimate is used.
-      kl_BNTA: exact divergence instead (``categorical_kl``), preferred where logits are at hand.
-      entropy_BNTA: entropy of each token's distribution.
-
-    Raises:
-      ValueError: when a regulariser is on and what it needs is missing, or B is no multiple of the group.
-    """
-    rows, chunks = valid_BNT.shape[:2]
-    if kl_BNTA is None and ref_logp_BNTA is not None:
-        kl_BNTA = k3(ref_logp_BNTA - logp_BNTA)
-
-    def flat(x: Array) -> Array:
-        return x.reshape(rows * chunks, *x.shape[2:])
-
-    loss, tally = chunk_loss(
-        flat(logp_BNTA),
-        flat(old_logp_BNTA),
-        jnp.repeat(advantage_B, chunks),
-        flat(weights(valid_BNT, keep_B, cfg)),
-        cfg,
-        None if kl_BNTA is None else flat(kl_BNTA),
-        None if entropy_BNTA is None else flat(entropy_BNTA),
-    )
-    return loss, tally.summary() | {"loss": loss, "kept_groups": kept_groups(keep_B, cfg.group)}
-
-
 def kept_groups(keep_B: Array, group: int) -> Array:
-    """How many groups the filter left; 0 means there is nothing to learn from."""
-    return jnp.sum(jnp.any(_grouped(keep_B, group), axis=1), dtype=jnp.float32)
+    """Counts the groups that the filter left; 0 means there is nothing to learn from."""
+    return jnp.sum(jnp.any(_by_group(keep_B, group), axis=1), dtype=jnp.float32)
 
 
 def _none_before(flag_BS: Array) -> Array:
+    """True where no earlier place of the row is True, hence at the first one itself too."""
     count_BS = flag_BS.astype(jnp.int32)
     return jnp.cumsum(count_BS, axis=1) - count_BS == 0
 
 
-def _grouped(x_B: Array, group: int) -> Array:
-    """(B,) as (groups, G): a group is G consecutive rows."""
+def _by_group(x_B: Array, group: int) -> Array:
+    """Reshapes (B,) to (groups, G): a group is G consecutive rows."""
     if x_B.shape[0] % group:
         raise ValueError(f"grpo: expected a multiple of group={group} trajectories, got {x_B.shape[0]}")
     return x_B.reshape(-1, group)
 
 
-def _wanted(x_XTA: Array | None, name: str) -> Array:
+def _require(x_XTA: Array | None, name: str) -> Array:
     if x_XTA is None:
         raise ValueError(f"grpo: GRPOConfig.{name} is on but {name}_XTA was not given (kl needs a reference policy)")
     return x_XTA

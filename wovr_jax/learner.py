@@ -13,40 +13,42 @@ counts takes no optimizer step, so an iteration whose groups all agree leaves pa
 optimizer untouched and says so (``skipped``, ``kept_groups``).
 
 The policy is a callable ``logits_fn``; log-probabilities are of its logits over the
-temperature, in float32 whatever the policy computes in, as the actor's were.
+temperature that the actor sampled with, in float32 whatever the policy computes in, as the actor's were.
+
+Letters of this file: X samples (chunks of all trajectories), x samples of a microbatch, U microbatches of a minibatch,
+S optimizer steps of an iteration.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct, traverse_util
+from flax import struct
 from jax.typing import ArrayLike
 
 from wovr_jax import grpo
 from wovr_jax.core import sharding, stats
+from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, checked
 from wovr_jax.core.sharding import WHOLE, Axes
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.nn.lora import LoRAConfig
+from wovr_jax.train import freeze
+from wovr_jax.train.freeze import Mask, Path
 from wovr_jax.types import Array, Imagined, Params
-
-Path = tuple[Any, ...]
-
-Mask = Params | Callable[[Params], Params]
-"""Booleans in the structure of the parameters, or a function that makes them from the parameters; False freezes."""
 
 LogitsFn = Callable[[Params, Array, Array], Array]
 """``logits_fn(params, frame_BHWC, prompt_BL) -> logits_BTAK``."""
 
-Update = Callable[["PolicyState", Imagined, Array], tuple["PolicyState", dict[str, Array]]]
+Update = Callable[..., tuple["PolicyState", dict[str, Array]]]
+"""``update(state, imagined, key, ref_params=None) -> (state, metrics)``."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
     """How rollouts become optimizer steps; the defaults are RLinf's for LIBERO (wan_libero_*_grpo_openvlaoft.yaml).
@@ -59,36 +61,27 @@ class LearnerConfig:
       epochs: passes over the rollouts.
       minibatches: optimizer steps of a pass.
       microbatch: chunk-samples in one forward and backward pass.
-      temperature: that the actor sampled with; log-probabilities are of logits / temperature.
       lora: adapters to train beside the policy, folded in when the round ends; None trains the policy itself.
       grpo: mask, advantage, clips, regularisers.
     """
 
-    lr: float = 2e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-5
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    warmup: int = 0
-    epochs: int = 1
-    minibatches: int = 4
-    microbatch: int = 32
-    temperature: float = 1.6
+    lr: Positive = 2e-5
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: Positive = 1e-5
+    weight_decay: NonNegative = 0.01
+    clip_norm: NonNegative = 1.0
+    warmup: Natural = 0
+    epochs: Count = 1
+    minibatches: Count = 4
+    microbatch: Count = 32
     lora: LoRAConfig | None = None
-    grpo: GRPOConfig = dataclasses.field(default_factory=GRPOConfig)
+    grpo: GRPOConfig = GRPOConfig()
 
     @classmethod
     def fake(cls, **changes: Any) -> LearnerConfig:
         """One plain, large step, for tests."""
-        small = cls(lr=0.1, weight_decay=0.0, minibatches=1, microbatch=4, temperature=1.0, grpo=GRPOConfig.fake())
+        small = cls(lr=0.1, weight_decay=0.0, minibatches=1, microbatch=4, grpo=GRPOConfig.fake())
         return dataclasses.replace(small, **changes)
-
-    def __post_init__(self):
-        for name in ("epochs", "minibatches", "microbatch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"LearnerConfig.{name}: expected at least 1, got {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise ValueError(f"LearnerConfig.temperature: expected a positive number, got {self.temperature}")
 
 
 @struct.dataclass
@@ -113,12 +106,12 @@ class PolicyState:
 def create(
     cfg: LearnerConfig, params: Params, trainable: Mask | None = None, rate: float = 1.0, axes: Axes = WHOLE
 ) -> PolicyState:
-    """A fresh state. The parameters are copied, because updates donate the state.
+    """Makes a fresh state. The parameters are copied, because updates donate the state.
 
     Args:
       cfg: its optimizer settings.
       params: nested dict of arrays.
-      trainable: a ``Mask``, for example ``all_but("vision")``. What it freezes has no gradient,
+      trainable: a ``Mask``, for example ``freeze.all_but("vision")``. What it freezes has no gradient,
         no optimizer state and no update.
       rate: factor on the learning rate.
       axes: of the network, for the mesh in use (``sharding``).
@@ -126,110 +119,225 @@ def create(
     Raises:
       ValueError: a mask of another structure, or one that leaves nothing to train.
     """
-    mask = trainable(params) if callable(trainable) else trainable
-    frozen = frozenset() if mask is None else _frozen_paths(params, mask)
+    frozen = freeze.frozen_paths(params, trainable)
     params = jax.tree.map(jnp.copy, params)
-    trained, _ = _split(params, frozen)
-    zero = jnp.zeros((), jnp.int32)
-    state = PolicyState(params, optimizer(cfg).init(trained), zero, jnp.asarray(rate, jnp.float32), frozen)
+    opt_state = optimizer(cfg).init(freeze.split(params, frozen)[0])
+    state = PolicyState(params, opt_state, jnp.zeros((), jnp.int32), jnp.asarray(rate, jnp.float32), frozen)
     return sharding.place(state, axes)
 
 
-def all_but(*names: str) -> Callable[[Params], Params]:
-    """A mask for ``create`` that freezes the subtrees at these paths, e.g. ``all_but("vision/dino")``.
-
-    Raises (when called): ValueError for a path that names nothing.
-    """
-
-    def mask(params: Params) -> Params:
-        flat = traverse_util.flatten_dict(params)
-        inside = {name: [path for path in flat if f"{_slashed(path)}/".startswith(f"{name}/")] for name in names}
-        for name, paths in inside.items():
-            if not paths:
-                raise ValueError(f"all_but: no parameter under {name!r}; the top level has {sorted(map(str, params))}")
-        frozen = {path for paths in inside.values() for path in paths}
-        return traverse_util.unflatten_dict({path: path not in frozen for path in flat})
-
-    return mask
-
-
 def optimizer(cfg: LearnerConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW with linear warm-up."""
+    """Makes the optimizer: clipping by global norm, then AdamW with linear warm-up."""
 
     def rate(count: ArrayLike) -> Array:
+        # Counted from 1: the first step of a warm-up moves too, or the whole first iteration might change nothing.
         return cfg.lr * jnp.minimum(1.0, (jnp.asarray(count, jnp.float32) + 1.0) / max(cfg.warmup, 1))
 
     clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
     return optax.chain(clip, optax.adamw(rate, *cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay))
 
 
-def make_update(
-    cfg: LearnerConfig, logits_fn: LogitsFn, ref_params: Params | None = None, axes: Axes = WHOLE
-) -> Update:
-    """The jitted ``update(state, imagined, key) -> (state, metrics)``; ``state`` is donated.
+def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axes: Axes = WHOLE) -> Update:
+    """Makes the jitted ``update(state, imagined, key, ref_params=None) -> (state, metrics)``; ``state`` is donated.
+
+    The compiled program is kept by the object that is returned: whoever goes on with another round keeps it.
 
     Args:
       cfg: static.
-      logits_fn: the policy as a function; see ``LogitsFn``. The compiled program is kept by this
-        object and ``cfg``: give the same one again in the next round and nothing compiles.
-      ref_params: reference policy of the exact KL term, wanted when ``cfg.grpo.kl`` is not 0 and
-        not looked at otherwise, as it costs a forward pass. An argument of the compiled
-        function, not a constant; it must not share arrays with a state (``create`` copies, so
-        the parameters that a state was created from are fine).
+      logits_fn: the policy as a function; see ``LogitsFn``.
+      temperature: that the actor sampled with. With another one every importance ratio is wrong from the first step.
       axes: of the network, as given to ``create``.
 
     Returns:
-      ``update``, whose metrics are scalars: loss, policy ratio (mean, max), clip_fraction,
-      approx_kl (to the policy that acted), kl (to the reference), entropy, grad_norm, return_mean,
-      success, length (valid share of the steps), groups, kept_groups, steps (optimizer steps
+      ``update``. Its ``ref_params`` are the reference policy of the exact KL term, wanted when ``cfg.grpo.kl`` is
+      not 0 and not looked at otherwise, as it costs a forward pass; they must not share arrays with a state
+      (``create`` copies, so the parameters that a state was created from are fine). Its metrics are scalars: loss,
+      policy ratio (mean, max), clip_fraction, approx_kl (to the policy that acted), kl (to the reference), entropy,
+      grad_norm, return_mean, success, length (valid share of the steps), groups, kept_groups, steps (optimizer steps
       taken), skipped (1 when none was) and ratio_gap: the largest |log ratio| before the first
       step, which is rounding unless actor and learner disagree about temperature or tokens.
 
     Raises:
-      ValueError: a KL weight without a reference.
+      ValueError: a temperature that is not above 0; by ``update``, a KL weight without a reference, or rollouts whose
+        shapes do not fit each other.
     """
-    if cfg.grpo.kl and ref_params is None:
-        raise ValueError(f"GRPOConfig.kl is {cfg.grpo.kl}: make_update needs ref_params, the reference policy")
-    return functools.partial(_compiled(cfg, logits_fn, tuple(axes)), ref_params=ref_params if cfg.grpo.kl else None)
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(cfg: LearnerConfig, logits_fn: LogitsFn, axes: Axes) -> Callable:
-    """``update(state, imagined, key, ref_params)``."""
+    if temperature <= 0:
+        raise ValueError(f"make_update: expected the temperature that the actor sampled with, above 0, {temperature=}")
     transform = optimizer(cfg)
 
     def update(
-        state: PolicyState, imagined: Imagined, key: Array, ref_params: Params | None
+        state: PolicyState, imagined: Imagined, key: Array, ref_params: Params | None = None
     ) -> tuple[PolicyState, dict[str, Array]]:
+        if cfg.grpo.kl and ref_params is None:
+            raise ValueError(f"GRPOConfig.kl is {cfg.grpo.kl}: update needs ref_params, the reference policy")
+        reference = ref_params if cfg.grpo.kl else None
         signal = grpo.signal(imagined.success_BNT, cfg.grpo)
-        samples = _samples(imagined, signal)
-        active_X = _active(samples, cfg.grpo)
-        trained, frozen = _split(state.params, state.frozen)
+        samples = _cut_chunks(imagined, signal)
+        trained, frozen = freeze.split(state.params, state.frozen)
 
         def loss_fn(trained: Params, index_x: Array, counts_x: Array) -> tuple[Array, grpo.Tally]:
             sample = sharding.batch(jax.tree.map(lambda leaf: leaf[index_x], samples))
+            # What fills a microbatch up is a copy of some sample, which must not count twice.
             sample = sample.replace(weight_XT=jnp.where(counts_x[:, None], sample.weight_XT, 0.0))
-            return _loss(cfg, logits_fn, _merge(trained, frozen), ref_params, sample, imagined.prompt_BL)
+            params, prompt_xL = freeze.merge(trained, frozen), imagined.prompt_BL[sample.row_X]
+            return _loss(cfg, logits_fn, temperature, params, reference, sample, prompt_xL)
 
-        def minibatch(carry: tuple, plan: tuple[Array, Array]) -> tuple[tuple, dict[str, Any]]:
+        def minibatch(carry: tuple, batch: tuple[Array, Array]) -> tuple[tuple, dict[str, Any]]:
             trained, opt_state, step = carry
-            grads, loss, tally = _accumulate(loss_fn, trained, *plan)
-            counts = jnp.any(plan[1])
-            stepped = functools.partial(_step, transform, state.rate)
-            trained, opt_state = jax.lax.cond(counts, stepped, lambda grads, *same: same, grads, trained, opt_state)
+            grads, loss, tally = _accumulate(loss_fn, trained, *batch)
+            counts = jnp.any(batch[1])
+
+            def take_step() -> tuple[Any, Any]:
+                updates, after = transform.update(grads, opt_state, trained)
+                return optax.apply_updates(trained, optax.tree.scale(state.rate, updates)), after
+
+            # A gradient of zeros is a step all the same, by momentum and weight decay.
+            trained, opt_state = jax.lax.cond(counts, take_step, lambda: (trained, opt_state))
             report = {"loss": loss, "tally": tally, "grad_norm": optax.tree.norm(grads), "counts": counts}
             return (trained, opt_state, step + counts.astype(jnp.int32)), report
 
-        plan = _plan(active_X, key, cfg)
-        (trained, opt_state, step), report_S = jax.lax.scan(minibatch, (trained, state.opt_state, state.step), plan)
-        fresh = PolicyState(_merge(trained, frozen), opt_state, step, state.rate, state.frozen)
-        return sharding.keep(fresh, axes), _metrics(report_S, signal, imagined, cfg.grpo)
+        batches = _deal(_find_active(samples, cfg.grpo), key, cfg)
+        begin = (trained, state.opt_state, state.step)
+        (trained, opt_state, step), report_S = jax.lax.scan(minibatch, begin, batches)
+        after = PolicyState(freeze.merge(trained, frozen), opt_state, step, state.rate, state.frozen)
+        return sharding.keep(after, axes), _summarise(report_S, signal, imagined, cfg.grpo)
 
     return jax.jit(update, donate_argnums=0)
 
 
+@struct.dataclass
+class _Samples:
+    """Chunks of all trajectories as one axis X = B * N; ``row_X`` is the trajectory of each."""
+
+    frame_XHWC: Array
+    row_X: Array
+    token_XTA: Array
+    logp_XTA: Array
+    advantage_X: Array
+    weight_XT: Array
+
+
+def _cut_chunks(imagined: Imagined, signal: grpo.Signal) -> _Samples:
+    rows, chunks, steps = imagined.success_BNT.shape
+    if imagined.token_BNTA.shape[:3] != (rows, chunks, steps) or imagined.logp_BNTA.shape != imagined.token_BNTA.shape:
+        raise ValueError(
+            f"learner: imagined.success_BNT is {imagined.success_BNT.shape}, so token_BNTA and logp_BNTA should "
+            f"both be {(rows, chunks, steps, 'A')}, got {imagined.token_BNTA.shape} and {imagined.logp_BNTA.shape}"
+        )
+
+    def flatten(x: Array) -> Array:
+        return x.reshape(rows * chunks, *x.shape[2:])  # (B, N, ...) -> (X, ...)
+
+    return _Samples(
+        frame_XHWC=flatten(imagined.frame_BNHWC),
+        row_X=jnp.repeat(jnp.arange(rows), chunks),
+        token_XTA=flatten(imagined.token_BNTA),
+        logp_XTA=flatten(imagined.logp_BNTA),
+        advantage_X=jnp.repeat(signal.advantage_B, chunks),
+        weight_XT=flatten(signal.weight_BNT),
+    )
+
+
+def _find_active(samples: _Samples, cfg: GRPOConfig) -> Array:
+    """Returns which samples have a gradient: those with some weight, and an advantage or a regulariser."""
+    active_X = jnp.any(samples.weight_XT > 0, axis=1)
+    return active_X if cfg.kl or cfg.entropy else active_X & (samples.advantage_X != 0)
+
+
+def _deal(active_X: Array, key: Array, cfg: LearnerConfig) -> tuple[Array, Array]:
+    """Returns the indices of samples (S, U, x), and whether each one counts.
+
+    A random order with the active samples first is dealt to the minibatches like cards, so
+    each gets the same number of active ones give or take one, and has them in front.
+    """
+    total = active_X.shape[0]
+    size = -(-total // cfg.minibatches)  # samples of a minibatch, rounded up
+    micro = min(cfg.microbatch, size)
+    slots = -(-size // micro) * micro  # the same in whole microbatches
+    padded = slots * cfg.minibatches
+
+    def deal(y_Y: Array) -> Array:
+        # Card by card: (slots * minibatches,) -> (minibatches, slots) -> (minibatches, U, x).
+        return y_Y.reshape(slots, cfg.minibatches).T.reshape(-1, slots // micro, micro)
+
+    def epoch(key: Array) -> tuple[Array, Array]:
+        # Numbers below 1 for the active samples and from 1 on for the others: one sort shuffles both and parts them.
+        order_X = jnp.argsort(jax.random.uniform(key, (total,)) + jnp.where(active_X, 0.0, 1.0))
+        index_Y = jnp.pad(order_X, (0, padded - total))
+        counts_Y = jnp.arange(padded) < jnp.sum(active_X)
+        return deal(index_Y), deal(counts_Y)
+
+    keys_E = jax.vmap(lambda e: jax.random.fold_in(key, e))(jnp.arange(cfg.epochs))
+    # (epochs, minibatches, U, x) -> (S, U, x)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.vmap(epoch)(keys_E))
+
+
+def _accumulate(
+    loss_fn: Callable, trained: Params, index_Ux: Array, counts_Ux: Array
+) -> tuple[Params, Array, grpo.Tally]:
+    """Sums gradient, loss and tally over microbatches; those in which nothing counts are not computed."""
+
+    def compute(total: tuple, index_x: Array, counts_x: Array) -> tuple:
+        grads, loss, tally = total
+        (more, aux), slope = jax.value_and_grad(loss_fn, has_aux=True)(trained, index_x, counts_x)
+        return jax.tree.map(jnp.add, grads, slope), loss + more, tally.add(aux)
+
+    def microbatch(total: tuple, xs: tuple[Array, Array]) -> tuple[tuple, None]:
+        return jax.lax.cond(jnp.any(xs[1]), compute, lambda total, *_: total, total, *xs), None
+
+    nothing = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros((), jnp.float32), grpo.Tally.zero())
+    return jax.lax.scan(microbatch, nothing, (index_Ux, counts_Ux))[0]
+
+
+def _loss(
+    cfg: LearnerConfig,
+    logits_fn: LogitsFn,
+    temperature: float,
+    params: Params,
+    ref_params: Params | None,
+    sample: _Samples,
+    prompt_xL: Array,
+) -> tuple[Array, grpo.Tally]:
+    """Computes the loss of one microbatch, scaled so that a minibatch estimates the loss of the whole batch."""
+
+    def log_probs(params: Params) -> Array:
+        logits_xTAK = logits_fn(params, sample.frame_XHWC, prompt_xL)
+        return jax.nn.log_softmax(logits_xTAK.astype(jnp.float32) / temperature)
+
+    all_xTAK = log_probs(params)
+    logp_xTA = jnp.take_along_axis(all_xTAK, sample.token_XTA[..., None], axis=-1)[..., 0]
+    entropy_xTA = -jnp.sum(jnp.exp(all_xTAK) * all_xTAK, axis=-1)
+    # With all K probabilities at hand the divergence is exact, where sampled tokens would only estimate it.
+    kl_xTA = None if ref_params is None else grpo.categorical_kl(all_xTAK, jax.lax.stop_gradient(log_probs(ref_params)))
+    loss, tally = grpo.chunk_loss(
+        logp_xTA, sample.logp_XTA, sample.advantage_X, sample.weight_XT, cfg.grpo, kl_xTA, entropy_xTA
+    )
+    # The weights have the denominator of all samples, and a minibatch holds one of so many parts of them.
+    return loss * cfg.minibatches, tally
+
+
+def _summarise(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined, cfg: GRPOConfig) -> dict[str, Array]:
+    """Returns means over the optimizer steps taken, and facts of the rollouts."""
+    tally_S, counts_S = report_S["tally"], report_S["counts"]
+    tally = jax.lax.scan(lambda total, step: (total.add(step), None), grpo.Tally.zero(), tally_S)[0]
+    steps = jnp.sum(counts_S, dtype=jnp.float32)
+    return tally.summary() | {
+        "loss": stats.masked_mean(report_S["loss"], counts_S),
+        "grad_norm": stats.masked_mean(report_S["grad_norm"], counts_S),
+        # Of the first step alone: the policy is then still the one that acted.
+        "ratio_gap": tally_S.gap_max[0],
+        "return_mean": jnp.mean(signal.return_B),
+        "success": jnp.mean(jnp.any(imagined.success_BNT, axis=(1, 2)), dtype=jnp.float32),
+        "length": jnp.mean(signal.valid_BNT, dtype=jnp.float32),
+        "groups": jnp.float32(signal.keep_B.shape[0] // cfg.group),
+        "kept_groups": grpo.kept_groups(signal.keep_B, cfg.group),
+        "steps": steps,
+        "skipped": (steps == 0).astype(jnp.float32),
+    }
+
+
 def idle(curve: Sequence[Mapping[str, float]]) -> str:
-    """What to tell the user about iterations that changed nothing; empty when every one took a step.
+    """Says what to tell the user about iterations that changed nothing; empty when every one took a step.
 
     ``curve`` holds the metrics of each iteration.
     """
@@ -244,157 +352,3 @@ def idle(curve: Sequence[Mapping[str, float]]) -> str:
         + "Look at the reward's threshold and errors, and at the policy's true success; then try more groups "
         "(dream.groups), larger ones (learner.grpo.group) or a wider filter (learner.grpo.filter_low, filter_high)."
     )
-
-
-@struct.dataclass
-class _Samples:
-    """Chunks of all trajectories as one axis X = B * N."""
-
-    frame_XHWC: Array
-    row_X: Array
-    token_XTA: Array
-    logp_XTA: Array
-    advantage_X: Array
-    weight_XT: Array
-
-
-def _samples(imagined: Imagined, signal: grpo.Signal) -> _Samples:
-    rows, chunks, steps = imagined.success_BNT.shape
-    if imagined.token_BNTA.shape[:3] != (rows, chunks, steps) or imagined.logp_BNTA.shape != imagined.token_BNTA.shape:
-        raise ValueError(
-            f"learner: imagined.success_BNT is {imagined.success_BNT.shape}, so token_BNTA and logp_BNTA should "
-            f"both be {(rows, chunks, steps, 'A')}, got {imagined.token_BNTA.shape} and {imagined.logp_BNTA.shape}"
-        )
-
-    flat = lambda x: x.reshape(rows * chunks, *x.shape[2:])  # noqa: E731
-    return _Samples(
-        frame_XHWC=flat(imagined.frame_BNHWC),
-        row_X=jnp.repeat(jnp.arange(rows), chunks),
-        token_XTA=flat(imagined.token_BNTA),
-        logp_XTA=flat(imagined.logp_BNTA),
-        advantage_X=jnp.repeat(signal.advantage_B, chunks),
-        weight_XT=flat(signal.weight_BNT),
-    )
-
-
-def _active(samples: _Samples, cfg: GRPOConfig) -> Array:
-    """Which samples have a gradient: some weight, and an advantage or a regulariser."""
-    active_X = jnp.any(samples.weight_XT > 0, axis=1)
-    return active_X if cfg.kl or cfg.entropy else active_X & (samples.advantage_X != 0)
-
-
-def _plan(active_X: Array, key: Array, cfg: LearnerConfig) -> tuple[Array, Array]:
-    """Sample indices (steps, microbatches, microbatch) and whether each one counts.
-
-    A random order with the active samples first is dealt to the minibatches like cards, so
-    each gets the same number of active ones give or take one, and has them in front.
-    """
-    total = active_X.shape[0]
-    size = -(-total // cfg.minibatches)
-    micro = min(cfg.microbatch, size)
-    slots = -(-size // micro) * micro
-    padded = slots * cfg.minibatches
-
-    def epoch(key: Array) -> tuple[Array, Array]:
-        order_X = jnp.argsort(jax.random.uniform(key, (total,)) + jnp.where(active_X, 0.0, 1.0))
-        index_Y = jnp.pad(order_X, (0, padded - total))
-        counts_Y = jnp.arange(padded) < jnp.sum(active_X)
-        deal = lambda y_Y: y_Y.reshape(slots, cfg.minibatches).T.reshape(-1, slots // micro, micro)  # noqa: E731
-        return deal(index_Y), deal(counts_Y)
-
-    keys_E = jax.vmap(lambda e: jax.random.fold_in(key, e))(jnp.arange(cfg.epochs))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.vmap(epoch)(keys_E))
-
-
-def _loss(
-    cfg: LearnerConfig,
-    logits_fn: LogitsFn,
-    params: Params,
-    ref_params: Params | None,
-    sample: _Samples,
-    prompt_BL: Array,
-) -> tuple[Array, grpo.Tally]:
-    """Loss of one microbatch, scaled so that a minibatch estimates the loss of the whole batch."""
-    prompt_xL = prompt_BL[sample.row_X]
-
-    def log_probs(params: Params) -> Array:
-        logits_xTAK = logits_fn(params, sample.frame_XHWC, prompt_xL)
-        return jax.nn.log_softmax(logits_xTAK.astype(jnp.float32) / cfg.temperature)
-
-    all_xTAK = log_probs(params)
-    logp_xTA = jnp.take_along_axis(all_xTAK, sample.token_XTA[..., None], axis=-1)[..., 0]
-    entropy_xTA = -jnp.sum(jnp.exp(all_xTAK) * all_xTAK, axis=-1)
-    kl_xTA = None if ref_params is None else grpo.categorical_kl(all_xTAK, jax.lax.stop_gradient(log_probs(ref_params)))
-    loss, tally = grpo.chunk_loss(
-        logp_xTA, sample.logp_XTA, sample.advantage_X, sample.weight_XT, cfg.grpo, kl_xTA, entropy_xTA
-    )
-    return loss * cfg.minibatches, tally
-
-
-def _accumulate(
-    loss_fn: Callable, trained: Params, index_Ux: Array, counts_Ux: Array
-) -> tuple[Params, Array, grpo.Tally]:
-    """Gradient, loss and tally summed over microbatches; those in which nothing counts are not computed."""
-
-    def compute(total: tuple, index_x: Array, counts_x: Array) -> tuple:
-        grads, loss, tally = total
-        (more, aux), slope = jax.value_and_grad(loss_fn, has_aux=True)(trained, index_x, counts_x)
-        return jax.tree.map(jnp.add, grads, slope), loss + more, tally.add(aux)
-
-    def micro(total: tuple, xs: tuple[Array, Array]) -> tuple[tuple, None]:
-        return jax.lax.cond(jnp.any(xs[1]), compute, lambda total, *_: total, total, *xs), None
-
-    nothing = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros((), jnp.float32), grpo.Tally.zero())
-    return jax.lax.scan(micro, nothing, (index_Ux, counts_Ux))[0]
-
-
-def _step(
-    transform: optax.GradientTransformation, rate: Array, grads: Params, trained: Params, opt_state: Any
-) -> tuple[Any, Any]:
-    updates, opt_state = transform.update(grads, opt_state, trained)
-    return optax.apply_updates(trained, optax.tree.scale(rate, updates)), opt_state
-
-
-def _metrics(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined, cfg: GRPOConfig) -> dict[str, Array]:
-    """Means over the optimizer steps taken, and facts of the rollouts."""
-    tally_S, counts_S = report_S["tally"], report_S["counts"]
-    tally = jax.lax.scan(lambda total, one: (total.add(one), None), grpo.Tally.zero(), tally_S)[0]
-    steps = jnp.sum(counts_S, dtype=jnp.float32)
-    return tally.summary() | {
-        "loss": stats.masked_mean(report_S["loss"], counts_S),
-        "grad_norm": stats.masked_mean(report_S["grad_norm"], counts_S),
-        "ratio_gap": tally_S.gap_max[0],
-        "return_mean": jnp.mean(signal.return_B),
-        "success": jnp.mean(jnp.any(imagined.success_BNT, axis=(1, 2)), dtype=jnp.float32),
-        "length": jnp.mean(signal.valid_BNT, dtype=jnp.float32),
-        "groups": jnp.float32(signal.keep_B.shape[0] // cfg.group),
-        "kept_groups": grpo.kept_groups(signal.keep_B, cfg.group),
-        "steps": steps,
-        "skipped": (steps == 0).astype(jnp.float32),
-    }
-
-
-def _split(params: Params, frozen: frozenset[Path]) -> tuple[Params, dict[Path, Array]]:
-    """Trained parameters as a nested dict without the frozen ones, and the frozen ones by path."""
-    flat: dict[Path, Any] = traverse_util.flatten_dict(params)
-    trained = {path: leaf for path, leaf in flat.items() if path not in frozen}
-    return traverse_util.unflatten_dict(trained), {path: flat[path] for path in flat if path in frozen}
-
-
-def _merge(trained: Params, frozen: dict[Path, Array]) -> Params:
-    return traverse_util.unflatten_dict(traverse_util.flatten_dict(trained) | frozen)
-
-
-def _frozen_paths(params: Params, mask: Params) -> frozenset[Path]:
-    flat, flags = traverse_util.flatten_dict(params), traverse_util.flatten_dict(mask)
-    if set(flat) != set(flags):
-        odd = sorted(_slashed(path) for path in set(flat) ^ set(flags))
-        raise ValueError(f"trainable: expected one boolean for each parameter; the mask and params differ at {odd[:5]}")
-    frozen = frozenset(path for path, trained in flags.items() if not trained)
-    if len(frozen) == len(flat):
-        raise ValueError(f"trainable: all {len(flat)} parameters are frozen, so there is nothing to train")
-    return frozen
-
-
-def _slashed(path: Path) -> str:
-    return "/".join(map(str, path))

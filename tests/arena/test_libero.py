@@ -46,9 +46,8 @@ def recipe(**libero):
     return Recipe(
         small_policy(),
         WorldConfig.fake(),
-        RewardConfig.fake(tasks=2),
+        RewardConfig.fake(tasks=10),
         temperature=1.0,
-        learner=dataclasses.replace(Recipe.__dataclass_fields__["learner"].default, temperature=1.0),
         collect=CollectConfig(demonstrations=6, validation=2, first=4, again=4, batch=4),
         libero=LiberoConfig(**settings | libero),
     )

@@ -19,8 +19,7 @@ from wovr_jax.core import checkpoint, config
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import vla
-from wovr_jax.policy.adapters import adapted
-from wovr_jax.policy.train import PolicyAdapters
+from wovr_jax.policy.train import PolicyAdapters, adapted_network
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.policy.weights import adapter_table, unused_layers
 from wovr_jax.weights import native
@@ -128,7 +127,7 @@ def test_peft_loads_our_adapters_and_says_the_same(base, preset, tmp_path):
     ours = lively(cfg, own)
     adapters.write_peft(tmp_path, PolicyAdapters(cfg, own), native.flatten(ours))
     want = said(peft_loads(tmp_path))
-    beside = slots(adapted(cfg, own), lora.join(params, ours))
+    beside = slots(adapted_network(cfg, own), lora.join(params, ours))
     merged = slots(vla.network(cfg), lora.merge(params, ours, own))
     assert far(beside, want) <= CLOSE and far(merged, want) <= CLOSE
     assert far(slots(vla.network(cfg), params), want) > 1000 * CLOSE  # they do something
@@ -142,7 +141,7 @@ def test_fresh_adapters_change_nothing(base, tmp_path):
     fresh = lora.init(jax.random.key(0), params, own)
     plain = slots(vla.network(cfg), params)
     np.testing.assert_array_equal(slots(vla.network(cfg), lora.merge(params, fresh, own)), plain)
-    assert far(slots(adapted(cfg, own), lora.join(params, fresh)), plain) <= 1e-6
+    assert far(slots(adapted_network(cfg, own), lora.join(params, fresh)), plain) <= 1e-6
     adapters.write_peft(tmp_path, PolicyAdapters(cfg, own), jax.device_get(native.flatten(fresh)))
     assert far(said(peft_loads(tmp_path)), plain) <= CLOSE
 
@@ -158,7 +157,7 @@ def test_what_peft_wrote_says_the_same_here(base, foreign):
     assert (own.rank, own.alpha, own.init) == (3, 3.0, "gaussian")
     assert set(own.targets) == set(lora.targets(params, LoRAConfig.rlinf()))
     ours = native.unflatten(found.leaves)
-    assert far(slots(adapted(cfg, own), lora.join(params, ours)), want) <= CLOSE
+    assert far(slots(adapted_network(cfg, own), lora.join(params, ours)), want) <= CLOSE
     assert "of rank 3 and scale 1" in found.report("kept") and "lm_head.base_layer.weight" in found.report("kept")
 
 

@@ -54,9 +54,9 @@ def test_episodes_that_stay_on_disk_are_those_of_the_list(tmp_path, monkeypatch)
     lazy = disk.Lazy([(source, e) for e in (4, 0, 3)])
     assert same(lazy[0], originals[4]) and same(lazy[-1], originals[3])
     assert [episode.seed for episode in lazy] == [4, 0, 3]
-    both = disk.joined([lazy[1:], [], lazy])
+    both = disk.join([lazy[1:], [], lazy])
     assert isinstance(both, disk.Lazy) and [episode.seed for episode in both] == [0, 3, 4, 0, 3]
-    mixed = disk.joined([lazy[:1], originals[:1]])
+    mixed = disk.join([lazy[:1], originals[:1]])
     assert isinstance(mixed, list) and [episode.seed for episode in mixed] == [4, 0]
     monkeypatch.setattr(disk, "decode", None)
     assert disk.heads(both) == disk.heads([originals[e] for e in (0, 3, 4, 0, 3)])

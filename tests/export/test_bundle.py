@@ -195,12 +195,12 @@ def test_what_does_not_fit_is_said(robot, frames):
 
 def perturbed(monkeypatch, leaf, change):
     """Exports write another value into one leaf."""
-    write = bundle.tensors.write
+    write = bundle.safetensors.write
 
     def wrong(path, facts, leaves):
         write(path, facts, ((name, change(value.copy()) if name == leaf else value) for name, value in leaves))
 
-    monkeypatch.setattr(bundle.tensors, "write", wrong)
+    monkeypatch.setattr(bundle.safetensors, "write", wrong)
 
 
 def one_number(value):
@@ -228,7 +228,7 @@ def test_a_weight_that_no_recorded_frame_exercises_is_caught(policy, tmp_path, m
 
 
 def test_a_swapped_statistic_is_caught(policy, tmp_path, monkeypatch):
-    write = bundle._write_json
+    write = bundle.write_json
 
     def wrong(path, value):
         if path.name == "dataset_statistics.json":
@@ -237,7 +237,7 @@ def test_a_swapped_statistic_is_caught(policy, tmp_path, monkeypatch):
             low[0], low[4] = low[4], low[0]
         write(path, value)
 
-    monkeypatch.setattr(bundle, "_write_json", wrong)
+    monkeypatch.setattr(bundle, "write_json", wrong)
     with pytest.raises(ContractError, match=r"greedy: the bundle's actions are not the policy's.*dimension [04]"):
         bundle.write(policy, tmp_path / "robot", frames=8)
     assert not list(tmp_path.iterdir())
@@ -261,12 +261,12 @@ def test_a_program_of_another_recipe_is_caught(policy, tmp_path, monkeypatch, wr
 
 
 def test_a_recipe_file_that_says_something_else_is_caught(policy, tmp_path, monkeypatch):
-    write = bundle._write_json
+    write = bundle.write_json
 
     def wrong(path, value):
         write(path, value | {"sequence": "oft"} if path.name == "recipe.json" else value)
 
-    monkeypatch.setattr(bundle, "_write_json", wrong)
+    monkeypatch.setattr(bundle, "write_json", wrong)
     with pytest.raises(ContractError, match=r"recipe.json does not say what the policy says"):
         bundle.write(policy, tmp_path / "robot", frames=8)
     assert not list(tmp_path.iterdir())

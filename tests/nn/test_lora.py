@@ -140,9 +140,9 @@ def test_unknown_targets_are_refused_with_what_there_is(params):
         lora.init(jax.random.key(0), params, LoRAConfig(targets=("blocks/q", "head", "tail")))
     with pytest.raises(ValueError, match="no layer matches 'conv'"):
         lora.targets(params, LoRAConfig(targets=("conv",)))
-    with pytest.raises(ValueError, match="init in"):
+    with pytest.raises(ValueError, match="init: expected one of"):
         LoRAConfig(init="zeros")
-    with pytest.raises(ValueError, match="rank of at least 1"):
+    with pytest.raises(ValueError, match="rank: expected at least 1"):
         LoRAConfig(rank=0)
 
 

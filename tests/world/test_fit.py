@@ -76,7 +76,7 @@ def test_how_windows_are_encoded_is_a_setting(params):
     assert len(counts) == 1
     with pytest.raises(ValueError, match="needs a folder"):
         fit.windows(CFG, dataclasses.replace(TRAIN, latents="disk"), params["vae"], episodes(3))
-    with pytest.raises(ValueError, match="expected latents in"):
+    with pytest.raises(ValueError, match="latents: expected one of"):
         WorldTrainConfig(latents="dusk")
 
 

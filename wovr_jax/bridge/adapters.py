@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import shutil
@@ -67,6 +66,7 @@ class Adapters:
         layer, _, name = path.rpartition("/")
         if name == "kernel" and f"{layer}/{DOWN}" in self.plan.leaf:
             down, up = self.leaves[f"{layer}/{DOWN}"], self.leaves[f"{layer}/{UP}"]
+            # (layers, I, O) with a (layers, I, r) and b (layers, r, O): a layer at a time, or one layer alone
             for kernel, a, b in zip(leaf, down, up) if leaf.ndim == 3 else [(leaf, down, up)]:
                 _add(kernel, a, b, self.about.lora.scale)
 
@@ -74,6 +74,7 @@ class Adapters:
         """The same for a tensor of the release that the policy does not use, in the layout of torch."""
         down, up = (f"{PEFT}{name.removesuffix('.weight')}.lora_{letter}.weight" for letter in "AB")
         if down in self.plan.kept:
+            # torch has (O, I), so b comes first: (O, r) x (r, I)
             _add(tensor, self.read(up), self.read(down), self.about.lora.scale)
 
     def report(self, what: str) -> str:
@@ -89,6 +90,7 @@ class Adapters:
 
 
 def _add(kernel: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> None:
+    # kernel + scale a b in float32: in bfloat16 the product alone would lose most of what fine-tuning changed.
     product = np.matmul(left.astype(np.float32), right.astype(np.float32))
     kernel[...] = (kernel.astype(np.float32) + np.float32(scale) * product).astype(kernel.dtype)
 
@@ -177,6 +179,7 @@ def export(path: str | os.PathLike, folder: str | os.PathLike) -> list[pathlib.P
     """
     path, folder = pathlib.Path(path), pathlib.Path(folder)
     if checkpoint.exists(path):
+        # What a fine-tuning of ours left: the adapters alone, and in its facts what they belong to.
         about = config.from_dict(PolicyAdapters, checkpoint.meta(path), str(path))
         shapes = _shapes(about.network, about.lora.targets, about.lora.rank)
         like = native.unflatten({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
@@ -203,19 +206,22 @@ def write_peft(
         safetensors.write(fresh, {**checked.tensor, **checked.kept}, stream, {"format": "pt"})
     if kept:
         return [folder / WEIGHTS, *kept.copy_files(folder)]
-    with disk.replace_file(folder / CONFIG) as fresh:
-        fresh.write_text(json.dumps(peft_config(about.lora, checked.tensor), indent=2) + "\n", encoding="utf-8")
+    disk.write_json(folder / CONFIG, peft_config(about.lora, checked.tensor), indent=2, each=True)
     return [folder / WEIGHTS, folder / CONFIG]
 
 
 def peft_config(cfg: LoRAConfig, names: Iterable[str]) -> dict[str, Any]:
-    """``adapter_config.json`` of the adapters with these names; it lists every adapted module in full."""
+    """Returns the ``adapter_config.json`` of adapters with these names; it lists every adapted module in full.
+
+    PEFT would take a short name such as ``q_proj`` for every module that ends so, in the vision towers too.
+    """
     modules = {name.removeprefix(PEFT).rpartition(".lora_")[0] for name in names}
     return {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": None,
         "r": cfg.rank,
+        # PEFT declares a whole number here, although it takes any.
         "lora_alpha": int(cfg.alpha) if cfg.alpha == int(cfg.alpha) else cfg.alpha,
         "lora_dropout": 0.0,
         "target_modules": sorted(modules),

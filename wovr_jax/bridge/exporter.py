@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -71,7 +70,8 @@ def write_export(
     written = _write_shards(folder / kind.file, facts, named, shard_bytes)
     if to == "diffusers":
         make = diffusers_of_text_dit_config if kind.part == "dit" else weights.diffusers_of_vae_config
-        written.append(_write_text(folder / "config.json", make(cfg)))
+        written.append(folder / "config.json")
+        disk.write_json(written[-1], make(cfg), indent=2, each=True)
     return written
 
 
@@ -128,14 +128,9 @@ def _write_shards(
             safetensors.write(fresh, group, itertools.islice(stream, len(group)), {"format": "pt"})
     written = [path.with_name(name) for name, _ in groups]
     if len(groups) > 1:
-        written.append(_write_text(path.with_name(path.stem + INDEX), index(groups)))
+        written.append(path.with_name(path.stem + INDEX))
+        disk.write_json(written[-1], index(groups), indent=2, each=True)
     return written
-
-
-def _write_text(path: pathlib.Path, value: Any) -> pathlib.Path:
-    with disk.replace_file(path) as fresh:
-        fresh.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    return path
 
 
 def shards(file: str, facts: Mapping[str, Fact], most: int | None) -> list[tuple[str, dict[str, Fact]]]:

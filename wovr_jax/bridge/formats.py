@@ -62,11 +62,12 @@ FORMATS = (
 
 
 def detect(source: Source) -> Format:
-    """The format of a file.
+    """Recognises the format of a file.
 
     Raises:
       FileError: when no name in it is known.
     """
+    # By names alone: sizes differ between releases, and metadata are missing in most files.
     for kind in FORMATS:
         if any(re.match(kind.mark, name) for name in source.facts):
             return kind
@@ -78,24 +79,25 @@ def detect(source: Source) -> Format:
 
 
 def named(cfg: Any, name: str) -> Format:
-    """The format ``name`` of the network that ``cfg`` describes.
+    """Returns the format ``name`` of the network that ``cfg`` describes.
 
     Raises:
       FileError: there is none, or it cannot hold this variant.
     """
     part = part_of(cfg)
-    found = {kind.name: kind for kind in FORMATS if kind.part == part}
-    if name not in found:
-        raise FileError(f"{part} has no format {name!r}; it has {', '.join(found)}.")
+    kinds = {kind.name: kind for kind in FORMATS if kind.part == part}
+    if name not in kinds:
+        raise FileError(f"{part} has no format {name!r}; it has {', '.join(kinds)}.")
     is_text = isinstance(cfg, TextDiTConfig)
-    if part == "dit" and found[name].is_text != is_text:
+    # The same layers, but no format has a place for the other's way to condition them.
+    if part == "dit" and kinds[name].is_text != is_text:
         conditioned, right = ("text", "wan or diffusers") if is_text else ("actions", "rlinf")
         raise FileError(f"a transformer conditioned on {conditioned} has no place in format {name!r}; use {right}.")
-    return found[name]
+    return kinds[name]
 
 
 def config_of(source: Source, kind: Format, heads: int | None = None, recipe: str = "rlinf", images: int = 1) -> Any:
-    """The network's config, from ``config.json`` where the format has one and from shapes where not.
+    """Reads the network's config, from ``config.json`` where the format has one and from shapes where not.
 
     ``heads``, ``recipe`` and ``images`` are what no file tells: attention heads of unusual sizes, the policy's stop
     token, and how many pictures it sees.
@@ -112,13 +114,14 @@ def config_of(source: Source, kind: Format, heads: int | None = None, recipe: st
         if kind.part == "policy":
             if source.config is None:
                 raise FileError(f"{source.name}: config.json of the OpenVLA folder is missing beside it.")
-            own = _float_of(source, "language_model.lm_head.weight")
-            return vla_config(source.shapes, source.config, heads=heads, dtype=own, recipe=recipe, images=images)
+            # What torch computes in is the dtype of the weights; the head is in it wherever some norms are not.
+            dtype = _float_of(source, "language_model.lm_head.weight")
+            return vla_config(source.shapes, source.config, heads=heads, dtype=dtype, recipe=recipe, images=images)
         if kind.part == "dit":
             make = weights.dit_config if kind.name == "rlinf" else text_dit_config
             return _numerics(make(source.shapes, heads or _heads(source)), source, kind)
         return weights.vae_config(source.shapes) if kind.part == "vae" else reward_config(source.shapes)
-    except FileError:
+    except FileError:  # a ValueError, but it says all there is to say
         raise
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -126,7 +129,7 @@ def config_of(source: Source, kind: Format, heads: int | None = None, recipe: st
 
 
 def table_of(cfg: Any, kind: Format, *, from_text: bool = False) -> Table:
-    """The rows between ``kind`` and the network of ``cfg``; ``from_text`` as in :func:`weights.dit_table`."""
+    """Returns the rows between ``kind`` and the network of ``cfg``; ``from_text`` as in ``weights.dit_table``."""
     dialect = "diffusers" if kind.name == "diffusers" else "wan"
     if kind.part == "dit":
         return weights.dit_table(cfg, dialect, from_text=from_text)
@@ -136,7 +139,7 @@ def table_of(cfg: Any, kind: Format, *, from_text: bool = False) -> Table:
 
 
 def network(cfg: Any) -> Pure:
-    """The network of a config, without weights."""
+    """Returns the network of a config, without weights."""
     if isinstance(cfg, TextDiTConfig):
         return Pure(lambda rngs: TextDiT(cfg, rngs=rngs))
     if isinstance(cfg, DiTConfig):
@@ -147,12 +150,17 @@ def network(cfg: Any) -> Pure:
 
 
 def shapes(cfg: Any) -> dict[str, Shape]:
-    """Path and shape of every leaf of the network."""
+    """Returns path and shape of every leaf of the network."""
     return {path: tuple(leaf.shape) for path, leaf in flatten(network(cfg).shapes()).items()}
 
 
 def part_of(cfg: Any) -> str:
-    """The network that a config describes."""
+    """Returns the name of the network that a config describes.
+
+    Raises:
+      FileError: nobody else has such a network.
+    """
+    # A subclass counts as its base, so TextDiTConfig is a "dit" as well.
     parts: Iterable[tuple[type, str]] = (
         (DiTConfig, "dit"),
         (VAEConfig, "vae"),
@@ -166,20 +174,22 @@ def part_of(cfg: Any) -> str:
 
 
 def _heads(source: Source) -> int | None:
-    """Heads as an original ``config.json`` gives them."""
+    """Returns the number of heads as an original ``config.json`` gives it."""
     return (source.config or {}).get("num_heads")
 
 
 def _float_of(source: Source, name: str) -> str:
-    """The dtype of a tensor, float32 where it is none that products are run in; the plan refuses those."""
-    own = source.facts[name].dtype.name
-    return own if own in ("bfloat16", "float16") else "float32"
+    """Returns the dtype of a tensor, float32 where it is none that products are run in; the plan refuses those."""
+    dtype = source.facts[name].dtype.name
+    return dtype if dtype in ("bfloat16", "float16") else "float32"
 
 
 def _numerics(cfg: DiTConfig, source: Source, kind: Format) -> DiTConfig:
-    """In which dtype the weights want to be run: their own; RLinf trained with a rounded time embedding."""
-    own = source.facts["patch_embedding.weight"].dtype.name
-    if own != "bfloat16":
+    """Returns ``cfg`` with the dtypes in which the weights want to be run."""
+    dtype = source.facts["patch_embedding.weight"].dtype.name
+    if dtype != "bfloat16":
         return cfg
-    rounded = "bfloat16" if kind.name == "rlinf" else cfg.sinusoid_dtype
-    return dataclasses.replace(cfg, dtype=own, residual_dtype=own, sinusoid_dtype=rounded)
+    # Weights in bfloat16 were trained in it. RLinf's training rounded the time embedding too, so its weights expect
+    # the rounded one.
+    sinusoid = "bfloat16" if kind.name == "rlinf" else cfg.sinusoid_dtype
+    return dataclasses.replace(cfg, dtype=dtype, residual_dtype=dtype, sinusoid_dtype=sinusoid)

@@ -68,9 +68,11 @@ class Import:
     def leaves(self, progress: Progress = lambda _: None) -> Iterator[tuple[str, np.ndarray]]:
         """Yields path and value of every leaf, one in memory at a time."""
         new = {path: self.facts[path].shape for path in self.plan.fresh}
+        # New leaves come after those of the file, in the same stream: a writer need not know which is which.
         for path, leaf in itertools.chain(self.plan.leaves(self.source.read), weights.fresh(new, self.seed)):
             progress(leaf.nbytes)
             leaf = leaf.astype(self.facts[path].dtype, copy=False)
+            # After the cast: what is merged is rounded once, to the dtype that stays.
             if self.adapters:
                 self.adapters.merge(path, leaf)
             yield path, leaf
@@ -96,6 +98,7 @@ class Import:
     def report(self) -> list[str]:
         """Says what happens to everything in the file, in sentences."""
         size = sum(fact.size for fact in self.facts.values())
+        # Counts of batches are tensors of the file, but no weights.
         used = len(self.plan.tensor) - len(self.plan.table.aside)
         dtypes = collections.Counter(fact.dtype.name for fact in self.facts.values())
         lines = [
@@ -165,6 +168,7 @@ def read_import(
       KeymapError: with everything that does not fit.
     """
     kind = formats.detect(source)
+    # Asked of another network, these would be ignored without a word.
     if (state or merge or images > 1) and kind.part != "policy":
         raise FileError(f"{source.name} is {kind}; pictures, state and adapters are a policy's.")
     state = state or bool(getattr(cfg, "proprio", 0))
@@ -175,6 +179,7 @@ def read_import(
     if cfg is None:
         cfg = formats.config_of(source, kind, heads, recipe, images)
         cfg = with_actions(cfg) if from_text else cfg
+    # Everything is compared here, on names and shapes alone; data are read by the writer.
     checked = plan_import(
         source.name,
         formats.table_of(cfg, kind, from_text=from_text),
@@ -182,6 +187,7 @@ def read_import(
         formats.shapes(cfg),
         source.doubled,
     )
+    # New leaves get the dtype that most others have.
     usual = collections.Counter(fact.dtype for fact in checked.leaf.values()).most_common(1)[0][0]
     facts = dict(checked.leaf)
     facts |= {path: Fact(shape, usual) for path, shape in formats.shapes(cfg).items() if path in checked.fresh}
@@ -191,6 +197,7 @@ def read_import(
             {path: Fact(fact.shape, np.dtype(jnp.dtype(dtype))) for path, fact in group.items()}
             for group in (facts, kept)
         )
+    # Only a policy has kept tensors, and only its releases have files that an export needs.
     files = rest.other_files(source.files) if kept else []
     opened = adapters.open_peft(merge, cfg) if merge and isinstance(cfg, VLAConfig) else None
     if merge and merge.parent == source.files[0].parent:  # merged twice, it would count twice
@@ -212,6 +219,7 @@ def write_import(
     }
     name = name or ready.kind.part
     kept = pathlib.Path(folder) / rest.folder_name(name)
+    # The rest is written first and put in place last: a json that is there has its rest beside it.
     fresh = disk.fresh_folder(kept)
     try:
         if ready.kept:

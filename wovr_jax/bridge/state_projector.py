@@ -35,6 +35,7 @@ def join(source: Source) -> tuple[Source, dict[str, str]]:
         named = ", ".join(file.name for file in files) or "none"
         raise FileError(f"{folder}: expected one {PATTERN}, the projector of the robot's state; there is: {named}.")
     held = torch_io.load(files[0]).tensors
+    # DistributedDataParallel puts "module." before every name; it is put back on export.
     prefix = WRAPPED if all(name.startswith(WRAPPED) for name in held) else ""
     tensors = {NAMES + name.removeprefix(prefix): tensor for name, tensor in held.items()}
     facts = {name: torch_io.fact(tensor) for name, tensor in tensors.items()}
@@ -63,7 +64,7 @@ class Splitter:
 
     def write(self, folder: pathlib.Path, rest: Iterator[tuple[str, np.ndarray]]) -> pathlib.Path:
         """Writes the file; ``rest`` is what is left of :meth:`without`, in which the last of them may come."""
-        collections.deque(rest, maxlen=0)
+        collections.deque(rest, maxlen=0)  # runs the stream to its end
         with disk.replace_file(folder / self.file) as fresh:
             torch_io.save(fresh, self._tensors.items())
         return folder / self.file

@@ -168,6 +168,21 @@ def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def complete(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns ``mapping`` with the fields of ``cls`` that it lacks at their defaults; values are not checked."""
+    whole = dict(mapping)
+    hints = _hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.name not in whole and not _required(field):
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            whole[field.name] = to_dict(default)
+            continue
+        nested = _nested(hints.get(field.name))
+        if nested and isinstance(whole.get(field.name), Mapping):  # a group that is None stays so
+            whole[field.name] = complete(nested, whole[field.name])
+    return whole
+
+
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
     """The values of nested dictionaries by dotted path."""
     if not isinstance(tree, dict):
@@ -203,7 +218,7 @@ def _build(cls: Any, mapping: Any, where: str, faults: list[Fault]) -> Any:
         sizes = [name for name, member in vars(cls).items() if isinstance(member, classmethod) and name[0] != "_"]
         size, mapping = mapping[SIZE], {key: value for key, value in mapping.items() if key != SIZE}
         if size in sizes:
-            mapping = _merge(to_dict(getattr(cls, size)()), mapping)
+            mapping = _merge(cls, to_dict(getattr(cls, size)()), mapping)
         else:
             known = ", ".join(sizes) or "none"
             faults.append((_join(where, SIZE), f"{cls.__name__} has no size {size!r}; it has {known}."))
@@ -299,11 +314,22 @@ def _read_tuple(hints: tuple[Any, ...], value: Any, where: str, faults: list[Fau
     return tuple(_read(hint, item, f"{where}[{i}]", faults) for i, (hint, item) in pairs)
 
 
-def _merge(base: Any, change: Any) -> Any:
-    """``change`` laid over ``base``, group by group."""
-    if not isinstance(base, dict) or not isinstance(change, Mapping):
-        return change
-    return base | {key: _merge(base.get(key), value) for key, value in change.items()}
+def _merge(cls: Any, base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """``change`` laid over ``base``, both fields of ``cls`` (or of a plain dictionary, None), group by group."""
+    merged = dict(base)
+    for name, value in change.items():
+        nested = _nested(_hints(cls).get(name)) if cls else None
+        # A group that names a size of its own begins with that, not with what it has in the size around it.
+        sized = nested and isinstance(value, Mapping) and SIZE in value and SIZE not in _hints(nested)
+        both = isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
+        merged[name] = _merge(nested, base[name], value) if both and not sized else value
+    return merged
+
+
+def _nested(hint: Any) -> Any:
+    """The dataclass of an annotation such as ``LoRAConfig`` or ``LoRAConfig | None``; None where there is none."""
+    options = (hint, *typing.get_args(hint))
+    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
 
 
 def _required(field: dataclasses.Field) -> bool:

@@ -84,7 +84,7 @@ def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1, e
     if not (each or processes.first()):
         return
     with replace_file(path) as fresh:
-        fresh.write_text(json.dumps(value, indent=indent), encoding="utf-8")
+        fresh.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
 
 
 # ---------------------------------------------------------------- folders

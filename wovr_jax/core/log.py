@@ -50,6 +50,7 @@ class Log:
             raise ValueError(f"metric names {taken} are reserved: every line has {', '.join(RESERVED)} of its own.")
         if not self._writes:
             return
+        # Here the host waits for the device: callers log every so many steps, not every step.
         numbers = {name: float(value) for name, value in values.items()}
         # JSON has no word for NaN or infinity; readers other than Python's would stop at one.
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
@@ -67,6 +68,7 @@ class Log:
             return
         lines = read_metrics(self.folder)
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+        # Mostly there is nothing beyond, and a long file need not be written anew for that.
         if len(kept) == len(lines):
             return
         with replace_file(self.path) as fresh:

@@ -60,6 +60,7 @@ def image(path: str | os.PathLike, frame_HWC: np.ndarray) -> pathlib.Path:
 
 def _ffmpeg(path: pathlib.Path, frame_THWC: np.ndarray, rate: str, coded: str) -> pathlib.Path:
     """Hands frames to ffmpeg, which codes them into ``path``; of several processes the first one does."""
+    # All processes have the same frames; two that write one file would spoil it.
     if not processes.first():
         return path
     _, height, width, _ = frame_THWC.shape
@@ -83,6 +84,7 @@ def _check(frame: np.ndarray) -> np.ndarray:
         raise ValueError(f"expected frames of shape (T, H, W, 3), got {frame.shape}.")
     if frame.dtype == np.uint8:
         return frame
+    # Other integers could mean anything: bytes, or levels of some other depth.
     if not np.issubdtype(frame.dtype, np.floating):
         raise ValueError(f"expected frames as uint8 or as float in [-1, 1], got {frame.dtype}.")
     return to_uint8(frame)

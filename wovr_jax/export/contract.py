@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import safetensors
 
+from wovr_jax.core.disk import read_json
 from wovr_jax.data.episodes import EpisodeSource
 from wovr_jax.export.robot import RECIPE, STATISTICS, WEIGHTS, Answer, Robot
 from wovr_jax.export.source import Policy
@@ -157,7 +158,7 @@ def _in_batches(answer: Callable[..., Answer], frames: Recorded, batch: int) -> 
 
 def _same_text(file: pathlib.Path, wanted: Any) -> None:
     """Compares a JSON file with what the policy says."""
-    if json.loads(file.read_text()) != json.loads(json.dumps(wanted)):
+    if read_json(file) != json.loads(json.dumps(wanted)):
         raise ContractError(f"{file.name} does not say what the policy says. Nothing was written.")
 
 

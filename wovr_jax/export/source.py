@@ -7,7 +7,6 @@ more than one copy of them and a leaf.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -19,6 +18,7 @@ import numpy as np
 
 from wovr_jax.bridge.rest import FILES, folder_name
 from wovr_jax.core import checkpoint, config
+from wovr_jax.core.disk import read_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import normalize
 from wovr_jax.policy import processing, release, vla
@@ -204,7 +204,7 @@ def _statistics(files: pathlib.Path, key: str | None) -> tuple[str, dict[str, An
     """Name and content of an entry of the release's statistics."""
     entry = release.statistics(files, key)
     own = files / release.STATISTICS
-    held = json.loads((own if own.is_file() else files / release.CONFIG).read_text())
+    held = read_json(own if own.is_file() else files / release.CONFIG)
     table = held if own.is_file() else held["norm_stats"]
     return next(name for name, there in table.items() if there == entry), entry
 
@@ -216,7 +216,7 @@ def dotted(params: dict[Any, Any]) -> dict[str, Any]:
 
 def _settings(folder: pathlib.Path) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / "config.json").read_text())
+        settings = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
         raise SourceError(f"{folder} is not a run folder: its config.json cannot be read ({error}).") from error
     if not isinstance(settings, dict) or not {"policy", "temperature"} <= settings.keys():

@@ -6,13 +6,13 @@ code. An imported policy keeps these files in ``policy.rest/files``.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from wovr_jax.core.disk import read_json
 from wovr_jax.data import normalize
 from wovr_jax.policy.actions import BINS, Codec
 from wovr_jax.policy.tokenizer import PROMPT, SPACE, flush_right
@@ -83,7 +83,7 @@ def statistics(folder: str | os.PathLike, key: str | None = None) -> dict[str, A
     # The file of its own comes first: fine-tuning writes it anew and leaves the norm_stats of the base model in place.
     if table.is_file():
         return normalize.entry(normalize.table(table), key, str(table))
-    norm_stats = json.loads(config.read_text()).get("norm_stats") if config.is_file() else None
+    norm_stats = read_json(config).get("norm_stats") if config.is_file() else None
     if not norm_stats:
         raise normalize.StatisticsError(f"{folder}: neither {STATISTICS} nor norm_stats in {CONFIG} is there")
     return normalize.entry(norm_stats, key, f"norm_stats of {config}")

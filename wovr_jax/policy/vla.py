@@ -40,6 +40,8 @@ from wovr_jax.types import ACTION_DIM, Array, Params
 
 Form = Literal["oft", "rlinf"]
 RECIPES = typing.get_args(Form)
+PARTS = ("dino", "siglip", "projector", "llm")
+"""Of a policy without the robot's state, as its parameters are named at the top."""
 
 AXES = (
     ("llm/embed/embedding", ("vocab", "embed")),

@@ -73,6 +73,7 @@ def intervals(rows: Sequence[tuple[str, Sequence[Mark], str]], low: float = 0.0,
         return f"{x:.0%}" if low >= 0 else f"{100 * x:+.0f}"
 
     ticks = _ticks(low, high, 5)
+    # A line at every tick, behind the marks; the one at zero is darker, for gains are read against it.
     grid = "".join(f'<s class="{"" if x else "zero"}" style="left:{at(x)}"></s>' for x in ticks)
     body = ""
     for name, marks, text in rows:
@@ -96,6 +97,7 @@ def agreement(rows: Sequence[tuple[str, Mapping[str, int], str]]) -> str:
     body = ""
     for name, counts, text in rows:
         episodes = max(sum(counts[part] for part in SEGMENTS), 1)
+        # In this order the two kinds of success overlap in the middle, so both rates are one stretch of the bar.
         fp, tp, fn, _ = share = [100 * counts[part] / episodes for part in SEGMENTS]
         bar = "".join(
             f'<i class="{part}" style="width:{width:.2f}%" title="{words}: {counts[part]} of {episodes}">'
@@ -114,6 +116,7 @@ def curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
     if not values:
         return ""
     low, high = _widen(min(values), max(values))
+    # The steps of a curve of one point are widened, or all of it would lie on one spot.
     frame = Frame(262, 120, (points[0][0], max(points[-1][0], points[0][0] + 1)), (low, high), left=44, bottom=20)
     parts = _axes(frame, [points[-1][0]], _ticks(low, high, 3))
     # "M" lifts the pen and "L" draws: after a missing value the pen is lifted.
@@ -135,6 +138,7 @@ def reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], threshold: 
     """
     frame = Frame(300, 280, (0.0, 1.0), (0.0, 1.0), left=44, bottom=40)
     parts = _axes(frame, (0, 0.5, 1), (0, 0.5, 1), "predicted probability")
+    # On the diagonal a probability means what it says.
     parts.append(_rule(frame, 0, 0, 1, 1, kind="ideal"))
     if threshold is not None:
         parts.append(_rule(frame, threshold, 0, threshold, 1, kind="threshold"))
@@ -182,6 +186,7 @@ def _row(name: str, drawn: str, text: str) -> str:
 
 
 def _axes(frame: Frame, xs: Sequence[float], ys: Sequence[float], label: str = "") -> list[str]:
+    # Rules along the values only: a reader follows heights across, and steps by the labels.
     (left, right), low = frame.x, frame.y[0]
     parts = [_rule(frame, left, y, right, y) for y in ys]
     parts += [_text(frame.left - 8, frame.at(left, y)[1], short(y), dy=4, anchor="end") for y in ys]

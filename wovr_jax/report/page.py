@@ -71,6 +71,7 @@ def render(
         "lead": "".join(f'<p class="lead">{html.escape(said)}</p>\n' for said in tables.state_findings(results)),
         "success": _success(results.get("phases") or ()),
         "study": _study(results.get("study") or ()),
+        # Tables that a study brings along have no section of their own in the template.
         "tables": "".join(map(_titled_table, results.get("tables") or ())),
         "comparison": _comparison(results.get("comparison") or ()),
         "films": _films(results.get("comparison") or (), pathlib.Path(folder)),
@@ -149,8 +150,10 @@ def _film(film: Results, folder: pathlib.Path) -> str:
     path, (true, imagined) = folder / film["path"], (film.get("true"), film.get("imagined"))
     if not path.exists():
         return f'<figure class="why">{html.escape(path.name)} is not there.</figure>'
+    # Inside the page, so that it can be sent to somebody and opened years later.
     source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
     verdicts = {None: "", True: ": success", False: ": failure"}
+    # Older runs did not keep the outcome of each film; without both there is nothing to mark.
     lies = " lies" * (None not in (true, imagined) and true != imagined)
     under = f'<b class="true">true{verdicts[true]}</b><b class="imagined{lies}">imagined{verdicts[imagined]}</b>'
     video = f'<video src="{source}" autoplay loop muted playsinline></video>'
@@ -158,6 +161,7 @@ def _film(film: Results, folder: pathlib.Path) -> str:
 
 
 def _curves(lines: Iterable[Mapping[str, Any]]) -> str:
+    # Lines of several stages may be mixed: a run that was resumed appends to what is there.
     stages: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
     for line in lines:
         stage = stages.setdefault(line["stage"], {})
@@ -168,12 +172,14 @@ def _curves(lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _stage_curves(stage: str, curves: Mapping[str, list[tuple[float, float | None]]]) -> str:
+    # By name and not by order of writing, which differs from stage to stage.
     first = [name for name in FIRST_CURVES if name in curves]
     drawn = [
         f"<figure>{svg}<figcaption>{html.escape(name)}</figcaption></figure>"
         for name in (*first, *(name for name in curves if name not in first))
         if len(curves[name]) > 1 and (svg := figures.curve(curves[name], f"{stage}: {name}"))
     ]
+    # A stage may have thirty curves; three fill the width of the page.
     shown, folded = drawn[:CURVES_AT_ONCE], drawn[CURVES_AT_ONCE:]
     more = f"<details><summary>{len(folded)} more</summary>{_side_by_side(folded)}</details>" if folded else ""
     return f"<h3>{html.escape(stage)}</h3>{_side_by_side(shown)}{more}" if drawn else ""
@@ -186,6 +192,7 @@ def _reward(rewards: Mapping[str, Results]) -> str:
         bins = {kind: scores["reliability"] for kind, scores in kinds.items()}
         drawn = figures.reliability(bins, reward["threshold"])
         rows: Rows = [("", *kinds)]
+        # By episode, for that is how success is counted; calibration is by frame, where probabilities are given.
         for words, level, part in (
             ("successful episodes found", "episode", "tpr"),
             ("failures taken for success", "episode", "fpr"),

@@ -76,6 +76,7 @@ def _name_policy(round_: int, about: Mapping[str, Any]) -> str:
         return "base"
     if round_ == 1:
         return "after online GRPO" if about["online"] else "after imagined GRPO"
+    # Without a refresh the policy goes on in the first world, which is what an ablation calls it.
     name = "PACE" if about["pace"] else "imagined GRPO without a refresh"
     return f"after {name}" if about["rounds"] == 2 else f"after {name}, round {round_}"
 
@@ -83,9 +84,11 @@ def _name_policy(round_: int, about: Mapping[str, Any]) -> str:
 def _summarize_policy(round_: int, facts: Facts, about: Mapping[str, Any]) -> Results:
     """Returns the true success of a round's policy, its gain over the base, and what its own world model said of it."""
     evaluation = facts[f"evaluate-{round_}"]
+    # Success in the dreams that taught it, which may flatter it; the newer world is in the comparisons.
     comparison = facts.get(f"compare-{round_}-in-world-{training_world(round_, about['pace'])}", {})
     phase = {"name": _name_policy(round_, about), "imagined_success": comparison.get("imagined_success")}
     phase |= {key: evaluation[key] for key in ("true_success", "greedy", "subgoals")}
+    # The base has nothing to gain over itself.
     if round_:
         phase["gain"] = stats.gain(evaluation["outcomes"], facts["evaluate-0"]["outcomes"])
     return phase

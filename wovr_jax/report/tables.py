@@ -55,16 +55,19 @@ def _state_success(phases: Sequence[Results]) -> str:
     last, gain = phases[-1], phases[-1].get("gain")
     now = f"{last['true_success']['rate']:.1%} ({last['name']})"
     where = f"over {last['true_success']['n']} start states that no stage trained on"
+    # A run of the base policy alone.
     if not gain:
         return f"True success is {now}, {where}."
     verdict = _judge(gain, "The policy truly got better.", "The policy truly got worse.", "That may be chance.")
     before = f"{phases[0]['true_success']['rate']:.1%} ({phases[0]['name']})"
+    # Sampling is how it acts in training; the most likely actions are what a robot would run.
     likely = f"With its most likely actions: {phases[0]['greedy']['rate']:.1%}, then {last['greedy']['rate']:.1%}."
     return f"True success went from {before} to {now}: {_points(gain)}, {where}. {verdict} {likely}"
 
 
 def _state_study(study: Sequence[Results]) -> str:
     best = max(study, key=lambda row: row["gain"])
+    # Only what the interval sets apart from no change is called a gain or a loss.
     won, lost = sum(row["low"] > 0 for row in study), sum(row["high"] < 0 for row in study)
     count = f"Of {len(study)} variants on {len(best['seeds'])} seeds, {won} truly gained and {lost} truly lost."
     return f"{count} Best: {best['says']}, {_points(best)}."
@@ -124,11 +127,13 @@ def subgoal_rows(phases: Sequence[Results]) -> Rows:
 
 def variant_rows(study: Sequence[Results]) -> Rows:
     """Returns a row for each variant, seeds pooled, with each seed's own gain and the difference from the reference."""
+    # The reference is the row that is held against no other.
     reference = next((row["says"] for row in study if not row.get("against")), "the reference")
     rows: Rows = [
         ("variant", "episodes", "base", "success", "95%", "gain", "95%", "gain by seed", f"against {reference}")
     ]
     for row in study:
+        # The results keep the rate; with n it gives the count back exactly.
         low, high = wilson(round(row["final"] * row["n"]), row["n"])
         final = _spread({"rate": row["final"], "low": low, "high": high})
         seeds = " ".join(signed(after - before) for before, after in row["seeds"])
@@ -167,6 +172,7 @@ def cost_rows(ledger: Mapping[str, Results]) -> Rows:
 
 def success_rates(row: Results) -> tuple[float, float, int]:
     """Returns imagined success, true success, and over how many episodes, from the four counts of a comparison."""
+    # At least one, or a comparison of nothing would divide by zero.
     episodes = max(sum(row[count] for count in ("fp", "tp", "fn", "tn")), 1)
     return (row["tp"] + row["fp"]) / episodes, (row["tp"] + row["fn"]) / episodes, episodes
 
@@ -185,6 +191,7 @@ def duration(seconds: float) -> str:
     """Returns a time as people say it: ``12.3 s``, ``5 min 11 s``, ``2 h 34 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
+    # Rounded first: 59.7 s after a minute is 2 min 00 s and not 1 min 60 s.
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 

@@ -1,26 +1,54 @@
-"""The settings of a whole run: one frozen dataclass, nested, filled from ``configs/*.py``."""
+"""The settings of a whole run: one frozen dataclass, nested, filled from ``configs/*.py``.
+
+Everything is checked when a recipe is made, before the first stage: each number's range where it is declared, and here
+what has to fit together. What an earlier version wrote into a run folder is read by :func:`read_recipe`, and held
+against what is asked now by :func:`differences`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
+from wovr_jax.core import config
+from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, Share, checked
 from wovr_jax.core.history import CheckpointConfig
 from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data import starts as start_states
 from wovr_jax.learner import LearnerConfig
+from wovr_jax.policy import vla
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.sim.libero.settings import LiberoConfig
 from wovr_jax.sim.tabletop.expert import ExpertConfig
-from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.sim.tabletop.table import INSTRUCTIONS, TabletopConfig
+from wovr_jax.types import ACTION_DIM
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
 from wovr_jax.world.vae.train import VAETraining
 
+RunSeed = Annotated[int, Between(0, 213)]
+"""A run has ten million layout seeds (``sim.arena.SPAN``), and the last one of run 213 is the last that fits int32."""
 
+Layouts = Annotated[int, Between(0, 1_000_000)]
+"""A number of start layouts for one purpose; more would run into those of the next (``sim.arena.layouts``)."""
+
+SomeLayouts = Annotated[int, Between(1, 1_000_000)]
+
+COLLECTIONS = 7
+"""Collections of a run: an eighth would take the layouts of online RL, a ninth those of the evaluation."""
+
+RETIRED = {
+    "learner.temperature": "temperature",  # was held twice; the learner is given the actor's
+    "evaluate.batch": "",  # nothing read it: rollouts are made in batches of collect.batch
+}
+"""Settings that a ``config.json`` of before may hold -> the setting that says the same now, empty where none does."""
+
+
+@checked
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
     """True-simulator trajectories: the budget that WoVR spends (1,500 then 1,000 in the paper).
@@ -32,17 +60,23 @@ class CollectConfig:
       again: episodes of the evolved policy, for each refresh.
       retold: newest of them (and a third as many demonstrations) that the world model retells for
         the training of the reward.
-      batch: episodes rolled at once.
+      batch: episodes rolled at once, in collections, evaluations and comparisons.
     """
 
-    demonstrations: int = 768
-    validation: int = 32
-    first: int = 384
-    again: int = 256
-    retold: int = 192
-    batch: int = 128
+    demonstrations: Layouts = 768
+    validation: Layouts = 32
+    first: SomeLayouts = 384
+    again: SomeLayouts = 256
+    retold: Count = 192
+    batch: Count = 128
+
+    def faults(self) -> Faults:
+        """Yields demonstrations and validation that do not fit one range of layouts."""
+        if (both := self.demonstrations + self.validation) > 1_000_000:
+            yield "validation", f"expected at most 1_000_000 episodes together with demonstrations, got {both}"
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class RefreshConfig:
     """What a refresh of the world model changes in its training (PACE).
@@ -51,10 +85,11 @@ class RefreshConfig:
       steps, lr: fewer and smaller than in the first training.
     """
 
-    steps: int = 400
-    lr: float = 5e-4
+    steps: Natural = 400
+    lr: Positive = 5e-4
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class StartsConfig:
     """Where imagined rollouts begin.
@@ -64,17 +99,20 @@ class StartsConfig:
       rule, before, least, event, each: see ``data.starts.keyframes``.
     """
 
-    share: float = 1 / 3
-    rule: str = "before_failure"
-    before: int = 6
-    event: str = "any"
-    each: int = 2
-    least: int = 1
+    share: Share = 1 / 3
+    rule: start_states.Rule = "before_failure"
+    before: Count = 6
+    event: start_states.Event = "any"
+    each: Count = 2
+    least: Count = 1
 
-    def __post_init__(self) -> None:
-        start_states.check_rule(self.rule, self.least, self.before, self.event)  # not after hours of other stages
+    def faults(self) -> Faults:
+        """Yields an interval of steps without a step."""
+        if self.least > self.before:
+            yield "least", f"expected at most before={self.before}, got {self.least}"
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class DreamConfig:
     """One iteration of RL, and the world and the judge it happens in.
@@ -89,37 +127,44 @@ class DreamConfig:
       reward: ``learned`` classifier, or the ``true`` predicate.
     """
 
-    groups: int = 12
-    chunks: int = 3
-    updates: tuple[int, ...] = (12, 12)
-    rates: tuple[float, ...] = (1.0,)
+    groups: Count = 12
+    chunks: Count = 3
+    updates: tuple[Natural, ...] = (12, 12)
+    rates: tuple[NonNegative, ...] = (1.0,)
     world: Literal["learned", "true", "shadow"] = "learned"
     reward: Literal["learned", "true"] = "learned"
 
-    def __post_init__(self) -> None:
-        if not self.updates or not self.rates:
-            raise ValueError(f"dream: expected updates and rates of the rounds, got {self.updates} and {self.rates}")
+    def faults(self) -> Faults:
+        """Yields rounds without a number, and a true reward of a world that does not know it."""
+        for name in ("updates", "rates"):
+            if not getattr(self, name):
+                yield name, "expected a number for each round, got none"
         if self.reward == "true" and self.world == "learned":
-            raise ValueError("dream.reward='true' needs a world that knows the truth: dream.world='shadow' or 'true'")
+            yield "reward", "'true' needs a world that knows the truth: dream.world='shadow' or 'true'"
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """True success on start states that no training stage ever sees.
 
     Attributes:
       episodes: per policy, on the same layouts for every policy of the run.
-      batch: episodes rolled at once.
-      compare: episodes replayed in the world model to hold its verdict against the truth.
-      videos: side-by-side videos kept of each comparison.
+      compare: the first so many of them are replayed in the world model, to hold its verdict against the truth.
+      videos: side-by-side videos kept of each comparison, at most one an episode.
     """
 
-    episodes: int = 512
-    batch: int = 128
-    compare: int = 256
-    videos: int = 3
+    episodes: SomeLayouts = 512
+    compare: SomeLayouts = 256
+    videos: Natural = 3
+
+    def faults(self) -> Faults:
+        """Yields a comparison with episodes that were not measured."""
+        if self.compare > self.episodes:
+            yield "compare", f"expected at most episodes={self.episodes}, got {self.compare}"
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Everything that decides a run.
@@ -136,7 +181,7 @@ class Recipe:
       checkpoints: how often a training keeps its state, and how many of them.
       policy_weights, world_weights: where the policy and the transformer of the world model start: a json of imported
         weights, or the folder of a checkpoint such as `stages/world-0/dit` of a run; empty for random weights.
-      temperature: of the policy's sampling, in training and evaluation alike.
+      temperature: of the policy's sampling, in training and evaluation alike, and of the learner's log-probabilities.
       libero: LIBERO as the true environment; None for the embedded table, which ``sim`` and ``expert`` describe.
       pace: whether a round after the first collects again and refreshes world model, reward and start
         states (PACE); without, every round dreams in the first ones.
@@ -147,8 +192,8 @@ class Recipe:
     reward: RewardConfig
     job: str = "pace"
     name: str = "pace"
-    seed: int = 0
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seed: RunSeed = 0
+    seeds: tuple[RunSeed, ...] = (0, 1, 2)
     variants: tuple[str, ...] = ()
     assets: str = ""
     vae: str = "tabletop_vae"
@@ -157,7 +202,7 @@ class Recipe:
     checkpoints: CheckpointConfig = CheckpointConfig()
     policy_weights: str = ""
     world_weights: str = ""
-    temperature: float = 1.6
+    temperature: Positive = 1.6
     pace: bool = True
     sim: TabletopConfig = TabletopConfig()
     expert: ExpertConfig = ExpertConfig()
@@ -173,37 +218,158 @@ class Recipe:
     learner: LearnerConfig = LearnerConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
-    def __post_init__(self) -> None:
-        if self.learner.temperature != self.temperature:
-            raise ValueError(
-                f"learner.temperature is {self.learner.temperature}, temperature {self.temperature}: actor and learner "
-                "must agree, or the importance ratios are wrong from the first step"
-            )
-        for training, weights in (("world_train", "world_weights"), ("sft", "policy_weights")):
-            if getattr(self, training).lora and not getattr(self, weights):
-                raise ValueError(
-                    f"{training}.lora: adapters sit beside weights that know something already, and here they are "
-                    f"random; name those to start from with {weights}=..., or train everything with "
-                    f"{training}.lora=None"
-                )
-
-        kinds = (self.dream.world, self.dream.reward)
-        if self.libero and (kinds not in (("learned",) * 2, ("true",) * 2) or ("true" in kinds and self.starts.share)):
-            raise ValueError(
-                f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={self.starts.share} need a "
-                "simulator that a compiled program can hold, which LIBERO is not; use 'learned' for both, 'true' for "
-                "both with starts.share=0 (online RL), or the embedded table"
-            )
-        if self.libero and (self.libero.steps % self.policy.chunk or self.libero.steps < self.policy.chunk):
-            raise ValueError(
-                f"libero.steps: expected a multiple of the policy's chunk, {self.policy.chunk}, got {self.libero.steps}"
-            )
-        if not self.sft.steps and not self.policy_weights:
-            raise ValueError(
-                "sft.steps=0 leaves the base policy as it starts: name its weights with policy_weights=..."
-            )
+    def faults(self) -> Faults:
+        """Yields what no part can know alone: what has to be equal, to divide, or to be there."""
+        yield from _fit_networks(self)
+        yield from _fit_batches(self)
+        yield from _fit_beginnings(self)
+        yield from _fit_environment(self)
 
     @property
     def rounds(self) -> int:
         """Rounds of imagined RL; every round after the first begins with a refresh (PACE)."""
         return len(self.dream.updates)
+
+
+def _fit_networks(recipe: Recipe) -> Faults:
+    """Yields where policy, world model, classifier and environment do not speak of the same things."""
+    policy, world, libero = recipe.policy, recipe.world, recipe.libero
+    if policy.chunk != world.chunk:
+        # One imagines what the other does.
+        yield "world.chunk", f"expected policy.chunk={policy.chunk}, got {world.chunk}"
+    for name, dim in (("policy.action_dim", policy.action_dim), ("world.dit.action_dim", world.dit.action_dim)):
+        if dim != ACTION_DIM:
+            yield name, f"expected the {ACTION_DIM} numbers of an action of both environments, got {dim}"
+    for name, count, expected in (("images", policy.images, 1), ("proprio", policy.proprio, 0)):
+        if count != expected:
+            yield f"policy.{name}", f"expected {expected}: a run shows one picture and no state, got {count}"
+    if unknown := set(recipe.sft.frozen) - set(vla.PARTS):
+        yield "sft.frozen", f"expected parts of the policy, {', '.join(vla.PARTS)}, got {', '.join(sorted(unknown))}"
+
+    name, steps = ("sim.horizon", recipe.sim.horizon) if libero is None else ("libero.steps", libero.steps)
+    if steps % policy.chunk:
+        yield name, f"expected a multiple of the policy's chunk, {policy.chunk}, got {steps}"
+    name, size = ("sim.size", recipe.sim.size) if libero is None else ("libero.scene.size", libero.scene.size)
+    # A token of the transformer is a square of latents, and a latent one of pixels.
+    side = world.vae.space * world.dit.patch
+    if not size or size % side:
+        yield name, f"expected a multiple of {side} pixels, the side of a token of the world model, got {size}"
+
+    tasks = len(INSTRUCTIONS) if libero is None else libero.last_task + 1
+    if recipe.reward.head == "task" and recipe.reward.tasks < tasks:
+        yield "reward.tasks", f"expected at least the {tasks} tasks of the environment, got {recipe.reward.tasks}"
+    if recipe.reward_train.swap and recipe.reward.head != "task":
+        yield "reward_train.swap", f"expected 0 without reward.head='task', got {recipe.reward_train.swap}"
+
+
+def _fit_batches(recipe: Recipe) -> Faults:
+    """Yields batches that the mesh does not divide, and minibatches without a sample."""
+    dream, learner = recipe.dream, recipe.learner
+    rollouts = dream.groups * learner.grpo.group
+    samples = rollouts * dream.chunks
+    if learner.minibatches > samples:
+        yield (
+            "learner.minibatches",
+            f"expected at most the {samples} samples of an iteration (dream.groups x learner.grpo.group x "
+            f"dream.chunks), got {learner.minibatches}",
+        )
+    mesh = recipe.mesh
+    if -1 in (mesh.data, mesh.fsdp):
+        return  # what is left is known where the devices are: core.sharding refuses then
+    pieces = mesh.data * mesh.fsdp
+    # As the learner cuts them: a microbatch is never larger than a minibatch.
+    microbatch = min(learner.microbatch, -(-samples // learner.minibatches))
+    batches = {
+        "collect.batch": recipe.collect.batch,
+        "dream.groups": rollouts,
+        "learner.microbatch": microbatch,
+        "world_train.batch": recipe.world_train.batch,
+        "reward_train.batch": recipe.reward_train.batch,
+    }
+    batches |= {"sft.batch": recipe.sft.batch} if recipe.sft.steps else {}
+    batches |= {} if recipe.vae else {"vae_train.batch": recipe.vae_train.batch}
+    for name, batch in batches.items():
+        if batch % pieces:
+            what = f"{batch} rollouts of {learner.grpo.group} a group" if name == "dream.groups" else batch
+            yield name, f"expected a multiple of {pieces}, mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp}, got {what}"
+
+
+def _fit_beginnings(recipe: Recipe) -> Faults:
+    """Yields weights and episodes that a stage begins with and that nothing gives it."""
+    for training, weights in (("world_train", "world_weights"), ("sft", "policy_weights")):
+        if getattr(recipe, training).lora and not getattr(recipe, weights):
+            yield (
+                f"{training}.lora",
+                f"adapters sit beside weights that know something already, and here they are random; name those to "
+                f"start from with {weights}=..., or train everything with {training}.lora=None",
+            )
+    if not recipe.sft.steps and not recipe.policy_weights:
+        yield "sft.steps", "0 leaves the base policy as it starts: name its weights with policy_weights=..."
+    if len(recipe.towers) not in (0, 2):
+        yield "towers", f"expected the names of two towers, DINOv2 and SigLIP, or none, got {recipe.towers}"
+
+    needs = {
+        "imitation (sft.steps)": recipe.sft.steps,
+        "the run's own VAE (vae)": not recipe.vae,
+        "the scale of actions (libero.release)": not (recipe.libero and recipe.libero.release),
+    }
+    needed = ", ".join(what for what, asked in needs.items() if asked)
+    if needed and not recipe.collect.demonstrations:
+        yield "collect.demonstrations", f"expected at least 1, which {needed} are made of, got 0"
+    if recipe.sft.steps and not recipe.collect.validation:
+        yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
+    if not recipe.seeds:
+        yield "seeds", "expected the seed of at least one run, got none"
+    if recipe.pace and recipe.rounds > COLLECTIONS:
+        yield "dream.updates", f"expected at most {COLLECTIONS} rounds, each with a collection, got {recipe.rounds}"
+
+
+def _fit_environment(recipe: Recipe) -> Faults:
+    """Yields what LIBERO, which no compiled program can hold, cannot do."""
+    kinds = (recipe.dream.world, recipe.dream.reward)
+    share = recipe.starts.share
+    if recipe.libero and (kinds not in (("learned",) * 2, ("true",) * 2) or ("true" in kinds and share)):
+        yield (
+            "dream.world",
+            f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={share} need a "
+            "simulator that a compiled program can hold, which LIBERO is not; use 'learned' for both, 'true' for "
+            "both with starts.share=0 (online RL), or the embedded table",
+        )
+
+
+def read_recipe(settings: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe of a run folder's ``config.json``, whichever version wrote it.
+
+    Raises:
+      ConfigError: settings that do not fit, or a retired one that contradicts its successor.
+    """
+    contradictions = _contradictions(settings, settings)
+    if contradictions:
+        name, (there, now) = next(iter(contradictions.items()))
+        raise config.ConfigError(f"config.{name}: {there!r} contradicts {RETIRED[name]}={now!r}.")
+    return config.from_dict(Recipe, _without_retired(settings))
+
+
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Where the settings of a run folder differ from those asked for: dotted path -> (there, asked).
+
+    A retired setting is a difference only where it contradicts its successor, and one that was not known yet only where
+    it is asked for with another value than its default.
+    """
+    present = (config.complete(Recipe, _without_retired(settings)) for settings in (there, asked))
+    return config.diff(*present) | _contradictions(there, asked)
+
+
+def _contradictions(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns retired settings of ``there`` that say something else than their successors in ``asked``."""
+    old, new = config.flatten(config.to_dict(there)), config.flatten(config.to_dict(asked))
+    pairs = {name: (old[name], new[now]) for name, now in RETIRED.items() if name in old and now in new}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _without_retired(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    kept = {name: value for name, value in settings.items() if f"{path}{name}" not in RETIRED}
+    return {
+        name: _without_retired(value, f"{path}{name}.") if isinstance(value, Mapping) else value
+        for name, value in kept.items()
+    }

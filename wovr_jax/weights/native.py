@@ -147,7 +147,10 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         raise FileError(f"{path} is missing. Weights there: {known}.")
     if not path.with_suffix(".safetensors").is_file():
-        raise FileError(f"{path.with_suffix('.safetensors')} is missing, which {path.name} describes.")
+        raise FileError(
+            f"{path}: expected the .json of imported weights, with a .safetensors of that name beside it; "
+            f"{path.with_suffix('.safetensors').name} is missing."
+        )
     try:
         about = disk.read_json(path)
     except ValueError as error:

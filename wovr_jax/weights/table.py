@@ -22,10 +22,14 @@ from wovr_jax.weights.transforms import KEEP, Shape, Transform
 
 
 class Row(NamedTuple):
-    """Their name, our path (joined by ``/``), and the change of layout between the two.
+    """A line of a table.
 
-    ``part``, where several of theirs lie one after another on axis 1 of one leaf: from where to
-    where, None for the end. All rows of such a leaf have it, and together they fill the axis.
+    Attributes:
+      theirs: name of their tensor.
+      ours: path of our leaf, joined by ``/``.
+      transform: the change of layout between the two.
+      part: where several of theirs lie one after another on axis 1 of one leaf: from where to where, None for the
+        end. All rows of such a leaf have it, and together they fill the axis.
     """
 
     theirs: str
@@ -35,7 +39,8 @@ class Row(NamedTuple):
 
     @property
     def layer(self) -> str | None:
-        """The number that counts the layers of a stacked leaf."""
+        """The name of the number that counts the layers of a stacked leaf, or None for a leaf that is none."""
+        # What only their name counts must be an axis here.
         extra = set(re.findall(r"<(\w+)>", self.theirs)) - set(re.findall(r"<(\w+)>", self.ours))
         if len(extra) > 1:
             raise ValueError(f"{self.theirs}: numbers {sorted(extra)} are missing in {self.ours}; one may be")
@@ -70,6 +75,7 @@ def require(what: str, facts: Mapping[str, Any], expected: Mapping[str, Any]) ->
     Raises:
       ValueError: naming every fact that differs.
     """
+    # A fact that config.json leaves out has the default of the code that wrote it, which is the expected one.
     wrong = [
         f"{name} {facts[name]!r} instead of {want!r}"
         for name, want in expected.items()

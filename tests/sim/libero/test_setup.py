@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from wovr_jax.data.instructions import from_file_name
+from wovr_jax.data.episodes import instruction_of
 from wovr_jax.sim.libero import setup, tasks
 from wovr_jax.sim.libero.settings import LiberoExpertConfig, SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
@@ -76,7 +76,7 @@ def test_damaged_and_missing_initial_states_are_named(tmp_path):
     ],
 )
 def test_instructions_come_from_file_names(name, asked):
-    assert from_file_name(name) == asked
+    assert instruction_of(name) == asked
 
 
 def test_protocols_and_their_horizons():

@@ -93,7 +93,7 @@ def measure(
     done = {line["trial"] for line in kept}
     left = [trial for trial in wanted if name_of(trial) not in done]
     lines = list(_played(act, left[processes.index() :: processes.count()], folder, tell))
-    parts = processes.gathered(lines, "measure their trials", wait_s=PATIENCE_S)
+    parts = processes.gather(lines, "measure their trials", wait_s=PATIENCE_S)
     for line in itertools.chain(*parts[: processes.index()], *parts[processes.index() + 1 :]):
         tell(line)
     known = {line["trial"]: line for line in itertools.chain(kept, *parts)}

@@ -112,6 +112,11 @@ class LiberoConfig:
     intervened_share: Share = 0.0
     workers: Count = 2
 
+    @property
+    def last_task(self) -> int:
+        """The largest index of a task in use."""
+        return max(self.tasks, default=89 if self.suite == "libero_90" else 9)
+
     def faults(self) -> Faults:
         """Yields demonstrations of another rate, and ranges of initial states that are empty or shared."""
         if self.demonstrations and self.scene.hold != 1:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.data.instructions import from_file_name
+from wovr_jax.data.episodes import instruction_of
 from wovr_jax.sim.libero.settings import SUITES
 from wovr_jax.sim.libero.setup import LiberoError, package_folder
 
@@ -115,7 +115,7 @@ def tasks(suite: str) -> tuple[Task, ...]:
     """
     if suite not in SUITES:
         raise LiberoError(f"LIBERO suite: expected one of {', '.join(SUITES)}, got {suite!r}.")
-    return tuple(Task(suite, i, name, from_file_name(name)) for i, name in enumerate(_task_map()[suite]))
+    return tuple(Task(suite, i, name, instruction_of(name)) for i, name in enumerate(_task_map()[suite]))
 
 
 def trials(suite: str, inits: Iterable[int], *, only: Sequence[int] | None = None, seed: int = 0) -> list[Trial]:

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from configs.pace import get_config
-from tests.test_sharding import on_devices, on_meshes
+from tests.core.test_sharding import on_devices, on_meshes
 from wovr_jax import pace
 from wovr_jax.core import processes
 from wovr_jax.core.config import ConfigError
 from wovr_jax.core.log import read_metrics
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROCESSES, EACH = 2, 2
 
 
@@ -33,7 +33,7 @@ def started(command: Sequence[str], *, limit_s: float = 900) -> list[tuple[int, 
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={EACH}"
     shared = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(PROCESSES)}
-    shared["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # see runtime.enable_compile_cache
+    shared["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # see machine.enable_compile_cache
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     there = [
         subprocess.Popen([sys.executable, *command], env=shared | {"JAX_PROCESS_ID": str(i)}, **pipe)
@@ -58,27 +58,27 @@ def on_processes(script: str, *words: str) -> list[str]:
 # --- how they find each other ---------------------------------------------------------------
 
 
-def found(**environment: str) -> dict[str, Any] | None:
-    return processes.found(environment, on_tpu=False)
+def detect(**environment: str) -> dict[str, Any] | None:
+    return processes.detect(environment, on_tpu=False)
 
 
 SLURM = dict.fromkeys(processes.SLURM, "3")
 
 
 def test_a_process_on_its_own_looks_for_no_other() -> None:
-    assert found() is None
-    assert found(JAX_NUM_PROCESSES="1", JAX_COORDINATOR_ADDRESS="a:1") is None
-    assert found(**SLURM | {"SLURM_NTASKS": "1"}) is None
-    assert found(SLURM_JOB_ID="3", SLURM_NTASKS="2", SLURM_PROCID="0", SLURM_LOCALID="0") is None  # sbatch, not srun
-    assert found(**SLURM, JAX_NUM_PROCESSES="1") is None  # tasks of a job that have nothing to do with each other
+    assert detect() is None
+    assert detect(JAX_NUM_PROCESSES="1", JAX_COORDINATOR_ADDRESS="a:1") is None
+    assert detect(**SLURM | {"SLURM_NTASKS": "1"}) is None
+    assert detect(SLURM_JOB_ID="3", SLURM_NTASKS="2", SLURM_PROCID="0", SLURM_LOCALID="0") is None  # sbatch, not srun
+    assert detect(**SLURM, JAX_NUM_PROCESSES="1") is None  # tasks of a job that have nothing to do with each other
     assert processes.count() == 1 and processes.first()
 
 
 def test_processes_are_found_by_hand_by_slurm_and_on_a_tpu() -> None:
-    by_hand = found(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3", **SLURM)
+    by_hand = detect(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3", **SLURM)
     assert by_hand is not None and by_hand["process_id"] == 3 and by_hand["num_processes"] == 4
-    assert found(**SLURM) == {"cluster_detection_method": "slurm"}
-    assert processes.found({}, on_tpu=True) == {}
+    assert detect(**SLURM) == {"cluster_detection_method": "slurm"}
+    assert processes.detect({}, on_tpu=True) == {}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_processes_are_found_by_hand_by_slurm_and_on_a_tpu() -> None:
 )
 def test_half_of_the_variables_is_refused(given: tuple[str, str, str]) -> None:
     with pytest.raises(processes.ProcessError, match="need all of JAX_COORDINATOR_ADDRESS"):
-        found(**dict(zip(processes.BY_HAND, given, strict=True)))
+        detect(**dict(zip(processes.BY_HAND, given, strict=True)))
 
 
 def test_what_several_processes_cannot_do_is_refused_by_its_name(
@@ -103,7 +103,7 @@ def test_what_several_processes_cannot_do_is_refused_by_its_name(
 
 def test_all_stop_after_the_same_step_whichever_was_asked() -> None:
     """A process that stopped at once would save alone, and the others wait for it in a step."""
-    first, second = map(json.loads, on_processes("process_cases.py", "agree"))
+    first, second = map(json.loads, on_processes("core/process_cases.py", "agree"))
     assert first == second
     told, stops = first
     assert told == {"by": 0}
@@ -111,14 +111,21 @@ def test_all_stop_after_the_same_step_whichever_was_asked() -> None:
 
 
 def test_a_refusal_of_process_0_ends_the_process_that_waits_for_it() -> None:
-    for status, _, err in started([str(ROOT / "tests" / "process_cases.py"), "fail"], limit_s=300):
+    for status, _, err in started([str(ROOT / "tests" / "core" / "process_cases.py"), "fail"], limit_s=300):
         assert status not in (0, None)
         assert "ValueError: the folder is of another run" in err  # a missed heartbeat would not know it
 
 
+def test_states_that_two_processes_save_behind_a_training_come_back_in_both(tmp_path: pathlib.Path) -> None:
+    """The newest one is damaged in a file, and only one of the two processes looks at that file."""
+    first, second = map(json.loads, on_processes("core/process_cases.py", "history", str(tmp_path / "fit")))
+    assert first == second == {"saved": [2, 3], "step": 2, "kernel": [2.0] * 4, "then": [2, 3]}
+    assert sorted(path.name for path in (tmp_path / "fit").iterdir()) == ["00000002", "00000003", "00000003.broken"]
+
+
 @pytest.mark.slow
 def test_a_wait_is_bounded_and_says_for_what() -> None:
-    (_, _, first), (status, _, err) = started([str(ROOT / "tests" / "process_cases.py"), "late"], limit_s=100)
+    (_, _, first), (status, _, err) = started([str(ROOT / "tests" / "core" / "process_cases.py"), "late"], limit_s=100)
     assert status != 0 and "waited 1 s for the others to fetch the milk" in err
     assert "process 1: ProcessError" in first
 
@@ -145,7 +152,7 @@ def test_rows_that_two_hosts_would_play_are_refused_at_once(tmp_path: pathlib.Pa
 @pytest.mark.slow
 def test_training_steps_of_two_processes_are_those_of_one_device() -> None:
     (alone,) = on_meshes("world,grpo", "1x1x1").values()
-    for said in on_processes("mesh_cases.py", "world,grpo", "2x2x1"):
+    for said in on_processes("core/mesh_cases.py", "world,grpo", "2x2x1"):
         (found,) = json.loads(said).values()
         for case, near in (("world", 5e-6), ("grpo", 1e-4)):  # as on meshes of one process
             scale = max(map(abs, alone[case]))
@@ -154,12 +161,12 @@ def test_training_steps_of_two_processes_are_those_of_one_device() -> None:
 
 @pytest.mark.slow
 def test_a_state_saved_by_eight_devices_is_restored_by_two_processes_and_back(tmp_path: pathlib.Path) -> None:
-    saved, _ = on_devices(8, "moved_checkpoint.py", "save", str(tmp_path / "eight"), "2x2x2").split()
-    for said in on_processes("moved_checkpoint.py", "restore", str(tmp_path / "eight"), "1x4x1"):
+    saved, _ = on_devices(8, "core/moved_checkpoint.py", "save", str(tmp_path / "eight"), "2x2x2").split()
+    for said in on_processes("core/moved_checkpoint.py", "restore", str(tmp_path / "eight"), "1x4x1"):
         assert said.split()[0] == saved
-    written = {said.split()[0] for said in on_processes("moved_checkpoint.py", "save", str(tmp_path / "two"), "1x4x1")}
-    assert written == {saved}
-    restored, _ = on_devices(8, "moved_checkpoint.py", "restore", str(tmp_path / "two"), "1x8x1").split()
+    written = on_processes("core/moved_checkpoint.py", "save", str(tmp_path / "two"), "1x4x1")
+    assert {said.split()[0] for said in written} == {saved}
+    restored, _ = on_devices(8, "core/moved_checkpoint.py", "restore", str(tmp_path / "two"), "1x8x1").split()
     assert restored == saved
 
 

@@ -1,7 +1,7 @@
 """Run by tests in processes of their own: one state, saved by some devices, restored by others.
 
-    python tests/moved_checkpoint.py save FOLDER 2x2x2        prints the SHA-256 of the state's arrays
-    python tests/moved_checkpoint.py restore FOLDER 1x4x1     the same of what it restored
+    python tests/core/moved_checkpoint.py save FOLDER 2x2x2        prints the SHA-256 of the state's arrays
+    python tests/core/moved_checkpoint.py restore FOLDER 1x4x1     the same of what it restored
 
 JAX makes forced CPU devices only as it starts: XLA_FLAGS holds --xla_force_host_platform_device_count=8.
 """
@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from tests import joined  # noqa: F401  # before anything is computed
 from wovr_jax.core import checkpoint, sharding
+from wovr_jax.train import step
 from wovr_jax.world import dit, model, train
 from wovr_jax.world.dit import DiTConfig
 
@@ -26,9 +27,9 @@ WORLD = model.WorldConfig.fake(dit=DiTConfig.fake(dim=48, heads=4, ffn=64))  # d
 
 def state(mesh: jax.sharding.Mesh) -> Any:
     """Shapes of a training state of the world model: parameters, their average, moments; where they lie on ``mesh``."""
-    how = train.WorldTrainConfig(ema=0.99)
+    objective = train.WorldObjective(WORLD, train.WorldTrainConfig(ema=0.99), (32,))
     shapes = model.networks(WORLD)[0].shapes()
-    whole = jax.eval_shape(lambda p: train.WorldTrainState(p, p, train.optimizer(how).init(p)), shapes)
+    whole = jax.eval_shape(lambda params: step.create(objective, params), shapes)
     at = sharding.shardings(whole, dit.AXES, mesh)
     return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), whole, at)
 

@@ -20,7 +20,7 @@ from wovr_jax.policy import vla
 from wovr_jax.types import Params
 from wovr_jax.world import dit, model
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 LARGE = jax.ShapeDtypeStruct((2048, 1024), jnp.float32)
 
 
@@ -94,10 +94,10 @@ def test_every_network_is_described() -> None:
 
 
 def on_devices(count: int, script: str, *words: str) -> str:
-    """The last line that a script of this folder prints in a process with so many devices."""
+    """The last line that a script below tests/ prints in a process with so many devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # see runtime.enable_compile_cache
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # see machine.enable_compile_cache
     command = [sys.executable, str(ROOT / "tests" / script), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -106,7 +106,7 @@ def on_devices(count: int, script: str, *words: str) -> str:
 
 def on_meshes(cases: str, *meshes: str) -> dict[str, dict[str, list[float]]]:
     """What ``mesh_cases.py`` finds, in a process with eight devices."""
-    return json.loads(on_devices(8, "mesh_cases.py", cases, *meshes))
+    return json.loads(on_devices(8, "core/mesh_cases.py", cases, *meshes))
 
 
 def assert_equal_on(meshes: tuple[str, ...], cases: str) -> None:
@@ -124,8 +124,8 @@ def test_training_is_the_same_over_data_parameters_and_tensors() -> None:
 
 
 def test_a_state_saved_by_eight_devices_is_restored_by_four(tmp_path: pathlib.Path) -> None:
-    saved, cut_8 = on_devices(8, "moved_checkpoint.py", "save", str(tmp_path / "c"), "2x2x2").split()
-    restored, cut_4 = on_devices(4, "moved_checkpoint.py", "restore", str(tmp_path / "c"), "1x4x1").split()
+    saved, cut_8 = on_devices(8, "core/moved_checkpoint.py", "save", str(tmp_path / "c"), "2x2x2").split()
+    restored, cut_4 = on_devices(4, "core/moved_checkpoint.py", "restore", str(tmp_path / "c"), "1x4x1").split()
     assert restored == saved
     assert min(int(cut_8), int(cut_4)) > 50, "arrays that were cut; copies would prove nothing"
 

@@ -1,6 +1,6 @@
 """Run by test_sharding.py in a process of its own: training steps and imagination, on every mesh it is told.
 
-    python tests/mesh_cases.py world,grpo 1x1x1 2x2x2      prints one line of JSON: mesh -> case -> numbers
+    python tests/core/mesh_cases.py world,grpo 1x1x1 2x2x2      prints one line of JSON: mesh -> case -> numbers
 
 JAX makes forced CPU devices only as it starts: XLA_FLAGS holds --xla_force_host_platform_device_count=8.
 """
@@ -82,8 +82,7 @@ def reward() -> list[float]:
     frame, label = rng.integers(0, 256, (64, 16, 16, 3), np.uint8), rng.random(64) < 0.5
     data = reward_train.dataset(frame, label, np.zeros(64, np.int32))
     how = reward_train.RewardTrainConfig.fake(batch=BATCH)
-    state = reward_train.create(how, classifier.network(REWARD).init(KEY))
-    return _losses(state, reward_train.make_step(REWARD, how, data, KEY))
+    return _losses(*reward_train.make(REWARD, how, classifier.network(REWARD).init(KEY), data, KEY))
 
 
 def dream() -> list[float]:
@@ -99,8 +98,8 @@ def grpo() -> list[float]:
     success = jnp.asarray(np.random.default_rng(0).random(out.success_BNT.shape) < 0.1)
     out = dataclasses.replace(out, success_BNT=success)
     # With Adam's usual eps the sign of a gradient that is all rounding would move a weight by the whole rate.
-    how = learner.LearnerConfig(lr=1e-3, eps=1e-3, minibatches=2, microbatch=8, temperature=1.0)
-    update = learner.make_update(how, vla.network(POLICY), axes=vla.AXES)
+    how = learner.LearnerConfig(lr=1e-3, eps=1e-3, minibatches=2, microbatch=8)
+    update = learner.make_update(how, vla.network(POLICY), 1.0, vla.AXES)
     state, found = learner.create(how, vla.network(POLICY).init(KEY), axes=vla.AXES), []
     for i in range(STEPS):
         state, metrics = update(state, out, jax.random.fold_in(KEY, i))

@@ -14,7 +14,7 @@ import pytest
 from wovr_jax.core import keys, machine
 from wovr_jax.core.history import CheckpointConfig, History
 from wovr_jax.core.log import Log, read_metrics
-from wovr_jax.train import loop
+from wovr_jax.train import loop, progress
 
 TX = optax.adamw(1e-2)
 
@@ -150,6 +150,13 @@ def test_non_finite_metric_names_stage_step_and_checkpoint(tmp_path):
     assert steps(tmp_path) == [4]
 
 
+def test_the_first_of_many_bad_steps_is_named():
+    step = jax.jit(lambda state, i: (state + jnp.where(i == 2, jnp.nan, 1.0), {"loss": state}))
+    with pytest.raises(loop.NonFiniteError, match="metric 'loss' is nan at step 4 of 9") as caught:
+        loop.fit("sft", jnp.float32(0), step, 9)
+    assert caught.value.step == 4  # the state that step 3 left is NaN, and so is every loss from then on
+
+
 def test_non_finite_state_is_not_saved(tmp_path):
     def step(state, i):
         return {"w": state["w"].at[0].set(jnp.where(i == 2, jnp.nan, 1.0)), "k": state["k"]}, {"loss": 1.0}
@@ -162,11 +169,11 @@ def test_non_finite_state_is_not_saved(tmp_path):
 
 
 def test_plain_lines_when_not_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(loop, "LINE_EVERY_S", -1.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
     loop.fit("reward", jnp.float32(0), jax.jit(lambda s, i: (s, {"loss": 0.25})), 2, log_every=1)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "reward 2/2" in captured.err and "loss 0.25" in captured.err and "left" in captured.err
-    monkeypatch.setattr(loop, "LINE_EVERY_S", 20.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 20.0)
     loop.fit("reward", jnp.float32(0), jax.jit(lambda s, i: (s, {"loss": 0.25})), 2)
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Recorded actions played in the learned world, and how far it strays from what really happened.
+"""How far imagination strays when it plays recorded actions from the first frame (open loop).
 
 Only the first frame is given; every later chunk is imagined from imagined frames. Chunk 1 shows what
 one prediction is worth, chunk 16 what is left when errors feed on themselves.
@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.core.pixels import side_by_side, to_float, to_uint8
+from wovr_jax.core.pixels import to_float
 from wovr_jax.core.stats import psnr
-from wovr_jax.types import NULL_ACTION, Array, Episode, Params
-from wovr_jax.world import model
-from wovr_jax.world.model import WorldConfig, WorldState, networks
+from wovr_jax.run import programs
+from wovr_jax.types import NULL_ACTION, Array, Episode, Params, Start
+from wovr_jax.world.model import WorldConfig, networks
 
 
-def recorded(episodes: Sequence[Episode], chunk: int) -> tuple[Array, Array, Array]:
+def stack_episodes(episodes: Sequence[Episode], chunk: int) -> tuple[Array, Array, Array]:
     """First frames (B, H, W, C), actions (B, N, T, A) and true frames (B, N, T, H, W, C) of equally long episodes.
 
     Raises:
@@ -31,27 +31,29 @@ def recorded(episodes: Sequence[Episode], chunk: int) -> tuple[Array, Array, Arr
         raise ValueError(f"replay: expected episodes of one length, a multiple of {chunk} steps, got {sorted(lengths)}")
     frame_BSHWC = to_float(jnp.asarray(np.stack([episode.frame_SHWC for episode in episodes])))
     action_BSA = jnp.asarray(np.stack([episode.action_SA for episode in episodes]))
-    split = lambda x: x.reshape(len(episodes), -1, chunk, *x.shape[2:])  # noqa: E731
-    return frame_BSHWC[:, 0], split(action_BSA), split(frame_BSHWC[:, 1:])
+    # (B, S, ...) -> (B, N, T, ...)
+    action_BNTA, frame_BNTHWC = (
+        x.reshape(len(episodes), -1, chunk, *x.shape[2:]) for x in (action_BSA, frame_BSHWC[:, 1:])
+    )
+    return frame_BSHWC[:, 0], action_BNTA, frame_BNTHWC
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def play(cfg: WorldConfig, params: Params, frame_BHWC: Array, action_BNTA: Array, key: Array) -> Array:
     """The frames (B, N, T, H, W, C) of actions from first frames, in the world with weights ``params``."""
     batch = len(frame_BHWC)
-    null_BMA = jnp.broadcast_to(jnp.asarray(NULL_ACTION), (batch, cfg.slots, len(NULL_ACTION)))
-    begin = WorldState(frame_BHWC, jnp.repeat(frame_BHWC[:, None], cfg.slots, axis=1), null_BMA)
-    world = model.world(cfg, params)
-
-    def chunk(state: WorldState, xs: tuple[Array, Array]) -> tuple[WorldState, Array]:
-        n, action_BTA = xs
-        key_B = jax.vmap(lambda b: jax.random.fold_in(jax.random.fold_in(key, n), b))(jnp.arange(batch))
-        state, frame_BTHWC, _ = world.step(state, action_BTA, key_B)
-        return state, frame_BTHWC
-
-    chunks = jnp.arange(action_BNTA.shape[1])
-    _, frame_NBTHWC = jax.lax.scan(chunk, begin, (chunks, jnp.swapaxes(action_BNTA, 0, 1)))
-    return jnp.swapaxes(frame_NBTHWC, 0, 1)
+    none_B = jnp.zeros(batch, jnp.int32)
+    start = Start(
+        anchor_BHWC=frame_BHWC,
+        memory_BMHWC=jnp.repeat(frame_BHWC[:, None], cfg.slots, axis=1),
+        action_BMA=jnp.broadcast_to(jnp.asarray(NULL_ACTION), (batch, cfg.slots, len(NULL_ACTION))),
+        prompt_BL=none_B[:, None],  # nobody reads it: the actions are recorded
+        task_B=none_B,
+        keyframe_B=none_B > 0,
+        step_B=none_B,
+    )
+    video_BNTHWC = programs.replay(cfg)(params, None, start, action_BNTA, key).video_BNTHWC
+    assert video_BNTHWC is not None
+    return video_BNTHWC
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -98,13 +100,3 @@ def _windows(cfg: WorldConfig, frame_BHWC: Array, video_BNTHWC: Array) -> Array:
         [jnp.repeat(frame_BHWC[:, None, None], chunks, axis=1), all_BFHWC[:, place_NF]], axis=2
     )
     return jnp.swapaxes(window_BNFHWC, 0, 1)
-
-
-def film(frame_BHWC: Array, true_BNTHWC: Array, seen_BNTHWC: Array) -> np.ndarray:
-    """uint8 frames (S + 1, B H, 2 W + gap, C): one row an episode, the truth on the left, imagination on the right."""
-    halves = []
-    for video_BNTHWC in (true_BNTHWC, seen_BNTHWC):
-        video_BSHWC = video_BNTHWC.reshape(len(frame_BHWC), -1, *frame_BHWC.shape[1:])
-        video_SBHWC = np.moveaxis(to_uint8(jnp.concatenate([frame_BHWC[:, None], video_BSHWC], axis=1)), 1, 0)
-        halves.append(video_SBHWC.reshape(len(video_SBHWC), -1, *video_SBHWC.shape[3:]))
-    return side_by_side(*halves)

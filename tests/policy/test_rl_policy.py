@@ -12,8 +12,9 @@ from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import LoRAConfig
-from wovr_jax.policy import actions, adapters, vla
+from wovr_jax.policy import actions, vla
 from wovr_jax.policy.tokenizer import Tokenizer
+from wovr_jax.policy.train import make_rl_policy
 from wovr_jax.types import Imagined
 
 CFG, KEY = vla.VLAConfig.fake(), jax.random.key(0)
@@ -21,12 +22,12 @@ OWN = LoRAConfig.oft(rank=2)
 
 
 def test_only_adapters_learn_and_the_plain_policy_does_what_they_did() -> None:
-    tuned = adapters.tuned(CFG, OWN, frozen=("dino",))
+    policy = make_rl_policy(CFG, OWN, frozen=("dino",))
     plain = vla.network(CFG).init(KEY)
-    params = tuned.begin(plain, KEY)
+    params = policy.begin(plain, KEY)
     prompt = jnp.asarray(Tokenizer.tabletop().prompts(["pick up the red block"])).repeat(4, axis=0)
     frame = jax.random.normal(KEY, (4, 16, 16, 3))
-    net, before = jax.jit(tuned.net), jax.jit(vla.network(CFG))
+    net, before = jax.jit(policy.net), jax.jit(vla.network(CFG))
     logits = net(params, frame, prompt)
     np.testing.assert_array_equal(logits, before(plain, frame, prompt))  # they begin as if they were not there
 
@@ -45,7 +46,7 @@ def test_only_adapters_learn_and_the_plain_policy_does_what_they_did() -> None:
     )
     cfg = LearnerConfig.fake(lr=0.02, lora=OWN, grpo=GRPOConfig.fake(group=2))
     state = learner.create(cfg, params, lora.mask)
-    state, metrics = learner.make_update(cfg, tuned.net)(state, rollout, KEY)
+    state, metrics = learner.make_update(cfg, policy.net, 1.0)(state, rollout, KEY)
     assert metrics["steps"] == 1 and metrics["ratio_gap"] < 1e-5
 
     same, own = lora.separate(state.params)
@@ -57,15 +58,15 @@ def test_only_adapters_learn_and_the_plain_policy_does_what_they_did() -> None:
 
     after = net(state.params, frame, prompt)
     assert float(jnp.abs(after - logits).max()) > 1e-3
-    np.testing.assert_allclose(before(tuned.plain(state.params), frame, prompt), after, atol=2e-5)
+    np.testing.assert_allclose(before(policy.plain(state.params), frame, prompt), after, atol=2e-5)
 
 
 def test_without_adapters_the_policy_is_itself() -> None:
-    tuned, params = adapters.tuned(CFG, None), {"any": 1}
-    assert tuned.net is vla.network(CFG)
-    assert tuned.begin(params, KEY) is params and tuned.plain(params) is params
+    policy, params = make_rl_policy(CFG, None), {"any": 1}
+    assert policy.net is vla.network(CFG)
+    assert policy.begin(params, KEY) is params and policy.plain(params) is params
 
 
 def test_adapters_without_a_layer_are_refused() -> None:
     with pytest.raises(ValueError, match="no layer matches"):
-        adapters.tuned(CFG, LoRAConfig(targets=("llm/tail",)))
+        make_rl_policy(CFG, LoRAConfig(targets=("llm/tail",)))

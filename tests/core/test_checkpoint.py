@@ -105,8 +105,8 @@ def test_misfits_are_all_named(tmp_path):
     assert str(tmp_path / "c") in message and "4 leaves differ" in message
     assert "a/w: expected float32[2,4], got float32[2,3]" in message
     assert "b: expected int32[2], got float32[2]" in message
-    assert "added: expected float32[1], not in the checkpoint" in message
-    assert "gone: in the checkpoint float32[1], not expected" in message
+    assert "added: expected float32[1], got nothing" in message
+    assert "gone: expected nothing, got float32[1]" in message
 
 
 def test_missing_and_foreign_folders(tmp_path):
