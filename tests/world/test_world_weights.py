@@ -13,13 +13,13 @@ import pytest
 
 from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
-from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.world import start_world
 from wovr_jax.weights import native
 from wovr_jax.weights.safetensors import Fact
+from wovr_jax.world.dit import DiTLoRA
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -74,7 +74,7 @@ def test_weights_of_another_network_are_refused_leaf_by_leaf(tmp_path: pathlib.P
 
 
 def test_adapters_beside_random_weights_are_refused() -> None:
-    train = WorldTrainConfig.fake(lora=LoRAConfig.wan(rank=2))
+    train = WorldTrainConfig.fake(lora=DiTLoRA.wan(rank=2))
     parts = {"policy": VLAConfig.fake(), "world": WORLD, "reward": RewardConfig.fake(), "world_weights": "x"}
     settings = to_dict(Recipe(**parts, world_train=train))
     assert from_dict(Recipe, settings).world_train.lora == train.lora  # a size and a rank can be set from outside
