@@ -26,7 +26,7 @@ from wovr_jax.nn import lora
 from wovr_jax.nn.lora import DOWN, UP, LoRAConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.train import PolicyAdapters
-from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.policy.vla import PolicyLoRA, VLAConfig
 from wovr_jax.policy.weights import PEFT, adapter_table
 from wovr_jax.weights import native, safetensors
 from wovr_jax.weights.plan import Plan, plan_export, plan_import
@@ -119,7 +119,7 @@ def open_peft(folder: str | os.PathLike, network: VLAConfig) -> Adapters:
     if not targets:
         raise FileError(f"{folder / WEIGHTS} adapts no layer that the policy runs.")
     init = "gaussian" if settings.get("init_lora_weights") == "gaussian" else "kaiming"
-    cfg = LoRAConfig(rank, float(settings["lora_alpha"]), tuple(sorted(targets)), init)
+    cfg = PolicyLoRA(rank, float(settings["lora_alpha"]), tuple(sorted(targets)), init)
     return Adapters(folder, PolicyAdapters(network, cfg), checked, lambda name: safetensors.read(header, name))
 
 

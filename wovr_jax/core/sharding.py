@@ -81,7 +81,7 @@ class MeshConfig:
     def faults(self) -> Faults:
         """Yields more than one axis that is to take what is left."""
         if (sizes := dataclasses.astuple(self)).count(-1) > 1:
-            yield "", f"expected -1, for all devices that are left, once at most, got {_product(sizes)}"
+            yield "", f"expected -1 once at most, for all devices that are left, got {_product(sizes)}"
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
         """Returns the sizes of the three axes on so many devices.

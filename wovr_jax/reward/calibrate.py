@@ -154,8 +154,8 @@ def choose(
     score_C = {"rate": -np.abs(excess_C), "youden": tpr_C - fpr_C, "f1": f1_C, "max_fpr": tpr_C}[rule]
     if rule == "max_fpr":  # the worse of the sets counts; -1 is below every tpr
         score_C = np.where(np.max([fpr for _, fpr, _ in curves], axis=0) <= max_fpr, score_C, -1.0)
-    # By score first (rounded: sums of the same counts may differ in a last place), then by fewer false alarms, which the
-    # learner would exploit, then by the gap: wide ones stand far from every frame seen.
+    # By score (rounded: sums of the same counts may differ in a last place), then by fewer false alarms, which a
+    # learner would exploit, then by the gap: the middle of a wide one stands far from every frame seen.
     best = np.lexsort((gap_C, -fpr_C, np.round(score_C, 9)))[-1]
     threshold = float(threshold_C[best])
     return Choice(threshold, rule, *(rates(prob, label, threshold) for prob, label in sets.values()))
