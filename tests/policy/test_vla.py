@@ -135,7 +135,7 @@ def test_a_trajectory_does_not_depend_on_its_batch():
 def test_impossible_configs_are_refused():
     with pytest.raises(ValueError, match="recipe"):
         VLAConfig.fake("causal")
-    with pytest.raises(ValueError, match="equally many patches"):
+    with pytest.raises(ValueError, match="equally many patches as dino"):
         dataclasses.replace(CFG, dino=dataclasses.replace(CFG.dino, image=32))
     with pytest.raises(ValueError, match="vocab_size"):
         dataclasses.replace(CFG, vocab_size=CFG.llm.rows + 1)

@@ -56,6 +56,7 @@ class Between:
     also: tuple[float, ...] = ()
 
     def __contains__(self, number: float) -> bool:
+        # Every comparison with NaN is False, so "not below" would let it through; isfinite stops infinity too.
         above = number > self.low if self.low_open else number >= self.low
         below = number < self.high if self.high_open else number <= self.high
         return math.isfinite(number) and (number in self.also or (above and below))
@@ -106,6 +107,7 @@ def checked(cls: type[T]) -> type[T]:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         make(self, *args, **kwargs)
         faults: list[Fault] = []
+        # Each field first: what a class asks of several (a remainder, say) has no answer for a zero or a string.
         for name, hint in _hints(cls).items():
             _read(hint, getattr(self, name), name, faults)
         if not faults and hasattr(self, "faults"):
@@ -163,6 +165,7 @@ def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     A field that only one side has is shown with ``None`` on the other side.
     """
     flat_a, flat_b = flatten(to_dict(a)), flatten(to_dict(b))
+    # In the order of a, so that differences are listed as the config declares its fields.
     names = list(flat_a) + [name for name in flat_b if name not in flat_a]
     pairs = {name: (flat_a.get(name), flat_b.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -213,6 +216,7 @@ def _build(cls: Any, mapping: Any, where: str, faults: list[Fault]) -> Any:
     if not isinstance(mapping, Mapping):
         faults.append((where, f"expected a mapping with fields of {cls.__name__}, got {_show(mapping)}."))
         return None
+    # One list runs through the whole tree; what is new in it at the end is this group's.
     hints, before = _hints(cls), len(faults)
     if SIZE in mapping and SIZE not in hints:
         sizes = [name for name, member in vars(cls).items() if isinstance(member, classmethod) and name[0] != "_"]
@@ -222,6 +226,7 @@ def _build(cls: Any, mapping: Any, where: str, faults: list[Fault]) -> Any:
         else:
             known = ", ".join(sizes) or "none"
             faults.append((_join(where, SIZE), f"{cls.__name__} has no size {size!r}; it has {known}."))
+    # No fault ends the loop: whoever mends one setting wants to know of the others too.
     values: dict[str, Any] = {}
     for name, value in mapping.items():
         if name in hints:
@@ -239,6 +244,7 @@ def _build(cls: Any, mapping: Any, where: str, faults: list[Fault]) -> Any:
     try:
         return cls(**values)
     except ConfigError as error:
+        # Their names are relative to the object; here is where it hangs in the tree.
         own = error.faults or [("", str(error))]
         faults.extend((_join(where, name), text) for name, text in own)
     except ValueError as error:  # a class that checks itself in its own way
@@ -252,6 +258,7 @@ def _read(hint: Any, value: Any, where: str, faults: list[Fault]) -> Any:
     if hint is Any:
         return value
     if origin is Annotated:
+        # The plain type first: a string has no place in a range, and its fault is the type.
         before, value = len(faults), _read(arguments[0], value, where, faults)
         for range_ in arguments[1:]:
             if isinstance(range_, Between) and len(faults) == before and value not in range_:
@@ -273,7 +280,9 @@ def _read(hint: Any, value: Any, where: str, faults: list[Fault]) -> Any:
         item = arguments[1] if arguments else Any
         return {name: _read(item, one, _join(where, name), faults) for name, one in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        # An instance has checked itself when it was made.
         return value if isinstance(value, hint) else _build(hint, value, where, faults)
+    # 1 for 1.0 is meant, and JSON makes no difference between them; the other way round something would be lost.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     # bool is a subclass of int: True must not pass for a number.
@@ -291,7 +300,7 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str, faults: list[F
         result = _read(option, value, where, problems)
         if not problems:
             return result
-        if len(options) == 1:
+        if len(options) == 1:  # LoRAConfig | None: the one option knows best what is wrong
             faults.extend(problems)
             return value
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
@@ -305,7 +314,7 @@ def _read_tuple(hints: tuple[Any, ...], value: Any, where: str, faults: list[Fau
         return value
     if not hints:
         return tuple(value)
-    if len(hints) == 2 and hints[1] is Ellipsis:
+    if len(hints) == 2 and hints[1] is Ellipsis:  # tuple[int, ...], as long as the value is
         hints = (hints[0],) * len(value)
     if len(hints) != len(value):
         faults.append((where, f"expected {len(hints)} values, got {len(value)}: {value!r}."))

@@ -93,11 +93,8 @@ class VLAConfig:
     def faults(self) -> Faults:
         """Yields towers of different grids, and ids that the language model has no row for."""
         if self.dino.patches != self.siglip.patches:
-            yield (
-                "siglip",
-                "features are joined on channels, so both towers need equally many patches, got "
-                f"{self.dino.patches} (dino) and {self.siglip.patches} (siglip)",
-            )
+            # Their features are joined on channels, patch by patch.
+            yield "siglip", f"expected equally many patches as dino, {self.dino.patches}, got {self.siglip.patches}"
         if not BINS < self.vocab_size <= self.llm.rows:
             yield "vocab_size", f"expected above {BINS} and at most llm.rows={self.llm.rows}, got {self.vocab_size}"
         for name in ("pad", "stop"):
