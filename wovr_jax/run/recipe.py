@@ -272,12 +272,10 @@ def _fit_batches(recipe: Recipe) -> Faults:
     rollouts = dream.groups * learner.grpo.group
     samples = rollouts * dream.chunks  # a sample is a chunk
     if learner.minibatches > samples:
-        # groups x group x chunks; a minibatch without any would be an optimizer step on nothing.
-        yield (
-            "learner.minibatches",
-            f"expected at most the {samples} samples of an iteration, got {learner.minibatches}",
-        )
-    mesh = recipe.mesh
+        # With more, some would be dealt no sample and take no optimizer step.
+        what = f"expected at most the {samples} samples of an iteration (groups x group x chunks)"
+        yield "learner.minibatches", f"{what}, got {learner.minibatches}"
+    mesh = recipe.mesh  # data and fsdp cut a batch, tensor does not
     if -1 in (mesh.data, mesh.fsdp):
         return  # what is left is known where the devices are: core.sharding refuses then
     pieces = mesh.data * mesh.fsdp
@@ -295,6 +293,7 @@ def _fit_batches(recipe: Recipe) -> Faults:
     batches |= {} if recipe.vae else {"vae_train.batch": recipe.vae_train.batch}
     for name, batch in batches.items():
         if batch % pieces:
+            # Of two factors neither is to blame alone, so both are shown.
             what = f"{batch} rollouts of {learner.grpo.group} a group" if name == "dream.groups" else batch
             yield name, f"expected a multiple of {pieces}, mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp}, got {what}"
 
@@ -324,7 +323,7 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "collect.demonstrations", f"expected at least 1, which {needed} are made of, got 0"
     if recipe.sft.steps and not recipe.collect.validation:
         yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
-    if not recipe.seeds:
+    if not recipe.seeds:  # a study without a run has no table
         yield "seeds", "expected the seed of at least one run, got none"
     # Without PACE there is one collection, however many rounds follow.
     if recipe.pace and recipe.rounds > COLLECTIONS:
