@@ -150,7 +150,7 @@ def valid_mask(success_BNT: Array, granularity: str = "step") -> Array:
 
     A trajectory without success is valid throughout.
     """
-    # The true episode would have ended there. From frames that only imagination goes on to make there is nothing to learn.
+    # A true episode ends there; what imagination makes of the time after it is nothing to learn from.
     if granularity == "none":
         return jnp.ones(success_BNT.shape, bool)
     if granularity == "chunk":

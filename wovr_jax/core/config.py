@@ -147,7 +147,7 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -
 
 
 def to_dict(obj: Any) -> Any:
-    """The plain JSON form: dataclasses become dictionaries, tuples become lists."""
+    """Returns the plain JSON form: dataclasses become dictionaries, tuples become lists."""
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         return {field.name: to_dict(getattr(obj, field.name)) for field in dataclasses.fields(obj) if field.init}
     if isinstance(obj, Mapping):
@@ -160,7 +160,7 @@ def to_dict(obj: Any) -> Any:
 
 
 def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
-    """Where two configs (dataclasses or mappings) differ: dotted path -> (in a, in b).
+    """Returns where two configs (dataclasses or mappings) differ: dotted path -> (in a, in b).
 
     A field that only one side has is shown with ``None`` on the other side.
     """
@@ -187,7 +187,7 @@ def complete(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """The values of nested dictionaries by dotted path."""
+    """Returns the values of nested dictionaries by dotted path."""
     if not isinstance(tree, dict):
         return {path: tree}
     flat: dict[str, Any] = {}
@@ -198,7 +198,7 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    """The annotation of each field that the constructor takes, ranges included."""
+    """Returns the annotation of each field that the constructor takes, ranges included."""
     if not dataclasses.is_dataclass(cls):
         raise TypeError(f"expected a dataclass, got {cls!r}.")
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -206,13 +206,13 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _message(where: str, faults: Sequence[Fault]) -> str:
-    """One fault in a line; several in a list under a line that counts them."""
+    """Writes one fault as a line; several as a list under a line that counts them."""
     lines = [f"{name}: {text}" for name, text in faults]
     return lines[0] if len(lines) == 1 else "\n  ".join([f"{where}: {len(lines)} settings do not fit:", *lines])
 
 
 def _build(cls: Any, mapping: Any, where: str, faults: list[Fault]) -> Any:
-    """An object of ``cls``; None, and something in ``faults``, where there can be none."""
+    """Makes an object of ``cls``; where there can be none, returns None and adds to ``faults``."""
     if not isinstance(mapping, Mapping):
         faults.append((where, f"expected a mapping with fields of {cls.__name__}, got {_show(mapping)}."))
         return None
@@ -253,7 +253,7 @@ def _build(cls: Any, mapping: Any, where: str, faults: list[Fault]) -> Any:
 
 
 def _read(hint: Any, value: Any, where: str, faults: list[Fault]) -> Any:
-    """``value`` as the annotation ``hint`` has it; where it cannot be, ``faults`` says so."""
+    """Returns ``value`` as the annotation ``hint`` has it; where it cannot be that, adds to ``faults``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -324,7 +324,7 @@ def _read_tuple(hints: tuple[Any, ...], value: Any, where: str, faults: list[Fau
 
 
 def _merge(cls: Any, base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """``change`` laid over ``base``, both fields of ``cls`` (or of a plain dictionary, None), group by group."""
+    """Lays ``change`` over ``base``, both fields of ``cls`` (or of a plain dictionary, None), group by group."""
     merged = dict(base)
     for name, value in change.items():
         nested = _nested(_hints(cls).get(name)) if cls else None
@@ -336,7 +336,7 @@ def _merge(cls: Any, base: Mapping[str, Any], change: Mapping[str, Any]) -> dict
 
 
 def _nested(hint: Any) -> Any:
-    """The dataclass of an annotation such as ``LoRAConfig`` or ``LoRAConfig | None``; None where there is none."""
+    """Returns the dataclass of an annotation such as ``LoRAConfig`` or ``LoRAConfig | None``, or None."""
     options = (hint, *typing.get_args(hint))
     return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
 
