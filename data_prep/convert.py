@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.demos import GRIPPERS, ROTATIONS, Conventions, Demo, SourceError, to_episode
+from wovr_jax.core.log import text_table
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import normalize
 from wovr_jax.data.merge import merge
@@ -43,7 +44,7 @@ def convert(
     skip: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Converts every source and merges what comes out; returns the manifest.
+    """Converts every source, merges what comes out and returns the manifest.
 
     Args:
       sources: in the order in which their episodes are to lie.
@@ -63,12 +64,14 @@ def convert(
     out = out.expanduser().absolute()
     if out.exists() and not overwrite:
         raise disk.EpisodesError(f"{out} exists already; add --overwrite to replace it, or name another folder.")
+    # All that decides what an episode looks like; it is in the name of each part and in the manifest.
     asked = {"how": vars(how), "instructions": list(instructions), **meta}
     parts_folder = out.with_name(f"{out.name}.parts")
     parts, refused, first = [], [], 0
     for name, source in tqdm(sources, desc="sources", disable=len(sources) < 2):
         part = parts_folder / _part_name(name, asked)
         try:
+            # A part that has its manifest is whole: an earlier try of the same command finished it.
             if not (part / disk.MANIFEST).is_file():
                 made = _episodes(name, read(source), instructions, how, first)
                 disk.write(part, made, meta=asked, overwrite=True)
@@ -76,13 +79,15 @@ def convert(
             refused.append(str(error))
             continue
         parts.append(part)
-        first += disk.manifest(part)["episodes"]
+        first += disk.manifest(part)["episodes"]  # seeds are numbers that no two episodes share
+    # All sources have been tried by now, so one message names all that are wrong.
     if refused and not (skip and parts):
         raise SourceError("\n".join(["These sources cannot be read; --skip leaves them out.", *refused]))
     for message in refused:
         print(f"skipped: {message}", file=sys.stderr)
     facts = merge(parts, out, meta=asked | {"skipped": refused}, overwrite=overwrite)
     normalize.save(out / "dataset_statistics.json", normalize.statistics(disk.EpisodeSource(out), key))
+    # Only now, when the whole folder is in place.
     shutil.rmtree(parts_folder)
     return facts
 
@@ -90,6 +95,8 @@ def convert(
 def _episodes(
     name: str, demos: Iterable[Demo], instructions: Sequence[str], how: Conventions, first: int
 ) -> Iterator[Episode]:
+    """Yields the episodes of a source; their seeds count on from ``first``."""
+    # By its text: sources know nothing of numbers, and each numbers its own.
     numbers = {text: number for number, text in enumerate(instructions)}
     for seed, demo in enumerate(tqdm(demos, desc=name, leave=False, mininterval=0.5), first):
         if demo.instruction not in numbers:
@@ -98,41 +105,42 @@ def _episodes(
 
 
 def _part_name(name: str, asked: dict[str, Any]) -> str:
-    """Another convention is another part: a changed command never goes on with what an older one made."""
+    """Returns the folder of a source; another convention gives another name."""
+    # So a changed command never goes on with what an older one made.
     digest = hashlib.sha256(json.dumps([name, asked], sort_keys=True).encode()).hexdigest()[:8]
     return f"{pathlib.PurePath(name).stem}-{digest}"
 
 
-def table(folder: pathlib.Path) -> str:
-    """Episodes, lengths and success by task, and the range of each action dimension."""
-    source = disk.EpisodeSource(folder, verify=False)
-    rows: dict[int, list[tuple[int, bool]]] = {}
+def render_table(folder: pathlib.Path) -> str:
+    """Returns episodes, lengths and success by task, and the range of each action dimension, as text."""
+    lengths: dict[int, list[int]] = {}
+    successes: dict[int, int] = {}
     names, actions = {}, []
-    for episode in source:
-        rows.setdefault(episode.task, []).append((len(episode.action_SA), bool(episode.success_S.any())))
+    for episode in disk.EpisodeSource(folder, verify=False):
+        lengths.setdefault(episode.task, []).append(len(episode.action_SA))
+        successes[episode.task] = successes.get(episode.task, 0) + bool(episode.success_S.any())
         names[episode.task] = episode.instruction
         actions.append(episode.action_SA)
-    lines = ["task  episodes  steps min / mean / max  success  instruction"]
-    for task, found in sorted(rows.items()):
-        steps = np.array([length for length, _ in found])
-        won = sum(success for _, success in found)
-        spread = f"{steps.min():5d} / {steps.mean():6.1f} / {steps.max():4d}"
-        lines.append(f"{task:4d}  {len(found):8d}  {spread}    {won:4d}     {names[task]}")
+    rows = [("task", "episodes", "fewest steps", "mean", "most", "success", "instruction")]
+    for task, steps in sorted(lengths.items()):
+        spread = (str(min(steps)), f"{np.mean(steps):.1f}", str(max(steps)))
+        rows.append((str(task), str(len(steps)), *spread, str(successes[task]), names[task]))
+    # Quantiles beside the extremes: a wrong scale or sign shows in the first, a broken step in the second only.
     action_NA = np.concatenate(actions)
     low, high = np.quantile(action_NA, [0.01, 0.99], axis=0)
-    lines.append("action        min     q01     q99     max")
+    ranges = [("action", "min", "q01", "q99", "max")]
     for name, *numbers in zip(
         ("x", "y", "z", "roll", "pitch", "yaw", "gripper"), action_NA.min(0), low, high, action_NA.max(0)
     ):
-        lines.append(f"{name:8s}  {'  '.join(f'{number:6.3f}' for number in numbers)}")
-    return "\n".join(lines)
+        ranges.append((name, *(f"{number:.3f}" for number in numbers)))
+    return f"{text_table(rows, left=(6,))}\n\n{text_table(ranges)}"
 
 
 # ---------------------------------------------------------------- the command line that converters share
 
 
 def parser(doc: str | None, *, rotation: str, gripper: str, actor: str) -> argparse.ArgumentParser:
-    """Flags of a converter; the defaults are those of its format."""
+    """Returns the flags of a converter; the defaults are those of its format."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("source", type=pathlib.Path, help="folder of the data set")
     made.add_argument("--out", type=pathlib.Path, required=True, help="episode folder to write")
@@ -147,18 +155,21 @@ def parser(doc: str | None, *, rotation: str, gripper: str, actor: str) -> argpa
     return made
 
 
-def run(args: argparse.Namespace, sources: Sequence[Source], read: Read, found: Sequence[str], kind: str) -> None:
+def run(
+    args: argparse.Namespace, sources: Sequence[Source], read: Read, instructions: Sequence[str], kind: str
+) -> None:
     """Converts as the command line says and prints the table; what is wrong ends in one message.
 
     Args:
       args: of :func:`parser`.
       sources: of the data set.
       read: gives the demonstrations of a source.
-      found: the instructions of the data set, used in alphabetical order where ``--tasks`` gives none.
+      instructions: those of the data set, used in alphabetical order where ``--tasks`` gives none.
       kind: of the format, for the manifest.
     """
-    given = args.tasks.read_text().strip().splitlines() if args.tasks else sorted(set(found))
+    given = args.tasks.read_text().strip().splitlines() if args.tasks else sorted(set(instructions))
     how = Conventions(args.rotation, args.gripper, not args.keep_noops, args.actor)
+    # The name that OpenVLA gives a set without its no-ops, under which its users look for it.
     key = args.key or f"{args.source.resolve().name}{'' if args.keep_noops else '_no_noops'}"
     meta = {"format": kind, "source": args.source.resolve().name}
     try:
@@ -167,5 +178,5 @@ def run(args: argparse.Namespace, sources: Sequence[Source], read: Read, found: 
         )
     except KeyboardInterrupt:
         sys.exit("\nStopped. What is complete is kept beside --out; the same command continues.")
-    print(table(args.out))
+    print(render_table(args.out))
     print(f"{args.out}: {facts['episodes']} episodes, {facts['steps']} steps, statistics {key!r}")

@@ -26,6 +26,7 @@ PAIRINGS = ("before", "after")
 GRIPPERS = ("environment", "openvla")
 ROTATIONS = ("none", "turn", "flip")
 STILL = 1e-4
+"""A shorter motion command than this is none; OpenVLA's number."""
 
 
 class SourceError(ValueError):
@@ -80,7 +81,7 @@ class Conventions:
 
 
 def to_episode(demo: Demo, task: int, seed: int, how: Conventions) -> Episode:
-    """The episode of a demonstration.
+    """Returns the episode of a demonstration.
 
     Args:
       demo: the demonstration.
@@ -92,25 +93,30 @@ def to_episode(demo: Demo, task: int, seed: int, how: Conventions) -> Episode:
       SourceError: arrays that do not fit together, or values outside the conventions.
     """
     check(demo)
+    # A copy, for the gripper is changed below and the source may be read again.
     action_SA = np.asarray(demo.action_TA, np.float32).copy()
     action_SA[:, -1] = gripper_to_environment(action_SA[:, -1], how.gripper, demo.name)
     arrays: dict[str, np.ndarray | None] = {
-        "frame_SHWC": turned(demo.frame_THWC, how.rotation),
-        "wrist_SHWC": None if demo.wrist_THWC is None else turned(demo.wrist_THWC, how.rotation),
+        "frame_SHWC": turn_frames(demo.frame_THWC, how.rotation),
+        "wrist_SHWC": None if demo.wrist_THWC is None else turn_frames(demo.wrist_THWC, how.rotation),
         "state_SD": None if demo.state_TD is None else np.asarray(demo.state_TD, np.float32),
     }
     if demo.pairing == "before":
-        arrays = {name: None if one is None else np.concatenate([one, one[-1:]]) for name, one in arrays.items()}
+        # No frame shows what the last action led to: the last frame stands in for it. Nothing had succeeded at first.
+        arrays = {name: None if x is None else np.concatenate([x, x[-1:]]) for name, x in arrays.items()}
         success_S = np.append(False, demo.success_T)
     else:
+        # The first frame is what the first action led to, so no frame shows what that action was chosen in.
         action_SA, success_S = action_SA[1:], np.asarray(demo.success_T, bool)
     if how.drop_noops:
-        kept_S = commanded(action_SA)
+        kept_S = find_commanded(action_SA)
+        # The frames in which the kept actions were chosen, and the last frame, to which the last of them led.
         frames = np.append(np.flatnonzero(kept_S), len(kept_S))
         action_SA, success_S = action_SA[kept_S], success_S[frames]
-        arrays = {name: None if one is None else one[frames] for name, one in arrays.items()}
+        arrays = {name: None if x is None else x[frames] for name, x in arrays.items()}
     if not len(action_SA):
         raise SourceError(f"{demo.name}: no step with a command in it.")
+    # What was done to the recording can be read off the episode for ever.
     origin = {"source": demo.name, "last_frame": "repeated" if demo.pairing == "before" else "recorded"}
     return Episode(
         action_SA=action_SA,
@@ -121,13 +127,14 @@ def to_episode(demo: Demo, task: int, seed: int, how: Conventions) -> Episode:
         seed=seed,
         actor=how.actor,
         origin=origin | {"noops": "dropped" if how.drop_noops else "kept"},
-        **{name: None if one is None else np.ascontiguousarray(one) for name, one in arrays.items()},  # type: ignore
+        **{name: None if x is None else np.ascontiguousarray(x) for name, x in arrays.items()},  # type: ignore
     )
 
 
 def check(demo: Demo) -> None:
     """Raises a SourceError unless the arrays of a demonstration fit together."""
     steps = len(demo.action_TA)
+    # One action would leave nothing where the first or the last one is dropped.
     if demo.action_TA.shape != (steps, ACTION_DIM) or steps < 2:
         raise SourceError(
             f"{demo.name}: expected two or more actions of {ACTION_DIM} numbers, got {demo.action_TA.shape}."
@@ -148,9 +155,10 @@ def check(demo: Demo) -> None:
             raise SourceError(f"{demo.name}: {name} holds NaN or infinity.")
 
 
-def commanded(action_SA: np.ndarray) -> np.ndarray:
-    """(S,) bool: False for a no-op, a step without motion whose gripper is as in the last step that was kept."""
+def find_commanded(action_SA: np.ndarray) -> np.ndarray:
+    """Returns (S,) bool, False for a no-op: a step without motion whose gripper is as in the last step kept."""
     kept_S = np.ones(len(action_SA), bool)
+    # Not by arrays: whether a step is kept depends on which one was kept before it.
     before = None
     for step, action_A in enumerate(action_SA):
         still = np.linalg.norm(action_A[:-1]) < STILL
@@ -162,26 +170,29 @@ def commanded(action_SA: np.ndarray) -> np.ndarray:
 
 
 def gripper_to_environment(gripper_T: np.ndarray, convention: str, where: str) -> np.ndarray:
-    """-1 for open and +1 for closed.
+    """Returns gripper commands as the simulator takes them, -1 for open and +1 for closed.
 
     Raises:
       SourceError: values that the convention does not have.
     """
+    # A little slack for numbers that went through a scaling.
     low, high = (-1.0, 1.0) if convention == "environment" else (0.0, 1.0)
     if gripper_T.min() < low - 1e-3 or gripper_T.max() > high + 1e-3:
         raise SourceError(
             f"{where}: gripper commands from {gripper_T.min():.3g} to {gripper_T.max():.3g}, "
             f"and the convention {convention!r} has {low:g} to {high:g}; name another with --gripper."
         )
+    # 1 is open there and 0 closed.
     if convention == "openvla":
         return 1.0 - 2.0 * gripper_T
+    # 0 is no command in the environment's convention, and OpenVLA's word for closed.
     if gripper_T.min() >= 0.0 and (gripper_T == 0.0).any():
         raise SourceError(f"{where}: gripper commands of 0 and 1 look like 1 = open; name it with --gripper openvla.")
     return gripper_T
 
 
-def turned(frame_THWC: np.ndarray, rotation: str) -> np.ndarray:
-    """The frames, turned by 180 degrees or flipped upside down as asked."""
+def turn_frames(frame_THWC: np.ndarray, rotation: str) -> np.ndarray:
+    """Returns the frames turned by 180 degrees, flipped upside down or as they are."""
     if rotation == "turn":
         return frame_THWC[:, ::-1, ::-1]
     return frame_THWC[:, ::-1] if rotation == "flip" else frame_THWC

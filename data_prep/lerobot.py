@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from data_prep import convert
 from data_prep.demos import Demo, SourceError
+from wovr_jax.core.disk import read_json
 from wovr_jax.data.episodes import EpisodesError
 from wovr_jax.types import ACTION_DIM
 
@@ -94,24 +95,24 @@ class DataSet:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The cameras that are read."""
+        """The names of the cameras that are read."""
         return tuple(filter(None, (self.columns.image, self.columns.wrist)))
 
     def records(self) -> list[Record]:
-        """Every episode, by number.
+        """Returns where every episode lies, in the order of their numbers.
 
         Raises:
           SourceError: when there are not as many as the description says.
         """
-        found = sorted(self._records(), key=lambda record: record.index)
-        if len(found) != self.info["total_episodes"] or not found:
+        records = sorted(self._records(), key=lambda record: record.index)
+        if len(records) != self.info["total_episodes"] or not records:
             raise SourceError(
-                f"{self.folder}: {len(found)} episodes listed, info.json counts {self.info['total_episodes']}."
+                f"{self.folder}: {len(records)} episodes listed, info.json counts {self.info['total_episodes']}."
             )
-        return found
+        return records
 
     def _tasks(self) -> dict[int, str]:
-        """Number -> instruction."""
+        """Returns the instruction of each task number."""
         if self.version.startswith("v2"):
             return {line["task_index"]: line["task"] for line in _lines(self.folder / "meta" / "tasks.jsonl")}
         table = _table(self.folder / "meta" / "tasks.parquet")
@@ -120,6 +121,7 @@ class DataSet:
         return dict(zip(table["task_index"], table[name], strict=True))
 
     def _records(self) -> Iterator[Record]:
+        """Yields where each episode lies, in the order of the listing."""
         table, video = self.info["data_path"], self.info.get("video_path") or ""
         moving = [name for name in self.cameras if self.features[name]["dtype"] == "video"]
         if self.version.startswith("v2"):
@@ -129,6 +131,7 @@ class DataSet:
                 videos = {name: (self.folder / video.format(**at, video_key=name), 0.0) for name in moving}
                 yield Record(index, line["length"], self.folder / table.format(**at), videos)
             return
+        # Version 3: several episodes share a file, and a video tells by time where each begins.
         for path in sorted((self.folder / "meta" / "episodes").rglob("*.parquet")):
             rows = _table(path)
             for i, index in enumerate(rows["episode_index"]):
@@ -137,31 +140,36 @@ class DataSet:
                     at = {key: rows[f"videos/{name}/{key}"][i] for key in ("chunk_index", "file_index")}
                     begins = float(rows[f"videos/{name}/from_timestamp"][i])
                     videos[name] = (self.folder / video.format(**at, video_key=name), begins)
+                # The table and the videos of one episode are numbered apart.
                 at = {key: rows[f"data/{key}"][i] for key in ("chunk_index", "file_index")}
                 yield Record(index, rows["length"][i], self.folder / table.format(**at), videos)
 
     def read(self, records: list[Record]) -> Iterator[Demo]:
-        """The episodes of one table.
+        """Yields the episodes of one table.
 
         Raises:
           SourceError: naming file and episode, when something is missing or damaged.
         """
         table = _table(records[0].table)
+        # A table of version 3 holds several episodes, one after another.
         number_T = np.asarray(table.get("episode_index", []))
         for record in records:
             yield self._demo(record, table, np.flatnonzero(number_T == record.index))
 
     def _demo(self, record: Record, table: dict[str, list[Any]], rows: np.ndarray) -> Demo:
+        """Reads one episode from its rows of a table."""
         name, wanted = f"{record.table.name}, episode {record.index}", self.columns
+        # The listing and the table are written apart, and a copy may lack the end of one.
         if len(rows) != record.length:
             raise SourceError(f"{name}: {len(rows)} rows, its listing counts {record.length}; cut short?")
-        lacking = [one for one in (wanted.action, "task_index") if one not in table]
+        lacking = [key for key in (wanted.action, "task_index") if key not in table]
         if lacking:
             raise SourceError(f"{name}: column {lacking[0]} is missing.")
 
         def column(key: str) -> list[Any]:
             return [table[key][row] for row in rows]
 
+        # Without a column that tells, a demonstration is taken to end in success, at its last step.
         success_T = np.eye(len(rows), dtype=bool)[-1]
         if wanted.success:
             success_T = np.array(column(wanted.success), np.float32).reshape(len(rows), -1)[:, 0] > 0
@@ -178,6 +186,7 @@ class DataSet:
     def _frames(
         self, camera: str, record: Record, table: dict[str, list[Any]], rows: np.ndarray, name: str
     ) -> np.ndarray:
+        # Pictures lie in the rows of the table, videos in files of their own.
         if camera in record.videos:
             path, begins = record.videos[camera]
             return video_frames(path, round(begins * self.fps), len(rows), name)
@@ -187,21 +196,28 @@ class DataSet:
 
 
 def choose(features: dict[str, Any], given: dict[str, str | None], where: str) -> Columns:
-    """The columns that are named, else those that names give away."""
-    cameras = [name for name, one in features.items() if one["dtype"] in ("image", "video")]
+    """Returns the columns that are named in ``given``, else those that their own names give away.
+
+    Raises:
+      SourceError: a column that is not there, or actions of another number of dimensions.
+    """
+    cameras = [name for name, feature in features.items() if feature["dtype"] in ("image", "video")]
+    # Names are all there is to tell cameras by; whoever knows better names the column.
     outside = [name for name in cameras if not HAND.search(name)]
     inside = [name for name in cameras if HAND.search(name)]
 
-    def pick(role: str, found: list[str], needed: bool) -> str | None:
-        name = given.get(role) or (found[0] if found else "none")
+    def pick(role: str, likely: list[str], needed: bool) -> str | None:
+        name = given.get(role) or (likely[0] if likely else "none")
         if name == "none" and not needed:
             return None
         if name not in features:
             raise SourceError(f"{where}: no column {name!r} for the {role}; there are {', '.join(features)}.")
         return name
 
+    # The names of LeRobot itself first, then those of older conversions.
     vectors = {role: [name for name in names if name in features] for role, names in _VECTORS.items()}
     action = pick("action", vectors["action"], True)
+    # Two arms or joint angles have another number; nothing here could make sense of them.
     if features[action]["shape"] != [ACTION_DIM] and tuple(features[action]["shape"]) != (ACTION_DIM,):
         raise SourceError(f"{where}: {action} has shape {features[action]['shape']}, expected {ACTION_DIM} numbers.")
     return Columns(
@@ -217,8 +233,8 @@ _VECTORS = {"state": ("observation.state", "state"), "action": ("action", "actio
 
 
 def picture(cell: Any, name: str) -> np.ndarray:
-    """A frame that lies in a table, as an encoded picture."""
-    from PIL import Image
+    """Decodes a frame that lies in a table as an encoded picture."""
+    from PIL import Image  # part of an extra; data sets with videos do without
 
     try:
         return np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
@@ -227,36 +243,38 @@ def picture(cell: Any, name: str) -> np.ndarray:
 
 
 def video_frames(path: pathlib.Path, first: int, count: int, name: str) -> np.ndarray:
-    """``count`` frames of a video from number ``first`` on, counted from its beginning: seeking by time is inexact.
+    """Returns ``count`` frames of a video from number ``first`` on.
 
     Raises:
       SourceError: no such file, or fewer frames.
     """
     if not path.is_file():
         raise SourceError(f"{name}: {path.name} is missing.")
+    # Frames are counted from the beginning of the file: seeking by time may land one beside the right one.
     wanted = ["-vf", f"select=gte(n\\,{first})", "-fps_mode", "passthrough", "-frames:v", str(count)]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), *wanted]
     # PPM: three lines of text with the size, then the pixels.
     done = subprocess.run([*command, "-f", "image2pipe", "-c:v", "ppm", "-"], capture_output=True, check=False)
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
-        raise SourceError(f"{name}: {path.name} is damaged ({said[-1]}).")
-    found, at = [], 0
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
+        raise SourceError(f"{name}: {path.name} is damaged ({lines[-1]}).")
+    frames, at = [], 0
     while at < len(done.stdout):
+        # The header of a frame is read line by line: the pixels behind it may hold any byte.
         end = at
         for _ in range(3):
             end = done.stdout.index(b"\n", end) + 1
         width, height = map(int, done.stdout[at:end].split()[1:3])
         at = end + height * width * 3
-        found.append(np.frombuffer(done.stdout[end:at], np.uint8).reshape(height, width, 3))
-    if len(found) < count:
-        raise SourceError(f"{name}: {path.name} ends after {len(found)} of its {count} frames.")
-    return np.stack(found)
+        frames.append(np.frombuffer(done.stdout[end:at], np.uint8).reshape(height, width, 3))
+    if len(frames) < count:
+        raise SourceError(f"{name}: {path.name} ends after {len(frames)} of its {count} frames.")
+    return np.stack(frames)
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except FileNotFoundError:
         raise SourceError(f"{path}: missing; this is no LeRobot data set.") from None
     except ValueError as error:
@@ -285,10 +303,11 @@ def main() -> None:
     args = parser.parse_args()
     try:
         data = DataSet(args.source, image=args.image, wrist=args.wrist, state=args.state, action=args.action)
+        # A table is a source: it is read once for all its episodes, and an interruption costs one.
         tables: dict[pathlib.Path, list[Record]] = {}
         for record in data.records():
             tables.setdefault(record.table, []).append(record)
-        sources = [(path.relative_to(args.source).as_posix(), found) for path, found in tables.items()]
+        sources = [(path.relative_to(args.source).as_posix(), records) for path, records in tables.items()]
         convert.run(args, sources, data.read, list(data.tasks.values()), f"LeRobot {data.version}")
     except (SourceError, EpisodesError, OSError) as error:
         sys.exit(str(error))

@@ -23,8 +23,7 @@ import numpy as np
 
 from data_prep import convert
 from data_prep.demos import Demo, SourceError
-from wovr_jax.data.episodes import EpisodesError
-from wovr_jax.data.instructions import from_file_name
+from wovr_jax.data.episodes import EpisodesError, instruction_of
 
 FRAMES, WRIST = "obs/agentview_rgb", "obs/eye_in_hand_rgb"
 JOINTS = slice(1, 8)
@@ -32,19 +31,19 @@ JOINTS = slice(1, 8)
 
 
 def files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The data files of a folder, or the one file named.
+    """Returns the data files of a folder, or the one file named.
 
     Raises:
       SourceError: when there is none.
     """
-    found = [folder] if folder.is_file() else sorted(folder.glob("*.hdf5"))
-    if not found:
+    paths = [folder] if folder.is_file() else sorted(folder.glob("*.hdf5"))
+    if not paths:
         raise SourceError(f"{folder}: no folder with .hdf5 files.")
-    return found
+    return paths
 
 
 def read(path: pathlib.Path) -> Iterator[Demo]:
-    """The demonstrations of a file, in the order of their numbers.
+    """Yields the demonstrations of a file, in the order of their numbers.
 
     Raises:
       SourceError: naming file and demonstration, when something is missing, damaged or of another shape.
@@ -54,22 +53,24 @@ def read(path: pathlib.Path) -> Iterator[Demo]:
             if not isinstance(file.get("data"), h5py.Group):
                 raise SourceError(f"{path}: not a file of demonstrations (it has no group 'data').")
             names = sorted(file["data"], key=_number)
+            # Files that were cut short while copying still open; their header counts what should be there.
             if file["data"].attrs.get("num_demos", len(names)) != len(names) or not names:
                 raise SourceError(
                     f"{path}: {len(names)} demonstrations, its header counts {file['data'].attrs.get('num_demos')}."
                 )
             for name in names:
-                yield demo(file["data"][name], f"{path.name}, {name}", from_file_name(path.stem))
+                yield demo(file["data"][name], f"{path.name}, {name}", instruction_of(path.stem))
     except OSError as error:  # h5py's word for damage
         raise SourceError(f"{path}: damaged or cut short ({error}).") from error
 
 
 def demo(group: h5py.Group, name: str, instruction: str) -> Demo:
-    """One demonstration of an open file."""
+    """Reads one demonstration of an open file."""
     arrays = {key: _array(group, key, name) for key in ("actions", FRAMES, "rewards")}
     steps = len(arrays["actions"])
     if group.attrs.get("num_samples", steps) != steps:
         raise SourceError(f"{name}: {steps} actions, its header counts {group.attrs['num_samples']}; cut short?")
+    # Proprioception in the order of the episodes: hand position and rotation, then the two fingers.
     state = None
     if "obs/ee_states" in group and "obs/gripper_states" in group:
         state = np.concatenate([_array(group, f"obs/{key}_states", name) for key in ("ee", "gripper")], axis=1)
@@ -77,6 +78,7 @@ def demo(group: h5py.Group, name: str, instruction: str) -> Demo:
         name=name,
         frame_THWC=arrays[FRAMES],
         action_TA=arrays["actions"],
+        # The reward is 1 in the steps that end with the task done, else 0.
         success_T=arrays["rewards"] > 0,
         instruction=instruction,
         wrist_THWC=_array(group, WRIST, name) if WRIST in group else None,
@@ -86,7 +88,7 @@ def demo(group: h5py.Group, name: str, instruction: str) -> Demo:
 
 
 def pairing(group: h5py.Group, name: str) -> str:
-    """``"after"`` or ``"before"``, by which rows of ``states`` the joints of the images' rows agree with.
+    """Returns ``"after"`` or ``"before"``, by which rows of ``states`` the joints of the images' rows agree with.
 
     Raises:
       SourceError: when the arm does not move enough to tell, or the file has no joints.
@@ -97,19 +99,21 @@ def pairing(group: h5py.Group, name: str) -> str:
     # Row 0 of a file made anew is the state before the no-op steps that its first image comes after.
     before = np.abs(joints_TJ[1:] - states_TJ[1:]).mean()
     after = np.abs(joints_TJ[:-1] - states_TJ[1:]).mean()
+    # Twice as far is a wide margin: the right pairing agrees but for the states' rounding.
     if max(before, after) < 2 * min(before, after) or max(before, after) == 0:
         raise SourceError(f"{name}: cannot tell whether images come before or after their actions.")
     return "before" if before < after else "after"
 
 
 def _array(group: h5py.Group, key: str, name: str) -> np.ndarray:
-    found = group.get(key)
-    if not isinstance(found, h5py.Dataset):
+    dataset = group.get(key)
+    if not isinstance(dataset, h5py.Dataset):
         raise SourceError(f"{name}: {key} is missing.")
-    return found[()]
+    return dataset[()]
 
 
 def _number(name: str) -> tuple[int, Any]:
+    # By number, for HDF5 lists names by alphabet: demo_10 before demo_2.
     digits = name.rpartition("_")[2]
     return (int(digits), "") if digits.isdigit() else (sys.maxsize, name)
 
@@ -118,9 +122,10 @@ def main() -> None:
     """Reads a folder of HDF5 files and writes episodes."""
     args = convert.parser(__doc__, rotation="turn", gripper="environment", actor="human").parse_args()
     try:
-        found = files(args.source)
-        tasks = [from_file_name(path.stem) for path in found]
-        convert.run(args, [(path.name, path) for path in found], read, tasks, "LIBERO HDF5")
+        paths = files(args.source)
+        # One file a task, so the names of the files are the list of tasks.
+        tasks = [instruction_of(path.stem) for path in paths]
+        convert.run(args, [(path.name, path) for path in paths], read, tasks, "LIBERO HDF5")
     except (SourceError, EpisodesError, OSError) as error:
         sys.exit(str(error))
 

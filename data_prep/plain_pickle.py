@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 _NUMBER = re.compile(r"[biufc](1|2|4|8|16)|[SU]\d+")
+"""Codes of numpy types that are plain numbers or text: kind and bytes."""
 _DEEPEST = 50
+"""How deep lists and dicts may be nested: far more than any data need, and long before the stack runs out."""
 
 
 class RefusedError(ValueError):
@@ -29,7 +31,7 @@ class RefusedError(ValueError):
 
 
 def load(path: str | os.PathLike) -> Any:
-    """The content of an ``.npy`` file of objects, as lists, dicts and plain arrays.
+    """Reads an ``.npy`` file of objects as lists, dicts and plain arrays.
 
     Raises:
       RefusedError: cut short, another kind of file, or with anything but plain data in it.
@@ -39,6 +41,7 @@ def load(path: str | os.PathLike) -> Any:
         with path.open("rb") as file:
             shape = _object_shape(file)
             content = _plain(_Unpickler(file).load(), path.name)
+            # Bytes behind the pickle could be a second one, for a reader less careful than this.
             if file.read(1):
                 raise RefusedError("bytes follow after the end of the pickle")
     except FileNotFoundError:
@@ -47,6 +50,7 @@ def load(path: str | os.PathLike) -> Any:
         raise RefusedError(f"{path}: refused, {error}.") from None
     except Exception as error:  # a damaged pickle fails in every way there is
         raise RefusedError(f"{path}: damaged or cut short ({type(error).__name__}: {error}).") from error
+    # numpy wraps what it saves in an array of objects; lists that were pickled plainly are read too.
     flat = content.reshape(-1).tolist() if isinstance(content, np.ndarray) else content
     if not isinstance(flat, list) or len(flat) != math.prod(shape):
         raise RefusedError(f"{path}: refused, the header says {shape} and something else follows.")
@@ -54,10 +58,12 @@ def load(path: str | os.PathLike) -> Any:
 
 
 def _object_shape(file: io.BufferedReader) -> tuple[int, ...]:
+    """Reads the header of an ``.npy`` file and returns the shape it tells."""
     try:
         version = np.lib.format.read_magic(file)
     except ValueError as error:
         raise RefusedError(f"it is not an .npy file ({error})") from None
+    # The header is plain text; numpy reads it without evaluating anything but a literal.
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     if dtype != np.dtype(object):
@@ -87,6 +93,7 @@ class _Dtype(_StandIn):
     """``numpy.dtype``: notes its code and byte order."""
 
     def __init__(self, code: Any, *_: Any):
+        # Checked here, where it is named: an array of anything else never gets any bytes.
         self.code, self.order = str(code), "="
         if self.code not in ("O", "O8") and not _NUMBER.fullmatch(self.code):
             raise RefusedError(f"it holds an array of type {self.code!r}")
@@ -151,6 +158,7 @@ _KNOWN = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # numpy.core became numpy._core in numpy 2.
+        # Only these names are answered, and by classes of this file; nothing of numpy itself is called.
         short = re.sub(r"^numpy\._?core\.", "", module)
         try:
             return _KNOWN[f"{short}.{name}"]
@@ -165,11 +173,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """``value`` with every stand-in replaced by the array or number it stands for."""
+    """Returns ``value`` with every stand-in replaced by the array or number it stands for."""
     if depth > _DEEPEST:
         raise RefusedError(f"{where} is nested more than {_DEEPEST} deep")
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
+    # Containers are rebuilt item by item, so that nothing else can hide in them.
     if isinstance(value, dict):
         return {_key(key, where): _plain(item, f"{where}[{key!r}]", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -191,6 +200,7 @@ def _key(key: Any, where: str) -> str | int:
 
 
 def _array(state: tuple, where: str, depth: int) -> Any:
+    """Builds an array, or a number where the shape is empty, from what a stand-in noted."""
     _, shape, dtype, fortran, data = state
     shape = tuple(int(length) for length in shape)
     if not isinstance(dtype, _Dtype) or min(shape, default=0) < 0:
@@ -198,10 +208,12 @@ def _array(state: tuple, where: str, depth: int) -> Any:
     if isinstance(data, list):
         if not dtype.code.startswith("O") or len(data) != math.prod(shape):
             raise RefusedError(f"{where} is an array of {shape} with {len(data)} objects")
+        # Filled afterwards: np.array would look into the items and might make another shape of them.
         flat = np.empty(len(data), object)
         flat[:] = _items(data, where, depth)
         return flat.reshape(shape, order="F" if fortran else "C")
     if not isinstance(data, bytes | bytearray) or len(data) != math.prod(shape) * dtype.real.itemsize:
         raise RefusedError(f"{where} is an array of {shape} without the bytes for it")
+    # Exactly as many bytes as shape and type ask for, or it was refused above.
     array = np.frombuffer(bytes(data), dtype.real).reshape(shape, order="F" if fortran else "C")
     return array if shape else array[()]

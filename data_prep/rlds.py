@@ -12,7 +12,6 @@ takes it, -1 open and +1 closed (OpenVLA's loader turns it into 1 and 0 later). 
 
 from __future__ import annotations
 
-import json
 import pathlib
 import struct
 import sys
@@ -23,13 +22,14 @@ import numpy as np
 
 from data_prep import convert
 from data_prep.demos import Demo, SourceError
+from wovr_jax.core.disk import read_json
 from wovr_jax.data.episodes import EpisodesError
 
 SHARDS = "*.tfrecord*"
 
 
 def shards(folder: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
-    """The shards of a data set and how many episodes each holds by its own description.
+    """Returns the shards of a data set and how many episodes each holds by its own description, -1 without one.
 
     Raises:
       SourceError: no data set, or shards that are missing.
@@ -38,6 +38,7 @@ def shards(folder: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
         raise SourceError(f"{folder}: no RLDS data set (features.json is missing); name the folder of its version.")
     files = sorted(folder.glob(SHARDS))
     lengths = _lengths(folder)
+    # A download that was interrupted lacks whole files, and those that are there look fine.
     if lengths and len(files) != len(lengths):
         raise SourceError(f"{folder}: {len(files)} shards, and dataset_info.json speaks of {len(lengths)}.")
     if not files:
@@ -46,19 +47,24 @@ def shards(folder: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
 
 
 def _lengths(folder: pathlib.Path) -> list[int]:
-    """Episodes of each shard, of all splits, by their alphabetical order; nothing without a description."""
+    """Returns the episodes of each shard, split after split by alphabet; nothing without a description."""
     path = folder / "dataset_info.json"
     if not path.is_file():
         return []
     try:
-        splits = json.loads(path.read_text()).get("splits", [])
-        return [int(n) for split in sorted(splits, key=lambda one: one["name"]) for n in split["shardLengths"]]
+        splits = read_json(path).get("splits", [])
+        # By alphabet, since that is the order of the files; the description may list the splits in another one.
+        return [int(n) for split in sorted(splits, key=lambda split: split["name"]) for n in split["shardLengths"]]
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{path}: not a description of a data set ({type(error).__name__}: {error}).") from error
 
 
 def records(path: pathlib.Path) -> Iterator[bytes]:
-    """The records of a TFRecord file: length (8 bytes), its checksum (4), content, its checksum (4).
+    """Yields the records of a TFRecord file: length (8 bytes), its checksum (4), content, its checksum (4).
+
+    The checksum of the length is checked, that of the content is not: in Python it would take longer than all the rest,
+    and damage inside an episode mostly shows when its protocol buffer and its pictures are decoded. Compare the files'
+    hashes with the publisher's where that is not enough.
 
     Raises:
       SourceError: a file that ends within a record, or whose framing is damaged.
@@ -78,7 +84,8 @@ def records(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def masked_crc(data: bytes) -> int:
-    """TFRecord's checksum of a few bytes: CRC-32C, rotated and shifted."""
+    """Returns TFRecord's checksum of a few bytes: CRC-32C, rotated and shifted."""
+    # Bit by bit, with the reflected polynomial of Castagnoli; eight bytes of length need no table.
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -89,8 +96,8 @@ def masked_crc(data: bytes) -> int:
 
 
 def features(folder: pathlib.Path) -> Any:
-    """What a record holds, by the data set's own ``features.json``."""
-    import tensorflow_datasets as tfds
+    """Returns what a record holds, by the data set's own ``features.json``."""
+    import tensorflow_datasets as tfds  # takes seconds, and a wrong folder is found without it
 
     try:
         return tfds.features.FeaturesDict.from_config(str(folder))
@@ -99,34 +106,36 @@ def features(folder: pathlib.Path) -> Any:
 
 
 def read(shard: tuple[pathlib.Path, int]) -> Iterator[Demo]:
-    """The episodes of a shard.
+    """Yields the episodes of a shard.
 
     Raises:
       SourceError: naming shard and record, when something is missing or damaged, or episodes are missing.
     """
     path, expected = shard
-    layout, found = features(path.parent), 0
+    layout, count = features(path.parent), 0
     for number, content in enumerate(records(path)):
         yield demo(content, layout, f"{path.name}, record {number}")
-        found += 1
-    if expected not in (-1, found):
-        raise SourceError(f"{path.name}: {found} episodes, dataset_info.json counts {expected}; cut short?")
+        count += 1
+    # A file that ends between two records looks whole; only the description knows that one is missing.
+    if expected not in (-1, count):
+        raise SourceError(f"{path.name}: {count} episodes, dataset_info.json counts {expected}; cut short?")
 
 
 def demo(content: bytes, layout: Any, name: str) -> Demo:
-    """One record."""
+    """Decodes one record."""
     try:
+        # Pictures are decoded here too, by the data set's own description of its features.
         steps = list(layout.deserialize_example_np(content)["steps"])
-        seen = [step["observation"] for step in steps]
-        wrist = np.stack([one["wrist_image"] for one in seen]) if "wrist_image" in seen[0] else None
+        views = [step["observation"] for step in steps]
+        wrist = np.stack([view["wrist_image"] for view in views]) if "wrist_image" in views[0] else None
         return Demo(
             name=name,
-            frame_THWC=np.stack([one["image"] for one in seen]),
+            frame_THWC=np.stack([view["image"] for view in views]),
             action_TA=np.stack([step["action"] for step in steps]),
             success_T=np.array([step["reward"] for step in steps]) > 0,
             instruction=text(steps[0]["language_instruction"]),
             wrist_THWC=wrist,
-            state_TD=np.stack([one["state"] for one in seen]) if "state" in seen[0] else None,
+            state_TD=np.stack([view["state"] for view in views]) if "state" in views[0] else None,
         )
     except SourceError:
         raise
@@ -137,16 +146,17 @@ def demo(content: bytes, layout: Any, name: str) -> Demo:
 
 
 def text(value: Any) -> str:
-    """Text that may come as bytes."""
+    """Returns text, which may come as bytes, without blanks around it."""
     return (value.decode() if isinstance(value, bytes) else str(value)).strip()
 
 
-def instructions(found: list[tuple[pathlib.Path, int]]) -> list[str]:
-    """Every instruction of the data set, by one pass over its records that decodes a first step only."""
-    layout, known = features(found[0][0].parent), set()
-    for path, _ in found:
+def instructions(files: list[tuple[pathlib.Path, int]]) -> list[str]:
+    """Returns every instruction of the data set, by one pass over its records."""
+    layout, known = features(files[0][0].parent), set()
+    for path, _ in files:
         for number, content in enumerate(records(path)):
             try:
+                # The first step is enough, and decoding it costs one picture of the episode's hundreds.
                 first = next(iter(layout.deserialize_example_np(content)["steps"]))
                 known.add(text(first["language_instruction"]))
             except Exception as error:  # of protobuf, or a name that is missing
@@ -160,9 +170,9 @@ def main() -> None:
     """Reads an RLDS data set and writes episodes."""
     args = convert.parser(__doc__, rotation="none", gripper="environment", actor="human").parse_args()
     try:
-        found = shards(args.source)
-        asked = [] if args.tasks else instructions(found)
-        convert.run(args, [(path.name, (path, length)) for path, length in found], read, asked, "RLDS")
+        files = shards(args.source)
+        tasks = [] if args.tasks else instructions(files)
+        convert.run(args, [(path.name, (path, length)) for path, length in files], read, tasks, "RLDS")
     except (SourceError, EpisodesError, OSError) as error:
         sys.exit(str(error))
 

@@ -47,7 +47,7 @@ ACTOR = "rlinf"
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """One file.
+    """The content of one file.
 
     Attributes:
       name: of the file.
@@ -65,11 +65,12 @@ class Trajectory:
 
     @property
     def is_keyframe(self) -> bool:
+        """Whether the file has a memory of its own; shorter ones count as starts of episodes."""
         return len(self.frame_SHWC) >= MEMORY
 
 
 def read(folder: str | os.PathLike, *, keyframes: bool = True) -> Iterator[Trajectory]:
-    """The trajectories of a folder, by name.
+    """Yields the trajectories of a folder, in the order of their names.
 
     Args:
       folder: with the ``.npy`` files.
@@ -81,6 +82,7 @@ def read(folder: str | os.PathLike, *, keyframes: bool = True) -> Iterator[Traje
     """
     folder = pathlib.Path(folder)
     files = sorted(folder.glob("*.npy")) if folder.is_dir() else []
+    # By name, as RLinf tells them apart when it is asked for starts only.
     files = [file for file in files if keyframes or not file.stem.endswith("_kir")]
     if not files:
         raise NoDataError(f"{folder}: no folder with .npy files{'' if keyframes else ' but keyframes'}.")
@@ -89,14 +91,16 @@ def read(folder: str | os.PathLike, *, keyframes: bool = True) -> Iterator[Traje
 
 
 def trajectory(path: str | os.PathLike) -> Trajectory:
-    """One file, checked. See :func:`read`."""
+    """Reads and checks one file; see :func:`read` for what is refused."""
     path = pathlib.Path(path)
+    # Never by np.load with pickles allowed: such a file may run any function.
     frames = load(path)
     if not frames or not all(isinstance(frame, dict) for frame in frames):
         raise RefusedError(f"{path}: expected a list of frames, each a dict, got {_kinds(frames)}.")
     images = [_image(frame, f"{path}, frame {i}") for i, frame in enumerate(frames)]
     if len({image.shape for image in images}) > 1:
         raise RefusedError(f"{path}: its frames have different sizes, {sorted({image.shape for image in images})}.")
+    # The start of an episode has no action that led to it; a memory has one for each frame.
     needed = len(frames) >= MEMORY
     actions = [_action(frame, f"{path}, frame {i}", needed) for i, frame in enumerate(frames)]
     seed = re.search(r"seed_(\d+)", path.stem)
@@ -106,68 +110,75 @@ def trajectory(path: str | os.PathLike) -> Trajectory:
 
 
 def tasks(trajectories: Sequence[Trajectory], given: Sequence[str] | None = None) -> list[str]:
-    """The instructions in the order of their task numbers: ``given``, or all that occur, by alphabet.
+    """Returns the instructions in the order of their task numbers: ``given``, or all that occur, by alphabet.
 
     Raises:
       NoDataError: when an instruction is not among those given.
     """
-    found = sorted({one.instruction for one in trajectories})
-    strange = sorted(set(found) - set(given or found))
+    known = sorted({file.instruction for file in trajectories})
+    # Numbers that shift by one task would train every task with another one's words.
+    strange = sorted(set(known) - set(given or known))
     if strange:
         raise NoDataError(
             f"{len(strange)} instructions are not among the {len(given or ())} tasks: {strange[0]!r}, ..."
         )
-    return list(given or found)
+    return list(given or known)
 
 
 def to_starts(trajectories: Sequence[Trajectory], instructions: Sequence[str]) -> Starts:
-    """The table that rollouts begin from: starts of episodes first, then keyframes.
+    """Returns the table that rollouts begin from: starts of episodes first, then keyframes.
 
     Raises:
       NoDataError: for trajectories of different frame sizes, or none.
     """
-    ordered = sorted(trajectories, key=lambda one: one.is_keyframe)
-    sizes = {one.frame_SHWC.shape[1:] for one in ordered}
+    # Our table keeps the starts of episodes in its first rows; the sort is stable, so names stay in order otherwise.
+    ordered = sorted(trajectories, key=lambda file: file.is_keyframe)
+    sizes = {file.frame_SHWC.shape[1:] for file in ordered}
+    # The table is one array, and a network has one size of frames.
     if len(sizes) != 1:
         raise NoDataError(f"start states of one frame size are needed, got {sorted(sizes) or 'none'}.")
     null_A = np.asarray(NULL_ACTION, np.float32)
-    longest = max(len(one.frame_SHWC) - 1 for one in ordered)
+    longest = max(len(file.frame_SHWC) - 1 for file in ordered)
+    # Padded with null actions behind each start, as in tables of our own.
     played_KSA = np.tile(null_A, (len(ordered), max(longest, 1), 1))
     memories, actions, steps = [], [], []
-    for one, played_SA in zip(ordered, played_KSA, strict=True):
-        key = one.is_keyframe
-        memories.append(one.frame_SHWC[-MEMORY:] if key else np.repeat(one.frame_SHWC[:1], MEMORY, axis=0))
-        actions.append(one.action_SA[-MEMORY:] if key else np.tile(null_A, (MEMORY, 1)))
-        steps.append(len(one.frame_SHWC) - 1 if key else 0)
-        played_SA[: steps[-1]] = one.action_SA[1 : 1 + steps[-1]]
-    rule = [RULES.index("before_failure" if one.is_keyframe else "initial") for one in ordered]
+    for file, played_SA in zip(ordered, played_KSA, strict=True):
+        key = file.is_keyframe
+        # A start has its one frame M times, as at the reset of every rollout.
+        memories.append(file.frame_SHWC[-MEMORY:] if key else np.repeat(file.frame_SHWC[:1], MEMORY, axis=0))
+        actions.append(file.action_SA[-MEMORY:] if key else np.tile(null_A, (MEMORY, 1)))
+        steps.append(len(file.frame_SHWC) - 1 if key else 0)
+        # The first action led into the anchor, which is before anything that could be played.
+        played_SA[: steps[-1]] = file.action_SA[1 : 1 + steps[-1]]
+    # RLinf takes its keyframes before failures, so that is the rule they go by here.
+    rule = [RULES.index("before_failure" if file.is_keyframe else "initial") for file in ordered]
     return Starts(
-        anchor_KHWC=np.stack([one.frame_SHWC[0] for one in ordered]),
+        anchor_KHWC=np.stack([file.frame_SHWC[0] for file in ordered]),
         memory_KMHWC=np.stack(memories),
         action_KMA=np.stack(actions),
         played_KSA=played_KSA,
-        task_K=np.array([instructions.index(one.instruction) for one in ordered], np.int32),
+        task_K=np.array([instructions.index(file.instruction) for file in ordered], np.int32),
         step_K=np.array(steps, np.int32),
-        seed_K=np.array([one.seed for one in ordered], np.int32),
+        seed_K=np.array([file.seed for file in ordered], np.int32),
         episode_K=np.arange(len(ordered), dtype=np.int32),
         rule_K=np.array(rule, np.int32),
-        initials=sum(not one.is_keyframe for one in ordered),
+        initials=sum(not file.is_keyframe for file in ordered),
     )
 
 
 def to_episodes(trajectories: Sequence[Trajectory], instructions: Sequence[str]) -> Iterator[Episode]:
-    """Keyframe files as short episodes; a file of one frame has no step and makes none."""
-    for one in trajectories:
-        if one.is_keyframe:
+    """Yields keyframe files as short episodes; a file of one frame has no step and makes none."""
+    for file in trajectories:
+        if file.is_keyframe:
             yield Episode(
-                frame_SHWC=one.frame_SHWC,
-                action_SA=one.action_SA[1:],  # there the action leads out of a frame, here into it
-                success_S=np.zeros(len(one.frame_SHWC), bool),
-                instruction=one.instruction,
-                task=instructions.index(one.instruction),
-                seed=one.seed,
+                frame_SHWC=file.frame_SHWC,
+                action_SA=file.action_SA[1:],  # there the action leads out of a frame, here into it
+                success_S=np.zeros(len(file.frame_SHWC), bool),
+                instruction=file.instruction,
+                task=instructions.index(file.instruction),
+                seed=file.seed,
                 actor=ACTOR,
-                label_SA=one.action_SA[1:],
+                label_SA=file.action_SA[1:],
             )
 
 
@@ -180,6 +191,7 @@ def _image(frame: dict[Any, Any], where: str) -> np.ndarray:
 
 
 def _action(frame: dict[Any, Any], where: str, needed: bool) -> np.ndarray:
+    # RLinf leaves it out at starts, where nothing led into the frame.
     if "delta_action" not in frame and not needed:
         return np.asarray(NULL_ACTION, np.float32)
     try:
@@ -194,6 +206,7 @@ def _action(frame: dict[Any, Any], where: str, needed: bool) -> np.ndarray:
 
 
 def _instruction(frame: dict[Any, Any], path: pathlib.Path) -> str:
+    # Either name occurs, in files of different sets.
     text = frame.get("instruction", frame.get("task"))
     text = text.decode() if isinstance(text, bytes) else text
     if not isinstance(text, str) or not text.strip():
@@ -216,18 +229,18 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     args = parser.parse_args()
     try:
-        found = list(read(args.folder, keyframes=not args.no_keyframes))
+        files = list(read(args.folder, keyframes=not args.no_keyframes))
         given = args.tasks.read_text().strip().splitlines() if args.tasks else None
-        instructions = tasks(found, given)
+        instructions = tasks(files, given)
         meta = {"source": "RLinf start states", "tasks": instructions}
         if args.episodes:
-            disk.write(args.out, to_episodes(found, instructions), meta=meta, overwrite=args.overwrite)
+            disk.write(args.out, to_episodes(files, instructions), meta=meta, overwrite=args.overwrite)
         else:
-            starts.save(args.out, to_starts(found, instructions), meta=meta, overwrite=args.overwrite)
+            starts.save(args.out, to_starts(files, instructions), meta=meta, overwrite=args.overwrite)
     except (RefusedError, NoDataError, disk.EpisodesError, OSError) as error:
         sys.exit(str(error))
-    keys = sum(one.is_keyframe for one in found)
-    print(f"{args.out}: {len(found) - keys} starts and {keys} keyframes of {len(instructions)} tasks")
+    keys = sum(file.is_keyframe for file in files)
+    print(f"{args.out}: {len(files) - keys} starts and {keys} keyframes of {len(instructions)} tasks")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from wovr_jax.core.disk import fresh_folder, replace_folder, write_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.types import ACTION_DIM, Episode
 
@@ -53,18 +54,20 @@ def write(source: disk.EpisodeSource, out: pathlib.Path, *, fps: int = 20, video
     """
     if out.exists():
         raise disk.EpisodesError(f"{out} exists already; name another folder.")
-    fresh = disk.fresh_folder(out.expanduser().absolute())
+    fresh = fresh_folder(out.expanduser().absolute())
     tasks = {int(number): facts["instruction"] for number, facts in source.manifest["tasks"].items()}
+    # Tasks are numbered without gaps there, and ours may have any numbers.
     order = {number: index for index, number in enumerate(sorted(tasks))}
     listing: list[dict[str, Any]] = []
     sums: dict[str, list[np.ndarray]] = {STATE: [], ACTION: [], IMAGE: [], WRIST: []}
     try:
         for file in tqdm(range(-(-len(source) // EACH)), desc=out.name, unit="file"):
+            # A file at a time: all episodes at once would not fit in memory.
             part = range(file * EACH, min((file + 1) * EACH, len(source)))
             _write_file(fresh, [source[index] for index in part], file, order, listing, sums, fps, video)
         info = _info(source, listing, len(tasks), fps, video)
         _write_meta(fresh, info, listing, [tasks[number] for number in sorted(tasks)], sums)
-        disk.put_in_place(fresh, out.expanduser().absolute())
+        replace_folder(fresh, out.expanduser().absolute())
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return info
@@ -80,11 +83,11 @@ def _write_file(
     fps: int,
     video: bool,
 ) -> None:
-    """One table and, with ``video``, a film of each camera; notes in ``listing`` where each episode lies."""
+    """Writes one table and, with ``video``, a film of each camera; notes in ``listing`` where each episode lies."""
     at = {"chunk_index": file // CHUNK, "file_index": file % CHUNK}
     columns: dict[str, list[Any]] = {}
     films: dict[str, list[np.ndarray]] = {}
-    shown = 0
+    frames = 0  # in the films of this file, before the episode
     for episode in episodes:
         number, first = len(listing), sum(line["length"] for line in listing)
         steps = len(episode.label_SA)
@@ -93,20 +96,22 @@ def _write_file(
         line: dict[str, Any] = {"episode_index": number, "tasks": [episode.instruction], "length": steps}
         line |= {"dataset_from_index": first, "dataset_to_index": first + steps}
         line |= {f"data/{key}": value for key, value in at.items()}
+        # The listing of all episodes is one file, number 0 of folder 0.
         line |= {f"meta/episodes/{key}": 0 for key in at}
         for name, frame_SHWC in _cameras(episode):
+            # Without the last frame, in which no action was chosen.
             films.setdefault(name, []).append(frame_SHWC[:-1])
             # A sample of the pixels: the statistics of all of them would need all of them at once.
             sums[name].append(frame_SHWC[::10, ::8, ::8].reshape(-1, 3) / 255.0)
             if video:
                 line |= {f"videos/{name}/{key}": value for key, value in at.items()}
-                line |= {f"videos/{name}/from_timestamp": shown / fps}
-                line |= {f"videos/{name}/to_timestamp": (shown + steps) / fps}
+                line |= {f"videos/{name}/from_timestamp": frames / fps}
+                line |= {f"videos/{name}/to_timestamp": (frames + steps) / fps}
         sums[ACTION].append(episode.label_SA)
         if episode.state_SD is not None:
             sums[STATE].append(episode.state_SD[:-1])
         listing.append(line)
-        shown += steps
+        frames += steps
     for name, parts in films.items():
         if video:
             film(folder / VIDEO.format(**at, video_key=name), np.concatenate(parts), fps)
@@ -116,17 +121,19 @@ def _write_file(
 
 
 def _columns(episode: Episode, number: int, first: int, task: int, fps: int) -> dict[str, list[Any]]:
+    """Returns the columns of an episode's rows; the last frame has no action and no row."""
     steps = len(episode.label_SA)
-    found: dict[str, list[Any]] = {ACTION: episode.label_SA.tolist()}
+    columns: dict[str, list[Any]] = {ACTION: episode.label_SA.tolist()}
     if episode.state_SD is not None:
-        found[STATE] = episode.state_SD[:-1].tolist()
-    found["timestamp"] = [step / fps for step in range(steps)]
-    found["frame_index"] = list(range(steps))
-    found["episode_index"], found["task_index"] = [number] * steps, [task] * steps
-    found["index"] = list(range(first, first + steps))
-    found["next.reward"] = episode.success_S[1:].astype(float).tolist()
-    found["next.done"] = [step == steps - 1 for step in range(steps)]
-    return found
+        columns[STATE] = episode.state_SD[:-1].tolist()
+    columns["timestamp"] = [step / fps for step in range(steps)]
+    columns["frame_index"] = list(range(steps))
+    columns["episode_index"], columns["task_index"] = [number] * steps, [task] * steps
+    columns["index"] = list(range(first, first + steps))
+    # What the action led to: the success of the frame after it.
+    columns["next.reward"] = episode.success_S[1:].astype(float).tolist()
+    columns["next.done"] = [step == steps - 1 for step in range(steps)]
+    return columns
 
 
 def _cameras(episode: Episode) -> Iterator[tuple[str, np.ndarray]]:
@@ -138,7 +145,7 @@ def _cameras(episode: Episode) -> Iterator[tuple[str, np.ndarray]]:
 def _info(
     source: disk.EpisodeSource, listing: list[dict[str, Any]], tasks: int, fps: int, video: bool
 ) -> dict[str, Any]:
-    """The content of ``meta/info.json``."""
+    """Returns the content of ``meta/info.json``."""
     facts = source.manifest
     kind = "video" if video else "image"
     features: dict[str, Any] = {}
@@ -150,9 +157,11 @@ def _info(
                 about |= {"pix_fmt": "yuv420p", "is_depth_map": False}
                 features[name]["info"] = {f"video.{key}": value for key, value in about.items()} | {"has_audio": False}
     if width := facts.get("state"):
+        # Names for LIBERO's eight numbers only; of others we know nothing.
         names = list(STATE_NAMES) if width == len(STATE_NAMES) else None
         features[STATE] = {"dtype": "float32", "shape": [width], "names": names}
     features[ACTION] = {"dtype": "float32", "shape": [ACTION_DIM], "names": list(ACTION_NAMES)}
+    # Columns that every data set of LeRobot has.
     kinds = dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
     for name, dtype in {"timestamp": "float32", "next.reward": "float32", "next.done": "bool", **kinds}.items():
         features[name] = {"dtype": dtype, "shape": [1], "names": None}
@@ -192,19 +201,21 @@ def _write_meta(
     table = pa.table({"task_index": list(range(len(tasks))), "task": list(tasks)})
     pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(note)}), folder / "meta/tasks.parquet")
     stats = {name: _stats(parts, name in (IMAGE, WRIST)) for name, parts in sums.items() if parts}
-    (folder / "meta/stats.json").write_text(json.dumps(stats))
-    (folder / "meta/info.json").write_text(json.dumps(info, indent=4))
+    write_json(folder / "meta/stats.json", stats, indent=None)
+    write_json(folder / "meta/info.json", info, indent=4)
 
 
 def _stats(parts: Sequence[np.ndarray], picture: bool) -> dict[str, list[Any]]:
+    # Sums over millions of rows lose digits in float32.
     rows = np.concatenate(parts).astype(np.float64)
-    found = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+    stats = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+    # Pictures have their statistics by channel, in the shape that broadcasts against (channel, height, width).
     shape = (3, 1, 1) if picture else (-1,)
-    return {name: value.reshape(shape).tolist() for name, value in found.items()} | {"count": [len(rows)]}
+    return {name: value.reshape(shape).tolist() for name, value in stats.items()} | {"count": [len(rows)]}
 
 
 def png(frame_HWC: np.ndarray) -> dict[str, Any]:
-    """A picture as a table's cell."""
+    """Encodes a picture as the cell of a table."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -213,10 +224,16 @@ def png(frame_HWC: np.ndarray) -> dict[str, Any]:
 
 
 def film(path: pathlib.Path, frame_SHWC: np.ndarray, fps: int) -> None:
-    """An H.264 film, pixel for pixel; sides have to be even."""
+    """Writes an H.264 film, pixel for pixel; sides have to be even.
+
+    Raises:
+      EpisodesError: with ffmpeg's own words.
+    """
     _, height, width, _ = frame_SHWC.shape
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Through a pipe, pixel for pixel: no picture is written in between.
     raw = f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} -framerate {fps} -i -"
+    # A key frame in every second frame: readers of training data jump about, and decode from the last key frame.
     coded = "-c:v libx264 -crf 16 -g 2 -pix_fmt yuv420p"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *raw.split(), *coded.split(), str(path)]
     done = subprocess.run(command, input=frame_SHWC.tobytes(), capture_output=True, check=False)
@@ -226,6 +243,7 @@ def film(path: pathlib.Path, frame_SHWC: np.ndarray, fps: int) -> None:
 
 def _save(path: pathlib.Path, columns: dict[str, list[Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Without types pyarrow would take Python's floats for float64, and info.json says float32.
     typed: dict[str, Any] = {}
     for name, column in columns.items():
         if name in (STATE, ACTION):

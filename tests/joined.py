@@ -11,5 +11,5 @@ import contextlib
 from wovr_jax.core import processes
 
 _OPEN = contextlib.ExitStack()
-_OPEN.enter_context(processes.joined())
+_OPEN.enter_context(processes.join())
 atexit.register(_OPEN.close)  # before JAX's own end, which was registered earlier

@@ -27,8 +27,9 @@ from wovr_jax.core.history import CheckpointConfig
 from wovr_jax.data import episodes as disk
 from wovr_jax.run.folder import Run, RunError
 from wovr_jax.train import loop
+from wovr_jax.train.step import ReplayableStep
 from wovr_jax.types import Episode
-from wovr_jax.weights import assets
+from wovr_jax.weights import native
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EVERY_STEP = CheckpointConfig(every_s=0)
@@ -42,7 +43,7 @@ def drawn(numbers: jax.Array, i: jax.Array) -> jax.Array:
 @jax.jit
 def add(state: dict, i: jax.Array, numbers: jax.Array) -> tuple[dict, dict]:
     size = jnp.mean(numbers[i])
-    return {"w": state["w"] + size}, {"loss": jnp.float32(1.0), "gradient": size}
+    return {"w": state["w"] + size}, {"loss": jnp.float32(1.0), "grad_norm": size}
 
 
 def train(
@@ -55,7 +56,7 @@ def train(
     numbers = jnp.asarray(np.where(np.arange(100)[:, None] == bad, value, np.arange(300.0).reshape(100, 3)), np.float32)
     drawn(numbers, jnp.int32(0))
     step = lambda state, i: add(state, i, numbers)  # noqa: E731
-    made = loop.Shown(step, lambda _, i: drawn(numbers, i), of_state=rolls) if batch else step
+    made = ReplayableStep(step, lambda _, i: drawn(numbers, i), on_policy=rolls) if batch else step
     return loop.fit("world-0", {"w": jnp.zeros(2)}, made, steps, folder=folder, keep=EVERY_STEP, log_every=3)
 
 
@@ -78,7 +79,7 @@ def as_after_three_steps(folder: pathlib.Path) -> None:
     """The same command goes on from the last good step and ends as a run to which nothing happened."""
     went_on = train(folder, 6)
     np.testing.assert_array_equal(went_on["w"], train(folder / "whole", 6)["w"])
-    assert not list((folder / "fit").glob("*.new*")), "half a checkpoint was left"
+    assert not list((folder / "fit").glob("*tmp*")), "half a checkpoint was left"
 
 
 @contextlib.contextmanager
@@ -143,7 +144,8 @@ def other_episodes_are_whole(folder: pathlib.Path) -> None:
 
 
 def weights_are_missing(folder: pathlib.Path) -> None:
-    assets.given("world_weights", str(folder / "nowhere.json"), {"w": jax.ShapeDtypeStruct((2,), jnp.float32)})
+    shapes = {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    native.load_weights("world_weights", str(folder / "nowhere.json"), shapes, sharding.WHOLE)
 
 
 def fewer_devices(_: pathlib.Path) -> None:
@@ -157,7 +159,7 @@ FAULTS = {
         Fault(
             lambda folder: train(folder, 9, bad=4, value=np.inf),
             loop.NonFiniteError,
-            r"world-0: metric 'gradient' is inf at step 5 of 9\. The checkpoint of step \d in .* is kept\..*nonfinite",
+            r"world-0: metric 'grad_norm' is inf at step 5 of 9\. The checkpoint of step \d in .* is kept\..*nonfinite",
             as_after_three_steps,
         ),
     ),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from wovr_jax.imagine import imagine, predicate, shadowed
+from wovr_jax.imagine import imagine, predicate, shadow
 from wovr_jax.sim.tabletop import collect
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.table import TabletopConfig
@@ -85,7 +85,7 @@ def test_true_world_reports_the_true_predicate() -> None:
 
 
 def test_shadow_gives_imagined_frames_and_true_reward() -> None:
-    world = shadowed(_dreaming(), tabletop.world(CFG))
+    world = shadow(_dreaming(), tabletop.world(CFG))
     key, start = jax.random.key(9), _start()
     both = imagine(_act, world, predicate, start, key, chunks=2, video=True)
     dream = imagine(_act, _dreaming(), _brightness, start, key, chunks=2, video=True)
@@ -94,7 +94,7 @@ def test_shadow_gives_imagined_frames_and_true_reward() -> None:
 
 
 def test_predicate_without_truth_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match="shadowed"):
+    with pytest.raises(ValueError, match="`shadow`"):
         imagine(_act, _dreaming(), predicate, _start(), jax.random.key(0), chunks=1)
 
 

@@ -32,7 +32,7 @@ from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.report import page as report
+from wovr_jax.report import tables
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.run.folder import MARK, Run, RunError
@@ -42,7 +42,7 @@ from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.studies.variants import merged
 from wovr_jax.train import loop
-from wovr_jax.weights import assets
+from wovr_jax.weights import native
 from wovr_jax.world import fit as world_fit
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
@@ -60,7 +60,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         ("dino", policy.dino, weights["dino"]),
         ("siglip", policy.siglip, weights["siglip"]),
     ):
-        assets.save_asset(name, cfg, params, training={}, scores={}, folder=folder)
+        native.save_asset(name, cfg, params, training={}, scores={}, folder=folder)
     return folder
 
 
@@ -344,7 +344,7 @@ def test_a_reward_that_never_or_always_says_success_leaves_the_policy_and_says_s
     assert f"grpo-1: 2 of 2 iterations changed nothing: judged success was {rate}" in remark
     assert "The policy is as it was" in remark
     assert remark in capsys.readouterr().err
-    assert remark in " ".join(report.table(results).split())
+    assert remark in " ".join(tables.render_text(results).split())
     before = reference.stages.policy(0)
     assert _same(checkpoint.restore(stages / "grpo-1" / "policy", before), before)
     assert json.loads((stages / "grpo-1" / MARK).read_text())["skipped"] == 2

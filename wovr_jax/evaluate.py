@@ -11,45 +11,47 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.core import sharding, stats
+from wovr_jax.core import pixels, sharding, stats
 from wovr_jax.types import NULL_ACTION, Array, Imagined
 
 
-def succeeded(rollout: Imagined) -> np.ndarray:
-    """(B,) bool: the world's own verdict, success in any frame (LIBERO's ``success_once``)."""
-    return np.any(np.asarray(_verdict(rollout)), axis=(1, 2))
+def find_successes(rollout: Imagined) -> np.ndarray:
+    """Returns (B,) bool, whether the world itself saw success in any frame (LIBERO's ``success_once``)."""
+    return np.any(np.asarray(_own_verdict(rollout)), axis=(1, 2))
 
 
-def _verdict(rollout: Imagined) -> Array:
+def _own_verdict(rollout: Imagined) -> Array:
+    # A classifier may have judged a rollout of the true simulator; what the simulator knows comes before that.
     return rollout.success_BNT if rollout.truth_BNT is None else rollout.truth_BNT
 
 
-def rate(success_B: np.ndarray | Sequence[bool]) -> dict[str, Any]:
-    """n, successes, rate and the 95 % Wilson interval, JSON-able.
+def summarize_outcomes(success_B: np.ndarray | Sequence[bool]) -> dict[str, Any]:
+    """Returns n, successes, rate and the ends low and high of its 95 % Wilson interval, ready for JSON.
 
     Raises:
       ValueError: for no episodes at all.
     """
     success_B = np.asarray(success_B, bool)
+    chex.assert_rank(success_B, 1)
     if success_B.size == 0:
         raise ValueError("a success rate needs at least one episode, got none; raise evaluate.episodes")
-    low, high = stats.wilson(int(success_B.sum()), success_B.size)
-    return {
-        "n": int(success_B.size),
-        "successes": int(success_B.sum()),
-        "rate": float(success_B.mean()),
-        "low": low,
-        "high": high,
-    }
+    successes = int(success_B.sum())
+    # Hundreds of episodes leave an interval of several points: a rate without it says too much.
+    low, high = stats.wilson(successes, success_B.size)
+    rate = float(success_B.mean())
+    return {"n": int(success_B.size), "successes": successes, "rate": rate, "low": low, "high": high}
 
 
-def verdicts(imagined_B: np.ndarray, true_B: np.ndarray) -> dict[str, Any]:
-    """The four counts of imagined against true success, with TPR and FPR (None when undefined)."""
+def count_verdicts(imagined_B: np.ndarray, true_B: np.ndarray) -> dict[str, Any]:
+    """Counts imagined against true success: tp, fp, fn and tn, with tpr and fpr (None where nothing can be counted)."""
     imagined_B, true_B = np.asarray(imagined_B, bool), np.asarray(true_B, bool)
+    chex.assert_equal_shape([imagined_B, true_B])
+    # Imagination is the test and truth what it is tested for.
     tp, fp = int((imagined_B & true_B).sum()), int((imagined_B & ~true_B).sum())
     fn, tn = int((~imagined_B & true_B).sum()), int((~imagined_B & ~true_B).sum())
     return {
@@ -62,82 +64,98 @@ def verdicts(imagined_B: np.ndarray, true_B: np.ndarray) -> dict[str, Any]:
     }
 
 
-def fidelity(imagined: Imagined, true: Imagined) -> list[float]:
-    """Mean PSNR (dB) of each chunk between two rollouts of the same actions, both with video.
+def measure_fidelity(imagined: Imagined, true: Imagined) -> list[float]:
+    """Returns the PSNR (dB) of each chunk between two rollouts of the same actions, both with video.
+
+    The mean is taken over the squared differences of all rollouts and only then turned into dB: so a rollout that went
+    astray counts in full, which a mean of ratios would hide.
 
     Raises:
       ValueError: when either rollout has no video.
     """
     if imagined.video_BNTHWC is None or true.video_BNTHWC is None:
         raise ValueError("fidelity compares frames: make both rollouts with video=True")
+    chex.assert_rank(true.video_BNTHWC, 6)
+    chex.assert_equal_shape([imagined.video_BNTHWC, true.video_BNTHWC])
+    # (B, N, T, H, W, C) -> (B, N) -> (N,)
     error_N = jnp.mean((imagined.video_BNTHWC - true.video_BNTHWC) ** 2, axis=(2, 3, 4, 5)).mean(0)
-    return [float(10.0 * np.log10(4.0 / max(float(error), 1e-10))) for error in error_N]
+    return [float(stats.psnr(float(error))) for error in error_N]
 
 
-def loosened(rollout: Imagined) -> dict[str, Array]:
-    """The actions of a rollout (B, N, T, A) with other fingers, and the arm as it was.
+def loosen_gripper(rollout: Imagined) -> dict[str, Array]:
+    """Returns the actions of a rollout (B, N, T, A) with other fingers, and the arm as it was.
 
     ``open_fingers`` never close; ``dropped`` let go for good half way between their first closing and the first
     success, or the end. Where a task needs a grasp nothing comes of either: a world model that sees successes there
     has learned from the arm what it should see in the fingers, and a policy would learn from it not to care about them.
     """
     action_BNTA = jnp.asarray(rollout.action_BNTA)
+    chex.assert_rank(action_BNTA, 4)
     batch, steps = len(action_BNTA), action_BNTA.shape[1] * action_BNTA.shape[2]
 
-    def first(event_BNT: Array) -> Array:
+    def first_step(event_BNT: Array) -> Array:
+        # (B, N, T) -> (B, S); an event that never comes is put behind the last step.
         event_BS = event_BNT.reshape(batch, steps)
         return jnp.where(event_BS.any(axis=1), event_BS.argmax(axis=1), steps)
 
-    closes_B, ends_B = first(action_BNTA[..., -1] > 0), first(jnp.asarray(_verdict(rollout)))
+    # The gripper closes at commands above 0; see the conventions in types.py.
+    closes_B, ends_B = first_step(action_BNTA[..., -1] > 0), first_step(jnp.asarray(_own_verdict(rollout)))
     step_NT = jnp.arange(steps).reshape(action_BNTA.shape[1:3])
+    # Half way: the hand has the thing by then and has not put it down yet.
     after_BNT = step_NT >= ((closes_B + ends_B) // 2)[:, None, None]
-    wrist_BNTA, gripper_BNT = action_BNTA[..., :-1], action_BNTA[..., -1]
+    arm_BNTA, gripper_BNT = action_BNTA[..., :-1], action_BNTA[..., -1]
 
-    def gripped(command_BNT: Array) -> Array:
-        return jnp.concatenate([wrist_BNTA, command_BNT[..., None]], axis=-1)
+    def with_gripper(command_BNT: Array) -> Array:
+        return jnp.concatenate([arm_BNTA, command_BNT[..., None]], axis=-1)
 
     return {
-        "open_fingers": gripped(jnp.full_like(gripper_BNT, NULL_ACTION[-1])),
-        "dropped": gripped(jnp.where(after_BNT, NULL_ACTION[-1], gripper_BNT)),
+        "open_fingers": with_gripper(jnp.full_like(gripper_BNT, NULL_ACTION[-1])),
+        "dropped": with_gripper(jnp.where(after_BNT, NULL_ACTION[-1], gripper_BNT)),
     }
 
 
-def compared(true: Imagined, imagined: Imagined, loose: Mapping[str, np.ndarray], threshold: float) -> dict[str, Any]:
-    """What imagination said of true rollouts whose actions it played, against what happened; both with video.
+def compare_verdicts(
+    true: Imagined, imagined: Imagined, loose: Mapping[str, np.ndarray], threshold: float
+) -> dict[str, Any]:
+    """Returns what imagination said of true rollouts whose actions it played, against what happened.
 
     Args:
-      true, imagined: the two sides.
-      loose: of each way of ``loosened``, the probabilities (B, N, T) that imagination gave.
-      threshold: of a success.
+      true, imagined: the two sides, both with video.
+      loose: for each entry of :func:`loosen_gripper` the probabilities (B, N, T) that imagination gave.
+      threshold: the probability above which a frame counts as success; one such frame makes its episode one.
     """
     every = (imagined.prob_BNT, *loose.values())
+    chex.assert_rank(every, 3)
+    chex.assert_equal_shape(every)
+    # One frame above the threshold is enough, as one success is in the true world.
     imagined_B, *loose_B = (np.any(np.asarray(prob_BNT) > threshold, axis=(1, 2)) for prob_BNT in every)
     return {
-        "verdicts": verdicts(imagined_B, succeeded(true)),
+        "verdicts": count_verdicts(imagined_B, find_successes(true)),
         "imagined_success": float(imagined_B.mean()),
         "imagined_outcomes": imagined_B.astype(int).tolist(),
         **{how: float(won_B.mean()) for how, won_B in zip(loose, loose_B, strict=True)},
-        "psnr": fidelity(imagined, true),
+        "psnr": measure_fidelity(imagined, true),
     }
 
 
-def film(rollout: Imagined, row: int) -> np.ndarray:
-    """All frames (S + 1, H, W, C) of one rollout with video, the first one included."""
-    assert rollout.video_BNTHWC is not None
-    video_SHWC = rollout.video_BNTHWC[row].reshape(-1, *rollout.video_BNTHWC.shape[3:])
-    return np.concatenate([rollout.frame_BNHWC[row, :1], video_SHWC])
-
-
 def join(parts: Sequence[Imagined], count: int | None = None) -> Imagined:
-    """Rollouts of equal shape one after another on the host, cut to the first ``count`` rows."""
+    """Joins rollouts of equal shape one after another on the host and keeps the first ``count`` rows."""
+    # On the host, because all rollouts with their videos would not fit beside the networks.
     host = [sharding.host(part) for part in parts]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *host)
 
 
-def side_by_side(true_SHWC: Array | np.ndarray, imagined_SHWC: Array | np.ndarray) -> np.ndarray:
-    """uint8 frames (S, H, 2W + gap, C): the truth on the left, imagination on the right."""
-    left, right = (
-        np.clip(np.round((np.asarray(x) + 1) * 127.5), 0, 255).astype(np.uint8) for x in (true_SHWC, imagined_SHWC)
-    )
-    gap = np.full((*left.shape[:2], max(1, left.shape[2] // 16), 3), 255, np.uint8)
-    return np.concatenate([left, gap, right], axis=2)
+def draw_film(true: Imagined, imagined: Imagined, row: int) -> np.ndarray:
+    """Returns uint8 frames (S + 1, H, 2 W + gap, C) of one row: the truth on the left, imagination on the right.
+
+    Raises:
+      ValueError: when either rollout has no video.
+    """
+    halves = []
+    for rollout in (true, imagined):
+        if rollout.video_BNTHWC is None:
+            raise ValueError("a film needs frames: make both rollouts with video=True")
+        # (N, T, H, W, C) -> (S, H, W, C), after the frame from which the rollout began.
+        video_SHWC = rollout.video_BNTHWC[row].reshape(-1, *rollout.video_BNTHWC.shape[3:])
+        halves.append(pixels.to_uint8(np.concatenate([rollout.frame_BNHWC[row, :1], video_SHWC])))
+    return pixels.side_by_side(*halves)

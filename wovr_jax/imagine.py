@@ -1,17 +1,19 @@
-"""Start -> Imagined: one ``lax.scan`` over chunks, nothing leaves the device inside it.
+"""Start -> Imagined: the one player. A ``lax.scan`` over chunks, and nothing leaves the device inside it.
 
 Each chunk: the policy samples eight actions from the last frame, the world turns them into
 eight frames, the scorer says how likely each frame shows success. The world is the learned
-model or the true simulator (``types.World``), so imagination, collection, evaluation and
-the ladder are the same loop (WoVR, section 4.2; episode semantics of
-RLinf:rlinf/envs/world_model/world_model_wan_env.py, chunk_step).
+model or the true simulator (``types.World``), and actions are a policy's or recorded ones, so
+imagination, collection, evaluation, replays and the ladder are the same loop (WoVR, section 4.2;
+episode semantics of RLinf:rlinf/envs/world_model/world_model_wan_env.py, chunk_step).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -55,31 +57,45 @@ def imagine(
 
     Raises:
       ValueError: recorded actions whose shape does not fit ``start`` and ``chunks``.
+      AssertionError: parts of ``start``, or results of actor, world or score, of another shape than their names say.
     """
+    _check_start(start)
     batch, start = start.task_B.shape[0], sharding.batch(start)
     recorded_NBTA = None if callable(actor) else _time_major(actor, batch, chunks)
+    # One key a trajectory, folded from its row and not split: split(key, B) gives other keys for another B.
     key_B = jax.vmap(lambda b: jax.random.fold_in(key, b))(jnp.arange(batch))
 
     def chunk(carry: tuple[Any, Array], xs: tuple[Array, Array | None]) -> tuple[tuple[Any, Array], dict]:
         state, frame_BHWC = carry
         n, recorded_BTA = xs
-        k_policy_B, k_world_B = _split(key_B, n)
-        if recorded_BTA is None:
-            assert callable(actor)
-            token_BTA, logp_BTA, action_BTA = actor(frame_BHWC, start.prompt_BL, k_policy_B)
-        else:
-            action_BTA = recorded_BTA
-            token_BTA, logp_BTA = jnp.zeros(action_BTA.shape, jnp.int32), jnp.zeros_like(action_BTA)
-        state, frame_BTHWC, truth_BT = world.step(state, action_BTA, k_world_B)
-        prob_BT = score(frame_BTHWC, start.task_B, truth_BT)
+        # One key a chunk for the policy and one for the world, also where nobody acts: recorded actions are played
+        # under the noise that the world had when the policy chose them.
+        keys_B2 = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, n)))(key_B)
+        with jax.named_scope("policy"):
+            if recorded_BTA is None:
+                assert callable(actor)
+                token_BTA, logp_BTA, action_BTA = actor(frame_BHWC, start.prompt_BL, keys_B2[:, 0])
+            else:
+                action_BTA = recorded_BTA
+                token_BTA, logp_BTA = jnp.zeros(action_BTA.shape, jnp.int32), jnp.zeros_like(action_BTA)
+        with jax.named_scope("world"):
+            state, frame_BTHWC, truth_BT = world.step(state, action_BTA, keys_B2[:, 1])
+        with jax.named_scope("score"):
+            prob_BT = score(frame_BTHWC, start.task_B, truth_BT)
+        _check_chunk(batch, (token_BTA, logp_BTA, action_BTA), frame_BTHWC, (prob_BT, truth_BT))
         out = {"frame": frame_BHWC, "token": token_BTA, "logp": logp_BTA, "action": action_BTA, "prob": prob_BT}
         out |= {} if truth_BT is None else {"truth": truth_BT}
+        # Frames are nearly all of a rollout's memory; the learner needs those that the policy saw, one a chunk.
         out |= {"video": frame_BTHWC} if video else {}
+        # The policy is asked again at the last new frame only; what lies before it is the world's own memory.
         return (state, frame_BTHWC[:, -1]), out
 
+    # The anchor (first frame of the episode) and the memory (last frames, and the actions that led to them) go to the
+    # world; the policy begins at the newest frame of the memory. At an episode's start all of them are one frame.
     first = (world.begin(start), start.memory_BMHWC[:, -1])
     _, out_NB = jax.lax.scan(chunk, first, (jnp.arange(chunks), recorded_NBTA))
-    out = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), out_NB)  # the one transpose of the spine
+    # (N, B, ...) -> (B, N, ...): the one transpose of the spine
+    out = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), out_NB)
     return Imagined(
         frame_BNHWC=out["frame"],
         prompt_BL=start.prompt_BL,
@@ -88,6 +104,8 @@ def imagine(
         logp_BNTA=out["logp"],
         action_BNTA=out["action"],
         prob_BNT=out["prob"],
+        # Strictly above, as thresholds are chosen (``reward.calibrate``). Imagination does not stop at a success: the
+        # first frame above ends the episode where rewards are counted.
         success_BNT=out["prob"] > threshold,
         truth_BNT=out.get("truth"),
         video_BNTHWC=out.get("video"),
@@ -95,17 +113,19 @@ def imagine(
 
 
 def predicate(frame_BTHWC: Array, task_B: Array, truth_BT: Array | None) -> Array:
-    """A scorer that asks the true simulator instead of a network."""
+    """Scores by asking the true simulator instead of a network.
+
+    Raises:
+      ValueError: in a world that does not know the truth.
+    """
     del frame_BTHWC, task_B
     if truth_BT is None:
-        raise ValueError(
-            "the true predicate was asked of a world that does not know it; use the simulator or `shadowed`"
-        )
+        raise ValueError("the true predicate was asked of a world that does not know it; use the simulator or `shadow`")
     return truth_BT.astype(jnp.float32)
 
 
-def shadowed(model: World, simulator: World) -> World:
-    """The frames of the model, the truth of the simulator moved by the same actions.
+def shadow(model: World, simulator: World) -> World:
+    """Returns a world with the frames of the model, and the truth of the simulator moved by the same actions.
 
     Rung (c) of the ladder: the policy sees imagination and is rewarded by what really
     happened.
@@ -122,16 +142,36 @@ def shadowed(model: World, simulator: World) -> World:
     return World(begin=begin, step=step)
 
 
-def _split(key_B: Array, n: Array) -> tuple[Array, Array]:
-    """Policy and world keys of chunk ``n``, one pair for each trajectory."""
-    keys_B2 = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, n)))(key_B)
-    return keys_B2[:, 0], keys_B2[:, 1]
-
-
 def _time_major(action_BNTA: Array, batch: int, chunks: int) -> Array:
     if action_BNTA.ndim != 4 or action_BNTA.shape[:2] != (batch, chunks):
         raise ValueError(
             f"recorded actions: expected ({batch}, {chunks}, T, A) for {batch} start states and chunks={chunks}, "
             f"got {action_BNTA.shape}"
         )
-    return jnp.swapaxes(action_BNTA, 0, 1)
+    return jnp.swapaxes(action_BNTA, 0, 1)  # (B, N, T, A) -> (N, B, T, A)
+
+
+def _check_start(start: Start) -> None:
+    """Checks, while the program is traced, that every part has the axes of its name and one batch."""
+    batch = start.task_B.shape[:1]
+    for field in dataclasses.fields(start):
+        if field.name == "sim":  # whatever the simulator carries; the learned world has none
+            continue
+        part, axes = getattr(start, field.name), field.name.rpartition("_")[2]
+        chex.assert_rank(part, len(axes), custom_message=f"imagine: start.{field.name}")
+        chex.assert_tree_shape_prefix(part, batch, custom_message=f"imagine: start.{field.name}")
+
+
+def _check_chunk(
+    batch: int, acted: tuple[Array, Array, Array], frame_BTHWC: Array, scored: tuple[Array, Array | None]
+) -> None:
+    """Checks, while the program is traced, what came from actor, world and score."""
+    for part, name in zip(acted, ("token_BTA", "logp_BTA", "action_BTA"), strict=True):
+        chex.assert_rank(part, 3, custom_message=f"imagine: {name} of the actor")
+        chex.assert_equal(part.shape, acted[2].shape, custom_message=f"imagine: {name} of the actor")
+    steps = (batch, acted[2].shape[1])
+    chex.assert_rank(frame_BTHWC, 5, custom_message="imagine: frame_BTHWC of the world")
+    chex.assert_tree_shape_prefix(frame_BTHWC, steps, custom_message="imagine: frame_BTHWC of the world")
+    for part, name in zip(scored, ("prob_BT of the score", "truth_BT of the world"), strict=True):
+        if part is not None:
+            chex.assert_shape(part, steps, custom_message=f"imagine: {name}")

@@ -1,31 +1,110 @@
-"""PACE: the policy and the world model co-evolve, stage by stage, in a resumable run.
+"""PACE: the policy and the world model co-evolve (WoVR, Algorithm 1 and section 4.3).
 
-    base policy -> collect -> world model, reward, starts -> imagined GRPO -> evaluate
-                 ^                                                              |
-                 +---------- collect with the evolved policy (refresh) <--------+
+::
 
-WoVR, section 4.3. The order of the stages follows from what each product needs (``stages``);
-this file only asks for the products of a job and writes down what came out.
+    demonstrations -> base policy
+    each round:  collect true episodes -> world model -> success classifier -> start states
+                 -> improve the policy in imagination -> ask the truth
+
+:func:`pace` is the algorithm, in the order in which it happens. Each call is a stage of ``run/stages/``: made once,
+kept in the run folder, and passed over when the same command goes on. A product is loaded when it is first used, so
+a run that is resumed does not read what it does not need.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from wovr_jax.core import config, history, machine, processes, sharding, stats
+from wovr_jax.core import config, history, machine, processes, sharding
 from wovr_jax.core.disk import write_json
-from wovr_jax.report import page as report
+from wovr_jax.report import page
+from wovr_jax.report.results import Results, summarize
+from wovr_jax.run.bind import Products, bind_stages
 from wovr_jax.run.folder import Run
 from wovr_jax.run.recipe import Recipe
-from wovr_jax.run.stages import Stages
-from wovr_jax.studies import variants as studies
-from wovr_jax.studies import world_parts as world_study
 
-Results = dict[str, Any]
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """How far a run goes, and what it measures on the way.
+
+    Attributes:
+      until: the last stage; empty for all of them.
+      measured: policies whose true success is measured, by their round; None for every one.
+      compares: whether each policy is played in the world model too.
+    """
+
+    until: str = ""
+    measured: tuple[int, ...] | None = None
+    compares: bool = True
+
+
+JOBS = {
+    "pace": Job(),
+    "sft": Job("evaluate-0", compares=False),
+    "collect": Job("collect-0", (), compares=False),
+    "world_model": Job("world-0", (), compares=False),
+    "reward": Job("reward-0", (), compares=False),
+    "grpo": Job("evaluate-1", compares=False),
+    "online_grpo": Job("evaluate-1", compares=False),
+}
+
+
+def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
+    """Runs Algorithm 1 and returns what it made.
+
+    Args:
+      recipe: the settings of all stages.
+      run: the open run folder.
+      job: how far to go, and what to measure on the way.
+
+    Raises:
+      ConfigError: weights that are not there, or of another network.
+      RunError: a job whose last stage these settings do not have.
+    """
+    made = Products()
+    do = bind_stages(recipe, run, made)
+    # Online RL needs no learned world, unless the policy is to be seen in it; without keyframes it needs layouts only,
+    # and its whole budget is for the learner.
+    online = recipe.dream.world == "true" and not recipe.starts.share
+    judges = job.compares or recipe.dream.reward == "learned"
+    imagines = judges or recipe.dream.world != "true"
+
+    with run.stop_after(job.until):
+        made.demonstrations = do.demonstrate()
+        made.policies += [do.fine_tune(made.demonstrations)]
+        if job.measured is None or 0 in job.measured:
+            do.measure(0)
+
+        for round_ in range(recipe.rounds):
+            # The policy shows where it is now, and what imagination is made of catches up with it.
+            if round_ == 0 or recipe.pace:
+                if imagines or not online:
+                    made.rollouts += [do.collect(round_, do.act(round_, f"collect-{round_}"))]
+                if imagines:
+                    made.vae = made.vae or do.open_vae(made.demonstrations)
+                    made.worlds += [do.fit_world(round_, made.vae, made.worlds, made.rollouts, made.demonstrations)]
+                if judges:
+                    learned = (made.vae, made.worlds[-1])
+                    made.rewards += [do.fit_reward(round_, *learned, made.rollouts, made.demonstrations)]
+                if do.explore is None:
+                    made.starts += [do.choose_starts(round_, [] if online else made.rollouts, made.demonstrations)]
+                if job.compares:
+                    do.compare(round_)
+
+            # Imagine from the newest start states in the newest world, update the policy, and again.
+            made.policies += [do.improve(round_)]
+
+            # Ask the truth how good it is now, and whether the world that taught it was honest.
+            if job.measured is None or round_ + 1 in job.measured:
+                do.measure(round_ + 1)
+            if job.compares:
+                do.compare(round_ + 1)
+    return made
 
 
 def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, allow_change: bool = False) -> Results:
@@ -33,152 +112,31 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
 
     Args:
       job: a name in ``JOBS``.
-      settings: a plain dictionary, see ``recipe.Recipe``.
+      settings: a plain dictionary, see ``run.recipe.Recipe``.
       folder: the run folder; the same settings continue what is there.
-      allow_change: whether other settings may go on in it, see ``run.Run``.
+      allow_change: whether other settings may go on in it, see ``run.folder.Run``.
 
     Raises:
       ConfigError: settings that do not fit, an unknown job.
       RunError: a folder that holds something else.
       ShardingError: a mesh that the devices cannot form, or on which a network cannot lie.
     """
-    known = (*JOBS, *studies.STUDIES, world_study.JOB)
-    if job not in known:
-        raise config.ConfigError(f"config.job: expected one of {', '.join(known)}, got {job!r}.")
-    recipe = config.from_dict(Recipe, settings)
-    if processes.count() > 1 and job not in JOBS:
-        raise config.ConfigError(f"config.job: a study ({job}) runs in one process; several can share one of its runs.")
+    if job not in JOBS:
+        raise config.ConfigError(f"config.job: expected one of {', '.join(JOBS)}, got {job!r}.")
+    recipe, begin = config.from_dict(Recipe, settings), time.perf_counter()
     with sharding.use(recipe.mesh), history.use(recipe.checkpoints):
         opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
         machine.enable_compile_cache(opened.folder.parent / ".jax_cache")
-        results = _results(job, recipe, opened)
+        pace(recipe, opened, JOBS[job])
+        results = summarize_run(recipe, opened, time.perf_counter() - begin)
     opened.log.close()
     write_json(opened.folder / "results.json", results)
     if processes.first():
-        report.write(opened.folder)
+        page.write(opened.folder)
     return results
 
 
-def _results(job: str, recipe: Recipe, opened: Run) -> Results:
-    begin = time.perf_counter()
-    if job not in JOBS:
-        return _studied(job, recipe, opened) | {"seconds": time.perf_counter() - begin}
-    stages = Stages(recipe, opened)
-    JOBS[job](stages)
-    return summary(stages, time.perf_counter() - begin)
-
-
-def pace(stages: Stages) -> None:
-    """The whole loop: evaluate the base policy and the policy after each round."""
-    for round_ in range(stages.recipe.rounds + 1):
-        stages.evaluated(round_)
-        for world_round in _worlds(round_, stages.recipe):
-            stages.compared(round_, world_round)
-
-
-def _worlds(round_: int, recipe: Recipe) -> list[int]:
-    """Worlds to hold a policy against: the one that trained it, and its refresh when there is one."""
-    refreshed = recipe.pace and 0 < round_ < recipe.rounds
-    return [_home(round_, recipe), *([round_] if refreshed else [])]
-
-
-def _home(round_: int, recipe: Recipe) -> int:
-    """The world in which the policy of a round learned; the first one for the base policy."""
-    return max(round_ - 1, 0) if recipe.pace else 0
-
-
-JOBS: dict[str, Callable[[Stages], Any]] = {
-    "pace": pace,
-    "sft": lambda stages: stages.evaluated(0),
-    "collect": lambda stages: stages.collected(0),
-    "world_model": lambda stages: stages.world(0),
-    "reward": lambda stages: stages.reward(0),
-    "grpo": lambda stages: (stages.evaluated(0), stages.evaluated(1)),
-    "online_grpo": lambda stages: (stages.evaluated(0), stages.evaluated(1)),
-}
-
-
-def _studied(job: str, recipe: Recipe, run: Run) -> Results:
-    """The results of a study: its table in the place of phases. What has run so far can be read meanwhile."""
-    facts = {"name": recipe.name, "job": job, "seed": recipe.seeds[0], "versions": machine.versions()}
-    facts |= {"device": machine.device_name(), "phases": []}
-
-    def results(found: Results) -> Results:
-        return facts | {"peak_rss_gb": machine.peak_rss_gb(), **found}
-
-    def keep(found: Results) -> None:
-        write_json(run.folder / "results.json", results(found))
-        report.write(run.folder)
-
-    if job == world_study.JOB:
-        return results(world_study.study(recipe, run, keep))
-    return results({"study": studies.study(job, recipe, run.folder, lambda table: keep({"study": table}))})
-
-
-def summary(stages: Stages, seconds: float) -> Results:
+def summarize_run(recipe: Recipe, run: Run, seconds: float) -> Results:
     """``results.json``: phases in order, verdicts, rewards, keyframes, ledger, machine."""
-    recipe, facts = stages.recipe, {name: stages.run.facts[name] for name in sorted(stages.run.facts, key=_place)}
-    ledger, rounds = stages.run.ledger(), range(recipe.rounds + 1)
-    pairs = [(k, world) for k in rounds for world in rounds if f"compare-{k}-in-world-{world}" in facts]
-    return {
-        "name": recipe.name,
-        "job": recipe.job,
-        "seed": recipe.seed,
-        "versions": machine.versions(),
-        "device": machine.device_name(),
-        "seconds": ledger.total().seconds,
-        "seconds_now": seconds,
-        "peak_rss_gb": machine.peak_rss_gb(),
-        "phases": [_phase(k, facts, recipe) for k in rounds if f"evaluate-{k}" in facts],
-        "comparison": [_comparison(*pair, facts, recipe) for pair in pairs],
-        "reward": {name: one for name, one in facts.items() if name.startswith("reward-")},
-        "keyframes": {name: one for name, one in facts.items() if name.startswith("starts-") and one["steps"]},
-        "remarks": [f"{name}: {one['said']}" for name, one in facts.items() if one.get("said")],
-        "ledger": {name: account for name in facts if (account := ledger.to_dict().get(name))},
-    }
-
-
-ORDER = ("demonstrations", "sft", "grpo", "evaluate", "collect", "world", "reward", "starts", "compare")
-
-
-def _place(stage: str) -> tuple[int, int, str]:
-    """Where a stage stands in the loop: a run that was resumed met its stages in another order."""
-    kind, round_ = stage.split("-")[0], re.search(r"\d+", stage)
-    return int(round_[0]) if round_ else 0, ORDER.index(kind) if kind in ORDER else len(ORDER), stage
-
-
-def _policy(round_: int, recipe: Recipe) -> str:
-    """What a reader calls the policy of a round."""
-    if round_ == 0:
-        return "base"
-    if round_ == 1:
-        return "after online GRPO" if recipe.dream.world == "true" else "after imagined GRPO"
-    name = "PACE" if recipe.pace else "imagined GRPO without a refresh"
-    return f"after {name}" if recipe.rounds == 2 else f"after {name}, round {round_}"
-
-
-def _phase(round_: int, facts: Mapping[str, Any], recipe: Recipe) -> Results:
-    one = facts[f"evaluate-{round_}"]
-    imagined = facts.get(f"compare-{round_}-in-world-{_home(round_, recipe)}", {}).get("imagined_success")
-    phase = {"name": _policy(round_, recipe), "imagined_success": imagined}
-    phase |= {key: one[key] for key in ("true_success", "greedy", "subgoals")}
-    return phase | ({"gain": stats.gain(one["outcomes"], facts["evaluate-0"]["outcomes"])} if round_ else {})
-
-
-def _comparison(round_: int, world: int, facts: Mapping[str, Any], recipe: Recipe) -> Results:
-    """Counts, their bias, fidelity and films of a comparison: it replays the first episodes of the evaluation."""
-    name = f"compare-{round_}-in-world-{world}"
-    one, true = facts[name], facts[f"evaluate-{round_}"]["outcomes"]
-    imagined = one.get("imagined_outcomes", [None] * len(one["videos"]))
-    tp, fp, fn, tn = (one["verdicts"][count] for count in ("tp", "fp", "fn", "tn"))
-    believed = [True] * (tp + fp) + [False] * (fn + tn)
-    bias = stats.gain(believed, [True] * tp + [False] * fp + [True] * fn + [False] * tn)
-    films = zip(one["videos"], true, imagined, strict=False)
-    return one["verdicts"] | {
-        "policy": _policy(round_, recipe),
-        "world": f"world model of round {world + 1}",
-        "bias": bias,
-        "psnr": one["psnr"],
-        **{how: one.get(how) for how in ("open_fingers", "dropped")},
-        "videos": [{"path": f"stages/{name}/{film}", "true": was, "imagined": seen} for film, was, seen in films],
-    }
+    about = {name: getattr(recipe, name) for name in ("name", "job", "seed", "rounds", "pace")}
+    return summarize(about | {"online": recipe.dream.world == "true"}, run.facts, run.ledger().to_dict(), seconds)

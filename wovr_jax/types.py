@@ -30,11 +30,13 @@ import jax
 import numpy as np
 from flax import struct
 
+# jax's own type: numpy arrays pass the programs as well, but what comes out of one is this.
 Array = jax.Array
 
 Params = dict[Any, Any]
 """Parameters of a network by path: nested dictionaries whose leaves are arrays."""
 
+# Three shifts of the hand, three turns of it, the gripper.
 ACTION_DIM = 7
 NULL_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 """No motion, gripper open: the action of the anchor slot and of padding."""
@@ -60,6 +62,7 @@ class Episode:
       origin: JSON facts about where it comes from, e.g. suite, initial state and protocol.
     """
 
+    # One more frame and success than actions: S steps lie between S + 1 moments.
     frame_SHWC: np.ndarray
     action_SA: np.ndarray
     success_S: np.ndarray
@@ -68,6 +71,7 @@ class Episode:
     seed: int
     actor: str
     label_SA: np.ndarray
+    # What only some simulators have, and only some policies take.
     wrist_SHWC: np.ndarray | None = None
     state_SD: np.ndarray | None = None
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -94,6 +98,7 @@ class Start:
     action_BMA: Array
     prompt_BL: Array
     task_B: Array
+    # Not seen by policy or world: which starts a share of the rollouts came from, and how late in the episode they are.
     keyframe_B: Array
     step_B: Array
     sim: Any = None
@@ -122,6 +127,7 @@ class Imagined:
     token_BNTA: Array
     logp_BNTA: Array
     action_BNTA: Array
+    # Of every new frame, also of those after the first success: who counts rewards cuts there.
     prob_BNT: Array
     success_BNT: Array
     truth_BNT: Array | None = None
@@ -138,5 +144,6 @@ class World(NamedTuple):
         batch it is computed in.
     """
 
+    # Two functions and no class: both are pure, and the state goes through a scan as a pytree.
     begin: Callable[..., Any]
     step: Callable[..., Any]

@@ -13,7 +13,7 @@ import numpy as np
 from wovr_jax.sim.libero.expert import Demonstration
 from wovr_jax.sim.libero.pool import Lost
 from wovr_jax.sim.libero.tasks import Task
-from wovr_jax.sim.libero.worker import Seen
+from wovr_jax.sim.libero.worker import Observations
 
 THINGS = ("milk", "butter")
 TASKS = tuple(Task("libero_object", i, f"pick_up_the_{name}", f"pick up the {name}") for i, name in enumerate(THINGS))
@@ -85,4 +85,4 @@ class FakePool:
             left = int(x * (size - 4))
             frame_HWC[4:8, left : left + 4] = 255
         drawn = frames if draw == "all" else frames[-1:]
-        return Seen(drawn, None, np.zeros((len(places), 8), np.float32), np.array(places) > 0.5)
+        return Observations(drawn, None, np.zeros((len(places), 8), np.float32), np.array(places) > 0.5)

@@ -22,12 +22,10 @@ from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe, StartsConfig
 from wovr_jax.run.stages import arena_of
 from wovr_jax.sim.arena import Actor, in_turn
-from wovr_jax.sim.libero import interventions
+from wovr_jax.sim.libero import rollout
 from wovr_jax.sim.libero.arena import Libero
-from wovr_jax.sim.libero.evaluate import draw_seed
-from wovr_jax.sim.libero.settings import LiberoConfig, SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, Trial
+from wovr_jax.sim.libero.tasks import DRAWN, LiberoConfig, SceneConfig, Trial, draw_seed
 from wovr_jax.world.model import WorldConfig
 
 WORDS = Tokenizer.libero()
@@ -210,7 +208,7 @@ def test_collection_runs_to_the_end_and_labels_every_frame(fake_libero, tmp_path
 
 def test_interventions_take_the_gripper_in_their_share_of_a_collection_only(fake_libero, tmp_path):
     wanted, policy = (arena := Libero(recipe(intervened_share=0.5))).trials("collect-0", 40), actor()[0]
-    found = [interventions.drawn(trial, 0.5, STEPS) for trial in wanted]
+    found = [rollout.draw_intervention(trial, 0.5, STEPS) for trial in wanted]
     assert 10 < sum(one is not None for one in found) < 30
     assert {gripper for gripper, *_ in filter(None, found)} == {-1.0, 1.0}
     arena.collect(tmp_path / "made", "collect-0", 40, policy)

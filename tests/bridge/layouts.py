@@ -11,8 +11,7 @@ import pytest
 
 from wovr_jax.bridge import torch_io
 from wovr_jax.bridge.sources import open_source
-from wovr_jax.weights.keymap import Fact
-from wovr_jax.weights.tensors import Source
+from wovr_jax.weights.safetensors import Fact, Source
 
 FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(jnp.bfloat16)
 

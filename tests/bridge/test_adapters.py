@@ -13,19 +13,17 @@ import pytest
 
 from tests.bridge.layouts import BFLOAT16, openvla_folder, read, same, write
 from tests.bridge.openvla_reference import CONFIG, HEADS, weights
-from wovr_jax.bridge import adapters, convert, formats
+from wovr_jax.bridge import adapters, exporter, formats, importer
 from wovr_jax.bridge.sources import FileError, find, open_source
 from wovr_jax.core import checkpoint, config
 from wovr_jax.nn import lora
-from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import vla
-from wovr_jax.policy.adapters import adapted
-from wovr_jax.policy.train import PolicyAdapters
-from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.policy.train import PolicyAdapters, adapted_network
+from wovr_jax.policy.vla import PolicyLoRA, VLAConfig
 from wovr_jax.policy.weights import adapter_table, unused_layers
 from wovr_jax.weights import native
-from wovr_jax.weights.keymap import KeymapError
-from wovr_jax.weights.tensors import header
+from wovr_jax.weights.plan import KeymapError
+from wovr_jax.weights.safetensors import header
 
 CLOSE = 1e-5
 FRAME = np.random.default_rng(1).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
@@ -41,7 +39,7 @@ def far(got, want):
 
 def opened(folder, **how):
     (file,) = find(folder)
-    return convert.read_import(open_source(file), heads=HEADS, **how)
+    return importer.read_import(open_source(file), heads=HEADS, **how)
 
 
 @pytest.fixture(scope="module")
@@ -121,29 +119,29 @@ def foreign(tmp_path_factory):
 # Ours, read by PEFT ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", [LoRAConfig.oft, LoRAConfig.rlinf])
+@pytest.mark.parametrize("preset", [PolicyLoRA.oft, PolicyLoRA.rlinf])
 def test_peft_loads_our_adapters_and_says_the_same(base, preset, tmp_path):
     cfg, params = base
     own = preset(rank=4)
     ours = lively(cfg, own)
-    adapters.write_peft(tmp_path, PolicyAdapters(cfg, own), native.flat(ours))
+    adapters.write_peft(tmp_path, PolicyAdapters(cfg, own), native.flatten(ours))
     want = said(peft_loads(tmp_path))
-    beside = slots(adapted(cfg, own), lora.join(params, ours))
+    beside = slots(adapted_network(cfg, own), lora.join(params, ours))
     merged = slots(vla.network(cfg), lora.merge(params, ours, own))
     assert far(beside, want) <= CLOSE and far(merged, want) <= CLOSE
     assert far(slots(vla.network(cfg), params), want) > 1000 * CLOSE  # they do something
-    wrong = lora.merge(params, ours, LoRAConfig(4, 2 * own.alpha, own.targets))
+    wrong = lora.merge(params, ours, PolicyLoRA(4, 2 * own.alpha, own.targets))
     assert far(slots(vla.network(cfg), wrong), want) > 1000 * CLOSE  # twice the scale
 
 
 def test_fresh_adapters_change_nothing(base, tmp_path):
     cfg, params = base
-    own = LoRAConfig.rlinf(rank=4)  # the program of the test above
+    own = PolicyLoRA.rlinf(rank=4)  # the program of the test above
     fresh = lora.init(jax.random.key(0), params, own)
     plain = slots(vla.network(cfg), params)
     np.testing.assert_array_equal(slots(vla.network(cfg), lora.merge(params, fresh, own)), plain)
-    assert far(slots(adapted(cfg, own), lora.join(params, fresh)), plain) <= 1e-6
-    adapters.write_peft(tmp_path, PolicyAdapters(cfg, own), jax.device_get(native.flat(fresh)))
+    assert far(slots(adapted_network(cfg, own), lora.join(params, fresh)), plain) <= 1e-6
+    adapters.write_peft(tmp_path, PolicyAdapters(cfg, own), jax.device_get(native.flatten(fresh)))
     assert far(said(peft_loads(tmp_path)), plain) <= CLOSE
 
 
@@ -156,9 +154,9 @@ def test_what_peft_wrote_says_the_same_here(base, foreign):
     found = adapters.open_peft(there, cfg)
     own = found.about.lora
     assert (own.rank, own.alpha, own.init) == (3, 3.0, "gaussian")
-    assert set(own.targets) == set(lora.targets(params, LoRAConfig.rlinf()))
-    ours = native.nested(found.leaves)
-    assert far(slots(adapted(cfg, own), lora.join(params, ours)), want) <= CLOSE
+    assert set(own.targets) == set(lora.targets(params, PolicyLoRA.rlinf()))
+    ours = native.unflatten(found.leaves)
+    assert far(slots(adapted_network(cfg, own), lora.join(params, ours)), want) <= CLOSE
     assert "of rank 3 and scale 1" in found.report("kept") and "lm_head.base_layer.weight" in found.report("kept")
 
 
@@ -166,11 +164,11 @@ def test_merged_on_the_way_in(folder, foreign, tmp_path):
     there, want = foreign
     ready = opened(folder, merge=there)
     assert any("merged in float32" in line for line in ready.report())
-    card = convert.write_import(ready, tmp_path / "ours")
+    card = importer.write_import(ready, tmp_path / "ours")
     cfg, params = native.load(card, put=jnp.asarray)
     assert far(slots(vla.network(cfg), params), want) <= CLOSE
     # ... and the exported folder is the sum in torch too, in the layers that the policy does not run as well
-    convert.write_export(card, "openvla", tmp_path / "out")
+    exporter.write_export(card, "openvla", tmp_path / "out")
     theirs = read(tmp_path / "out" / "model.safetensors")
     assert far(said(in_torch(theirs)), want) <= CLOSE
     held = {
@@ -212,21 +210,21 @@ def test_half_weights_are_merged_in_float32_and_rounded_once(foreign, tmp_path):
 
 def test_a_checkpoint_of_a_fine_tuning_goes_out(base, tmp_path):
     cfg, _ = base
-    own = LoRAConfig(2, 4.0, ("llm/blocks/q", "projector/fc2"))
+    own = PolicyLoRA(2, 4.0, ("llm/blocks/q", "projector/fc2"))
     ours = lively(cfg, own)
     checkpoint.save(tmp_path / "adapters", ours, config.to_dict(PolicyAdapters(cfg, own)))
     adapters.export(tmp_path / "adapters", tmp_path / "out")
     said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (said["r"], said["lora_alpha"], len(said["target_modules"])) == (2, 4, 3 + 1)
     found = adapters.open_peft(tmp_path / "out", cfg)
-    same(found.leaves, native.flat(ours))
+    same(found.leaves, native.flatten(ours))
 
 
 # Sizes, refusals ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "preset, scale, count", [(LoRAConfig.oft, 0.5, 109_563_904), (LoRAConfig.rlinf, 1.0, 110_828_288)]
+    "preset, scale, count", [(PolicyLoRA.oft, 0.5, 109_563_904), (PolicyLoRA.rlinf, 1.0, 110_828_288)]
 )
 def test_the_two_stacks_at_full_size(preset, scale, count):
     cfg, own = VLAConfig.openvla_7b(), preset()
@@ -288,8 +286,8 @@ def test_adapters_that_do_not_fit(base, foreign, tmp_path):
 
 
 def test_a_policy_is_no_adapter(folder, base, tmp_path):
-    card = convert.write_import(opened(folder), tmp_path)
+    card = importer.write_import(opened(folder), tmp_path)
     with pytest.raises(FileError, match="holds no adapters"):
         adapters.export(card, tmp_path / "out")
     with pytest.raises(FileError, match="has no outside format"):
-        formats.part_of(PolicyAdapters(base[0], LoRAConfig()))
+        formats.part_of(PolicyAdapters(base[0], PolicyLoRA()))

@@ -24,12 +24,14 @@ from tests.bridge.layouts import (
     vae_shapes,
     write,
 )
-from wovr_jax.bridge import convert, formats
+from wovr_jax.bridge import exporter, formats, importer
 from wovr_jax.bridge.sources import FileError, find, open_source
+from wovr_jax.bridge.text_dit import TextDiTConfig
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.weights import native, tensors
-from wovr_jax.weights.keymap import Fact, KeymapError, plan_export
-from wovr_jax.world.dit import DiTConfig, TextDiTConfig
+from wovr_jax.weights import native, safetensors
+from wovr_jax.weights.plan import KeymapError, plan_export
+from wovr_jax.weights.safetensors import Fact
+from wovr_jax.world.dit import DiTConfig
 from wovr_jax.world.vae.net import VAEConfig
 from wovr_jax.world.weights import vae_table
 
@@ -48,7 +50,7 @@ def test_full_size_key_lists_of_the_releases():
         (vae, VAEConfig.wan2_2()),
         (dit_shapes(**FULL), None),
     ):
-        ready = convert.read_import(announced(shapes, BFLOAT16), text=cfg is not None)
+        ready = importer.read_import(announced(shapes, BFLOAT16), text=cfg is not None)
         assert cfg is None or ready.cfg == cfg
         ours = {path: fact.shape for path, fact in ready.facts.items()}
         assert count(ours) == (5_025_334_464 if cfg is None else count(shapes))
@@ -57,14 +59,14 @@ def test_full_size_key_lists_of_the_releases():
 def test_the_header_of_the_released_action_model_has_the_known_length():
     """RLinf's Goal file is 10,050,753,584 bytes: 2 for each parameter and 84,656 of header. Names decide the length."""
     shapes = dit_shapes(**FULL, action=7)
-    before, _, size = tensors.layout(facts(shapes, BFLOAT16), {"format": "pt"})
+    before, _, size = safetensors.layout(facts(shapes, BFLOAT16), {"format": "pt"})
     assert (len(before), size) == (84_656, 10_050_753_584)
 
 
 def test_released_reward_classifiers():
-    plain = convert.read_import(announced(reward_shapes((64, 128, 256, 512))))
-    assert plain.cfg == RewardConfig.resnet18()
-    goal = convert.read_import(announced(reward_shapes((64, 128, 256, 512), "task", 10, 64, 256)))
+    plain = importer.read_import(announced(reward_shapes((64, 128, 256, 512))))
+    assert plain.cfg == RewardConfig()
+    goal = importer.read_import(announced(reward_shapes((64, 128, 256, 512), "task", 10, 64, 256)))
     assert goal.cfg == RewardConfig.resnet18_task()
     # in float32, with running statistics and 21 counts; the rest of the 45,379,978 bytes is the zip around them
     assert 4 * count({path: fact.shape for path, fact in goal.facts.items()}) == 45_343_748
@@ -118,9 +120,9 @@ CASES = {
 def test_round_trip_changes_no_bit(case, dtype, tmp_path):
     to, name, shapes = CASES[case]
     theirs = arrays(shapes, dtype)
-    ready = convert.read_import(open_source(write(tmp_path / "in" / name, theirs)), heads=2, text=True)
-    card = convert.write_import(ready, tmp_path / "ours")
-    (back,) = convert.write_export(card, to, tmp_path / "out")
+    ready = importer.read_import(open_source(write(tmp_path / "in" / name, theirs)), heads=2, text=True)
+    card = importer.write_import(ready, tmp_path / "ours")
+    (back,) = exporter.write_export(card, to, tmp_path / "out")
     assert back.name == name
     same(read(back), theirs)
     assert sorted(path.suffix for path in (tmp_path / "ours").iterdir()) == [".json", ".safetensors"]
@@ -130,16 +132,16 @@ def test_round_trip_changes_no_bit(case, dtype, tmp_path):
 def test_prefixes_and_shards_come_back(prefix, tmp_path):
     theirs = {prefix + name: array for name, array in arrays(dit_shapes(layers=3), BFLOAT16).items()}
     single = write(tmp_path / "in" / "diffusion_pytorch_model.safetensors", theirs)
-    ready = convert.read_import(open_source(single), heads=2, text=True)
-    card = convert.write_import(ready, tmp_path / "ours")
-    written = convert.write_export(card, "wan", tmp_path / "out", shard_bytes=60_000)
+    ready = importer.read_import(open_source(single), heads=2, text=True)
+    card = importer.write_import(ready, tmp_path / "ours")
+    written = exporter.write_export(card, "wan", tmp_path / "out", shard_bytes=60_000)
     assert written[0].name == "diffusion_pytorch_model-00001-of-00007.safetensors"
     assert written[-1].name == "diffusion_pytorch_model.safetensors.index.json"
     assert find(tmp_path / "out") == [written[-1]]
     same(read(written[-1]), theirs)
     same(read(written[2]), theirs)  # any shard stands for all
-    again = convert.read_import(open_source(written[-1]), heads=2, text=True)
-    same(native.flat(again.params()), native.flat(ready.params()))
+    again = importer.read_import(open_source(written[-1]), heads=2, text=True)
+    same(native.flatten(again.params()), native.flatten(ready.params()))
 
 
 def test_a_checkpoint_keeps_its_container_and_loses_what_is_no_weight(tmp_path):
@@ -147,10 +149,10 @@ def test_a_checkpoint_keeps_its_container_and_loses_what_is_no_weight(tmp_path):
     theirs = arrays(reward_shapes())
     state = {name: torch.tensor(array) for name, array in theirs.items()}
     torch.save({"model_state_dict": state, "epoch": 3, "optimizer": {"lr": 1e-4}}, tmp_path / "resnet_rm.pth")
-    ready = convert.read_import(open_source(tmp_path / "resnet_rm.pth"))
+    ready = importer.read_import(open_source(tmp_path / "resnet_rm.pth"))
     assert "left in the file, as they are no weights: epoch, optimizer" in ready.report()
-    card = convert.write_import(ready, tmp_path / "ours")
-    (back,) = convert.write_export(card, "rlinf", tmp_path / "out")
+    card = importer.write_import(ready, tmp_path / "ours")
+    (back,) = exporter.write_export(card, "rlinf", tmp_path / "out")
     assert set(torch.load(back, weights_only=True)) == {"model_state_dict"}
     same(read(back), theirs)
 
@@ -158,10 +160,10 @@ def test_a_checkpoint_keeps_its_container_and_loses_what_is_no_weight(tmp_path):
 def test_an_export_of_weights_trained_here_counts_no_batches(tmp_path):
     pytest.importorskip("torch")
     cfg = RewardConfig.fake(head="plain")
-    leaves = native.flat(jax.tree.map(np.asarray, formats.network(cfg).init(jax.random.key(0))))
+    leaves = native.flatten(jax.tree.map(np.asarray, formats.network(cfg).init(jax.random.key(0))))
     about = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
     card = native.write(tmp_path, "mine", cfg, about, leaves.items(), {})
-    (back,) = convert.write_export(card, "rlinf", tmp_path / "out")
+    (back,) = exporter.write_export(card, "rlinf", tmp_path / "out")
     theirs = read(back)
     assert theirs["net.0.1.num_batches_tracked"] == 0 and theirs["net.0.1.num_batches_tracked"].dtype == np.int64
     assert {name: array.shape for name, array in theirs.items()} == reward_shapes_of(cfg)
@@ -179,24 +181,24 @@ def reward_shapes_of(cfg):
 def test_text_is_dropped_and_actions_are_made_and_both_are_said(tmp_path):
     theirs = arrays(dit_shapes(), BFLOAT16)
     source = open_source(write(tmp_path / "diffusion_pytorch_model.safetensors", theirs))
-    ready = convert.read_import(source, heads=2, seed=3)
+    ready = importer.read_import(source, heads=2, seed=3)
     assert ready.cfg.action_conditioning == "dual" and type(ready.cfg) is DiTConfig
     said = "\n".join(ready.report())
     assert "dropped, the text path: actions take its place: 4 tensors, 5,760 parameters" in said
     assert "newly initialised (seed 3): 8 leaves" in said
 
-    leaves = native.flat(ready.params())
+    leaves = native.flatten(ready.params())
     assert {leaf.dtype for leaf in leaves.values()} == {BFLOAT16}
     kernel = leaves["action_cross/inner/kernel"].astype(np.float32)
     bound = math.sqrt(6 / (7 + 64))
     assert 0.9 * bound < np.abs(kernel).max() <= bound * 1.01 and not leaves["action_cross/inner/bias"].any()
     assert not np.array_equal(leaves["action_adaln/inner/kernel"][:7, :64], leaves["action_cross/inner/kernel"])
-    again = native.flat(convert.read_import(source, heads=2, seed=3).params())
+    again = native.flatten(importer.read_import(source, heads=2, seed=3).params())
     same(again, leaves)
     # what stays is what was there
     np.testing.assert_array_equal(leaves["blocks/ffn/inner/kernel"][1], theirs["blocks.1.ffn.0.weight"].T)
 
-    only = convert.read_import(
+    only = importer.read_import(
         source, cfg=DiTConfig(dim=64, heads=2, layers=2, ffn=80, channels=6, freq_dim=16, action_conditioning="adaln")
     )
     assert "this network has no cross-attention: 24 tensors" in "\n".join(only.report())
@@ -214,7 +216,7 @@ def test_every_misfit_is_listed_at_once(tmp_path):
     write(tmp_path / "model-00001-of-00002.safetensors", theirs)
     write(tmp_path / "model-00002-of-00002.safetensors", {"head.head.bias": theirs["head.head.bias"]})
     with pytest.raises(KeymapError) as caught:
-        convert.read_import(open_source(tmp_path / "model-00001-of-00002.safetensors"), heads=2)
+        importer.read_import(open_source(tmp_path / "model-00001-of-00002.safetensors"), heads=2)
     assert {kind: len(cases) for kind, cases in caught.value.problems.items()} == {
         "missing in the file": 1,
         "not in the table": 1,
@@ -228,35 +230,35 @@ def test_every_misfit_is_listed_at_once(tmp_path):
 def test_a_config_that_does_not_fit_is_told_apart_leaf_by_leaf():
     wrong = DiTConfig(dim=64, heads=2, layers=3, ffn=80, channels=6, freq_dim=16)
     with pytest.raises(KeymapError, match="27 problems") as caught:
-        convert.read_import(announced(dit_shapes(action=7)), cfg=wrong, heads=2)
+        importer.read_import(announced(dit_shapes(action=7)), cfg=wrong, heads=2)
     assert set(caught.value.problems) == {"missing in the file"}
 
 
 def test_formats_that_cannot_hold_a_network(tmp_path):
     source = open_source(write(tmp_path / "a.safetensors", arrays(dit_shapes(action=7))))
-    card = convert.write_import(convert.read_import(source, heads=2), tmp_path / "ours")
+    card = importer.write_import(importer.read_import(source, heads=2), tmp_path / "ours")
     with pytest.raises(FileError, match="conditioned on actions has no place in format 'diffusers'; use rlinf"):
-        convert.write_export(card, "diffusers", tmp_path)
+        exporter.write_export(card, "diffusers", tmp_path)
     with pytest.raises(FileError, match="dit has no format 'torch'; it has rlinf, diffusers, wan"):
-        convert.write_export(card, "torch", tmp_path)
+        exporter.write_export(card, "torch", tmp_path)
     with pytest.raises(KeymapError, match="without a row"):
         plan_export("x", formats.table_of(RewardConfig(), formats.FORMATS[-1]), {"stray": Fact((1,), FLOAT32)})
 
 
 def test_unknown_files_and_sizes_that_cannot_be_told(tmp_path):
     with pytest.raises(FileError, match="not a known kind of weights.*the first names in it are encoder.wte"):
-        convert.read_import(announced({"encoder.wte": (3, 3)}))
+        importer.read_import(announced({"encoder.wte": (3, 3)}))
     with pytest.raises(FileError, match="width 64 does not make heads of 128"):
-        convert.read_import(announced(dit_shapes()))
+        importer.read_import(announced(dit_shapes()))
     broken = {name: shape for name, shape in dit_shapes().items() if name != "blocks.0.ffn.0.bias"}
     with pytest.raises(FileError, match=r"'blocks\.0\.ffn\.0\.bias' is missing"):
-        convert.read_import(announced(broken), heads=2)
+        importer.read_import(announced(broken), heads=2)
     renamed = {"condition_embedder.time_proj.weight": (2, 2)}
     with pytest.raises(FileError, match=r"config\.json of the diffusers folder is missing"):
-        convert.read_import(announced(renamed))
+        importer.read_import(announced(renamed))
     (tmp_path / "config.json").write_text(json.dumps({"is_residual": False, "z_dim": 16}))
     write(
         tmp_path / "m.safetensors", {"encoder.down_blocks.0.resnets.0.norm1.gamma": np.zeros((2, 1, 1, 1), np.float32)}
     )
     with pytest.raises(FileError, match="is_residual False instead of True"):
-        convert.read_import(open_source(tmp_path / "m.safetensors"))
+        importer.read_import(open_source(tmp_path / "m.safetensors"))

@@ -15,8 +15,8 @@ from tests.bridge.layouts import BFLOAT16, FLOAT32, arrays, read, reward_shapes,
 from wovr_jax.bridge import formats
 from wovr_jax.bridge.sources import FileError, find, open_source
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.weights import assets, native, tensors
-from wovr_jax.weights.keymap import Fact
+from wovr_jax.weights import native, safetensors
+from wovr_jax.weights.safetensors import Fact
 
 EVERY = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -30,7 +30,7 @@ EVERY = {
 
 def ours(path, content):
     facts = {name: Fact(array.shape, array.dtype) for name, array in content.items()}
-    tensors.write(path, facts, reversed(content.items()))
+    safetensors.write(path, facts, reversed(content.items()))
     return path
 
 
@@ -43,9 +43,9 @@ def test_the_library_reads_what_we_write_and_we_what_it_writes(tmp_path):
 def test_what_was_announced_must_come(tmp_path):
     fact = {"a": Fact((2,), FLOAT32)}
     with pytest.raises(ValueError, match="1 tensors did not come"):
-        tensors.write(tmp_path / "x", fact, [])
+        safetensors.write(tmp_path / "x", fact, [])
     with pytest.raises(ValueError, match=r"float64\[2\] came, float32\[2\] was announced"):
-        tensors.write(tmp_path / "x", fact, [("a", np.zeros(2))])
+        safetensors.write(tmp_path / "x", fact, [("a", np.zeros(2))])
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -173,11 +173,11 @@ def test_old_files_and_files_without_weights(tmp_path):
 
 @pytest.fixture
 def imported(tmp_path):
-    from wovr_jax.bridge import convert
+    from wovr_jax.bridge import importer
 
     theirs = arrays(reward_shapes(head="task"))
-    ready = convert.read_import(open_source(write(tmp_path / "in" / "rm.safetensors", theirs)))
-    return convert.write_import(ready, tmp_path / "ours", "judge"), ready
+    ready = importer.read_import(open_source(write(tmp_path / "in" / "rm.safetensors", theirs)))
+    return importer.write_import(ready, tmp_path / "ours", "judge"), ready
 
 
 def test_imported_weights_load_and_run(imported):
@@ -187,9 +187,9 @@ def test_imported_weights_load_and_run(imported):
     logit = formats.network(cfg)(params, jnp.zeros((2, 32, 32, 3)), jnp.array([0, 1]))
     assert logit.shape == (2,)
     # the package's own assets are of the same form
-    as_asset, leaves = assets.load_asset("judge", card.parent)
+    as_asset, leaves = native.load_asset("judge", card.parent)
     assert as_asset == cfg
-    same(native.flat(leaves), native.flat(jax.tree.map(np.asarray, params)))
+    same(native.flatten(leaves), native.flatten(jax.tree.map(np.asarray, params)))
 
 
 def test_our_own_form_is_checked(imported):

@@ -11,12 +11,12 @@ import pytest
 
 from tests.bridge.layouts import openvla_folder, read, same
 from tests.bridge.openvla_reference import CONFIG, HEADS, MIXED_UP, PAD, Reference, weights
-from wovr_jax.bridge import convert, formats, torch_io
+from wovr_jax.bridge import exporter, formats, importer, torch_io
 from wovr_jax.bridge.sources import FileError, find, open_source
 from wovr_jax.bridge.state_projector import NAMES
 from wovr_jax.policy.vla import VLAConfig, network
 from wovr_jax.weights import native
-from wovr_jax.weights.keymap import KeymapError
+from wovr_jax.weights.plan import KeymapError
 
 torch = pytest.importorskip("torch")
 CLOSE = 1e-5
@@ -44,7 +44,7 @@ def release(folder, prefix="module."):
 
 def opened(folder, **how):
     (file,) = find(folder)
-    return convert.read_import(open_source(file), heads=HEADS, **how)
+    return importer.read_import(open_source(file), heads=HEADS, **how)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def imported(tmp_path_factory):
     there = tmp_path_factory.mktemp("two")
     ready = opened(release(there / "release"), images=2, state=True)
     assert f"with {FILE}, the projector of the robot's state" in ready.report()
-    card = convert.write_import(ready, there / "ours")
+    card = importer.write_import(ready, there / "ours")
     return *native.load(card, put=jax.device_put), card
 
 
@@ -106,16 +106,16 @@ def test_pictures_without_the_state(imported, tmp_path):
     with jax.default_matmul_precision("highest"):
         got = np.asarray(run(ready.cfg)(params, FRAME[:1], PROMPT[:1], None)).reshape(56, 256)
     assert far(got, Reference(ALL).slots(FRAME[0], IDS[0], "oft")) <= CLOSE
-    card = convert.write_import(ready, tmp_path / "ours")
-    convert.write_export(card, "openvla", tmp_path / "out")
+    card = importer.write_import(ready, tmp_path / "ours")
+    exporter.write_export(card, "openvla", tmp_path / "out")
     assert (tmp_path / "out" / FILE).read_bytes() == (there / FILE).read_bytes()
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
 def test_the_projector_goes_out_as_it_came(prefix, tmp_path):
     there = release(tmp_path / "release", prefix)
-    card = convert.write_import(opened(there, state=True), tmp_path / "ours")
-    written = convert.write_export(card, "openvla", tmp_path / "out", shard_bytes=100_000)
+    card = importer.write_import(opened(there, state=True), tmp_path / "ours")
+    written = exporter.write_export(card, "openvla", tmp_path / "out", shard_bytes=100_000)
     assert tmp_path / "out" / FILE in written
     (weights_file,) = find(tmp_path / "out")
     same(read(weights_file), {name: array for name, array in ALL.items() if not name.startswith(NAMES)})

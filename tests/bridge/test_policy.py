@@ -24,13 +24,14 @@ from tests.bridge.layouts import (
     read,
     same,
 )
-from wovr_jax.bridge import convert, formats
+from wovr_jax.bridge import exporter, formats, importer
 from wovr_jax.bridge.rest import other_files
 from wovr_jax.bridge.sources import FileError, find, open_source
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.policy.weights import vla_table
 from wovr_jax.weights import native
-from wovr_jax.weights.keymap import Fact, KeymapError, plan_export
+from wovr_jax.weights.plan import KeymapError, plan_export
+from wovr_jax.weights.safetensors import Fact
 
 TINY = openvla_config(num_attention_heads=4, vocab_size=392, pad_token_id=327) | {"pad_token_id": 327}
 
@@ -41,7 +42,7 @@ def tiny(dtype=FLOAT32):
 
 def opened(folder):
     (file,) = find(folder)
-    return convert.read_import(open_source(file), heads=2)
+    return importer.read_import(open_source(file), heads=2)
 
 
 def bytes_of(folder):
@@ -64,7 +65,7 @@ def test_the_release_has_its_counts_and_reads_as_the_named_size():
     assert (len(shapes), count(shapes)) == (982, 7_541_237_184)
 
     source = dataclasses.replace(announced(shapes, BFLOAT16), config=openvla_config())
-    ready = convert.read_import(source)
+    ready = importer.read_import(source)
     assert ready.cfg == VLAConfig.openvla_7b()
     ours = {path: fact.shape for path, fact in ready.facts.items()}
     kept = {name: fact.shape for name, fact in ready.kept.items()}
@@ -78,14 +79,14 @@ def test_the_exported_index_of_full_size():
     ours = {path: Fact(shape, BFLOAT16) for path, shape in formats.shapes(cfg).items()}
     kept = {name: Fact(shape, BFLOAT16) for name, shape in vla_table(cfg).kept.items()}
     checked = plan_export("ours", vla_table(cfg), ours, kept)
-    groups = convert.shards("model.safetensors", {**checked.tensor, **checked.kept}, convert.POLICY_SHARD)
-    index = convert.index(groups)
+    groups = exporter.shards("model.safetensors", {**checked.tensor, **checked.kept}, exporter.POLICY_SHARD)
+    index = exporter.index(groups)
     assert len(groups) == 4 and groups[0][0] == "model-00001-of-00004.safetensors"
     assert len(index["weight_map"]) == 982 and index["metadata"]["total_size"] == 2 * 7_541_237_184
     exported = {name: fact.shape for _, group in groups for name, fact in group.items()}
     assert exported == openvla_shapes(**FULL_VLA)
     for _, group in groups:
-        assert sum(map(convert.size_of, group.values())) <= 5_000_000_000
+        assert sum(fact.nbytes for fact in group.values()) <= 5_000_000_000
 
 
 # There and back -----------------------------------------------------------------------------------------------
@@ -97,26 +98,26 @@ def test_round_trip_changes_no_bit_and_no_file(dtype, shards, tmp_path):
     theirs = tiny(dtype)
     release = openvla_folder(tmp_path / "release", theirs, TINY, shards)
     ready = opened(release)
-    card = convert.write_import(ready, tmp_path / "ours", "mine")
-    before, leaves = bytes_of(release), native.flat(ready.params())
+    card = importer.write_import(ready, tmp_path / "ours", "mine")
+    before, leaves = bytes_of(release), native.flatten(ready.params())
     most = None if shards == 1 else 40_000
     (tmp_path / "release").rename(tmp_path / "gone")  # nothing of the source is needed any more
-    written = convert.write_export(card, "openvla", tmp_path / "out", shard_bytes=most)
+    written = exporter.write_export(card, "openvla", tmp_path / "out", shard_bytes=most)
 
     (weights,) = find(tmp_path / "out")
     assert weights.name == ("model.safetensors" if shards == 1 else "model.safetensors.index.json")
     same(read(weights), theirs)
     assert bytes_of(tmp_path / "out") == before and len(before) == 6
     assert sorted(written) == sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
-    same(native.flat(opened(tmp_path / "out").params()), leaves)
+    same(native.flatten(opened(tmp_path / "out").params()), leaves)
     assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == ["mine.json", "mine.rest", "mine.safetensors"]
 
 
 def test_the_transformers_library_reads_what_is_exported(tmp_path):
     library = pytest.importorskip("safetensors.numpy")
     theirs = tiny()
-    card = convert.write_import(opened(openvla_folder(tmp_path / "release", theirs, TINY)), tmp_path / "ours")
-    convert.write_export(card, "openvla", tmp_path / "out", shard_bytes=40_000)
+    card = importer.write_import(opened(openvla_folder(tmp_path / "release", theirs, TINY)), tmp_path / "ours")
+    exporter.write_export(card, "openvla", tmp_path / "out", shard_bytes=40_000)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == theirs.keys()
     for file in sorted(set(index["weight_map"].values())):
@@ -127,7 +128,7 @@ def test_the_transformers_library_reads_what_is_exported(tmp_path):
 
 def test_every_tensor_stands_where_it_belongs(tmp_path):
     theirs = tiny()
-    leaves = native.flat(opened(openvla_folder(tmp_path, theirs, TINY)).params())
+    leaves = native.flatten(opened(openvla_folder(tmp_path, theirs, TINY)).params())
     tower, layer = "vision_backbone.featurizer", "language_model.model.layers"
     np.testing.assert_array_equal(leaves["dino/prefix"][:, :1], theirs[f"{tower}.cls_token"])
     np.testing.assert_array_equal(leaves["dino/prefix"][:, 1:], theirs[f"{tower}.reg_token"])
@@ -144,7 +145,7 @@ def test_every_tensor_stands_where_it_belongs(tmp_path):
 
 def test_imported_weights_load_and_run(tmp_path):
     ready = opened(openvla_folder(tmp_path / "release", tiny(BFLOAT16), TINY))
-    card = convert.write_import(ready, tmp_path / "ours")
+    card = importer.write_import(ready, tmp_path / "ours")
     cfg, params = native.load(card, dtype=jnp.float32, put=jax.device_put)
     assert cfg == ready.cfg and cfg.llm.dtype == "bfloat16" and cfg.pad == 327 and cfg.vocab_size == 328
     prompt = jnp.array([[1, 5, 9]])
@@ -155,11 +156,11 @@ def test_imported_weights_load_and_run(tmp_path):
 def test_a_cast_import_casts_what_it_keeps(tmp_path):
     theirs = tiny(BFLOAT16)
     (file,) = find(openvla_folder(tmp_path / "release", theirs, TINY))
-    card = convert.write_import(
-        convert.read_import(open_source(file), heads=2, dtype="float32", recipe="oft"), tmp_path / "ours"
+    card = importer.write_import(
+        importer.read_import(open_source(file), heads=2, dtype="float32", recipe="oft"), tmp_path / "ours"
     )
     assert native.open_native(card)[0].recipe == "oft"
-    convert.write_export(card, "openvla", tmp_path / "out")
+    exporter.write_export(card, "openvla", tmp_path / "out")
     same(read(tmp_path / "out" / "model.safetensors"), {name: a.astype(np.float32) for name, a in theirs.items()})
 
 
@@ -208,35 +209,35 @@ def test_every_misfit_is_listed_at_once(tmp_path):
 def test_policies_of_another_kind(change, message):
     source = dataclasses.replace(announced(openvla_shapes(**TINY_VLA)), config=TINY | change)
     with pytest.raises(FileError, match=message):
-        convert.read_import(source, heads=2)
+        importer.read_import(source, heads=2)
 
 
 def test_sizes_that_cannot_be_told():
     source = announced(openvla_shapes(**TINY_VLA))
     with pytest.raises(FileError, match=r"config\.json of the OpenVLA folder is missing"):
-        convert.read_import(source)
+        importer.read_import(source)
     source = dataclasses.replace(source, config=TINY)
     towers = {name: shape for name, shape in openvla_shapes(**TINY_VLA).items() if ".layers." not in name}
     with pytest.raises(FileError, match=r"'language_model\.model\.layers\.0\.mlp\.gate_proj\.weight' is missing"):
-        convert.read_import(dataclasses.replace(announced(towers), config=TINY), heads=2)
+        importer.read_import(dataclasses.replace(announced(towers), config=TINY), heads=2)
     with pytest.raises(FileError, match="featurizer is 24 wide, not 1024; say how many heads"):
-        convert.read_import(source)
+        importer.read_import(source)
 
 
 def test_rms_eps_and_theta_come_from_the_file_and_default_as_it_does():
     shapes = openvla_shapes(**TINY_VLA)
-    plain = convert.read_import(dataclasses.replace(announced(shapes), config=TINY), heads=2)
+    plain = importer.read_import(dataclasses.replace(announced(shapes), config=TINY), heads=2)
     assert (plain.cfg.llm.eps, plain.cfg.llm.rope_theta, plain.cfg.stop) == (1e-6, 10000.0, 2)
     text = TINY["text_config"] | {"rms_norm_eps": 1e-5, "rope_theta": 5e5}
-    other = convert.read_import(dataclasses.replace(announced(shapes), config=TINY | {"text_config": text}), heads=2)
+    other = importer.read_import(dataclasses.replace(announced(shapes), config=TINY | {"text_config": text}), heads=2)
     assert (other.cfg.llm.eps, other.cfg.llm.rope_theta) == (1e-5, 5e5)
     text = TINY["text_config"] | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
-    other = convert.read_import(dataclasses.replace(announced(shapes), config=TINY | {"text_config": text}), heads=2)
+    other = importer.read_import(dataclasses.replace(announced(shapes), config=TINY | {"text_config": text}), heads=2)
     assert other.cfg.llm.rope_theta == 5e5
 
 
 def test_an_export_needs_what_was_kept_unchanged(tmp_path):
-    card = convert.write_import(opened(openvla_folder(tmp_path / "release", tiny(), TINY)), tmp_path / "ours")
+    card = importer.write_import(opened(openvla_folder(tmp_path / "release", tiny(), TINY)), tmp_path / "ours")
     kept = tmp_path / "ours" / "policy.rest"
     statistics = kept / "files" / "dataset_statistics.json"
     whole = statistics.read_bytes()
@@ -247,10 +248,10 @@ def test_an_export_needs_what_was_kept_unchanged(tmp_path):
     ):
         spoil()
         with pytest.raises(FileError, match="is not as the import left it: 1 files"):
-            convert.write_export(card, "openvla", tmp_path / "out")
+            exporter.write_export(card, "openvla", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(FileError, match="policy has no format 'rlinf'; it has openvla"):
-        convert.write_export(card, "rlinf", tmp_path / "out")
+        exporter.write_export(card, "rlinf", tmp_path / "out")
 
 
 def test_a_policy_of_our_own_is_no_release(tmp_path):
@@ -259,7 +260,7 @@ def test_a_policy_of_our_own_is_no_release(tmp_path):
     facts = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
     card = native.write(tmp_path, "mine", cfg, facts, leaves.items(), {})
     with pytest.raises(FileError, match="Only a policy that was imported from a release"):
-        convert.write_export(card, "openvla", tmp_path / "out")
+        exporter.write_export(card, "openvla", tmp_path / "out")
 
 
 def test_old_weights_never_stay_beside_new_ones(tmp_path):
@@ -268,21 +269,21 @@ def test_old_weights_never_stay_beside_new_ones(tmp_path):
     files = other_files(open_source(release / "model.safetensors.index.json").files)
     assert not any(file.name.startswith("model") and file.suffix != ".py" for file in files)
     (release / "model.safetensors").unlink()
-    card = convert.write_import(opened(release), tmp_path / "ours")
+    card = importer.write_import(opened(release), tmp_path / "ours")
     with pytest.raises(FileError, match="would be loaded with the new weights; remove them"):
-        convert.write_export(card, "openvla", release)
+        exporter.write_export(card, "openvla", release)
 
 
 def test_an_interrupted_import_leaves_what_was_there(tmp_path, monkeypatch):
     ready = opened(openvla_folder(tmp_path / "release", tiny(), TINY))
-    card = convert.write_import(ready, tmp_path / "ours")
+    card = importer.write_import(ready, tmp_path / "ours")
     before = {path: path.read_bytes() for path in card.parent.rglob("*") if path.is_file()}
 
     def dying(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert.Import, "leaves", dying)
+    monkeypatch.setattr(importer.Import, "leaves", dying)
     with pytest.raises(KeyboardInterrupt):
-        convert.write_import(ready, tmp_path / "ours")
+        importer.write_import(ready, tmp_path / "ours")
     assert {path: path.read_bytes() for path in card.parent.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in card.parent.iterdir()) == ["policy.json", "policy.rest", "policy.safetensors"]

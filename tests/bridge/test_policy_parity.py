@@ -12,7 +12,7 @@ import pytest
 
 from tests.bridge.layouts import openvla_folder
 from tests.bridge.openvla_reference import CONFIG, HEADS, MISTAKES, PAD, VOCAB, Reference, weights
-from wovr_jax.bridge import convert, formats
+from wovr_jax.bridge import exporter, formats, importer
 from wovr_jax.bridge.sources import find, open_source
 from wovr_jax.policy import actions
 from wovr_jax.policy.actions import Codec
@@ -37,7 +37,7 @@ def imported(tmp_path_factory):
     """Config and parameters of a folder that went through our form on disk, and its card."""
     folder = tmp_path_factory.mktemp("vla")
     (file,) = find(openvla_folder(folder / "release", weights(), CONFIG, 3))
-    card = convert.write_import(convert.read_import(open_source(file), heads=HEADS), folder / "ours")
+    card = importer.write_import(importer.read_import(open_source(file), heads=HEADS), folder / "ours")
     return *native.load(card, put=jax.device_put), card
 
 
@@ -121,7 +121,7 @@ def test_no_wrong_answer_is_near(right, mistake):
 def test_the_exported_folder_gives_the_same_actions_in_torch(imported, right, tmp_path):
     library = pytest.importorskip("safetensors.numpy")
     _, _, card = imported
-    convert.write_export(card, "openvla", tmp_path, shard_bytes=100_000)
+    exporter.write_export(card, "openvla", tmp_path, shard_bytes=100_000)
     files = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(files) > 2
     theirs = {name: array for file in files for name, array in library.load_file(file).items()}

@@ -126,67 +126,30 @@ def test_train_and_validation_windows_share_no_episode():
 
 
 def test_every_step_is_an_imitation_sample():
-    prompts = np.array([[5, 6], [7, 8]], np.int32)
-    found = batches.sft_chunks([numbered(10, 0), numbered(8, 1)], prompt_KL=prompts)
+    found = batches.sft_chunks([numbered(10, 0), numbered(8, 1)])
     assert found["frame_BHWC"].shape == (18, 2, 2, 3) and found["label_BTA"].shape == (18, 8, 7)
     assert found["step_B"].tolist() == [*range(10), *range(8)]
     np.testing.assert_allclose(found["label_BTA"][0, :, 0], np.arange(8) / 100 + 0.5, rtol=1e-6)
-    np.testing.assert_array_equal(found["prompt_BL"], np.tile([7, 8], (18, 1)))
+    assert found["task_B"].tolist() == [1] * 18 and found["episode_B"].tolist() == [0] * 10 + [1] * 8
     # Sample 7 of the first episode: labels 7, 8, 9, then no motion with the gripper still closed.
     label = found["label_BTA"][7]
     np.testing.assert_allclose(label[:3, 1], [0.07, 0.08, 0.09], rtol=1e-6)
     np.testing.assert_array_equal(label[3:], np.tile([0, 0, 0, 0, 0, 0, 1], (5, 1)))
 
 
-def test_chunk_boundaries_and_random_offsets():
+def test_chunk_boundaries_and_repeated_beginnings():
     episodes = [numbered(24, seed) for seed in range(20)]
     steps = batches.sft_chunks(episodes, stride=8)["step_B"].reshape(20, 3)
     assert (steps == [0, 8, 16]).all()
-    shifted = batches.sft_chunks(episodes, stride=8, random_offset=True, seed=1)
-    offsets = set()
-    for e in range(20):
-        of = shifted["step_B"][shifted["episode_B"] == e]
-        assert of[0] == 0 and (np.diff(of[1:]) == 8).all()
-        offsets.add(int(of[1]) % 8)
-    assert len(offsets) > 4
+    early = batches.sft_chunks([numbered(24, 0)], stride=2, early=3)["step_B"]
+    assert early.tolist() == [0, 0, 0, 2, 2, 2, *range(4, 24, 2)], "the first half chunk three times"
     with pytest.raises(NoDataError):
         batches.sft_chunks([])
 
 
-def test_reward_rows_by_class():
-    episodes = [numbered(12, 0, first_success=9), numbered(12, 1), numbered(12, 2)]
-    data = batches.reward_frames(episodes, late=0.25, near=2, val_share=0.0)
-    assert data.positive_I.tolist() == [9, 10, 11, 12]
-    # The two frames before the success, and the last quarter of the 13 frames of each failure.
-    assert data.hard_I.tolist() == [7, 8, 23, 24, 25, 36, 37, 38]
-    assert set(data.negative_I.tolist()) == set(range(39)) - {9, 10, 11, 12}
-    assert len(data.val_N) == 0
-
-
-def test_a_success_that_is_lost_again_is_labelled_frame_by_frame():
-    episode = numbered(6, 0, first_success=3)
-    episode.success_S[4] = False
-    data = batches.reward_frames([episode, numbered(6, 1)], val_share=0.0, near=1)
-    assert data.positive_I.tolist() == [3, 5, 6] and data.hard_I.tolist()[:2] == [2, 4]
-
-
-def test_reward_batches_are_balanced_and_labelled():
-    episodes = [numbered(12, seed, first_success=9 if seed == 3 else None, task=seed % 3) for seed in range(10)]
-    data = jax.device_put(batches.reward_frames(episodes, val_share=0.2))
-    frame, task, label = jax.jit(lambda d, k: batches.sample_reward(d, k, 30))(data, keys.key(1))
-    assert frame.shape == (30, 2, 2, 3) and frame.dtype == jnp.float32 and label.dtype == jnp.float32
-    assert label.sum() == 10 and label[:10].all()
-    assert task[:10].tolist() == [0] * 10
-    val_episodes = set((np.asarray(data.val_N) // 13).tolist())
-    assert val_episodes and 3 not in val_episodes  # the only success is for training
-    for rows in (data.positive_I, data.negative_I, data.hard_I):
-        assert not set((np.asarray(rows) // 13).tolist()) & val_episodes
-
-
-def test_reward_needs_both_classes():
-    with pytest.raises(NoDataError, match="none of the 26 frames of 2 episodes by base shows a success"):
-        batches.reward_frames([numbered(12, 0), numbered(12, 1)])
-    with pytest.raises(NoDataError, match="shows a failure"):
-        batches.reward_frames([numbered(12, 0, first_success=0)])
-    with pytest.raises(NoDataError, match="no episodes"):
-        batches.reward_frames([])
+def test_rows_and_frames_of_another_kind_are_refused():
+    data = batches.windows([numbered(24)], val_share=0.0)
+    with pytest.raises(AssertionError, match="shape"):
+        batches.gather_windows(data, jnp.zeros((2, 3), jnp.int32))
+    with pytest.raises(AssertionError, match="type"):
+        batches.gather_windows(data.replace(frame_ESHWC=data.frame_ESHWC.astype(np.float32)), data.train_I2[:1])

@@ -14,15 +14,15 @@ from wovr_jax.types import Episode
 
 def episodes() -> list[Episode]:
     rng = np.random.default_rng(0)
-    found = []
+    made = []
     for seed in range(3):
         label = np.zeros((50, 7), np.float32)
         label[:, :2] = rng.uniform(-0.5, 0.8, (50, 2))
         label[:, 3] = 0.25
         label[:, 6] = np.where(np.arange(50) < 40, -1.0, 1.0)  # open, then closed
         frame = np.zeros((51, 2, 2, 3), np.uint8)
-        found.append(Episode(frame, label + 0.1, np.zeros(51, bool), "x", 0, seed, "expert", label))
-    return found
+        made.append(Episode(frame, label + 0.1, np.zeros(51, bool), "x", 0, seed, "expert", label))
+    return made
 
 
 def test_form_and_values(tmp_path):
@@ -39,17 +39,11 @@ def test_form_and_values(tmp_path):
     normalize.save(tmp_path / "a" / "dataset_statistics.json", table)
     assert json.loads((tmp_path / "a" / "dataset_statistics.json").read_text()) == table
     assert normalize.load(tmp_path / "a" / "dataset_statistics.json") == action
-    executed = normalize.statistics(episodes(), "tabletop", which="action")["tabletop"]["action"]
-    assert executed["mean"][0] == pytest.approx(action["mean"][0] + 0.1, abs=1e-6)
 
 
-def test_constant_dimensions():
-    kept = normalize.statistics(episodes(), "t")["t"]["action"]
-    assert kept["q01"][2:6] == kept["q99"][2:6] == [0.0, 0.25, 0.0, 0.0]
-    assert normalize.constant_dimensions(kept) == [2, 3, 4, 5]
-    widened = normalize.statistics(episodes(), "t", constant="widen")["t"]["action"]
-    assert widened["q01"][2:6] == [-1.0, -0.75, -1.0, -1.0] and widened["q99"][2:6] == [1.0, 1.25, 1.0, 1.0]
-    assert widened["q01"][0] == kept["q01"][0] and normalize.constant_dimensions(widened) == []
+def test_a_motion_that_never_changes_stays_a_constant():
+    action = normalize.statistics(episodes(), "t")["t"]["action"]
+    assert action["q01"][2:6] == action["q99"][2:6] == [0.0, 0.25, 0.0, 0.0]
 
 
 def test_keys(tmp_path):
@@ -79,5 +73,3 @@ def test_malformed(tmp_path):
         normalize.check(action | {"q01": [2.0] * 7}, "x")
     with pytest.raises(StatisticsError, match="no episodes"):
         normalize.statistics([], "k")
-    with pytest.raises(StatisticsError, match="keep or widen"):
-        normalize.statistics(episodes(), "k", constant="drop")

@@ -104,13 +104,10 @@ def test_failure_without_a_gripper_event_is_the_end():
     assert set(table.step_K.tolist()) == {21, 22, 23}
 
 
-def test_keyframes_come_from_failures_unless_asked():
+def test_keyframes_come_from_failures():
     mixed = [numbered(seed=0, won_at=18), numbered(seed=1), numbered(seed=2, won_at=1)]
     table = starts.keyframes(mixed, "uniform", each=50)
     assert set(table.episode_K.tolist()) == {1}
-    both = starts.keyframes(mixed, "uniform", each=200, successes=True)
-    assert set(both.episode_K.tolist()) == {0, 1}  # the third is won before any keyframe
-    assert both.step_K[both.episode_K == 0].max() == 17  # before its success
 
 
 def test_no_keyframe_and_wrong_settings():

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
+from wovr_jax.core import pixels
 from wovr_jax.data import batches, stream
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.stream import Feed, Layout, Stream, StreamConfig
@@ -47,7 +47,7 @@ def test_a_window_is_the_one_that_is_cut_on_the_device() -> None:
     frames, actions = batches.gather_windows(cut, jnp.asarray(cut.train_I2))
     for (_, start), frame_FHWC, action_FA in zip(cut.train_I2, frames, actions, strict=True):
         ours, action = stream.window(made[0], int(start), LAYOUT)
-        np.testing.assert_allclose(disk.to_float(ours), frame_FHWC, atol=2e-7)
+        np.testing.assert_allclose(pixels.to_float(ours), frame_FHWC, atol=2e-7)
         np.testing.assert_array_equal(action, action_FA)
     assert reader(made, visit=1).layout.later(24) == range(-2, 18)
 
@@ -106,7 +106,6 @@ def test_a_damaged_record_is_named(tmp_path) -> None:
 
 
 def test_reading_processes_change_nothing(tmp_path) -> None:
-    flags.FLAGS.mark_as_parsed()  # as launch/train.py has done; Grain asks for it
     disk.write(tmp_path / "base", episodes())
     source = disk.EpisodeSource(tmp_path / "base")
     plain, apart = (Feed(reader(source, workers=workers), 4, (1,), 6) for workers in (0, 1))

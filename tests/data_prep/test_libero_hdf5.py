@@ -103,7 +103,7 @@ def test_what_counts_as_a_noop():
     still, move = [0.0] * 6, [0.5] + [0.0] * 5
     # still at the start; a gripper that closes; the same again; motion; still with the gripper as before
     rows = [[*still, -1], [*move, -1], [*still, 1], [*still, 1], [*move, 1], [*still, 1], [*still, -1]]
-    assert demos.commanded(np.array(rows)).tolist() == [False, True, True, False, True, False, True]
+    assert demos.find_commanded(np.array(rows)).tolist() == [False, True, True, False, True, False, True]
 
 
 def test_a_folder_becomes_episodes_statistics_and_a_table(tmp_path, monkeypatch, capsys):
@@ -216,9 +216,11 @@ def test_a_gripper_of_the_other_convention_is_refused():
 
 def test_the_rotations():
     frame = np.arange(2 * 3 * 2 * 3, dtype=np.uint8).reshape(2, 3, 2, 3)
-    assert np.array_equal(demos.turned(frame, "turn"), np.rot90(frame, 2, axes=(1, 2)))
-    assert np.array_equal(demos.turned(frame, "flip"), np.flipud(frame.transpose(1, 0, 2, 3)).transpose(1, 0, 2, 3))
-    assert np.array_equal(demos.turned(frame, "none"), frame)
+    assert np.array_equal(demos.turn_frames(frame, "turn"), np.rot90(frame, 2, axes=(1, 2)))
+    assert np.array_equal(
+        demos.turn_frames(frame, "flip"), np.flipud(frame.transpose(1, 0, 2, 3)).transpose(1, 0, 2, 3)
+    )
+    assert np.array_equal(demos.turn_frames(frame, "none"), frame)
     with pytest.raises(ValueError, match="none, turn, flip, got 'left'"):
         Conventions(rotation="left")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.bridge.layouts import BFLOAT16, arrays, openvla_config, openvla_folder, openvla_shapes
-from wovr_jax.bridge import convert
+from wovr_jax.bridge import importer
 from wovr_jax.bridge.sources import find, open_source
 from wovr_jax.core import checkpoint, config
 from wovr_jax.data import episodes as disk
@@ -85,6 +85,6 @@ def statistics(scale):
 def imported(folder, recipe="oft"):
     """``policy.json`` of the release, and episodes of a camera with more pixels than the network takes."""
     (file,) = find(release(folder / "release"))
-    card = convert.write_import(convert.read_import(open_source(file), heads=2, recipe=recipe), folder / "ours")
+    card = importer.write_import(importer.read_import(open_source(file), heads=2, recipe=recipe), folder / "ours")
     disk.write(folder / "episodes", (episode(i, 16, (12, 20)) for i in range(4)))
     return card, folder / "episodes"

@@ -70,7 +70,7 @@ def robot(made):
 
 @pytest.fixture(scope="module")
 def frames(policy):
-    return contract.recorded(policy.recorded, 6, CFG.chunk)
+    return contract.choose_frames(policy.recorded, 6, CFG.chunk)
 
 
 def by_hand(frames, temperature):
@@ -131,8 +131,8 @@ def test_the_program_is_for_every_device_and_tells_no_secrets(made):
 
 def test_the_released_size_is_lowered_without_weights_or_devices():
     """With OFT's whole processing, JPEG included."""
-    cfg, image = vla.VLAConfig.openvla_7b("oft"), processing.named("oft")
-    leaves = source.dotted(vla.network(cfg).shapes())
+    cfg, image = vla.VLAConfig.openvla_7b("oft"), processing.of_recipe("oft")
+    leaves = source.flatten_dotted(vla.network(cfg).shapes())
     data = program.serialise(program.make(cfg, image, 6), leaves, frame=(256, 256, 3), length=32, dim=7)
     exported = jax_export.deserialize(bytearray(data))
     assert exported.platforms == ("cpu", "cuda", "tpu") and len(data) < 300_000
@@ -143,7 +143,7 @@ def test_the_released_size_is_lowered_without_weights_or_devices():
 @pytest.mark.parametrize("more", [{"images": 2}, {"proprio": 8}])
 def test_a_policy_with_more_inputs_than_a_bundle_has(more):
     with pytest.raises(BundleError, match="one picture and no state. Export it to torch"):
-        program.make(dataclasses.replace(CFG, **more), processing.named("rlinf", 16), 6)
+        program.make(dataclasses.replace(CFG, **more), processing.of_recipe("rlinf", 16), 6)
 
 
 ALONE = """
@@ -175,7 +175,7 @@ def test_it_needs_nothing_of_the_network_code(made, robot, frames, tmp_path):
 
 def test_a_live_policy_is_the_same_without_a_bundle(policy, robot, frames):
     want = robot.act(frames.frame_KHWC, frames.instruction_K)
-    got = program.live(policy).act(frames.frame_KHWC, frames.instruction_K)
+    got = program.make_robot(policy).act(frames.frame_KHWC, frames.instruction_K)
     np.testing.assert_array_equal(got.action_BTA, want.action_BTA)
 
 
@@ -190,17 +190,80 @@ def test_what_does_not_fit_is_said(robot, frames):
             robot.act(frame, texts)
 
 
+# Bundles of before ------------------------------------------------------------------------------------------------
+
+MANIFEST = """
+{
+ "format": "wovr_jax robot bundle",
+ "schema": 1,
+ "policy": "mine, grpo-1",
+ "parameters": 40032,
+ "platforms": ["cpu", "cuda", "tpu"],
+ "versions": {"python": "3.11.7", "jax": "0.10.2", "numpy": "2.4.6", "wovr_jax": "0.1.0"},
+ "files": {
+  "policy.stablehlo": {"bytes": %d, "sha256": "%s"},
+  "weights.safetensors": {"bytes": %d, "sha256": "%s"},
+  "dataset_statistics.json": {"bytes": %d, "sha256": "%s"},
+  "recipe.json": {"bytes": %d, "sha256": "%s"}
+ },
+ "contract": {
+  "frames": 8, "recorded": "collect-0", "platform": "cpu",
+  "differences": {"greedy": {"action": 0.0, "logp": 0.0}, "sampled at temperature 1.6": {"action": 0.0, "logp": 0.0}}
+ }
+}
+"""
+RECIPE = """
+{
+ "image": {"height": 16, "width": 16, "dtype": "uint8", "size": 16, "kernel": "cubic", "jpeg": 0, "crop": 1.0},
+ "prompt": {"kind": "table", "length": 26, "rows": {"open the top drawer": %s}},
+ "sequence": "rlinf",
+ "action": {
+  "key": "tabletop", "chunk": 8, "dim": 7, "gripper": 6,
+  "convention": "environment: six deltas, then the gripper, -1 open and +1 closed"
+ },
+ "trained_at_temperature": 1.6
+}
+"""
+STATISTICS = """
+{"tabletop": {"action": {
+ "q01": [-0.9, -0.8, -0.6, -0.4, -0.2, -0.1, -1.0], "q99": [0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 1.0],
+ "mask": [true, true, true, true, true, true, false]
+}}}
+"""
+
+
+def test_a_bundle_that_was_written_before_still_opens(made, robot, frames, tmp_path):
+    """Its files as text, written out here, so that no renamed key or file goes unnoticed."""
+    folder, row = tmp_path / "robot", robot.prompt("open the top drawer").tolist()
+    folder.mkdir()
+    for name in ("policy.stablehlo", "weights.safetensors"):
+        shutil.copy(made[0] / name, folder)
+    (folder / "dataset_statistics.json").write_text(STATISTICS)
+    (folder / "recipe.json").write_text(RECIPE % row)
+    names = ("policy.stablehlo", "weights.safetensors", "dataset_statistics.json", "recipe.json")
+    contents = [(folder / name).read_bytes() for name in names]
+    sums = [fact for data in contents for fact in (len(data), hashlib.sha256(data).hexdigest())]
+    (folder / "manifest.json").write_text(MANIFEST % tuple(sums))
+    opened = Robot.load(folder)
+    assert opened.frame_shape == (16, 16, 3) and opened.chunk_shape == (8, 7)
+    assert opened.about["policy"] == "mine, grpo-1"
+    got = opened.act(frames.frame_KHWC, ["Open the  top drawer"] * 6, temperature=1.6)
+    want = robot.act(frames.frame_KHWC, ["open the top drawer"] * 6, temperature=1.6)
+    np.testing.assert_array_equal(got.token_BTA, want.token_BTA)
+    assert np.abs(got.action_BTA[..., 0]).max() <= 0.9 + 1e-6  # by its own statistics
+
+
 # What is refused --------------------------------------------------------------------------------------------------
 
 
 def perturbed(monkeypatch, leaf, change):
     """Exports write another value into one leaf."""
-    write = bundle.tensors.write
+    write = bundle.safetensors.write
 
     def wrong(path, facts, leaves):
         write(path, facts, ((name, change(value.copy()) if name == leaf else value) for name, value in leaves))
 
-    monkeypatch.setattr(bundle.tensors, "write", wrong)
+    monkeypatch.setattr(bundle.safetensors, "write", wrong)
 
 
 def one_number(value):
@@ -228,7 +291,7 @@ def test_a_weight_that_no_recorded_frame_exercises_is_caught(policy, tmp_path, m
 
 
 def test_a_swapped_statistic_is_caught(policy, tmp_path, monkeypatch):
-    write = bundle._write_json
+    write = bundle.write_json
 
     def wrong(path, value):
         if path.name == "dataset_statistics.json":
@@ -237,7 +300,7 @@ def test_a_swapped_statistic_is_caught(policy, tmp_path, monkeypatch):
             low[0], low[4] = low[4], low[0]
         write(path, value)
 
-    monkeypatch.setattr(bundle, "_write_json", wrong)
+    monkeypatch.setattr(bundle, "write_json", wrong)
     with pytest.raises(ContractError, match=r"greedy: the bundle's actions are not the policy's.*dimension [04]"):
         bundle.write(policy, tmp_path / "robot", frames=8)
     assert not list(tmp_path.iterdir())
@@ -261,12 +324,12 @@ def test_a_program_of_another_recipe_is_caught(policy, tmp_path, monkeypatch, wr
 
 
 def test_a_recipe_file_that_says_something_else_is_caught(policy, tmp_path, monkeypatch):
-    write = bundle._write_json
+    write = bundle.write_json
 
     def wrong(path, value):
         write(path, value | {"sequence": "oft"} if path.name == "recipe.json" else value)
 
-    monkeypatch.setattr(bundle, "_write_json", wrong)
+    monkeypatch.setattr(bundle, "write_json", wrong)
     with pytest.raises(ContractError, match=r"recipe.json does not say what the policy says"):
         bundle.write(policy, tmp_path / "robot", frames=8)
     assert not list(tmp_path.iterdir())
@@ -345,6 +408,6 @@ def test_the_run_folder_is_only_read(run, policy):
         return {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
     before = state()
-    contract.recorded(policy.recorded, 3, CFG.chunk)
+    contract.choose_frames(policy.recorded, 3, CFG.chunk)
     dict(source.from_run(run).leaves())
     assert state() == before

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +14,8 @@ import pytest
 from tests.bridge import openvla_reference as torch_policy
 from tests.bridge.layouts import openvla_folder, same
 from tests.export.robots import KEY, TASKS, imported
-from tests.export.test_export_door import door  # noqa: F401 (a fixture)
-from wovr_jax.bridge import convert, torch_io
+from tests.launch.test_export import door  # noqa: F401 (a fixture)
+from wovr_jax.bridge import importer, torch_io
 from wovr_jax.bridge.sources import find, open_source
 from wovr_jax.export import contract, source, torch_folder
 from wovr_jax.export.robot import BundleError, Robot
@@ -34,7 +38,7 @@ def test_a_bundle_of_a_release_acts_as_the_release(door, ours, tmp_path):  # noq
     assert robot.frame_shape == (12, 20, 3) and robot.recipe["action"]["key"] == KEY
     assert (robot.recipe["image"]["jpeg"], robot.recipe["image"]["kernel"]) == (95, "lanczos3")
 
-    frames = contract.recorded(episodes, 3, 8)
+    frames = contract.choose_frames(episodes, 3, 8)
     texts = (*frames.instruction_K[:2], "close  the top DRAWER")
     cfg, params = native.load(card, put=jax.device_put)
     folder = card.with_name("policy.rest") / "files"
@@ -42,7 +46,7 @@ def test_a_bundle_of_a_release_acts_as_the_release(door, ours, tmp_path):  # noq
 
     @jax.jit
     def act(params, frame, tokens, keys):
-        seen = processing.frames(processing.named("oft", 8), frame)
+        seen = processing.frames(processing.of_recipe("oft", 8), frame)
         return vla.policy(cfg, params, release.codec(folder, KEY), 0.0)(seen, tokens, keys)
 
     _, _, action = act(params, frames.frame_KHWC, tokens, jax.random.split(jax.random.key(0), 3))
@@ -54,12 +58,60 @@ def test_a_bundle_of_a_release_acts_as_the_release(door, ours, tmp_path):  # noq
         robot.act(frames.frame_KHWC[:1], ["juggle"])
 
 
+CARD = """
+{
+  "config_class": "wovr_jax.policy.vla:VLAConfig",
+  "config": {
+    "dino": {
+      "image": 8, "patch": 4, "width": 24, "depth": 3, "heads": 2, "mlp": 40, "prefix": 5, "layer_scale": true,
+      "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "remat": true, "dtype": "bfloat16"
+    },
+    "siglip": {
+      "image": 8, "patch": 4, "width": 12, "depth": 4, "heads": 2, "mlp": 20, "prefix": 0, "layer_scale": false,
+      "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "remat": true, "dtype": "bfloat16"
+    },
+    "llm": {
+      "rows": 392, "width": 32, "depth": 3, "heads": 4, "mlp": 48, "rope_theta": 10000.0, "eps": 1e-06,
+      "remat": true, "dtype": "bfloat16"
+    },
+    "vocab_size": 328, "chunk": 8, "action_dim": 7, "recipe": "oft", "pad": 328, "stop": 2, "images": 1, "proprio": 0
+  },
+  "parameters": 77084,
+  "sha256": "%s",
+  "source": {
+    "file": "model.safetensors.index.json", "format": "openvla", "prefix": "", "container": null, "aside": {},
+    "rest": %s
+  },
+  "report": ["lora_adapter/ is copied and not merged; --adapter merge would do that"]
+}
+"""
+
+
+def test_an_import_that_was_written_before_still_goes_to_the_robot(ours, tmp_path):
+    """Its card as text, written out here, so that no renamed class, key or file goes unnoticed."""
+    card, episodes = ours
+    folder = shutil.copytree(card.parent, tmp_path / "ours")
+    weights = (folder / "policy.safetensors").read_bytes()
+    kept = [path for path in (folder / "policy.rest").rglob("*") if path.is_file()]
+    sums = {path.relative_to(folder / "policy.rest").as_posix(): digest(path.read_bytes()) for path in kept}
+    assert {"tensors.safetensors", "files/tokenizer.json", "files/dataset_statistics.json"} <= sums.keys()
+    (folder / "policy.json").write_text(CARD % (digest(weights), json.dumps(sums)))
+    policy, now = (source.from_import(path, episodes, key=KEY) for path in (folder / "policy.json", card))
+    assert policy.cfg == now.cfg and policy.facts == now.facts and policy.recipe() == now.recipe()
+    files = torch_folder.write(folder / "policy.json", tmp_path / "robot")
+    assert tmp_path / "robot" / "tokenizer.json" in files
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
 def test_other_statistics_are_other_actions_and_are_caught(ours, tmp_path, monkeypatch):
     card, episodes = ours
     policy = source.from_import(card, episodes, key=KEY)
     other = source.from_import(card, episodes, key="libero_10")
     assert policy.tokens(TASKS[0]).tolist() == policy.recipe()["prompt"]["rows"][TASKS[0]]
-    frames = contract.recorded(episodes, 4, 8)
+    frames = contract.choose_frames(episodes, 4, 8)
     want, got = (contract._by_policy(whose, frames, 0.0, 4) for whose in (policy, other))
     np.testing.assert_array_equal(want.token_BTA, got.token_BTA)
     with pytest.raises(contract.ContractError, match=r"up to 0\.\d+\. They part first at frame 0 \(episode 0, step 0"):
@@ -71,7 +123,7 @@ def test_a_policy_with_the_robots_state_goes_out_with_its_projector(tmp_path):
     from tests.bridge import test_pictures_and_state as two
 
     ready = two.opened(two.release(tmp_path / "release"), images=2, state=True)
-    card = convert.write_import(ready, tmp_path / "ours")
+    card = importer.write_import(ready, tmp_path / "ours")
     for overwrite in (False, True):
         files = torch_folder.write(card, tmp_path / "robot", overwrite=overwrite)
         assert tmp_path / "robot" / two.FILE in files
@@ -85,7 +137,7 @@ def test_torch_acts_on_the_exported_folder_as_the_policy_does(door, tmp_path):  
     pytest.importorskip("torch")
     release_folder = openvla_folder(tmp_path / "release", torch_policy.weights(), torch_policy.CONFIG, 3)
     (file,) = find(release_folder)
-    card = convert.write_import(convert.read_import(open_source(file), heads=torch_policy.HEADS), tmp_path / "ours")
+    card = importer.write_import(importer.read_import(open_source(file), heads=torch_policy.HEADS), tmp_path / "ours")
     status, _, _ = door("--policy", card, "--to", "torch", "--out", tmp_path / "robot", "--shard-gb", 0.0001)
     assert status == 0
     files = sorted((tmp_path / "robot").glob("model-*.safetensors"))

@@ -77,7 +77,7 @@ def policy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def robot(policy):
-    return program.live(policy)
+    return program.make_robot(policy)
 
 
 @pytest.fixture(scope="module")

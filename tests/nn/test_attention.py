@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.nn.attention import attention, causal_mask, padding_mask
+from wovr_jax.nn.attention import attention, padding_mask
 
 
 def random_qkv(queries=3, keys=5):
@@ -43,10 +43,11 @@ def test_padding_mask_hides_keys():
     np.testing.assert_allclose(attention(q, k, v, padding_mask(valid))[:1], cut, atol=1e-5)
 
 
-def test_causal_mask_of_rank_two():
+def test_a_mask_of_rank_two_is_for_all_rows_and_heads():
     q, k, v = random_qkv(5, 5)
-    full = np.broadcast_to(np.tril(np.ones((5, 5), bool)), (2, 4, 5, 5))
-    np.testing.assert_allclose(attention(q, k, v, causal_mask(5)), by_hand(q, k, v, full), atol=1e-5)
+    causal = np.tril(np.ones((5, 5), bool))  # position i sees positions 0..i
+    full = np.broadcast_to(causal, (2, 4, 5, 5))
+    np.testing.assert_allclose(attention(q, k, v, jnp.asarray(causal)), by_hand(q, k, v, full), atol=1e-5)
 
 
 def test_softmax_is_in_float32_for_bfloat16_inputs():

@@ -11,23 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.core import checkpoint, config
+from wovr_jax.core import checkpoint, config, pixels
 from wovr_jax.core.log import Log, read_metrics
 from wovr_jax.nn import lora
-from wovr_jax.nn.lora import LoRAConfig
-from wovr_jax.policy import adapters, train
+from wovr_jax.policy import train
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.fit import fit
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import PolicyAdapters, SFTConfig
-from wovr_jax.policy.vla import VLAConfig, network
+from wovr_jax.policy.vla import PolicyLoRA, VLAConfig, network
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.train import loop
 from wovr_jax.types import Episode
 
 CFG = VLAConfig.fake()
 KEY = jax.random.key(0)
-TRAIN = dataclasses.replace(SFTConfig.fake(), lora=LoRAConfig.oft(rank=2), validate_every=2, lr=1e-2)
+TRAIN = dataclasses.replace(SFTConfig.fake(), lora=PolicyLoRA.oft(rank=2), validate_every=2, lr=1e-2)
 """The towers are frozen: they have no adapters either."""
 CODEC = Codec(q01=(-0.5,) * 7, q99=(0.5,) * 7)
 
@@ -69,24 +68,22 @@ def same(a, b):
 
 def test_the_state_holds_adapters_only_and_only_they_move(params, made):
     state, step = fresh(made), made[1]
-    own = adapters.resolved(CFG, TRAIN.lora, TRAIN.frozen)
-    assert jax.tree.structure(state.trained) == jax.tree.structure(lora.init(KEY, params, own))
+    own = train.resolve_targets(CFG, TRAIN.lora, TRAIN.frozen)
+    assert jax.tree.structure(state.params) == jax.tree.structure(lora.init(KEY, params, own))
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
-    assert size(state.opt) <= 2 * size(state.trained) + 8 < size(params)
+    assert size(state.opt_state) <= 2 * size(state.params) + 8 < size(params)
     before = jax.tree.map(np.array, params)
     for i in range(3):
         state, metrics = step(state, jnp.asarray(i))
     same(params, before)
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(state.trained)), "every b has left zero"
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(state.params)), "every b has left zero"
     assert np.isfinite(metrics["loss"])
 
 
 def test_at_first_the_policy_is_what_it_was(params, made):
-    same(train.weights(CFG, TRAIN, params, made[0]), params)
+    same(train.merge_weights(CFG, TRAIN, params, made[0]), params)
     other = train.make(CFG, TRAIN, params, data(), jax.random.key(1))[0]  # adapters of another seed
-    assert not np.array_equal(
-        other.trained["projector"]["fc1"]["lora_a"], made[0].trained["projector"]["fc1"]["lora_a"]
-    )
+    assert not np.array_equal(other.params["projector"]["fc1"]["lora_a"], made[0].params["projector"]["fc1"]["lora_a"])
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(made, tmp_path):
@@ -104,15 +101,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(made, tmp_path):
 
 
 def test_frozen_parts_have_no_adapters(params):
-    found = [adapters.resolved(CFG, TRAIN.lora, frozen) for frozen in (TRAIN.frozen, ())]
+    found = [train.resolve_targets(CFG, TRAIN.lora, frozen) for frozen in (TRAIN.frozen, ())]
     parts = [{path.split("/")[0] for path in own.targets} for own in found]
     assert parts == [{"projector", "llm"}, {"dino", "siglip", "projector", "llm"}]
     with pytest.raises(ValueError, match=r"unknown \['eyes'\]"):
         train.make(CFG, dataclasses.replace(TRAIN, frozen=("eyes",)), params, data(), KEY)
     with pytest.raises(ValueError, match="no layer matches 'llm/tail'"):
-        adapters.resolved(CFG, LoRAConfig(targets=("llm/tail",)))
-    with pytest.raises(ValueError, match="targets: expected the pattern of at least one layer"):
-        adapters.resolved(CFG, LoRAConfig(targets=("dino/*",)), ("dino",))
+        train.resolve_targets(CFG, PolicyLoRA(targets=("llm/tail",)))
+    with pytest.raises(ValueError, match="expected a rank of at least 1 and a target"):
+        train.resolve_targets(CFG, PolicyLoRA(targets=("dino/*",)), ("dino",))
 
 
 def test_the_judgement_by_hand(params):
@@ -120,7 +117,7 @@ def test_the_judgement_by_hand(params):
     state = train.make(CFG, plain, params, data(), KEY)[0]
     got = train.validation(CFG, plain, params, CODEC, held)(state)
     run = jax.jit(lambda *inputs: network(CFG)(*inputs))
-    logits = np.asarray(run(params, train.to_float(held.frame_BHWC), held.prompt_BL), np.float64)
+    logits = np.asarray(run(params, pixels.to_float(held.frame_BHWC), held.prompt_BL), np.float64)
     token, guess = np.asarray(held.token_BTA), logits.argmax(-1)
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     assert got["val_loss"] == pytest.approx(-np.take_along_axis(logp, token[..., None], -1).mean(), rel=1e-4)
@@ -141,19 +138,19 @@ def test_a_whole_fit_logs_its_judgements_and_keeps_its_adapters(params, tmp_path
     assert facts == {"chunks": 9} | {name: lines[-1][name] for name in ("val_loss", "val_accuracy", "val_l1")}
 
     about = config.from_dict(PolicyAdapters, checkpoint.meta(tmp_path / "adapters"))
-    assert about == PolicyAdapters(CFG, adapters.resolved(CFG, TRAIN.lora, TRAIN.frozen))
-    own = checkpoint.restore(tmp_path / "adapters", train.make(CFG, TRAIN, params, data(), KEY)[0].trained)
+    assert about == PolicyAdapters(CFG, train.resolve_targets(CFG, TRAIN.lora, TRAIN.frozen))
+    own = checkpoint.restore(tmp_path / "adapters", train.make(CFG, TRAIN, params, data(), KEY)[0].params)
     same(final, jax.jit(lambda p, a: lora.merge(p, a, about.lora))(params, own))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters", "fit", "log"]
 
 
 def test_settings_name_the_presets_of_the_stacks():
     found = config.from_dict(SFTConfig, {"lora": {"size": "rlinf", "rank": 8}, "frozen": []})
-    assert found.lora == LoRAConfig.rlinf(rank=8)
+    assert found.lora == PolicyLoRA.rlinf(rank=8)
     assert config.from_dict(SFTConfig, {}).lora is None
 
 
-@pytest.mark.parametrize("preset, own", [("lora_oft", LoRAConfig.oft()), ("lora_rlinf", LoRAConfig.rlinf())])
+@pytest.mark.parametrize("preset, own", [("lora_oft", PolicyLoRA.oft()), ("lora_rlinf", PolicyLoRA.rlinf())])
 def test_the_config_file_has_them_and_wants_weights_to_begin_with(preset, own):
     path = pathlib.Path(__file__).parents[2] / "configs" / "sft.py"
     settings = runpy.run_path(str(path))["get_config"](f"smoke,{preset}").to_dict()

@@ -163,10 +163,10 @@ def test_views_and_batches_are_processed_alike():
 
 
 def test_recipes_by_name():
-    assert processing.named("oft", 32) == Processing(32, "lanczos3", 95, 0.9)
-    assert processing.named("rlinf") == Processing(224, "cubic", 0, 1.0)
+    assert processing.of_recipe("oft", 32) == Processing(32, "lanczos3", 95, 0.9)
+    assert processing.of_recipe("rlinf") == Processing(224, "cubic", 0, 1.0)
     with pytest.raises(ValueError, match=r"expected one of \('oft', 'rlinf'\), got 'openvla'"):
-        processing.named("openvla")
+        processing.of_recipe("openvla")
 
 
 # Robot state --------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def test_reference_sizes():
     # torchvision's ResNet-18 without its head has 11,176,512; the biases of the convolutions add 4,800 and the
     # shortcuts lose 2 * 896 of normalisation: 11,179,520, and one output adds 513.
     # The task head instead: 10 * 64 + 576 * 256 + 256 + 257 = 148,609.
-    assert count(RewardConfig.resnet18()) == 11_180_033
+    assert count(RewardConfig()) == 11_180_033
     assert count(RewardConfig.resnet18_task()) == 11_328_129
     # in float32 with running statistics: 45.34 MB, the released file without its header
     assert 4 * count(RewardConfig.resnet18_task(), statistics=True) == 45_343_748

@@ -9,7 +9,8 @@ import pytest
 
 from wovr_jax.reward import calibrate, classifier, train
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.reward.train import RewardObjective, RewardTrainConfig
+from wovr_jax.train.step import compile_programs
 
 KEY = jax.random.key(0)
 
@@ -107,8 +108,8 @@ def trained(data):
     training = RewardTrainConfig.fake(batch=32, swap=0.1, positive=0.4, steps=100)
     frame, label, task = squares(300, seed=1)
     start = classifier.network(cfg).init(KEY)
-    step = train.make_step(cfg, training, train.dataset(frame, label, task), KEY)
-    state, losses = train.create(training, start), []
+    state, step = train.make(cfg, training, start, train.dataset(frame, label, task), KEY)
+    losses = []
     for i in range(100):
         state, metrics = step(state, jnp.int32(i))
         losses.append(float(metrics["loss"]))
@@ -138,8 +139,8 @@ def test_statistics_are_averaged_not_trained(trained):
 
 
 def test_one_compilation(trained):
-    *_, step = trained
-    assert step.step.func._cache_size() == 1
+    cfg, training, *_ = trained
+    assert compile_programs(RewardObjective(cfg, training)).step._cache_size() == 1
 
 
 def test_resuming_repeats_the_run(data):
@@ -147,17 +148,18 @@ def test_resuming_repeats_the_run(data):
     params = classifier.network(cfg).init(KEY)
 
     def run(state, begin, end):
-        step = train.make_step(cfg, training, data, KEY)  # made anew, as after a restart; compiled once all the same
+        fresh, step = train.make(cfg, training, params, data, KEY)  # made anew, as after a restart
+        state = state or fresh
         for i in range(begin, end):
             state, metrics = step(state, jnp.int32(i))
         return state, metrics
 
-    straight, metrics = run(train.create(training, params), 0, 4)
-    half, _ = run(train.create(training, params), 0, 2)
+    straight, metrics = run(None, 0, 4)
+    half, _ = run(None, 0, 2)
     resumed, again = run(jax.tree.map(jnp.copy, half), 2, 4)
     jax.tree.map(np.testing.assert_array_equal, (straight, metrics), (resumed, again))
-    assert train._compiled(cfg, training)._cache_size() == 1
-    assert np.isfinite(np.asarray(params["out"]["bias"])).all()  # create copied them, so donation did not eat them
+    assert compile_programs(RewardObjective(cfg, training)).step._cache_size() == 1  # compiled once all the same
+    assert np.isfinite(np.asarray(params["out"]["bias"])).all()  # make copied them, so donation did not eat them
 
 
 def test_predict_in_ragged_batches(trained):
@@ -173,7 +175,7 @@ def test_predict_in_ragged_batches(trained):
 
 def test_rate_rises_and_falls():
     training = RewardTrainConfig.fake(lr=0.1, warmup=2, steps=8, weight_decay=0.0)
-    transform = train.optimizer(training)
+    transform = RewardObjective(RewardConfig.fake(), training).optimizer()
     params = {"w": jnp.zeros(())}
     state, sizes = transform.init(params), []
     for _ in range(9):
@@ -202,10 +204,10 @@ def test_misfitting_data_is_refused(data):
         train.dataset(frame, label[:4], task)
     plain = train.dataset(*squares(20))
     with pytest.raises(ValueError, match="marked no frames"):
-        train.make_step(RewardConfig.fake(), RewardTrainConfig.fake(extra=0.2), plain, KEY)
+        train.make(RewardConfig.fake(), RewardTrainConfig.fake(extra=0.2), {}, plain, KEY)
     with pytest.raises(ValueError, match="needs the task head"):
-        train.make_step(RewardConfig.fake(head="plain"), RewardTrainConfig.fake(swap=0.2), plain, KEY)
+        train.make(RewardConfig.fake(head="plain"), RewardTrainConfig.fake(swap=0.2), {}, plain, KEY)
     with pytest.raises(ValueError, match=r"RewardConfig.tasks is 2, but the data has task 2"):
-        train.make_step(RewardConfig.fake(tasks=2), RewardTrainConfig.fake(), plain, KEY)
+        train.make(RewardConfig.fake(tasks=2), RewardTrainConfig.fake(), {}, plain, KEY)
     with pytest.raises(ValueError, match="at most 1 together"):
         RewardTrainConfig(positive=0.7, extra=0.4)

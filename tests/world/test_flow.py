@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.world.flow import FlowConfig, draw_levels, euler, noised, sigmas, times, training_levels, weight
+from wovr_jax.world.flow import FlowConfig, add_noise, draw_levels, euler, sigmas, times, training_levels, weight
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_euler_equals_diffusers():
 
 def test_noised_ends():
     clean, noise = jnp.ones((1, 2)), jnp.full((1, 2), 3.0)
-    np.testing.assert_allclose(noised(clean, noise, jnp.array([[0.0, 1.0]])), [[1.0, 3.0]])
+    np.testing.assert_allclose(add_noise(clean, noise, jnp.array([[0.0, 1.0]])), [[1.0, 3.0]])
 
 
 def test_refuses_empty_schedules():

@@ -78,28 +78,28 @@ def test_encoded_when_drawn_is_encoded_beforehand(vae_params, encoded):
 
 def test_latents_on_disk_are_found_again(vae_params, encoded, tmp_path, monkeypatch):
     index = windows(episodes(), val_share=0.4)
-    same(latents.cached(tmp_path, CFG, vae_params, index, batch=4), encoded)
+    same(latents.encode_once(tmp_path, CFG, vae_params, index, batch=4), encoded)
     (kept,) = tmp_path.iterdir()
 
     def never(*args, **options):
         raise AssertionError("encoded although it is on disk")
 
     monkeypatch.setattr(latents, "encode_windows", never)
-    same(latents.cached(tmp_path, CFG, vae_params, index, batch=4), encoded)
+    same(latents.encode_once(tmp_path, CFG, vae_params, index, batch=4), encoded)
     assert list(tmp_path.iterdir()) == [kept], "nothing half written stays beside it"
 
 
 @pytest.mark.parametrize("how", ["cut", "changed", "foreign"])
 def test_a_damaged_file_is_said_to_be_so_and_made_again(vae_params, encoded, tmp_path, capsys, how):
     index = windows(episodes(), val_share=0.4)
-    latents.cached(tmp_path, CFG, vae_params, index, batch=4)
+    latents.encode_once(tmp_path, CFG, vae_params, index, batch=4)
     (kept,) = tmp_path.iterdir()
     whole = kept.read_bytes()
     body = {"cut": whole[:-100], "changed": whole[:-1] + bytes([whole[-1] ^ 1]), "foreign": b"{}"}[how]
     kept.write_bytes(body)
-    same(latents.cached(tmp_path, CFG, vae_params, index, batch=4), encoded)
+    same(latents.encode_once(tmp_path, CFG, vae_params, index, batch=4), encoded)
     assert f"{kept} cannot be used" in capsys.readouterr().err
-    same(latents.cached(tmp_path, CFG, vae_params, index, batch=4), encoded)
+    same(latents.encode_once(tmp_path, CFG, vae_params, index, batch=4), encoded)
     assert not capsys.readouterr().err
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import math
 import os
 import pathlib
 import shutil
@@ -23,16 +21,16 @@ import jax
 import numpy as np
 
 from wovr_jax.bridge import rest
-from wovr_jax.core import checkpoint, config
+from wovr_jax.core import checkpoint, config, disk
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import DOWN, UP, LoRAConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.train import PolicyAdapters
-from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.policy.vla import PolicyLoRA, VLAConfig
 from wovr_jax.policy.weights import PEFT, adapter_table
-from wovr_jax.weights import native, tensors
-from wovr_jax.weights.keymap import Fact, Plan, plan, plan_export
-from wovr_jax.weights.tensors import FileError
+from wovr_jax.weights import native, safetensors
+from wovr_jax.weights.plan import Plan, plan_export, plan_import
+from wovr_jax.weights.safetensors import Fact, FileError
 
 CONFIG, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "lora_adapter"
 OTHER_KINDS = ("use_rslora", "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")
@@ -60,7 +58,7 @@ class Adapters:
 
     @functools.cached_property
     def leaves(self) -> dict[str, np.ndarray]:
-        """Path -> value of all adapters, a hundredth of the weights at most."""
+        """Path -> value of all adapters. They are a hundredth of the weights at most, so memory holds all."""
         return dict(self.plan.leaves(self.read))
 
     def merge(self, path: str, leaf: np.ndarray) -> None:
@@ -68,20 +66,22 @@ class Adapters:
         layer, _, name = path.rpartition("/")
         if name == "kernel" and f"{layer}/{DOWN}" in self.plan.leaf:
             down, up = self.leaves[f"{layer}/{DOWN}"], self.leaves[f"{layer}/{UP}"]
+            # (layers, I, O) with a (layers, I, r) and b (layers, r, O): a layer at a time, or one layer alone
             for kernel, a, b in zip(leaf, down, up) if leaf.ndim == 3 else [(leaf, down, up)]:
                 _add(kernel, a, b, self.about.lora.scale)
 
     def merge_kept(self, name: str, tensor: np.ndarray) -> None:
-        """The same for a tensor of the release that the policy does not use, in the layout of torch."""
+        """Adds what belongs to a tensor of the release that the policy does not use, in the layout of torch."""
         down, up = (f"{PEFT}{name.removesuffix('.weight')}.lora_{letter}.weight" for letter in "AB")
         if down in self.plan.kept:
+            # torch has (O, I), so b comes first: (O, r) x (r, I)
             _add(tensor, self.read(up), self.read(down), self.about.lora.scale)
 
     def report(self, what: str) -> str:
-        """A sentence on what is done with them, ``what``: merged or kept."""
+        """Returns a sentence on what is done with them, ``what``: merged or kept."""
         cfg = self.about.lora
         pairs = (len(self.plan.tensor) + len(self.plan.kept)) // 2
-        count = sum(math.prod(fact.shape) for fact in (*self.plan.tensor.values(), *self.plan.kept.values()))
+        count = sum(fact.size for fact in (*self.plan.tensor.values(), *self.plan.kept.values()))
         dropped = f"; not taken: {', '.join(self.plan.dropped)}" if self.plan.dropped else ""
         return (
             f"{self.folder.name}: {pairs} adapters of rank {cfg.rank} and scale {cfg.scale:g}, {count:,} parameters, "
@@ -90,6 +90,7 @@ class Adapters:
 
 
 def _add(kernel: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> None:
+    # kernel + scale a b in float32: in bfloat16 the product alone would lose most of what fine-tuning changed.
     product = np.matmul(left.astype(np.float32), right.astype(np.float32))
     kernel[...] = (kernel.astype(np.float32) + np.float32(scale) * product).astype(kernel.dtype)
 
@@ -102,45 +103,50 @@ def open_peft(folder: str | os.PathLike, network: VLAConfig) -> Adapters:
       KeymapError: with everything that does not fit the policy.
     """
     folder = pathlib.Path(folder)
-    described = _described(folder / CONFIG)
-    held = tensors.header(folder / WEIGHTS)
-    rank, found = described["r"], held.facts
+    settings = _read_config(folder / CONFIG)
+    header = safetensors.header(folder / WEIGHTS)
+    rank = settings["r"]
+    # Which layers are adapted is read off the names in the file: every row that could be there, then those that are.
     every = {path: Fact(shape, np.dtype(np.float32)) for path, shape in _shapes(network, ("*",), rank).items()}
     links = plan_export(str(folder), adapter_table(network), every).links
-    there = {path.rpartition("/")[0] for path, group in links.items() if any(link.theirs in found for link in group)}
-    ours = {path: fact.shape for path, fact in every.items() if path.rpartition("/")[0] in there}
-    checked = plan(str(folder), adapter_table(network, rank, found), found, ours, held.doubled)
-    if not there:
+    targets = {
+        path.rpartition("/")[0] for path, group in links.items() if any(link.theirs in header.facts for link in group)
+    }
+    ours = {path: fact.shape for path, fact in every.items() if path.rpartition("/")[0] in targets}
+    checked = plan_import(str(folder), adapter_table(network, rank, header.facts), header.facts, ours, header.doubled)
+    # After the plan, whose list of strange names says more where the whole folder is of another model.
+    if not targets:
         raise FileError(f"{folder / WEIGHTS} adapts no layer that the policy runs.")
-    init = "gaussian" if described.get("init_lora_weights") == "gaussian" else "kaiming"
-    own = LoRAConfig(rank, float(described["lora_alpha"]), tuple(sorted(there)), init)
-    return Adapters(folder, PolicyAdapters(network, own), checked, lambda name: tensors.read(held, name))
+    init = "gaussian" if settings.get("init_lora_weights") == "gaussian" else "kaiming"
+    cfg = PolicyLoRA(rank, float(settings["lora_alpha"]), tuple(sorted(targets)), init)
+    return Adapters(folder, PolicyAdapters(network, cfg), checked, lambda name: safetensors.read(header, name))
 
 
-def _described(path: pathlib.Path) -> dict[str, Any]:
-    """``adapter_config.json``, if it is one of plain LoRA."""
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+    """Reads ``adapter_config.json`` and refuses any that is not one of plain LoRA."""
     try:
-        found = dict(json.loads(path.read_text()))
-        rank, alpha = found["r"], found["lora_alpha"]
+        settings = dict(disk.read_json(path))
+        rank, alpha = settings["r"], settings["lora_alpha"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise FileError(f"{path} cannot be read as the config of LoRA adapters: {error!r}.") from error
-    wrong = [f"{name} {found[name]!r}" for name in OTHER_KINDS if found.get(name)]
-    wrong += [f"peft_type {found.get('peft_type')!r}"] if found.get("peft_type") != "LORA" else []
-    wrong += [f"bias {found['bias']!r}"] if found.get("bias", "none") not in ("none", None) else []
-    begin = found.get("init_lora_weights", True)
-    wrong += [f"init_lora_weights {begin!r}, which changes the base weights"] if begin not in INITS else []
+    wrong = [f"{name} {settings[name]!r}" for name in OTHER_KINDS if settings.get(name)]
+    wrong += [f"peft_type {settings.get('peft_type')!r}"] if settings.get("peft_type") != "LORA" else []
+    wrong += [f"bias {settings['bias']!r}"] if settings.get("bias", "none") not in ("none", None) else []
+    # PiSSA, OLoRA and the like take a part out of the base weights first: the same adapters mean another network.
+    init = settings.get("init_lora_weights", True)
+    wrong += [f"init_lora_weights {init!r}, which changes the base weights"] if init not in INITS else []
     if not isinstance(rank, int) or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float):
         wrong.append(f"r {rank!r}, lora_alpha {alpha!r}")
     if wrong:
         raise FileError(f"{path}: expected plain LoRA, got {'; '.join(wrong)}.")
-    return found
+    return settings
 
 
 def _shapes(network: VLAConfig, targets: tuple[str, ...], rank: int) -> dict[str, tuple[int, ...]]:
-    """Path and shape of every adapter."""
+    """Returns path and shape of every adapter, in the network that has one at each of ``targets``."""
     kernels = vla.network(network).shapes()
     made = jax.eval_shape(lambda key: lora.init(key, kernels, LoRAConfig(rank, targets=targets)), jax.random.key(0))
-    return {path: tuple(leaf.shape) for path, leaf in native.flat(made).items()}
+    return {path: tuple(leaf.shape) for path, leaf in native.flatten(made).items()}
 
 
 # Our own form ---------------------------------------------------------------------------------------------------
@@ -148,15 +154,15 @@ def _shapes(network: VLAConfig, targets: tuple[str, ...], rank: int) -> dict[str
 
 def write_native(opened: Adapters, folder: str | os.PathLike, name: str = "lora") -> pathlib.Path:
     """Writes adapters in our form, with what they brought beside the weights, and returns the json."""
-    beside = pathlib.Path(folder) / f"{name}.rest"
-    fresh = tensors.beside(beside)
+    beside = pathlib.Path(folder) / rest.folder_name(name)
+    fresh = disk.fresh_folder(beside)
     try:
         files = rest.other_files([opened.folder / WEIGHTS])
         kept = ((name, opened.read(name)) for name in opened.plan.kept)
         digests = rest.write(fresh, opened.plan.kept, kept, opened.folder, files)
         about = {"source": {"file": opened.folder.name, "format": "peft", "rest": digests}}
         card = native.write(folder, name, opened.about, opened.plan.leaf, opened.leaves.items(), about)
-        rest.replace(fresh, beside)
+        disk.replace_folder(fresh, beside)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return card
@@ -175,17 +181,18 @@ def export(path: str | os.PathLike, folder: str | os.PathLike) -> list[pathlib.P
     """
     path, folder = pathlib.Path(path), pathlib.Path(folder)
     if checkpoint.exists(path):
+        # What a fine-tuning of ours left: the adapters alone, and in its facts what they belong to.
         about = config.from_dict(PolicyAdapters, checkpoint.meta(path), str(path))
         shapes = _shapes(about.network, about.lora.targets, about.lora.rank)
-        like = native.nested({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
-        return write_peft(folder, about, native.flat(checkpoint.restore(path, like)))
-    about, source, said = native.open_native(path, verify=True)
+        like = native.unflatten({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+        return write_peft(folder, about, native.flatten(checkpoint.restore(path, like)))
+    about, source, card = native.open_native(path, verify=True)
     if not isinstance(about, PolicyAdapters):
         raise FileError(f"{path} holds no adapters; --to peft writes adapters only.")
     leaves = {name: source.read(name) for name in source.facts}
-    digests = said.get("source", {}).get("rest")
+    digests = card.get("source", {}).get("rest")
     return write_peft(
-        folder, about, leaves, rest.open_rest(path.with_name(f"{path.stem}.rest"), digests) if digests else None
+        folder, about, leaves, rest.open_rest(path.with_name(rest.folder_name(path.stem)), digests) if digests else None
     )
 
 
@@ -196,25 +203,27 @@ def write_peft(
     facts = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
     beside = kept.facts if kept else {}
     checked = plan_export("adapters", adapter_table(about.network, about.lora.rank, beside), facts, beside)
-    fresh = tensors.beside(folder / WEIGHTS)
     stream = [*checked.tensors(leaves.__getitem__), *((name, kept.read(name)) for name in beside if kept)]
-    tensors.write(fresh, {**checked.tensor, **checked.kept}, stream, {"format": "pt"})
-    fresh.replace(folder / WEIGHTS)
+    with disk.replace_file(folder / WEIGHTS) as fresh:
+        safetensors.write(fresh, {**checked.tensor, **checked.kept}, stream, {"format": "pt"})
     if kept:
         return [folder / WEIGHTS, *kept.copy_files(folder)]
-    fresh = tensors.beside(folder / CONFIG)
-    fresh.write_text(json.dumps(peft_config(about.lora, checked.tensor), indent=2) + "\n")
-    return [folder / WEIGHTS, fresh.replace(folder / CONFIG)]
+    disk.write_json(folder / CONFIG, peft_config(about.lora, checked.tensor), indent=2, each=True)
+    return [folder / WEIGHTS, folder / CONFIG]
 
 
 def peft_config(cfg: LoRAConfig, names: Iterable[str]) -> dict[str, Any]:
-    """``adapter_config.json`` of the adapters with these names; it lists every adapted module in full."""
+    """Returns the ``adapter_config.json`` of adapters with these names; it lists every adapted module in full.
+
+    PEFT would take a short name such as ``q_proj`` for every module that ends so, in the vision towers too.
+    """
     modules = {name.removeprefix(PEFT).rpartition(".lora_")[0] for name in names}
     return {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": None,
         "r": cfg.rank,
+        # PEFT declares a whole number here, although it takes any.
         "lora_alpha": int(cfg.alpha) if cfg.alpha == int(cfg.alpha) else cfg.alpha,
         "lora_dropout": 0.0,
         "target_modules": sorted(modules),

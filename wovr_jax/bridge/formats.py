@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from wovr_jax.bridge.text_dit import TextDiT, TextDiTConfig, text_dit_config, text_dit_config_of_diffusers
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.vla import VLAConfig
@@ -14,12 +15,12 @@ from wovr_jax.policy.weights import vla_config, vla_table
 from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.weights import reward_config, reward_table
-from wovr_jax.weights.keymap import Table
-from wovr_jax.weights.native import flat
-from wovr_jax.weights.tensors import FileError, Source
+from wovr_jax.weights.native import flatten
+from wovr_jax.weights.safetensors import FileError, Source
+from wovr_jax.weights.table import Table
 from wovr_jax.weights.transforms import Shape
 from wovr_jax.world import weights
-from wovr_jax.world.dit import DiT, DiTConfig, TextDiTConfig
+from wovr_jax.world.dit import DiT, DiTConfig
 from wovr_jax.world.vae.net import VAE, VAEConfig
 
 
@@ -61,11 +62,12 @@ FORMATS = (
 
 
 def detect(source: Source) -> Format:
-    """The format of a file.
+    """Recognises the format of a file.
 
     Raises:
       FileError: when no name in it is known.
     """
+    # By names alone: sizes differ between releases, and metadata are missing in most files.
     for kind in FORMATS:
         if any(re.match(kind.mark, name) for name in source.facts):
             return kind
@@ -77,24 +79,25 @@ def detect(source: Source) -> Format:
 
 
 def named(cfg: Any, name: str) -> Format:
-    """The format ``name`` of the network that ``cfg`` describes.
+    """Returns the format ``name`` of the network that ``cfg`` describes.
 
     Raises:
       FileError: there is none, or it cannot hold this variant.
     """
     part = part_of(cfg)
-    found = {kind.name: kind for kind in FORMATS if kind.part == part}
-    if name not in found:
-        raise FileError(f"{part} has no format {name!r}; it has {', '.join(found)}.")
+    kinds = {kind.name: kind for kind in FORMATS if kind.part == part}
+    if name not in kinds:
+        raise FileError(f"{part} has no format {name!r}; it has {', '.join(kinds)}.")
     is_text = isinstance(cfg, TextDiTConfig)
-    if part == "dit" and found[name].is_text != is_text:
+    # The same layers, but no format has a place for the other's way to condition them.
+    if part == "dit" and kinds[name].is_text != is_text:
         conditioned, right = ("text", "wan or diffusers") if is_text else ("actions", "rlinf")
         raise FileError(f"a transformer conditioned on {conditioned} has no place in format {name!r}; use {right}.")
-    return found[name]
+    return kinds[name]
 
 
 def config_of(source: Source, kind: Format, heads: int | None = None, recipe: str = "rlinf", images: int = 1) -> Any:
-    """The network's config, from ``config.json`` where the format has one and from shapes where not.
+    """Reads the network's config, from ``config.json`` where the format has one and from shapes where not.
 
     ``heads``, ``recipe`` and ``images`` are what no file tells: attention heads of unusual sizes, the policy's stop
     token, and how many pictures it sees.
@@ -106,17 +109,19 @@ def config_of(source: Source, kind: Format, heads: int | None = None, recipe: st
         if kind.name == "diffusers":
             if source.config is None:
                 raise FileError(f"{source.name}: config.json of the diffusers folder is missing beside it.")
-            make = weights.dit_config_of_diffusers if kind.part == "dit" else weights.vae_config_of_diffusers
+            make = text_dit_config_of_diffusers if kind.part == "dit" else weights.vae_config_of_diffusers
             return make(source.config)
         if kind.part == "policy":
             if source.config is None:
                 raise FileError(f"{source.name}: config.json of the OpenVLA folder is missing beside it.")
-            own = _float_of(source, "language_model.lm_head.weight")
-            return vla_config(source.shapes, source.config, heads=heads, dtype=own, recipe=recipe, images=images)
+            # What torch computes in is the dtype of the weights; the head is in it wherever some norms are not.
+            dtype = _float_of(source, "language_model.lm_head.weight")
+            return vla_config(source.shapes, source.config, heads=heads, dtype=dtype, recipe=recipe, images=images)
         if kind.part == "dit":
-            return _numerics(weights.dit_config(source.shapes, heads or _heads(source)), source, kind)
+            make = weights.dit_config if kind.name == "rlinf" else text_dit_config
+            return _numerics(make(source.shapes, heads or _heads(source)), source, kind)
         return weights.vae_config(source.shapes) if kind.part == "vae" else reward_config(source.shapes)
-    except FileError:
+    except FileError:  # a ValueError, but it says all there is to say
         raise
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -124,7 +129,7 @@ def config_of(source: Source, kind: Format, heads: int | None = None, recipe: st
 
 
 def table_of(cfg: Any, kind: Format, *, from_text: bool = False) -> Table:
-    """The rows between ``kind`` and the network of ``cfg``; ``from_text`` as in :func:`weights.dit_table`."""
+    """Returns the rows between ``kind`` and the network of ``cfg``; ``from_text`` as in ``weights.dit_table``."""
     dialect = "diffusers" if kind.name == "diffusers" else "wan"
     if kind.part == "dit":
         return weights.dit_table(cfg, dialect, from_text=from_text)
@@ -134,7 +139,9 @@ def table_of(cfg: Any, kind: Format, *, from_text: bool = False) -> Table:
 
 
 def network(cfg: Any) -> Pure:
-    """The network of a config, without weights."""
+    """Returns the network of a config, without weights."""
+    if isinstance(cfg, TextDiTConfig):
+        return Pure(lambda rngs: TextDiT(cfg, rngs=rngs))
     if isinstance(cfg, DiTConfig):
         return Pure(lambda rngs: DiT(cfg, rngs=rngs))
     if isinstance(cfg, VLAConfig):
@@ -143,12 +150,17 @@ def network(cfg: Any) -> Pure:
 
 
 def shapes(cfg: Any) -> dict[str, Shape]:
-    """Path and shape of every leaf of the network."""
-    return {path: tuple(leaf.shape) for path, leaf in flat(network(cfg).shapes()).items()}
+    """Returns path and shape of every leaf of the network."""
+    return {path: tuple(leaf.shape) for path, leaf in flatten(network(cfg).shapes()).items()}
 
 
 def part_of(cfg: Any) -> str:
-    """The network that a config describes."""
+    """Returns the name of the network that a config describes.
+
+    Raises:
+      FileError: nobody else has such a network.
+    """
+    # A subclass counts as its base, so TextDiTConfig is a "dit" as well.
     parts: Iterable[tuple[type, str]] = (
         (DiTConfig, "dit"),
         (VAEConfig, "vae"),
@@ -161,28 +173,23 @@ def part_of(cfg: Any) -> str:
     raise FileError(f"{type(cfg).__name__} has no outside format.")
 
 
-def with_actions(cfg: TextDiTConfig) -> DiTConfig:
-    """The same transformer with both action channels instead of text."""
-    fields: dict[str, Any] = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(DiTConfig)}
-    fields["action_conditioning"] = "dual"
-    return DiTConfig(**fields)
-
-
 def _heads(source: Source) -> int | None:
-    """Heads as an original ``config.json`` gives them."""
+    """Returns the number of heads as an original ``config.json`` gives it."""
     return (source.config or {}).get("num_heads")
 
 
 def _float_of(source: Source, name: str) -> str:
-    """The dtype of a tensor, float32 where it is none that products are run in; the plan refuses those."""
-    own = source.facts[name].dtype.name
-    return own if own in ("bfloat16", "float16") else "float32"
+    """Returns the dtype of a tensor, float32 where it is none that products are run in; the plan refuses those."""
+    dtype = source.facts[name].dtype.name
+    return dtype if dtype in ("bfloat16", "float16") else "float32"
 
 
 def _numerics(cfg: DiTConfig, source: Source, kind: Format) -> DiTConfig:
-    """In which dtype the weights want to be run: their own; RLinf trained with a rounded time embedding."""
-    own = source.facts["patch_embedding.weight"].dtype.name
-    if own != "bfloat16":
+    """Returns ``cfg`` with the dtypes in which the weights want to be run."""
+    dtype = source.facts["patch_embedding.weight"].dtype.name
+    if dtype != "bfloat16":
         return cfg
-    rounded = "bfloat16" if kind.name == "rlinf" else cfg.sinusoid_dtype
-    return dataclasses.replace(cfg, dtype=own, residual_dtype=own, sinusoid_dtype=rounded)
+    # Weights in bfloat16 were trained in it. RLinf's training rounded the time embedding too, so its weights expect
+    # the rounded one.
+    sinusoid = "bfloat16" if kind.name == "rlinf" else cfg.sinusoid_dtype
+    return dataclasses.replace(cfg, dtype=dtype, residual_dtype=dtype, sinusoid_dtype=sinusoid)

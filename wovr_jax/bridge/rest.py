@@ -8,7 +8,6 @@ network does not use, under their own names, and ``files`` the other files of th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 import re
@@ -17,28 +16,36 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from wovr_jax.weights import tensors
-from wovr_jax.weights.keymap import Fact
-from wovr_jax.weights.tensors import FileError
+from wovr_jax.core import disk
+from wovr_jax.weights import safetensors
+from wovr_jax.weights.safetensors import Fact, FileError
 
 TENSORS, FILES = "tensors.safetensors", "files"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 """Files that an export writes new; as other files of a release they would be the old weights."""
 
 
+def folder_name(name: str) -> str:
+    """Returns the name of the folder beside ``<name>.json`` that holds what an import kept."""
+    return f"{name}.rest"
+
+
 def other_files(weights: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """All files of a release but its weights, relative to its folder. Hidden folders are left out, hidden files not."""
+    """Lists all files of a release but its weights, relative to its folder.
+
+    Hidden folders are left out (a clone's ``.git`` would be copied whole), hidden files are not.
+    """
     weights = list(weights)
     if not weights:
         return []
     folder, own = weights[0].parent, {file.name for file in weights}
-    found = []
+    files = []  # names relative to the release, in an order that does not depend on the file system
     for at, inside, names in os.walk(folder):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        inside[:] = sorted(name for name in inside if not name.startswith("."))  # os.walk goes where this list says
         below = pathlib.Path(at).relative_to(folder)
         is_top = below == pathlib.Path()
-        found += [below / name for name in sorted(names) if not (is_top and (name in own or WEIGHTS.fullmatch(name)))]
-    return found
+        files += [below / name for name in sorted(names) if not (is_top and (name in own or WEIGHTS.fullmatch(name)))]
+    return files
 
 
 def write(
@@ -48,20 +55,20 @@ def write(
     source: pathlib.Path,
     files: Iterable[pathlib.Path],
 ) -> dict[str, str]:
-    """Fills ``folder``, which is made and must not be worth keeping, and returns the SHA-256 of every file in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    tensors.write(folder / TENSORS, facts, kept)
+    """Fills the empty ``folder`` and returns the SHA-256 of every file in it.
+
+    Args:
+      folder: made by :func:`core.disk.fresh_folder`.
+      facts: name -> shape and dtype of the tensors to keep.
+      kept: those tensors, one after another.
+      source: folder of the release.
+      files: to copy, relative to ``source``.
+    """
+    safetensors.write(folder / TENSORS, facts, kept)
     for file in files:
         (folder / FILES / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file, folder / FILES / file)  # of a link, what it leads to
-    return {file.as_posix(): _digest(folder / file) for file in _all_files(folder)}
-
-
-def replace(fresh: pathlib.Path, folder: pathlib.Path) -> None:
-    """Puts a filled folder where it belongs."""
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.replace(folder)
+    return {file.as_posix(): disk.sha256(folder / file) for file in _all_files(folder)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +90,8 @@ class Rest:
     def copy_files(self, to: pathlib.Path) -> list[pathlib.Path]:
         """Writes the other files into ``to``, byte for byte, each whole or not at all."""
         for file in self.files:
-            fresh = tensors.beside(to / file)
-            shutil.copyfile(self.folder / FILES / file, fresh)
-            fresh.replace(to / file)
+            with disk.replace_file(to / file) as fresh:
+                shutil.copyfile(self.folder / FILES / file, fresh)
         return [to / file for file in self.files]
 
 
@@ -95,24 +101,20 @@ def open_rest(folder: pathlib.Path, digests: Mapping[str, str]) -> Rest:
     Raises:
       FileError: a file is missing, changed, or was put there later.
     """
-    there = {file.as_posix() for file in _all_files(folder)} if folder.is_dir() else set()
-    wrong = sorted(there ^ digests.keys()) + [
-        name for name in sorted(there & digests.keys()) if _digest(folder / name) != digests[name]
+    # Files that came later count too: an export copies all of them into a folder that torch runs code from.
+    names = {file.as_posix() for file in _all_files(folder)} if folder.is_dir() else set()
+    wrong = sorted(names ^ digests.keys()) + [
+        name for name in sorted(names & digests.keys()) if disk.sha256(folder / name) != digests[name]
     ]
     if wrong:
         raise FileError(
             f"{folder} is not as the import left it: {len(wrong)} files are missing, new or changed, {wrong[0]} among "
             "them. Import the release again."
         )
-    found = tensors.header(folder / TENSORS)
+    opened = safetensors.header(folder / TENSORS)
     files = [pathlib.Path(name).relative_to(FILES) for name in digests if name != TENSORS]
-    return Rest(folder, found.facts, lambda name: tensors.read(found, name), files)
+    return Rest(folder, opened.facts, lambda name: safetensors.read(opened, name), files)
 
 
 def _all_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-
-
-def _digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

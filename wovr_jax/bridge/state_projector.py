@@ -16,36 +16,35 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.bridge import torch_io
+from wovr_jax.core import disk
 from wovr_jax.policy.weights import STATE
-from wovr_jax.weights import tensors
-from wovr_jax.weights.tensors import FileError, Source
+from wovr_jax.weights.safetensors import FileError, Source
 
 PATTERN, NAMES, WRAPPED = "proprio_projector--*.pt", f"{STATE}.", "module."
 
 
-def joined(source: Source) -> tuple[Source, dict[str, str]]:
-    """``source`` with the projector's tensors among its own, and what an export needs to write the file back.
+def join(source: Source) -> tuple[Source, dict[str, str]]:
+    """Returns ``source`` with the projector's tensors among its own, and what an export needs to write the file back.
 
     Raises:
       FileError: not exactly one such file beside the weights.
     """
     folder = source.files[0].parent
-    found = sorted(folder.glob(PATTERN))
-    if len(found) != 1:
-        there = ", ".join(file.name for file in found) or "none"
-        raise FileError(f"{folder}: expected one {PATTERN}, the projector of the robot's state; there is: {there}.")
-    held = torch_io.load(found[0]).tensors
+    files = sorted(folder.glob(PATTERN))
+    if len(files) != 1:
+        named = ", ".join(file.name for file in files) or "none"
+        raise FileError(f"{folder}: expected one {PATTERN}, the projector of the robot's state; there is: {named}.")
+    held = torch_io.load(files[0]).tensors
+    # DistributedDataParallel puts "module." before every name; it is put back on export.
     prefix = WRAPPED if all(name.startswith(WRAPPED) for name in held) else ""
-    own = {NAMES + name.removeprefix(prefix): tensor for name, tensor in held.items()}
-    facts = {name: torch_io.fact(tensor) for name, tensor in own.items()}
+    tensors = {NAMES + name.removeprefix(prefix): tensor for name, tensor in held.items()}
+    facts = {name: torch_io.fact(tensor) for name, tensor in tensors.items()}
 
     def read(name: str) -> np.ndarray:
-        return torch_io.to_numpy(own[name]) if name in own else source.read(name)
+        return torch_io.to_numpy(tensors[name]) if name in tensors else source.read(name)
 
-    whole = dataclasses.replace(
-        source, facts={**source.facts, **facts}, read=read, files=(*source.files, found[0])
-    )  # fmt: skip
-    return whole, {"file": found[0].name, "prefix": prefix}
+    both = dataclasses.replace(source, facts={**source.facts, **facts}, read=read, files=(*source.files, files[0]))
+    return both, {"file": files[0].name, "prefix": prefix}
 
 
 class Splitter:
@@ -53,19 +52,19 @@ class Splitter:
 
     def __init__(self, origin: Mapping[str, Any]):
         self.file, self.prefix = origin["file"], origin["prefix"]
-        self._own: dict[str, np.ndarray] = {}
+        self._tensors: dict[str, np.ndarray] = {}
 
     def without(self, stream: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-        """The other tensors, in their order."""
+        """Yields the other tensors, in their order."""
         for name, tensor in stream:
             if name.startswith(NAMES):
-                self._own[self.prefix + name.removeprefix(NAMES)] = tensor
+                self._tensors[self.prefix + name.removeprefix(NAMES)] = tensor
             else:
                 yield name, tensor
 
     def write(self, folder: pathlib.Path, rest: Iterator[tuple[str, np.ndarray]]) -> pathlib.Path:
         """Writes the file; ``rest`` is what is left of :meth:`without`, in which the last of them may come."""
-        collections.deque(rest, maxlen=0)
-        fresh = tensors.beside(folder / self.file)
-        torch_io.save(fresh, self._own.items())
-        return fresh.replace(folder / self.file)
+        collections.deque(rest, maxlen=0)  # runs the stream to its end
+        with disk.replace_file(folder / self.file) as fresh:
+            torch_io.save(fresh, self._tensors.items())
+        return folder / self.file

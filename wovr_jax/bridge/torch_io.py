@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.weights.keymap import Fact
-from wovr_jax.weights.tensors import FileError, refuse_pointer
+from wovr_jax.weights.safetensors import Fact, FileError, refuse_pointer
 
 CONTAINERS = ("model_state_dict", "state_dict")
 """Where a training checkpoint keeps the weights."""
@@ -61,26 +60,26 @@ def load(path: str | os.PathLike) -> Checkpoint:
 
 
 def fact(tensor: Any) -> Fact:
-    """Shape and dtype of a torch tensor, in numpy's terms; a dtype numpy lacks becomes void."""
+    """Returns shape and dtype of a torch tensor, in numpy's terms; a dtype numpy lacks becomes void."""
     name = str(tensor.dtype).removeprefix("torch.")
     known = {"bfloat16": _BFLOAT16, "float8_e4m3fn": np.dtype(jnp.float8_e4m3fn), "bool": np.dtype(np.bool_)}
     try:
         return Fact(tuple(tensor.shape), known.get(name) or np.dtype(name))
-    except TypeError:
+    except TypeError:  # the plan refuses it by name, with all other faults of the file
         return Fact(tuple(tensor.shape), np.dtype(np.void))
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
-    """The same bits; shares memory with the tensor."""
+    """Returns the same bits as a numpy array, which shares memory with the tensor."""
     torch = _torch()
-    tensor = tensor.detach()
+    tensor = tensor.detach()  # a parameter asks for a gradient, which numpy cannot give
     if tensor.dtype is torch.bfloat16:  # numpy has no such dtype of its own
         return tensor.view(torch.int16).numpy().view(_BFLOAT16)
     return tensor.numpy()
 
 
 def from_numpy(array: np.ndarray) -> Any:
-    """The same bits as a torch tensor with memory of its own."""
+    """Returns the same bits as a torch tensor with memory of its own."""
     torch = _torch()
     array = np.array(array, order="C")
     if array.dtype == _BFLOAT16:
@@ -109,7 +108,7 @@ def _load(path: pathlib.Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch refused; not in its own words, which advise to load the file all the same."""
+    """Says why torch refused; not in its own words, which advise to load the file all the same."""
     asked = re.search(r"GLOBAL ([\w.]+)", str(error))
     if asked:
         return (

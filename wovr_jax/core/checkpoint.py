@@ -1,41 +1,43 @@
 """One tree of arrays in one folder, written whole or not at all.
 
-The format is Orbax's. A save goes to a folder beside the target and is renamed into place,
-and the previous checkpoint is removed only after that, so a process that dies at any moment
-leaves one that restores. A restore compares every file with its SHA-256 first, then key paths,
-shapes and dtypes, because Orbax casts a dtype silently and reports one mismatch at a time.
+Orbax writes it: the folder gets its name only when all of it is on disk. This module adds what Orbax does not do:
 
-The processes of one run share the folder: each writes the pieces that it holds, each looks after
-its share of the files, and process 0 renames.
+* the SHA-256 of each file, compared on each restore, and the caller's facts. Both are written before the folder gets
+  its name: Orbax calls ``finalize`` of a handler at that moment, in process 0, which reads all files for it;
+* one message that names every leaf that does not fit. Orbax casts a dtype silently, and stops at the first mismatch;
+* replacing a checkpoint. Orbax removes the old folder before it writes the new one; a kill in between leaves neither;
+* a failed write in words.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
-import hashlib
+import dataclasses
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from wovr_jax.core import processes
-from wovr_jax.core.disk import not_written
+from wovr_jax.core import disk, processes
 
 META = "wovr.json"
+"""The facts. A folder that holds this file is a checkpoint of ours."""
 SUMS = "sha256-{}.json"
-"""SHA-256 of the files that one process looks after."""
+"""SHA-256 of the files. Earlier versions wrote one such file for each process."""
 ROOT = "tree"
 """Orbax wants a container at the top; under this name any tree fits, a single array too."""
-SHOWN = 12
-"""Mismatching leaves listed in an error before the rest is only counted."""
+ITEM = "default"
+"""Orbax's name for the only item of a step: the subfolder of its files. Earlier versions had them in the step's own."""
+LISTED = 12
+"""Differences listed in an error before the rest is only counted."""
 
 
 class CheckpointError(ValueError):
@@ -46,142 +48,84 @@ class BrokenError(CheckpointError):
     """A checkpoint whose files are not those that were written."""
 
 
-def save(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> None:
+# ---------------------------------------------------------------- one tree in one folder
+
+
+def save(path: str | os.PathLike, tree: Any, facts: Mapping[str, Any] | None = None) -> None:
     """Writes ``tree`` to the folder ``path``, replacing a checkpoint that is there.
+
+    A process that dies at any moment leaves the old checkpoint or the new one.
 
     Args:
       path: the checkpoint folder; parents are made.
-      tree: nested dicts, tuples and optax states of arrays and numbers; typed PRNG keys
-        are stored as their key data.
-      meta: JSON facts kept beside the arrays (see :func:`meta`).
+      tree: nested dicts, tuples and optax states of arrays and numbers; typed PRNG keys are stored as their key data.
+      facts: JSON facts kept beside the arrays (see :func:`meta`).
 
     Raises:
       CheckpointError: when ``path`` holds something that is not a checkpoint, or cannot be written (a full disk).
     """
-    begin(path, tree, meta)()
-
-
-def begin(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> Callable[[], None]:
-    """:func:`save` in two parts: when this returns the arrays have left an accelerator, and calling what it
-    returns writes the rest, in any thread if this is the only process."""
     path = _settle(path)
-    if path.exists() and not _is_checkpoint(path):
+    # A mistyped path must not cost somebody their folder.
+    if path.exists() and not exists(path):
         raise CheckpointError(f"{path} exists and is not a checkpoint; choose another folder or remove it.")
-    fresh, _ = _beside(path)
-    facts = json.dumps(dict(meta or {}))  # now: the caller may go on writing into what it gave
-    with _explained(path):
-        if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(path)
-        barrier(f"clean {path}")
-        writer = ocp.StandardCheckpointer()
-        writer.save(fresh, {ROOT: jax.tree.map(_storable, tree)})
-
-    def finish() -> None:
-        with _explained(path):
-            with writer:
-                writer.wait_until_finished()
-            _seal(path, facts)
-
-    return finish
-
-
-def _sweep(path: pathlib.Path) -> None:
-    """Removes what an interrupted save left: never the only copy, because _settle ran."""
-    fresh, old = _beside(path)
-    for stale in (fresh, old, *path.parent.glob(f"{fresh.name}.orbax-checkpoint-tmp*")):
-        shutil.rmtree(stale, ignore_errors=True)
-
-
-def _seal(path: pathlib.Path, facts: str) -> None:
-    """Notes the sums, then the facts that mark the checkpoint as complete, then puts it in its place."""
-    fresh, old = _beside(path)
-    sums = {name: _sha256(fresh / name) for name in _share(_files(fresh))}
-    barrier(f"written {path}")
-    if jax.process_index() == 0:
-        sums[META] = hashlib.sha256(facts.encode()).hexdigest()
-    (fresh / SUMS.format(jax.process_index())).write_text(json.dumps(sums))
-    barrier(f"summed {path}")
-    if jax.process_index() == 0:
-        mark = fresh / f"{META}.tmp"
-        mark.write_text(facts)  # a full disk leaves a file with nothing in it, which must not have the mark's name
-        mark.rename(fresh / META)
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    barrier(f"saved {path}")
-
-
-@contextlib.contextmanager
-def _explained(path: pathlib.Path) -> Iterator[None]:
-    """What kept us from writing, in words; the half-written folder is removed, it may fill the disk."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:  # a failed write is any of them in TensorStore
-        if not (why := not_written(error, path.parent)):
-            raise
-        _sweep(_settle(path))
-        raise CheckpointError(
-            f"{path} could not be written: {why} What was saved before is as it was, and the same command goes on "
-            "from there."
-        ) from error
+    new = path.with_name(path.name + ".new")
+    with explain_failure(path):
+        if processes.first():
+            sweep(path.parent, path.name)
+        processes.meet(f"clear the place of {path}")
+        ocp.Checkpointer(_Handler()).save(new, args=save_args(tree, facts))
+        if processes.first():
+            disk.replace_folder(new, path)
+        processes.meet(f"save {path}")  # the others may restore it at once
 
 
 def restore(path: str | os.PathLike, like: Any) -> Any:
     """Reads the tree at ``path`` in the structure, dtypes and shardings of ``like``.
 
     Args:
-      path: a folder that :func:`save` wrote.
-      like: a tree of arrays, of ``jax.ShapeDtypeStruct`` (whose sharding is used when it
-        has one), or of numbers. Leaves that are numpy arrays or numbers come back as numpy,
-        arrays that no device was chosen for come back so.
+      path: a folder that :func:`save` wrote, or the folder of a step of a :class:`History`.
+      like: a tree of arrays, of ``jax.ShapeDtypeStruct`` (whose sharding is used when it has one), or of numbers.
+        Leaves that are numpy arrays or numbers come back as numpy, arrays that no device was chosen for come back so.
 
     Raises:
-      BrokenError: naming the files that are missing or changed. Checkpoints of before there were sums have none
-        to compare.
-      CheckpointError: when there is no checkpoint, or naming every leaf that is missing,
-        left over, or of another shape or dtype.
+      BrokenError: naming the files that are missing or changed. Checkpoints of before there were sums have none.
+      CheckpointError: when there is no checkpoint, or naming every leaf that is missing, left over, or of another
+        shape or dtype.
     """
-    path = _found(path)
-    verify(path)
-    _compare(path, like)
-    with ocp.StandardCheckpointer() as reader:
-        stored = reader.restore(path, {ROOT: jax.tree.map(_target, like)})
-    return jax.tree.map(_revive, like, stored[ROOT])
+    folder = _locate(path)
+    verify(folder)  # first: files that are damaged would be reported as leaves that do not fit
+    _compare(folder, like)
+    return jax.tree.map(_revive, like, _read(folder, jax.tree.map(_target, like)))
 
 
-def load(path: str | os.PathLike) -> Any:
-    """The tree as it lies there: nested dicts and lists of numpy arrays, whatever it was saved from.
+def compare(path: str | os.PathLike, like: Any) -> None:
+    """Checks that the checkpoint has the leaves of ``like``, as :func:`restore` would want it; reads no arrays.
 
     Raises:
       CheckpointError: as :func:`restore`.
     """
-    path = _found(path)
-    verify(path)
-    with ocp.PyTreeCheckpointer() as reader:
-        shapes = reader.metadata(path).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))[ROOT]
+    _compare(_locate(path), like)
+
+
+def load(path: str | os.PathLike) -> Any:
+    """Reads the tree as it is stored: nested dicts and lists of numpy arrays, whatever it was saved from.
+
+    Raises:
+      CheckpointError: as :func:`restore`.
+    """
+    folder = _locate(path)
+    verify(folder)
+    return _read(folder, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _stored(folder)))
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Whether ``path`` holds a complete checkpoint."""
-    return _is_checkpoint(_settle(path))
+    """Returns whether ``path`` holds a complete checkpoint."""
+    return _find(_settle(path)) is not None
 
 
 def meta(path: str | os.PathLike) -> dict[str, Any]:
-    """The JSON facts saved with the checkpoint."""
-    return json.loads((_found(path) / META).read_text())
-
-
-def remove(path: str | os.PathLike) -> None:
-    """Removes a checkpoint; at no moment is half of one there under its name."""
-    path = pathlib.Path(path)
-    _, old = _beside(path)
-    shutil.rmtree(old, ignore_errors=True)
-    path.rename(old)
-    shutil.rmtree(old, ignore_errors=True)
+    """Returns the JSON facts saved with the checkpoint."""
+    return disk.read_json(_locate(path) / META)
 
 
 def verify(path: str | os.PathLike) -> None:
@@ -190,80 +134,117 @@ def verify(path: str | os.PathLike) -> None:
     Raises:
       BrokenError: on every process, wherever the fault was found.
     """
-    path = pathlib.Path(path)
-    sums = {name: sum_ for one in path.glob(SUMS.format("*")) for name, sum_ in _read_sums(one).items()}
-    wrong = [name for name in _share(sorted(sums)) if not (path / name).is_file() or _sha256(path / name) != sums[name]]
-    if any(_everyone(len(wrong))):
-        named = ", ".join(wrong[:SHOWN]) or "files that another process looked at"
-        raise BrokenError(f"{path} is broken: missing or changed since it was written: {named}.")
+    folder, sums = _locate(path), {}
+    for file in folder.glob(SUMS.format("*")):
+        try:
+            sums |= disk.read_json(file)
+        except ValueError as error:
+            raise BrokenError(f"{folder} is broken: {file.name} in it is not JSON ({error}).") from error
+    # The whole checkpoint is read once by all together; on many hosts each would read all of it otherwise.
+    mine = sorted(sums)[processes.index() :: processes.count()]
+    wrong = [name for name, digest in _sha256(folder, mine).items() if digest != sums[name]]
+    if any(processes.gather(len(wrong), f"compare the files of {folder}")):
+        listed = ", ".join(wrong[:LISTED]) or "files that another process looked at"
+        raise BrokenError(f"{folder} is broken: missing or changed since it was written: {listed}.")
 
 
-def _read_sums(path: pathlib.Path) -> dict[str, str]:
+class _Handler(ocp.StandardCheckpointHandler):
+    """Orbax's writer and reader of a tree, which also notes the facts and the sums of all files."""
+
+    async def async_save(self, directory: Any, item: Any = None, save_args: Any = None, args: Any = None) -> Any:
+        self._facts = args.facts
+        return await super().async_save(directory, args=args)
+
+    def finalize(self, directory: Any) -> None:
+        """Completes the files. Orbax calls this in process 0 and renames the folder when it has returned."""
+        super().finalize(directory)  # merges what the processes wrote, so there is nothing to sum before this
+        folder = pathlib.Path(directory)
+        (folder / META).write_text(self._facts)
+        # Orbax adds the time to its own file of a product once more after this; nobody reads it.
+        files = [file for file in folder.rglob("*") if file.is_file() and file.name != "_CHECKPOINT_METADATA"]
+        sums = _sha256(folder, sorted(str(file.relative_to(folder)) for file in files))
+        (folder / SUMS.format(0)).write_text(json.dumps(sums))
+
+
+@ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _SaveArgs(ocp.args.StandardSave):
+    facts: str = "{}"
+
+
+def save_args(tree: Any, facts: Mapping[str, Any] | None) -> ocp.args.CheckpointArgs:
+    """Returns what Orbax is told to write: the tree and, as text, its facts."""
+    # The facts become text now: the caller may go on writing into what it gave.
+    return _SaveArgs({ROOT: jax.tree.map(_storable, tree)}, facts=json.dumps(dict(facts or {})))
+
+
+def _stored(folder: Any) -> Any:
+    """Returns the shapes and dtypes on disk."""
+    # Not through ocp.Checkpointer: a step has one of the files it looks for outside of its item, and it would warn.
+    return _Handler().metadata(folder).tree[ROOT]
+
+
+def _read(folder: Any, target: Any) -> Any:
+    return _Handler().restore(folder, args=ocp.args.StandardRestore({ROOT: target}))[ROOT]
+
+
+def _sha256(folder: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
+    """Returns the sum of each file, empty where there is none."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases Python's lock
+        digests = pool.map(lambda name: disk.sha256(folder / name) if (folder / name).is_file() else "", names)
+        return dict(zip(names, digests, strict=True))
+
+
+@contextlib.contextmanager
+def explain_failure(path: pathlib.Path) -> Iterator[None]:
+    """Says in words why ``path`` was not written, and removes what was begun, as it may fill the disk."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise BrokenError(f"{path.parent} is broken: {path.name} in it is not JSON ({error}).") from error
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # a failed write is any of them in TensorStore
+        if not (why := disk.not_written(error, path.parent)):
+            raise
+        sweep(_settle(path).parent, path.name)
+        raise CheckpointError(
+            f"{path} could not be written: {why} What was saved before is as it was, and the same command goes on "
+            "from there."
+        ) from error
 
 
-def _files(folder: pathlib.Path) -> list[str]:
-    """What Orbax wrote."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def _share(names: list[str]) -> list[str]:
-    """Those that this process looks after."""
-    return names[jax.process_index() :: jax.process_count()]
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _everyone(number: int) -> list[int]:
-    """The number of each process."""
-    if jax.process_count() == 1:
-        return [number]
-    return np.ravel(multihost_utils.process_allgather(np.int32(number))).tolist()
-
-
-def _beside(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    return path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
+def sweep(folder: pathlib.Path, name: str = "*") -> None:
+    """Removes what interrupted saves left beside ``name``; ``_settle`` has to have run, or it may be the only copy."""
+    for ending in (".orbax-checkpoint-tmp*", ".new*", ".old"):
+        for stale in folder.glob(name + ending):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _settle(path: str | os.PathLike) -> pathlib.Path:
-    """The absolute path, after finishing a rename that a dying process left half done."""
-    path = pathlib.Path(path).expanduser().absolute()
-    fresh, old = _beside(path)
-    if not path.exists() and jax.process_index() == 0:
-        for candidate in (fresh, old):
-            # Without META the save died before it was complete.
-            if _is_checkpoint(candidate):
-                candidate.rename(path)
-                break
-    return path
+    return disk.settle_folder(path, lambda candidate: _find(candidate) is not None)
 
 
-def _is_checkpoint(path: pathlib.Path) -> bool:
-    return (path / META).is_file() and (path / "_METADATA").is_file()
+def _find(path: pathlib.Path) -> pathlib.Path | None:
+    """Returns the folder of the files of the checkpoint at ``path``; META is in it when all of them are."""
+    return next((folder for folder in (path / ITEM, path) if (folder / META).is_file()), None)
 
 
-def _found(path: str | os.PathLike) -> pathlib.Path:
+def _locate(path: str | os.PathLike) -> pathlib.Path:
     path = _settle(path)
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: nothing is there. Run the stage that writes it first.")
-    if not _is_checkpoint(path):
-        raise CheckpointError(f"{path} is not a checkpoint of this project: {META} or _METADATA is missing in it.")
-    return path
+    if folder := _find(path):
+        return folder
+    raise CheckpointError(f"{path} is not a checkpoint of this project: {META} is missing in it.")
 
 
-def barrier(name: str) -> None:
-    """Every process of the run waits here for the others."""
-    processes.meet(name)
+# ---------------------------------------------------------------- leaves
 
 
 def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _is_free(leaf: Any) -> bool:
+    """Returns whether ``leaf`` is tied to no device. It must stay so: JAX compiles anew for an array that is."""
+    return isinstance(leaf, jax.Array) and not leaf.committed
 
 
 def _storable(leaf: Any) -> Any:
@@ -272,8 +253,8 @@ def _storable(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
-def _shape(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """(shape, dtype) that ``leaf`` has on disk."""
+def _on_disk(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns the shape and dtype that ``leaf`` has on disk."""
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     elif not hasattr(leaf, "dtype"):
@@ -282,18 +263,14 @@ def _shape(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _target(leaf: Any) -> Any:
-    """What Orbax is told to restore this leaf into."""
-    shape, dtype = _shape(leaf)
+    """Returns what Orbax is told to restore this leaf into."""
+    shape, dtype = _on_disk(leaf)
+    # numpy on the way, and no int64 becomes an int32 on a device.
     if _is_free(leaf) or not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return np.empty(shape, dtype)
     # A typed key's sharding describes the key, not its data: a key is small, put it on one device.
     sharding = None if _is_key(leaf) else leaf.sharding
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-
-
-def _is_free(leaf: Any) -> bool:
-    """Whether ``leaf`` is tied to no device. It must stay so: JAX compiles anew for an array that is."""
-    return isinstance(leaf, jax.Array) and not leaf.committed
 
 
 def _revive(like: Any, stored: Any) -> Any:
@@ -304,32 +281,29 @@ def _revive(like: Any, stored: Any) -> Any:
     return jax.random.wrap_key_data(stored, impl=impl)
 
 
-def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(keys, simple=True, separator="/"): _shape(leaf) for keys, leaf in flat}
+def _describe_leaves(tree: Any) -> dict[str, str]:
+    """Returns the path of each leaf and what it is on disk, as ``float32[2,3]``."""
+    described = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        shape, dtype = _on_disk(leaf)
+        name = jax.tree_util.keystr(keys, simple=True, separator="/")
+        described[name] = f"{dtype.name}[{','.join(map(str, shape))}]"
+    return described
 
 
-def _compare(path: pathlib.Path, like: Any) -> None:
-    """Raises unless the stored leaves are exactly those of ``like``."""
-    with ocp.StandardCheckpointer() as reader:
-        there = _leaves(reader.metadata(path).item_metadata.tree[ROOT])
-    wanted = _leaves(like)
-    shown = [f"{name}: expected {_text(wanted[name])}, not in the checkpoint" for name in wanted if name not in there]
-    shown += [f"{name}: in the checkpoint {_text(there[name])}, not expected" for name in there if name not in wanted]
-    shown += [
-        f"{name}: expected {_text(wanted[name])}, got {_text(there[name])}"
-        for name in wanted
-        if name in there and wanted[name] != there[name]
+def _compare(folder: pathlib.Path, like: Any) -> None:
+    """Raises a CheckpointError unless the stored leaves are exactly those of ``like``."""
+    # By path and not by structure: Orbax gives tuples and optax's states back as dicts and lists.
+    stored, wanted = _describe_leaves(_stored(folder)), _describe_leaves(like)
+    differences = [
+        f"{name}: expected {wanted.get(name, 'nothing')}, got {stored.get(name, 'nothing')}"
+        for name in wanted | stored
+        if wanted.get(name) != stored.get(name)
     ]
-    if shown:
-        rest = [f"... and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
-        lines = "\n  ".join(shown[:SHOWN] + rest)
+    if differences:
+        rest = [f"... and {len(differences) - LISTED} more"] if len(differences) > LISTED else []
+        lines = "\n  ".join(differences[:LISTED] + rest)
         raise CheckpointError(
-            f"{path} does not fit the tree to restore: {len(shown)} leaves differ "
+            f"{folder} does not fit the tree to restore: {len(differences)} leaves differ "
             f"(was it written with another config?).\n  {lines}"
         )
-
-
-def _text(shape_dtype: tuple[tuple[int, ...], np.dtype]) -> str:
-    shape, dtype = shape_dtype
-    return f"{dtype.name}[{','.join(map(str, shape))}]"

@@ -1,12 +1,20 @@
-"""Files that are whole or not there, and errors of the disk in words."""
+"""Files and folders that are whole or not there, and errors of the disk in words.
+
+Whatever a run may still need is written beside its place and renamed into it: a rename is one step for the file
+system, so a reader, or a process that starts after a crash, sees the old content or the new one and never a half.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
+import os
 import pathlib
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from wovr_jax.core import processes
@@ -16,23 +24,107 @@ CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def not_written(error: Exception, folder: pathlib.Path) -> str:
-    """Why the system did not write into ``folder``, and what to do; empty when the error is not the system's."""
+    """Says why the system did not write into ``folder`` and what to do; empty when the error is not the system's."""
     # TensorStore's errors have no number, but name it in their text.
     named = re.search(r"OS error (\d+)", str(error))
     number = getattr(error, "errno", None) or (int(named[1]) if named else None)
-    there = next(one for one in (folder, *folder.parents) if one.exists())
+    place = next(path for path in (folder, *folder.parents) if path.exists())
     if number in FULL:
-        free = shutil.disk_usage(there).free / 2**20
-        return f"the disk is full ({free:.0f} MiB are free at {there}). Free some space, or choose another disk."
+        free = shutil.disk_usage(place).free / 2**20
+        return f"the disk is full ({free:.0f} MiB are free at {place}). Free some space, or choose another disk."
     if number in CLOSED:
-        return f"{there} cannot be written to by this user. Choose another folder, or change its permissions."
+        return f"{place} cannot be written to by this user. Choose another folder, or change its permissions."
     return f"{type(error).__name__}: {error}." if number else ""
 
 
-def write_json(path: pathlib.Path, value: Any, *, each: bool = False) -> None:
-    """Writes beside, then renames: a reader never sees half a file. Of several processes the first one, or ``each``."""
+# ---------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike, *, keep_suffix: bool = False) -> Iterator[pathlib.Path]:
+    """Gives a path beside ``path`` to write to, and renames it to ``path`` when the block ends without an error.
+
+    >>> with replace_file("runs/a/facts.txt") as fresh:  # doctest: +SKIP
+    ...     fresh.write_text("text", encoding="utf-8")
+
+    Args:
+      path: the file; its parents are made. What is there stays as it is when the block fails.
+      keep_suffix: whether the other name ends as ``path`` does, for programs that read the format from it. By default
+        it ends with ``.new``, so that no pattern such as ``*.safetensors`` takes what a killed process left for whole.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.stem}.new{path.suffix}" if keep_suffix else f"{path.name}.new")
+    try:
+        yield fresh
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)  # half a file may be what fills the disk
+        raise
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file in hexadecimal, reading it piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      OSError: it is not there or cannot be read.
+      ValueError: it is not JSON, or not UTF-8.
+    """
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1, each: bool = False) -> None:
+    """Writes a JSON file, whole or not at all. Of several processes the first one does, or ``each``."""
+    # Processes of one run share the folder: two that write one file would take each other's fresh one away.
     if not (each or processes.first()):
         return
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(value, indent=1))
-    beside.replace(path)
+    with replace_file(path) as fresh:
+        fresh.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------- folders
+
+
+def fresh_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Makes an empty folder beside ``folder`` to write into; :func:`replace_folder` puts it in place."""
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)  # what an interrupted attempt left
+    fresh.mkdir(parents=True)
+    return fresh
+
+
+def replace_folder(fresh: pathlib.Path, folder: pathlib.Path) -> None:
+    """Renames ``fresh`` to ``folder``; what was there is removed only afterwards.
+
+    A folder with something in it cannot be renamed over, so there are two renames; :func:`settle_folder` finishes
+    them where a process died between the two.
+    """
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def settle_folder(folder: str | os.PathLike, complete: Callable[[pathlib.Path], bool]) -> pathlib.Path:
+    """Returns the absolute path, after finishing a :func:`replace_folder` that died between its renames.
+
+    Args:
+      folder: the final name.
+      complete: whether a folder holds all that was to be written; the mark must be written last.
+    """
+    folder = pathlib.Path(folder).expanduser().absolute()
+    if not folder.exists() and processes.first():
+        # The new one first: where it is complete, the old one was to be replaced.
+        for candidate in (folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")):
+            if complete(candidate):
+                candidate.rename(folder)
+                break
+    return folder

@@ -1,7 +1,8 @@
-"""The checkpoints of one training: written behind it, the last few and the best one kept, a broken one passed over.
+"""The states of one training: saved behind it, the last few and the best one kept, a damaged one passed over.
 
 A folder holds a checkpoint a step, named by its number. ``use`` says how many and how often, for every training inside
-it, as ``sharding.use`` says on which devices.
+it, as ``sharding.use`` says on which devices. Orbax's ``CheckpointManager`` writes and removes them;
+``core/checkpoint.py`` says what is added to it.
 """
 
 from __future__ import annotations
@@ -9,19 +10,25 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import logging
+import math
 import os
 import pathlib
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from wovr_jax.core import checkpoint, processes
 from wovr_jax.core.config import Count, NonNegative, checked
+
+# Orbax advises to save less often when a save has to wait for the one before; once for a run is enough.
+logging.getLogger("absl").addFilter(lambda record: processes.first() or "previous save" not in str(record.msg))
 
 
 @checked
@@ -47,7 +54,7 @@ _IN_USE: contextvars.ContextVar[CheckpointConfig] = contextvars.ContextVar("chec
 
 @contextlib.contextmanager
 def use(cfg: CheckpointConfig) -> Iterator[None]:
-    """Trainings inside keep what ``cfg`` says."""
+    """Makes the trainings inside the block keep what ``cfg`` says."""
     token = _IN_USE.set(cfg)
     try:
         yield
@@ -56,7 +63,7 @@ def use(cfg: CheckpointConfig) -> Iterator[None]:
 
 
 def current() -> CheckpointConfig:
-    """The settings in use."""
+    """Returns the settings in use."""
     return _IN_USE.get()
 
 
@@ -70,33 +77,33 @@ class History:
 
     def __init__(self, folder: str | os.PathLike, cfg: CheckpointConfig):
         self.folder, self.cfg = pathlib.Path(folder).expanduser().absolute(), cfg
-        self._writing: _Behind | None = None
-        if self.folder.is_dir() and jax.process_index() == 0:
-            for stale in self.folder.glob("*.orbax-checkpoint-tmp*"):  # of a process that died while it wrote
-                shutil.rmtree(stale, ignore_errors=True)
+        self._manager: ocp.CheckpointManager | None = None
+        self._saving: int | None = None
 
     def steps(self) -> list[int]:
-        """Of complete checkpoints, ascending; a rename that a dying process left half done is finished."""
+        """Returns the steps of the complete checkpoints in ascending order."""
         return processes.once(self._steps, "look for checkpoints")
 
     def _steps(self) -> list[int]:
         if not self.folder.is_dir():
             return []
+        # Earlier versions renamed a step into its place, and a kill may have left ``<step>.new`` or ``<step>.old``.
         names = {path.name.split(".")[0] for path in self.folder.iterdir() if not path.name.endswith(".broken")}
         return sorted(int(name) for name in names if name.isdigit() and checkpoint.exists(self.folder / name))
 
     def path(self, step: int) -> pathlib.Path:
-        """Of the checkpoint of a step."""
+        """Returns the folder of the checkpoint of a step."""
         return self.folder / f"{step:08d}"
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest state that is whole, with its facts; None when there is none.
+        """Returns the newest state that is whole, with its facts; None when there is none.
 
         A broken one is reported, set aside as ``<step>.broken``, and the one before it is used.
 
         Raises:
           CheckpointError: when the newest is whole but does not fit ``like``.
         """
+        # A broken checkpoint says nothing about the one before it: each has files of its own.
         for step in reversed(self.steps()):
             try:
                 return checkpoint.restore(self.path(step), like), checkpoint.meta(self.path(step))
@@ -108,7 +115,7 @@ class History:
         """Takes the state off the devices and writes it behind the training; waits for the save before.
 
         Args:
-          step: number of the checkpoint.
+          step: number of the checkpoint, larger than those before it.
           tree: the state; it may be donated as soon as this returns.
           facts: JSON facts; ``facts["means"]`` holds the metrics that ``cfg.best`` is looked up in.
 
@@ -116,66 +123,58 @@ class History:
           CheckpointError: when this one, or the one before, cannot be written.
         """
         self.wait()
-        if jax.default_backend() == "cpu":  # Orbax would read the very memory that the next step is given
+        # On a CPU Orbax reads the arrays where they lie, while the next step may be given their memory. jaxlib 0.10
+        # keeps it back as long as Orbax looks at it, but nothing promises so.
+        if jax.default_backend() == "cpu":
             tree = jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
-        finish = checkpoint.begin(self.path(step), tree, facts)
-        # Several processes meet at barriers, which have to come in one order on each: they write in the open.
-        self._writing = _Behind(finish, apart=jax.process_count() == 1)
+        with checkpoint.explain_failure(self.path(step)):
+            self._manager = self._manager or self._open()
+            # By its own schedule Orbax would decline some steps; the training loop has decided already.
+            args, means = checkpoint.save_args(tree, facts), dict(facts.get("means", {}))
+            self._manager.save(step, args=args, metrics=means, force=True)
+        self._saving = step
 
     def wait(self) -> None:
-        """Until the last save is on disk and older ones are gone.
+        """Waits until the last save is on disk and older ones are gone.
 
         Raises:
           CheckpointError: when it cannot be written.
         """
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.join()
-            self._prune()
+        if self._saving is not None and self._manager is not None:
+            step, self._saving = self._saving, None
+            with checkpoint.explain_failure(self.path(step)):
+                self._manager.wait_until_finished()
 
-    def _prune(self) -> None:
-        if jax.process_index() == 0:
-            steps = self._steps()
-            for step in set(steps) - set(steps[-self.cfg.last :]) - self._best(steps):
-                checkpoint.remove(self.path(step))
-
-    def _best(self, steps: list[int]) -> set[int]:
+    def _open(self) -> ocp.CheckpointManager:
+        if processes.first():
+            # A process may have died while it wrote a step, or while it removed one.
+            checkpoint.sweep(self.folder)
+            for path in self.folder.glob("[0-9]" * 8):
+                if not checkpoint.exists(path):
+                    shutil.rmtree(path)
+        # A metric to be small is turned round, and a training that does not log it is nowhere better than its newest.
         name, sign = self.cfg.best.removeprefix("-"), -1.0 if self.cfg.best.startswith("-") else 1.0
-        if not name:
-            return set()
-        means = {step: checkpoint.meta(self.path(step)).get("means", {}) for step in steps}
-        scores = {step: sign * found[name] for step, found in means.items() if name in found}
-        return {max(scores, key=lambda step: (scores[step], step))} if scores else set()
+
+        def score(means: Mapping[str, float]) -> float:
+            return sign * means[name] if name in means else -math.inf
+
+        newest, best = LatestN(self.cfg.last), BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            step_format_fixed_length=8,
+            preservation_policy=AnyPreservationPolicy([newest, best]) if name else newest,
+            best_fn=score if name else None,  # Orbax writes the metrics beside the state for the next process
+            lightweight_initialize=not name,  # and reads them only then
+            # Else a thread may make the folder of a save that has failed, after what it had begun was removed.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
 
     def _set_aside(self, step: int, why: str) -> None:
         path = self.path(step)
         aside = path.with_suffix(".broken")
-        if jax.process_index() == 0:
+        if processes.first():
             print(f"{why} It is now {aside.name}, and the checkpoint before it is used.", file=sys.stderr, flush=True)
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-        checkpoint.barrier(f"set aside {path}")
-
-
-class _Behind:
-    """A call that runs in a thread of its own, or when it is waited for; ``join`` raises what it raised."""
-
-    def __init__(self, call: Callable[[], None], *, apart: bool):
-        self._call, self._error = call, None
-        self._thread = threading.Thread(target=self._run, name="checkpoint") if apart else None
-        if self._thread:
-            self._thread.start()
-
-    def join(self) -> None:
-        if self._thread:
-            self._thread.join()
-        else:
-            self._run()
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        try:
-            self._call()
-        except Exception as error:
-            self._error = error
+        processes.meet(f"set aside {path}")
+        self._manager = None  # it keeps a list of its own, in which the step still is

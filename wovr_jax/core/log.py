@@ -1,4 +1,8 @@
-"""Scalars of a run: one line of JSON for each call, and TensorBoard events."""
+"""What a run says: scalars on disk, and tables of text for a terminal.
+
+Scalars go to ``metrics.jsonl``, one line of JSON for each call, which the report reads and which is whole after a
+crash but for its last line; and to TensorBoard, which people watch meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,25 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wovr_jax.core import processes
+from wovr_jax.core.disk import replace_file
 
 RESERVED = ("stage", "step", "time")
+"""What every line says of itself, so no metric may have such a name."""
 
 
 class Log:
-    """Scalars of a run, in ``metrics.jsonl`` (one line per call) and as TensorBoard events, written by process 0."""
+    """Writes the scalars of a run to ``metrics.jsonl`` and to TensorBoard.
+
+    Of several processes the first one writes; the others may call everything all the same.
+
+    Args:
+      folder: the run folder; made when missing.
+      tensorboard: whether to write TensorBoard events too, in a folder of their own.
+    """
 
     def __init__(self, folder: str | os.PathLike, tensorboard: bool = True):
         self.folder = pathlib.Path(folder)
@@ -27,15 +40,22 @@ class Log:
         self._events: Any = None
 
     def scalars(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
-        """Writes ``values`` (numbers or scalar arrays) of ``stage`` at ``step``; NaN is written as null."""
+        """Writes ``values`` (numbers or scalar arrays) of ``stage`` at ``step``; NaN is written as null.
+
+        Raises:
+          ValueError: for a name in ``RESERVED``.
+        """
         taken = [name for name in values if name in RESERVED]
         if taken:
             raise ValueError(f"metric names {taken} are reserved: every line has {', '.join(RESERVED)} of its own.")
         if not self._writes:
             return
+        # Here the host waits for the device: callers log every so many steps, not every step.
         numbers = {name: float(value) for name, value in values.items()}
-        shown = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        line = {"stage": stage, "step": int(step), "time": round(time.time(), 3), **shown}
+        # JSON has no word for NaN or infinity; readers other than Python's would stop at one.
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        line = {"stage": stage, "step": int(step), "time": round(time.time(), 3), **finite}
+        # Opened anew for each line, so that every line is with the system before the next step begins.
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._tensorboard:
@@ -43,16 +63,16 @@ class Log:
                 self._writer().add_scalar(f"{stage}/{name}", value, int(step))
 
     def rewind(self, stage: str, step: int) -> None:
-        """Forgets lines of ``stage`` beyond ``step``: a resumed run writes them again."""
+        """Forgets the lines of ``stage`` beyond ``step``: a run that resumes there writes them again."""
         if not self._writes:
             return
         lines = read_metrics(self.folder)
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+        # Mostly there is nothing beyond, and a long file need not be written anew for that.
         if len(kept) == len(lines):
             return
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        fresh.replace(self.path)
+        with replace_file(self.path) as fresh:
+            fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def close(self) -> None:
         """Flushes the TensorBoard events. ``metrics.jsonl`` is complete at any time."""
@@ -75,9 +95,27 @@ class Log:
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` in ``folder``; a last line that a killed run cut short is left out."""
+    """Returns the lines of ``metrics.jsonl`` in ``folder``; one that a killed run cut short is left out."""
     path = pathlib.Path(folder) / "metrics.jsonl"
     if not path.exists():
         return []
+    # Every whole line ends in a newline, so what comes after the last one is empty or cut short.
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def text_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Returns rows as lines with columns of equal width and a rule under the first row, which is the head.
+
+    Args:
+      rows: equally many cells each.
+      left: columns that begin at the left, as words do; the others end at the right, as numbers do.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if len(widths) - 1 in left:
+        widths[-1] = 0  # words at the end of a line need no padding
+    lines = [
+        "  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -32,7 +32,8 @@ HEARTBEAT_S = 60
 FAREWELL_S = 10
 
 _TURN = itertools.count()
-"""Numbers what the processes do together; the same in each, as they run the same program."""
+"""Numbers what the processes do together; the same in each, as they run the same program. Keys and barriers of the
+service can be used once only, so each gets a number."""
 
 
 class ProcessError(ValueError):
@@ -44,22 +45,23 @@ class Stopping(KeyboardInterrupt):
 
 
 def count() -> int:
-    """Processes of this run. Asking does not touch a device."""
+    """Returns how many processes this run has."""
+    # Not jax.process_count(): that makes the devices, after which processes cannot find each other any more.
     return distributed.global_state.num_processes if _service() is not None else 1
 
 
 def index() -> int:
-    """Number of this process."""
+    """Returns the number of this process."""
     return distributed.global_state.process_id if _service() is not None else 0
 
 
 def first() -> bool:
-    """Whether this is process 0, which writes files and tells of progress."""
+    """Returns whether this is process 0, which writes files and tells of progress."""
     return index() == 0
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def join() -> Iterator[None]:
     """Joins the processes that the environment names, before anything touches a device; at the end they part.
 
     * ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, by hand;
@@ -71,15 +73,15 @@ def joined() -> Iterator[None]:
     Raises:
       ProcessError: when only some of the variables are set, or the processes do not find each other.
     """
-    how = found(os.environ, on_tpu="tpu" in (getattr(jax.config, "jax_platforms", None) or "").split(","))
+    how = detect(os.environ, on_tpu="tpu" in (getattr(jax.config, "jax_platforms", None) or "").split(","))
     if how is None:
         yield
         return
-    _join(how)
+    _connect(how)
     try:
         yield
     except Stopping:
-        _part()
+        _part()  # agreed on by all, so all of them come to this end
         raise
     except BaseException as error:
         _tell(f"{type(error).__name__}: {error}")
@@ -87,11 +89,11 @@ def joined() -> Iterator[None]:
     _part()
 
 
-def found(environment: Mapping[str, str], *, on_tpu: bool) -> dict[str, Any] | None:
-    """Arguments of ``jax.distributed.initialize`` for an environment; None for a process on its own.
+def detect(environment: Mapping[str, str], *, on_tpu: bool) -> dict[str, Any] | None:
+    """Returns the arguments of ``jax.distributed.initialize`` for an environment; None for a process on its own.
 
     Raises:
-      ProcessError: see ``joined``.
+      ProcessError: see ``join``.
     """
     address, number, index = (environment.get(name, "") for name in BY_HAND)
     if number == "1":
@@ -103,13 +105,16 @@ def found(environment: Mapping[str, str], *, on_tpu: bool) -> dict[str, Any] | N
                 f"{address!r}, {number!r}, {index!r}. For one process set none of them."
             )
         by_hand = {"coordinator_address": address, "num_processes": int(number), "process_id": int(index)}
+        # All is said, also within a job of SLURM, whose own numbers JAX would look up.
         return by_hand | {"cluster_detection_method": "deactivate"}
+    # A batch script has SLURM's job, but no step: what srun did not start is on its own.
     if all(name in environment for name in SLURM) and int(environment["SLURM_NTASKS"]) > 1:
         return {"cluster_detection_method": "slurm"}
     return {} if on_tpu else None
 
 
-def _join(how: Mapping[str, Any]) -> None:
+def _connect(how: Mapping[str, Any]) -> None:
+    # The default of the CPU computes within one process only.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Its handler would take every SIGTERM, also where no training looks for it.
     jax.config.update("jax_enable_preemption_service", False)
@@ -129,42 +134,43 @@ def _join(how: Mapping[str, Any]) -> None:
 
 
 def once(call: Callable[[], Any], what: str, *, wait_s: int | None = None) -> Any:
-    """What ``call`` gives in process 0, a JSON value, in every process; the others wait for it.
+    """Calls ``call`` in process 0 and returns its value, which JSON can hold, in every process.
 
     Args:
-      call: runs in process 0 only.
-      what: that it does, for the message of a process that waited in vain.
-      wait_s: for how long they do, where it is not ``WAIT_S``.
+      call: a function of no arguments.
+      what: what it does, for the message of a process that waited in vain.
+      wait_s: seconds that the others wait; ``WAIT_S`` by default.
 
     Raises:
-      ProcessError: in the others, after that.
+      ProcessError: in the others, when they have waited so long.
     """
     if count() == 1:
         return call()
-    return gathered(call() if first() else None, what, of=(0,), wait_s=wait_s)[0]
+    return gather(call() if first() else None, what, of=(0,), wait_s=wait_s)[0]
 
 
-def gathered(value: Any, what: str, *, of: Sequence[int] = (), wait_s: int | None = None) -> list[Any]:
-    """The JSON values of all processes, or of those that are named, in each of them; see ``once``."""
+def gather(value: Any, what: str, *, of: Sequence[int] = (), wait_s: int | None = None) -> list[Any]:
+    """Returns in each process the values, which JSON can hold, of all of them or of those named; see ``once``."""
     if count() == 1:
         return [value]
-    key = f"wovr/gathered/{next(_TURN)}"
+    # Over the service and not as an array: values are of any size and form, and no device has to be free.
+    key = f"wovr/gather/{next(_TURN)}"
     if index() in (of or range(count())):
         _service().key_value_set(f"{key}/{index()}", json.dumps(value))
-    with _bounded(what, wait_s or WAIT_S) as ms:
+    with _explain_wait(what, wait_s or WAIT_S) as ms:
         keys = [f"{key}/{number}" for number in of or range(count())]
         return [json.loads(_service().blocking_key_value_get(each, ms)) for each in keys]
 
 
 def meet(what: str, *, wait_s: int | None = None) -> None:
-    """Every process waits here for the others; see ``once``."""
+    """Waits here for all other processes; see ``once``."""
     if count() > 1:
-        with _bounded(what, wait_s or WAIT_S) as ms:
+        with _explain_wait(what, wait_s or WAIT_S) as ms:
             _service().wait_at_barrier(f"wovr/meet/{next(_TURN)}", ms)
 
 
 class Agreement:
-    """What all processes do after the same step of a loop, whichever of them wished for it.
+    """Decides what all processes do after the same step of a loop, whichever of them wished for it.
 
     A wish is announced for a step that no process can have passed: each step needs all of them, and none is more than
     ``ahead`` steps ahead of one that it waits for. So nobody waits, and no device is asked.
@@ -180,7 +186,7 @@ class Agreement:
         self._place = f"wovr/agreement/{next(_TURN)}" if count() > 1 else ""
 
     def __call__(self, step: int, wishes: set[str]) -> set[str]:
-        """What is to be done now, after ``step`` was dispatched and the oldest one waited for.
+        """Returns what is to be done now, after ``step`` was dispatched and the oldest one waited for.
 
         Raises:
           ProcessError: when a step was passed for which something had been agreed: the steps do not need all processes.
@@ -189,22 +195,24 @@ class Agreement:
             return wishes
         for wish in wishes:
             if self._wished.get(wish, 0) < step:  # not announced, or done and wished again
+                # Another process may have dispatched ``ahead`` more, and looks again only after its next one.
                 self._wished[wish] = step + self._ahead + 1
                 self._announce(self._wished[wish], wish)
-        there = {key.removeprefix(f"{self._place}/") for key, _ in self._announced()} - self._met
-        due = {key for key in there if int(key.split("/")[0]) <= step}
+        # Keys are step/wish/process.
+        announced = {key.removeprefix(f"{self._place}/") for key, _ in self._announced()} - self._met
+        due = {key for key in announced if int(key.split("/")[0]) <= step}
         self._met |= due
         if late := [key for key in due if int(key.split("/")[0]) < step]:
             raise ProcessError(f"process {index()} is past step {late[0]}, agreed on: these steps do not need all.")
         return {key.split("/")[1] for key in due}
 
     def last(self, wishes: set[str]) -> set[str]:
-        """The wishes of all processes at the end of the loop, also those whose step would have come after it."""
+        """Returns the wishes of all processes at the end of the loop, also those for a step that will not come."""
         if not self._place:
             return wishes
         for wish in wishes:
             self._announce(sys.maxsize, wish)
-        meet("come to the end of a training")
+        meet("come to the end of a training")  # after this no wish can be announced any more
         return {key.split("/")[-2] for key, _ in self._announced()}
 
     def _announce(self, step: int, wish: str) -> None:
@@ -215,7 +223,7 @@ class Agreement:
 
 
 def say(text: str) -> None:
-    """A line for whoever watches the run, from process 0."""
+    """Prints a line for whoever watches the run, in process 0; standard output is for results."""
     if first():
         print(text, file=sys.stderr, flush=True)
 
@@ -225,8 +233,8 @@ def _service() -> Any:
 
 
 @contextlib.contextmanager
-def _bounded(what: str, wait_s: int) -> Iterator[int]:
-    """Gives the milliseconds of a wait."""
+def _explain_wait(what: str, wait_s: int) -> Iterator[int]:
+    """Gives the milliseconds of a wait, and says in words when it was in vain."""
     try:
         yield wait_s * 1000
     except jax.errors.JaxRuntimeError as error:
@@ -235,42 +243,48 @@ def _bounded(what: str, wait_s: int) -> Iterator[int]:
         ) from error
 
 
-FAILED, HEARD, LISTENS = "wovr/failed", "wovr/heard", "processes"
-"""Key of who failed and why, empty when the run is over; barrier of those who heard it; name of the thread."""
+FAILED = "wovr/failed"
+"""Key of who failed and why; empty when the run is over."""
+HEARD = "wovr/heard"
+"""Barrier of those who have read it."""
+LISTENS = "processes"
+"""Name of the thread that waits for it."""
 
 
 def _listen() -> None:
-    """In a thread: ends this process when another one fails, wherever it is held up."""
+    """Ends this process when another one fails, wherever it is held up; runs in a thread."""
     while (service := _service()) is not None:
         try:
-            said = service.blocking_key_value_get(FAILED, 10_000)
+            message = service.blocking_key_value_get(FAILED, 10_000)
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" in str(error):
                 continue
             return  # the service has ended, and JAX ends this process unless the run is over
-        if said and said.split(":")[0] != _name():
-            print(f"{said}\n{_name()} ends with it.", file=sys.stderr, flush=True)
+        if message and message.split(":")[0] != _name():
+            print(f"{message}\n{_name()} ends with it.", file=sys.stderr, flush=True)
             _hear()
-            os._exit(1)
+            os._exit(1)  # the main thread may sit in a collective that will never end, and hears of nothing else
         return
 
 
 def _tell(why: str) -> None:
-    """Lets the others know, and waits until they have heard: process 0 takes the service with it."""
+    """Lets the others know, and waits until they have heard: when process 0 ends, the service ends with it."""
     _put(f"{_name()}: {why}")
     _hear()
 
 
-def _put(said: str) -> None:
-    """What all hear, the thread of this process too: one that still listened at the end would break its exit."""
+def _put(message: str) -> None:
+    """Writes what all processes hear, and waits for the thread of this one to hear it."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one has put it before
-        _service().key_value_set(FAILED, said)
+        _service().key_value_set(FAILED, message)
+    # A thread that still listened at the end would break the exit of this process.
     for thread in threading.enumerate():
         if thread.name == LISTENS:
             thread.join(FAREWELL_S)
 
 
 def _hear() -> None:
+    """Waits for the others to have read it, and leaves together with them."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _service().wait_at_barrier(HEARD, FAREWELL_S * 1000)
         jax.distributed.shutdown()  # together, or JAX takes the silence of those that are gone for another failure

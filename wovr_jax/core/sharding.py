@@ -37,10 +37,10 @@ BATCH = ("data", "fsdp")
 """Mesh axes that cut a batch."""
 
 RULES = {
-    "layers": None,  # a scan walks over it
-    "embed": "fsdp",
-    "heads": "tensor",
-    "mlp": "tensor",
+    "layers": None,  # a scan walks over it, and a cut layer axis would be gathered whole at each step of the scan
+    "embed": "fsdp",  # cut for memory alone: gathered with its layer, just before that is computed
+    "heads": "tensor",  # heads do not see each other: attention needs no communication inside
+    "mlp": "tensor",  # the hidden axis between two matmuls: one sum over devices after the second
     "vocab": "tensor",
 }
 """Meaning of a parameter's axis -> mesh axis; None and unnamed axes stay whole."""
@@ -84,7 +84,7 @@ class MeshConfig:
             yield "", f"expected -1 once at most, for all devices that are left, got {_product(sizes)}"
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
-        """Of the three axes on so many devices.
+        """Returns the sizes of the three axes on so many devices.
 
         Raises:
           ShardingError: when the devices are too few, or -1 cannot use all of them.
@@ -105,7 +105,7 @@ class MeshConfig:
 
 
 def mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of a config over ``devices``, all of JAX's by default.
+    """Returns the mesh of a config over ``devices``, all of JAX's by default.
 
     ``tensor`` is the innermost axis: its devices are neighbours.
 
@@ -115,24 +115,31 @@ def mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else list(devices)
     sizes = cfg.sizes(len(devices))
     used = np.asarray(devices[: math.prod(sizes)]).reshape(sizes)
+    # Auto: XLA chooses how the arrays in between are cut; arguments, results and batches are said to it.
     return Mesh(used, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 @contextlib.contextmanager
 def use(cfg: MeshConfig) -> Iterator[Mesh | None]:
-    """Everything inside is traced and placed for the mesh of ``cfg``; a mesh of one device changes nothing."""
+    """Traces and places everything inside the block for the mesh of ``cfg``; a mesh of one device changes nothing.
+
+    Raises:
+      ShardingError: see ``MeshConfig.sizes``; also when a process has no device in the mesh.
+    """
+    # Without a mesh arrays stay tied to no device, and programs are those that the cache holds already.
     if math.prod(cfg.sizes(jax.device_count())) == 1 and jax.process_count() == 1:
         yield None
         return
-    found = mesh(cfg)
-    if without := set(range(jax.process_count())) - {device.process_index for device in found.devices.flat}:
+    over = mesh(cfg)
+    # A process without a device would run the same program and wait in its first collective for ever.
+    if without := set(range(jax.process_count())) - {device.process_index for device in over.devices.flat}:
         raise ShardingError(
-            f"mesh: {_product(found.devices.shape)} has no device of processes {sorted(without)} of "
+            f"mesh: {_product(over.devices.shape)} has no device of processes {sorted(without)} of "
             f"{jax.process_count()}. Let one axis take what is left (--config.mesh.data=-1), or start fewer processes."
         )
-    with jax.set_mesh(found):
-        _connect(found)
-        yield found
+    with jax.set_mesh(over):
+        _connect(over)
+        yield over
 
 
 def _connect(over: Mesh) -> None:
@@ -145,26 +152,28 @@ def _connect(over: Mesh) -> None:
         return
     processes.meet("connect")
     wide = [axis for axis in MESH_AXES if over.shape[axis] > 1]
-    for some in itertools.chain.from_iterable(itertools.combinations(wide, n) for n in range(1, len(wide) + 1)):
-        cut = np.zeros(math.prod(over.shape[axis] for axis in some), np.float32)
-        at = NamedSharding(over, PartitionSpec(some))
-        spread = jax.make_array_from_callback(cut.shape, at, lambda index, cut=cut: cut[index])
-        jax.jit(lambda x: x, out_shardings=NamedSharding(over, PartitionSpec()))(spread).block_until_ready()
+    # Any set of mesh axes may be summed or gathered over, and each is a group of devices of its own.
+    for axes in itertools.chain.from_iterable(itertools.combinations(wide, n) for n in range(1, len(wide) + 1)):
+        zeros = np.zeros(math.prod(over.shape[axis] for axis in axes), np.float32)
+        at = NamedSharding(over, PartitionSpec(axes))
+        cut = jax.make_array_from_callback(zeros.shape, at, lambda index, zeros=zeros: zeros[index])
+        # From cut to whole is an all-gather, the smallest program that makes the group connect.
+        jax.jit(lambda x: x, out_shardings=NamedSharding(over, PartitionSpec()))(cut).block_until_ready()
 
 
 def shardings(tree: Any, axes: Axes, over: Mesh | AbstractMesh) -> Any:
-    """A tree of ``NamedSharding`` for the leaves of ``tree``.
+    """Returns a tree of ``NamedSharding`` for the leaves of ``tree``.
 
     Args:
       tree: arrays or ``jax.ShapeDtypeStruct``: parameters, or a state of training around them.
-      axes: of the network; patterns are those of ``fnmatch`` and fit the end of a path as well.
+      axes: the lines of the network; patterns are those of ``fnmatch`` and fit the end of a path as well.
       over: the mesh.
 
     Raises:
       ShardingError: naming every large leaf that no line fits, whose rank differs from the line's, or
         that the mesh does not divide.
     """
-    faults: list[str] = []
+    faults: list[str] = []  # all of them, so that a new network's table is mended in one go
 
     def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -175,23 +184,34 @@ def shardings(tree: Any, axes: Axes, over: Mesh | AbstractMesh) -> Any:
     placed = jax.tree_util.tree_map_with_path(place, tree)
     if faults:
         raise ShardingError(
-            f"sharding: {len(faults)} leaves cannot lie on {_described(over)}:\n  " + "\n  ".join(faults)
+            f"sharding: {len(faults)} leaves cannot lie on a mesh of {_product(over.shape)}:\n  " + "\n  ".join(faults)
         )
     return placed
 
 
 def place(tree: Any, axes: Axes) -> Any:
-    """``tree`` on the mesh in use, cut as ``axes`` says; in a program that is being traced, see ``keep``."""
+    """Puts ``tree`` on the mesh in use, cut as ``axes`` says; in a program that is being traced, see ``keep``."""
+    # Inside a program a sharding is a constraint; nothing can be moved by hand.
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
         return keep(tree, axes)
     over = current()
-    return tree if over is None else _put(tree, shardings(tree, axes, over))
+    return tree if over is None else put(tree, shardings(tree, axes, over))
+
+
+def describe(shapes: Any, axes: Axes) -> Any:
+    """``shapes`` with the place that each leaf has on the mesh in use, so that a reader can put it there at once."""
+    over = current()
+    if over is None:
+        return shapes
+    where = shardings(shapes, axes, over)
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, where)
 
 
 def host(tree: Any) -> Any:
-    """``tree`` as numpy arrays on the host, in every process, wherever its pieces lie."""
+    """Returns ``tree`` as numpy arrays on the host, in every process, wherever its pieces lie."""
 
     def fetch(leaf: Any) -> Any:
+        # A collective, so all processes have to come here, and in the same order of leaves.
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             return multihost_utils.process_allgather(leaf, tiled=True)
         return jax.device_get(leaf)
@@ -200,28 +220,31 @@ def host(tree: Any) -> Any:
 
 
 def whole(tree: Any) -> Any:
-    """``tree`` on the mesh in use, a copy on every device: data sets, start states, small networks."""
+    """Puts a copy of ``tree`` on every device of the mesh in use: data sets, start states, small networks."""
     over = current()
     if over is None:
         return tree
-    return _put(tree, jax.tree.map(lambda _: NamedSharding(over, PartitionSpec()), tree))
+    return put(tree, jax.tree.map(lambda _: NamedSharding(over, PartitionSpec()), tree))
 
 
-def _put(tree: Any, at: Any) -> Any:
-    """``tree`` at shardings. Of several processes, which all hold it, each takes its pieces from its own copy: JAX
-    would first send every array around to compare."""
+def put(tree: Any, at: Any) -> Any:
+    """Puts the leaves of ``tree`` where the shardings ``at`` say.
+
+    Of several processes, which all hold it, each takes its pieces from its own copy: JAX would first send every array
+    around to compare.
+    """
 
     def piece(leaf: Any, at: NamedSharding) -> jax.Array:
         if jax.process_count() == 1 or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
             return jax.device_put(leaf, at)
-        own = np.asarray(leaf)
-        return jax.make_array_from_callback(own.shape, at, lambda index: own[index])
+        host_copy = np.asarray(leaf)
+        return jax.make_array_from_callback(host_copy.shape, at, lambda index: host_copy[index])
 
     return jax.tree.map(piece, tree, at)
 
 
 def batch(tree: Any, *, even: bool = True) -> Any:
-    """Inside ``jit``: the leading axis of every leaf is cut over the batch axes of the mesh in use.
+    """Cuts the leading axis of every leaf over the batch axes of the mesh in use; for the inside of ``jit``.
 
     Args:
       tree: arrays of one leading axis.
@@ -231,7 +254,7 @@ def batch(tree: Any, *, even: bool = True) -> Any:
     Raises:
       ShardingError: see ``even``.
     """
-    over = jax.sharding.get_abstract_mesh()
+    over = jax.sharding.get_abstract_mesh()  # the other one, get_mesh, refuses while a program is traced
     if over.empty:
         return tree
     pieces = math.prod(over.shape[axis] for axis in BATCH)
@@ -247,9 +270,9 @@ def batch(tree: Any, *, even: bool = True) -> Any:
 
 
 def rows(size: int) -> tuple[np.ndarray, Callable[[Any], Any]]:
-    """Rows of a batch of ``size`` that the devices of this process hold, and what puts them there.
+    """Returns which rows of a batch of ``size`` the devices of this process hold, and a function that puts them there.
 
-    The second value takes arrays whose leading axis are these rows and returns global ones of ``size`` rows, cut over
+    The function takes arrays whose leading axis are these rows and returns global ones of ``size`` rows, cut over
     the batch axes of the mesh that is in use now. It may be called in any thread.
 
     Raises:
@@ -262,18 +285,26 @@ def rows(size: int) -> tuple[np.ndarray, Callable[[Any], Any]]:
     if size % pieces:
         raise ShardingError(_uneven(size, pieces, over.shape))
     cut = NamedSharding(over, PartitionSpec(BATCH))
-    span = lambda index: range(*index[0].indices(size))  # noqa: E731
+
+    def span(index: Any) -> range:
+        return range(*index[0].indices(size))
+
+    # Devices along ``tensor`` hold the same rows, which are read once: hence unique.
     mine = np.unique(np.concatenate([span(index) for index in cut.addressable_devices_indices_map((size,)).values()]))
 
-    def put(leaf: np.ndarray) -> Any:
-        where = lambda index: leaf[np.searchsorted(mine, span(index))]  # noqa: E731
-        return jax.make_array_from_callback((size, *leaf.shape[1:]), cut, where)
+    def put_leaf(leaf: np.ndarray) -> Any:
+        # JAX asks for rows of the whole batch; ``leaf`` holds only ``mine``, in ascending order.
+        def rows_of(index: Any) -> np.ndarray:
+            return leaf[np.searchsorted(mine, span(index))]
 
-    return mine, lambda tree: jax.tree.map(put, tree)
+        return jax.make_array_from_callback((size, *leaf.shape[1:]), cut, rows_of)
+
+    return mine, lambda tree: jax.tree.map(put_leaf, tree)
 
 
 def keep(tree: Any, axes: Axes) -> Any:
-    """Inside ``jit``: the state that a step returns lies as the one that it was given, or JAX would choose anew."""
+    """Makes the state that a step returns lie as the one that it was given; for the inside of ``jit``."""
+    # XLA would choose a layout of its own: donated memory could not be used again, and the next call would compile.
     over = jax.sharding.get_abstract_mesh()
     if over.empty:
         return tree
@@ -281,28 +312,30 @@ def keep(tree: Any, axes: Axes) -> Any:
 
 
 def current() -> Mesh | None:
-    """The mesh in use."""
+    """Returns the mesh in use; None without one."""
     over = jax.sharding.get_mesh()
     return None if over.empty else over
 
 
 def _spec(path: str, shape: tuple[int, ...], axes: Axes, over: Mesh | AbstractMesh) -> tuple[PartitionSpec, str]:
-    """Where a leaf lies, and what is wrong with that (empty when nothing is)."""
+    """Returns where a leaf lies, and what is wrong with that (empty when nothing is)."""
     large = math.prod(shape) >= LARGE
     names = next((names for pattern, names in axes if _fits(path, pattern)), None)
     if names is None:
         return PartitionSpec(), f"{path} {shape}: no line of AXES fits it" if large else ""
     if names and len(names) != len(shape):
         return PartitionSpec(), f"{path} {shape}: AXES describes {len(names)} axes {names}"
-    asked = [RULES.get(name) if name else None for name in names]
-    uneven = [i for i, axis in enumerate(asked) if axis and shape[i] % over.shape[axis]]
+    mesh_axes = [RULES.get(name) if name else None for name in names]
+    uneven = [i for i, axis in enumerate(mesh_axes) if axis and shape[i] % over.shape[axis]]
     if uneven and large:
-        which = ", ".join(f"{names[i]} = {shape[i]} over {asked[i]} = {over.shape[asked[i] or '']}" for i in uneven)
-        return PartitionSpec(), f"{path} {shape}: not divisible, {which}"
-    return PartitionSpec(*(None if i in uneven else axis for i, axis in enumerate(asked))), ""
+        sizes = [f"{names[i]} = {shape[i]} over {mesh_axes[i]} = {over.shape[mesh_axes[i] or '']}" for i in uneven]
+        return PartitionSpec(), f"{path} {shape}: not divisible, {', '.join(sizes)}"
+    # JAX wants even pieces. A small leaf costs nothing when an axis stays whole; a large one was refused above.
+    return PartitionSpec(*(None if i in uneven else axis for i, axis in enumerate(mesh_axes))), ""
 
 
 def _fits(path: str, pattern: str) -> bool:
+    # The end of a path fits as well: the moments of a parameter are ``opt/0/mu/`` and the parameter's own path.
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}")
 
 
@@ -316,7 +349,3 @@ def _uneven(size: int, pieces: int, shape: Any) -> str:
 def _product(sizes: Any) -> str:
     sizes = tuple(sizes.values()) if hasattr(sizes, "values") else sizes
     return " x ".join(f"{name} {size}" for name, size in zip(MESH_AXES, sizes, strict=True))
-
-
-def _described(over: Mesh | AbstractMesh) -> str:
-    return f"a mesh of {_product(over.shape)}"

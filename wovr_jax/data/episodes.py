@@ -7,12 +7,11 @@ last. The folder is made beside its final name and renamed, so it is there whole
 from __future__ import annotations
 
 import collections
-import hashlib
-import json
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import grain
@@ -20,6 +19,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from wovr_jax.core import processes
+from wovr_jax.core.disk import fresh_folder, read_json, replace_folder, settle_folder, sha256, write_json
 from wovr_jax.data.records import EpisodesError, Head, check, decode, encode, peek
 from wovr_jax.types import ACTION_DIM, Episode
 
@@ -55,14 +55,16 @@ class EpisodeWriter:
         overwrite: bool = False,
         per_shard: int = 256,
     ):
-        self.folder = settle(folder, _complete)
+        self.folder = settle_folder(folder, _complete)
         if self.folder.exists() and not overwrite:
             raise EpisodesError(
                 f"{self.folder} exists already; pass overwrite=True to replace it, or name another folder."
             )
+        # Not even with overwrite: a mistyped path must not cost somebody's other folder.
         if self.folder.exists() and not _complete(self.folder):
             raise EpisodesError(f"{self.folder} exists and is not an episode folder; it is not replaced.")
         self._per_shard = per_shard
+        # On the same disk as the final folder, for a rename cannot cross disks.
         self._fresh = fresh_folder(self.folder)
         self._shard: Any = None
         self._shards: list[dict[str, Any]] = []
@@ -74,6 +76,7 @@ class EpisodeWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an error nothing is left but what was there before.
         if kind is None:
             self.close()
         else:
@@ -83,6 +86,7 @@ class EpisodeWriter:
     def add(self, episode: Episode) -> None:
         """Appends one episode."""
         where = f"episode {self._facts['episodes']} for {self.folder}"
+        # Before anything is written: a malformed episode costs the block, never a shard that cannot be read back.
         check(episode, where)
         self._settle_layout(episode, where)
         if self._shard is None:
@@ -99,37 +103,41 @@ class EpisodeWriter:
     def close(self) -> None:
         """Finishes the manifest and puts the folder in place."""
         self._end_shard()
+        # Whatever reads episodes needs one; better said here than by the stage that comes to read.
         if not self._facts["episodes"]:
             shutil.rmtree(self._fresh, ignore_errors=True)
             raise EpisodesError(f"no episodes were given for {self.folder}; an empty folder is not written.")
         for shard in self._shards:
             path = self._fresh / shard["file"]
-            shard |= {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        text = json.dumps(self._facts | {"shards": self._shards}, indent=1)
-        (self._fresh / MANIFEST).write_text(text)
-        put_in_place(self._fresh, self.folder)
+            shard |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        # Last, because its presence says that the folder is whole. Whoever writes an episode folder has been chosen
+        # already (each process of a LIBERO collection writes its parts), so this does not ask for the first process.
+        write_json(self._fresh / MANIFEST, self._facts | {"shards": self._shards}, each=True)
+        replace_folder(self._fresh, self.folder)
 
     def _settle_layout(self, episode: Episode, where: str) -> None:
-        """The first episode says what each one holds: the size of frames, a wrist camera or none, a state or none."""
+        """Takes from the first episode what all must hold: size of frames, wrist camera or none, state or none."""
         layout = {
             "frame": list(episode.frame_SHWC.shape[1:]),
             "wrist": None if episode.wrist_SHWC is None else list(episode.wrist_SHWC.shape[1:]),
             "state": None if episode.state_SD is None else episode.state_SD.shape[1],
         }
-        for name, found in layout.items():
-            if self._facts["episodes"] and found != self._facts[name]:
+        for name, shape in layout.items():
+            if self._facts["episodes"] and shape != self._facts[name]:
                 raise EpisodesError(
-                    f"{where}: {name} is {found}, before it was {self._facts[name]}; one folder, one kind of episode."
+                    f"{where}: {name} is {shape}, before it was {self._facts[name]}; one folder, one kind of episode."
                 )
         self._facts |= layout
 
     def _count(self, episode: Episode) -> None:
+        """Adds an episode to the sums of the manifest."""
         success = bool(episode.success_S.any())
         self._facts["episodes"] += 1
         self._facts["steps"] += len(episode.action_SA)
         self._facts["successes"] += success
         self._facts["actors"][episode.actor] = self._facts["actors"].get(episode.actor, 0) + 1
         blank = {"instruction": episode.instruction, "episodes": 0, "successes": 0}
+        # Numbers become text, as they would in JSON: the manifest in memory is the one that is read back.
         task = self._facts["tasks"].setdefault(str(episode.task), blank)
         task["episodes"] += 1
         task["successes"] += success
@@ -148,36 +156,42 @@ def write(
     overwrite: bool = False,
     per_shard: int = 256,
 ) -> dict[str, Any]:
-    """Writes all ``episodes`` to ``folder`` and returns the manifest. See :class:`EpisodeWriter`.
+    """Writes all ``episodes`` to ``folder`` and returns the manifest; see :class:`EpisodeWriter` for the arguments.
 
     Of several processes, which all are given the same episodes, the first one writes and the others wait for it.
+
+    Raises:
+      EpisodesError: as :class:`EpisodeWriter`.
     """
     if processes.first():
         with EpisodeWriter(folder, meta=meta, overwrite=overwrite, per_shard=per_shard) as writer:
             for episode in episodes:
                 writer.add(episode)
     else:
-        collections.deque(episodes, maxlen=0)  # they are computed by all processes together
+        # All processes compute the episodes together: one that did not ask for them would leave the others waiting.
+        collections.deque(episodes, maxlen=0)
+    # The others get the manifest from the first one and not from the disk, which may show them the folder later.
     return processes.once(lambda: manifest(folder), f"write {folder}")
 
 
 def manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of an episode folder.
+    """Returns the manifest of an episode folder.
 
     Raises:
       EpisodesError: no folder, not an episode folder, or a schema newer than this code.
     """
-    folder = settle(folder, _complete)
+    folder = settle_folder(folder, _complete)
     if not folder.is_dir():
         raise EpisodesError(f"no episodes at {folder}: the folder does not exist. Collect or convert episodes first.")
     if not _complete(folder):
         raise EpisodesError(f"{folder} is not an episode folder: {MANIFEST} is missing in it.")
     try:
-        facts = json.loads((folder / MANIFEST).read_text())
+        facts = read_json(folder / MANIFEST)
     except ValueError as error:
         raise EpisodesError(f"{folder / MANIFEST} is not JSON: {error}") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise EpisodesError(f"{folder / MANIFEST} does not describe episodes: expected format {FORMAT!r}.")
+    # Older schemas are read: their records only lack parts that newer ones may have.
     if facts["schema"] > SCHEMA:
         raise EpisodesError(
             f"{folder} was written with schema {facts['schema']}; this code reads up to {SCHEMA}. Update wovr_jax."
@@ -186,7 +200,7 @@ def manifest(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 class EpisodeSource:
-    """Random access to the episodes of a folder, read when asked for (a Grain data source).
+    """Gives random access to the episodes of a folder, each read when asked for (a Grain data source).
 
     Args:
       folder: an episode folder.
@@ -204,6 +218,7 @@ class EpisodeSource:
         for shard in shards:
             _check_shard(self.folder, shard, verify)
         self._records: Any = grain.sources.ArrayRecordDataSource([str(self.folder / shard["file"]) for shard in shards])
+        # Number of the first episode of each shard, and of all: with it a message can name shard and record.
         self._first = np.cumsum([0] + [shard["episodes"] for shard in shards])
         if len(self._records) != self._first[-1]:
             raise EpisodesError(
@@ -217,14 +232,14 @@ class EpisodeSource:
         return decode(self.record(index), self._where(index))
 
     def record(self, index: int) -> bytes:
-        """An episode as it is on disk."""
+        """Returns the bytes of an episode as they are on disk."""
         return self._records[index]
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[index] for index in range(len(self)))
 
     def head(self, index: int) -> Head:
-        """What the record says before its arrays, which stay as they are."""
+        """Returns what a record says before its arrays, which are not decoded."""
         return peek(self.record(index), self._where(index))
 
     def _where(self, index: int) -> str:
@@ -233,7 +248,7 @@ class EpisodeSource:
 
 
 class Lazy(Sequence[Episode]):
-    """Episodes that stay on disk, in an order of one's own: each is decoded whenever it is asked for.
+    """Holds episodes that stay on disk, in any order: each is decoded whenever it is asked for.
 
     Args:
       places: a folder and a number in it for each episode.
@@ -250,96 +265,70 @@ class Lazy(Sequence[Episode]):
     @overload
     def __getitem__(self, index: slice) -> Lazy: ...
     def __getitem__(self, index: int | slice) -> Episode | Lazy:
+        # A slice is cheap and stays on disk, so that held-out episodes can be cut off before anything is decoded.
         if isinstance(index, slice):
             return Lazy(self.places[index])
+        # Nothing is kept: whoever asks twice decodes twice, and memory holds one episode at a time.
         source, number = self.places[index]
         return source[number]
 
     def heads(self) -> list[Head]:
-        """Of each episode, undecoded."""
+        """Returns the head of each episode; none is decoded."""
         return [source.head(number) for source, number in self.places]
 
 
-def joined(parts: Iterable[Sequence[Episode]]) -> Sequence[Episode]:
-    """Episodes of several sequences as one, which stays on disk if all of them do; empty ones do not count."""
-    some = [part for part in parts if len(part)]
-    lazy = [part for part in some if isinstance(part, Lazy)]
-    if lazy and len(lazy) == len(some):
+def join(parts: Iterable[Sequence[Episode]]) -> Sequence[Episode]:
+    """Joins several sequences of episodes; what comes of it stays on disk if all of them do, empty ones aside."""
+    # An empty list is in memory, and must not bring all the others there.
+    full = [part for part in parts if len(part)]
+    lazy = [part for part in full if isinstance(part, Lazy)]
+    if lazy and len(lazy) == len(full):
         return Lazy([place for part in lazy for place in part.places])
-    return [episode for part in some for episode in part]
+    # A mixture is decoded: what is in memory cannot be put on disk here, so nothing would be saved.
+    return [episode for part in full for episode in part]
 
 
 def heads(episodes: Sequence[Episode]) -> list[Head]:
-    """Of each episode what decides how it is used; those on disk are not decoded for it."""
+    """Returns what decides how each episode is used; those on disk are not decoded for it."""
+    # Which episodes are used depends on length, task and seed; frames are what takes the time to decode.
     if isinstance(episodes, EpisodeSource):
         return [episodes.head(index) for index in range(len(episodes))]
     if isinstance(episodes, Lazy):
         return episodes.heads()
-    return [Head(len(one.action_SA), one.task, one.seed) for one in episodes]
+    return [Head(len(episode.action_SA), episode.task, episode.seed) for episode in episodes]
 
 
 def read(folder: str | os.PathLike, *, verify: bool = True) -> list[Episode]:
-    """All episodes of ``folder``. See :class:`EpisodeSource` for what is checked."""
+    """Reads all episodes of ``folder`` into memory; see :class:`EpisodeSource` for what is checked."""
     return list(EpisodeSource(folder, verify=verify))
 
 
-def to_float(frame: Any) -> Any:
-    """uint8 pixels -> float32 in [-1, 1]; numpy in, numpy out, and the same for device arrays."""
-    return frame.astype(np.float32) / 127.5 - 1.0
+def instruction_of(stem: str) -> str:
+    """Returns what a LIBERO task asks for, from the name of its files.
 
-
-def to_uint8(frame: Any) -> np.ndarray:
-    """Pixels in [-1, 1] -> uint8 on the host: clipped, and rounded (truncation would darken)."""
-    return np.clip(np.round((np.asarray(frame, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
-
-
-def fresh_folder(folder: pathlib.Path) -> pathlib.Path:
-    """An empty folder beside ``folder`` to write into."""
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    return fresh
-
-
-def put_in_place(fresh: pathlib.Path, folder: pathlib.Path) -> None:
-    """Renames ``fresh`` to ``folder``; what was there is removed only afterwards."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def settle(folder: str | os.PathLike, complete: Callable[[pathlib.Path], bool]) -> pathlib.Path:
-    """The absolute path, after finishing a :func:`put_in_place` that died between its renames."""
-    folder = pathlib.Path(folder).expanduser().absolute()
-    if not folder.exists() and processes.first():
-        for beside in (folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")):
-            if complete(beside):
-                beside.rename(folder)
-                break
-    return folder
+    The benchmark takes an instruction from the file's name; the sentence inside a task's bddl file is another one.
+    ``put_the_wine_bottle_on_the_rack`` is ``"put the wine bottle on the rack"``. The scene that libero_10 and libero_90
+    put before it, and ``_demo`` after it in data files, are left out.
+    """
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", stem.removesuffix("_demo")).replace("_", " ")
 
 
 def _complete(folder: pathlib.Path) -> bool:
+    # The manifest is written last.
     return (folder / MANIFEST).is_file()
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_shard(folder: pathlib.Path, shard: dict[str, Any], verify: bool) -> None:
+    """Raises an EpisodesError unless a shard is there, of the size and, with ``verify``, of the hash it was written."""
     path = folder / shard["file"]
     if not path.is_file():
         raise EpisodesError(f"{path} is missing; the manifest expects {shard['episodes']} episodes in it.")
     size = path.stat().st_size
+    # The size first: it costs nothing and tells a copy that was cut short from a disk that changed a byte.
     if size != shard["bytes"]:
         state = "cut short" if size < shard["bytes"] else "changed"
         raise EpisodesError(
             f"{path} is {state}: expected {shard['bytes']} bytes, got {size}. Copy or collect it again."
         )
-    if verify and _sha256(path) != shard["sha256"]:
+    if verify and sha256(path) != shard["sha256"]:
         raise EpisodesError(f"{path} is damaged: its SHA-256 is not the manifest's. Copy or collect it again.")

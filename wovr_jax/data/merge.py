@@ -6,22 +6,20 @@ parts together. Shards are copied as they are and their hashes taken over.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wovr_jax.core.disk import fresh_folder, replace_folder, write_json
 from wovr_jax.data.episodes import (
     FORMAT,
     MANIFEST,
     SCHEMA,
     EpisodesError,
     EpisodeSource,
-    fresh_folder,
     manifest,
-    put_in_place,
 )
 
 ALIKE = ("frame", "wrist", "state", "action")
@@ -35,7 +33,7 @@ def merge(
     meta: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes the episodes of ``parts``, in their order, to ``folder``; returns its manifest.
+    """Writes the episodes of ``parts``, in their order, to ``folder`` and returns its manifest.
 
     Args:
       parts: episode folders; they stay.
@@ -53,36 +51,41 @@ def merge(
         raise EpisodesError(
             f"{folder} exists already; pass overwrite=True to replace an episode folder, or name another."
         )
+    # Before a byte is copied: a damaged shard would be copied with a hash that it does not have.
     sources = [EpisodeSource(part) for part in parts]  # verifies every shard
     facts = _sum([source.manifest for source in sources], parts)
+    # Beside the final name, so that an interruption leaves the parts and no half of a folder.
     fresh = fresh_folder(folder)
     for source in sources:
         for shard in source.manifest["shards"]:
+            # Every part begins to count its shards at 0.
             name = f"shard-{len(facts['shards']):05d}.array_record"
+            # The bytes are copied and not decoded, so the hash of the part's manifest is the copy's too.
             shutil.copyfile(source.folder / shard["file"], fresh / name)
             facts["shards"].append(shard | {"file": name})
     facts["meta"] = dict(meta or {})
-    (fresh / MANIFEST).write_text(json.dumps(facts, indent=1))
-    put_in_place(fresh, folder)
+    write_json(fresh / MANIFEST, facts, each=True)
+    replace_folder(fresh, folder)
     return manifest(folder)
 
 
 def _sum(manifests: Sequence[Mapping[str, Any]], parts: Sequence[str | os.PathLike]) -> dict[str, Any]:
-    """The counts of all manifests together."""
+    """Adds up the counts of all manifests, and refuses manifests of different kinds."""
     first = {name: manifests[0].get(name) for name in ALIKE}
     total: dict[str, Any] = {"format": FORMAT, "schema": SCHEMA, "episodes": 0, "steps": 0, "successes": 0}
     total |= first | {"tasks": {}, "actors": {}, "shards": []}
-    for one, part in zip(manifests, parts, strict=True):
+    for facts, part in zip(manifests, parts, strict=True):
         for name in ALIKE:
-            if one.get(name) != first[name]:
+            if facts.get(name) != first[name]:
                 raise EpisodesError(
-                    f"{part}: {name} is {one.get(name)}, in {parts[0]} it is {first[name]}; not merged."
+                    f"{part}: {name} is {facts.get(name)}, in {parts[0]} it is {first[name]}; not merged."
                 )
         for name in ("episodes", "steps", "successes"):
-            total[name] += one[name]
-        for actor, count in one["actors"].items():
+            total[name] += facts[name]
+        for actor, count in facts["actors"].items():
             total["actors"][actor] = total["actors"].get(actor, 0) + count
-        for task, counts in one["tasks"].items():
+        for task, counts in facts["tasks"].items():
+            # Equal numbers have to mean equal tasks, or a policy would be asked for one and shown another.
             known = total["tasks"].setdefault(task, counts | {"episodes": 0, "successes": 0})
             if known["instruction"] != counts["instruction"]:
                 raise EpisodesError(

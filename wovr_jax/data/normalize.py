@@ -13,14 +13,13 @@ prismatic/vla/datasets/rlds/oxe/transforms.py, libero_dataset_transform).
 
 from __future__ import annotations
 
-import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from wovr_jax.core.disk import read_json, write_json
 from wovr_jax.types import ACTION_DIM, Episode
 
 FIELDS = ("mean", "std", "max", "min", "q01", "q99")
@@ -30,31 +29,24 @@ class StatisticsError(ValueError):
     """Statistics that are missing or malformed; the message names file and key."""
 
 
-def statistics(
-    episodes: Sequence[Episode], key: str, *, which: str = "label", constant: str = "keep"
-) -> dict[str, Any]:
-    """Statistics of the actions to imitate, as the content of ``dataset_statistics.json``.
+def statistics(episodes: Sequence[Episode], key: str) -> dict[str, Any]:
+    """Returns the statistics of the actions to imitate, as the content of ``dataset_statistics.json``.
+
+    A motion that never changes gets q01 = q99, as in OpenVLA: every token then decodes to the constant.
 
     Args:
       episodes: the demonstrations.
       key: the data set's name in the file, e.g. ``"libero_spatial_no_noops"``.
-      which: ``"label"`` for the actions to imitate, ``"action"`` for the executed ones.
-      constant: what happens to a motion dimension that never changes. ``"keep"`` writes q01 = q99,
-        as OpenVLA does: every token then decodes to the constant. ``"widen"`` moves q01 and q99
-        to the constant -1 and +1: the constant is the middle bin, and tokens can move it.
 
     Raises:
-      StatisticsError: without episodes, or for an unknown option.
+      StatisticsError: without episodes.
     """
-    if which not in ("label", "action") or constant not in ("keep", "widen"):
-        raise StatisticsError(
-            f"expected which label or action and constant keep or widen, got {which!r}, {constant!r}."
-        )
     if not episodes:
         raise StatisticsError(f"no episodes to compute the statistics {key!r} from.")
-    action_NA = np.concatenate([getattr(episode, f"{which}_SA") for episode in episodes]).astype(np.float64)
+    # In float64: the sum over a large data set would lose digits in float32.
+    action_NA = np.concatenate([episode.label_SA for episode in episodes]).astype(np.float64)
     action_NA[:, -1] = action_NA[:, -1] < 0  # 1 = open, 0 = closed
-    found = {
+    values = {
         "mean": action_NA.mean(0),
         "std": action_NA.std(0),
         "max": action_NA.max(0),
@@ -62,39 +54,31 @@ def statistics(
         "q01": np.quantile(action_NA, 0.01, axis=0),
         "q99": np.quantile(action_NA, 0.99, axis=0),
     }
-    if constant == "widen":
-        still = (found["q01"] == found["q99"]) & (np.arange(ACTION_DIM) < ACTION_DIM - 1)
-        found["q01"], found["q99"] = found["q01"] - still, found["q99"] + still
-    action = {name: value.tolist() for name, value in found.items()}
+    action = {name: value.tolist() for name, value in values.items()}
+    # The gripper is a command, not a motion: it is not scaled.
     action["mask"] = [True] * (ACTION_DIM - 1) + [False]
     return {key: {"action": action, "num_transitions": len(action_NA), "num_trajectories": len(episodes)}}
 
 
-def constant_dimensions(entry: Mapping[str, Any]) -> list[int]:
-    """Normalised dimensions whose q01 equals q99: tokens cannot move them."""
-    check(entry, "statistics")
-    rows = zip(entry["q01"], entry["q99"], mask_of(entry), strict=True)
-    return [i for i, (low, high, normalised) in enumerate(rows) if normalised and low == high]
-
-
 def mask_of(entry: Mapping[str, Any]) -> list[bool]:
-    """The mask; all True when the file has none, as in OpenVLA."""
+    """Returns which dimensions are normalised; all of them when the file has no mask, as in OpenVLA."""
     return list(entry.get("mask", [True] * len(entry["q01"])))
 
 
 def save(path: str | os.PathLike, table: Mapping[str, Any]) -> None:
-    """Writes ``dataset_statistics.json``."""
+    """Writes ``dataset_statistics.json``.
+
+    Raises:
+      StatisticsError: for an entry that :func:`check` refuses; nothing is written then.
+    """
+    # All entries before the first byte: a file that was good is not replaced by one that is not.
     for key, entry in table.items():
         check(entry.get("action", {}), f"statistics {key!r}")
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(table, indent=2))
-    fresh.replace(path)
+    write_json(path, table, indent=2, each=True)
 
 
 def load(path: str | os.PathLike, key: str | None = None) -> dict[str, Any]:
-    """The ``action`` entry of ``key`` in a ``dataset_statistics.json``; see :func:`entry`.
+    """Returns the ``action`` entry of ``key`` in a ``dataset_statistics.json``; see :func:`entry`.
 
     Raises:
       StatisticsError: no file, no such key, or a malformed entry.
@@ -103,41 +87,45 @@ def load(path: str | os.PathLike, key: str | None = None) -> dict[str, Any]:
 
 
 def table(path: str | os.PathLike) -> dict[str, Any]:
-    """The content of a ``dataset_statistics.json``.
+    """Returns the content of a ``dataset_statistics.json``.
 
     Raises:
       StatisticsError: when it cannot be read.
     """
     try:
-        return dict(json.loads(pathlib.Path(path).read_text()))
+        return dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise StatisticsError(f"{path} cannot be read as action statistics: {error}") from error
 
 
-def entry(found: Mapping[str, Any], key: str | None, where: str) -> dict[str, Any]:
-    """What a table says under ``key``: ``action``, and ``proprio`` where it has that.
+def entry(table: Mapping[str, Any], key: str | None, where: str) -> dict[str, Any]:
+    """Returns what a table says under ``key``: ``action``, and ``proprio`` where it has that.
 
     A plain suite name also finds its ``_no_noops`` entry. Without ``key`` the table must have one entry.
 
     Raises:
       StatisticsError: no such key, or a malformed entry.
     """
-    keys = list(found) if key is None else [name for name in (key, f"{key}_no_noops") if name in found][:1]
+    # OpenVLA publishes the suites without their no-ops, and its users leave that out of the name.
+    keys = list(table) if key is None else [name for name in (key, f"{key}_no_noops") if name in table][:1]
     if len(keys) != 1:
         wanted = "exactly one entry" if key is None else f"an entry {key!r}"
-        raise StatisticsError(f"{where}: expected {wanted}, the file has {', '.join(found) or 'none'}.")
-    check(found[keys[0]].get("action", {}), f"{where}, entry {keys[0]!r}")
-    return dict(found[keys[0]])
+        raise StatisticsError(f"{where}: expected {wanted}, the file has {', '.join(table) or 'none'}.")
+    check(table[keys[0]].get("action", {}), f"{where}, entry {keys[0]!r}")
+    return dict(table[keys[0]])
 
 
 def check(entry: Mapping[str, Any], where: str) -> None:
     """Raises a StatisticsError unless ``entry`` has every field, of one length, finite and in order."""
+    # All at once: a file from elsewhere mostly lacks several.
     lacking = [name for name in FIELDS if name not in entry]
     if lacking:
         raise StatisticsError(f"{where}: action statistics lack {', '.join(lacking)}.")
+    # The mask is OpenVLA's addition to an older form and may be missing.
     lengths = {name: len(entry[name]) for name in (*FIELDS, *(["mask"] if "mask" in entry else []))}
     if len(set(lengths.values())) != 1:
         raise StatisticsError(f"{where}: fields of unequal length: {lengths}.")
+    # Equal ends are allowed: a motion that never changes has them.
     low, high = np.asarray(entry["q01"], float), np.asarray(entry["q99"], float)
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
         raise StatisticsError(f"{where}: q01 and q99 must be finite with q01 <= q99, got {low} and {high}.")

@@ -58,19 +58,23 @@ def check(episode: Episode, where: str) -> None:
                 f"{where}: expected {name} of shape {shape} and type {np.dtype(dtype).name} "
                 f"for {steps} steps, got {array.shape} and {array.dtype}."
             )
+    # No step and one frame would be a start, which has a table of its own.
     if not steps:
         raise EpisodesError(f"{where}: an episode needs at least one step.")
     for name in ("action_SA", "label_SA", "state_SD"):
         array = getattr(episode, name)
+        # One such number becomes a loss that is not finite, thousands of steps later.
         if array is not None and not np.isfinite(array).all():
             raise EpisodesError(f"{where}: {name} holds NaN or infinity.")
 
 
 def encode(episode: Episode) -> bytes:
-    """One episode as the bytes of a record."""
+    """Returns one episode as the bytes of a record; :func:`decode` gives it back bit by bit."""
+    # JSON and not pickle: whoever opens a folder from elsewhere runs nothing.
     header = {name: getattr(episode, name) for name in ("instruction", "actor")}
     header |= {"task": int(episode.task), "seed": int(episode.seed)}
     header |= {"frame": list(episode.frame_SHWC.shape), "action": list(episode.action_SA.shape)}
+    # The type of the disk is named, so that a machine of the other byte order writes the same file.
     arrays = [_changes(episode.frame_SHWC), episode.action_SA.astype("<f4"), episode.label_SA.astype("<f4")]
     arrays.append(episode.success_S)
     if episode.wrist_SHWC is not None:
@@ -80,13 +84,14 @@ def encode(episode: Episode) -> bytes:
         header["state"] = list(episode.state_SD.shape)
         arrays.append(episode.state_SD.astype("<f4"))
     header["origin"] = dict(episode.origin)
+    # The header stays readable on its own, so that choosing episodes does not decompress them.
     text = json.dumps(header).encode()
     body = zlib.compress(b"".join(array.tobytes() for array in arrays), level=6)
     return MAGIC + struct.pack("<I", len(text)) + text + body
 
 
 def decode(record: bytes, where: str = "record") -> Episode:
-    """The episode in the bytes of a record.
+    """Returns the episode in the bytes of a record.
 
     Raises:
       EpisodesError: naming ``where``, when the bytes are damaged or another format.
@@ -99,7 +104,7 @@ def decode(record: bytes, where: str = "record") -> Episode:
 
 
 def peek(record: bytes, where: str = "record") -> Head:
-    """The head of the episode in a record; its arrays stay as they are.
+    """Returns the head of the episode in a record; its arrays are not decoded.
 
     Raises:
       EpisodesError: as :func:`decode`.
@@ -111,7 +116,7 @@ def peek(record: bytes, where: str = "record") -> Head:
 
 @contextlib.contextmanager
 def _damage(where: str) -> Iterator[None]:
-    """What goes wrong inside is said to be damage, and where."""
+    """Turns what goes wrong inside into an EpisodesError that speaks of damage and says where."""
     try:
         yield
     except EpisodesError:
@@ -121,7 +126,7 @@ def _damage(where: str) -> Iterator[None]:
 
 
 def _header(record: bytes) -> tuple[dict[str, Any], bytes]:
-    """What a record says before its arrays, and the rest."""
+    """Returns what a record says before its arrays, and the compressed arrays."""
     if record[:4] != MAGIC:
         raise ValueError(f"begins with {record[:4]!r}, not {MAGIC!r}: not an episode")
     (length,) = struct.unpack("<I", record[4:8])
@@ -130,9 +135,12 @@ def _header(record: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _unpack(header: dict[str, Any], body: bytes) -> Episode:
     frames, actions = header["frame"], header["action"]
+    # In the order in which ``encode`` wrote them; the last two are not in every record.
     layout = [(frames, np.uint8), (actions, "<f4"), (actions, "<f4"), (frames[:1], np.bool_)]
     layout += [(header[name], kind) for name, kind in (("wrist", np.uint8), ("state", "<f4")) if name in header]
+    # The header tells where each array ends; there is nothing between them.
     sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout]
+    # np.frombuffer would read a body that is too long without a word.
     if sum(sizes) != len(body):
         raise ValueError(f"expected {sum(sizes)} bytes of arrays, got {len(body)}")
     ends = np.cumsum([0, *sizes])
@@ -144,7 +152,7 @@ def _unpack(header: dict[str, Any], body: bytes) -> Episode:
         frame_SHWC=_sums(change_SHWC),
         action_SA=action_SA.astype(np.float32),
         label_SA=label_SA.astype(np.float32),
-        success_S=success_S.copy(),
+        success_S=success_S.copy(),  # an array over the bytes cannot be written to
         wrist_SHWC=_sums(more.pop(0)) if "wrist" in header else None,
         state_SD=more.pop(0).astype(np.float32) if "state" in header else None,
         origin=header.get("origin", {}),
@@ -153,12 +161,13 @@ def _unpack(header: dict[str, Any], body: bytes) -> Episode:
 
 
 def _changes(frame_SHWC: np.ndarray) -> np.ndarray:
-    """Differences to the frame before, modulo 256; the first frame as it is."""
+    """Returns the differences to the frame before, modulo 256; the first frame stays as it is."""
     return np.diff(frame_SHWC, axis=0, prepend=np.zeros_like(frame_SHWC[:1]))
 
 
 def _sums(change_SHWC: np.ndarray) -> np.ndarray:
-    """Inverse of ``_changes``. Frame by frame: ``np.cumsum`` over the first axis takes sixty times as long."""
+    """Returns the frames whose differences ``_changes`` gave."""
+    # Frame by frame: np.cumsum over the first axis takes sixty times as long.
     frame_SHWC = np.empty_like(change_SHWC)
     frame_SHWC[:1] = change_SHWC[:1]
     for step in range(1, len(change_SHWC)):

@@ -9,19 +9,21 @@ true first frame of the episode, as in training of the world model.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from wovr_jax.core import processes
+from wovr_jax.core.disk import fresh_folder, read_json, replace_folder, settle_folder, write_json
+from wovr_jax.core.pixels import to_float
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.types import NULL_ACTION, Array, Episode, Start
@@ -30,6 +32,7 @@ Rule = Literal["before_failure", "gripper_event", "progress", "uniform", "contac
 RULES = ("initial", *typing.get_args(Rule))
 Event = Literal["any", "open", "close"]
 PROGRESS = (0.25, 0.5, 0.75)
+"""Shares of an episode at which the rule ``progress`` begins."""
 FINGERS = (6, 7)
 """Places of the two finger joints in LIBERO's proprioception, metres."""
 SHUT, STILL = 2e-3, 5e-4
@@ -39,6 +42,7 @@ CARRIED = 8
 INDEX = "starts.json"
 
 Column = Array | np.ndarray
+"""One array of a table, on the host or on the device."""
 
 
 @struct.dataclass
@@ -53,7 +57,7 @@ class Starts:
         that: with ``seed_K`` they bring the true simulator to this state.
       task_K, step_K, seed_K: int32.
       episode_K: int32, row of the episode among those given.
-      rule_K: int32, index into ``RULES``.
+      rule_K: int32, index into ``RULES``; it is on disk too, so new rules go to the end.
       initials: how many of the first rows are episode starts; the others are keyframes.
     """
 
@@ -72,7 +76,7 @@ class Starts:
         return len(self.task_K)
 
     def provenance(self) -> list[dict[str, Any]]:
-        """Where each start comes from: episode, seed, task, step, rule."""
+        """Returns where each start comes from: episode, seed, task, step, rule."""
         columns = (self.episode_K, self.seed_K, self.task_K, self.step_K, self.rule_K)
         rows = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
         return [
@@ -82,9 +86,14 @@ class Starts:
 
 
 def initial(episodes: Sequence[Episode], *, memory: int = 4) -> Starts:
-    """One start at the reset of each episode."""
+    """Returns one start at the reset of each episode.
+
+    Raises:
+      NoDataError: when there are no episodes.
+    """
     if not episodes:
         raise NoDataError("no episodes to take start states from.")
+    # Step 0: nothing was played, so the memory is M copies of the first frame and all its actions are null.
     return _build(episodes, [(e, 0, "initial") for e in range(len(episodes))], memory)
 
 
@@ -96,11 +105,10 @@ def keyframes(
     *,
     each: int = 1,
     least: int = 1,
-    successes: bool = False,
     event: str = "any",
     memory: int = 4,
 ) -> Starts:
-    """Starts in the middle of failed episodes.
+    """Returns starts in the middle of failed episodes.
 
     Rules, each giving a step t in [1, S); ``u`` is uniform on ``least`` ... ``before``:
 
@@ -114,13 +122,13 @@ def keyframes(
     * ``uniform``: any step.
 
     Args:
-      episodes: rollouts; those without a success are used.
+      episodes: rollouts; only those without a success are used. A group of rollouts that begins in a success would
+        mostly succeed, and a group that ends alike teaches nothing.
       rule: which.
       before: how far before the event at most, in steps.
       rng: generator or seed.
       each: keyframes drawn from each episode.
       least: how far before the event at least; ``least=8`` stays one chunk away from it.
-      successes: use successful episodes too, up to the step before their first success.
       event: ``"any"``, ``"open"`` or ``"close"``: gripper changes that count.
       memory: M.
 
@@ -128,27 +136,26 @@ def keyframes(
       NoDataError: when no episode gives a keyframe.
       ValueError: for an unknown rule or event, or unless 1 <= ``least`` <= ``before``.
     """
+    # Settings first: with no failure among the episodes a wrong one would never be met.
     check_rule(rule, least, before, event)
+    # A generator is used as it is; a number begins a new one.
     rng = np.random.default_rng(rng)
     picks = []
     for e, episode in enumerate(episodes):
-        if episode.success_S.any() and not successes:
-            continue
-        # A start where the goal already holds is won before it begins.
-        end = int(np.argmax(episode.success_S)) if episode.success_S.any() else len(episode.action_SA)
-        steps = [_pick(episode, rule, (least, before), event, end, rng) for _ in range(each)]
-        picks += [(e, step, rule) for step in steps if step is not None]
+        if not episode.success_S.any():
+            steps = [_pick(episode, rule, (least, before), event, rng) for _ in range(each)]
+            picks += [(e, step, rule) for step in steps if step is not None]
     if not picks:
         failed = sum(not episode.success_S.any() for episode in episodes)
         raise NoDataError(
             f"rule {rule!r} finds no keyframe in {len(episodes)} episodes, of which {failed} failed. "
-            f"Use successes=True, another rule, or no keyframe starts."
+            f"Use another rule, or no keyframe starts."
         )
     return _build(episodes, picks, memory)
 
 
 def check_rule(rule: str, least: int, before: int, event: str) -> None:
-    """Refuses what ``keyframes`` does not know, with a ValueError."""
+    """Raises a ValueError for settings that :func:`keyframes` does not know."""
     if rule not in RULES[1:]:
         raise ValueError(f"unknown keyframe rule {rule!r}; one of {', '.join(RULES[1:])}.")
     if event not in ("any", "open", "close"):
@@ -158,110 +165,138 @@ def check_rule(rule: str, least: int, before: int, event: str) -> None:
 
 
 def gripper_events(action_SA: np.ndarray, event: str = "any") -> np.ndarray:
-    """Steps whose action changes the gripper command; it counts as open before the first step."""
+    """Returns the steps whose action changes the gripper command; it counts as open before the first step."""
+    # -1 is open and +1 closed; between the two a command counts for the nearer one.
     closed_S = action_SA[:, -1] > 0
     was_S = np.concatenate([[False], closed_S[:-1]])
-    wanted = {"any": closed_S != was_S, "close": closed_S & ~was_S, "open": was_S & ~closed_S}
-    return np.flatnonzero(wanted[event])
+    changes = {"any": closed_S != was_S, "close": closed_S & ~was_S, "open": was_S & ~closed_S}
+    return np.flatnonzero(changes[event])
 
 
 def contacts(episode: Episode) -> np.ndarray:
-    """Steps in which closing fingers stop at something between them: a grasp, of whatever it is.
+    """Returns the steps in which closing fingers stop at something between them: a grasp, of whatever it is.
 
     Raises:
       NoDataError: an episode without the robot's state.
     """
     if episode.state_SD is None:
         raise NoDataError("contact and release: the rule reads the fingers off the robot's state, which is not here.")
+    # The two joints have opposite signs, so their difference is the width between the fingers.
     width_S = np.abs(np.diff(episode.state_SD[:, FINGERS], axis=1))[:, 0]
     closes_S = episode.action_SA[:, -1] > 0
+    # Told to close, not closed to nothing, and hardly moving any more.
     held_S = closes_S & (width_S[1:] > SHUT) & (width_S[:-1] - width_S[1:] < STILL)
     # Fingers that were only just told to close have not moved yet; they stand still at the full width.
     held_S &= width_S[1:] < width_S.max() - 4 * STILL
+    # Only the first step of each grasp.
     return np.flatnonzero(held_S & ~np.concatenate([[False], held_S[:-1]]))
 
 
 def releases(episode: Episode) -> np.ndarray:
-    """Steps whose action opens fingers that have held something for ``CARRIED`` steps.
+    """Returns the steps whose action opens fingers that have held something for ``CARRIED`` steps.
 
     Raises:
       NoDataError: an episode without the robot's state.
     """
-    open_E = gripper_events(episode.action_SA, "open")
-    ends = [(step, open_E[open_E > step]) for step in contacts(episode)]
-    return np.unique([after[0] for step, after in ends if len(after) and after[0] - step >= CARRIED]).astype(int)
+    opens = gripper_events(episode.action_SA, "open")
+    steps = []
+    for grasp in contacts(episode):
+        later = opens[opens > grasp]
+        if len(later) and later[0] - grasp >= CARRIED:
+            steps.append(later[0])
+    # Fingers that slip and close again make several grasps that end in one release.
+    return np.unique(steps).astype(int)
 
 
-def _pick(
-    episode: Episode, rule: str, back: tuple[int, int], event: str, end: int, rng: np.random.Generator
-) -> int | None:
-    """A step in [1, end), or None where the rule finds none."""
+def _pick(episode: Episode, rule: str, back: tuple[int, int], event: str, rng: np.random.Generator) -> int | None:
+    """Draws a step in [1, S) of an episode of S steps; None where the rule finds none."""
+    end = len(episode.action_SA)
+    # The one step is the reset, which is an episode start and no keyframe.
     if end < 2:
         return None
     if rule == "uniform":
         return int(rng.integers(1, end))
     if rule == "progress":
         return int(np.clip(round(end * rng.choice(PROGRESS)), 1, end - 1))
-    told = {"contact": contacts, "release": releases}.get(rule)
-    found = told(episode) if told else gripper_events(episode.action_SA, event)
-    found = found[(found >= 1) & (found < end)]
+    if rule == "contact":
+        events = contacts(episode)
+    elif rule == "release":
+        events = releases(episode)
+    else:
+        events = gripper_events(episode.action_SA, event)
+    # An event in step 0 leaves no room for a start before it.
+    events = events[(events >= 1) & (events < end)]
+    # The last one is the attempt that failed. Without any, the failure is taken to be the end itself.
     if rule == "before_failure":
-        found = found[-1:] if len(found) else np.array([end])
-    if not len(found):
+        events = events[-1:] if len(events) else np.array([end])
+    if not len(events):
         return None
-    return int(np.clip(rng.choice(found) - rng.integers(back[0], back[1] + 1), 1, end - 1))
+    # The event is drawn before the distance: the order of the draws is part of what a seed means.
+    return int(np.clip(rng.choice(events) - rng.integers(back[0], back[1] + 1), 1, end - 1))
 
 
 def _build(episodes: Sequence[Episode], picks: Sequence[tuple[int, int, str]], memory: int) -> Starts:
+    """Builds the table of (episode, step, rule) rows."""
     null = np.asarray(NULL_ACTION, np.float32)
     horizon = max(len(episode.action_SA) for episode in episodes)
     memories, actions, played = [], [], []
     for e, step, _ in picks:
         episode = episodes[e]
+        # The last M frames, the newest one last; before the episode its first frame is repeated, as in training.
         back_M = step - np.arange(memory)[::-1]
         memories.append(episode.frame_SHWC[np.maximum(back_M, 0)])
         actions.append(np.where((back_M > 0)[:, None], episode.action_SA[np.maximum(back_M - 1, 0)], null))
-        played.append(np.where((np.arange(horizon) < step)[:, None], _longer(episode.action_SA, horizon), null))
-    chosen = [episodes[e] for e, _, _ in picks]
+        # Up to the step what was played, null actions after it: all rows have one length.
+        action_SA = np.pad(episode.action_SA, [(0, horizon - len(episode.action_SA)), (0, 0)])
+        played.append(np.where((np.arange(horizon) < step)[:, None], action_SA, null))
+    sources = [episodes[e] for e, _, _ in picks]
     return Starts(
-        anchor_KHWC=np.stack([episode.frame_SHWC[0] for episode in chosen]),
+        anchor_KHWC=np.stack([episode.frame_SHWC[0] for episode in sources]),
         memory_KMHWC=np.stack(memories),
         action_KMA=np.stack(actions).astype(np.float32),
         played_KSA=np.stack(played).astype(np.float32),
-        task_K=np.array([episode.task for episode in chosen], np.int32),
+        task_K=np.array([episode.task for episode in sources], np.int32),
         step_K=np.array([step for _, step, _ in picks], np.int32),
-        seed_K=np.array([episode.seed for episode in chosen], np.int32),
+        seed_K=np.array([episode.seed for episode in sources], np.int32),
         episode_K=np.array([e for e, _, _ in picks], np.int32),
+        # As a number, so that the table is arrays only and goes to the device as a whole.
         rule_K=np.array([RULES.index(rule) for _, _, rule in picks], np.int32),
         initials=sum(rule == "initial" for _, _, rule in picks),
     )
 
 
-def _longer(action_SA: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(action_SA, [(0, length - len(action_SA)), (0, 0)])
-
-
 def join(initials: Starts, keys: Starts) -> Starts:
-    """Episode starts followed by keyframes, in one table."""
+    """Joins episode starts and keyframes, in this order, into one table.
+
+    Raises:
+      ValueError: when the first table holds keyframes or the second one episode starts.
+    """
     if initials.initials != len(initials) or keys.initials:
         raise ValueError("join takes episode starts first and keyframes second.")
+    # Keyframes may come from longer episodes than the episode starts do.
     length = max(initials.played_KSA.shape[1], keys.played_KSA.shape[1])
 
-    def longer(table: Starts) -> Starts:
+    def lengthen(table: Starts) -> Starts:
         played = np.tile(np.asarray(NULL_ACTION, np.float32), (len(table), length, 1))
         played[:, : table.played_KSA.shape[1]] = table.played_KSA
         return dataclasses.replace(table, played_KSA=played, initials=0)
 
-    joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), longer(initials), longer(keys))
+    # The count of episode starts is no array and has to be equal on both sides for the two trees to match.
+    joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), lengthen(initials), lengthen(keys))
     return dataclasses.replace(joined, initials=len(initials))
 
 
 def draw(table: Starts, key: Array, groups: int, size: int, *, share: float = 1 / 3) -> Array:
-    """(groups * size,) int32 rows for one iteration: ``size`` equal consecutive rows a group.
+    """Draws (groups * size,) int32 rows for one iteration: ``size`` equal consecutive rows a group.
 
-    A ``share`` of the groups, rounded, begins at keyframes; all where the table has no episode
-    starts, none where it has no keyframes. A third is the share in RLinf's released Goal bundle.
+    Args:
+      table: start states.
+      key: of the draw.
+      groups, size: how many groups, of how many rollouts each.
+      share: of the groups, rounded, that begin at keyframes; all where the table has no episode
+        starts, none where it has no keyframes. A third is the share in RLinf's released Goal bundle.
     """
+    # The number is fixed and not drawn, since the shapes of a program cannot depend on a draw.
     kir = round(groups * share) if table.initials and len(table) > table.initials else 0
     kir = groups if not table.initials else kir
     k_initial, k_keyframe = jax.random.split(key)
@@ -270,11 +305,12 @@ def draw(table: Starts, key: Array, groups: int, size: int, *, share: float = 1 
         parts.append(jax.random.randint(k_initial, (groups - kir,), 0, table.initials))
     if kir:
         parts.append(jax.random.randint(k_keyframe, (kir,), table.initials, len(table)))
+    # All rollouts of a group begin in one state: their returns are compared with each other.
     return jnp.repeat(jnp.concatenate(parts).astype(jnp.int32), size)
 
 
 def gather(table: Starts, row_B: Array, prompt_KL: Array) -> Start:
-    """The starts of ``row_B`` on the device.
+    """Gathers the starts of ``row_B`` on the device.
 
     Args:
       table: start states; a device table is indexed there, also under jit, a host table (one
@@ -283,66 +319,77 @@ def gather(table: Starts, row_B: Array, prompt_KL: Array) -> Start:
       prompt_KL: (tasks, L) int32 prompt tokens of every task.
     """
 
-    def pick(column_K: Column) -> Array:
+    chex.assert_rank([row_B, prompt_KL], [1, 2])
+    chex.assert_type([table.anchor_KHWC, table.memory_KMHWC], np.uint8)
+
+    def take(column_K: Column) -> Array:
         return column_K[row_B] if isinstance(column_K, jax.Array) else jnp.asarray(column_K[np.asarray(row_B)])
 
-    picked = jax.tree.map(pick, table)
+    rows = jax.tree.map(take, table)
     return Start(
-        anchor_BHWC=disk.to_float(picked.anchor_KHWC),
-        memory_BMHWC=disk.to_float(picked.memory_KMHWC),
-        action_BMA=picked.action_KMA,
-        prompt_BL=jnp.asarray(prompt_KL)[picked.task_K],
-        task_B=picked.task_K,
-        keyframe_B=picked.rule_K > 0,
-        step_B=picked.step_K,
+        anchor_BHWC=to_float(rows.anchor_KHWC),
+        memory_BMHWC=to_float(rows.memory_KMHWC),
+        action_BMA=rows.action_KMA,
+        prompt_BL=jnp.asarray(prompt_KL)[rows.task_K],
+        task_B=rows.task_K,
+        # Rule 0 is an episode start.
+        keyframe_B=rows.rule_K > 0,
+        step_B=rows.step_K,
     )
 
 
 def save(
     folder: str | os.PathLike, table: Starts, *, meta: dict[str, Any] | None = None, overwrite: bool = False
 ) -> None:
-    """Writes the table as one ``.npy`` a column and a JSON index; whole or not at all. Process 0 does.
+    """Writes a table as one ``.npy`` a column and a JSON index; whole or not at all. The first process does.
 
-    ``meta`` keeps facts such as the manifest's hash of the episodes that the starts come from.
+    Args:
+      folder: the final folder.
+      table: what to write.
+      meta: facts to keep, such as the manifest's hash of the episodes that the starts come from.
+      overwrite: whether start states that are there may be replaced.
+
+    Raises:
+      EpisodesError: when the folder is there and may not be replaced.
     """
     if not processes.first():
         return
-    folder = disk.settle(folder, _complete)
+    folder = settle_folder(folder, _complete)
     if folder.exists() and not (overwrite and _complete(folder)):
         raise disk.EpisodesError(f"{folder} exists already; pass overwrite=True to replace start states.")
-    fresh = disk.fresh_folder(folder)
+    fresh = fresh_folder(folder)
     columns = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
     for name in columns:
+        # No pickle: a folder from elsewhere must not be able to run anything when it is read.
         np.save(fresh / f"{name}.npy", np.asarray(getattr(table, name)), allow_pickle=False)
     facts = {"format": "wovr_jax starts", "schema": 1, "initials": table.initials, "rows": len(table)}
     facts |= {"rules": list(RULES), "meta": meta or {}, "starts": table.provenance()}
-    (fresh / INDEX).write_text(json.dumps(facts, indent=1))
-    disk.put_in_place(fresh, folder)
+    write_json(fresh / INDEX, facts)
+    replace_folder(fresh, folder)
 
 
 def load(folder: str | os.PathLike) -> Starts:
-    """Reads what :func:`save` wrote.
+    """Reads the table that :func:`save` wrote.
 
     Raises:
       EpisodesError: no folder, a folder of something else, a column missing or cut short.
     """
-    folder = disk.settle(folder, _complete)
+    folder = settle_folder(folder, _complete)
     if not _complete(folder):
         raise disk.EpisodesError(f"no start states at {folder}: {INDEX} is missing.")
-    facts = json.loads((folder / INDEX).read_text())
+    facts = read_json(folder / INDEX)
     columns = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
-    arrays = {name: _column(folder / f"{name}.npy", facts["rows"]) for name in columns}
+    arrays = {}
+    for name in columns:
+        path = folder / f"{name}.npy"
+        try:
+            arrays[name] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise disk.EpisodesError(f"{path} is missing or cut short: {error}") from error
+        # A whole array of another length: a column of another table, which somebody copied here.
+        if len(arrays[name]) != facts["rows"]:
+            raise disk.EpisodesError(f"{path}: expected {facts['rows']} rows, got {len(arrays[name])}.")
     return Starts(**arrays, initials=facts["initials"])
-
-
-def _column(path: pathlib.Path, rows: int) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise disk.EpisodesError(f"{path} is missing or cut short: {error}") from error
-    if len(array) != rows:
-        raise disk.EpisodesError(f"{path}: expected {rows} rows, got {len(array)}.")
-    return array
 
 
 def _complete(folder: pathlib.Path) -> bool:

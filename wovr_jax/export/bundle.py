@@ -1,12 +1,11 @@
-"""Writes a robot bundle (``export.robot`` has its layout), whole and checked or not at all.
+"""Writes a robot bundle, whole and checked or not at all; ``export.robot`` has its layout.
 
-The bundle is made in a folder beside its place, opened there as a robot would open it, held against the policy
+The bundle is made in a folder beside its place, opened there as a robot would open it, compared with the policy
 (``export.contract``), and only then put where it belongs.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
@@ -17,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.core import machine
-from wovr_jax.data import episodes as disk
+from wovr_jax.core.disk import fresh_folder, replace_folder, settle_folder, write_json
 from wovr_jax.export import contract, program, robot
 from wovr_jax.export.robot import MANIFEST, PROGRAM, RECIPE, STATISTICS, WEIGHTS
 from wovr_jax.export.source import Policy
-from wovr_jax.weights import tensors
+from wovr_jax.weights import safetensors
 
 Progress = Callable[[int], None]
-"""Told the bytes of every leaf that is written."""
+"""Called with the bytes of every leaf that is written."""
 
 
 def write(
@@ -39,37 +38,41 @@ def write(
 
     Args:
       policy: what to export.
-      folder: where; its parents are made.
-      frames: recorded frames to hold it against the policy.
-      overwrite: whether a bundle that is there may be replaced.
-      progress: told of each leaf.
+      folder: where to write it; its parents are made.
+      frames: how many recorded frames the bundle and the policy are compared on.
+      overwrite: whether an existing bundle may be replaced.
+      progress: called with the bytes of each leaf.
 
     Raises:
-      BundleError: ``folder`` holds something that must not be replaced.
-      ContractError: the bundle does not act as the policy does; nothing was written.
+      BundleError: when ``folder`` holds something that must not be replaced.
+      ContractError: when the bundle does not act as the policy does; nothing was written.
     """
-    folder = disk.settle(folder, _is_bundle)
-    vacant(folder, overwrite)
-    replayed = contract.recorded(policy.recorded, frames, policy.cfg.chunk)
-    fresh = disk.fresh_folder(folder)
+    folder = settle_folder(folder, _is_bundle)
+    check_vacant(folder, overwrite)
+    # Read first: a folder without episodes is noticed before gigabytes are written.
+    replayed = contract.choose_frames(policy.recorded, frames, policy.cfg.chunk)
+    fresh = fresh_folder(folder)
+    # Whatever fails from here on, nothing is left beside the place either.
     try:
         _write_files(policy, fresh, progress)
         manifest = _describe(policy, fresh)
-        _write_json(fresh / MANIFEST, manifest)
+        # Written twice: a bundle opens only with a manifest, and what the contract measures belongs in it.
+        write_json(fresh / MANIFEST, manifest)
         manifest["contract"] = contract.check(fresh, policy, replayed)
-        _write_json(fresh / MANIFEST, manifest)
-        disk.put_in_place(fresh, folder)
+        write_json(fresh / MANIFEST, manifest)
+        replace_folder(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return manifest
 
 
-def vacant(folder: pathlib.Path, overwrite: bool) -> None:
+def check_vacant(folder: pathlib.Path, overwrite: bool) -> None:
     """Refuses a place that is taken.
 
     Raises:
-      BundleError: by a bundle without ``overwrite``, or by anything else.
+      BundleError: when a bundle is there and ``overwrite`` is false, or when anything else is there.
     """
+    # An empty folder is free: whoever made it meant the bundle to go there.
     if folder.exists() and not (folder.is_dir() and (_is_bundle(folder) or not any(folder.iterdir()))):
         raise robot.BundleError(f"{folder} exists and is not a robot bundle; it is not replaced. Name another folder.")
     if _is_bundle(folder) and not overwrite:
@@ -77,26 +80,28 @@ def vacant(folder: pathlib.Path, overwrite: bool) -> None:
 
 
 def size(policy: Policy) -> int:
-    """Bytes of a policy's weights."""
+    """Returns the bytes of a policy's weights."""
     return sum(math.prod(fact.shape) * fact.dtype.itemsize for fact in policy.facts.values())
 
 
 def _write_files(policy: Policy, folder: pathlib.Path, progress: Progress) -> None:
-    def told() -> Iterator[tuple[str, np.ndarray]]:
+    def leaves() -> Iterator[tuple[str, np.ndarray]]:
         for name, leaf in policy.leaves():
             progress(leaf.nbytes)
             yield name, leaf
 
+    # From the config alone, as a robot that never saw this process's network would have it.
     made = program.make(policy.cfg, policy.image, policy.codec.gripper)
+    # The program is traced from shapes alone; the weights are only read for their own file, leaf by leaf.
     length, dim = policy.prompt["length"], policy.cfg.action_dim
     (folder / PROGRAM).write_bytes(program.serialise(made, policy.facts, frame=policy.frame, length=length, dim=dim))
-    _write_json(folder / STATISTICS, policy.statistics)
-    _write_json(folder / RECIPE, policy.recipe())
-    tensors.write(folder / WEIGHTS, policy.facts, told())
+    write_json(folder / STATISTICS, policy.statistics)
+    write_json(folder / RECIPE, policy.recipe())
+    safetensors.write(folder / WEIGHTS, policy.facts, leaves())
 
 
 def _describe(policy: Policy, folder: pathlib.Path) -> dict[str, Any]:
-    """The manifest of the files in ``folder``, without what the contract will find."""
+    """Returns the manifest of the files in ``folder``, without what the contract will measure."""
     return {
         "format": robot.FORMAT,
         "schema": robot.SCHEMA,
@@ -104,13 +109,10 @@ def _describe(policy: Policy, folder: pathlib.Path) -> dict[str, Any]:
         "parameters": sum(math.prod(fact.shape) for fact in policy.facts.values()),
         "platforms": list(program.PLATFORMS),
         "versions": machine.versions(),
-        "files": {name: robot.facts(folder / name) for name in robot.FILES},
+        "files": {name: robot.file_facts(folder / name) for name in robot.FILES},
     }
 
 
 def _is_bundle(folder: pathlib.Path) -> bool:
+    # Both: other programs write a manifest.json too, and a folder of theirs must not be replaced.
     return (folder / MANIFEST).is_file() and (folder / PROGRAM).is_file()
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")

@@ -1,6 +1,6 @@
-"""The policy as one program: pixels of the camera in, environment actions out.
+"""Makes the policy one program: pixels of the camera go in, environment actions come out.
 
-Weights and statistics are arguments, so the program is small and a bundle's files are each what they say.
+Weights and statistics are arguments, so the program is small and each of a bundle's files is what its name says.
 Image processing, network, sampling and action codec are inside.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import ShapeDtypeStruct
 from jax import export as jax_export
 
 from wovr_jax.export.robot import BundleError, Program, Robot
@@ -24,12 +25,13 @@ from wovr_jax.types import Array
 from wovr_jax.weights import native
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+"""What a bundle's program is lowered for."""
 
 
 def make(cfg: VLAConfig, image: Processing, gripper: int) -> Program:
-    """``program(weights, statistics, frame_BHWC, prompt_BL, seed_B, temperature) -> {action, token, logp}``.
+    """Returns ``program(weights, statistics, frame_BHWC, prompt_BL, seed_B, temperature) -> {action, token, logp}``.
 
-    Args of the program:
+    The program's arguments:
       weights: dotted path -> leaf.
       statistics: ``q01``, ``q99`` (A,) float32 and ``mask`` (A,) bool.
       frame_BHWC: uint8 camera frames.
@@ -37,19 +39,23 @@ def make(cfg: VLAConfig, image: Processing, gripper: int) -> Program:
       seed_B: uint32; a row's tokens depend on its own seed only.
       temperature: float32; 0 takes the likeliest tokens, and logp is then of temperature 1.
 
+    Its results are (B, T, A): float32 environment actions, int32 tokens, and float32 log-probabilities of the tokens.
+
     Args:
       cfg: the network.
       image: what is done to a camera frame before the network.
       gripper: index of the gripper dimension, -1 for none.
 
     Raises:
-      BundleError: a policy of several pictures or with the robot's state.
+      BundleError: for a policy that takes several pictures or the robot's state.
     """
+    # openpi's clients would send more, but what a program takes is fixed when it is lowered.
     if cfg.images != 1 or cfg.proprio:
         raise BundleError(
             f"this policy takes {cfg.images} pictures and {cfg.proprio} numbers of the robot's state; bundle and "
             "server are for one picture and no state. Export it to torch instead."
         )
+    # A network of plain functions: the parameters come in with each call.
     net = vla.network(cfg)
 
     def program(
@@ -60,12 +66,15 @@ def make(cfg: VLAConfig, image: Processing, gripper: int) -> Program:
         seed_B: Array,
         temperature: Array,
     ) -> dict[str, Array]:
-        params = native.nested({name.replace(".", "/"): leaf for name, leaf in weights.items()})
+        # Flat names keep the program's signature a plain dictionary, which needs no class of this package to be called.
+        params = native.unflatten({name.replace(".", "/"): leaf for name, leaf in weights.items()})
         logits = net(params, processing.frames(image, frame_BHWC), prompt_BL)
-        warm = temperature > 0.0
-        scale: Any = jnp.where(warm, temperature, 1.0)
-        drawn = actions.sample(logits, jax.vmap(jax.random.key)(seed_B), scale)
-        token = jnp.where(warm, drawn, actions.greedy(logits))
+        # The temperature is an argument, so both branches are computed and one is chosen: one program does for all
+        # temperatures, and greedy decoding does not divide by zero.
+        sampling = temperature > 0.0
+        scale: Any = jnp.where(sampling, temperature, 1.0)
+        sampled = actions.sample(logits, jax.vmap(jax.random.key)(seed_B), scale)
+        token = jnp.where(sampling, sampled, actions.greedy(logits))
         codec: Any = Codec(statistics["q01"], statistics["q99"], statistics["mask"], gripper)  # type: ignore[arg-type]
         return {"action": codec.decode(token), "token": token, "logp": actions.log_prob(logits, token, scale)}
 
@@ -81,31 +90,37 @@ def serialise(
     dim: int,
     platforms: tuple[str, ...] = PLATFORMS,
 ) -> bytes:
-    """The program for any batch size as bytes of jax.export, lowered for every platform without having it.
+    """Returns the program for any batch size as bytes of jax.export, lowered for platforms that need not be here.
 
     Args:
       program: from :func:`make`.
       weights: dotted path -> anything with shape and dtype.
-      frame: (H, W, 3) of the camera.
-      length: prompt tokens L.
-      dim: action dimensions A.
-      platforms: to lower for.
+      frame: (H, W, 3), the shape of the camera's frames.
+      length: prompt tokens, L.
+      dim: action dimensions, A.
+      platforms: the platforms to lower for.
     """
+    # A symbolic batch: a robot asks for one frame, an evaluation for as many as it has environments.
     (batch,) = jax_export.symbolic_shape("batch")
-    of = jax.ShapeDtypeStruct
-    leaves = {name: of(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
-    statistics = {"q01": of((dim,), jnp.float32), "q99": of((dim,), jnp.float32), "mask": of((dim,), jnp.bool_)}
-    observed = of((batch, *frame), jnp.uint8), of((batch, length), jnp.int32), of((batch,), jnp.uint32)
+    leaves = {name: ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
+    quantile = ShapeDtypeStruct((dim,), jnp.float32)
+    arguments = (
+        leaves,
+        {"q01": quantile, "q99": quantile, "mask": ShapeDtypeStruct((dim,), jnp.bool_)},
+        ShapeDtypeStruct((batch, *frame), jnp.uint8),
+        ShapeDtypeStruct((batch, length), jnp.int32),
+        ShapeDtypeStruct((batch,), jnp.uint32),
+        ShapeDtypeStruct((), jnp.float32),
+    )
     with _file_names_only():
-        exported = jax_export.export(jax.jit(program), platforms=platforms)(
-            leaves, statistics, *observed, of((), jnp.float32)
-        )
+        exported = jax_export.export(jax.jit(program), platforms=platforms)(*arguments)
     return bytes(exported.serialize())
 
 
 @contextlib.contextmanager
 def _file_names_only() -> Iterator[None]:
-    """What is lowered here refers to source files by their names, not by folders of this machine."""
+    """Makes what is lowered inside refer to source files by their names alone."""
+    # A bundle goes to other people; the folders of this machine, with a user's name in them, are none of its content.
     setting = "jax_hlo_source_file_canonicalization_regex"
     before = getattr(jax.config, setting)
     jax.config.update(setting, ".*/")
@@ -115,7 +130,7 @@ def _file_names_only() -> Iterator[None]:
         jax.config.update(setting, before)
 
 
-def live(policy: Policy) -> Robot:
-    """A policy that acts without a bundle, from its run folder or imported weights."""
+def make_robot(policy: Policy) -> Robot:
+    """Returns a robot that acts without a bundle, from a run folder or imported weights."""
     program = make(policy.cfg, policy.image, policy.codec.gripper)
     return Robot(program, policy.weights(), policy.statistics, policy.recipe(), {"policy": policy.name})

@@ -1,4 +1,4 @@
-"""A robot bundle, opened: frames and instructions in, environment actions out.
+"""Opens a robot bundle: frames and instructions go in, environment actions come out.
 
 ::
 
@@ -6,11 +6,11 @@
       manifest.json            size and SHA-256 of every other file, versions, what the contract measured
       policy.stablehlo         the whole policy as one program, written by jax.export for cpu, cuda and tpu
       weights.safetensors      its first argument, one tensor a leaf
-      dataset_statistics.json  its second: the quantiles that turn tokens into actions
+      dataset_statistics.json  its second, the quantiles that turn tokens into actions, as OpenVLA's file of that name
       recipe.json              frame size, prompt tokens, chunk, gripper, temperature of training
 
 Network, image processing and action codec are inside the program. This file therefore needs jax, numpy,
-safetensors and flatbuffers, and of this package only the tokenizer (which is numpy): a robot's computer can
+safetensors and flatbuffers, and of this package only the tokenizer, which is numpy: a robot's computer can
 install ``wovr_jax`` without its dependencies.
 """
 
@@ -32,6 +32,7 @@ from jax import export as jax_export
 
 from wovr_jax.policy.tokenizer import Tokenizer
 
+# A change of any of these names, or of a key in a JSON file, is a new SCHEMA: bundles lie on robots for years.
 FORMAT, SCHEMA = "wovr_jax robot bundle", 1
 MANIFEST, PROGRAM, WEIGHTS = "manifest.json", "policy.stablehlo", "weights.safetensors"
 STATISTICS, RECIPE = "dataset_statistics.json", "recipe.json"
@@ -43,17 +44,18 @@ Program = Callable[..., Any]
 
 
 class BundleError(ValueError):
-    """A bundle that is missing, damaged or too new, or something to act on that does not fit it."""
+    """Tells what is wrong with a bundle (missing, damaged, too new), or with what it was asked to act on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a policy answers to B frames (numpy, host).
+    """What a policy answers to B frames, as numpy arrays on the host: T actions of A numbers for each frame.
 
     Attributes:
       action_BTA: float32 environment actions: six deltas, then the gripper, -1 open and +1 closed.
-      token_BTA: int32 in [0, 256), the tokens they were decoded from.
-      logp_BTA: float32, log-probability of each token; of temperature 1 where the likeliest was taken.
+      token_BTA: int32 in [0, 256), the tokens that the actions were decoded from.
+      logp_BTA: float32 log-probability of each token, at the temperature of the sampling; at temperature 1 where the
+        likeliest token was taken.
     """
 
     action_BTA: np.ndarray
@@ -65,11 +67,11 @@ class Robot:
     """A policy that is ready to act.
 
     Args:
-      program: the policy; compiled here, once for each batch size.
+      program: the policy; it is compiled here, once for each batch size.
       weights: name -> leaf, on the device or the host.
       statistics: the content of ``dataset_statistics.json``.
       recipe: the content of ``recipe.json``.
-      about: facts to tell whoever asks; the manifest of a bundle.
+      about: facts on the policy for whoever asks; a bundle's manifest.
     """
 
     def __init__(
@@ -82,10 +84,13 @@ class Robot:
     ):
         self.recipe, self.about = dict(recipe), dict(about)
         self.statistics = dict(statistics)
+        # An opened program is not compiled yet, whichever way it came.
         self._program = jax.jit(program)
+        # Flat and by name: the program was exported with a dictionary as its first argument.
         self._weights = dict(weights)
         self._quantiles = jax.device_put(quantiles(statistics, recipe["action"]["key"]))
-        self._prompt = functools.lru_cache(maxsize=256)(prompter(recipe["prompt"]))
+        # A robot asks for the same few instructions thousands of times.
+        self._prompt = functools.lru_cache(maxsize=256)(make_prompter(recipe["prompt"]))
 
     @classmethod
     def load(cls, folder: str | os.PathLike, *, verify: bool = True) -> Robot:
@@ -93,7 +98,7 @@ class Robot:
 
         Args:
           folder: the bundle.
-          verify: also compare every file's SHA-256, which reads all of it.
+          verify: whether to compare every file's SHA-256 too, which reads all of it.
 
         Raises:
           BundleError: naming the file that is missing, changed or not understood.
@@ -101,11 +106,14 @@ class Robot:
         folder = pathlib.Path(folder)
         manifest = check(folder, verify=verify)
         program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
-        if jax.default_backend() not in _platforms(program):
+        # A program names its platforms "cuda" and "rocm"; jax calls the backend of both "gpu".
+        platforms = set(program.platforms) | ({"gpu"} if {"cuda", "rocm"} & set(program.platforms) else set())
+        if jax.default_backend() not in platforms:
             raise BundleError(
                 f"{folder / PROGRAM} runs on {', '.join(program.platforms)}, this machine's device is "
                 f"{jax.default_backend()}. Export it with that platform, or set JAX_PLATFORMS."
             )
+        # Leaf by leaf to the device, so that the host never holds all of them.
         with safetensors.safe_open(folder / WEIGHTS, framework="numpy") as file:
             weights = {name: jax.device_put(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
         statistics, recipe = (json.loads((folder / name).read_text()) for name in (STATISTICS, RECIPE))
@@ -113,13 +121,13 @@ class Robot:
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
-        """(H, W, 3) of the frames it takes, uint8."""
+        """(H, W, 3), the shape of the uint8 frames that the policy takes."""
         image = self.recipe["image"]
         return image["height"], image["width"], 3
 
     @property
     def chunk_shape(self) -> tuple[int, int]:
-        """(T, A) of a chunk of actions."""
+        """(T, A), the shape of a chunk of actions."""
         return self.recipe["action"]["chunk"], self.recipe["action"]["dim"]
 
     def act(
@@ -130,12 +138,12 @@ class Robot:
         seeds: Sequence[int] | np.ndarray | None = None,
         temperature: float = 0.0,
     ) -> Answer:
-        """A chunk of actions for each frame.
+        """Returns a chunk of actions for each frame.
 
         Args:
-          frame_BHWC: uint8, of ``frame_shape``.
-          instructions: one a frame.
-          seeds: one a frame, in [0, 2**32); equal seeds draw equal actions in any batch. By default 0, 1, ...
+          frame_BHWC: uint8 frames of ``frame_shape``.
+          instructions: an instruction for each frame.
+          seeds: a seed in [0, 2**32) for each frame; equal seeds draw equal actions in any batch. By default 0, 1, ...
           temperature: 0 takes the likeliest tokens, anything above samples.
 
         Raises:
@@ -148,6 +156,7 @@ class Robot:
                 f"frames: expected uint8 {[batch, *self.frame_shape]} for {batch} instructions, "
                 f"got {frame_BHWC.dtype} {list(frame_BHWC.shape)}."
             )
+        # Fixed by default, so that the same question has the same answer.
         seed_B = np.arange(batch, dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
         if seed_B.shape != (batch,):
             raise BundleError(f"seeds: expected {batch}, one a frame, got shape {list(seed_B.shape)}.")
@@ -155,14 +164,15 @@ class Robot:
         answer = self._program(
             self._weights, self._quantiles, frame_BHWC, prompt_BL, seed_B, np.float32(max(temperature, 0.0))
         )
+        # One transfer for the three arrays.
         host = jax.device_get(answer)
         return Answer(host["action"], host["token"], host["logp"])
 
     def prompt(self, instruction: str) -> np.ndarray:
-        """(L,) int32 prompt tokens.
+        """Returns the prompt tokens of an instruction, (L,) int32.
 
         Raises:
-          BundleError: an instruction that the policy has no tokens for.
+          BundleError: for an instruction that the policy has no tokens for.
         """
         try:
             return self._prompt(instruction)
@@ -172,32 +182,41 @@ class Robot:
     def warm(self, batch: int = 1) -> None:
         """Compiles for a batch size, so that the first real frames do not wait for it."""
         length = self.recipe["prompt"]["length"]
+        # Any frame and any prompt will do; 1 is the begin token, which every prompt has.
         frame, prompt = np.zeros((batch, *self.frame_shape), np.uint8), np.ones((batch, length), np.int32)
         seed = np.zeros(batch, np.uint32)
         jax.block_until_ready(self._program(self._weights, self._quantiles, frame, prompt, seed, np.float32(0.0)))
 
 
 def quantiles(statistics: Mapping[str, Any], key: str) -> dict[str, np.ndarray]:
-    """q01 and q99 (A,) float32 and mask (A,) bool of an entry of ``dataset_statistics.json``."""
+    """Returns q01 and q99, (A,) float32, and mask, (A,) bool, of an entry of ``dataset_statistics.json``.
+
+    Raises:
+      BundleError: when the entry is missing or lacks them.
+    """
     try:
         action = statistics[key]["action"]
         low, high = (np.asarray(action[name], np.float32) for name in ("q01", "q99"))
+        # As in OpenVLA: without a mask every dimension is scaled.
         return {"q01": low, "q99": high, "mask": np.asarray(action.get("mask", [True] * len(low)), bool)}
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{STATISTICS}: the entry {key!r} lacks the action's q01 and q99 ({error!r}).") from error
 
 
-def prompter(recipe: Mapping[str, Any]) -> Callable[[str], np.ndarray]:
-    """Instruction -> (L,) int32 prompt tokens, as the recipe's ``prompt`` says.
+def make_prompter(recipe: Mapping[str, Any]) -> Callable[[str], np.ndarray]:
+    """Returns a function from an instruction to its prompt tokens, (L,) int32.
 
-    ``words``: any instruction in the words of the embedded tokenizer. ``table``: the instructions that the
-    bundle was made for, with the tokens that the release's own tokenizer gave.
+    Args:
+      recipe: the recipe's ``prompt``. Its kind ``words`` takes any instruction in the words of the embedded tokenizer;
+        ``table`` takes the instructions that the bundle was made for, with the tokens of the release's own tokenizer.
     """
+    # Other lengths or words would shift every token's position, so all three come from the recipe.
     if recipe["kind"] == "words":
         return Tokenizer(tuple(recipe["words"]), recipe["length"], recipe["action_bins"]).prompt
     rows = {text: np.asarray(row, np.int32) for text, row in recipe["rows"].items()}
 
     def look_up(instruction: str) -> np.ndarray:
+        # The rows' keys are in lower case with single spaces, see ``export.source``.
         row = rows.get(" ".join(instruction.lower().split()))
         if row is None:
             known = "; ".join(list(rows)[:10]) + ("; ..." if len(rows) > 10 else "")
@@ -208,10 +227,14 @@ def prompter(recipe: Mapping[str, Any]) -> Callable[[str], np.ndarray]:
 
 
 def check(folder: pathlib.Path, *, verify: bool) -> dict[str, Any]:
-    """The manifest of a bundle whose files are all there and as they were written.
+    """Checks that a bundle's files are complete and as they were written; returns its manifest.
+
+    Args:
+      folder: the bundle.
+      verify: whether to compare SHA-256 sums; otherwise only sizes.
 
     Raises:
-      BundleError: naming what is not.
+      BundleError: naming the file that is missing, changed or not understood.
     """
     if not (folder / MANIFEST).is_file():
         raise BundleError(f"{folder} is not a robot bundle: there is no {MANIFEST} in it.")
@@ -221,28 +244,22 @@ def check(folder: pathlib.Path, *, verify: bool) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{folder / MANIFEST} does not describe a robot bundle ({error!r}).") from error
     if manifest.get("format") != FORMAT or schema > SCHEMA:
+        # A newer schema may mean something else by an old name, so it is not tried.
         raise BundleError(
             f"{folder / MANIFEST}: expected format {FORMAT!r} with schema up to {SCHEMA}, got "
             f"{manifest.get('format')!r} with {schema}. Update wovr_jax, or export the bundle again."
         )
     for name in FILES:
-        _check_file(folder / name, files.get(name), verify)
+        path, expected = folder / name, files.get(name)
+        if expected is None or not path.is_file():
+            raise BundleError(f"{path} is missing, or the manifest does not list it. Copy the whole bundle again.")
+        # The size first: it costs nothing, and a cut-off copy is the usual fault.
+        if path.stat().st_size != expected["bytes"] or (verify and file_facts(path) != expected):
+            raise BundleError(f"{path} is not the file that was exported: its size or SHA-256 is not the manifest's.")
     return manifest
 
 
-def facts(path: pathlib.Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, as the manifest has them."""
+def file_facts(path: pathlib.Path) -> dict[str, Any]:
+    """Returns size and SHA-256 of a file, as the manifest has them."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _check_file(path: pathlib.Path, said: Mapping[str, Any] | None, verify: bool) -> None:
-    if said is None or not path.is_file():
-        raise BundleError(f"{path} is missing, or the manifest does not list it. Copy the whole bundle again.")
-    if path.stat().st_size != said["bytes"] or (verify and facts(path) != said):
-        raise BundleError(f"{path} is not the file that was exported: its size or SHA-256 is not the manifest's.")
-
-
-def _platforms(program: Any) -> set[str]:
-    """Backend names that jax uses for the platforms of a program."""
-    return set(program.platforms) | ({"gpu"} if {"cuda", "rocm"} & set(program.platforms) else set())

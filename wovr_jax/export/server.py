@@ -1,4 +1,4 @@
-"""The policy server: a WebSocket that speaks openpi's protocol.
+"""Serves a policy over a WebSocket, in openpi's protocol (openpi: src/openpi/serving/websocket_policy_server.py).
 
     client                                  server
     GET /healthz                        ->  200 OK
@@ -8,7 +8,7 @@
 
 Messages are ``export.wire``, observations ``export.observation``. The policy acts in one thread of its own, one
 observation after another, while the event loop answers pings and health checks. Requests from web pages, which
-carry an Origin, are refused: a page in a browser on this machine could otherwise drive the robot.
+carry an Origin header, are refused: a page in a browser on this machine could otherwise drive the robot.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import numpy as np
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -37,8 +36,9 @@ from wovr_jax.export.robot import BundleError, Robot
 from wovr_jax.export.wire import WireError
 
 LOG = logging.getLogger(__name__)
+# The library logs a traceback for every stranger's broken handshake; those are no faults of this server.
 _QUIET = logging.getLogger(f"{__name__}.websockets")
-_QUIET.setLevel(logging.CRITICAL)  # a stranger's broken handshake is no traceback of ours
+_QUIET.setLevel(logging.CRITICAL)
 
 
 @checked
@@ -47,11 +47,11 @@ class ServerConfig:
     """How to serve.
 
     Attributes:
-      host, port: where; port 0 takes a free one.
-      api_key: what clients send as ``Authorization: Api-Key ...``; None for no key.
-      temperature: of the sampling; 0 takes the likeliest actions.
-      seed: of the first sampled answer; each later one takes the next.
-      max_bytes: longest message; a longer one closes its connection (code 1009).
+      host, port: the address to listen on; port 0 takes a free one.
+      api_key: the key that clients send as ``Authorization: Api-Key <key>``; None for no key.
+      temperature: temperature of the sampling; 0 takes the likeliest actions.
+      seed: seed of the first sampled answer; each later one takes the next.
+      max_bytes: bytes of the longest message; a longer one closes its connection with code 1009.
       connections: most clients at once.
     """
 
@@ -65,24 +65,30 @@ class ServerConfig:
 
 
 class PolicyServer:
-    """Serves one policy.
+    """A server of one policy.
 
     Args:
       robot: the policy.
-      cfg: how.
+      cfg: how to serve it.
     """
 
     def __init__(self, robot: Robot, cfg: ServerConfig):
         self.robot, self.cfg = robot, cfg
         self._metadata = wire.pack(metadata(robot, cfg.temperature))
         self._seeds = itertools.count(cfg.seed)
+        # One thread: the accelerator serves one observation at a time, and the event loop stays free.
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
         self._clients = 0
 
     def run(self, ready: Callable[[int], None]) -> None:
-        """Serves until the process is interrupted or told to end; ``ready`` is told the port."""
+        """Serves until the process gets SIGINT or SIGTERM.
+
+        Args:
+          ready: called with the port once clients can connect.
+        """
 
         async def until_signal() -> None:
+            # Not KeyboardInterrupt: it would come in the middle of whatever the loop does.
             stop = asyncio.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -94,8 +100,9 @@ class PolicyServer:
         """Serves until ``stop`` is set.
 
         Raises:
-          OSError: the port is taken, or the host is none of this machine.
+          OSError: when the port is taken, or the host is not an address of this machine.
         """
+        # Compiled before the first client comes, whose robot would wait for it.
         self.robot.warm()
         cfg = self.cfg
         try:
@@ -103,10 +110,11 @@ class PolicyServer:
                 self._converse,
                 cfg.host,
                 cfg.port,
+                # None stands for a request without an Origin header, as programs send it.
                 origins=[None],
-                compression=None,
+                compression=None,  # frames of a camera hardly shrink, and deflating them takes milliseconds
                 max_size=cfg.max_bytes,
-                max_queue=2,
+                max_queue=2,  # a client that sends faster than the policy acts is slowed down, not buffered
                 process_request=self._admit,
                 server_header=None,
                 logger=_QUIET,
@@ -117,12 +125,14 @@ class PolicyServer:
             self._thread.shutdown()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Health checks, the API key and the number of clients; None goes on to the handshake."""
+        """Answers health checks and refuses strangers and too many clients; None goes on to the handshake."""
+        # Before the key: whatever watches the server need not know it.
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
-        given = request.headers.get_all("Authorization")
+        keys = request.headers.get_all("Authorization")
+        # compare_digest takes as long for a nearly right key as for a wrong one, so time tells a stranger nothing.
         if self.cfg.api_key is not None and not (
-            len(given) == 1 and hmac.compare_digest(given[0].encode(), f"Api-Key {self.cfg.api_key}".encode())
+            len(keys) == 1 and hmac.compare_digest(keys[0].encode(), f"Api-Key {self.cfg.api_key}".encode())
         ):
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "Expected the header Authorization: Api-Key <key>.\n"
@@ -132,13 +142,14 @@ class PolicyServer:
         return None
 
     async def _converse(self, connection: ServerConnection) -> None:
-        """One client, until it leaves."""
+        """Answers one client's messages until it leaves."""
         self._clients += 1
         loop, previous = asyncio.get_running_loop(), None
         try:
             await connection.send(self._metadata)
             async for message in connection:
                 began = time.perf_counter()
+                # In the thread of the policy, so that pings are answered while it acts.
                 reply = await loop.run_in_executor(self._thread, self._answer, message, previous)
                 await connection.send(reply)
                 previous = 1000.0 * (time.perf_counter() - began)
@@ -148,37 +159,35 @@ class PolicyServer:
             self._clients -= 1
 
     def _answer(self, message: bytes | str, previous: float | None) -> bytes | str:
-        """The reply to a message; text says what was wrong with it."""
+        """Returns the reply to a message: bytes with actions, or text that says what was wrong."""
         try:
             if isinstance(message, str):
                 raise WireError("expected a binary message, one msgpack map; got text")
-            seen = observation.read(wire.unpack(message), self.robot.frame_shape)
+            observed = observation.read(wire.unpack(message), self.robot.frame_shape)
             began = time.perf_counter()
-            action_TA = self._act(seen)
+            seed = next(self._seeds) % 2**32 if observed.seed is None else observed.seed
+            answer = self.robot.act(
+                observed.frame_HWC[None], [observed.instruction], seeds=[seed], temperature=self.cfg.temperature
+            )
             timing = {"infer_ms": 1000.0 * (time.perf_counter() - began)}
+            # openpi's clients report how long the whole of their last request took here.
             if previous is not None:
                 timing["prev_total_ms"] = previous
-            return wire.pack({"actions": action_TA, "server_timing": timing})
+            return wire.pack({"actions": answer.action_BTA[0], "server_timing": timing})
         except (WireError, ObservationError, BundleError) as error:
             return str(error)
-        except Exception:  # whatever one request meets, the next one is answered
+        except Exception:
+            # Whatever one request meets, the next one is answered.
             LOG.exception("the policy failed on an observation")
             return "the policy failed on this observation; the server's log says how"
 
-    def _act(self, seen: observation.Observation) -> np.ndarray:
-        seed = next(self._seeds) % 2**32 if seen.seed is None else seen.seed
-        answer = self.robot.act(
-            seen.frame_HWC[None], [seen.instruction], seeds=[seed], temperature=self.cfg.temperature
-        )
-        return answer.action_BTA[0]
-
 
 def metadata(robot: Robot, temperature: float) -> dict[str, Any]:
-    """What a client is told when it connects."""
+    """Returns what a client is told when it connects."""
     action, (steps, dim) = robot.recipe["action"], robot.chunk_shape
     return {
         "policy": robot.about["policy"],
-        "observation": observation.expected(robot.frame_shape),
+        "observation": observation.describe(robot.frame_shape),
         "image": robot.recipe["image"],
         "chunk": steps,
         "action_dim": dim,

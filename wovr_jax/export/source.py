@@ -1,4 +1,4 @@
-"""Where a policy comes from: a run folder or imported weights, with everything that belongs to its actions.
+"""Opens the policy of a run folder or of imported weights, with everything that its actions depend on.
 
 Both are only read. Weights come leaf by leaf and as often as they are asked for, so that an export never holds
 more than one copy of them and a leaf.
@@ -7,7 +7,6 @@ more than one copy of them and a leaf.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -17,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from wovr_jax.bridge.convert import rest_name
-from wovr_jax.bridge.rest import FILES
+from wovr_jax.bridge.rest import FILES, folder_name
 from wovr_jax.core import checkpoint, config
+from wovr_jax.core.disk import read_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import normalize
 from wovr_jax.policy import processing, release, vla
@@ -28,14 +27,14 @@ from wovr_jax.policy.processing import Processing
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.weights import native
-from wovr_jax.weights.keymap import Fact
+from wovr_jax.weights.safetensors import Fact
 
 BASE, DEMONSTRATIONS = "sft", "demonstrations"
-"""Stages of a run: its base policy, and the episodes whose statistics its actions have."""
+"""Names of a run's stages: its base policy, and the episodes whose statistics scale its actions."""
 
 
 class SourceError(ValueError):
-    """A folder or file that holds no policy that can be exported; the message says what is missing."""
+    """Tells why a folder or file holds no policy that can be exported, and what is missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +42,17 @@ class Policy:
     """A policy and what its actions depend on.
 
     Attributes:
-      name: what a reader calls it, e.g. ``"runs/pace, grpo-2"``.
+      name: its name for readers, e.g. ``"pace, grpo-2"``.
       cfg: the network.
       facts: dotted path -> shape and dtype of every leaf.
-      leaves: path and value of every leaf, one after another.
+      leaves: gives path and value of every leaf, one after another, as often as it is called.
       statistics: the content of ``dataset_statistics.json``.
-      key: the entry of it that the policy was trained with.
+      key: the entry of ``statistics`` that the policy was trained with.
       tokens: instruction -> (L,) int32 prompt tokens.
-      prompt: the same as the recipe has it, see ``robot.prompter``.
-      frame: (H, W, 3) of the camera's frames, uint8.
-      image: what is done to them before the network.
-      temperature: of the sampling in training.
+      prompt: ``tokens`` as the recipe describes it, see ``robot.make_prompter``.
+      frame: (H, W, 3), the shape of the camera's uint8 frames.
+      image: what is done to a frame before the network.
+      temperature: temperature of the sampling in training.
       recorded: folder of episodes to replay.
     """
 
@@ -72,15 +71,15 @@ class Policy:
 
     @property
     def codec(self) -> Codec:
-        """Between tokens and environment actions."""
+        """The codec between tokens and environment actions."""
         return Codec.from_statistics(self.statistics[self.key]["action"])
 
     def weights(self) -> dict[str, jax.Array]:
-        """All leaves on the device, by dotted path."""
+        """Returns all leaves on the device, by dotted path."""
         return {name: jax.device_put(leaf) for name, leaf in self.leaves()}
 
     def recipe(self) -> dict[str, Any]:
-        """The content of ``recipe.json``: everything around the network that decides an action."""
+        """Returns the content of ``recipe.json``: everything around the network that decides an action."""
         height, width, _ = self.frame
         return {
             "image": {"height": height, "width": width, "dtype": "uint8", **dataclasses.asdict(self.image)},
@@ -98,42 +97,49 @@ class Policy:
 
 
 def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str | os.PathLike | None = None) -> Policy:
-    """The policy of a run folder.
+    """Returns the policy of a run folder.
 
     Args:
       folder: the run.
       round_: which policy: 0 is the base policy, k the policy after k rounds. By default the last one.
-      episodes: to replay; by default the newest that the run collected.
+      episodes: the episodes to replay; by default the newest that the run collected.
 
     Raises:
-      SourceError: no run folder, or no such policy in it.
+      SourceError: when it is no run folder, or there is no such policy in it.
     """
     folder = pathlib.Path(folder).expanduser().absolute()
-    settings = _settings(folder)
-    stage = _stage(folder, round_)
+    settings = _read_settings(folder)
+    stage = _find_stage(folder, round_)
+    # Only the parts that are needed are read of config.json, so that a run of an older recipe can still be exported.
     cfg = config.from_dict(VLAConfig, settings["policy"], f"{folder / 'config.json'}: policy")
+    # The vocabulary depends on the simulator, and so does the entry's name in the statistics.
     suite = (settings.get("libero") or {}).get("suite", "")
-    words, key = Tokenizer.libero() if suite else Tokenizer.tabletop(), suite or "tabletop"
+    words = Tokenizer.libero() if suite else Tokenizer.tabletop()
+    key = suite or "tabletop"
+    # A run that began with a release has the release's tokenizer, whose files are with the import.
     if words.vocab_size != cfg.vocab_size:
         raise SourceError(
             f"{folder}: its policy has {cfg.vocab_size} token ids, the embedded tokenizer {words.vocab_size}. "
             "Only runs with the embedded tokenizer can be exported from their folder."
         )
     demonstrations = folder / "stages" / DEMONSTRATIONS / "episodes"
-    like = vla.network(cfg).shapes()
-    facts = {name: Fact(tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in dotted(like).items()}
-    host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    shapes = vla.network(cfg).shapes()
+    facts = {name: Fact(tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in flatten_dotted(shapes).items()}
+    # Numpy arrays as templates bring the checkpoint to the host; empty ones cost no memory until they are written.
+    host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
 
     def leaves() -> Iterator[tuple[str, np.ndarray]]:
-        held = dotted(checkpoint.restore(folder / "stages" / stage / "policy", host))
+        held = flatten_dotted(checkpoint.restore(folder / "stages" / stage / "policy", host))
         for name in facts:
-            yield name, held.pop(name)  # no longer held here once it is somewhere else
+            # Given away: once a leaf is on the device or the disk, the host's memory of it is free.
+            yield name, held.pop(name)
 
     return Policy(
         name=f"{folder.name}, {stage}",
         cfg=cfg,
         facts=facts,
         leaves=leaves,
+        # Computed again as the run did it: from the demonstrations, never from later episodes.
         statistics=normalize.statistics(disk.read(demonstrations), key),
         key=key,
         tokens=words.prompt,
@@ -141,7 +147,7 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
         frame=tuple(disk.manifest(demonstrations)["frame"]),
         image=Processing.rlinf(cfg.dino.image),
         temperature=float(settings["temperature"]),
-        recorded=pathlib.Path(episodes or _recorded(folder) or demonstrations).expanduser().absolute(),
+        recorded=pathlib.Path(episodes or _newest_rollouts(folder) or demonstrations).expanduser().absolute(),
     )
 
 
@@ -153,91 +159,101 @@ def from_import(
     instructions: Sequence[str] = (),
     temperature: float = 1.6,
 ) -> Policy:
-    """An imported policy, with the tokenizer and statistics of its release.
+    """Returns an imported policy, with the tokenizer and statistics of its release.
 
     Args:
       card: its ``policy.json``, with ``policy.rest`` beside it.
-      episodes: recorded by the robot or simulator it is for; they tell the size of the camera's frames.
-      key: of the statistics; needed where the release has several.
-      instructions: that the policy will be asked for, besides those of the episodes.
-      temperature: of the sampling in training (WoVR and RLinf: 1.6).
+      episodes: episodes recorded by the robot or simulator that it is for; their frames have the camera's size.
+      key: name of the entry of the statistics; needed where the release has several.
+      instructions: what the policy will be asked for, besides the episodes' instructions.
+      temperature: temperature of the sampling in training (WoVR and RLinf: 1.6).
 
     Raises:
-      SourceError: what the import kept is not there.
-      FileError, EpisodesError, StatisticsError: of the files themselves.
+      SourceError: when the files that the import kept are missing.
+      FileError, EpisodesError, StatisticsError: when a file is damaged or not as expected.
     """
     card = pathlib.Path(card).expanduser().absolute()
+    # Verified once, here: leaves are then read many times.
     cfg, weights, _ = native.open_native(card, verify=True)
     if not isinstance(cfg, VLAConfig):
         raise SourceError(f"{card} is a {type(cfg).__name__}, not a policy.")
-    files = card.with_name(rest_name(card.stem)) / FILES
+    files = card.with_name(folder_name(card.stem)) / FILES
     if not files.is_dir():
         raise SourceError(f"{files} is missing: it holds the release's tokenizer and statistics. Import it again.")
-    told = disk.manifest(episodes)
-    asked = [*(task["instruction"] for task in told["tasks"].values()), *instructions]
-    tokens, prompt = _table(files, cfg, asked)
-    name, entry = _statistics(files, key)
+    manifest = disk.manifest(episodes)
+    asked = [*(task["instruction"] for task in manifest["tasks"].values()), *instructions]
+    # An instruction that no episode has can be added; others are refused by the bundle.
+    tokens, prompt = _make_table(files, cfg, asked)
+    name, entry = _find_statistics(files, key)
     return Policy(
         name=f"{card.parent.name}/{card.name}",
         cfg=cfg,
+        # Dots, as leaves are named in weights.safetensors.
         facts={path.replace("/", "."): fact for path, fact in weights.facts.items()},
         leaves=lambda: ((path.replace("/", "."), weights.read(path)) for path in weights.facts),
         statistics={name: entry},
         key=name,
         tokens=tokens,
         prompt=prompt,
-        frame=tuple(told["frame"]),
-        image=processing.named(cfg.recipe, cfg.dino.image),
+        frame=tuple(manifest["frame"]),
+        image=processing.of_recipe(cfg.recipe, cfg.dino.image),
         temperature=temperature,
         recorded=pathlib.Path(episodes).expanduser().absolute(),
     )
 
 
-def _table(files: pathlib.Path, cfg: VLAConfig, asked: Sequence[str]) -> tuple[Callable, dict[str, Any]]:
-    """Prompt tokens of the instructions, all as wide as the longest, and how a recipe says them."""
+def _make_table(files: pathlib.Path, cfg: VLAConfig, asked: Sequence[str]) -> tuple[Callable, dict[str, Any]]:
+    """Returns the instructions' prompt tokens, all as wide as the longest, as a function and as a recipe has them."""
+    # A robot has no transformers library, so the release's tokenizer is asked now and its answers are kept.
+    # RLinf pads to 128 tokens; padding changes answers by rounding only, and a shorter prompt costs less.
     width = max(len(release.ReleaseTokenizer(files, cfg).encode(text)) for text in asked)
     tokens = release.ReleaseTokenizer(files, cfg, width).prompt
+    # The keys that `robot.make_prompter` looks up.
     rows = {" ".join(text.lower().split()): tokens(text).tolist() for text in asked}
     return tokens, {"kind": "table", "length": width, "rows": rows}
 
 
-def _statistics(files: pathlib.Path, key: str | None) -> tuple[str, dict[str, Any]]:
-    """Name and content of an entry of the release's statistics."""
+def _find_statistics(files: pathlib.Path, key: str | None) -> tuple[str, dict[str, Any]]:
+    """Returns name and content of an entry of the release's statistics."""
     entry = release.statistics(files, key)
-    own = files / release.STATISTICS
-    held = json.loads((own if own.is_file() else files / release.CONFIG).read_text())
-    table = held if own.is_file() else held["norm_stats"]
-    return next(name for name, there in table.items() if there == entry), entry
+    # The key may be short for the name (libero_goal for libero_goal_no_noops), and clients are told the name.
+    file = files / release.STATISTICS
+    table = read_json(file) if file.is_file() else None
+    if table is None:
+        table = read_json(files / release.CONFIG)["norm_stats"]
+    return next(name for name, candidate in table.items() if candidate == entry), entry
 
 
-def dotted(params: dict[Any, Any]) -> dict[str, Any]:
-    """Dotted path -> leaf of nested parameters."""
-    return {path.replace("/", "."): leaf for path, leaf in native.flat(params).items()}
+def flatten_dotted(params: dict[Any, Any]) -> dict[str, Any]:
+    """Returns dotted path -> leaf of nested parameters."""
+    return {path.replace("/", "."): leaf for path, leaf in native.flatten(params).items()}
 
 
-def _settings(folder: pathlib.Path) -> dict[str, Any]:
+def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / "config.json").read_text())
+        settings = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
         raise SourceError(f"{folder} is not a run folder: its config.json cannot be read ({error}).") from error
+    # Any config.json parses; a run's has these two.
     if not isinstance(settings, dict) or not {"policy", "temperature"} <= settings.keys():
         raise SourceError(f"{folder / 'config.json'} is not the configuration of a run: it has no policy in it.")
     return settings
 
 
-def _stage(folder: pathlib.Path, round_: int | None) -> str:
-    """The stage that made the policy of a round."""
+def _find_stage(folder: pathlib.Path, round_: int | None) -> str:
+    """Returns the name of the stage that made the policy of a round, by default of the last one."""
+    # Only finished stages count: a stage in the making has a policy of some step in the middle.
     done = {mark.parent.name for mark in folder.glob("stages/*/done.json")}
-    there = {0: BASE} if BASE in done else {}
-    there |= {int(name.removeprefix("grpo-")): name for name in done if re.fullmatch(r"grpo-\d+", name)}
-    if not there or (round_ is not None and round_ not in there):
+    stages = {0: BASE} if BASE in done else {}
+    stages |= {int(name.removeprefix("grpo-")): name for name in done if re.fullmatch(r"grpo-\d+", name)}
+    if not stages or (round_ is not None and round_ not in stages):
         wanted = "a policy" if round_ is None else f"a policy of round {round_}"
-        has = ", ".join(f"round {k} ({there[k]})" for k in sorted(there)) or "no finished policy"
+        has = ", ".join(f"round {k} ({stages[k]})" for k in sorted(stages)) or "no finished policy"
         raise SourceError(f"{folder}: expected {wanted}, found {has}. Let the run go on, or choose another.")
-    return there[max(there) if round_ is None else round_]
+    return stages[max(stages) if round_ is None else round_]
 
 
-def _recorded(folder: pathlib.Path) -> pathlib.Path | None:
-    """The newest true rollouts of a run; none before its first collection."""
+def _newest_rollouts(folder: pathlib.Path) -> pathlib.Path | None:
+    """Returns the folder of a run's newest true rollouts, None before its first collection."""
     done = sorted(folder.glob("stages/collect-*/done.json"), key=lambda mark: int(mark.parent.name.split("-")[1]))
     return done[-1].parent / "episodes" if done else None

@@ -1,6 +1,12 @@
-"""The one attention function of the repository.
+"""Attention and its rotary positions: the one attention function of the repository.
 
-Letters of this file: H heads, D width of one head, L queries, K keys.
+A rotary table holds *angles*, one for each position and pair of channels. Wan counts over (time, row, column), Llama
+over a line, and the two differ in which channels form a pair:
+
+    Wan    neighbours   (0, 1), (2, 3), ...          ``rotate_pairs``
+    Llama  halves       (0, D/2), (1, D/2 + 1), ...  ``rotate_halves``
+
+Letters of this file: H heads, D width of one head, L queries, K keys, P = D / 2 pairs of channels.
 """
 
 from __future__ import annotations
@@ -10,8 +16,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-Array = jax.Array
+from wovr_jax.types import Array
 
 Kernel = Literal["xla", "cudnn"]
 KERNELS = typing.get_args(Kernel)
@@ -47,36 +54,34 @@ def attention(
     """
     _check(q_BLHD, k_BKHD, v_BKHD, kernel)
     if mask is not None:
-        mask = _mask_of_rank_four(mask)
+        mask = _expand_mask(mask)
     scale = float(q_BLHD.shape[-1] ** -0.5 if scale is None else scale)
     if kernel == "cudnn":
         return jax.nn.dot_product_attention(q_BLHD, k_BKHD, v_BKHD, mask=mask, scale=scale, implementation="cudnn")
-    # Heads before positions, and the division by the sum after the second product: the same
-    # numbers, and half the time on XLA:CPU, forward and backward.
+    # (B, L, H, D) -> (B, H, L, D). Heads before positions, and the division by the sum after the second product: the
+    # same numbers, and half the time on XLA:CPU, forward and backward.
     q_BHLD, k_BHKD, v_BHKD = (jnp.swapaxes(x, 1, 2) for x in (q_BLHD, k_BKHD, v_BKHD))
+    # bfloat16 operands, float32 sums: what an accelerator's matrix unit does anyway, and a CPU has to be told.
     logit_BHLK = scale * jnp.einsum("BHLD,BHKD->BHLK", q_BHLD, k_BHKD, preferred_element_type=jnp.float32)
     if mask is not None:
         logit_BHLK = jnp.where(mask, logit_BHLK, K_MASK)
+    # The largest logit is taken away so that exp cannot overflow. It cancels in the quotient, and so does its gradient.
     top_BHL1 = jax.lax.stop_gradient(logit_BHLK.max(-1, keepdims=True))
     weight_BHLK = jnp.exp(logit_BHLK - top_BHL1)  # float32: bfloat16 cannot sum a long row to one
     out_BHLD = jnp.einsum(
         "BHLK,BHKD->BHLD", weight_BHLK.astype(v_BHKD.dtype), v_BHKD, preferred_element_type=jnp.float32
     )
     out_BHLD = out_BHLD / weight_BHLK.sum(-1, keepdims=True)
-    return jnp.swapaxes(out_BHLD, 1, 2).astype(q_BLHD.dtype)
+    return jnp.swapaxes(out_BHLD, 1, 2).astype(q_BLHD.dtype)  # (B, H, L, D) -> (B, L, H, D)
 
 
 def padding_mask(valid_BK: Array) -> Array:
-    """(B, 1, 1, K) mask under which every query sees exactly the valid keys."""
+    """Returns the (B, 1, 1, K) mask under which every query sees exactly the valid keys."""
     return valid_BK[:, None, None, :]
 
 
-def causal_mask(length: int) -> Array:
-    """(L, L) mask under which position i sees positions 0..i."""
-    return jnp.tril(jnp.ones((length, length), bool))
-
-
-def _mask_of_rank_four(mask: Array) -> Array:
+def _expand_mask(mask: Array) -> Array:
+    """Returns the mask with the four axes (B, H, L, K), those that it lacks of length 1."""
     if mask.dtype != jnp.bool_:
         raise ValueError(f"attention mask: expected bool, True where a query may look, got {mask.dtype}")
     if mask.ndim == 2:
@@ -97,3 +102,62 @@ def _check(q_BLHD: Array, k_BKHD: Array, v_BKHD: Array, kernel: str) -> None:
     (batch, _, heads, width), (*key_batch, _, key_heads, key_width) = shapes[0], shapes[1]
     if (batch, heads, width) != (*key_batch, key_heads, key_width):
         raise ValueError(f"attention: batch, heads and head width of q and k differ: {shapes[0]} and {shapes[1]}")
+
+
+def wan_split(head_dim: int) -> tuple[int, int, int]:
+    """Returns the channels of a head given to (time, row, column): rows and columns get 2 * (D // 6) each.
+
+    128 -> (44, 42, 42). Source: Wan2.2 wan/modules/model.py.
+    """
+    if head_dim % 2 or head_dim < 6:
+        raise ValueError(f"rope: a head of Wan needs an even width of at least 6, got {head_dim}")
+    side = 2 * (head_dim // 6)
+    return head_dim - 2 * side, side, side
+
+
+def wan_angles(frames: int, rows: int, columns: int, head_dim: int, theta: float = 10_000.0) -> np.ndarray:
+    """Returns the (f * h * w, P) float32 angles of a latent grid, column fastest, every axis counted from 0.
+
+    Each axis restarts its own frequencies theta^(-2j/m) for its m channels. The table is a
+    constant made in float64 on the host.
+    """
+    grid = np.meshgrid(np.arange(frames), np.arange(rows), np.arange(columns), indexing="ij")
+    # One block of pairs for each axis: position (f * h * w, 1) times frequency (1, m / 2). The order time, row, column
+    # is that of the released weights; another one would give other attention without any error.
+    parts = [
+        axis.reshape(-1, 1) * _frequencies(width, theta)[None]
+        for axis, width in zip(grid, wan_split(head_dim), strict=True)
+    ]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def rotate_pairs(x_BLHD: Array, angle_LP: Array | np.ndarray) -> Array:
+    """Rotates neighbouring channels (2k, 2k + 1) by ``angle_LP[:, k]``, in float32."""
+    angle = jnp.asarray(angle_LP, jnp.float32)[None, :, None, :]  # (L, P) -> (1, L, 1, P): for all rows and heads
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    pair = x_BLHD.astype(jnp.float32).reshape(*x_BLHD.shape[:-1], -1, 2)  # (B, L, H, D) -> (B, L, H, P, 2)
+    even, odd = pair[..., 0], pair[..., 1]
+    # (even + i odd) e^(i angle), as upstream writes it with complex numbers.
+    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return turned.reshape(x_BLHD.shape).astype(x_BLHD.dtype)
+
+
+def llama_angles(position_BL: Array, head_dim: int, theta: float = 10_000.0) -> Array:
+    """Returns the (B, L, P) float32 angles position * theta^(-2j/D). Source: transformers models/llama."""
+    if head_dim % 2:
+        raise ValueError(f"rope: a head of Llama needs an even width, got {head_dim}")
+    frequency = jnp.asarray(_frequencies(head_dim, theta), jnp.float32)
+    return position_BL.astype(jnp.float32)[..., None] * frequency[None, None]
+
+
+def rotate_halves(x_BLHD: Array, angle_BLP: Array) -> Array:
+    """Rotates channels (k, k + D/2) by ``angle_BLP[..., k]``, in float32."""
+    cos, sin = jnp.cos(angle_BLP)[:, :, None], jnp.sin(angle_BLP)[:, :, None]  # (B, L, P) -> (B, L, 1, P)
+    first, second = jnp.split(x_BLHD.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BLHD.dtype)
+
+
+def _frequencies(width: int, theta: float) -> np.ndarray:
+    # In float64 on the host and rounded once, as Wan's own table is.
+    return theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)

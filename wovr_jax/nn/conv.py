@@ -58,45 +58,39 @@ def causal_conv3d(
     if x_BFHWC.shape[-1] != channels:
         raise ValueError(f"causal_conv3d: the kernel takes {channels} channels, the input has {x_BFHWC.shape[-1]}")
     past = taps - 1 if past is None else past
-    if (taps, height, width) == (1, 1, 1):
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"convolution implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}")
+    native = implementation == "native" or (implementation == "auto" and jax.default_backend() != "cpu")
+    if (taps, height, width) == (1, 1, 1):  # one matrix product on the channels, on any backend
         y = x_BFHWC[:, ::stride] @ kernel_THWIO[0, 0, 0]
-    elif _choose(implementation) == "native":
-        y = _native(x_BFHWC, kernel_THWIO, stride, past)
+    elif native:
+        y = lax.conv_general_dilated(
+            x_BFHWC,
+            kernel_THWIO,
+            window_strides=(stride, 1, 1),
+            # All padding of time stands before the first frame: this alone makes the convolution causal.
+            padding=((past, 0), _same(height), _same(width)),
+            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        )
     else:
         y = _fold(x_BFHWC, kernel_THWIO, stride, past)
     return y if bias_O is None else y + bias_O
 
 
-def _choose(implementation: str) -> str:
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"convolution implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}")
-    if implementation == "auto":
-        return "fold" if jax.default_backend() == "cpu" else "native"
-    return implementation
-
-
-def _native(x_BFHWC: Array, kernel_THWIO: Array, stride: int, past: int) -> Array:
-    _, height, width, _, _ = kernel_THWIO.shape
-    return lax.conv_general_dilated(
-        x_BFHWC,
-        kernel_THWIO,
-        window_strides=(stride, 1, 1),
-        padding=((past, 0), _same(height), _same(width)),
-        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-    )
-
-
 def _fold(x_BFHWC: Array, kernel_THWIO: Array, stride: int, past: int) -> Array:
+    """Computes the convolution with its time taps as input channels of a planar one."""
     taps, height, width, channels, features = kernel_THWIO.shape
     frames = (x_BFHWC.shape[1] + past - taps) // stride + 1
-    folded = jnp.concatenate([_shifted(x_BFHWC, t - past, stride, frames) for t in range(taps)], axis=-1)
+    # Tap t of output frame i meets input frame i * stride + t - past. (B, F, H, W, C) -> (B, F', H, W, T * C)
+    folded = jnp.concatenate([_shift(x_BFHWC, t - past, stride, frames) for t in range(taps)], axis=-1)
+    # (T, H, W, I, O) -> (H, W, T * I, O): the taps in the order in which the frames were joined.
     kernel_HWIO = kernel_THWIO.transpose(1, 2, 0, 3, 4).reshape(height, width, taps * channels, features)
     return conv2d(folded, kernel_HWIO, padding=(_same(height), _same(width)))
 
 
-def _shifted(x_BFHWC: Array, start: int, stride: int, frames: int) -> Array:
-    """Frames start, start + stride, ..., ``frames`` of them; those before the first are zero."""
-    missing = min(frames, max(0, -(start // stride)))
+def _shift(x_BFHWC: Array, start: int, stride: int, frames: int) -> Array:
+    """Takes frames start, start + stride, ..., ``frames`` of them; those before the first are zero."""
+    missing = min(frames, max(0, -(start // stride)))  # how many of them lie before the first frame
     first = start + missing * stride
     kept = (
         x_BFHWC[:, first : first + (frames - missing - 1) * stride + 1 : stride] if frames > missing else x_BFHWC[:, :0]
@@ -120,11 +114,12 @@ def conv2d(
     ``padding`` is (top, bottom), (left, right), or a name of ``lax``. A 1 x 1 kernel is a matmul.
     """
     height, width = kernel_HWIO.shape[:2]
+    # A matrix product keeps the leading axes, so that a layout over devices survives; the reshape below may not.
     if (height, width) == (1, 1) and padding in ("SAME", "VALID", ((0, 0), (0, 0))):
         return x_HWC[..., ::stride, ::stride, :] @ kernel_HWIO[0, 0]
     lead = x_HWC.shape[:-3]
     y = lax.conv_general_dilated(
-        x_HWC.reshape(-1, *x_HWC.shape[-3:]),
+        x_HWC.reshape(-1, *x_HWC.shape[-3:]),  # (..., H, W, C) -> (N, H, W, C)
         kernel_HWIO,
         window_strides=(stride, stride),
         padding=padding,
@@ -142,17 +137,22 @@ def upsample_conv2d(x_HWC: Array, kernel_HWIO: Array) -> Array:
     *lead, H, W, channels = x_HWC.shape
     features = kernel_HWIO.shape[-1]
     # Row taps -1, 0, 1 of an even output row meet input rows i-1, i, i; of an odd row i, i, i+1.
+    # So output phase p (even, odd) of an axis has two merged taps, each a sum over the three of the kernel: (P, T, K).
     merge_PTK = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)
+    # In float32, so that sums of bfloat16 taps are rounded once. Row taps a, columns b; row phase p, columns q.
     phases = jnp.einsum("pak,qbl,klio->abipqo", merge_PTK, merge_PTK, kernel_HWIO.astype(jnp.float32))
+    # (2, 2, I, 2, 2, O) -> (2, 2, I, 4 * O): the four phases are output channels of one 2 x 2 convolution.
     phases = phases.reshape(2, 2, channels, 4 * features).astype(kernel_HWIO.dtype)
     y = conv2d(x_HWC, phases, padding=((1, 1), (1, 1))).reshape(-1, H + 1, W + 1, 2, 2, features)
+    # Position i of y began one pixel early: even rows read it at i, odd rows at i + 1; then columns likewise.
+    # (N, H + 1, W + 1, 2, 2, O) -> (N, 2H, W + 1, 2, O) -> (N, 2H, 2W, O)
     rows = jnp.stack([y[:, p : p + H, :, p] for p in (0, 1)], axis=2).reshape(-1, 2 * H, W + 1, 2, features)
     out = jnp.stack([rows[:, :, q : q + W, q] for q in (0, 1)], axis=3)
     return out.reshape(*lead, 2 * H, 2 * W, features)
 
 
 def _same(size: int) -> tuple[int, int]:
-    """The padding of an odd kernel that keeps the size."""
+    """Returns the padding of an odd kernel that keeps the size."""
     return (size // 2, size // 2)
 
 
@@ -176,7 +176,7 @@ class CausalConv3D(nnx.Module):
         self.stride, self.past, self.implementation, self.dtype = stride, past, implementation, dtype
 
     def __call__(self, x_BFHWC: Array) -> Array:
-        """(B, F, H, W, I) to (B, F', H, W, O), in the compute dtype."""
+        """Convolves (B, F, H, W, I) to (B, F', H, W, O), in the compute dtype."""
         return causal_conv3d(
             x_BFHWC.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
@@ -209,13 +209,13 @@ class Conv2D(nnx.Module):
         self.stride, self.dtype = stride, dtype
 
     def __call__(self, x_HWC: Array) -> Array:
-        """(..., H, W, I) to (..., H', W', O), in the compute dtype."""
+        """Convolves (..., H, W, I) to (..., H', W', O), in the compute dtype."""
         y = conv2d(
             x_HWC.astype(self.dtype), self.kernel[...].astype(self.dtype), stride=self.stride, padding=self.padding
         )
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def upsample(self, x_HWC: Array) -> Array:
-        """The layer after a doubling by repeated pixels (3 x 3 kernels at stride 1): ``upsample_conv2d``."""
+        """Applies the layer after a doubling by repeated pixels (3 x 3 at stride 1), see ``upsample_conv2d``."""
         y = upsample_conv2d(x_HWC.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)

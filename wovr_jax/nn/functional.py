@@ -32,41 +32,41 @@ class Pure:
         self._graph, self._state = nnx.split(abstract)
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters from a PRNG key. Every call traces and compiles: keep what it returns."""
+        """Returns fresh parameters from a PRNG key. Every call traces and compiles: keep what it returns."""
 
+        # In one compiled program: run one by one, the draws of a large network would each be compiled and dispatched.
         @jax.jit
         def init(key: jax.Array) -> Params:
-            return _pure(nnx.state(self._build(nnx.Rngs(key))))
+            return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
 
         return init(key)
 
     def shapes(self) -> Params:
-        """The parameters as ``jax.ShapeDtypeStruct`` leaves."""
-        return _pure(self._state)
+        """Returns the parameters as ``jax.ShapeDtypeStruct`` leaves."""
+        return nnx.to_pure_dict(self._state)
 
     def module(self, params: Params) -> nnx.Module:
-        """The live module holding ``params``."""
+        """Returns the live module that holds ``params``."""
+        # A copy of the tree, since the next line writes into it: one Pure serves many programs at once.
         state = jax.tree.map(lambda leaf: leaf, self._state)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self._graph, state)
 
     def __call__(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        """Calls the module, or the ``method`` of it, with ``params`` as its variables."""
         return getattr(self.module(params), method)(*args, **kwargs)
 
     def mutate(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> tuple[Any, Params]:
-        """Like a call, and returns ``(output, params)`` with the variables as it left them."""
+        """Returns ``(output, params)`` of a call, with the variables as the call left them."""
         module = self.module(params)
         output = getattr(module, method)(*args, **kwargs)
-        return output, _pure(nnx.state(module))
-
-
-def _pure(state: nnx.State) -> Params:
-    return nnx.to_pure_dict(state)
+        return output, nnx.to_pure_dict(nnx.state(module))
 
 
 def stack(build: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -> nnx.Module:
-    """``length`` equal blocks as one module whose variables have a leading layer axis."""
+    """Returns ``length`` equal blocks as one module whose variables have a leading layer axis."""
 
+    # Each layer draws from its own key, and the compiler sees one block however deep the network is.
     @nnx.split_rngs(splits=length)
     @nnx.vmap(in_axes=0, out_axes=0)
     def make(rngs: nnx.Rngs) -> nnx.Module:
@@ -76,17 +76,20 @@ def stack(build: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) 
 
 
 def scan_blocks(blocks: nnx.Module, carry: jax.Array, *args: Any, layered: tuple = (), remat: bool = True) -> jax.Array:
-    """Runs ``carry = block(carry, *own, *args)`` over the layer axis of a stacked module.
+    """Runs ``carry = block(carry, *slices, *args)`` over the layer axis of a stacked module.
 
-    ``args`` are the same for every layer; ``own`` is the layer's slice of ``layered``, whose
+    ``args`` are the same for every layer; ``slices`` are the layer's part of ``layered``, whose
     arrays have a leading layer axis. With ``remat`` the backward pass recomputes each block
     from its input.
     """
     graph, state = nnx.split(blocks)
 
+    @jax.named_scope(type(blocks).__name__)  # so that a profile shows which network a block belongs to
     def body(carry: jax.Array, layer: tuple[nnx.State, tuple]) -> tuple[jax.Array, None]:
-        weights, own = layer
-        return sharding.batch(nnx.merge(graph, weights)(carry, *own, *args), even=False), None
+        weights, slices = layer
+        # The layout is stated anew after every block, or the partitioner may gather the stream of activations whole.
+        return sharding.batch(nnx.merge(graph, weights)(carry, *slices, *args), even=False), None
 
     carry = sharding.batch(carry, even=False)
+    # Remat inside the scan keeps one carry a layer for the backward pass, and nothing from within the blocks.
     return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (state, layered))[0]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-Array = jax.Array
+from wovr_jax.types import Array
 
 
 class LayerNorm(nnx.Module):
@@ -34,6 +34,7 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         _check_width("LayerNorm", self.dim, x)
         full = x.astype(jnp.float32)  # bfloat16 sums over thousands of channels lose the mean
+        # In two passes: mean(x^2) - mean(x)^2 would lose the variance of a stream that is far from zero.
         centred = full - full.mean(-1, keepdims=True)
         full = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
         if self.affine:
@@ -57,12 +58,14 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         _check_width("RMSNorm", self.dim, x)
         full = x.astype(jnp.float32)
+        # Scaled in float32 and rounded once. Llama upstream rounds before it scales: the same but for the last bit.
         full = full * jax.lax.rsqrt(jnp.square(full).mean(-1, keepdims=True) + self.eps)
         return (full * _last(self.scale[...], x.ndim)).astype(x.dtype)
 
 
 def _last(vector_D: Array, rank: int) -> Array:
-    """A vector as an array of ``rank`` whose last axis it is, in float32."""
+    """Returns the vector as a float32 array of ``rank`` whose last axis it is."""
+    # (D,) -> (1, ..., 1, D). Written out, since a broadcast by rank hides a vector that lies along the wrong axis.
     return vector_D.astype(jnp.float32).reshape((1,) * (rank - 1) + (-1,))
 
 

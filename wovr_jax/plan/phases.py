@@ -19,16 +19,18 @@ from wovr_jax.core import sharding
 from wovr_jax.core.sharding import BATCH, Axes
 from wovr_jax.imagine import imagine
 from wovr_jax.nn import lora
-from wovr_jax.policy import adapters, vla
+from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
+from wovr_jax.policy.train import RLPolicy, make_rl_policy
 from wovr_jax.reward import classifier
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.train import freeze
+from wovr_jax.train import step as train_step
 from wovr_jax.types import ACTION_DIM, Imagined, Params, Start
 from wovr_jax.world import dit
 from wovr_jax.world import model as world_model
 from wovr_jax.world import train as world_train
-from wovr_jax.world.latents import Batch, Drawn
+from wovr_jax.world.latents import Batch, HostBatch
 
 PROMPT = 64
 """Tokens of a prompt, generously."""
@@ -83,24 +85,25 @@ def world(recipe: Recipe, on: On) -> Phase:
     cfg, train = recipe.world, recipe.world_train
     network, vae = world_model.networks(cfg)
     plain, side, size = network.shapes(), pixels(recipe), train.batch
-    trained = jax.eval_shape(lambda plain: world_train.first(train, plain, jax.random.key(0)), plain)
-    state = on.placed(jax.eval_shape(lambda params: world_train.create(train, params), trained), dit.AXES)
+    objective = world_train.WorldObjective(cfg, train, (size,))
+    trained = jax.eval_shape(lambda plain: world_train.pick_trained(train, plain, jax.random.key(0)), plain)
+    state = on.placed(jax.eval_shape(lambda params: train_step.create(objective, params), trained), dit.AXES)
     frozen = None if train.lora is None else on.placed(plain, dit.AXES)
     action = on.rows(size, cfg.frames, ACTION_DIM)
     if train.latents in ("fly", "stream"):
         frames = on.rows(size, cfg.frames, side, side, 3, dtype=jnp.uint8)
-        given: Any = Drawn(frames, action, on.whole(vae.shapes()), cfg)
+        given: Any = HostBatch(frames, action, on.whole(vae.shapes()), cfg)
     else:
         given = Batch(on.rows(size, cfg.latents, *latent_size(recipe), cfg.dit.channels), action)
 
     def step(state: Any, given: Any, frozen: Params | None, key: Any, i: Any) -> Any:
         still = jnp.zeros(size, bool)
-        batch = sharding.batch(given.take(jnp.arange(size), still)) if isinstance(given, Drawn) else given
-        return world_train.advance(cfg, train, state, batch, key, i, frozen)
+        batch = sharding.batch(given.take(jnp.arange(size), still)) if isinstance(given, HostBatch) else given
+        return train_step.advance(objective, state, batch, key, i, frozen)
 
     number = on.whole(jax.ShapeDtypeStruct((), jnp.int32))
     times = train.steps + recipe.refresh.steps * (recipe.rounds - 1 if recipe.pace else 0)
-    held = {"parameters": (state.params, state.ema, frozen), "optimizer": state.opt, "batch": given}
+    held = {"parameters": (state.params, state.ema, frozen), "optimizer": state.opt_state, "batch": given}
     return Phase(jax.jit(step, donate_argnums=0), (state, given, frozen, on.key(), number), held, {}, times)
 
 
@@ -155,10 +158,10 @@ def update(recipe: Recipe, on: On) -> Phase:
 PHASES: dict[str, Callable[[Recipe, On], Phase]] = {"world": world, "imagine": dream, "update": update}
 
 
-def _policy(recipe: Recipe, on: On) -> tuple[adapters.Tuned, learner.PolicyState]:
+def _policy(recipe: Recipe, on: On) -> tuple[RLPolicy, learner.PolicyState]:
     """The policy as RL runs it, and its state."""
     cfg, frozen = recipe.learner, recipe.sft.frozen
-    tuned = adapters.tuned(recipe.policy, cfg.lora, frozen)
+    tuned = make_rl_policy(recipe.policy, cfg.lora, frozen)
     mask = lora.mask if cfg.lora else freeze.all_but(*frozen) if frozen else None
 
     def begin(plain: Params) -> learner.PolicyState:

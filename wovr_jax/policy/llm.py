@@ -15,10 +15,9 @@ from flax import nnx
 
 from wovr_jax.core.config import Count, DType, Faults, Positive, checked
 from wovr_jax.nn import lora
-from wovr_jax.nn.attention import attention, padding_mask
+from wovr_jax.nn.attention import attention, llama_angles, padding_mask, rotate_halves
 from wovr_jax.nn.functional import scan_blocks, stack
 from wovr_jax.nn.norms import RMSNorm
-from wovr_jax.nn.rope import llama_angles, rotate_halves
 from wovr_jax.types import Array
 
 
@@ -64,9 +63,11 @@ class LlamaBlock(nnx.Module):
         # Residual branches start small, so that a deep stack starts near the identity.
         small = nnx.initializers.variance_scaling(0.5 / cfg.depth, "fan_in", "truncated_normal")
         usual = nnx.initializers.lecun_normal()
-        dense = lambda i, o, init=usual: nnx.Linear(  # noqa: E731
-            i, o, use_bias=False, kernel_init=init, dtype=jnp.dtype(cfg.dtype), rngs=rngs
-        )
+
+        def dense(inputs: int, outputs: int, init=usual) -> nnx.Linear:
+            dtype = jnp.dtype(cfg.dtype)
+            return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
+
         self.heads = cfg.heads
         self.norm1 = RMSNorm(cfg.width, eps=cfg.eps)
         self.q, self.k, self.v = (dense(cfg.width, cfg.width) for _ in range(3))
@@ -76,18 +77,21 @@ class LlamaBlock(nnx.Module):
         self.down = dense(cfg.mlp, cfg.width, small)
 
     def __call__(self, x_BLD: Array, angle_BLP: Array, mask: Array) -> Array:
-        x_BLD = x_BLD + self._attend(self.norm1(x_BLD), angle_BLP, mask)
-        # Tokens on one axis: XLA:CPU copies a transposed operand of the weight gradients otherwise.
-        h_ND = self.norm2(x_BLD).reshape(-1, x_BLD.shape[-1])
-        return x_BLD + self.down(jax.nn.silu(self.gate(h_ND)) * self.up(h_ND)).reshape(x_BLD.shape)
-
-    def _attend(self, x_BLD: Array, angle_BLP: Array, mask: Array) -> Array:
+        """Runs one layer: x + attention(norm x), then x + mlp(norm x)."""
         batch, length, width = x_BLD.shape
-        x_ND = x_BLD.reshape(-1, width)
         heads = batch, length, self.heads, width // self.heads
-        q, k, v = (layer(x_ND).reshape(heads) for layer in (self.q, self.k, self.v))
-        q, k = rotate_halves(q, angle_BLP), rotate_halves(k, angle_BLP)
-        return self.o(attention(q, k, v, mask).reshape(-1, width)).reshape(x_BLD.shape)
+        with jax.named_scope("self_attention"):
+            # (B, L, D) -> (B * L, D): XLA:CPU copies a transposed operand of the weight gradients otherwise.
+            x_ND = self.norm1(x_BLD).reshape(-1, width)
+            # (B * L, D) -> (B, L, H, D / H)
+            q_BLHE, k_BLHE, v_BLHE = (layer(x_ND).reshape(heads) for layer in (self.q, self.k, self.v))
+            q_BLHE, k_BLHE = rotate_halves(q_BLHE, angle_BLP), rotate_halves(k_BLHE, angle_BLP)
+            x_ND = attention(q_BLHE, k_BLHE, v_BLHE, mask).reshape(-1, width)
+            x_BLD = x_BLD + self.o(x_ND).reshape(x_BLD.shape)
+        with jax.named_scope("mlp"):
+            h_ND = self.norm2(x_BLD).reshape(-1, width)
+            # SwiGLU: the gate opens or closes each hidden channel.
+            return x_BLD + self.down(jax.nn.silu(self.gate(h_ND)) * self.up(h_ND)).reshape(x_BLD.shape)
 
 
 class Llama(nnx.Module):
@@ -101,17 +105,20 @@ class Llama(nnx.Module):
         self.head = nnx.Linear(cfg.width, cfg.rows, use_bias=False, dtype=jnp.dtype(cfg.dtype), rngs=rngs)
 
     def __call__(self, x_BLD: Array, mask_BL: Array) -> Array:
-        """Final hidden states after the last norm, (B, L, D).
+        """Returns the hidden states after the last norm, (B, L, D).
 
         Args:
           x_BLD: embedded sequence.
           mask_BL: bool, False at padding; positions count the real tokens only.
         """
+        # Padding takes no position, so a prompt means the same however far it was padded. Which one a pad gets itself
+        # does not matter: nobody looks there.
         position_BL = jnp.cumsum(mask_BL.astype(jnp.int32), axis=1) - 1
         angle_BLP = llama_angles(position_BL, self.cfg.width // self.cfg.heads, self.cfg.rope_theta)
         x_BLD = scan_blocks(self.blocks, x_BLD, angle_BLP, padding_mask(mask_BL), remat=self.cfg.remat)
         return self.norm(x_BLD)
 
     def logits(self, hidden_BLD: Array, first: int, count: int) -> Array:
-        """float32 logits of ``count`` ids from ``first`` on: only those columns of the head are multiplied."""
+        """Returns float32 logits of ``count`` ids from ``first`` on."""
+        # Only those columns of the head are multiplied: 256 action ids of 32,064.
         return lora.columns(self.head, hidden_BLD, first, count).astype(jnp.float32)

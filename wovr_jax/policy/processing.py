@@ -65,8 +65,8 @@ class Processing:
         return cls(size, kernel="lanczos3", jpeg=95, crop=0.9)
 
 
-def named(recipe: str, size: int = 224) -> Processing:
-    """The processing that goes with a policy's recipe, "oft" or "rlinf" (``vla.RECIPES``).
+def of_recipe(recipe: str, size: int = 224) -> Processing:
+    """Returns the processing that goes with a policy's recipe, "oft" or "rlinf" (``vla.RECIPES``).
 
     Raises:
       ValueError: another name.
@@ -78,7 +78,7 @@ def named(recipe: str, size: int = 224) -> Processing:
 
 
 def frames(recipe: Processing, camera: Array) -> Array:
-    """Pictures as the network takes them.
+    """Turns pictures of a camera into what the network takes.
 
     Args:
       recipe: how.
@@ -95,50 +95,54 @@ def frames(recipe: Processing, camera: Array) -> Array:
             f"camera frame: expected uint8 of shape (..., height, width, 3), got {camera.dtype} of shape "
             f"{tuple(camera.shape)}; send pixels 0 to 255 in the order red, green, blue"
         )
+    # (..., H, W, 3) -> (B, H, W, 3), and pixels as whole numbers in float32 until the last line.
     x_BHWC = jnp.asarray(camera).reshape(-1, *camera.shape[-3:]).astype(jnp.float32)
     if recipe.jpeg:
         x_BHWC = jpeg.round_trip(x_BHWC, recipe.jpeg)
-    x_BHWC = resized(x_BHWC, recipe.size, recipe.kernel)
+    x_BHWC = resize(x_BHWC, recipe.size, recipe.kernel)
     if recipe.crop < 1.0:
-        x_BHWC = cropped(x_BHWC, recipe.crop)
+        x_BHWC = crop_middle(x_BHWC, recipe.crop)
     return (x_BHWC / 127.5 - 1.0).reshape(*camera.shape[:-3], recipe.size, recipe.size, 3)
 
 
-def resized(x_BHWC: Array, size: int, kernel: str) -> Array:
-    """Antialiased resize of pixels 0 to 255, clipped and rounded; the identity at that size already."""
+def resize(x_BHWC: Array, size: int, kernel: str) -> Array:
+    """Resizes pixels 0 to 255, antialiased, clipped and rounded; pictures of that size stay as they are."""
     batch, height, width, channels = x_BHWC.shape
     if (height, width) == (size, size):
         return x_BHWC
     out = jax.image.resize(x_BHWC, (batch, size, size, channels), kernel, antialias=True)
+    # Back on the grid of bytes, where the stacks hold a picture between two steps; both kernels overshoot at edges.
     return jnp.clip(jnp.round(out), 0.0, 255.0)
 
 
-def cropped(x_BHWC: Array, share: float) -> Array:
-    """The middle ``share`` of the area, stretched to the whole by bilinear sampling.
+def crop_middle(x_BHWC: Array, share: float) -> Array:
+    """Stretches the middle ``share`` of the area to the whole by bilinear sampling.
 
     As TensorFlow's ``crop_and_resize`` samples it, corners on corners, and as its conversion to bytes rounds:
     down, from a scale of 255.5.
     """
-    side = math.sqrt(share)
+    side = math.sqrt(share)  # of the length: a share of the area is its square
     rows_H, cols_W = (_places(side, length) for length in x_BHWC.shape[1:3])
-    x_BHWC = _lerp(_lerp(x_BHWC / 255.0, cols_W, 2), rows_H, 1)
+    # Columns, then rows: bilinear sampling separates, and in this order it rounds as the original does.
+    x_BHWC = _interpolate(_interpolate(x_BHWC / 255.0, cols_W, 2), rows_H, 1)
     return jnp.floor(jnp.clip(x_BHWC, 0.0, 1.0) * 255.5)
 
 
 def _places(side: float, length: int) -> Array:
-    """Where ``length`` samples of the middle ``side`` of an axis lie, in pixels."""
+    """Returns where ``length`` samples of the middle ``side`` of an axis lie, in pixels."""
+    # Corner on corner: the first and the last sample lie on the edges of the crop, not half a pixel inside.
     return 0.5 * (1.0 - side) * (length - 1) + side * jnp.arange(length)
 
 
-def _lerp(x_BHWC: Array, at: Array, axis: int) -> Array:
-    low = jnp.floor(at).astype(jnp.int32)
-    part = (at - low).reshape([-1 if i == axis else 1 for i in range(4)])
+def _interpolate(x_BHWC: Array, place: Array, axis: int) -> Array:
+    low = jnp.floor(place).astype(jnp.int32)
+    part = (place - low).reshape([-1 if i == axis else 1 for i in range(4)])  # along its axis, of length 1 elsewhere
     below, above = (jnp.take(x_BHWC, low + i, axis=axis, mode="clip") for i in (0, 1))
     return below + (above - below) * part
 
 
 def proprio(statistics: Mapping[str, Any], state: Array) -> Array:
-    """A robot's state as the network takes it: q01 and q99 onto -1 and 1, clipped (OFT, ``BOUNDS_Q99``).
+    """Scales a robot's state for the network: q01 and q99 onto -1 and 1, clipped (OFT, ``BOUNDS_Q99``).
 
     Args:
       statistics: the ``proprio`` entry of a ``dataset_statistics.json``; a missing mask means all True.
@@ -150,5 +154,6 @@ def proprio(statistics: Mapping[str, Any], state: Array) -> Array:
     low, high = (jnp.asarray(statistics[name], jnp.float32) for name in ("q01", "q99"))
     if state.shape[-1:] != low.shape:
         raise ValueError(f"robot state: expected {len(low)} values, as in the statistics, got shape {state.shape}")
+    # As actions are scaled (``actions.Codec.normalise``), but clipped: a joint may go beyond what training saw.
     scaled = 2.0 * (state - low) / (high - low + 1e-8) - 1.0
     return jnp.clip(jnp.where(jnp.asarray(normalize.mask_of(statistics)), scaled, state), -1.0, 1.0)

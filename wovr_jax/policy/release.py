@@ -6,16 +6,16 @@ code. An imported policy keeps these files in ``policy.rest/files``.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from wovr_jax.core.disk import read_json
 from wovr_jax.data import normalize
 from wovr_jax.policy.actions import BINS, Codec
-from wovr_jax.policy.tokenizer import PROMPT, SPACE, flush
+from wovr_jax.policy.tokenizer import PROMPT, SPACE, flush_right
 from wovr_jax.policy.vla import VLAConfig
 
 STATISTICS, CONFIG = "dataset_statistics.json", "config.json"
@@ -42,6 +42,7 @@ class ReleaseTokenizer:
         self._inner = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         self._space, self.bos = (self._inner.convert_tokens_to_ids(token) for token in (SPACE, "<s>"))
         ids = {"<s>": self.bos, "</s>": self._inner.convert_tokens_to_ids("</s>"), SPACE: self._space}
+        # Ids of text lie below the 256 of actions, which the policy's own config places at the end.
         first_action = self.vocab_size - BINS
         if None in ids.values() or ids["</s>"] != cfg.stop or max(ids.values()) >= first_action:
             raise ValueError(
@@ -50,25 +51,27 @@ class ReleaseTokenizer:
             )
 
     def encode(self, task: str) -> list[int]:
-        """Token ids of the whole prompt, begin to lone space."""
+        """Returns the token ids of the whole prompt, begin to lone space."""
+        # The policy was trained with one lone space behind the colon, which not every tokenizer gives: openvla too adds
+        # id 29871 where it is missing.
         ids = self._inner(PROMPT.format(task=task.lower()), add_special_tokens=False)["input_ids"]
         return [self.bos, *ids, *([] if ids[-1] == self._space else [self._space])]
 
     def prompt(self, task: str) -> np.ndarray:
-        """(L,) int32, as ``Tokenizer.prompt``.
+        """Returns (L,) int32, as ``Tokenizer.prompt`` does.
 
         Raises:
           ValueError: for a prompt longer than ``length``.
         """
-        return flush(self.encode(task), self.length, self.pad, task)
+        return flush_right(self.encode(task), self.length, self.pad, task)
 
     def prompts(self, tasks: tuple[str, ...] | list[str]) -> np.ndarray:
-        """(len(tasks), L) int32: a table to be indexed by task."""
+        """Returns (len(tasks), L) int32: a table to be indexed by task."""
         return np.stack([self.prompt(task) for task in tasks])
 
 
 def statistics(folder: str | os.PathLike, key: str | None = None) -> dict[str, Any]:
-    """The statistics ``key`` (``unnorm_key``) of a release: ``action``, and ``proprio`` where it has them.
+    """Reads the statistics ``key`` (``unnorm_key``) of a release: ``action``, and ``proprio`` where it has them.
 
     ``dataset_statistics.json`` counts, or ``norm_stats`` of ``config.json`` where there is none. A plain suite name
     also finds its ``_no_noops`` entry; without a key there must be one entry.
@@ -76,17 +79,18 @@ def statistics(folder: str | os.PathLike, key: str | None = None) -> dict[str, A
     Raises:
       StatisticsError: no statistics, no such key (the message lists those there are), or a malformed entry.
     """
-    own, config = pathlib.Path(folder) / STATISTICS, pathlib.Path(folder) / CONFIG
-    if own.is_file():
-        return normalize.entry(normalize.table(own), key, str(own))
-    found = json.loads(config.read_text()).get("norm_stats") if config.is_file() else None
-    if not found:
+    table, config = pathlib.Path(folder) / STATISTICS, pathlib.Path(folder) / CONFIG
+    # The file of its own comes first: fine-tuning writes it anew and leaves the norm_stats of the base model in place.
+    if table.is_file():
+        return normalize.entry(normalize.table(table), key, str(table))
+    norm_stats = read_json(config).get("norm_stats") if config.is_file() else None
+    if not norm_stats:
         raise normalize.StatisticsError(f"{folder}: neither {STATISTICS} nor norm_stats in {CONFIG} is there")
-    return normalize.entry(found, key, f"norm_stats of {config}")
+    return normalize.entry(norm_stats, key, f"norm_stats of {config}")
 
 
 def codec(folder: str | os.PathLike, key: str | None = None) -> Codec:
-    """Between the tokens of a release and environment actions, by the statistics ``key``.
+    """Returns what lies between the tokens of a release and environment actions, by the statistics ``key``.
 
     Raises:
       StatisticsError: as :func:`statistics`.

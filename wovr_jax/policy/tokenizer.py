@@ -21,19 +21,18 @@ SPACE = "\u2581"
 
 _SPECIAL = ("<unk>", "<s>", "</s>")
 _TEMPLATE_WORDS = (SPACE, "\n", ":", "?", "In", "Out", "What", "action", "should", "the", "robot", "take", "to")
-_TASK_WORDS = (
-    "a", "and", "at", "away", "basket", "behind", "beside", "between", "black", "block", "blue", "bottom", "bowl",
-    "box", "center", "close", "cube", "cup", "down", "drawer", "drop", "from", "front", "grasp", "green", "in", "it",
-    "left", "lift", "middle", "move", "next", "of", "on", "open", "orange", "pick", "place", "plate", "purple", "push",
-    "put", "red", "release", "right", "slide", "square", "stack", "table", "top", "tray", "turn", "up", "white", "with",
-    "yellow",
-)  # fmt: skip
-_LIBERO_WORDS = (
-    "alphabet", "back", "bbq", "book", "both", "bottle", "butter", "cabinet", "caddy", "cheese", "chocolate",
-    "compartment", "cookie", "cream", "dressing", "frying", "inside", "juice", "ketchup", "microwave", "milk", "moka",
-    "mug", "off", "pan", "pot", "pots", "pudding", "rack", "ramekin", "salad", "sauce", "shelf", "soup", "stove",
-    "them", "tomato", "under", "wine", "wooden",
-)  # fmt: skip
+# Ids are places in these lists: a word is put at the end of the last one, or every checkpoint would read other words.
+_TASK_WORDS = """
+a and at away basket behind beside between black block blue bottom bowl box center close cube cup down drawer drop
+from front grasp green in it left lift middle move next of on open orange pick place plate purple push put red
+release right slide square stack table top tray turn up white with yellow
+"""
+_LIBERO_WORDS = """
+alphabet back bbq book both bottle butter cabinet caddy cheese chocolate compartment cookie cream dressing frying
+inside juice ketchup microwave milk moka mug off pan pot pots pudding rack ramekin salad sauce shelf soup stove them
+tomato under wine wooden
+"""
+# A line break, a colon and a question mark are words of their own; all else is cut at spaces.
 _PIECE = re.compile(r"\n|[:?]|[^\s:?]+")
 
 
@@ -47,7 +46,7 @@ class Tokenizer:
       action_bins: how many action ids follow the words.
     """
 
-    words: tuple[str, ...] = _SPECIAL + _TEMPLATE_WORDS + _TASK_WORDS
+    words: tuple[str, ...] = (*_SPECIAL, *_TEMPLATE_WORDS, *_TASK_WORDS.split())
     length: int = 26
     action_bins: int = 256
 
@@ -59,7 +58,7 @@ class Tokenizer:
     @classmethod
     def libero(cls) -> Tokenizer:
         """The words of LIBERO's instructions, all five suites."""
-        return cls(_SPECIAL + _TEMPLATE_WORDS + _TASK_WORDS + _LIBERO_WORDS, length=34)
+        return cls((*cls.words, *_LIBERO_WORDS.split()), length=34)
 
     @property
     def bos(self) -> int:
@@ -82,11 +81,12 @@ class Tokenizer:
         return self.vocab_size
 
     def encode(self, task: str) -> list[int]:
-        """Token ids of the whole prompt: begin, template with ``task`` in lower case, lone space.
+        """Returns the token ids of the whole prompt: begin, template with ``task`` in lower case, lone space.
 
         Raises:
           ValueError: when a word is not in the vocabulary.
         """
+        # Refused, not mapped to "unknown": a policy would be trained on an instruction that it cannot read.
         index = {word: i for i, word in enumerate(self.words)}
         pieces = _PIECE.findall(PROMPT.format(task=task.lower())) + [SPACE]
         unknown = sorted({piece for piece in pieces if piece not in index})
@@ -98,20 +98,20 @@ class Tokenizer:
         return [self.bos] + [index[piece] for piece in pieces]
 
     def prompt(self, task: str) -> np.ndarray:
-        """(L,) int32: begin, padding, then the rest flush right, so the action slots follow it directly.
+        """Returns (L,) int32: begin, padding, then the rest flush right, so the action slots follow it directly.
 
         Raises:
           ValueError: for an unknown word or a prompt longer than ``length``.
         """
-        return flush(self.encode(task), self.length, self.pad, task)
+        return flush_right(self.encode(task), self.length, self.pad, task)
 
     def prompts(self, tasks: tuple[str, ...] | list[str]) -> np.ndarray:
-        """(len(tasks), L) int32: a table to be indexed by task."""
+        """Returns (len(tasks), L) int32: a table to be indexed by task."""
         return np.stack([self.prompt(task) for task in tasks])
 
 
-def flush(ids: list[int], length: int, pad: int, task: str) -> np.ndarray:
-    """(length,) int32: the begin id, pads, then the rest of the prompt at the right end.
+def flush_right(ids: list[int], length: int, pad: int, task: str) -> np.ndarray:
+    """Returns (length,) int32: the begin id, pads, then the rest of the prompt at the right end.
 
     Raises:
       ValueError: for a prompt longer than ``length``.
@@ -121,6 +121,7 @@ def flush(ids: list[int], length: int, pad: int, task: str) -> np.ndarray:
             f"instruction {task!r}: prompt has {len(ids)} tokens, expected at most {length}; "
             "shorten it or raise the tokenizer's length"
         )
+    # One width for all tasks, so one compiled program; the network masks the pads and counts no position for them.
     row = np.full(length, pad, np.int32)
     row[0] = ids[0]
     row[length - len(ids) + 1 :] = ids[1:]

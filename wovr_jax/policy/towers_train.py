@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from flax import nnx, struct
 from wovr_jax.core.config import Count, Natural, NonNegative, Positive, Seed, checked
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy.vision import Tower, TowerConfig
+from wovr_jax.train import optimizers
+from wovr_jax.train import step as train_step
+from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 
 
@@ -98,79 +101,117 @@ class Parser(nnx.Module):
     def __call__(self, frame_BHWC: Array) -> tuple[Array, Array, Array]:
         """Logits: position (B, O, 2, bins), attributes (B, E), coverage (B, patches, O)."""
         token_BPD = self.tower(frame_BHWC)
+        # (B, P, D) -> (B, D): a mean and a linear head leave positions in a form that layers behind can threshold.
         mean_BD = token_BPD.mean(axis=1)
         position = self.position(mean_BD).reshape(-1, self.cfg.objects, 2, self.cfg.bins)
         return position, self.attribute(mean_BD), self.cover(token_BPD)
 
 
+def network(tower: TowerConfig, cfg: TowerTraining) -> Pure:
+    """The tower and its heads, without weights."""
+    return Pure(lambda rngs: Parser(tower, cfg, rngs=rngs))
+
+
 def loss(net: Pure, params: Params, cfg: TowerTraining, scenes: Scenes) -> tuple[Array, dict[str, Array]]:
-    """Cross-entropies of position, attributes and coverage, and how far off the expected position is."""
+    """Returns the cross-entropies of position, attributes and coverage together, and metrics; ``miss`` is how far off
+    the expected position is, in picture widths."""
     position, attribute, cover = net(params, scenes.frame_BHWC)
-    goal_BO2, there_BO = _goal(cfg, scenes)
+    goal_BO2, counts_BO = _goal(cfg, scenes)
+    # Bins are named by their middle: the edges would shift every guess by half a bin.
     centre_K = (jnp.arange(cfg.bins) + 0.5) / cfg.bins
+    # (B, O, 2, bins): a bell around the goal. Neighbouring bins are nearly right, and say so to the gradient.
     target = jax.nn.softmax(
         -0.5 * jnp.square((goal_BO2[..., None] - centre_K.reshape(1, 1, 1, -1)) * cfg.bins / cfg.blur)
     )
-    where = jnp.broadcast_to(there_BO[..., None], goal_BO2.shape)
+    where = jnp.broadcast_to(counts_BO[..., None], goal_BO2.shape)
     position_loss = jnp.mean(optax.losses.softmax_cross_entropy(position, target), where=where)
     attribute_loss = optax.losses.sigmoid_binary_cross_entropy(attribute, scenes.attribute_BE).mean()
     cover_loss = optax.losses.sigmoid_binary_cross_entropy(cover, _coverage(scenes, cover.shape[1])).mean()
+    # Relative positions were halved to fit into [0, 1]; their error is doubled back.
     guess = (jax.nn.softmax(position) * centre_K.reshape(1, 1, 1, -1)).sum(-1)
     miss = jnp.mean(jnp.abs(guess - goal_BO2), where=where) * (2.0 if cfg.objective == "relation" else 1.0)
     total = position_loss + attribute_loss + cfg.local * cover_loss
+    # A logit above 0 is a probability above a half.
     right = ((attribute > 0.0) == scenes.attribute_BE).mean()
-    return total, {"loss": total, "position": position_loss, "miss": miss, "attribute": right, "cover": cover_loss}
+    return total, {"position": position_loss, "miss": miss, "attribute": right, "cover": cover_loss}
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerObjective(Objective):
+    """Scenes, parsed by a tower and its throw-away heads.
+
+    Attributes:
+      tower: the tower.
+      train: how to train it.
+      draw_scenes: ``draw_scenes(key, batch) -> Scenes``, traceable.
+    """
+
+    tower: TowerConfig
+    train: TowerTraining
+    draw_scenes: Callable[[Array, int], Scenes]
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW with warm-up and a cosine to zero."""
+        how = self.train
+        rate = optimizers.warmup_cosine(how.lr, min(100, how.steps // 10 + 1), how.steps)
+        return optimizers.build("adamw", rate, clip=how.clip, decay=how.weight_decay)
+
+    def draw(self, key: Array, data: tuple[()]) -> tuple[Scenes, Array]:
+        """Draws fresh scenes; the loss draws nothing."""
+        del data
+        # Not cut over devices: a batch holds the objects' sizes too, which have no axis of scenes.
+        return self.draw_scenes(key, self.train.batch), key
+
+    def loss(self, params: Params, fixed: None, batch: Scenes, key: Array) -> tuple[Array, dict[str, Array]]:
+        """See :func:`loss`."""
+        del key
+        return loss(network(self.tower, self.train), params, self.train, batch)
 
 
 def make(
     tower: TowerConfig, cfg: TowerTraining, draw: Callable[[Array, int], Scenes], key: Array
-) -> tuple[dict[str, Any], Callable[[dict, Array], tuple[dict, dict]]]:
-    """First state and jitted, donated ``step(state, i) -> (state, metrics)``.
+) -> tuple[TrainState, ReplayableStep]:
+    """Returns the first state and the step, see ``train.step.make``.
 
     Args:
-      tower: the tower.
+      tower: the tower; it begins at random.
       cfg: its training.
       draw: ``draw(key, batch) -> Scenes``, traced into the step: every batch is fresh.
       key: for parameters and scenes.
     """
-    net = Pure(lambda rngs: Parser(tower, cfg, rngs=rngs))
     k_init, k_data = jax.random.split(key)
-    rate = optax.warmup_cosine_decay_schedule(0.0, cfg.lr, min(100, cfg.steps // 10 + 1), cfg.steps)
-    optimiser = optax.chain(optax.clip_by_global_norm(cfg.clip), optax.adamw(rate, weight_decay=cfg.weight_decay))
-    params = net.init(k_init)
-
-    def step(state: dict, i: Array) -> tuple[dict, dict]:
-        scenes = draw(jax.random.fold_in(k_data, i), cfg.batch)
-        objective = lambda p: loss(net, p, cfg, scenes)  # noqa: E731
-        gradient, metrics = jax.grad(objective, has_aux=True)(state["params"])
-        update, opt = optimiser.update(gradient, state["opt"], state["params"])
-        return {"params": optax.apply_updates(state["params"], update), "opt": opt}, metrics
-
-    return {"params": params, "opt": optimiser.init(params)}, jax.jit(step, donate_argnums=0)
+    params = network(tower, cfg).init(k_init)
+    return train_step.make(TowerObjective(tower, cfg, draw), params, train_step.resident(()), k_data)
 
 
 def scores(tower: TowerConfig, cfg: TowerTraining, params: Params, scenes: Sequence[Scenes]) -> dict[str, float]:
     """Means over unseen scenes: ``miss`` in picture widths, ``attribute`` the share of right ones."""
-    net = Pure(lambda rngs: Parser(tower, cfg, rngs=rngs))
-    measured = [jax.jit(lambda p, s: loss(net, p, cfg, s)[1])(params, batch) for batch in scenes]
-    mean = lambda name: round(float(sum(m[name] for m in measured)) / len(measured), 5)  # noqa: E731
+    net = network(tower, cfg)
+    measure = jax.jit(lambda params, batch: loss(net, params, cfg, batch)[1])
+    measured = [measure(params, batch) for batch in scenes]
+
+    def mean(name: str) -> float:
+        return round(float(sum(metrics[name] for metrics in measured)) / len(measured), 5)
+
     return {name: mean(name) for name in ("miss", "attribute", "cover")}
 
 
 def _goal(cfg: TowerTraining, scenes: Scenes) -> tuple[Array, Array]:
-    """What the position head should say, in [0, 1], and where it counts."""
+    """Returns what the position head should say, (B, O, 2) in [0, 1], and where it counts, (B, O)."""
     if cfg.objective == "where":
         return scenes.position_BO2, scenes.present_BO
     relative = scenes.position_BO2 - scenes.position_BO2[:, :1]
-    there = scenes.present_BO & scenes.present_BO[:, :1]
-    return 0.5 * (relative + 1.0), there.at[:, 0].set(False)
+    # Both objects have to be in the picture, and the first one is always where it is.
+    counts = scenes.present_BO & scenes.present_BO[:, :1]
+    return 0.5 * (relative + 1.0), counts.at[:, 0].set(False)
 
 
 def _coverage(scenes: Scenes, patches: int) -> Array:
-    """bool (B, patches, O): the patch's square overlaps the object's square."""
+    """Returns bool (B, patches, O): the patch's square overlaps the object's square."""
     side = round(patches**0.5)
     centre = (jnp.arange(side) + 0.5) / side
     y, x = jnp.meshgrid(centre, centre, indexing="ij")
     patch_P2 = jnp.stack([x.ravel(), y.ravel()], axis=-1)
+    # (1, P, 1, 2) - (B, 1, O, 2) -> (B, P, O): squares overlap when the larger of both offsets is below half their sum.
     distance = jnp.abs(patch_P2[None, :, None, :] - scenes.position_BO2[:, None, :, :]).max(-1)
     return (distance < scenes.radius_O[None, None, :] + 0.5 / side) & scenes.present_BO[:, None, :]

@@ -1,18 +1,18 @@
-"""Supervised fine-tuning: token cross-entropy on demonstrated chunks.
+"""Training of the policy: supervised fine-tuning, and the adapters that fine-tuning and RL train alike.
 
 All slots of a chunk are predicted at once from one frame and the prompt, so a sample is (frame, prompt,
 T x A tokens) and the loss is the mean cross-entropy over the 256 action ids of every slot (OFT's discrete
 recipe, openvla-oft: vla-scripts/finetune.py; the loss is restricted to the action ids, as sampling is).
 
 Trained are whole parts of the network, or low-rank adapters (``nn.lora``) beside it. The state holds what is trained
-and nothing else, and so does its checkpoint.
+and nothing else, and so does its checkpoint. RL itself is in ``learner``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,16 +21,15 @@ import numpy as np
 import optax
 from flax import struct
 
-from wovr_jax.core import sharding
+from wovr_jax.core import pixels, sharding
 from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, checked
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
-from wovr_jax.nn.lora import LoRAConfig
-from wovr_jax.policy import adapters
 from wovr_jax.policy.actions import BINS, Codec, entropy, greedy, log_prob
-from wovr_jax.policy.vla import AXES, VLAConfig, network
+from wovr_jax.policy.vla import AXES, VLA, PolicyLoRA, VLAConfig, network
 from wovr_jax.train import optimizers
-from wovr_jax.train.loop import Shown
+from wovr_jax.train import step as train_step
+from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 
 ADAPTERS = 2**32 - 1
@@ -54,14 +53,6 @@ class Demonstrations:
     state_BR: Array | None = None
 
 
-@struct.dataclass
-class SFTState:
-    """The trained parameters, parts of the network or adapters, and the optimiser's state of them."""
-
-    trained: Params
-    opt: Any
-
-
 @checked
 @dataclasses.dataclass(frozen=True)
 class SFTConfig:
@@ -70,7 +61,7 @@ class SFTConfig:
     Attributes:
       steps, batch: optimiser steps and chunks in each.
       lr, warmup: peak of the cosine schedule and steps to reach it.
-      optimizer, weight_decay, b2, clip: see ``nn.optimizers``.
+      optimizer, weight_decay, b2, clip: see ``train.optimizers``.
       blur: standard deviation in bins of a Gaussian that spreads each target over neighbouring bins; 0 is off.
       early: how often samples of the first half chunk are repeated (``data.batches.sft_chunks``).
       frozen: top-level parts of the network that stay as they are.
@@ -90,7 +81,7 @@ class SFTConfig:
     blur: NonNegative = 0.0
     early: Count = 1
     frozen: tuple[str, ...] = ("dino", "siglip")
-    lora: LoRAConfig | None = None
+    lora: PolicyLoRA | None = None
     validate_every: Natural = 100
 
     @classmethod
@@ -100,7 +91,7 @@ class SFTConfig:
 
 
 def demonstrations(chunks: Mapping[str, Any], codec: Codec, prompt_KL: Any) -> Demonstrations:
-    """On the device: chunks with ``frame_BHWC`` uint8, ``label_BTA`` environment actions and ``task_B``.
+    """Puts chunks on the device: ``frame_BHWC`` uint8, ``label_BTA`` environment actions and ``task_B``.
 
     Raises:
       ValueError: when there is no chunk, or frames are not uint8.
@@ -110,105 +101,163 @@ def demonstrations(chunks: Mapping[str, Any], codec: Codec, prompt_KL: Any) -> D
         raise ValueError("supervised fine-tuning: expected at least one demonstrated chunk, got none")
     if frame.dtype != jnp.uint8:
         raise ValueError(f"supervised fine-tuning: expected uint8 frames (as on disk), got {frame.dtype}")
+    # Tokens once for all: the codec is the same for every epoch.
     tokens = jax.jit(codec.encode)(jnp.asarray(chunks["label_BTA"], jnp.float32))
     return Demonstrations(jnp.asarray(frame), tokens, jnp.asarray(prompt_KL)[jnp.asarray(chunks["task_B"])])
 
 
+@dataclasses.dataclass(frozen=True)
+class SFTObjective(Objective):
+    """Demonstrated chunks, imitated by parts of the policy or by adapters beside it.
+
+    Attributes:
+      cfg: the policy.
+      train: how to train it.
+    """
+
+    cfg: VLAConfig
+    train: SFTConfig
+
+    axes = AXES
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """That of ``train.optimizer``, with warm-up and a cosine to zero."""
+        how = self.train
+        rate = optimizers.warmup_cosine(how.lr, how.warmup, how.steps)
+        return optimizers.build(how.optimizer, rate, clip=how.clip, b2=how.b2, decay=how.weight_decay)
+
+    def draw(self, key: Array, data: Demonstrations) -> tuple[Demonstrations, Array]:
+        """Draws chunks uniformly with replacement; the loss draws nothing."""
+        # With replacement: without it an epoch's order would be state that a resumption has to know.
+        row_B = jax.random.randint(key, (self.train.batch,), 0, data.frame_BHWC.shape[0])
+        return sharding.batch(jax.tree.map(lambda leaf: leaf[row_B], data)), key
+
+    def loss(self, params: Params, fixed: Params, batch: Demonstrations, key: Array) -> tuple[Array, dict[str, Array]]:
+        """See :func:`loss`."""
+        del key
+        return loss(self.net, self.join(fixed, params), batch, self.train.blur)
+
+    @property
+    def net(self) -> Pure:
+        """The network in training, of the parameters that ``join`` makes."""
+        # Both are kept by their settings, so that asking again inside a trace builds nothing.
+        return network(self.cfg) if self.train.lora is None else adapted_network(self.cfg, self.adapters)
+
+    @property
+    def adapters(self) -> PolicyLoRA:
+        """The adapters, resolved to the layers that they belong to."""
+        assert self.train.lora is not None
+        return resolve_targets(self.cfg, self.train.lora, self.train.frozen)
+
+    def split(self, params: Params, key: Array) -> tuple[Params, Params]:
+        """Returns what stays as it is and what is trained, fresh adapters from ``key`` among it."""
+        if self.train.lora is not None:
+            return params, lora.init(key, params, self.adapters)
+        fixed = {name: part for name, part in params.items() if name in self.train.frozen}
+        return fixed, {name: part for name, part in params.items() if name not in fixed}
+
+    def join(self, fixed: Params, trained: Params) -> Params:
+        """Returns the parameters of ``net``."""
+        return fixed | trained if self.train.lora is None else lora.join(fixed, trained)
+
+
 def loss(net: Pure, params: Params, batch: Demonstrations, blur: float = 0.0) -> tuple[Array, dict[str, Array]]:
-    """Mean cross-entropy of a batch, and its metrics (all float32 scalars)."""
-    logits = net(params, to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
+    """Returns the mean cross-entropy of a batch, and metrics (all float32 scalars)."""
+    logits = net(params, pixels.to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
+    # Bins are ordered: the neighbour of a demonstrated one is nearly as good, which a one-hot target denies.
     if blur > 0.0:
         cross = optax.losses.softmax_cross_entropy(logits, blurred_targets(blur)[batch.token_BTA])
     else:
         cross = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch.token_BTA)
+    # Every slot of every chunk counts alike, (B, T, A): they are predicted at once, none from another.
     hit = (logits.argmax(-1) == batch.token_BTA).astype(jnp.float32)
-    total = cross.mean()
-    return total, {"loss": total, "accuracy": hit.mean(), "entropy": entropy(logits).mean()}
+    return cross.mean(), {"accuracy": hit.mean(), "entropy": entropy(logits).mean()}
 
 
 def make(
     cfg: VLAConfig, train: SFTConfig, params: Params, data: Demonstrations, key: Array
-) -> tuple[SFTState, Callable[[SFTState, Array], tuple[SFTState, dict[str, Array]]]]:
-    """First state and ``step(state, i) -> (state, metrics)``, jitted, donated.
+) -> tuple[TrainState, ReplayableStep]:
+    """Returns the first state and the step, see ``train.step.make``.
 
     Args:
       cfg: the network.
       train: how to train it.
       params: where to start; never changed.
-      data: chunks on the device; an argument of the compiled step, not a constant in it.
-      key: batches are drawn from ``fold_in(key, i)``, so a resumed run is the uninterrupted one.
+      data: chunks on the device.
+      key: of batches and fresh adapters.
 
     Raises:
       ValueError: when ``train.frozen`` or ``train.lora`` names a part that the network does not have.
     """
-    way, data = trainable(cfg, train), sharding.whole(data)
-    optimiser = optimizer(train)
-    fixed, first = way.begin(params, jax.random.fold_in(key, ADAPTERS))
-
-    def drawn(i: Array, data: Demonstrations) -> Demonstrations:
-        row_B = jax.random.randint(jax.random.fold_in(key, i), (train.batch,), 0, data.frame_BHWC.shape[0])
-        return sharding.batch(jax.tree.map(lambda leaf: leaf[row_B], data))
-
-    def step(
-        state: SFTState, i: Array, fixed: Params, data: Demonstrations
-    ) -> tuple[SFTState, dict[str, Array]]:  # fmt: skip
-        batch = drawn(i, data)
-        objective = lambda trained: loss(way.net, way.whole(fixed, trained), batch, train.blur)  # noqa: E731
-        gradient, metrics = jax.grad(objective, has_aux=True)(state.trained)
-        update, opt = optimiser.update(gradient, state.opt, state.trained)
-        metrics["gradient"] = optax.tree.norm(gradient)
-        moved: Any = optax.apply_updates(state.trained, update)
-        return sharding.keep(SFTState(moved, opt), AXES), metrics
-
-    jitted = jax.jit(step, donate_argnums=0)
-    state, fixed = sharding.place((SFTState(first, optimiser.init(first)), fixed), AXES)
-    batch = lambda _, i: jax.jit(drawn)(i, data)  # noqa: E731
-    return state, Shown(lambda state, i: jitted(state, i, fixed, data), batch)
+    _check_frozen(cfg, train)
+    objective = SFTObjective(cfg, train)
+    fixed, trained = objective.split(params, jax.random.fold_in(key, ADAPTERS))
+    return train_step.make(objective, trained, train_step.resident(data), key, fixed=fixed)
 
 
 def validation(
     cfg: VLAConfig, train: SFTConfig, params: Params, codec: Codec, data: Demonstrations
-) -> Callable[[SFTState], dict[str, Array]]:
-    """``measure(state) -> metrics`` over all of ``data``, jitted, in batches of ``train.batch``.
+) -> Callable[[TrainState], dict[str, Array]]:
+    """Returns ``measure(state) -> metrics`` over all of ``data``, jitted, in batches of ``train.batch``.
 
     Metrics: ``val_loss``; ``val_accuracy``, the share of tokens that the likeliest one hits; ``val_l1``, the mean
     distance of the decoded environment actions, gripper included.
     """
-    way = trainable(cfg, train)
-    fixed, _ = way.begin(params, jax.random.key(0))
+    _check_frozen(cfg, train)
+    objective = SFTObjective(cfg, train)
+    # Only what is fixed is wanted here; the adapters that come with it are thrown away.
+    fixed, _ = objective.split(params, jax.random.key(0))
     count = data.frame_BHWC.shape[0]
+    # (N, B): the last batch is filled with rows again, which weigh nothing, so that all batches have one shape.
     row_NB = np.resize(np.arange(count), (-(-count // train.batch), train.batch))
-    weight_NB = (np.arange(row_NB.size) < count).reshape(row_NB.shape)  # the last batch is filled with rows again
+    weight_NB = (np.arange(row_NB.size) < count).reshape(row_NB.shape)
 
     def measure(trained: Params, fixed: Params, data: Demonstrations) -> dict[str, Array]:
-        whole = way.whole(fixed, trained)
+        joined = objective.join(fixed, trained)
 
-        def one(rows: tuple[Array, Array]) -> dict[str, Array]:
+        def measure_batch(rows: tuple[Array, Array]) -> dict[str, Array]:
             row_B, weight_B = rows
             batch = jax.tree.map(lambda leaf: leaf[row_B], data)
-            logits = way.net(whole, to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
+            logits = objective.net(joined, pixels.to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
             guess_BTA, token_BTA = greedy(logits), batch.token_BTA
-            found = {
+            metrics = {
                 "val_loss": -log_prob(logits, token_BTA),
                 "val_accuracy": guess_BTA == token_BTA,
                 "val_l1": jnp.abs(codec.decode(guess_BTA) - codec.decode(token_BTA)),
             }
-            return {name: (x.mean((1, 2)) * weight_B).sum() for name, x in found.items()}
+            # (B, T, A) -> (B,) -> a sum over the rows that count.
+            return {name: (x.mean((1, 2)) * weight_B).sum() for name, x in metrics.items()}
 
-        sums = jax.lax.map(one, (jnp.asarray(row_NB), jnp.asarray(weight_NB)))
+        # Batch after batch: all logits at once, (count, T, A, 256), would not fit beside the network.
+        sums = jax.lax.map(measure_batch, (jnp.asarray(row_NB), jnp.asarray(weight_NB)))
         return {name: x.sum() / count for name, x in sums.items()}
 
     jitted = jax.jit(measure)
-    return lambda state: jitted(state.trained, fixed, data)
+    return lambda state: jitted(state.params, fixed, data)
 
 
-def weights(cfg: VLAConfig, train: SFTConfig, params: Params, state: SFTState) -> Params:
-    """The plain network's parameters after a training that began at ``params``; adapters are merged in float32."""
+def merge_weights(cfg: VLAConfig, train: SFTConfig, params: Params, state: TrainState) -> Params:
+    """Returns the plain network's parameters after a training from ``params``; adapters are merged in float32."""
     if train.lora is None:
-        return params | state.trained
-    return jax.jit(functools.partial(lora.merge, cfg=adapters.resolved(cfg, train.lora, train.frozen)))(
-        params, state.trained
-    )
+        return params | state.params
+    merge = functools.partial(lora.merge, cfg=SFTObjective(cfg, train).adapters)
+    return jax.jit(merge)(params, state.params)
+
+
+def _check_frozen(cfg: VLAConfig, train: SFTConfig) -> None:
+    parts = network(cfg).shapes()
+    if unknown := sorted(set(train.frozen) - set(parts)):
+        raise ValueError(f"SFTConfig.frozen: expected parts of the policy {sorted(parts)}, got unknown {unknown}")
+
+
+def blurred_targets(blur: float) -> Array:
+    """Returns (256, 256): row j is a Gaussian over bins around bin j, standard deviation ``blur`` bins."""
+    j = jnp.arange(BINS, dtype=jnp.float32)
+    # A softmax of the exponent normalises each row, also at the ends, where half of the bell is cut off.
+    return jax.nn.softmax(-0.5 * jnp.square((j[:, None] - j[None, :]) / blur), axis=-1)
+
+
+# --- adapters -------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,55 +270,53 @@ class PolicyAdapters:
     """
 
     network: VLAConfig
-    lora: LoRAConfig
+    lora: PolicyLoRA
 
 
-class Trainable(NamedTuple):
-    """What a fine-tuning trains, and how the network runs meanwhile.
+def resolve_targets(cfg: VLAConfig, adapters: PolicyLoRA, frozen: Sequence[str] = ()) -> PolicyLoRA:
+    """Returns ``adapters`` with the paths of the layers that they adapt; ``frozen`` parts of the policy have none.
+
+    Raises:
+      ValueError: when no layer is left, or a target is no layer.
+    """
+    # Paths instead of patterns: what lies in a file then says which layers it belongs to.
+    paths = lora.targets(network(cfg).shapes(), adapters)
+    return dataclasses.replace(adapters, targets=tuple(path for path in paths if path.split("/")[0] not in frozen))
+
+
+@functools.cache
+def adapted_network(cfg: VLAConfig, adapters: PolicyLoRA) -> Pure:
+    """The policy with adapters, as a pure function of what ``lora.join`` makes."""
+    return Pure(lambda rngs: lora.adapt(VLA(cfg, rngs=rngs), adapters))
+
+
+class RLPolicy(NamedTuple):
+    """A policy as RL runs it: by itself, or with adapters beside it.
 
     Attributes:
-      net: the network in training.
-      begin: ``begin(params, key) -> (fixed, trained)``; ``trained`` shares no memory with ``params``.
-      whole: ``whole(fixed, trained)``, the parameters of ``net``.
+      net: the network, for actor and learner alike; rounded otherwise in one of them, the ratios would not begin at 1.
+      begin: ``begin(params, key)``: the plain network's parameters -> those of ``net``, which does the same with them.
+      plain: the way back; adapters are folded in, in float32.
     """
 
     net: Pure
-    begin: Callable[[Params, Array], tuple[Params, Params]]
-    whole: Callable[[Params, Params], Params]
+    begin: Callable[[Params, Array], Params]
+    plain: Callable[[Params], Params]
 
 
-def trainable(cfg: VLAConfig, train: SFTConfig) -> Trainable:
-    """Parts of the network, or with ``train.lora`` adapters beside it."""
-    unknown = sorted(set(train.frozen) - set(network(cfg).shapes()))
-    if unknown:
-        raise ValueError(
-            f"SFTConfig.frozen: expected parts of the policy {sorted(network(cfg).shapes())}, got unknown {unknown}"
-        )
-    if train.lora is None:
-        parts = lambda params: split(params, train.frozen)  # noqa: E731
-        begin = lambda params, key: (parts(params)[0], jax.tree.map(jnp.copy, parts(params)[1]))  # noqa: E731
-        return Trainable(network(cfg), begin, lambda fixed, trained: fixed | trained)
-    own = adapters.resolved(cfg, train.lora, train.frozen)
-    return Trainable(adapters.adapted(cfg, own), lambda params, key: (params, lora.init(key, params, own)), lora.join)
+def make_rl_policy(cfg: VLAConfig, adapters: PolicyLoRA | None, frozen: Sequence[str] = ()) -> RLPolicy:
+    """Returns the policy with ``adapters``, if any, except in its ``frozen`` parts.
 
+    Raises:
+      ValueError: as :func:`resolve_targets`.
+    """
+    if adapters is None:  # the very functions and arrays, so that nothing compiles or is copied for its sake
+        return RLPolicy(network(cfg), lambda params, key: params, lambda params: params)
+    resolved = resolve_targets(cfg, adapters, frozen)
 
-def optimizer(train: SFTConfig) -> optax.GradientTransformation:
-    """Of ``train.optimizer``, with warm-up and a cosine to zero."""
-    rate = optimizers.warmup_cosine(train.lr, train.warmup, train.steps)
-    return optimizers.clipped(train.optimizer, rate, clip=train.clip, b2=train.b2, decay=train.weight_decay)
+    def begin(params: Params, key: Array) -> Params:
+        return lora.join(params, lora.init(key, params, resolved))
 
-
-def split(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Params]:
-    """(frozen, free) parts of the parameters by their top-level names."""
-    return {k: v for k, v in params.items() if k in frozen}, {k: v for k, v in params.items() if k not in frozen}
-
-
-def to_float(frame: Array) -> Array:
-    """uint8 pixels -> float32 in [-1, 1]."""
-    return frame.astype(jnp.float32) / 127.5 - 1.0
-
-
-def blurred_targets(blur: float) -> Array:
-    """(256, 256): row j is a Gaussian over bins around bin j, standard deviation ``blur`` bins."""
-    j = jnp.arange(BINS, dtype=jnp.float32)
-    return jax.nn.softmax(-0.5 * jnp.square((j[:, None] - j[None, :]) / blur), axis=-1)
+    return RLPolicy(
+        adapted_network(cfg, resolved), begin, jax.jit(lambda joined: lora.merge(*lora.separate(joined), resolved))
+    )

@@ -68,9 +68,8 @@ class TowerConfig:
     @classmethod
     def dinov2_large(cls, dtype: DType = "bfloat16") -> TowerConfig:
         """timm vit_large_patch14_reg4_dinov2 at 224 pixels."""
-        return cls(
-            224, 14, 1024, 24, 16, 4096, 5, True, IMAGENET_MEAN, IMAGENET_STD, remat=True, dtype=dtype
-        )  # fmt: skip
+        sizes = (224, 14, 1024, 24, 16, 4096, 5, True)
+        return cls(*sizes, mean=IMAGENET_MEAN, std=IMAGENET_STD, remat=True, dtype=dtype)
 
     @classmethod
     def siglip_so400m(cls, dtype: DType = "bfloat16") -> TowerConfig:
@@ -112,7 +111,9 @@ class TowerBlock(nnx.Module):
     """Pre-norm transformer block: ``x + ls1 * attn(LN x)``, then ``x + ls2 * mlp(LN x)``."""
 
     def __init__(self, cfg: TowerConfig, *, rngs: nnx.Rngs):
-        dense = lambda i, o: nnx.Linear(i, o, dtype=jnp.dtype(cfg.dtype), rngs=rngs)  # noqa: E731
+        def dense(inputs: int, outputs: int) -> nnx.Linear:
+            return nnx.Linear(inputs, outputs, dtype=jnp.dtype(cfg.dtype), rngs=rngs)
+
         self.heads = cfg.heads
         self.norm1 = LayerNorm(cfg.width, eps=1e-6)
         self.qkv = dense(cfg.width, 3 * cfg.width)
@@ -124,56 +125,64 @@ class TowerBlock(nnx.Module):
         self.ls2 = nnx.Param(jnp.ones(cfg.width)) if cfg.layer_scale else None
 
     def __call__(self, x_BLD: Array) -> Array:
-        x_BLD = x_BLD + _scaled(self.ls1, self._attend(self.norm1(x_BLD)))
-        hidden = jax.nn.gelu(self.fc1(self.norm2(x_BLD)), approximate=False)
-        return x_BLD + _scaled(self.ls2, self.fc2(hidden))
-
-    def _attend(self, x_BLD: Array) -> Array:
+        """Runs one layer."""
         batch, length, width = x_BLD.shape
-        q, k, v = jnp.moveaxis(self.qkv(x_BLD).reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)
-        return self.proj(attention(q, k, v).reshape(batch, length, width))
+        with jax.named_scope("self_attention"):
+            # (B, L, 3 * D) -> (B, L, 3, H, D / H) -> three of (B, L, H, D / H); timm joins q, k and v in this order.
+            qkv = self.qkv(self.norm1(x_BLD)).reshape(batch, length, 3, self.heads, width // self.heads)
+            q_BLHE, k_BLHE, v_BLHE = jnp.moveaxis(qkv, 2, 0)
+            y_BLD = self.proj(attention(q_BLHE, k_BLHE, v_BLHE).reshape(batch, length, width))
+            x_BLD = x_BLD + _scale(self.ls1, y_BLD)
+        with jax.named_scope("mlp"):
+            hidden = jax.nn.gelu(self.fc1(self.norm2(x_BLD)), approximate=False)
+            return x_BLD + _scale(self.ls2, self.fc2(hidden))
 
 
 class Tower(nnx.Module):
-    """(B, H, W, 3) in [-1, 1] -> (B, patches, width), features of the second-to-last block."""
+    """Pictures (B, H, W, 3) in [-1, 1] to (B, patches, width), the features of the second-to-last block."""
 
     def __init__(self, cfg: TowerConfig, *, rngs: nnx.Rngs):
+        def normal(*shape: int) -> nnx.Param:
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+
         self.cfg = cfg
-        normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))  # noqa: E731
-        self.patch_embed = nnx.Conv(
-            3, cfg.width, (cfg.patch, cfg.patch), (cfg.patch, cfg.patch), padding="VALID",
-            dtype=jnp.dtype(cfg.dtype), rngs=rngs,
-        )  # fmt: skip
+        patch = (cfg.patch, cfg.patch)  # window and stride: patches do not overlap
+        self.patch_embed = nnx.Conv(3, cfg.width, patch, patch, padding="VALID", dtype=jnp.dtype(cfg.dtype), rngs=rngs)
         self.pos_embed = normal(1, cfg.patches, cfg.width)
         self.prefix = normal(1, cfg.prefix, cfg.width) if cfg.prefix else None
         self.blocks = stack(lambda r: TowerBlock(cfg, rngs=r), cfg.depth - 1, rngs)
 
     def __call__(self, frame_BHWC: Array) -> Array:
+        """Returns the features of the patches, row by row."""
         cfg = self.cfg
-        x_BLD = self.patch_embed(normalise(resize(frame_BHWC, cfg.image), cfg.mean, cfg.std))
-        x_BLD = x_BLD.reshape(x_BLD.shape[0], cfg.patches, cfg.width) + self.pos_embed.astype(x_BLD.dtype)
-        if self.prefix is not None:
+        x_BhwD = self.patch_embed(normalise(resize(frame_BHWC, cfg.image), cfg.mean, cfg.std))
+        # (B, h, w, D) -> (B, h * w, D), the column fastest
+        x_BLD = x_BhwD.reshape(x_BhwD.shape[0], cfg.patches, cfg.width) + self.pos_embed.astype(x_BhwD.dtype)
+        if self.prefix is not None:  # behind the positions, of which these tokens have none
             prefix = jnp.broadcast_to(self.prefix[...], (x_BLD.shape[0], cfg.prefix, cfg.width))
             x_BLD = jnp.concatenate([prefix.astype(x_BLD.dtype), x_BLD], axis=1)
+        # The prefix has done its work in the blocks (registers keep artefacts out of the patches) and is dropped.
         return scan_blocks(self.blocks, x_BLD, remat=cfg.remat)[:, cfg.prefix :]
 
 
 def resize(frame_BHWC: Array, size: int) -> Array:
-    """Antialiased bicubic resize to (size, size); the identity at that size already.
+    """Resizes to (size, size), bicubic and antialiased; pictures of that size stay as they are.
 
     RLinf's input path without its 8-bit rounding, which stays with the caller.
     """
     batch, height, width, channels = frame_BHWC.shape
     if (height, width) == (size, size):
         return frame_BHWC
+    # A cubic kernel overshoots at edges: without the clip, pixels would leave the range that the towers know.
     return jnp.clip(jax.image.resize(frame_BHWC, (batch, size, size, channels), "cubic", antialias=True), -1.0, 1.0)
 
 
 def normalise(frame_BHWC: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """Pixels in [-1, 1] -> ((x + 1) / 2 - mean) / std, float32."""
+    """Maps pixels in [-1, 1] to ((x + 1) / 2 - mean) / std, float32."""
+    # (3,) -> (1, 1, 1, 3): one mean and deviation for each colour.
     mean_1113, std_1113 = (jnp.asarray(value).reshape(1, 1, 1, 3) for value in (mean, std))
     return (0.5 * (frame_BHWC + 1.0) - mean_1113) / std_1113
 
 
-def _scaled(scale: nnx.Param | None, x_BLD: Array) -> Array:
+def _scale(scale: nnx.Param | None, x_BLD: Array) -> Array:
     return x_BLD if scale is None else x_BLD * scale[None, None].astype(x_BLD.dtype)

@@ -21,14 +21,16 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from wovr_jax.core.config import Count, DType, Faults, Natural, checked
 from wovr_jax.nn.functional import Pure
+from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import actions
 from wovr_jax.policy.actions import BINS, Codec
 from wovr_jax.policy.llm import Llama, LlamaConfig
@@ -146,7 +148,9 @@ class Projector(nnx.Module):
         self.fc2 = nnx.Linear(4 * vision, width, dtype=dtype, rngs=rngs)
         self.fc3 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope("projector")
     def __call__(self, x_BLD: Array) -> Array:
+        """Maps (B, P, D1 + D2) to (B, P, D)."""
         hidden = jax.nn.gelu(self.fc1(x_BLD), approximate=False)
         return self.fc3(jax.nn.gelu(self.fc2(hidden), approximate=False))
 
@@ -160,6 +164,7 @@ class StateProjector(nnx.Module):
         self.fc2 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, state_BR: Array) -> Array:
+        """Maps (B, R) to (B, D)."""
         return self.fc2(jax.nn.gelu(self.fc1(state_BR), approximate=False))
 
 
@@ -175,7 +180,7 @@ class VLA(nnx.Module):
         self.proprio = StateProjector(cfg, rngs=rngs) if cfg.proprio else None
 
     def __call__(self, frame_BHWC: Array, prompt_BL: Array, state_BR: Array | None = None) -> Array:
-        """Logits (B, T, A, 256), float32, in slice coordinates (index 0 is the largest action).
+        """Returns logits (B, T, A, 256), float32, in slice coordinates (index 0 is the largest action).
 
         Args:
           frame_BHWC: float32 in [-1, 1], any size; (B, V, H, W, 3) for a policy of several pictures.
@@ -184,48 +189,62 @@ class VLA(nnx.Module):
 
         Raises:
           ValueError: inputs that are not those of the config.
+          AssertionError: inputs of another dtype, or a prompt without its batch axis.
         """
+        # Bytes of 0 to 255 would run, and mean nothing: frames come as floats, from ``processing.frames`` or the world.
+        chex.assert_type(frame_BHWC, float, custom_message="policy: frame_BHWC, in [-1, 1]")
         return self.from_features(self.features(frame_BHWC), prompt_BL, state_BR)
 
     def features(self, frame_BHWC: Array) -> Array:
-        """Both towers' patch features joined on channels, (B, P, D1 + D2); constant while towers are frozen."""
-        view_BHWC = self._views(frame_BHWC)  # B counts every picture on its own
-        feature_BPD = jnp.concatenate([self.dino(view_BHWC), self.siglip(view_BHWC)], axis=-1)
+        """Returns both towers' patch features joined on channels, (B, P, D1 + D2); constant while towers are frozen."""
+        many, rank = self.cfg.images > 1, frame_BHWC.ndim
+        if rank != 4 + many or (many and frame_BHWC.shape[1] != self.cfg.images):
+            form = f"(B, {self.cfg.images}, H, W, 3)" if many else "(B, H, W, 3)"
+            words = f"policy of {self.cfg.images} pictures: expected frames {form}"
+            raise ValueError(f"{words}, got shape {frame_BHWC.shape}")
+        chex.assert_axis_dimension(frame_BHWC, -1, 3, custom_message="policy: colours of frame_BHWC")
+        # (B, V, H, W, 3) -> (B * V, H, W, 3): the towers see one picture at a time.
+        view_BHWC = frame_BHWC.reshape(-1, *frame_BHWC.shape[-3:])
+        with jax.named_scope("dino"):
+            dino_BPD = self.dino(view_BHWC)
+        with jax.named_scope("siglip"):
+            siglip_BPD = self.siglip(view_BHWC)
+        feature_BPD = jnp.concatenate([dino_BPD, siglip_BPD], axis=-1)
+        # (B * V, P / V, D1 + D2) -> (B, P, D1 + D2): the pictures' patches one behind another
         return feature_BPD.reshape(frame_BHWC.shape[0], -1, feature_BPD.shape[-1])
 
     def from_features(self, feature_BPD: Array, prompt_BL: Array, state_BR: Array | None = None) -> Array:
-        """Like a call, from tower features."""
-        patch_BPD = self._with_state(self.projector(feature_BPD), state_BR)
+        """Returns the logits of a call, from tower features."""
+        chex.assert_rank([feature_BPD, prompt_BL], [3, 2], custom_message="policy: feature_BPD, prompt_BL")
+        chex.assert_type(prompt_BL, int, custom_message="policy: prompt_BL")
+        state = None if state_BR is None else state_BR.shape[-1]
+        if state != (self.cfg.proprio or None):
+            raise ValueError(f"policy: expected {self.cfg.proprio or None} numbers of the robot's state, got {state}")
+        patch_BPD = self.projector(feature_BPD)
+        if self.proprio is not None and state_BR is not None:
+            # (B, P, D) -> (B, P + 1, D): the state is one more patch, the last.
+            patch_BPD = jnp.concatenate([patch_BPD, self.proprio(state_BR)[:, None]], axis=1)
         x_BLD, mask_BL = self._sequence(patch_BPD, flush_right(prompt_BL, self.cfg.pad))
+        # A slot's logits stand one position before it, as next-token prediction would have them; so the first slot is
+        # read where the prompt ends.
         first = patch_BPD.shape[1] + prompt_BL.shape[1] - 1
-        hidden_BLD = self.llm(x_BLD, mask_BL)[:, first : first + self.cfg.slots]
-        logits = self.llm.logits(hidden_BLD, self.cfg.vocab_size - BINS, BINS)
+        with jax.named_scope("llm"):
+            hidden_BLD = self.llm(x_BLD, mask_BL)[:, first : first + self.cfg.slots]
+            logits = self.llm.logits(hidden_BLD, self.cfg.vocab_size - BINS, BINS)
+        # (B, T * A, 256) -> (B, T, A, 256): slots are step-major
         return logits.reshape(-1, self.cfg.chunk, self.cfg.action_dim, BINS)
 
-    def _views(self, frame: Array) -> Array:
-        axes = 4 if self.cfg.images == 1 else 5
-        if frame.ndim != axes or (axes == 5 and frame.shape[1] != self.cfg.images):
-            form = "(B, H, W, 3)" if axes == 4 else f"(B, {self.cfg.images}, H, W, 3)"
-            raise ValueError(f"policy of {self.cfg.images} pictures: expected frames {form}, got shape {frame.shape}")
-        return frame.reshape(-1, *frame.shape[-3:])
-
-    def _with_state(self, patch_BPD: Array, state_BR: Array | None) -> Array:
-        got = None if state_BR is None else state_BR.shape[-1]
-        if got != (self.cfg.proprio or None):
-            raise ValueError(f"policy: expected {self.cfg.proprio or None} numbers of the robot's state, got {got}")
-        if self.proprio is None or state_BR is None:
-            return patch_BPD
-        return jnp.concatenate([patch_BPD, self.proprio(state_BR)[:, None]], axis=1)
-
     def _sequence(self, patch_BPD: Array, prompt_BL: Array) -> tuple[Array, Array]:
-        """Embeddings and padding mask of the whole sequence."""
+        """Returns embeddings (B, L', D) and padding mask (B, L') of the whole sequence."""
         batch, patches, width = patch_BPD.shape
         text_BLD = self.llm.embed(prompt_BL)
+        # The slots say nothing: with parallel decoding no action is fed back, and only the position tells them apart.
         slot_BLD = jnp.zeros((batch, self.cfg.slots, width), text_BLD.dtype)
         parts = [text_BLD[:, :1], patch_BPD, text_BLD[:, 1:], slot_BLD]
         if self.cfg.recipe == "oft":
             parts.append(self.llm.embed(jnp.full((batch, 1), self.cfg.stop)))
         x_BLD = jnp.concatenate(parts, axis=1)
+        # Patches, slots and the stop token are always seen; of the prompt what is no padding.
         real_BL = prompt_BL != self.cfg.pad
         ones = jnp.ones((batch, patches), bool)
         tail = jnp.ones((batch, x_BLD.shape[1] - patches - prompt_BL.shape[1]), bool)
@@ -235,31 +254,54 @@ class VLA(nnx.Module):
 def flush_right(prompt_BL: Array, pad: int) -> Array:
     """Moves pads to directly after column 0 and keeps the order of the rest, so slots follow the prompt."""
     rest = prompt_BL[:, 1:]
+    # A stable sort by "is no pad" (False before True) moves the pads to the front and leaves the order of the others.
     order = jnp.argsort(rest != pad, axis=1, stable=True)
     return jnp.concatenate([prompt_BL[:, :1], jnp.take_along_axis(rest, order, axis=1)], axis=1)
 
 
+LINEAR = ("dino/blocks/*", "siglip/blocks/*", "projector/*", "llm/blocks/*")
+"""The layers of a ``VLA`` that both stacks adapt."""
+
+
+class PolicyLoRA(LoRAConfig):
+    """Adapters of a policy, by the names of its layers."""
+
+    @classmethod
+    def oft(cls, **changes: Any) -> PolicyLoRA:
+        """Adapters as openvla-oft trains them: every linear layer but the head, and an alpha of at most 16."""
+        options: dict[str, Any] = {"alpha": min(changes.get("rank", cls.rank), 16.0), "targets": LINEAR}
+        return cls(**{**options, "init": "gaussian", **changes})
+
+    @classmethod
+    def rlinf(cls, **changes: Any) -> PolicyLoRA:
+        """Adapters as RLinf trains them: also of the head and both patch embeddings, and a scale of 1."""
+        options: dict[str, Any] = {"targets": (*LINEAR, "*/patch_embed", "llm/head")}
+        return cls(**{**options, "init": "gaussian", **changes})
+
+
 @functools.cache
 def network(cfg: VLAConfig) -> Pure:
-    """The policy as a pure function of its parameters; one object a config, so programs that hold it are reused."""
+    """Returns the policy as a pure function of its parameters; one object a config, so its programs are reused."""
     return Pure(lambda rngs: VLA(cfg, rngs=rngs))
 
 
 def policy(
     cfg: VLAConfig, params: Params, codec: Codec, temperature: float = 1.0, net: Pure | None = None
 ) -> Callable[..., tuple[Array, Array, Array]]:
-    """``act(frame_BHWC, prompt_BL, key_B, state_BR=None) -> (token_BTA, logp_BTA, action_BTA)``.
+    """Returns ``act(frame_BHWC, prompt_BL, key_B, state_BR=None) -> (token_BTA, logp_BTA, action_BTA)``.
 
     Tokens are sampled at ``temperature``, which the log-probabilities share; at ``temperature <= 0`` the
     likeliest token is taken and the log-probabilities are those of temperature 1. ``net`` takes ``params`` in the place
     of ``network(cfg)``, with adapters in it for example.
     """
     net = net or network(cfg)
+    # The log-probability kept with a token is that of the distribution it was drawn from, or PPO's ratio is wrong.
     scale = temperature if temperature > 0.0 else 1.0
 
     def act(
         frame_BHWC: Array, prompt_BL: Array, key_B: Array, state_BR: Array | None = None
     ) -> tuple[Array, Array, Array]:
+        chex.assert_axis_dimension(key_B, 0, len(frame_BHWC), custom_message="policy: key_B, one key a trajectory")
         logits = net(params, frame_BHWC, prompt_BL, state_BR)
         token = actions.sample(logits, key_B, scale) if temperature > 0.0 else actions.greedy(logits)
         return token, actions.log_prob(logits, token, scale), codec.decode(token)

@@ -13,15 +13,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 Mark = tuple[str, float, float, float]
+"""A class of the style sheet, a value, and the ends of its interval (equal to the value where there is none)."""
 SEGMENTS = {
     "fp": "imagined success only",
     "tp": "success in both",
     "fn": "true success only",
     "tn": "failure in both",
 }
-"""Two verdicts on one episode, in the order of the bar of :func:`agreement`."""
+"""Two verdicts on one episode, in the order of the bar of :func:`draw_agreement`."""
 MOST_POINTS = 400
-"""A longer curve is thinned evenly: a page shows no more."""
+"""A longer curve is thinned evenly: a page shows no more, and a run of many steps would make it heavy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,86 +45,92 @@ class Frame:
     bottom: int = 24
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Pixels of a data point."""
+        """Returns the pixels of a data point, counted from the upper left corner."""
         across = (x - self.x[0]) / (self.x[1] - self.x[0] or 1.0)
-        up = (y - self.y[0]) / (self.y[1] - self.y[0] or 1.0)
+        up = (y - self.y[0]) / (self.y[1] - self.y[0] or 1.0)  # pixels count downwards, data upwards
         inner_width, inner_height = self.width - self.left - self.right, self.height - self.top - self.bottom
         return round(self.left + across * inner_width, 1), round(self.top + (1.0 - up) * inner_height, 1)
 
     def svg(self, *parts: str, label: str) -> str:
-        """The finished figure around ``parts``."""
+        """Returns the finished figure around ``parts``; ``label`` is what a screen reader says of it."""
         box = f'viewBox="0 0 {self.width} {self.height}" width="{self.width}" height="{self.height}"'
         return f'<svg {box} role="img" aria-label="{html.escape(label, quote=True)}">{"".join(parts)}</svg>'
 
 
-def intervals(rows: Sequence[tuple[str, Sequence[Mark], str]], low: float = 0.0, high: float = 1.0) -> str:
-    """Rates, or gains when ``low`` is negative, with their intervals on one axis from ``low`` to ``high``.
+def draw_intervals(rows: Sequence[tuple[str, Sequence[Mark], str]], low: float = 0.0, high: float = 1.0) -> str:
+    """Draws rates, or gains when ``low`` is negative, with their intervals on one axis from ``low`` to ``high``.
 
     Args:
-      rows: (name, marks, what to say at the end); a mark is (class, rate, low, high).
+      rows: (name, marks, what to say at the end).
+      low, high: the ends of the axis; every mark lies between them.
     """
 
     def at(x: float) -> str:
+        # Places in percent of the width, so that the figure stretches with the page.
         return f"{100 * (x - low) / (high - low):.1f}%"
 
-    def shown(x: float) -> str:
+    def label(x: float) -> str:
         return f"{x:.0%}" if low >= 0 else f"{100 * x:+.0f}"
 
     ticks = _ticks(low, high, 5)
+    # A line at every tick, behind the marks; the one at zero is darker, for gains are read against it.
     grid = "".join(f'<s class="{"" if x else "zero"}" style="left:{at(x)}"></s>' for x in ticks)
     body = ""
-    for name, marks, said in rows:
+    for name, marks, text in rows:
         track = grid
         for kind, rate, left, right in marks:
             numbers = f"{100 * rate:.1f}" + (f", 95% between {100 * left:.1f} and {100 * right:.1f}" * (left < right))
             reach = f'<i class="reach" style="left:{at(left)};width:{100 * (right - left) / (high - low):.1f}%"></i>'
             track += f'<b class="{kind}" title="{numbers}">{reach}<i class="dot" style="left:{at(rate)}"></i></b>'
-        body += _row(name, f'<div class="track">{track}</div>', said)
-    axis = "".join(f'<span style="left:{at(x)}">{shown(x)}</span>' for x in ticks)
+        body += _row(name, f'<div class="track">{track}</div>', text)
+    axis = "".join(f'<span style="left:{at(x)}">{label(x)}</span>' for x in ticks)
     axis = f'<div class="track axis">{axis}</div>'
     return f'<div class="rows">{body}{_row("", axis, "")}</div>'
 
 
-def agreement(rows: Sequence[tuple[str, Mapping[str, int], str]]) -> str:
-    """Two verdicts on the same episodes, one bar a row, (name, the four counts tp, fp, fn, tn, what to say).
+def draw_agreement(rows: Sequence[tuple[str, Mapping[str, int], str]]) -> str:
+    """Draws two verdicts on the same episodes, a bar for each row (name, counts tp, fp, fn and tn, what to say).
 
     From the left: imagined only, both, true only, neither. So imagined successes are the first two parts, true ones
     the middle two, and a line above and a line below the bar show both rates.
     """
     body = ""
-    for name, counts, said in rows:
-        everything = max(sum(counts[part] for part in SEGMENTS), 1)
-        fp, tp, fn, _ = share = [100 * counts[part] / everything for part in SEGMENTS]
+    for name, counts, text in rows:
+        episodes = max(sum(counts[part] for part in SEGMENTS), 1)
+        # In this order the two kinds of success overlap in the middle, so both rates are one stretch of the bar.
+        fp, tp, fn, _ = share = [100 * counts[part] / episodes for part in SEGMENTS]
         bar = "".join(
-            f'<i class="{part}" style="width:{width:.2f}%" title="{words}: {counts[part]} of {everything}">'
-            f"{counts[part] if width >= 5 else ''}</i>"
+            f'<i class="{part}" style="width:{width:.2f}%" title="{words}: {counts[part]} of {episodes}">'
+            f"{counts[part] if width >= 5 else ''}</i>"  # a narrower part has no room for its number
             for (part, words), width in zip(SEGMENTS.items(), share, strict=True)
         )
         above = f'<div class="span imagined" style="width:{fp + tp:.2f}%"></div>'
         below = f'<div class="span true" style="margin-left:{fp:.2f}%;width:{tp + fn:.2f}%"></div>'
-        body += _row(name, f'{above}<div class="parts">{bar}</div>{below}', said)
+        body += _row(name, f'{above}<div class="parts">{bar}</div>{below}', text)
     return f'<div class="rows">{body}</div>'
 
 
-def curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
-    """One quantity over steps; a value of None breaks the line."""
+def draw_curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
+    """Draws one quantity over steps; a value of None breaks the line, and without any value nothing is drawn."""
     values = [y for _, y in points if y is not None]
     if not values:
         return ""
-    low, high = _widened(min(values), max(values))
+    low, high = _widen(min(values), max(values))
+    # The steps of a curve of one point are widened, or all of it would lie on one spot.
     frame = Frame(262, 120, (points[0][0], max(points[-1][0], points[0][0] + 1)), (low, high), left=44, bottom=20)
     parts = _axes(frame, [points[-1][0]], _ticks(low, high, 3))
+    # "M" lifts the pen and "L" draws: after a missing value the pen is lifted.
     path, pen = [], "M"
     for x, y in points[:: -(-len(points) // MOST_POINTS)]:
         if y is not None:
             path.append(f"{pen}{' '.join(map(str, frame.at(x, y)))}")
         pen = "M" if y is None else "L"
-    parts.append(f'<path class="line" d="{"".join(path)}">{_hover(f"{label}: last {short(values[-1])}")}</path>')
+    parts.append(f'<path class="line" d="{"".join(path)}">{_hover(f"{label}: last {shorten(values[-1])}")}</path>')
     return frame.svg(*parts, label=label)
 
 
-def reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], threshold: float | None) -> str:
-    """Observed frequency of success against predicted probability; size of a dot: how many frames.
+def draw_reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], threshold: float | None) -> str:
+    """Draws the observed frequency of success against the predicted probability; larger dots stand for more frames.
 
     Args:
       tables: class of the marks -> bins: ``predicted``, ``observed`` and ``count`` of each.
@@ -131,30 +138,32 @@ def reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], threshold: 
     """
     frame = Frame(300, 280, (0.0, 1.0), (0.0, 1.0), left=44, bottom=40)
     parts = _axes(frame, (0, 0.5, 1), (0, 0.5, 1), "predicted probability")
+    # On the diagonal a probability means what it says.
     parts.append(_rule(frame, 0, 0, 1, 1, kind="ideal"))
     if threshold is not None:
         parts.append(_rule(frame, threshold, 0, threshold, 1, kind="threshold"))
     for kind, table in tables.items():
-        bins = [one for one in zip(table["predicted"], table["observed"], table["count"], strict=True) if one[2]]
+        bins = [row for row in zip(table["predicted"], table["observed"], table["count"], strict=True) if row[2]]
         places = [" ".join(map(str, frame.at(x, y))) for x, y, _ in bins]
         parts.append(f'<path class="line {kind}" d="{"M" * bool(bins)}{"L".join(places)}"/>')
         for x, y, count in bins:
             # Frames without success outnumber the others by far: a logarithm keeps every dot in sight.
             radius = 2 + 5 * math.log1p(count) / math.log1p(max(table["count"]))
-            said = _hover(f"{kind}: predicted {x:.2f}, observed {y:.2f}, {count} frames")
+            numbers = _hover(f"{kind}: predicted {x:.2f}, observed {y:.2f}, {count} frames")
             (cx, cy) = frame.at(x, y)
-            parts.append(f'<circle class="{kind} dot" cx="{cx}" cy="{cy}" r="{radius:.1f}">{said}</circle>')
+            parts.append(f'<circle class="{kind} dot" cx="{cx}" cy="{cy}" r="{radius:.1f}">{numbers}</circle>')
     return frame.svg(*parts, label="reliability of the success classifier")
 
 
-def histogram(values: Sequence[int], label: str) -> str:
-    """How often each integer occurs, from 0 to the largest."""
+def draw_histogram(values: Sequence[int], label: str) -> str:
+    """Draws how often each integer occurs, from 0 to the largest."""
     counts = [0] * (max(values) + 1)
     for value in values:
         counts[value] += 1
     frame = Frame(380, 180, (-0.5, len(counts) - 0.5), (0.0, max(counts)), left=44, bottom=40)
     parts = _axes(frame, _ticks(0, len(counts) - 1, 6), _ticks(0, max(counts), 3), label)
     for x, count in enumerate(counts):
+        # A bar of 0.84 leaves a gap to its neighbours, by which single integers can be told apart.
         left, top = frame.at(x - 0.42, count)
         right, bottom = frame.at(x + 0.42, 0)
         size = f'width="{right - left:.1f}" height="{bottom - top:.1f}"'
@@ -162,24 +171,26 @@ def histogram(values: Sequence[int], label: str) -> str:
     return frame.svg(*parts, label=label)
 
 
-def short(value: float) -> str:
-    """A number in few characters: 1200000 as 1.2M, 0.000031 as 3.1e-05."""
+def shorten(value: float) -> str:
+    """Returns a number in few characters: 1200000 as 1.2M, 0.000031 as 3.1e-05."""
+    # Thousands are shortened from 10,000 on only: 1234 is as short as 1.23k and says more.
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
     return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _row(name: str, drawn: str, said: str) -> str:
-    name, said = (f'<div class="{kind}">{html.escape(text)}</div>' for kind, text in (("name", name), ("said", said)))
-    return f'{name}{said}<div class="drawn">{drawn}</div>'
+def _row(name: str, drawn: str, text: str) -> str:
+    name, text = (f'<div class="{kind}">{html.escape(words)}</div>' for kind, words in (("name", name), ("said", text)))
+    return f'{name}{text}<div class="drawn">{drawn}</div>'
 
 
 def _axes(frame: Frame, xs: Sequence[float], ys: Sequence[float], label: str = "") -> list[str]:
+    # Rules along the values only: a reader follows heights across, and steps by the labels.
     (left, right), low = frame.x, frame.y[0]
     parts = [_rule(frame, left, y, right, y) for y in ys]
-    parts += [_text(frame.left - 8, frame.at(left, y)[1], short(y), dy=4, anchor="end") for y in ys]
-    parts += [_text(*frame.at(x, low), short(x), dy=16, anchor="middle") for x in xs]
+    parts += [_text(frame.left - 8, frame.at(left, y)[1], shorten(y), dy=4, anchor="end") for y in ys]
+    parts += [_text(*frame.at(x, low), shorten(x), dy=16, anchor="middle") for x in xs]
     return [*parts, _text(*frame.at((left + right) / 2, low), label, dy=34, anchor="middle")]
 
 
@@ -196,15 +207,16 @@ def _hover(text: str) -> str:
     return f"<title>{html.escape(text)}</title>"
 
 
-def _widened(low: float, high: float) -> tuple[float, float]:
-    """A little air above and below; something to see when all values are equal."""
+def _widen(low: float, high: float) -> tuple[float, float]:
+    """Returns limits with a little air above and below, and with some height when all values are equal."""
     air = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
     return low - air, high + air
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers between ``low`` and ``high``, roughly ``about`` of them."""
+    """Returns round numbers between ``low`` and ``high``, roughly ``about`` of them."""
     raw = (high - low) / about or 1.0
     power = 10.0 ** math.floor(math.log10(raw))
+    # The slack of 1e-9 is for decimal steps that binary numbers miss by a hair, such as 0.1 * 3.
     step = next(step * power for step in (1, 2, 5, 10) if step * power >= raw * (1 - 1e-9))
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]

@@ -66,7 +66,8 @@ class Choice:
 
 
 def rates(prob_X: np.ndarray, label_X: np.ndarray, threshold: float) -> Rates:
-    """Error rates of ``prob > threshold``, of frames or of episodes."""
+    """Returns the error rates of ``prob > threshold``, of frames or of episodes."""
+    # Compared in float32, as the rollout does: a threshold between two floats falls on the same side here and there.
     called, label = np.asarray(prob_X) > np.float32(threshold), np.asarray(label_X, bool)
     hits, false_alarms = int((called & label).sum()), int((called & ~label).sum())
     positives, negatives = int(label.sum()), int((~label).sum())
@@ -81,11 +82,12 @@ def rates(prob_X: np.ndarray, label_X: np.ndarray, threshold: float) -> Rates:
 
 
 def by_episode(prob_X: np.ndarray, label_X: np.ndarray, episode_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(prob_E, label_E): an episode is called by its most successful frame, and succeeds if any frame does.
+    """Returns (prob_E, label_E): an episode is called by its likeliest frame, and succeeds if any frame does.
 
     Args:
       episode_X: which episode a frame is of, any integers; the result is in ascending order of them.
     """
+    # An imagined rollout counts from its first frame above the threshold, so the highest probability decides.
     _, index_X = np.unique(episode_X, return_inverse=True)
     episodes = int(index_X.max()) + 1 if len(index_X) else 0
     prob_E, label_E = np.zeros(episodes, np.float32), np.zeros(episodes, bool)
@@ -95,16 +97,19 @@ def by_episode(prob_X: np.ndarray, label_X: np.ndarray, episode_X: np.ndarray) -
 
 
 def reliability(prob_X: np.ndarray, label_X: np.ndarray, bins: int = 10) -> Reliability:
-    """How often frames of a given probability are successes, in ``bins`` equal bins."""
+    """Counts how often frames of a given probability are successes, in ``bins`` equal bins."""
     prob_X, label_X = np.asarray(prob_X, np.float64), np.asarray(label_X, np.float64)
     index_X = np.minimum((prob_X * bins).astype(int), bins - 1)
     count = np.bincount(index_X, minlength=bins)
-    divisor = np.maximum(count, 1)
+    divisor = np.maximum(count, 1)  # empty bins give 0, not 0 / 0; they weigh nothing in the error
     predicted = np.bincount(index_X, prob_X, minlength=bins) / divisor
     observed = np.bincount(index_X, label_X, minlength=bins) / divisor
+    # ECE: how far prediction and truth lie apart in a bin, over the frames. It says whether 0.7 means seven of ten.
     error = float((count * np.abs(predicted - observed)).sum() / max(count.sum(), 1))
     edges = np.linspace(0.0, 1.0, bins + 1)
-    return Reliability(_plain(edges), _plain(count), _plain(predicted), _plain(observed), error)
+    # Plain numbers, so that the table goes into a JSON file as it is.
+    edges, count, predicted, observed = (tuple(column.tolist()) for column in (edges, count, predicted, observed))
+    return Reliability(edges, count, predicted, observed, error)
 
 
 def choose(
@@ -115,7 +120,7 @@ def choose(
     max_fpr: float = 0.05,
     imagined: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Choice:
-    """The best threshold on held-out data; of equally good ones, the middle of the widest gap.
+    """Chooses the best threshold on held-out data; of equally good ones, the middle of the widest gap.
 
     Args:
       prob_X, label_X: of true frames (or episodes).
@@ -138,25 +143,26 @@ def choose(
                 f"choose: a threshold needs successes and failures, but {np.sum(label)} of {np.size(label)} {name} "
                 "frames are successes; hold out more episodes"
             )
+    # C counts candidates: between two neighbouring probabilities all thresholds call the same frames.
     threshold_C, gap_C = _candidates(np.concatenate([prob for prob, _ in sets.values()]))
     curves = [_curve(prob, label, threshold_C) for prob, label in sets.values()]
     tpr_C, fpr_C, f1_C = (np.mean(parts, axis=0) for parts in zip(*curves, strict=True))
+    # "rate" looks at the last set: the imagined one, where there is one. As many called as there are: then there are as
+    # many false alarms as misses, and the rewards of a rollout are right on average.
     prob, label = list(sets.values())[-1]
     excess_C = _above(prob, threshold_C) - np.sum(label)
     score_C = {"rate": -np.abs(excess_C), "youden": tpr_C - fpr_C, "f1": f1_C, "max_fpr": tpr_C}[rule]
-    if rule == "max_fpr":
+    if rule == "max_fpr":  # the worse of the sets counts; -1 is below every tpr
         score_C = np.where(np.max([fpr for _, fpr, _ in curves], axis=0) <= max_fpr, score_C, -1.0)
+    # By score (rounded: sums of the same counts may differ in a last place), then by fewer false alarms, which a
+    # learner would exploit, then by the gap: the middle of a wide one stands far from every frame seen.
     best = np.lexsort((gap_C, -fpr_C, np.round(score_C, 9)))[-1]
     threshold = float(threshold_C[best])
     return Choice(threshold, rule, *(rates(prob, label, threshold) for prob, label in sets.values()))
 
 
-def _plain(column: np.ndarray) -> tuple:
-    return tuple(column.tolist())
-
-
 def _candidates(prob_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Thresholds between neighbouring probabilities, and the widths of the gaps they stand in."""
+    """Returns thresholds between neighbouring probabilities, and the widths of the gaps they stand in."""
     value = np.unique(np.concatenate([np.asarray(prob_X, np.float32), np.asarray([0.0, 1.0], np.float32)]))
     below, above = value[:-1], value[1:]
     middle = (below + above) / np.float32(2)
@@ -167,7 +173,7 @@ def _candidates(prob_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _curve(prob_X: np.ndarray, label_X: np.ndarray, threshold_C: np.ndarray) -> tuple[np.ndarray, ...]:
-    """tpr, fpr and F1 at each threshold."""
+    """Returns tpr, fpr and F1 at each threshold."""
     prob_X, label_X = np.asarray(prob_X, np.float32), np.asarray(label_X, bool)
     hits_C, false_alarms_C = _above(prob_X[label_X], threshold_C), _above(prob_X[~label_X], threshold_C)
     positives, negatives = label_X.sum(), (~label_X).sum()
@@ -175,5 +181,5 @@ def _curve(prob_X: np.ndarray, label_X: np.ndarray, threshold_C: np.ndarray) -> 
 
 
 def _above(prob_X: np.ndarray, threshold_C: np.ndarray) -> np.ndarray:
-    """How many probabilities are above each threshold."""
+    """Counts the probabilities above each threshold."""
     return len(prob_X) - np.searchsorted(np.sort(np.asarray(prob_X, np.float32)), threshold_C, side="right")

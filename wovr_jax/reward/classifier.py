@@ -8,8 +8,9 @@ one network judges several tasks.
 
     conv stem - norm - relu - (max pool) - stages of residual blocks - mean over pixels - head
 
-The stem is a setting: 7x7 at stride 2 with a max pool suits 256 pixels and would leave one
-pixel of a 32-pixel frame to the last stage.
+The defaults of ``RewardConfig`` are the reference for LIBERO Spatial and Object: 256 pixels, 11.18 M parameters. The
+stem is a setting: 7x7 at stride 2 with a max pool suits 256 pixels and would leave one pixel of a 32-pixel frame to the
+last stage.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -58,11 +60,6 @@ class RewardConfig:
     dropout: Decay = 0.1
     momentum: Share = 0.1
     dtype: DType = "float32"
-
-    @classmethod
-    def resnet18(cls, **changes: Any) -> RewardConfig:
-        """The reference for LIBERO Spatial and Object, 256 pixels, 11.18 M parameters."""
-        return cls(**changes)
 
     @classmethod
     def resnet18_task(cls, **changes: Any) -> RewardConfig:
@@ -110,8 +107,10 @@ class Residual(nnx.Module):
         self.shortcut = _conv(cfg, width_in, width, 1, stride, rngs) if changes else None
 
     def __call__(self, x_BHWC: Array, train: bool) -> Array:
+        """Runs one block; in training it normalises with the batch and updates the running statistics."""
         y_BHWC = nnx.relu(self.norm1(self.conv1(x_BHWC), use_running_average=not train))
         y_BHWC = self.norm2(self.conv2(y_BHWC), use_running_average=not train)
+        # The sum is taken in float32, in which normalisation left the branch.
         return nnx.relu(y_BHWC + (self.shortcut(x_BHWC) if self.shortcut else x_BHWC).astype(y_BHWC.dtype))
 
 
@@ -136,7 +135,7 @@ class Classifier(nnx.Module):
     def __call__(
         self, frame_BHWC: Array, task_B: Array | None = None, *, train: bool = False, key: Array | None = None
     ) -> Array:
-        """Logits of success.
+        """Computes the logit that each frame shows success.
 
         Args:
           frame_BHWC: in [-1, 1], clamped, as generated frames overshoot.
@@ -149,25 +148,36 @@ class Classifier(nnx.Module):
 
         Raises:
           ValueError: the task head without tasks.
+          AssertionError: frames or tasks of another rank, width or dtype.
         """
-        x_BHWC = self.stem(jnp.clip(frame_BHWC, -1.0, 1.0))
-        x_BHWC = nnx.relu(self.stem_norm(x_BHWC, use_running_average=not train))
-        if self.cfg.stem_pool:
-            x_BHWC = _max_pool(x_BHWC)
+        chex.assert_rank(frame_BHWC, 4, custom_message="reward classifier: frame_BHWC")
+        chex.assert_axis_dimension(frame_BHWC, -1, 3, custom_message="reward classifier: colours of frame_BHWC")
+        # Bytes would be clipped to white without an error.
+        chex.assert_type(frame_BHWC, float, custom_message="reward classifier: frame_BHWC, in [-1, 1]")
+        with jax.named_scope("stem"):
+            x_BHWC = self.stem(jnp.clip(frame_BHWC, -1.0, 1.0))
+            x_BHWC = nnx.relu(self.stem_norm(x_BHWC, use_running_average=not train))
+            if self.cfg.stem_pool:
+                x_BHWC = _max_pool(x_BHWC)
         for name, _, _ in _blocks(self.cfg):
-            x_BHWC = self.blocks[name](x_BHWC, train)
-        feature_BD = jnp.mean(x_BHWC, axis=(1, 2))
-        if self.cfg.head == "task":
-            if task_B is None:
-                raise ValueError("reward classifier: RewardConfig.head is 'task', so task_B is needed")
-            feature_BD = jnp.concatenate([feature_BD, self.task(task_B)], axis=-1)
-            feature_BD = nnx.relu(self.hidden(feature_BD))
-            feature_BD = nnx.Dropout(self.cfg.dropout)(feature_BD, deterministic=not train, rngs=key)
-        return self.out(feature_BD)[:, 0]
+            with jax.named_scope(name):
+                x_BHWC = self.blocks[name](x_BHWC, train)
+        with jax.named_scope("head"):
+            feature_BD = jnp.mean(x_BHWC, axis=(1, 2))  # (B, H, W, D) -> (B, D): where in the picture does not matter
+            if self.cfg.head == "task":
+                if task_B is None:
+                    raise ValueError("reward classifier: RewardConfig.head is 'task', so task_B is needed")
+                chex.assert_shape(task_B, frame_BHWC.shape[:1], custom_message="reward classifier: task_B")
+                chex.assert_type(task_B, int, custom_message="reward classifier: task_B")
+                # (B, D) and (B, embed) -> (B, D + embed): the same picture is success of one task and not of another.
+                feature_BD = jnp.concatenate([feature_BD, self.task(task_B)], axis=-1)
+                feature_BD = nnx.relu(self.hidden(feature_BD))
+                feature_BD = nnx.Dropout(self.cfg.dropout)(feature_BD, deterministic=not train, rngs=key)
+            return self.out(feature_BD)[:, 0]
 
 
 def network(cfg: RewardConfig) -> Pure:
-    """The classifier without its weights."""
+    """Returns the classifier without its weights."""
     return Pure(lambda rngs: Classifier(cfg, rngs=rngs))
 
 
@@ -177,12 +187,14 @@ def is_statistic(path: tuple[Any, ...]) -> bool:
 
 
 def score(cfg: RewardConfig, params: Params) -> Callable[[Array, Array, Array | None], Array]:
-    """The scorer of an imagined rollout: ``(frame_BTHWC, task_B, truth_BT) -> prob_BT``; the truth is not looked at."""
+    """Returns a rollout's scorer, ``(frame_BTHWC, task_B, truth_BT) -> prob_BT``; the truth is not looked at."""
     pure = network(cfg)
 
     def scorer(frame_BTHWC: Array, task_B: Array, truth_BT: Array | None = None) -> Array:
         del truth_BT
+        chex.assert_rank(frame_BTHWC, 5, custom_message="reward classifier: frame_BTHWC")
         batch, steps = frame_BTHWC.shape[:2]
+        # (B, T, H, W, 3) -> (B * T, H, W, 3): frames are judged one by one, each with the task of its row.
         logit_X = pure(params, frame_BTHWC.reshape(batch * steps, *frame_BTHWC.shape[2:]), jnp.repeat(task_B, steps))
         return jax.nn.sigmoid(logit_X).reshape(batch, steps)
 
@@ -190,7 +202,8 @@ def score(cfg: RewardConfig, params: Params) -> Callable[[Array, Array, Array | 
 
 
 def _blocks(cfg: RewardConfig) -> list[tuple[str, int, int]]:
-    """Name, width and stride of each residual block, first to last."""
+    """Returns name, width and stride of each residual block, first to last."""
+    # The first block of every stage but the first halves the picture.
     return [
         (f"stage{stage}_block{block}", width, 2 if stage and not block else 1)
         for stage, width in enumerate(cfg.widths)
@@ -214,7 +227,8 @@ def _conv(cfg: RewardConfig, width_in: int, width: int, kernel: int, stride: int
 
 
 def _max_pool(x_BHWC: Array) -> Array:
-    """3x3 at stride 2, padded by one pixel on each side."""
+    """Pools 3x3 at stride 2, padded by one pixel on each side."""
+    # Padded with minus infinity, as torch does, so that no pixel beyond the edge ever wins.
     return jax.lax.reduce_window(
         x_BHWC, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     )

@@ -19,14 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax.typing import ArrayLike
 
-from wovr_jax.core import sharding
+from wovr_jax.core import pixels, sharding
 from wovr_jax.core.config import Count, Faults, Natural, NonNegative, Positive, Share, checked
 from wovr_jax.reward import classifier
 from wovr_jax.reward.calibrate import Rule
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.train.loop import Shown
+from wovr_jax.train import optimizers
+from wovr_jax.train import step as train_step
+from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 
 
@@ -102,18 +103,10 @@ class RewardData:
     task_K: Array
 
 
-@struct.dataclass
-class RewardState:
-    """Parameters (running statistics among them) and optimizer state."""
-
-    params: Params
-    opt_state: Any
-
-
 def dataset(
     frame_XHWC: np.ndarray, label_X: np.ndarray, task_X: np.ndarray, extra_X: np.ndarray | None = None
 ) -> RewardData:
-    """Frames sorted into pools, on the device.
+    """Sorts frames into pools and puts them on the devices.
 
     Args:
       frame_XHWC: uint8.
@@ -122,10 +115,11 @@ def dataset(
       extra_X: bool, frames of the extra pool; they are left out of the other two.
 
     Raises:
-      ValueError: floating frames, lengths that differ, no success, or no failure.
+      ValueError: for floating frames, lengths that differ, no success, or no failure.
     """
     label_X, task_X = np.asarray(label_X, bool), np.asarray(task_X, np.int32)
     extra_X = np.zeros(len(label_X), bool) if extra_X is None else np.asarray(extra_X, bool)
+    # A quarter of the memory of floats, and they are converted batch by batch.
     if frame_XHWC.dtype != np.uint8:
         raise ValueError(f"reward data: expected uint8 frames, as on disk, got {frame_XHWC.dtype}")
     lengths = {"frame": len(frame_XHWC), "label": len(label_X), "task": len(task_X), "extra": len(extra_X)}
@@ -141,38 +135,58 @@ def dataset(
     return sharding.whole(RewardData(*map(jnp.asarray, (frame_XHWC, label_X, task_X, *pools, np.unique(task_X)))))
 
 
-def create(training: RewardTrainConfig, params: Params) -> RewardState:
-    """A fresh optimizer around ``params``, which are copied because steps donate the state."""
-    params = jax.tree.map(jnp.copy, params)
-    return sharding.whole(RewardState(params, optimizer(training).init(params)))
+@dataclasses.dataclass(frozen=True)
+class RewardObjective(Objective):
+    """Labelled frames, told apart by the classifier.
+
+    Attributes:
+      cfg: the classifier.
+      train: how to train it.
+    """
+
+    cfg: RewardConfig
+    train: RewardTrainConfig
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Clipped AdamW on everything but the running statistics."""
+        rate = optimizers.ramp_cosine(self.train.lr, self.train.warmup, self.train.steps)
+        clip, decay = self.train.clip_norm, self.train.weight_decay
+        return optimizers.build("adamw", rate, clip=clip, decay=decay, moves=lambda path: not self.is_statistic(path))
+
+    def draw(self, key: Array, data: RewardData) -> tuple[tuple[Array, Array, Array], Array]:
+        """See :func:`draw`; the loss draws what dropout leaves out."""
+        k_draw, k_dropout = jax.random.split(key)
+        return sharding.batch(draw(self.train, data, k_draw)), k_dropout
+
+    def loss(
+        self, params: Params, fixed: None, batch: tuple[Array, Array, Array], key: Array
+    ) -> tuple[Array, dict[str, Array], Params]:
+        """Cross-entropy; batch normalisation leaves new running statistics behind."""
+        del fixed
+        frame_BHWC, label_B, task_B = batch
+        logit_B, seen = classifier.network(self.cfg).mutate(params, frame_BHWC, task_B, train=True, key=key)
+        accuracy = jnp.mean((logit_B > 0) == label_B, dtype=jnp.float32)
+        return cross_entropy(logit_B, label_B, self.train.pos_weight), {"accuracy": accuracy}, seen
+
+    def is_statistic(self, path: tuple[Any, ...]) -> bool:
+        """See ``classifier.is_statistic``."""
+        return classifier.is_statistic(path)
 
 
-def optimizer(training: RewardTrainConfig) -> optax.GradientTransformation:
-    """Clipped AdamW on everything but the running statistics."""
+def make(
+    cfg: RewardConfig, training: RewardTrainConfig, params: Params, data: RewardData, key: Array
+) -> tuple[TrainState, ReplayableStep]:
+    """Returns the first state and the step, see ``train.step.make``.
 
-    def rate(count: ArrayLike) -> Array:
-        done = jnp.asarray(count, jnp.float32)
-        rise = jnp.minimum(1.0, (done + 1.0) / max(training.warmup, 1))
-        fall = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(done / training.steps, 1.0))) if training.steps else 1.0
-        return training.lr * rise * fall
-
-    def learned(params: Params) -> Params:
-        return jax.tree_util.tree_map_with_path(lambda path, _: not classifier.is_statistic(path), params)
-
-    clip = optax.clip_by_global_norm(training.clip_norm)
-    return optax.masked(optax.chain(clip, optax.adamw(rate, weight_decay=training.weight_decay)), learned)
-
-
-def make_step(
-    cfg: RewardConfig, training: RewardTrainConfig, data: RewardData, key: Array
-) -> Callable[[RewardState, Array], tuple[RewardState, dict[str, Array]]]:
-    """The jitted ``step(state, i) -> (state, metrics)``; ``state`` is donated, the batch is drawn from fold_in(key, i).
-
-    Frames are an argument of the compiled function, and functions are kept by their settings: a
-    second call with data of the same shapes compiles nothing.
+    Args:
+      cfg: the classifier.
+      training: how to train it.
+      params: where to start; never changed.
+      data: frames and their pools, see :func:`dataset`.
+      key: of batches and dropout.
 
     Raises:
-      ValueError: shares that the data or the network cannot serve.
+      ValueError: for shares that the data or the network cannot serve.
     """
     if training.extra and not data.extra_E.size:
         raise ValueError(f"RewardTrainConfig.extra is {training.extra}, but dataset(extra_X=...) marked no frames")
@@ -184,16 +198,16 @@ def make_step(
     largest = int(data.task_K[-1])
     if cfg.head == "task" and largest >= cfg.tasks:
         raise ValueError(f"RewardConfig.tasks is {cfg.tasks}, but the data has task {largest}")
-    step = functools.partial(_compiled(cfg, training), data=data, key=key)
-    return Shown(step, lambda _, i: jax.jit(_drawn, static_argnums=0)(training, i, data, key))
+    return train_step.make(RewardObjective(cfg, training), params, train_step.resident(data), key)
 
 
 def draw(training: RewardTrainConfig, data: RewardData, key: Array) -> tuple[Array, Array, Array]:
-    """A batch: frame_BHWC float32 in [-1, 1], label_B bool, task_B int32; pools one after the other.
+    """Draws a batch: frame_BHWC float32 in [-1, 1], label_B bool, task_B int32; pools one after the other.
 
-    Uniform with replacement inside each pool.
+    Draws are uniform with replacement inside each pool.
     """
     k_positive, k_swap, k_extra, k_negative, k_task = jax.random.split(key, 5)
+    # Shares are counts, not chances: every batch has the same shapes, and none is without a success.
     positive, swap, extra, negative = training.counts
     index_B = jnp.concatenate(
         [
@@ -203,14 +217,16 @@ def draw(training: RewardTrainConfig, data: RewardData, key: Array) -> tuple[Arr
             _choose(k_negative, data.negative_Q, negative),
         ]
     )
+    # The second pool: true successes, shown under an instruction that they do not fulfil.
     slot_B = jnp.arange(training.batch)
     swapped_B = (slot_B >= positive) & (slot_B < positive + swap)
     task_B = jnp.where(swapped_B, _another(k_task, data.task_X[index_B], data.task_K), data.task_X[index_B])
-    return _pixels(data.frame_XHWC[index_B]), data.label_X[index_B] & ~swapped_B, task_B
+    return pixels.to_float(data.frame_XHWC[index_B]), data.label_X[index_B] & ~swapped_B, task_B
 
 
 def cross_entropy(logit_B: Array, label_B: Array, pos_weight: float = 1.0) -> Array:
-    """Mean binary cross-entropy, successes weighted (torch's ``BCEWithLogitsLoss(pos_weight=...)``)."""
+    """Returns the mean binary cross-entropy, successes weighted (torch's ``BCEWithLogitsLoss(pos_weight=...)``)."""
+    # log(sigmoid(x)) computed as it stands is log(0) for very negative x.
     success_B, failure_B = jax.nn.log_sigmoid(logit_B), jax.nn.log_sigmoid(-logit_B)
     return -jnp.mean(jnp.where(label_B, pos_weight * success_B, failure_B))
 
@@ -218,66 +234,31 @@ def cross_entropy(logit_B: Array, label_B: Array, pos_weight: float = 1.0) -> Ar
 def predict(
     cfg: RewardConfig, params: Params, frame_XHWC: np.ndarray, task_X: np.ndarray, batch: int = 256
 ) -> np.ndarray:
-    """Success probabilities of uint8 frames on the host, in batches of one shape."""
-    total = len(frame_XHWC)
-    prob = []
+    """Returns the success probabilities of uint8 frames on the host, computed in batches of one shape."""
+    total, task_X = len(frame_XHWC), np.asarray(task_X, np.int32)
+    probabilities = []
     for begin in range(0, total, batch):
-        index = np.minimum(np.arange(begin, begin + batch), total - 1)  # the last batch is filled with its last frame
-        prob.append(sharding.host(_probabilities(cfg)(params, frame_XHWC[index], np.asarray(task_X, np.int32)[index])))
-    return np.concatenate(prob)[:total] if prob else np.zeros(0, np.float32)
-
-
-def _drawn(
-    training: RewardTrainConfig, i: Array, data: RewardData, key: Array
-) -> tuple[tuple[Array, Array, Array], Array]:
-    """The batch of step ``i``, and the key of its dropout."""
-    k_draw, k_dropout = jax.random.split(jax.random.fold_in(key, i))
-    return sharding.batch(draw(training, data, k_draw)), k_dropout
+        # The last batch is filled with its last frame: another shape would compile anew.
+        index = np.minimum(np.arange(begin, begin + batch), total - 1)
+        probabilities.append(sharding.host(_predict_batch(cfg)(params, frame_XHWC[index], task_X[index])))
+    return np.concatenate(probabilities)[:total] if probabilities else np.zeros(0, np.float32)
 
 
 @functools.cache
-def _compiled(cfg: RewardConfig, training: RewardTrainConfig) -> Callable:
-    pure, transform = classifier.network(cfg), optimizer(training)
-
-    def step(state: RewardState, i: Array, data: RewardData, key: Array) -> tuple[RewardState, dict[str, Array]]:
-        (frame_BHWC, label_B, task_B), k_dropout = _drawn(training, i, data, key)
-
-        def loss_fn(params: Params) -> tuple[Array, tuple[Array, Params]]:
-            logit_B, after = pure.mutate(params, frame_BHWC, task_B, train=True, key=k_dropout)
-            return cross_entropy(logit_B, label_B, training.pos_weight), (logit_B, after)
-
-        (loss, (logit_B, after)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, new, seen: seen if classifier.is_statistic(path) else new,
-            optax.apply_updates(state.params, updates),
-            after,
-        )
-        accuracy = jnp.mean((logit_B > 0) == label_B, dtype=jnp.float32)
-        metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.tree.norm(grads)}
-        return sharding.keep(RewardState(params, opt_state), sharding.WHOLE), metrics
-
-    return jax.jit(step, donate_argnums=0)
-
-
-@functools.cache
-def _probabilities(cfg: RewardConfig) -> Callable:
+def _predict_batch(cfg: RewardConfig) -> Callable:
     pure = classifier.network(cfg)
-    return jax.jit(lambda params, frame_BHWC, task_B: jax.nn.sigmoid(pure(params, _pixels(frame_BHWC), task_B)))
-
-
-def _pixels(frame_BHWC: Array) -> Array:
-    return frame_BHWC.astype(jnp.float32) / 127.5 - 1.0
+    return jax.jit(lambda params, frame_BHWC, task_B: jax.nn.sigmoid(pure(params, pixels.to_float(frame_BHWC), task_B)))
 
 
 def _choose(key: Array, pool_P: Array, count: int) -> Array:
-    if not count:
+    if not count:  # the pool may be empty then, and nothing can be drawn below 0
         return jnp.zeros((0,), pool_P.dtype)
     return pool_P[jax.random.randint(key, (count,), 0, pool_P.shape[0])]
 
 
 def _another(key: Array, task_B: Array, task_K: Array) -> Array:
-    """A task of the data, uniformly among those that are not ``task_B``."""
+    """Draws a task of the data, uniformly among those that are not ``task_B``."""
+    # A shift by 1 .. K - 1 places around the sorted tasks reaches each of the others once and never the task itself.
     others = max(task_K.shape[0] - 1, 1)
     shift_B = 1 + jax.random.randint(key, task_B.shape, 0, others)
     return task_K[(jnp.searchsorted(task_K, task_B) + shift_B) % task_K.shape[0]]

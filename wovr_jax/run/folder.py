@@ -16,13 +16,14 @@ in the same numbers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from wovr_jax.core import config, processes
 from wovr_jax.core.disk import not_written, write_json
@@ -41,6 +42,29 @@ others."""
 
 class RunError(ValueError):
     """A run folder that cannot be used for what was asked; the message says why."""
+
+
+class Product(Generic[T]):
+    """What a stage made: its name, its facts, and a value that is loaded when it is first used.
+
+    A run that is resumed passes every finished stage on its way; of those whose value nobody reads, nothing is loaded.
+
+    Attributes:
+      name: the stage; empty for a value that no stage made.
+      facts: what the stage wrote down, ready for JSON.
+    """
+
+    def __init__(self, load: Callable[[], T], name: str = "", facts: Mapping[str, Any] | None = None):
+        self.name, self.facts, self._load = name, dict(facts or {}), load
+
+    @functools.cached_property
+    def value(self) -> T:
+        """The product itself."""
+        return self._load()
+
+
+class _Reached(Exception):  # noqa: N818  it is no error
+    """The last stage that was asked for is done."""
 
 
 class Run:
@@ -65,8 +89,7 @@ class Run:
             self.log = Log(self.folder)
         # Of every finished stage, whether or not it is asked for again: the ledger of a resumed run is the whole run's.
         self.facts: dict[str, dict[str, Any]] = processes.once(self._marked, "look for finished stages")
-        self._products: dict[str, Any] = {}
-        self._inside = 0.0  # seconds of the stages that were made inside the one being made
+        self._last, self._reached = "", False
 
     def _marked(self) -> dict[str, Any]:
         marks = sorted(self.folder.glob(f"stages/*/{MARK}"), key=lambda mark: mark.stat().st_mtime)
@@ -112,25 +135,45 @@ class Run:
 
     def stage(
         self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], load: Callable[[pathlib.Path], T]
-    ) -> T:
-        """Runs ``make(folder) -> facts`` unless it is done, then returns ``load(folder)``, loaded once.
+    ) -> Product[T]:
+        """Runs ``make(folder) -> facts`` unless it is done; ``load(folder)`` is called when the product is first used.
 
-        ``facts`` is JSON-able; ``true_steps`` and ``imagined_frames`` in it go to the ledger.
-        Seconds of interrupted tries are counted too, those of stages that are made inside are theirs alone.
+        A product is always what was read back from the folder, so a run that is resumed computes with the same arrays
+        as one that is not. ``facts`` is JSON-able; ``true_steps`` and ``imagined_frames`` in it go to the ledger.
+        Seconds of interrupted tries are counted too.
 
         Raises:
           RunError: when the disk is full or closed to us. Earlier stages and checkpoints are as they were.
         """
-        if name not in self._products:
-            folder = self.folder / "stages" / name
-            mark = lambda: json.loads((folder / MARK).read_text()) if (folder / MARK).exists() else None  # noqa: E731
-            facts = processes.once(mark, f"look whether {name} is done")
-            if facts is None:
-                self._make(name, make, folder)
-                facts = processes.once(mark, f"finish {name}")
-            self.facts[name] = facts
-            self._products[name] = load(folder)
-        return self._products[name]
+        if self._reached:
+            raise _Reached
+        folder = self.folder / "stages" / name
+
+        def read_mark() -> dict[str, Any] | None:
+            mark = folder / MARK
+            return json.loads(mark.read_text()) if mark.exists() else None
+
+        facts = processes.once(read_mark, f"look whether {name} is done")
+        if facts is None:
+            self._make(name, make, folder)
+            facts = processes.once(read_mark, f"finish {name}")
+        self.facts[name] = facts
+        self._reached = name == self._last
+        return Product(lambda: load(folder), name, facts)
+
+    @contextlib.contextmanager
+    def stop_after(self, stage: str) -> Iterator[None]:
+        """Leaves the block at the stage that would follow ``stage``; an empty name lets it run to its end.
+
+        Raises:
+          RunError: when the block ends and never came to that stage.
+        """
+        self._last = stage
+        with contextlib.suppress(_Reached):
+            yield
+        reached, self._last, self._reached = self._reached, "", False
+        if stage and not reached:
+            raise RunError(f"{self.folder}: with these settings no stage is called {stage!r}, which should be last.")
 
     def _make(self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], folder: pathlib.Path) -> None:
         with _explained(folder, f"{name} cannot go on"):
@@ -138,16 +181,14 @@ class Run:
             tried = folder / "tried.json"
             before = json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
             processes.say(f"== {name}")
-            begin, around, self._inside = time.perf_counter(), self._inside, 0.0
+            begin = time.perf_counter()
             try:
                 facts = dict(make(folder))
-                write_json(folder / MARK, facts | {"seconds": before + time.perf_counter() - begin - self._inside})
+                write_json(folder / MARK, facts | {"seconds": before + time.perf_counter() - begin})
             except BaseException:
                 with contextlib.suppress(OSError):  # what stopped the stage is worth more than its seconds
-                    write_json(tried, {"seconds": before + time.perf_counter() - begin - self._inside})
+                    write_json(tried, {"seconds": before + time.perf_counter() - begin})
                 raise
-            finally:
-                self._inside = around + time.perf_counter() - begin
 
     def ledger(self) -> Ledger:
         """What every finished stage consumed."""

@@ -1,166 +1,233 @@
-"""The compiled programs of a run: three rollouts, each compiled once and used in every round.
+"""The compiled programs of a run, each made once for its settings and used in every round.
 
-Weights, start states and thresholds are arguments, never constants in a program, so a
-refreshed world model or an evolved policy runs in the program that is already there.
+Weights, start states, prompts and thresholds are arguments, never constants in a program, so a refreshed world model
+or an evolved policy runs in the program that is already there. ``plan`` lowers the same programs for devices that need
+not be there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax import learner
+from wovr_jax.core import sharding
+from wovr_jax.core.pixels import to_float, to_uint8
 from wovr_jax.data import starts as start_states
-from wovr_jax.data.episodes import to_float
 from wovr_jax.data.starts import Starts
-from wovr_jax.imagine import imagine, predicate, shadowed
-from wovr_jax.policy import adapters, vla
+from wovr_jax.imagine import imagine, predicate, shadow
+from wovr_jax.nn.functional import Pure
+from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.adapters import Tuned
+from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward import classifier
-from wovr_jax.run.recipe import Recipe
-from wovr_jax.sim.tabletop import collect
-from wovr_jax.sim.tabletop import table as tabletop
-from wovr_jax.types import Array, Imagined, Params, Start, World
+from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.run.recipe import DreamConfig
+from wovr_jax.sim.arena import Acting
+from wovr_jax.sim.tabletop import collect, table
+from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.types import NULL_ACTION, Array, Episode, Imagined, Params, Start
 from wovr_jax.world import model as world_model
 from wovr_jax.world.model import WorldConfig
 
+# ---------------------------------------------------------------- a policy that acts
 
-class Programs:
-    """Rollouts of one recipe.
+
+def acting(
+    cfg: VLAConfig,
+    net: Pure,
+    codec: Callable[[], Codec],
+    prompt_KL: Array,
+    temperature: float,
+    sim: TabletopConfig,
+    memory: int,
+) -> Acting:
+    """The policy as plain functions of its weights, for an arena.
 
     Args:
-      recipe: the settings.
-      codec: between actions and tokens.
-      world: gives the world model's settings, its VAE's statistics filled in; asked when something is imagined.
+      cfg: the policy.
+      net: the network that online RL trains, which may have adapters in it.
+      codec: gives the codec between actions and tokens; asked when somebody acts.
       prompt_KL: (tasks, L) prompt tokens of every task.
+      temperature: of training.
+      sim: the embedded table, for ``roll``.
+      memory: M, memory frames of a start state.
     """
 
-    def __init__(self, recipe: Recipe, codec: Codec, world: Callable[[], WorldConfig], prompt_KL: Array):
-        self.recipe, self.codec, self._world_config, self.prompt_KL = recipe, codec, world, prompt_KL
+    def choose(params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array, heat: float) -> Array:
+        return act_on_host(cfg, codec(), heat)(params, frame_BHWC, prompt_BL, key, seed_B)
 
-    @functools.cached_property
-    def tuned(self) -> Tuned:
-        """The policy as ``dream`` and the learner run it."""
-        return adapters.tuned(self.recipe.policy, self.recipe.learner.lora, self.recipe.sft.frozen)
+    def sample(params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Any:
+        return sample_on_host(cfg, net, codec(), temperature)(params, frame_BHWC, prompt_BL, key, seed_B)
 
-    @functools.cached_property
-    def live(self) -> Callable[[Params, Array, Array, float], Imagined]:
-        """``live(policy, seed_B, key, temperature)``: a policy in the true simulator, with video."""
-        cfg = self.recipe
-        world, chunks = tabletop.world(cfg.sim), cfg.sim.horizon // cfg.policy.chunk
+    def roll(params: Params, seed_B: Array, key: Array, heat: float) -> Imagined:
+        return roll_on_table(cfg, codec(), heat, sim, memory)(params, seed_B, prompt_KL, key)
 
-        @functools.partial(jax.jit, static_argnums=3)
-        def live(policy: Params, seed_B: Array, key: Array, temperature: float) -> Imagined:
-            act = vla.policy(cfg.policy, policy, self.codec, temperature)
-            start = collect.begin(seed_B, self.prompt_KL, cfg.sim, cfg.world.slots)
-            return imagine(act, world, predicate, start, key, chunks=chunks, video=True)
-
-        return live
-
-    def live_batches(
-        self, policy: Params, seeds: np.ndarray, key: Array, temperature: float
-    ) -> Iterator[tuple[np.ndarray, Imagined]]:
-        """``live`` in equal batches of seeds; rows beyond the seeds of a batch are padding."""
-        batch = self.recipe.collect.batch
-        for low in range(0, len(seeds), batch):
-            part = seeds[low : low + batch]
-            padded = jnp.asarray(np.resize(part, batch))
-            yield part, self.live(policy, padded, jax.random.fold_in(key, low), temperature)
-
-    @functools.cached_property
-    def act(self) -> Callable[[Params, Array, Array, Array, Array, float], Array]:
-        """``act(policy, frame_BHWC, prompt_BL, key, seed_B, temperature)``: a chunk, for a simulator on the host.
-
-        Frames are uint8. The draws of a row depend on ``key`` and its seed (uint32), not on the batch it is in.
-        """
-        cfg = self.recipe
-
-        @functools.partial(jax.jit, static_argnums=5)
-        def act(policy: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array, heat: float) -> Array:
-            choose = vla.policy(cfg.policy, policy, self.codec, heat)
-            return choose(to_float(frame_BHWC), prompt_BL, _folded(key, seed_B))[2]
-
-        return act
-
-    @functools.cached_property
-    def sample(self) -> Callable[[Params, Array, Array, Array, Array], tuple[Array, Array, Array]]:
-        """``sample(policy, frame_BHWC, prompt_BL, key, seed_B)``: tokens, log-probabilities and actions of a chunk.
-
-        As ``act`` at the recipe's temperature, for online RL on the host; ``policy`` is of ``tuned.net``.
-        """
-
-        @jax.jit
-        def sample(policy: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Any:
-            choose = vla.policy(self.recipe.policy, policy, self.codec, self.recipe.temperature, self.tuned.net)
-            return choose(to_float(frame_BHWC), prompt_BL, _folded(key, seed_B))
-
-        return sample
-
-    @functools.cached_property
-    def replay(self) -> Callable[[Params, Params, Start, Array, Array], Imagined]:
-        """``replay(world, reward, start, action_BNTA, key)``: recorded actions in the learned world, with video."""
-
-        world_config = self._world_config()  # it may be read from a file, which tracing does not
-
-        @jax.jit
-        def replay(world: Params, reward: Params, start: Start, action_BNTA: Array, key: Array) -> Imagined:
-            model = world_model.world(world_config, world)
-            score = classifier.score(self.recipe.reward, reward)
-            return imagine(action_BNTA, model, score, start, key, chunks=action_BNTA.shape[1], video=True)
-
-        return replay
-
-    @functools.cached_property
-    def dream(self) -> Callable[[Params, Params, Array], Imagined]:
-        """``dream(policy, parts, key)``: the rollouts of one iteration of RL; ``policy`` is of ``tuned.net``.
-
-        ``parts`` holds ``starts``, ``threshold`` and, as ``recipe.dream`` asks for them, the weights
-        ``world`` and ``reward`` and the simulator states ``sim`` of the starts.
-        """
-        cfg = self.recipe
-        world_config = None if cfg.dream.world == "true" else self._world_config()
-
-        @jax.jit
-        def dream(policy: Params, parts: Params, key: Array) -> Imagined:
-            k_draw, k_roll = jax.random.split(key)
-            table = parts["starts"]
-            row_B = start_states.draw(table, k_draw, cfg.dream.groups, cfg.learner.grpo.group, share=cfg.starts.share)
-            start = start_states.gather(table, row_B, self.prompt_KL)
-            if "sim" in parts:
-                start = dataclasses.replace(start, sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
-            act = vla.policy(cfg.policy, policy, self.codec, cfg.temperature, self.tuned.net)
-            score = classifier.score(cfg.reward, parts["reward"]) if cfg.dream.reward == "learned" else predicate
-            world, chunks, threshold = self._world(world_config, parts), cfg.dream.chunks, parts["threshold"]
-            return imagine(act, world, score, start, k_roll, chunks=chunks, threshold=threshold)
-
-        return dream
-
-    @functools.cached_property
-    def update(self) -> learner.Update:
-        """``update(state, imagined, key, ref_params)``: one iteration of the learner; ``state`` is of ``tuned.net``."""
-        return learner.make_update(self.recipe.learner, self.tuned.net, self.recipe.temperature, vla.AXES)
-
-    def states(self, table: Starts) -> Any:
-        """The table's own states at start states, for worlds that are the truth."""
-        seed_K, played_KSA, step_K = map(jnp.asarray, (table.seed_K, table.played_KSA, table.step_K))
-        return tabletop.replay(seed_K, played_KSA, step_K, self.recipe.sim)
-
-    def _world(self, world_config: WorldConfig | None, parts: Params) -> World:
-        """The world of ``recipe.dream.world``; without a configuration the true one."""
-        true = tabletop.world(self.recipe.sim)
-        if world_config is None:
-            return true
-        model = world_model.world(world_config, parts["world"])
-        return model if self.recipe.dream.world == "learned" else shadowed(model, true)
+    return Acting(choose, sample, roll, vla.AXES)
 
 
-def _folded(key: Array, seed_B: Array) -> Array:
-    """A key for each row."""
+@functools.cache
+def roll_on_table(cfg: VLAConfig, codec: Codec, temperature: float, sim: TabletopConfig, memory: int) -> Callable:
+    """``live(params, seed_B, prompt_KL, key) -> Imagined``: a policy in the true simulator, with video."""
+    world, chunks = table.world(sim), sim.horizon // cfg.chunk
+
+    @jax.jit
+    def live(params: Params, seed_B: Array, prompt_KL: Array, key: Array) -> Imagined:
+        act = vla.policy(cfg, params, codec, temperature)
+        start = collect.begin(seed_B, prompt_KL, sim, memory)
+        return imagine(act, world, predicate, start, key, chunks=chunks, video=True)
+
+    return live
+
+
+@functools.cache
+def act_on_host(cfg: VLAConfig, codec: Codec, temperature: float) -> Callable:
+    """``act(params, frame_BHWC, prompt_BL, key, seed_B) -> action_BTA``, frames in uint8; see ``sim.arena.Acting``."""
+
+    @jax.jit
+    def act(params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Array:
+        choose = vla.policy(cfg, params, codec, temperature)
+        return choose(to_float(frame_BHWC), prompt_BL, _fold_rows(key, seed_B))[2]
+
+    return act
+
+
+@functools.cache
+def sample_on_host(cfg: VLAConfig, net: Pure, codec: Codec, temperature: float) -> Callable:
+    """As :func:`act_on_host`, but the tokens, their log-probabilities and the actions."""
+
+    @jax.jit
+    def sample(params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Any:
+        choose = vla.policy(cfg, params, codec, temperature, net)
+        return choose(to_float(frame_BHWC), prompt_BL, _fold_rows(key, seed_B))
+
+    return sample
+
+
+def _fold_rows(key: Array, seed_B: Array) -> Array:
+    """A key for each row: what a trial draws does not depend on the batch that it happens to be in."""
     return jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seed_B)
+
+
+# ---------------------------------------------------------------- imagination
+
+
+@functools.cache
+def dream(
+    cfg: DreamConfig,
+    group: int,
+    share: float,
+    policy: VLAConfig,
+    net: Pure,
+    codec: Codec,
+    temperature: float,
+    world: WorldConfig | None,
+    reward: RewardConfig,
+    sim: TabletopConfig,
+) -> Callable[[Params, dict[str, Any], Array], Imagined]:
+    """``dream(policy, parts, key)``: the rollouts of one iteration of RL, from drawn start states.
+
+    ``parts`` holds ``starts`` (the table), ``prompt_KL``, ``threshold`` and, as ``cfg`` asks for them, the weights
+    ``world`` and ``reward`` and the simulator's states ``sim`` of the starts.
+
+    Args:
+      cfg: groups, chunks, and which world and judge.
+      group: rollouts from each start state.
+      share: of the groups that begin at keyframes.
+      policy, net, codec, temperature: the policy, the network that computes it, and how it samples.
+      world: the learned world, its VAE's statistics filled in; None where ``cfg.world`` is "true".
+      reward: the classifier, for ``cfg.reward`` "learned".
+      sim: the embedded table, for worlds that are the truth or know it.
+    """
+
+    @jax.jit
+    def dream(policy_params: Params, parts: dict[str, Any], key: Array) -> Imagined:
+        k_draw, k_roll = jax.random.split(key)
+        row_B = start_states.draw(parts["starts"], k_draw, cfg.groups, group, share=share)
+        start = start_states.gather(parts["starts"], row_B, parts["prompt_KL"])
+        if "sim" in parts:
+            start = dataclasses.replace(start, sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
+        act = vla.policy(policy, policy_params, codec, temperature, net)
+        score = classifier.score(reward, parts["reward"]) if cfg.reward == "learned" else predicate
+        if world is None:
+            simulator = table.world(sim)
+        else:
+            model = world_model.world(world, parts["world"])
+            simulator = model if cfg.world == "learned" else shadow(model, table.world(sim))
+        return imagine(act, simulator, score, start, k_roll, chunks=cfg.chunks, threshold=parts["threshold"])
+
+    return dream
+
+
+def true_states(starts: Starts, sim: TabletopConfig) -> Any:
+    """The table's own states at start states, for worlds that are the truth."""
+    seed_K, played_KSA, step_K = map(jnp.asarray, (starts.seed_K, starts.played_KSA, starts.step_K))
+    return table.replay(seed_K, played_KSA, step_K, sim)
+
+
+# ---------------------------------------------------------------- recorded actions
+
+
+@functools.cache
+def replay(world: WorldConfig, reward: RewardConfig | None = None) -> Callable[..., Imagined]:
+    """``replay(world, reward, start, action_BNTA, key)``: recorded actions in the learned world, with video.
+
+    Without a classifier (``reward`` None, and None for its weights) the success probabilities are zero.
+    """
+
+    def unscored(frame_BTHWC: Array, task_B: Array, truth_BT: Array | None) -> Array:
+        del task_B, truth_BT
+        return jnp.zeros(frame_BTHWC.shape[:2])
+
+    @jax.jit
+    def replay(params: Params, reward_params: Params | None, start: Start, action_BNTA: Array, key: Array) -> Imagined:
+        score = unscored if reward is None or reward_params is None else classifier.score(reward, reward_params)
+        model = world_model.world(world, params)
+        return imagine(action_BNTA, model, score, start, key, chunks=action_BNTA.shape[1], video=True)
+
+    return replay
+
+
+def replay_episodes(
+    play: Callable[[Start, Array, int], Imagined],
+    episodes: Sequence[Episode],
+    prompt_KL: Array,
+    *,
+    batch: int,
+    steps: int,
+    chunk: int,
+    memory: int,
+) -> Iterator[np.ndarray]:
+    """Plays the actions of episodes from their first frames, and gives the frames that they led to.
+
+    Args:
+      play: ``play(start, action_BNTA, low)``: the world; ``low`` is the place of the batch's first episode.
+      episodes: to play, none longer than ``steps``.
+      prompt_KL: (tasks, L) prompt tokens of every task.
+      batch: episodes played at once; the last batch is filled up with some again, so that one program does.
+      steps: of every rollout, a multiple of ``chunk``. After its end an episode does nothing.
+      chunk: T, steps of a chunk.
+      memory: M, memory frames of a start state.
+
+    Yields:
+      (S + 1, H, W, 3) uint8 of each episode, its own first frame included.
+    """
+    starts = start_states.initial(episodes, memory=memory)
+    for low in range(0, len(episodes), batch):
+        rows = np.resize(np.arange(low, min(low + batch, len(episodes))), batch).tolist()
+        action_BSA = np.tile(np.asarray(NULL_ACTION, np.float32), (batch, steps, 1))
+        for b, row in enumerate(rows):
+            action_BSA[b, : len(episodes[row].action_SA)] = episodes[row].action_SA
+        # (B, S, A) -> (B, N, T, A): the spine counts in chunks.
+        action_BNTA = jnp.asarray(action_BSA.reshape(batch, -1, chunk, action_BSA.shape[-1]))
+        start = start_states.gather(starts, jnp.asarray(rows), prompt_KL)
+        rollout = sharding.host(play(start, action_BNTA, low))
+        video_BSHWC = to_uint8(rollout.video_BNTHWC).reshape(batch, -1, *rollout.frame_BNHWC.shape[2:])
+        for row, video_SHWC in list(zip(rows, video_BSHWC, strict=True))[: len(episodes) - low]:
+            length = len(episodes[row].action_SA)
+            yield np.concatenate([episodes[row].frame_SHWC[:1], video_SHWC[:length]])

@@ -22,7 +22,7 @@ from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
-from wovr_jax.sim.libero.settings import LiberoConfig
+from wovr_jax.sim.libero.tasks import LiberoConfig
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import INSTRUCTIONS, TabletopConfig
 from wovr_jax.types import ACTION_DIM

@@ -1,23 +1,23 @@
 """What a run asks of its true environment, whichever it is.
 
 The stages know no simulator. They ask an arena for instructions, demonstrations, true rollouts of a policy and its true
-success; ``arena.tabletop`` answers with compiled programs on the device, ``arena.libero`` with worker processes on the
-host. Start states are named by a purpose and a number, and those of two purposes are never the same.
+success; ``sim.tabletop.arena`` answers with compiled programs on the device, ``sim.libero.arena`` with worker processes
+on the host. An arena knows no network: a policy comes to it as plain functions of its weights (``Actor``). Start states
+are named by a purpose and a number, and those of two purposes are never the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from wovr_jax.data import episodes as disk
-from wovr_jax.policy.actions import Codec
-from wovr_jax.run.programs import Programs
-from wovr_jax.types import Array, Episode, Imagined, Start
+from wovr_jax.core.sharding import Axes
+from wovr_jax.types import Array, Imagined, Params, Start
 
 SPAN = 10_000_000
 """Layout seeds of one run: demonstrations, collections, online RL and evaluation have disjoint parts of this range."""
@@ -26,6 +26,7 @@ SPAN = 10_000_000
 def layouts(seed: int, purpose: str, count: int) -> np.ndarray:
     """Reset seeds, disjoint between runs and purposes: evaluate, online, demonstrations, ``"collect-<round>"``."""
     if purpose in ("evaluate", "online"):
+        # The last two millions of the run's range; collections count up from the second million.
         low = SPAN - 1_000_000 * (1 + (purpose == "online"))
     elif purpose == "demonstrations":
         low = 0
@@ -34,16 +35,23 @@ def layouts(seed: int, purpose: str, count: int) -> np.ndarray:
     return seed * SPAN + low + np.arange(count, dtype=np.int32)
 
 
-def in_turn(folder: pathlib.Path, *, lazily: bool = False) -> Sequence[Episode]:
-    """The episodes of a folder in the order of their layouts, in which tasks take turns; it may hold them task by task.
+class Acting(NamedTuple):
+    """A policy as functions of its weights; every batch of equal shapes runs in one compiled program.
 
-    Who takes the first or the last of them, as the training of the reward does, then has some of every task. Read
-    ``lazily`` they stay on disk.
+    Attributes:
+      act: ``act(params, frame_BHWC, prompt_BL, key, seed_B, temperature) -> action_BTA``, for a simulator on the host.
+        Frames are uint8; the draws of a row depend on ``key`` and its seed (uint32), not on the batch it is in.
+      sample: ``sample(params, frame_BHWC, prompt_BL, key, seed_B) -> (token_BTA, logp_BTA, action_BTA)``, as ``act``
+        at the temperature of training, for online RL on the host.
+      roll: ``roll(params, seed_B, key, temperature) -> Imagined`` with video: policy and simulator in one program,
+        where the simulator is a program too.
+      axes: how the weights lie on a mesh.
     """
-    if not lazily:
-        return sorted(disk.read(folder), key=lambda episode: episode.seed)
-    source = disk.EpisodeSource(folder)
-    return disk.Lazy([(source, e) for e in sorted(range(len(source)), key=lambda e: source.head(e).seed)])
+
+    act: Callable[[Params, Array, Array, Array, Array, float], Array]
+    sample: Callable[[Params, Array, Array, Array, Array], tuple[Array, Array, Array]]
+    roll: Callable[[Params, Array, Array, float], Imagined]
+    axes: Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +59,23 @@ class Actor:
     """A policy that is to act.
 
     Attributes:
-      programs: the compiled programs of the run.
-      params: the policy's weights.
+      acting: its functions.
+      load: gives the weights; called when somebody acts.
       key: of its draws.
       temperature: 0 takes the likeliest tokens.
       name: who is recorded as having acted.
     """
 
-    programs: Programs
-    params: dict[str, Any]
+    acting: Acting
+    load: Callable[[], Params]
     key: Array
     temperature: float
     name: str = "policy"
+
+    @functools.cached_property
+    def params(self) -> Params:
+        """The weights."""
+        return self.load()
 
 
 class Measured(NamedTuple):
@@ -93,27 +106,39 @@ class Played(NamedTuple):
     count: int
 
 
+class Groups(NamedTuple):
+    """The rollouts of one iteration of online RL.
+
+    Attributes:
+      groups: start states.
+      size: rollouts from each.
+      chunks: of a rollout, at most.
+    """
+
+    groups: int
+    size: int
+    chunks: int
+
+
 class Arena(Protocol):
     """A true environment and its tasks.
 
     Attributes:
       name: of the tasks, for manifests and statistics.
       instructions: what the robot may be asked to do; a task index is an index into it.
-      prompt_KL: (tasks, L) int32 prompt tokens of every instruction.
-      codec: of a released policy; None where the demonstrations' statistics say what actions are like.
       steps: of an episode, a multiple of the chunk. Scripted ones may be shorter.
-      explore: ``explore(n, actor)``: true rollouts for the n-th iteration of online RL, in the groups that the recipe's
-        ``dream`` asks for. None where the environment is a compiled program, and part of ``Programs.dream``.
+      hold: control steps of the simulator in each of them.
+      explore: ``explore(n, actor, groups)``: true rollouts for the n-th iteration of online RL. None where the
+        environment is a compiled program, and part of the one that imagines.
     """
 
     name: str
     instructions: tuple[str, ...]
-    prompt_KL: np.ndarray
-    codec: Codec | None
     steps: int
-    explore: Callable[[int, Actor], Imagined] | None
+    hold: int
+    explore: Callable[[int, Actor, Groups], Imagined] | None
 
-    def demonstrate(self, folder: pathlib.Path, key: Array) -> dict[str, Any]:
+    def demonstrate(self, folder: pathlib.Path, key: Array, count: int, validation: int) -> dict[str, Any]:
         """Writes ``folder/episodes`` and ``folder/validation``; facts: ``episodes``, ``successes``."""
         ...
 

@@ -17,8 +17,8 @@ import numpy as np
 from wovr_jax.sim.tabletop import eye as sight
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.studies import open_loop
 from wovr_jax.types import NULL_ACTION, Array, Params
-from wovr_jax.world import replay
 from wovr_jax.world.model import WorldConfig
 
 AXES = {"x": 0, "y": 1}
@@ -56,7 +56,7 @@ def frames(
     seed_B = jnp.asarray(np.tile(seeds, len(actions)), jnp.int32)
     action_BTA = jnp.asarray(np.repeat(np.repeat(actions, len(seeds), axis=0)[:, None], cfg.chunk, axis=1))
     first_BHWC, true_BTHWC = true_frames(seed_B, action_BTA, sim)
-    return first_BHWC, true_BTHWC, replay.play(cfg, params, first_BHWC, action_BTA[:, None], key)[:, 0]
+    return first_BHWC, true_BTHWC, open_loop.play(cfg, params, first_BHWC, action_BTA[:, None], key)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames="sim")
@@ -77,7 +77,8 @@ def _action(place: int, value: float) -> np.ndarray:
 def _both(cfg: WorldConfig, params: Params, sim: TabletopConfig, seeds: np.ndarray, actions, key) -> list[sight.Sight]:
     """What is seen in the first frames, in the last true ones and in the last imagined ones."""
     first_BHWC, true_BTHWC, dream_BTHWC = frames(cfg, params, sim, seeds, actions, key)
-    return jax.device_get([sight.look(frame) for frame in (first_BHWC, true_BTHWC[:, -1], dream_BTHWC[:, -1])])
+    moments = (first_BHWC, true_BTHWC[:, -1], dream_BTHWC[:, -1])
+    return jax.device_get([sight.locate_gripper(frame) for frame in moments])
 
 
 def _followed(seen: list[sight.Sight], place: int, push_B: np.ndarray, size: int) -> dict[str, float]:

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.core import config, stats
+from wovr_jax.pace import Job, pace
 from wovr_jax.run.folder import MARK, Run
 from wovr_jax.run.recipe import Recipe
-from wovr_jax.run.stages import Stages
 
 Settings = dict[str, Any]
 Ends = Sequence[tuple[list[int], list[int]]]
@@ -159,8 +159,9 @@ def study(
         where = folder / f"{variant.name}-seed{seed}"
         run = Run(where, one)
         link(variant, folder / f"{REFERENCE}-seed{seed}", where)
-        stages = Stages(config.from_dict(Recipe, one), run)
-        ends = [stages.evaluated(round_)["outcomes"] for round_ in (0, stages.recipe.rounds)]
+        own = config.from_dict(Recipe, one)
+        pace(own, run, Job(measured=(0, own.rounds), compares=False))
+        ends = [run.facts[f"evaluate-{round_}"]["outcomes"] for round_ in (0, own.rounds)]
         outcomes[variant.name].append((ends[0], ends[1]))
         run.log.close()
         keep(table(rows, outcomes))

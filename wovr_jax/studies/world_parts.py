@@ -17,20 +17,24 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.core import checkpoint, config
+from wovr_jax.core import checkpoint, config, keys, sharding
 from wovr_jax.data import episodes as disk
-from wovr_jax.run.folder import Run
+from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import Recipe
-from wovr_jax.run.stages import Stages
+from wovr_jax.run.stages.episodes import Demonstrations
+from wovr_jax.run.stages.vae import open_vae
+from wovr_jax.run.stages.world import start_world, windows
 from wovr_jax.sim.arena import layouts
 from wovr_jax.sim.tabletop import collect
 from wovr_jax.sim.tabletop import expert as experts
+from wovr_jax.studies import open_loop
 from wovr_jax.studies.variants import REFERENCE, Settings, Variant, chosen, merged
 from wovr_jax.train import loop
 from wovr_jax.types import Array, Episode, Params
-from wovr_jax.world import fit, replay
+from wovr_jax.weights import native
+from wovr_jax.world import dit
 from wovr_jax.world import train as training
-from wovr_jax.world.model import WorldConfig
+from wovr_jax.world.model import WorldConfig, networks
 
 JOB = "world_study"
 CHUNKS = (1, 4, 16)
@@ -71,7 +75,7 @@ def study(recipe: Recipe, run: Run, keep: Callable[[dict[str, Any]], None] = lam
     for seed in recipe.seeds:
         one = _Seed(dataclasses.replace(recipe, seed=seed), run)
         for name in found:
-            facts = one.measured(name)
+            facts = one.measure(name)
             found[name][str(seed)] = {key: facts[key] for key in ("latent", "psnr")}
             keep(_results(found))
     return _results(found)
@@ -84,45 +88,50 @@ def _results(found: Found) -> dict[str, Any]:
 def load(recipe: Recipe, run: Run, name: str, seed: str | int) -> tuple[Recipe, WorldConfig, Params]:
     """Recipe, settings and weights of a finished variant on a seed."""
     one = _Seed(dataclasses.replace(recipe, seed=int(seed)), run)
-    return one.recipe, *one.trained(next(variant for variant in VARIANTS if variant.name == name))
+    return one.recipe, *one.train(next(variant for variant in VARIANTS if variant.name == name))
 
 
 class _Seed:
     """The episodes of one seed, and what each variant makes of them."""
 
     def __init__(self, recipe: Recipe, run: Run):
-        self.recipe, self.run, self.plain = recipe, run, Stages(recipe, run)
+        self.recipe, self.run, self.key = recipe, run, functools.partial(keys.key, recipe.seed)
 
-    def measured(self, name: str) -> Settings:
+    def measure(self, name: str) -> Settings:
         """Errors by chunk of a variant or a reference."""
         known = {variant.name: variant for variant in VARIANTS}
 
         def make(folder: pathlib.Path) -> Settings:
-            first_BHWC, _, true_BNTHWC = self.held
-            seen_BNTHWC = self._played(known[name]) if name in known else self._reference(name)
-            found = replay.errors(*self.plain.vae, first_BHWC, true_BNTHWC, seen_BNTHWC)
+            first_BHWC, action_BNTA, true_BNTHWC = self.held_out
+            cfg, vae_params = self.vae(self.recipe.world)
+            if name in known:
+                world = self.train(known[name])
+                seen_BNTHWC = open_loop.play(*world, first_BHWC, action_BNTA, self.key("world study"))
+            elif name == "still":
+                seen_BNTHWC = jnp.broadcast_to(first_BHWC[:, None, None], true_BNTHWC.shape)
+            else:
+                seen_BNTHWC = open_loop.reconstructed(cfg, vae_params, first_BHWC, true_BNTHWC)
+            errors = open_loop.errors(cfg, vae_params, first_BHWC, true_BNTHWC, seen_BNTHWC)
             frames = int(np.prod(seen_BNTHWC.shape[:3]))
-            return {key: found[f"{key}_N"].tolist() for key in ("latent", "psnr")} | {"imagined_frames": frames}
+            return {key: errors[f"{key}_N"].tolist() for key in ("latent", "psnr")} | {"imagined_frames": frames}
 
         if name in known:
-            self.trained(known[name])
-        replayed = f"replay-{self._name(name)}"
-        return self.run.stage(replayed, make, lambda folder: self.run.facts[replayed])
+            self.train(known[name])  # first, so that the seconds of each stage are its own
+        return self.run.stage(f"replay-{self._name(name)}", make, lambda folder: None).facts
 
     @functools.cached_property
     def episodes(self) -> list[Episode]:
         """Those to train on."""
-        return self._wandering("train", "demonstrations", self.recipe.collect.demonstrations)
+        return self._wander("train", "demonstrations", self.recipe.collect.demonstrations)
 
     @functools.cached_property
-    def held(self) -> tuple[Array, Array, Array]:
+    def held_out(self) -> tuple[Array, Array, Array]:
         """First frames, actions and true frames of the episodes to replay."""
-        return replay.recorded(
-            self._wandering("held", "evaluate", self.recipe.evaluate.compare), self.recipe.world.chunk
-        )
+        episodes = self._wander("held", "evaluate", self.recipe.evaluate.compare)
+        return open_loop.stack_episodes(episodes, self.recipe.world.chunk)
 
-    def _wandering(self, part: str, purpose: str, count: int) -> list[Episode]:
-        cfg, key = self.recipe, self.plain.key("wander", part)
+    def _wander(self, part: str, purpose: str, count: int) -> list[Episode]:
+        cfg, key = self.recipe, self.key("wander", part)
 
         def make(folder: pathlib.Path) -> Settings:
             seeds = layouts(cfg.seed, purpose, count)
@@ -130,39 +139,32 @@ class _Seed:
             facts = disk.write(folder / "episodes", made, meta={"sim": "tabletop"}, overwrite=True)
             return {"episodes": facts["episodes"], "successes": facts["successes"]}
 
-        return self.run.stage(self._name(part), make, lambda folder: disk.read(folder / "episodes"))
+        return self.run.stage(self._name(part), make, lambda folder: disk.read(folder / "episodes")).value
 
-    def stages(self, variant: Variant) -> Stages:
-        """Networks and fresh weights of a variant."""
-        settings = merged(config.to_dict(self.recipe), {"world": variant.change})
-        return Stages(config.from_dict(Recipe, settings), self.run)
+    def vae(self, world: WorldConfig) -> tuple[WorldConfig, Params]:
+        """A world model's settings with the statistics of the VAE that all variants share, and its weights."""
+        episodes = Product(lambda: Demonstrations(self.episodes, []))
+        folder = pathlib.Path(self.recipe.assets) if self.recipe.assets else native.FOLDER
+        return open_vae(self.run, world, self.recipe.vae, folder, self.recipe.vae_train, episodes).value
 
-    def trained(self, variant: Variant) -> tuple[WorldConfig, Params]:
+    def train(self, variant: Variant) -> tuple[WorldConfig, Params]:
         """Settings and weights of a variant's world model."""
-        stages, train, name = self.stages(variant), self.recipe.world_train, self._name(variant.name)
-        cfg, vae = stages.vae
+        changed = config.from_dict(Recipe, merged(config.to_dict(self.recipe), {"world": variant.change})).world
+        train, name = self.recipe.world_train, self._name(variant.name)
+        cfg, vae_params = self.vae(changed)
 
         def make(folder: pathlib.Path) -> Settings:
-            cache = self.run.folder / "latents"
-            data, _ = fit.windows(cfg, train, vae, self.episodes, cache, held_out=0.0)
-            state, step = training.make(cfg, train, stages.fresh_world, data, stages.key("world study"))
+            start = start_world(cfg, self.recipe.world_weights, self.key)
+            data, _ = windows(cfg, train, vae_params, self.episodes, self.run.folder / "latents", held_out=0.0)
+            state, step = training.make(cfg, train, start, data, self.key("world study"))
             state = loop.fit(name, state, step, train.steps, log=self.run.log, folder=folder)
-            checkpoint.save(folder / "dit", training.weights(train, training.trained(state), stages.fresh_world))
+            checkpoint.save(folder / "dit", training.merge_weights(train, state.result, start))
             return {"windows": data.count}
 
-        dit = self.run.stage(name, make, lambda folder: checkpoint.restore(folder / "dit", stages.fresh_world))
-        return cfg, {"dit": dit, "vae": vae}
+        def load(folder: pathlib.Path) -> Params:
+            return checkpoint.restore(folder / "dit", sharding.describe(networks(cfg)[0].shapes(), dit.AXES))
 
-    def _played(self, variant: Variant) -> Array:
-        cfg, params = self.trained(variant)
-        first_BHWC, action_BNTA, _ = self.held
-        return replay.play(cfg, params, first_BHWC, action_BNTA, self.plain.key("world study"))
-
-    def _reference(self, kind: str) -> Array:
-        first_BHWC, _, true_BNTHWC = self.held
-        if kind == "still":
-            return jnp.broadcast_to(first_BHWC[:, None, None], true_BNTHWC.shape)
-        return replay.reconstructed(*self.plain.vae, first_BHWC, true_BNTHWC)
+        return cfg, {"dit": self.run.stage(name, make, load).value, "vae": vae_params}
 
     def _name(self, kind: str) -> str:
         return f"{kind}-seed{self.recipe.seed}"

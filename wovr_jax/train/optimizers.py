@@ -1,62 +1,112 @@
-"""The optimizers of training from nothing: clip, then AdamW or Muon, with warm-up and a cosine to zero.
+"""The optimizer of every training and its schedules: clip the gradient, then AdamW or Muon.
 
 Muon orthogonalises the momentum of every matrix (Jordan et al. 2024; optax.contrib.muon). At the
 embedded run's sizes it needs fewer steps than AdamW (docs/tabletop.md). Its extra cost per step does not grow
 with the batch.
+
+Each schedule comes from its source, and its rounding is part of what was reported: ``warmup_cosine`` (world model,
+fine-tuning, VAE, towers), ``warmup_constant`` (the published recipe of the 5B world model) and ``ramp_cosine``
+(classifier; without its fall the learner of RL).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from optax.contrib import MuonDimensionNumbers, muon
 
-from wovr_jax.types import Params
+from wovr_jax.types import Array, Params
 
 Name = Literal["adamw", "muon"]
 NEWTON_SCHULZ_STEPS = 4
-"""Of Muon's orthogonalisation, in every run reported with it; optax's default is five."""
+"""Steps of Muon's orthogonalisation in every run reported with it; optax's default is five."""
 
 
 def warmup_cosine(lr: float, warmup: int, steps: int) -> optax.Schedule:
-    """From 0 to ``lr`` in ``warmup`` steps (half of a shorter run), then a cosine to 0 at ``steps``."""
+    """Rises from 0 to ``lr`` in ``warmup`` steps (half of a shorter run), then falls as a cosine to 0 at ``steps``."""
+    # A short run would spend all its steps on the rise, and optax wants at least one step of each part.
     return optax.warmup_cosine_decay_schedule(0.0, lr, min(warmup, max(steps // 2, 1)), max(steps, 2))
 
 
-def clipped(
-    name: str, rate: optax.ScalarOrSchedule, *, clip: float, b1: float = 0.9, b2: float = 0.999, decay: float = 0.0
+def warmup_constant(lr: float, warmup: int) -> optax.Schedule:
+    """Rises linearly from ``lr / warmup`` at the first step to ``lr`` at step ``warmup``, and stays there."""
+    # The first step has a rate above 0: with five steps of warm-up, one at 0 would be a fifth of them lost.
+    return optax.linear_schedule(lr / max(warmup, 1), lr, max(warmup - 1, 1))
+
+
+def ramp_cosine(lr: float, warmup: int, steps: int = 0) -> optax.Schedule:
+    """The rise of ``warmup_constant`` times a cosine that falls from the first step on and is 0 at ``steps``.
+
+    Args:
+      lr: peak learning rate.
+      warmup: steps of the rise, the first one included; 0 begins at the peak.
+      steps: length of the cosine; 0 stays at the peak.
+    """
+
+    def rate(count: ArrayLike) -> Array:
+        done = jnp.asarray(count, jnp.float32)
+        # Counts begin at 0, so that ``done + 1`` is the number of the step.
+        rise = jnp.minimum(1.0, (done + 1.0) / max(warmup, 1))
+        fall = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(done / steps, 1.0))) if steps else 1.0
+        return lr * rise * fall
+
+    return rate
+
+
+def build(
+    name: str,
+    rate: optax.ScalarOrSchedule,
+    *,
+    clip: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    decay: float = 0.0,
+    moves: Callable[[tuple[Any, ...]], bool] | None = None,
 ) -> optax.GradientTransformation:
-    """A global clip of the gradient, then the optimizer.
+    """A clip of the gradient by its global norm, then the optimizer.
 
     Args:
       name: "adamw", or "muon": kernels are moved by Muon, everything else by AdamW with ``b1``, ``b2``.
         Muon's updates have the root mean square of Adam's, so one learning rate serves both.
       rate: learning rate or schedule.
-      clip: largest global norm of a gradient.
+      clip: largest global norm of a gradient; 0 is off.
+      b1, b2, eps: of AdamW.
       decay: weight decay of every parameter.
+      moves: which parameters it moves, by their paths (of ``jax.tree_util``); by default all. The others have no
+        moments, do not count in the norm, and their gradient is passed on as it is.
 
     Raises:
-      ValueError: another name.
+      ValueError: for another name.
     """
     if name == "adamw":
-        moves = optax.adamw(rate, b1, b2, weight_decay=decay)
+        # Decay is decoupled: it shrinks the weights by rate * decay, whatever the gradient's size.
+        update = optax.adamw(rate, b1, b2, eps=eps, weight_decay=decay)
     elif name == "muon":
         # optax accepts a function of the parameters here; its annotation lets no checker see that.
-        how: Any = {"muon_weight_dimension_numbers": _matrices, "consistent_rms": 0.2}
-        moves = muon(
+        options: Any = {"muon_weight_dimension_numbers": _matrices, "consistent_rms": 0.2}
+        update = muon(
             rate,
             ns_steps=NEWTON_SCHULZ_STEPS,
+            eps=eps,
             adam_b1=b1,
             adam_b2=b2,
             weight_decay=decay,
             adam_weight_decay=decay,
-            **how,
+            **options,
         )
     else:
         raise ValueError(f"optimizer: expected 'adamw' or 'muon', got {name!r}")
-    return optax.chain(optax.clip_by_global_norm(clip), moves)
+    # First the clip: moments are averages of clipped gradients, so that one wild batch is not remembered.
+    chain = optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(), update)
+    if moves is None:
+        return chain
+    return optax.masked(chain, lambda params: jax.tree_util.tree_map_with_path(lambda path, _: moves(path), params))
 
 
 def _matrices(params: Params) -> Any:

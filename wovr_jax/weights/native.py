@@ -1,8 +1,11 @@
-"""Our own form of weights: ``<name>.safetensors`` and ``<name>.json``, as small assets have it.
+"""Our own form of weights: ``<name>.safetensors`` and ``<name>.json``; the one reader and writer of it.
 
-The names are parameter paths joined by dots, layers of a stack in one array; the json holds the
-class and fields of the config, the SHA-256 of the weights and where they came from. Other than
-``wovr_jax.assets`` this file keeps the dtype, and goes leaf by leaf both ways.
+The small pretrained parts that come with the package (``assets/``) have this form, and so have weights that
+``bridge`` imported. The names are parameter paths joined by dots, layers of a stack in one array; the json holds the
+class and fields of the network's config, the SHA-256 of the weights and where they came from.
+
+Everything goes leaf by leaf. A leaf is read, cast and put at its place on the mesh before the next one is read, so
+that the host holds one leaf however large the network is, and no device holds the whole of a leaf that is cut.
 """
 
 from __future__ import annotations
@@ -12,40 +15,54 @@ import importlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.core import config
+from wovr_jax.core import checkpoint, config, disk, processes, sharding
 from wovr_jax.types import Params
-from wovr_jax.weights import tensors
-from wovr_jax.weights.keymap import Fact
-from wovr_jax.weights.tensors import FileError, Source
+from wovr_jax.weights import safetensors
+from wovr_jax.weights.safetensors import Fact, FileError, Source, facts_of
 
-MOVED = {"wovr_jax.world.vae:VAEConfig": "wovr_jax.world.vae.net:VAEConfig"}
-"""Classes of configs that files of before know by another place."""
+FOLDER = pathlib.Path(__file__).parents[1] / "assets"
+"""Where the pretrained parts of the package lie; ``launch/`` has the program that makes them again."""
+
+MOVED = {
+    "wovr_jax.world.vae:VAEConfig": "wovr_jax.world.vae.net:VAEConfig",
+    "wovr_jax.world.dit:TextDiTConfig": "wovr_jax.bridge.text_dit:TextDiTConfig",
+}
+"""Place of a config's class in files of before -> where it is now."""
+
+SHOWN = 12
+"""Leaves that an error spells out; the rest are counted."""
 
 
-def flat(tree: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
-    """Nested parameters as ``path -> leaf``, the path joined by ``/``."""
-    found: dict[str, Any] = {}
+def flatten(tree: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
+    """Returns nested parameters as ``path -> leaf``, the path joined by ``/``."""
+    leaves: dict[str, Any] = {}  # not JAX's tree functions: shardings and shapes are leaves here as well
     for key, value in tree.items():
         path = f"{above}/{key}" if above else str(key)
-        found |= flat(value, path) if isinstance(value, Mapping) else {path: value}
-    return found
+        leaves |= flatten(value, path) if isinstance(value, Mapping) else {path: value}
+    return leaves
 
 
-def nested(leaves: Mapping[str, Any]) -> Params:
-    """The inverse of :func:`flat`; a part of digits is an index, an integer key."""
+def unflatten(leaves: Mapping[str, Any]) -> Params:
+    """Returns the nested parameters of :func:`flatten`; a part of digits is an index, an integer key."""
     tree: Params = {}
     for path, leaf in leaves.items():
+        # flax.nnx keeps the modules of a list under integers.
         *parents, last = (int(part) if part.isdigit() else part for part in path.split("/"))
         node: Any = tree
         for part in parents:
             node = node.setdefault(part, {})
         node[last] = leaf
     return tree
+
+
+# ---------------------------------------------------------------- writing
 
 
 def write(
@@ -66,84 +83,262 @@ def write(
       leaves: the leaves, in any order.
       about: JSON facts on the origin.
     """
-    weights, card = (pathlib.Path(folder) / f"{name}{suffix}" for suffix in (".safetensors", ".json"))
-    fresh = tensors.beside(weights)
-    try:
+    card = pathlib.Path(folder) / f"{name}.json"
+    # The weights are renamed after the card was written, so an error in either leaves both as they were.
+    with disk.replace_file(card) as fresh_card, disk.replace_file(card.with_suffix(".safetensors")) as fresh:
         dotted = {path.replace("/", "."): fact for path, fact in facts.items()}
-        tensors.write(fresh, dotted, ((path.replace("/", "."), leaf) for path, leaf in leaves))
-        with fresh.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        safetensors.write(fresh, dotted, ((path.replace("/", "."), leaf) for path, leaf in leaves))
         described = {
             "config_class": f"{type(cfg).__module__}:{type(cfg).__qualname__}",
             "config": config.to_dict(cfg),
-            "parameters": sum(int(np.prod(fact.shape)) for fact in facts.values()),
-            "sha256": digest,
+            **about,  # before the sum, which nothing said about the origin may replace
+            "parameters": sum(fact.size for fact in facts.values()),
+            "sha256": disk.sha256(fresh),
         }
-        text = json.dumps(described | dict(about), indent=2) + "\n"
-        card_fresh = tensors.beside(card)
-        card_fresh.write_text(text)
-        fresh.replace(weights)
-        card_fresh.replace(card)
-    finally:
-        fresh.unlink(missing_ok=True)
+        fresh_card.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return card
 
 
+def save_asset(
+    name: str, cfg: Any, params: Params, *, training: Any, scores: Mapping[str, Any], folder: pathlib.Path = FOLDER
+) -> pathlib.Path:
+    """Writes a small network in float16 and returns the json's path. Of several processes the first one writes.
+
+    Args:
+      name: of both files.
+      cfg: config of the network.
+      params: its parameters.
+      training: the settings that made the weights.
+      scores: what it reaches.
+      folder: where.
+
+    Raises:
+      FileError: a parameter is not finite in float16.
+    """
+    with np.errstate(over="ignore"):  # what overflows is reported below, by name
+        half = {path: np.asarray(leaf, np.float16) for path, leaf in flatten(params).items()}
+    bad = [path.replace("/", ".") for path, leaf in half.items() if not np.isfinite(leaf).all()]
+    if bad:
+        raise FileError(f"asset {name!r}: {bad[0]!r} is not finite in float16 ({len(bad)} such parameters)")
+    if not processes.first():  # after the arrays came to the host, in which all processes may have a part
+        return folder / f"{name}.json"
+    about = {"training": config.to_dict(training), "scores": dict(scores)}
+    return write(folder, name, cfg, facts_of(half), half.items(), about)
+
+
+# ---------------------------------------------------------------- reading
+
+
 def is_native(path: pathlib.Path) -> bool:
-    """Whether ``path`` is the json of our own form."""
+    """Returns whether ``path`` is the json of our own form."""
     whole = path.suffix == ".json" and path.is_file() and path.with_suffix(".safetensors").is_file()
-    return whole and '"config_class"' in path.read_text(errors="replace")
+    # A release has a config.json beside its weights too; ours alone says of which class the config is.
+    return whole and '"config_class"' in path.read_text(encoding="utf-8", errors="replace")
+
+
+def describe(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns everything that the json says; reads no weights.
+
+    Raises:
+      FileError: a file is missing, or the json is not of this form.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".json":
+        raise FileError(f"{path}: expected the .json of imported weights, with a .safetensors of that name beside it.")
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
+        raise FileError(f"{path} is missing. Weights there: {known}.")
+    if not path.with_suffix(".safetensors").is_file():
+        raise FileError(
+            f"{path}: expected the .json of imported weights, with a .safetensors of that name beside it; "
+            f"{path.with_suffix('.safetensors').name} is missing."
+        )
+    try:
+        about = disk.read_json(path)
+    except ValueError as error:
+        raise FileError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(about, dict) or not {"config_class", "config", "sha256"} <= about.keys():
+        raise FileError(f"{path} does not describe imported weights: no config_class, config or sha256 in it.")
+    return about
 
 
 def open_native(path: str | os.PathLike, *, verify: bool = False) -> tuple[Any, Source, dict[str, Any]]:
-    """The config, the leaves as a source with paths for names, and all that the json says.
+    """Opens weights without reading them.
 
     Args:
       path: the json.
       verify: also compare the SHA-256, which reads the whole file.
+
+    Returns:
+      the config, the leaves as a source with paths for names, and all that the json says.
 
     Raises:
       FileError: a file is missing, damaged, or not of this form.
       config.ConfigError: the config's class no longer has the fields.
     """
     path = pathlib.Path(path)
-    if path.suffix != ".json" or not path.is_file() or not path.with_suffix(".safetensors").is_file():
-        raise FileError(f"{path}: expected the .json of imported weights, with a .safetensors of that name beside it.")
-    try:
-        about = json.loads(path.read_text())
-    except ValueError as error:
-        raise FileError(f"{path} is not JSON: {error}.") from error
+    about = describe(path)
     weights = path.with_suffix(".safetensors")
-    if not isinstance(about, dict) or not {"config_class", "config", "sha256"} <= about.keys():
-        raise FileError(f"{path} does not describe imported weights: no config_class, config or sha256 in it.")
     if verify:
-        with weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != about["sha256"]:
-            raise FileError(f"{weights} has SHA-256 {digest}, {path.name} says {about['sha256']}. Import them again.")
-    module, _, name = MOVED.get(about["config_class"], about["config_class"]).partition(":")
-    if not module.startswith("wovr_jax."):
-        raise FileError(f"{path}: config_class {about['config_class']!r} is not a class of this package.")
-    cfg = config.from_dict(getattr(importlib.import_module(module), name), about["config"], path.name)
-    found = tensors.header(weights)
-    facts = {name.replace(".", "/"): fact for name, fact in found.facts.items()}
-    return cfg, Source(str(path), facts, lambda leaf: tensors.read(found, leaf.replace("/", "."))), about
+        _compare_digest(path, about, disk.sha256(weights))
+    cfg = _config(path, about)
+    opened = safetensors.header(weights)
+    facts = {name.replace(".", "/"): fact for name, fact in opened.facts.items()}
+    return cfg, Source(str(path), facts, lambda leaf: safetensors.read(opened, leaf.replace("/", "."))), about
 
 
 def load(
-    path: str | os.PathLike, *, dtype: Any = None, put: Callable[[np.ndarray], Any] = lambda leaf: leaf
+    path: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    put: Callable[[np.ndarray], Any] = lambda leaf: leaf,
+    verify: bool = False,
 ) -> tuple[Any, Params]:
-    """The config and the parameters of imported weights.
+    """Reads the config and the parameters.
 
     Args:
       path: the json.
       dtype: that all leaves are cast to; as they are by default.
       put: what is done with each leaf before the next is read, ``jax.device_put`` for instance.
+      verify: also compare the SHA-256, in the same pass.
+
+    Raises:
+      FileError, config.ConfigError: as :func:`open_native`.
     """
-    cfg, source, _ = open_native(path)
-    leaves = {name: put(_cast(source.read(name), dtype)) for name in source.facts}
-    return cfg, nested(leaves)
+    path = pathlib.Path(path)
+    about = describe(path)
+    cfg = _config(path, about)
+    leaves: dict[str, Any] = {}
+    for name, leaf in _stream(path, about, verify):
+        leaves[name] = put(leaf if dtype is None else leaf.astype(dtype, copy=False))
+        del leaf  # or it would live on while the next one is read
+    return cfg, unflatten(leaves)
 
 
-def _cast(leaf: np.ndarray, dtype: Any) -> np.ndarray:
-    return leaf if dtype is None else leaf.astype(dtype, copy=False)
+def load_asset(name: str, folder: pathlib.Path = FOLDER) -> tuple[Any, Params]:
+    """Reads the config and the float32 parameters (numpy) of a pretrained part, and compares its SHA-256.
+
+    Raises:
+      FileError, config.ConfigError: as :func:`open_native`.
+    """
+    return load(folder / f"{name}.json", dtype=np.float32, verify=True)
+
+
+def _stream(path: pathlib.Path, about: Mapping[str, Any], verify: bool) -> Iterator[tuple[str, np.ndarray]]:
+    """Path and value of every leaf in the order of the file; holds one of them. The hash is compared at the end."""
+    digest = hashlib.sha256() if verify else None
+    opened = safetensors.header(path.with_suffix(".safetensors"))
+    for name, leaf in safetensors.read_all(opened, digest):
+        yield name.replace(".", "/"), leaf
+        del leaf
+    if digest is not None:
+        _compare_digest(path, about, digest.hexdigest())
+
+
+def _compare_digest(path: pathlib.Path, about: Mapping[str, Any], digest: str) -> None:
+    if digest != about["sha256"]:
+        raise FileError(
+            f"{path.with_suffix('.safetensors')} has SHA-256 {digest}, {path.name} says {about['sha256']}. "
+            "Restore both files from one place, or import or make them again."
+        )
+
+
+def _config(path: pathlib.Path, about: Mapping[str, Any]) -> Any:
+    place: str = about["config_class"]
+    module, _, name = MOVED.get(place, place).partition(":")
+    if not module.startswith("wovr_jax."):  # a json from elsewhere must not import what it likes
+        raise FileError(f"{path}: config_class {place!r} is not a class of this package.")
+    return config.from_dict(getattr(importlib.import_module(module), name), about["config"], path.name)
+
+
+# ---------------------------------------------------------------- for a run
+
+
+def check_weights(setting: str, where: str, shapes: Params) -> None:
+    """Refuses what :func:`load_weights` would refuse, before hours are spent on the way to it; reads headers only.
+
+    Args:
+      setting: name of the setting, with which the message begins.
+      where: a checkpoint's folder or a json.
+      shapes: ``jax.ShapeDtypeStruct`` of every parameter of the network.
+
+    Raises:
+      config.ConfigError: nothing there, or weights of another network.
+    """
+    # Existence first: the usual fault is a path of another machine, and its message says how to make what is missing.
+    path = pathlib.Path(where).expanduser()
+    is_card = path.suffix == ".json"
+    if not (path.is_file() if is_card else checkpoint.exists(path)):
+        fault = f"{path} is missing" if is_card else f"no checkpoint at {path}"
+        raise config.ConfigError(f"config.{setting}: {fault}. launch/import_weights.py makes weights of a release.")
+    try:
+        if is_card:
+            describe(path)
+            _refuse_another_network(path, shapes)
+        else:
+            checkpoint.compare(path, shapes)
+    except ValueError as error:
+        raise config.ConfigError(f"config.{setting}: {error}") from error
+
+
+def load_weights(setting: str, where: str, shapes: Params, axes: sharding.Axes) -> Params:
+    """Reads weights of a finished run or of an import to where they lie on the mesh in use.
+
+    Args:
+      setting: name of the setting, with which a message begins.
+      where: a checkpoint's folder, or the json of our own form, whose leaves are cast as they are read.
+      shapes: ``jax.ShapeDtypeStruct`` of every parameter.
+      axes: of the network, see ``core.sharding``.
+
+    Returns:
+      the parameters, in the dtypes of ``shapes``; without a mesh, on the default device and tied to none.
+
+    Raises:
+      config.ConfigError: nothing there, damaged, or weights of another network.
+    """
+    path = pathlib.Path(where).expanduser()
+    over = sharding.current()
+    places = None if over is None else sharding.shardings(shapes, axes, over)
+    try:
+        return _read_card(path, shapes, places) if path.suffix == ".json" else _restore(path, shapes, places)
+    except ValueError as error:
+        raise config.ConfigError(f"config.{setting}: {error}") from error
+
+
+def _read_card(path: pathlib.Path, shapes: Params, places: Any) -> Params:
+    """Reads our own form to ``places``, leaf by leaf."""
+    about = describe(path)
+    _config(path, about)  # of a class and with fields that this version knows
+    _refuse_another_network(path, shapes)
+    wanted, place = flatten(shapes), None if places is None else flatten(places)
+    params: dict[str, Any] = {}
+    for name, leaf in _stream(path, about, verify=True):
+        leaf = leaf.astype(wanted[name].dtype, copy=False)
+        array = jnp.asarray(leaf) if place is None else sharding.put(leaf, place[name])
+        # An accelerator's copy goes on behind the call; without waiting, leaves would gather on the host.
+        params[name] = jax.block_until_ready(array)
+        del leaf, array
+    return unflatten(params)
+
+
+def _restore(path: pathlib.Path, shapes: Params, places: Any) -> Params:
+    """Reads a checkpoint to ``places``, of which each process and device reads its own pieces only."""
+    if places is None:
+        # Through numpy, so that the leaves are tied to no device: JAX compiles anew for arrays that are. The empty
+        # arrays take no memory until they are written to.
+        like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+        return jax.tree.map(jnp.asarray, checkpoint.restore(path, like))
+    like = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, places)
+    return checkpoint.restore(path, like)
+
+
+def _refuse_another_network(path: pathlib.Path, shapes: Params) -> None:
+    """Raises FileError unless the json's weights have exactly the leaves of ``shapes``; reads the header only."""
+    facts = safetensors.header(path.with_suffix(".safetensors")).facts
+    file = {name: str(fact.shape) for name, fact in facts.items()}
+    network = {name.replace("/", "."): str(tuple(leaf.shape)) for name, leaf in flatten(shapes).items()}
+    names = sorted(name for name in file.keys() | network.keys() if file.get(name) != network.get(name))
+    if names:
+        lines = [f"{name}: {file.get(name)} there, {network.get(name)} here" for name in names[:SHOWN]]
+        lines += [f"... and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+        raise FileError(f"{path} is of another network, {len(names)} differ:\n  " + "\n  ".join(lines))

@@ -1,6 +1,6 @@
 """Changes of layout between somebody else's tensor and our leaf: invertible, no arithmetic, so no bit changes.
 
-The third column of a weight table (``keymap``).
+The third column of a weight table (``table``).
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ class Transform(Protocol):
     """An invertible change of layout; no arithmetic, so no bit changes."""
 
     def theirs(self, shape: Shape) -> Shape:
-        """Their shape of a tensor that is ``shape`` here. ValueError if there is none."""
+        """Returns their shape of a tensor that is ``shape`` here.
+
+        Raises:
+          ValueError: there is none.
+        """
         ...
 
     def forward(self, tensor: np.ndarray) -> np.ndarray:
-        """Their layout to ours."""
+        """Brings their layout to ours; a view where that is possible."""
         ...
 
     def backward(self, tensor: np.ndarray) -> np.ndarray:
-        """Our layout to theirs."""
+        """Brings our layout to theirs; a view where that is possible."""
         ...
 
 
@@ -51,10 +55,10 @@ class Kernel:
         return (shape[-1], shape[-2], *shape[:-2])
 
     def forward(self, tensor: np.ndarray) -> np.ndarray:
-        return np.moveaxis(tensor, (0, 1), (-1, -2))
+        return np.moveaxis(tensor, (0, 1), (-1, -2))  # (O, I, *window) -> (*window, I, O)
 
     def backward(self, tensor: np.ndarray) -> np.ndarray:
-        return np.moveaxis(tensor, (-1, -2), (0, 1))
+        return np.moveaxis(tensor, (-1, -2), (0, 1))  # (*window, I, O) -> (O, I, *window)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Ones:
         return (1,) * self.before + shape + (1,) * self.after
 
     def forward(self, tensor: np.ndarray) -> np.ndarray:
-        return tensor.reshape(tensor.shape[self.before : tensor.ndim - self.after])
+        return tensor.reshape(tensor.shape[self.before : tensor.ndim - self.after])  # (1.., *ours, 1..) -> ours
 
     def backward(self, tensor: np.ndarray) -> np.ndarray:
         return tensor.reshape(self.theirs(tensor.shape))
@@ -86,10 +90,10 @@ class Flattened:
         return (shape[1], *self.window)
 
     def forward(self, tensor: np.ndarray) -> np.ndarray:
-        return tensor.reshape(len(tensor), -1).T
+        return tensor.reshape(len(tensor), -1).T  # (O, *window) -> (product of the window, O)
 
     def backward(self, tensor: np.ndarray) -> np.ndarray:
-        return tensor.T.reshape(self.theirs(tensor.shape))
+        return tensor.T.reshape(self.theirs(tensor.shape))  # (product of the window, O) -> (O, *window)
 
 
 KEEP, KERNEL = Keep(), Kernel()

@@ -21,18 +21,20 @@ L = f * n tokens of a window, H heads of width E.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from wovr_jax.core.config import Count, DType, Faults, Positive, checked
-from wovr_jax.nn.attention import Kernel, attention
+from wovr_jax.nn.attention import Kernel, attention, rotate_pairs, wan_angles
 from wovr_jax.nn.functional import scan_blocks, stack
+from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.nn.norms import LayerNorm, RMSNorm
-from wovr_jax.nn.rope import rotate_pairs, wan_angles
 from wovr_jax.types import ACTION_DIM, Array
 
 AXES = (
@@ -111,6 +113,7 @@ class DiTConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width E of one head."""
         return self.dim // self.heads
 
     @classmethod
@@ -138,13 +141,14 @@ class DiTConfig:
         return cls(**sizes | changes)
 
 
-@checked
-@dataclasses.dataclass(frozen=True)
-class TextDiTConfig(DiTConfig):
-    """The network as released, before actions: its cross-attention context is encoded text of width ``text_dim``."""
+class DiTLoRA(LoRAConfig):
+    """Adapters of the transformer, by the names of its layers."""
 
-    action_conditioning: Literal["dual", "cross", "adaln"] = "cross"
-    text_dim: Count = 4096
+    @classmethod
+    def wan(cls, **changes: Any) -> DiTLoRA:
+        """Attention and feed-forward of every block, as DiffSynth-Studio trains it."""
+        options: dict[str, Any] = {"targets": ("blocks/*_attn/[qkvo]", "blocks/ffn/*")}
+        return cls(**options | changes)
 
 
 class Context(NamedTuple):
@@ -169,6 +173,7 @@ class MLP(nnx.Module):
         self.outer = _linear(sizes[1], sizes[2], dtype, init=init, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
+        """Maps the last axis from ``sizes[0]`` to ``sizes[2]``."""
         return self.outer(_ACTIVATIONS[self.activation](self.inner(x)))
 
 
@@ -182,20 +187,20 @@ class Attention(nnx.Module):
         self.norm_k = RMSNorm(cfg.dim, eps=cfg.eps)
 
     def key_value(self, context_BKD: Array) -> tuple[Array, Array]:
-        """Keys and values (B, K, H, E)."""
+        """Returns keys and values (B, K, H, E)."""
         return self._split(self.norm_k(self.k(context_BKD))), self._split(self.v(context_BKD))
 
     def __call__(self, x_BLD: Array, key_value: tuple[Array, Array] | None = None, angle_LP=None) -> Array:
         """Attends to ``key_value``, or to itself with positions when there is none."""
         q_BLHE = self._split(self.norm_q(self.q(x_BLD)))
         k_BKHE, v_BKHE = key_value or self.key_value(x_BLD)
-        if angle_LP is not None:
+        if angle_LP is not None:  # tokens of actions carry no position
             q_BLHE, k_BKHE = rotate_pairs(q_BLHE, angle_LP), rotate_pairs(k_BKHE, angle_LP)
         out_BLHE = attention(q_BLHE, k_BKHE, v_BKHE, kernel=self.kernel)
-        return self.o(out_BLHE.reshape(x_BLD.shape))
+        return self.o(out_BLHE.reshape(x_BLD.shape))  # (B, L, H, E) -> (B, L, D)
 
     def _split(self, x_BLD: Array) -> Array:
-        return x_BLD.reshape(*x_BLD.shape[:2], self.heads, -1)
+        return x_BLD.reshape(*x_BLD.shape[:2], self.heads, -1)  # (B, L, D) -> (B, L, H, E)
 
 
 class Block(nnx.Module):
@@ -203,7 +208,7 @@ class Block(nnx.Module):
 
     def __init__(self, cfg: DiTConfig, *, rngs: nnx.Rngs):
         self.dtype = cfg.dtype
-        self.modulation = _table(6, cfg.dim, rngs)
+        self.modulation = _modulation_table(6, cfg.dim, rngs)
         self.norm = LayerNorm(cfg.dim, eps=cfg.eps, affine=False)
         self.self_attn = Attention(cfg, rngs=rngs)
         if cfg.action_conditioning != "adaln":
@@ -212,15 +217,31 @@ class Block(nnx.Module):
         self.ffn = MLP((cfg.dim, cfg.ffn, cfg.dim), "gelu_tanh", cfg.dtype, rngs=rngs)
 
     def __call__(self, token_BfnD: Array, key_value, time_Bf6D: Array, angle_LP: np.ndarray) -> Array:
-        """One layer; ``key_value`` is None in a network without the cross channel."""
-        shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = _modulation(self.modulation, time_Bf6D)
-        x_BLD = _flat(_modulate(self.norm, token_BfnD, shift_sa, scale_sa, self.dtype))
-        token_BfnD = _add(token_BfnD, self.self_attn(x_BLD, angle_LP=angle_LP), gate_sa)
+        """Runs one layer; ``key_value`` is None in a network without the cross channel."""
+        grid, line = token_BfnD.shape, (token_BfnD.shape[0], -1, token_BfnD.shape[-1])
+        stream = token_BfnD.dtype
+        # A learned offset on the layer's share of the time embedding: six vectors (B, f, 1, D), one each for every
+        # latent frame, whose n tokens share them. Float32, as is every sum into the stream of tokens.
+        modulation_Bf6D = self.modulation[...].astype(jnp.float32)[None, None] + time_Bf6D
+        shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = jnp.split(modulation_Bf6D, 6, axis=2)
+
+        with jax.named_scope("self_attention"):
+            x_BfnD = (self.norm(token_BfnD.astype(jnp.float32)) * (1.0 + scale_sa) + shift_sa).astype(self.dtype)
+            # (B, f, n, D) -> (B, L, D): every token of the window sees every other, of later frames too.
+            y_BLD = self.self_attn(x_BfnD.reshape(line), angle_LP=angle_LP)
+            update_BfnD = y_BLD.reshape(grid).astype(jnp.float32)
+            token_BfnD = (token_BfnD.astype(jnp.float32) + gate_sa * update_BfnD).astype(stream)
+
         if key_value is not None:
-            x_BLD = _flat(self.cross_norm(token_BfnD).astype(self.dtype))
-            token_BfnD = _add(token_BfnD, self.cross_attn(x_BLD, key_value))
-        x_BfnD = _modulate(self.norm, token_BfnD, shift_ff, scale_ff, self.dtype)
-        return _add(token_BfnD, self.ffn(x_BfnD), gate_ff)
+            with jax.named_scope("cross_attention"):
+                # Neither modulated nor gated; keys and values of the action tokens come ready from ``DiT.context``.
+                y_BLD = self.cross_attn(self.cross_norm(token_BfnD).astype(self.dtype).reshape(line), key_value)
+                token_BfnD = (token_BfnD.astype(jnp.float32) + y_BLD.reshape(grid).astype(jnp.float32)).astype(stream)
+
+        with jax.named_scope("mlp"):
+            x_BfnD = (self.norm(token_BfnD.astype(jnp.float32)) * (1.0 + scale_ff) + shift_ff).astype(self.dtype)
+            update_BfnD = self.ffn(x_BfnD).astype(jnp.float32)
+            return (token_BfnD.astype(jnp.float32) + gate_ff * update_BfnD).astype(stream)
 
 
 class DiT(nnx.Module):
@@ -234,20 +255,20 @@ class DiT(nnx.Module):
         # Time and its projection stay float32: modulation multiplies every token of every layer.
         self.time_embedding = MLP((cfg.freq_dim, cfg.dim, cfg.dim), "silu", "float32", init=small, rngs=rngs)
         self.time_projection = _linear(cfg.dim, 6 * cfg.dim, "float32", rngs=rngs)
-        if isinstance(cfg, TextDiTConfig):
-            self.text_embedding = MLP((cfg.text_dim, cfg.dim, cfg.dim), "gelu_tanh", cfg.dtype, init=small, rngs=rngs)
-        elif cfg.action_conditioning != "adaln":
+        if cfg.action_conditioning != "adaln":
             self.action_cross = MLP((cfg.action_dim, cfg.dim, cfg.dim), "gelu", cfg.dtype, rngs=rngs)
         if cfg.action_conditioning != "cross":
             group = cfg.frames_per_latent * cfg.action_dim
             self.action_adaln = MLP((group, 4 * cfg.dim, cfg.dim), "silu", "float32", rngs=rngs)
         self.blocks = stack(lambda rngs: Block(cfg, rngs=rngs), cfg.layers, rngs)
-        self.head_modulation = _table(2, cfg.dim, rngs)
+        self.head_modulation = _modulation_table(2, cfg.dim, rngs)
         self.head_norm = LayerNorm(cfg.dim, eps=cfg.eps, affine=False)
+        # A fresh network predicts a velocity of zero everywhere, whatever its blocks do.
         self.head = _linear(cfg.dim, pixel, "float32", init=nnx.initializers.zeros, rngs=rngs)
 
+    @jax.named_scope("action_context")
     def context(self, action_BFA: Array | None) -> Context:
-        """Everything that depends on the actions of the window only.
+        """Computes everything that depends on the actions of the window only.
 
         Args:
           action_BFA: (B, F, A) environment actions; slot i produced frame i, F = 1 + 4 (f - 1).
@@ -255,27 +276,29 @@ class DiT(nnx.Module):
         Raises:
           ValueError: when F or A does not fit the config.
         """
-        action_BFA = _checked_actions(action_BFA, self.cfg)
+        if action_BFA is None:
+            raise ValueError("the transformer needs actions (B, F, A), or the context computed from them")
+        chex.assert_rank(action_BFA, 3, custom_message="transformer: action_BFA")
+        group, (_, frames, width) = self.cfg.frames_per_latent, action_BFA.shape
+        if width != self.cfg.action_dim or frames % group != 1:
+            raise ValueError(f"actions: expected (B, 1 + {group} k, {self.cfg.action_dim}), got {action_BFA.shape}")
         key_value = frame = None
-        if self.cfg.action_conditioning != "adaln":
+        if self.cfg.action_conditioning != "adaln":  # one token for each action
             key_value = self.key_value(self.action_cross(action_BFA.astype(self.cfg.dtype)))
-        if self.cfg.action_conditioning != "cross":
-            frame = self.action_adaln(group_actions(action_BFA, self.cfg.frames_per_latent))
+        if self.cfg.action_conditioning != "cross":  # one vector for each latent frame; it says when an action was
+            frame = self.action_adaln(group_actions(action_BFA, group))
         return Context(key_value, frame)
 
-    def text_context(self, text_BKD: Array) -> Context:
-        """The context of a network with a ``TextDiTConfig``, from encoded text (B, K, text_dim)."""
-        return Context(self.key_value(self.text_embedding(text_BKD.astype(self.cfg.dtype))), None)
-
     def key_value(self, context_BKD: Array) -> tuple[Array, Array]:
-        """Keys and values of all cross-attention layers, each (layers, B, K, H, E)."""
+        """Returns keys and values of all cross-attention layers, each (layers, B, K, H, E)."""
+        # The layers are stacked, so all of them project the few tokens of the context in one batched product.
         graph, state = nnx.split(self.blocks.cross_attn)  # pyright: ignore[reportAttributeAccessIssue]
         return jax.vmap(lambda layer: nnx.merge(graph, layer).key_value(context_BKD))(state)
 
     def __call__(
         self, latent_Bfhwc: Array, time_Bf: Array, action_BFA: Array | None = None, *, context: Context | None = None
     ) -> Array:
-        """The flow velocity (noise minus data), float32, for every latent frame.
+        """Predicts the flow velocity (noise minus data), float32, for every latent frame.
 
         Args:
           latent_Bfhwc: (B, f, h, w, c) latents, each frame at its own noise level.
@@ -286,62 +309,79 @@ class DiT(nnx.Module):
         Raises:
           ValueError: when shapes do not fit each other or the config.
         """
-        _check_latents(latent_Bfhwc, time_Bf, self.cfg)
-        if context is None:
-            context = self.context(action_BFA)
-        embedding_BfD = self._time(time_Bf, context)
-        frames, rows, columns = latent_Bfhwc.shape[1], *(side // self.cfg.patch for side in latent_Bfhwc.shape[2:4])
-        angle_LP = wan_angles(frames, rows, columns, self.cfg.head_dim, self.cfg.theta)
+        cfg = self.cfg
+        chex.assert_rank(latent_Bfhwc, 5, custom_message="transformer: latent_Bfhwc")
+        b, f, h, w, c = latent_Bfhwc.shape
+        if c != cfg.channels or h % cfg.patch or w % cfg.patch:
+            form = f"{cfg.channels} channels and sides divisible by {cfg.patch}"
+            raise ValueError(f"latents: expected {form}, got {latent_Bfhwc.shape}")
+        if time_Bf.shape != (b, f):
+            raise ValueError(f"time: expected one level for each latent frame {(b, f)}, got {time_Bf.shape}")
+        context = self.context(action_BFA) if context is None else context
 
-        pixel_Bfnp = patchify(latent_Bfhwc, self.cfg.patch).astype(self.cfg.dtype)
-        token_BfnD = self.patch_embedding(pixel_Bfnp).astype(self.cfg.residual_dtype)
-        time_Bf6D = self.time_projection(jax.nn.silu(embedding_BfD)).reshape(*time_Bf.shape, 6, -1)
-        token_BfnD = scan_blocks(
-            self.blocks, token_BfnD, time_Bf6D, angle_LP, layered=(context.key_value,), remat=self.cfg.remat
-        )
-        shift, scale = _modulation(self.head_modulation, jnp.repeat(embedding_BfD[:, :, None], 2, axis=2))
-        velocity_Bfnp = self.head(_modulate(self.head_norm, token_BfnD, shift, scale, "float32"))
-        return unpatchify(velocity_Bfnp, latent_Bfhwc.shape[2], latent_Bfhwc.shape[3], self.cfg.patch)
+        with jax.named_scope("embeddings"):
+            # (B, f, h, w, c) -> (B, f, n, c * patch^2) -> (B, f, n, D)
+            pixel_Bfnp = patchify(latent_Bfhwc, cfg.patch).astype(cfg.dtype)
+            token_BfnD = self.patch_embedding(pixel_Bfnp).astype(cfg.residual_dtype)
+            angle_LP = wan_angles(f, h // cfg.patch, w // cfg.patch, cfg.head_dim, cfg.theta)
+            # Rounded to the digits of ``sinusoid_dtype``; a cast there and back may be compiled away.
+            digits = jnp.finfo(cfg.sinusoid_dtype)
+            wave_BfD = jax.lax.reduce_precision(sinusoid(time_Bf, cfg.freq_dim), digits.nexp, digits.nmant)
+            embedding_BfD = self.time_embedding(wave_BfD)
+            if context.frame is not None:  # the adaln channel: actions enter wherever the noise level does
+                embedding_BfD = embedding_BfD + context.frame
+            # (B, f, 6 * D) -> (B, f, 6, D): shift, scale and gate of self-attention, then of the feed-forward layer.
+            time_Bf6D = self.time_projection(jax.nn.silu(embedding_BfD)).reshape(*time_Bf.shape, 6, -1)
 
-    def _time(self, time_Bf: Array, context: Context) -> Array:
-        bits = jnp.finfo(self.cfg.sinusoid_dtype)  # a cast there and back may be compiled away
-        wave_BfD = jax.lax.reduce_precision(sinusoid(time_Bf, self.cfg.freq_dim), bits.nexp, bits.nmant)
-        embedding_BfD = self.time_embedding(wave_BfD)
-        return embedding_BfD if context.frame is None else embedding_BfD + context.frame
+        layered = (context.key_value,)  # every layer gets its own keys and values, and the same of all else
+        token_BfnD = scan_blocks(self.blocks, token_BfnD, time_Bf6D, angle_LP, layered=layered, remat=cfg.remat)
+
+        with jax.named_scope("head"):
+            # The head is modulated by the embedding itself, the same for shift and scale, plus its own offsets.
+            time_Bf2D = jnp.repeat(embedding_BfD[:, :, None], 2, axis=2)
+            modulation_Bf2D = self.head_modulation[...].astype(jnp.float32)[None, None] + time_Bf2D
+            shift_Bf1D, scale_Bf1D = jnp.split(modulation_Bf2D, 2, axis=2)
+            x_BfnD = self.head_norm(token_BfnD.astype(jnp.float32)) * (1.0 + scale_Bf1D) + shift_Bf1D
+            return unpatchify(self.head(x_BfnD), h, w, cfg.patch)
 
 
 def sinusoid(time_Bf: Array, dim: int) -> Array:
-    """(B, f, dim) float32: cosines, then sines, of time * 10000^(-2i / dim)."""
+    """Returns (B, f, dim) float32: cosines, then sines, of time * 10000^(-2i / dim)."""
+    # The time goes to 1000, where float32 still has four digits after the point of the fastest wave's angle.
     frequency = jnp.asarray(10_000.0 ** (-np.arange(dim // 2) / (dim // 2)), jnp.float32)
     angle = time_Bf.astype(jnp.float32)[..., None] * frequency[None, None]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
 def group_actions(action_BFA: Array, size: int) -> Array:
-    """(B, f, size * A): the actions of each latent frame, action 0 repeated before the first."""
+    """Returns (B, f, size * A): the actions of each latent frame, action 0 repeated before the first."""
+    # The first latent frame stands for one frame, the others for ``size``: (B, 1 + size k, A) -> (B, size (1 + k), A).
     first_BfA = jnp.repeat(action_BFA[:, :1], size - 1, axis=1)
     padded_BFA = jnp.concatenate([first_BfA, action_BFA], axis=1).astype(jnp.float32)
+    # (B, size * f, A) -> (B, f, size * A)
     return padded_BFA.reshape(action_BFA.shape[0], -1, size * action_BFA.shape[-1])
 
 
 def patchify(latent_Bfhwc: Array, patch: int) -> Array:
-    """(B, f, n, c * patch^2) tokens, the column fastest; inside a token (c, row, column)."""
+    """Cuts latents into (B, f, n, c * patch^2) tokens, the column fastest; inside a token (c, row, column)."""
     b, f, h, w, c = latent_Bfhwc.shape
     grid = latent_Bfhwc.reshape(b, f, h // patch, patch, w // patch, patch, c)
+    # (b, f, row of tokens, row, column of tokens, column, c) -> (b, f, row of tokens, column of tokens, c, row, column)
     return grid.transpose(0, 1, 2, 4, 6, 3, 5).reshape(b, f, -1, c * patch**2)
 
 
 def unpatchify(pixel_Bfnp: Array, h: int, w: int, patch: int) -> Array:
-    """Back to (B, f, h, w, c); inside an *output* token the order is (row, column, c)."""
+    """Joins tokens to (B, f, h, w, c); inside an *output* token the order is (row, column, c)."""
     b, f = pixel_Bfnp.shape[:2]
     grid = pixel_Bfnp.reshape(b, f, h // patch, w // patch, patch, patch, -1)
+    # (b, f, row of tokens, column of tokens, row, column, c) -> (b, f, row of tokens, row, column of tokens, column, c)
     return grid.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, f, h, w, -1)
 
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 
 
@@ -350,47 +390,5 @@ def _linear(width_in: int, width_out: int, dtype: str, *, init=None, rngs: nnx.R
     return nnx.Linear(width_in, width_out, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
 
 
-def _table(rows: int, dim: int, rngs: nnx.Rngs) -> nnx.Param:
+def _modulation_table(rows: int, dim: int, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(jax.random.normal(rngs.params(), (rows, dim), jnp.float32) / np.float32(dim**0.5))
-
-
-def _modulation(table: nnx.Param, time_BfkD: Array) -> list[Array]:
-    """The table plus the time embedding as k vectors (B, f, 1, D), one for each latent frame."""
-    sum_BfkD = table[...].astype(jnp.float32)[None, None] + time_BfkD
-    return jnp.split(sum_BfkD, sum_BfkD.shape[2], axis=2)
-
-
-def _modulate(norm: LayerNorm, token_BfnD: Array, shift: Array, scale: Array, dtype: str) -> Array:
-    return (norm(token_BfnD.astype(jnp.float32)) * (1.0 + scale) + shift).astype(dtype)
-
-
-def _add(token_BfnD: Array, update: Array, gate_Bf1D: Array | None = None) -> Array:
-    """Residual sum in float32, stored in the dtype of the stream."""
-    update_BfnD = update.reshape(token_BfnD.shape).astype(jnp.float32)
-    update_BfnD = update_BfnD if gate_Bf1D is None else gate_Bf1D * update_BfnD
-    return (token_BfnD.astype(jnp.float32) + update_BfnD).astype(token_BfnD.dtype)
-
-
-def _flat(token_BfnD: Array) -> Array:
-    return token_BfnD.reshape(token_BfnD.shape[0], -1, token_BfnD.shape[-1])
-
-
-def _checked_actions(action_BFA: Array | None, cfg: DiTConfig) -> Array:
-    if action_BFA is None or isinstance(cfg, TextDiTConfig):
-        raise ValueError("the transformer needs actions (B, F, A), or the context computed from them or from text")
-    _, frames, width = action_BFA.shape
-    if width != cfg.action_dim or frames % cfg.frames_per_latent != 1:
-        raise ValueError(
-            f"actions: expected (B, 1 + {cfg.frames_per_latent} k, {cfg.action_dim}), got {action_BFA.shape}"
-        )
-    return action_BFA
-
-
-def _check_latents(latent_Bfhwc: Array, time_Bf: Array, cfg: DiTConfig) -> None:
-    b, f, h, w, c = latent_Bfhwc.shape
-    if c != cfg.channels or h % cfg.patch or w % cfg.patch:
-        raise ValueError(
-            f"latents: expected {cfg.channels} channels and sides divisible by {cfg.patch}, got {latent_Bfhwc.shape}"
-        )
-    if time_Bf.shape != (b, f):
-        raise ValueError(f"time: expected one level for each latent frame {(b, f)}, got {time_Bf.shape}")

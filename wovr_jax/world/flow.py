@@ -47,28 +47,33 @@ class FlowConfig:
         return cls(**{"round_time": True} | changes)
 
 
-def shifted(uniform: np.ndarray, shift: float) -> np.ndarray:
-    """shift u / (1 + (shift - 1) u)."""
+def shift_levels(uniform: np.ndarray, shift: float) -> np.ndarray:
+    """Returns shift u / (1 + (shift - 1) u)."""
+    # Both ends stay, and the odds sigma / (1 - sigma) are multiplied by ``shift``: a large picture, whose neighbouring
+    # pixels agree, needs more noise to be hidden as well as a small one.
     return shift * uniform / (1.0 + (shift - 1.0) * uniform)
 
 
 def sigmas(steps: int, shift: float) -> np.ndarray:
-    """(steps + 1,) levels of the sampler, from 1 down to 0, shifted once.
+    """Returns the (steps + 1,) levels of the sampler, from 1 down to 0, shifted once.
 
     5 steps at shift 5: 1, 0.9524, 0.8824, 0.7692, 0.5556, 0.
     """
-    return np.append(shifted(1.0 - np.arange(steps) / steps, shift), 0.0).astype(np.float32)
+    # The last level, 0, is joined and not shifted there: a table of ``steps`` levels ends above it.
+    return np.append(shift_levels(1.0 - np.arange(steps) / steps, shift), 0.0).astype(np.float32)
 
 
 def training_levels(cfg: FlowConfig) -> np.ndarray:
-    """(levels,) table of sigmas, from 1 down; training draws its rows uniformly."""
-    return shifted(1.0 - np.arange(cfg.levels) / cfg.levels, cfg.shift).astype(np.float32)
+    """Returns the (levels,) table of sigmas, from 1 down; training draws its rows uniformly."""
+    return shift_levels(1.0 - np.arange(cfg.levels) / cfg.levels, cfg.shift).astype(np.float32)
 
 
 def draw_levels(key: Array, batch: int, cfg: FlowConfig) -> Array:
-    """(B,) sigmas for training."""
+    """Draws (B,) sigmas for training."""
     table = training_levels(cfg)
     if cfg.round_time:
+        # The reference rounds the time and looks its sigma up again, so neighbouring rows may give one level: noise is
+        # added at that level, not at the one drawn. Reproduced, since the released weights were trained so.
         rounded = (TIME_SCALE * table).astype(jnp.bfloat16).astype(np.float32)
         table = table[np.abs(TIME_SCALE * table[None] - rounded[:, None]).argmin(axis=1)]
     row_B = jax.random.randint(key, (batch,), 0, cfg.levels)
@@ -76,21 +81,24 @@ def draw_levels(key: Array, batch: int, cfg: FlowConfig) -> Array:
 
 
 def weight(time: Array, cfg: FlowConfig) -> Array:
-    """Loss weight of a time: a bump around 500 that is 0 at 1000 and has mean 1 over the table."""
+    """Returns the loss weight of a time: a bump around 500 that is 0 at 1000 and has mean 1 over the table."""
+    # exp(-2 ((t - 500) / 1000)^2) less its least value, which it has at pure noise: the middle levels count most, where
+    # data and noise are both to be told apart. Divided by the mean, it leaves the scale of the loss as it was.
     table = np.exp(-2.0 * ((TIME_SCALE * training_levels(cfg).astype(np.float64) - 500.0) / 1000.0) ** 2)
     floor, mean = float(table.min()), float(table.mean() - table.min())
     return (jnp.exp(-2.0 * ((time - 500.0) / 1000.0) ** 2) - floor) / mean
 
 
 def times(sigma: Array, cfg: FlowConfig) -> Array:
-    """What the network is told of a level, in [0, 1000], float32."""
+    """Returns what the network is told of a level, in [0, 1000], float32."""
     time = TIME_SCALE * sigma.astype(jnp.float32)
     # Not a cast there and back, which a compiler may take away: the eight and seven bits of bfloat16.
     return jax.lax.reduce_precision(time, 8, 7) if cfg.round_time else time
 
 
-def noised(clean: Array, noise: Array, sigma: Array) -> Array:
-    """(1 - sigma) clean + sigma noise; ``sigma`` has the rank of the latents."""
+def add_noise(clean: Array, noise: Array, sigma: Array) -> Array:
+    """Returns (1 - sigma) clean + sigma noise; ``sigma`` has the rank of the latents."""
+    # A straight line from data to noise, so its velocity, noise - clean, is the same at every level.
     return (1.0 - sigma) * clean + sigma * noise
 
 
@@ -114,11 +122,14 @@ def euler(
     batch, known, new = context_Bfhwc.shape[0], context_Bfhwc.shape[1], noise_Bfhwc.shape[1]
     level = jnp.asarray(sigmas(cfg.steps, cfg.shift))
 
+    @jax.named_scope("euler_step")
     def step(latent_Bfhwc: Array, now_next: tuple[Array, Array]) -> tuple[Array, None]:
         now, after = now_next
+        # (B, known + new, h, w, c): clean frames at time 0 beside noisy ones at the time of this step.
         window_Bfhwc = jnp.concatenate([context_Bfhwc, latent_Bfhwc], axis=1)
         time_Bf = jnp.concatenate([jnp.zeros((batch, known)), jnp.full((batch, new), times(now, cfg))], axis=1)
         velocity_Bfhwc = velocity(window_Bfhwc, time_Bf)[:, known:]
+        # d latent / d sigma is the velocity, and sigma falls: a step of after - now, below zero.
         return latent_Bfhwc + (after - now) * velocity_Bfhwc, None
 
     return jax.lax.scan(step, noise_Bfhwc, (level[:-1], level[1:]))[0]

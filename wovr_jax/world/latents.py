@@ -1,9 +1,9 @@
 """Windows of episodes as latents: encoded once and held on the device, kept on disk too, or encoded when drawn.
 
-The VAE is frozen, so a window has one encoding. ``encode_windows`` makes all of them once; ``cached`` also keeps them
-in a file that a later run with the same VAE, frames and layout of the window finds; ``Frames`` holds pixels only and
-encodes each batch as it is drawn, where latents of all windows would not fit; ``Streamed`` reads them from disk step by
-step, where the pixels would not fit either.
+The VAE is frozen, so a window has one encoding. ``encode_windows`` makes all of them once; ``encode_once`` also keeps
+them in a file that a later run with the same VAE, frames and layout of the window finds; ``Frames`` holds pixels only
+and encodes each batch as it is drawn, where latents of all windows would not fit; ``WindowStream`` reads them from disk
+step by step, where the pixels would not fit either.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from wovr_jax.core import config, processes, sharding
+from wovr_jax.core.disk import replace_file
+from wovr_jax.core.pixels import to_float
 from wovr_jax.data.batches import Windows, gather_windows, sample_rows
-from wovr_jax.data.episodes import to_float
 from wovr_jax.data.stream import Feed, Stream
 from wovr_jax.types import NULL_ACTION, Array, Params
+from wovr_jax.weights import safetensors
 from wovr_jax.world.model import WorldConfig, arrange_actions, arrange_frames, networks
 
 SCHEMA = "wovr_jax latents 1"
@@ -61,18 +61,19 @@ class Latents:
 
     @property
     def count(self) -> int:
-        """Windows."""
+        """How many windows there are."""
         return self.latent_Ifhwc.shape[0]
 
     def rows(self, key: Array, size: int, start_share: float) -> Array:
-        """``size`` windows to draw, see ``batches.sample_rows``."""
+        """Draws the rows of ``size`` windows, see ``batches.sample_rows``."""
         return sample_rows(key, size, self.starts, self.count, start_share)
 
     def take(self, row_B: Array, static_B: Array) -> Batch:
-        """The windows of ``row_B``; where ``static_B``, their episode's first frame held under the null action."""
+        """Returns the windows of ``row_B``; where ``static_B``, the first frame held under the null action."""
+        # A picture at which nothing happens: it teaches that without motion commanded nothing moves.
         still_Bfhwc = self.static_Efhwc[self.episode_I[row_B]]
         latent_Bfhwc = jnp.where(static_B[:, None, None, None, None], still_Bfhwc, self.latent_Ifhwc[row_B])
-        return Batch(latent_Bfhwc, _stilled(self.action_IFA[row_B], static_B))
+        return Batch(latent_Bfhwc, _null_where(static_B, self.action_IFA[row_B]))
 
 
 @struct.dataclass
@@ -94,21 +95,21 @@ class Frames:
 
     @property
     def count(self) -> int:
-        """Windows."""
+        """How many windows there are."""
         return self.row_I2.shape[0]
 
     def rows(self, key: Array, size: int, start_share: float) -> Array:
-        """As ``Latents.rows``."""
+        """Draws rows as ``Latents.rows`` does."""
         return sample_rows(key, size, self.starts, self.count, start_share)
 
     def take(self, row_B: Array, static_B: Array) -> Batch:
-        """As ``Latents.take``."""
-        return _encoded(self.cfg, self.vae, *gather_windows(self.windows, self.row_I2[row_B]), static_B)
+        """Returns windows as ``Latents.take`` does, encoded now."""
+        return _encode(self.cfg, self.vae, *gather_windows(self.windows, self.row_I2[row_B]), static_B)
 
 
 @struct.dataclass
-class Drawn:
-    """The windows of one batch, drawn on the host.
+class HostBatch:
+    """The windows of one batch, drawn and read on the host.
 
     Attributes:
       frame_BFHWC: uint8.
@@ -123,18 +124,18 @@ class Drawn:
     cfg: WorldConfig = struct.field(pytree_node=False)
 
     def rows(self, key: Array, size: int, start_share: float) -> Array:
-        """All of them: the host has drawn already."""
+        """Returns all rows: the host has drawn already."""
         del key, start_share
         return jnp.arange(size)
 
     def take(self, row_B: Array, static_B: Array) -> Batch:
-        """As ``Latents.take``, of all rows."""
+        """Returns all windows as ``Latents.take`` does, encoded now."""
         del row_B
-        return _encoded(self.cfg, self.vae, to_float(self.frame_BFHWC), self.action_BFA, static_B)
+        return _encode(self.cfg, self.vae, to_float(self.frame_BFHWC), self.action_BFA, static_B)
 
 
 @dataclasses.dataclass(frozen=True)
-class Streamed:
+class WindowStream:
     """Windows that are read from disk while training goes on.
 
     Attributes:
@@ -149,70 +150,72 @@ class Streamed:
 
     @property
     def count(self) -> int:
-        """Windows."""
+        """How many windows there are."""
         return self.stream.count
 
-    def feed(self, size: int, seed: tuple[int, ...], steps: int) -> Callable[[int], tuple[Drawn, float]]:
-        """``feed(step)``: the batch of a step, on the devices, and the seconds for which it was waited."""
+    def feed(self, size: int, seed: tuple[int, ...], steps: int) -> Callable[[int], tuple[HostBatch, float]]:
+        """Returns ``feed(step)``: the batch of a step, on the devices, and the seconds that were waited for it."""
         read, vae = Feed(self.stream, size, seed, steps), sharding.whole(jax.device_put(self.vae))
 
-        def batch(step: int) -> tuple[Drawn, float]:
-            found = read(step)
-            return Drawn(found["frame"], found["action"], vae, self.cfg), read.waited
+        def batch(step: int) -> tuple[HostBatch, float]:
+            window = read(step)
+            return HostBatch(window["frame"], window["action"], vae, self.cfg), read.waited
 
         return batch
 
 
 Resident = Latents | Frames
 """Windows on the device."""
-Data = Resident | Streamed
+Data = Resident | WindowStream
 """What training is given."""
-Source = Resident | Drawn
+Source = Resident | HostBatch
 """What the compiled step draws its batch from."""
 
 
 def feed(
     sets: Sequence[Data], sizes: Sequence[int], key: Array, steps: int
 ) -> Callable[[Array], tuple[tuple[Source, ...], dict[str, float]]]:
-    """``feed(i)``: of each set what step ``i`` draws from, and the time for which it was waited.
+    """Returns ``feed(i)``: what step ``i`` draws from, for each set, and the time that was waited for it.
 
     Sets on the device are the same at every step. Of streams it is their next batch, of ``sizes``; then the
     second value holds ``input_wait_ms``, which is above zero where reading is the bottleneck.
     """
+    # The host's generators take the words of the key, and the number of the set, so that sets draw differently.
     seed = tuple(np.asarray(jax.random.key_data(key)).tolist())
-    feeds = [_feed(one, size, (*seed, k), steps) for k, (one, size) in enumerate(zip(sets, sizes, strict=False))]
-    streams = any(isinstance(one, Streamed) for one in sets)
+    feeds = [_feed(part, size, (*seed, k), steps) for k, (part, size) in enumerate(zip(sets, sizes, strict=False))]
+    streams = any(isinstance(part, WindowStream) for part in sets)
 
-    def drawn(i: Array) -> tuple[tuple[Source, ...], dict[str, float]]:
-        sources, waited = zip(*(one(i) for one in feeds), strict=True)
+    def draw(i: Array) -> tuple[tuple[Source, ...], dict[str, float]]:
+        sources, waited = zip(*(read(i) for read in feeds), strict=True)
         return sources, {"input_wait_ms": 1e3 * sum(waited)} if streams else {}
 
-    return drawn
+    return draw
 
 
-def _feed(one: Data, size: int, seed: tuple[int, ...], steps: int) -> Callable[[Array], tuple[Source, float]]:
-    if isinstance(one, Streamed):
-        read = one.feed(size, seed, steps)
+def _feed(part: Data, size: int, seed: tuple[int, ...], steps: int) -> Callable[[Array], tuple[Source, float]]:
+    if isinstance(part, WindowStream):
+        read = part.feed(size, seed, steps)
         return lambda i: read(int(i))
-    resident = sharding.whole(one)
+    resident = sharding.whole(part)
     return lambda i: (resident, 0.0)
 
 
-def _encoded(cfg: WorldConfig, vae: Params, frame_BFHWC: Array, action_BFA: Array, static_B: Array) -> Batch:
-    """Windows of pixels as latents; where ``static_B``, the first frame held under the null action."""
+def _encode(cfg: WorldConfig, vae: Params, frame_BFHWC: Array, action_BFA: Array, static_B: Array) -> Batch:
+    """Encodes windows of pixels; where ``static_B``, the first frame held under the null action."""
+    # Held before the encoding: the latents of a video at rest are not copies of its first latent.
     frame_BFHWC = jnp.where(static_B[:, None, None, None, None], frame_BFHWC[:, :1], frame_BFHWC)
     latent_Bfhwc = networks(cfg)[1](vae, arrange_frames(frame_BFHWC, cfg), method="encode")
-    return Batch(latent_Bfhwc, arrange_actions(_stilled(action_BFA, static_B), cfg))
+    return Batch(latent_Bfhwc, arrange_actions(_null_where(static_B, action_BFA), cfg))
 
 
-def _stilled(action_BFA: Array, static_B: Array) -> Array:
+def _null_where(static_B: Array, action_BFA: Array) -> Array:
     return jnp.where(static_B[:, None, None], jnp.asarray(NULL_ACTION)[None, None], action_BFA)
 
 
 def encode_windows(
     cfg: WorldConfig, vae_params: Params, windows: Windows, *, batch: int = 32
 ) -> tuple[Latents, Latents]:
-    """All windows as latents: the training side and the held-out side.
+    """Encodes all windows: returns the training side and the held-out side.
 
     Args:
       cfg: decides the window's layout (anchor, memory).
@@ -226,6 +229,7 @@ def encode_windows(
     _check(cfg, windows)
     _, vae = networks(cfg)
 
+    # Both programs take the data as arguments: as constants, the pixels would be compiled into them.
     @jax.jit
     def encode(params: Params, data: Windows, row_B2: Array) -> Batch:
         frame_BFHWC, action_BFA = gather_windows(data, row_B2)
@@ -242,7 +246,7 @@ def encode_windows(
     static_Efhwc = _in_batches(lambda rows: encode_static(vae_params, data, rows), episode_E, batch)
 
     def side(index: Any, starts: int) -> Latents:
-        row_I2 = np.asarray(index)
+        row_I2 = np.asarray(index)  # (windows, 2): episode and first frame; the first ``starts`` begin an episode
         done = _in_batches(lambda rows: encode(vae_params, data, rows), row_I2, batch)
         return Latents(done.latent_Bfhwc, done.action_BFA, jnp.asarray(row_I2[:, 0]), static_Efhwc, starts)
 
@@ -250,7 +254,7 @@ def encode_windows(
 
 
 def frames(cfg: WorldConfig, vae_params: Params, windows: Windows) -> tuple[Frames, Frames]:
-    """The windows unencoded: the training side and the held-out side.
+    """Puts the windows on the device as pixels: returns the training side and the held-out side.
 
     Raises:
       ValueError: as ``encode_windows``.
@@ -262,18 +266,19 @@ def frames(cfg: WorldConfig, vae_params: Params, windows: Windows) -> tuple[Fram
     return learn, held
 
 
-def cached(
+def encode_once(
     folder: str | os.PathLike, cfg: WorldConfig, vae_params: Params, windows: Windows, *, batch: int = 32
 ) -> tuple[Latents, Latents]:
-    """``encode_windows``, kept in ``folder`` under the hash of everything that decides the result.
+    """Does as ``encode_windows``, and keeps the result in ``folder`` under the hash of everything that decides it.
 
     A file that is cut short or changed is said to be so on stderr, and made again.
     """
+    # One process looks and all do as it says: on a network's disk two may not see the same files.
     path = pathlib.Path(folder) / f"{digest(cfg, vae_params, windows)[:20]}.safetensors"
     if processes.once(path.exists, "look for latents"):
         try:
             return _read(path)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError) as error:
             processes.say(f"{path} cannot be used ({error}); its windows are encoded again.")
     sides = encode_windows(cfg, vae_params, windows, batch=batch)
     _write(path, sides)
@@ -281,7 +286,8 @@ def cached(
 
 
 def digest(cfg: WorldConfig, vae_params: Params, windows: Windows) -> str:
-    """SHA-256 of the VAE, the frames and actions, the rows, and the layout of a window."""
+    """Returns the SHA-256 of the VAE, the frames and actions, the rows, and the layout of a window."""
+    # The transformer is not in it: another one trains on the same latents.
     layout = {"vae": cfg.vae, "anchor": cfg.anchor, "memory": cfg.memory, "slots": windows.memory, "new": windows.new}
     layout |= {"starts": [windows.train_starts, windows.val_starts]}
     arrays = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(vae_params)[0]}
@@ -291,16 +297,17 @@ def digest(cfg: WorldConfig, vae_params: Params, windows: Windows) -> str:
 
 
 def _hash(text: str, arrays: dict[str, Any]) -> str:
-    found = hashlib.sha256(text.encode())
+    total = hashlib.sha256(text.encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {array.dtype} {array.shape}".encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
+        # Name, dtype and shape too: the same bytes in another shape are other data.
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
 
 
 def _write(path: pathlib.Path, sides: tuple[Latents, Latents]) -> None:
-    sides = sharding.host(sides)
+    sides = sharding.host(sides)  # by all processes together, each of which may hold a part; then one of them writes
     arrays: dict[str, Any] = {"static": sides[0].static_Efhwc}
     for name, side in zip(("train", "held"), sides, strict=True):
         arrays[f"{name}.latent"] = side.latent_Ifhwc
@@ -309,16 +316,14 @@ def _write(path: pathlib.Path, sides: tuple[Latents, Latents]) -> None:
     if not processes.first():
         return
     starts = {f"{name}.starts": str(side.starts) for name, side in zip(("train", "held"), sides, strict=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.new")
-    save_file(arrays, beside, starts | {"sha256": _hash(SCHEMA, arrays)})
-    beside.replace(path)
+    with replace_file(path) as fresh:
+        facts = safetensors.facts_of(arrays)
+        safetensors.write(fresh, facts, arrays.items(), starts | {"sha256": _hash(SCHEMA, arrays)})
 
 
 def _read(path: pathlib.Path) -> tuple[Latents, Latents]:
-    with safe_open(path, "np") as file:
-        facts = file.metadata() or {}
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    opened = safetensors.header(path)
+    facts, arrays = opened.metadata, dict(safetensors.read_all(opened))
     if facts.get("sha256") != _hash(SCHEMA, arrays):
         raise ValueError("its tensors are not those that were written")
 
@@ -338,8 +343,8 @@ def _check(cfg: WorldConfig, windows: Windows) -> None:
 
 
 def _in_batches(function: Callable[[np.ndarray], Any], rows: np.ndarray, batch: int) -> Any:
-    """``function`` over all rows in batches of one size, the last filled up with zeros: one compilation."""
-    missing = -len(rows) % batch if len(rows) else batch
+    """Runs ``function`` over all rows in batches of one size, the last filled up with zeros: one compilation."""
+    missing = -len(rows) % batch if len(rows) else batch  # no rows at all still give arrays of the right shape
     full = np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
     parts = [function(full[i : i + batch]) for i in range(0, len(full), batch)]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(rows)], *parts)

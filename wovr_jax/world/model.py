@@ -20,6 +20,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,33 +147,47 @@ class WorldState:
 
 @functools.cache
 def networks(cfg: WorldConfig) -> tuple[Pure, Pure]:
-    """The transformer and the VAE, without weights."""
+    """Returns the transformer and the VAE, without weights."""
+    # Cached: a program is compiled for these very objects, and new ones would compile it anew.
     return Pure(lambda rngs: DiT(cfg.dit, rngs=rngs)), Pure(lambda rngs: VAE(cfg.vae, rngs=rngs))
 
 
 def init(cfg: WorldConfig, key: Array) -> Params:
-    """Fresh parameters ``{"dit": ..., "vae": ...}``."""
+    """Draws fresh parameters ``{"dit": ..., "vae": ...}``."""
     transformer, vae = networks(cfg)
     return {"dit": transformer.init(jax.random.fold_in(key, 0)), "vae": vae.init(jax.random.fold_in(key, 1))}
 
 
 def world(cfg: WorldConfig, params: Params) -> World:
-    """The world model with weights ``{"dit": ..., "vae": ...}``, to be used under ``jit``.
+    """Returns the world model with weights ``{"dit": ..., "vae": ...}``, to be used under ``jit``.
 
     Frames go in and out as float32 in [-1, 1]. ``step`` knows no truth: its third result is None.
 
     Raises:
-      ValueError: by ``begin`` and ``step``, when memory or actions do not fit the config.
+      ValueError: by ``begin`` and ``step``, when memory or actions are of another length than the config's.
+      AssertionError: by the same, for another rank, dtype or width.
     """
+    memory, actions = cfg.slots, cfg.dit.action_dim
 
     def begin(start: Start) -> WorldState:
-        _check("memory", start.memory_BMHWC, cfg.slots)
-        _check("memory actions", start.action_BMA, cfg.slots)
+        _check("memory", start.memory_BMHWC, memory)
+        _check("memory actions", start.action_BMA, memory)
+        # Looked at while the program is traced, and no part of it.
+        chex.assert_rank(start.anchor_BHWC, 4, custom_message="world model: start.anchor_BHWC")
+        batch, *picture = start.anchor_BHWC.shape
+        chex.assert_shape(start.memory_BMHWC, (batch, memory, *picture), custom_message="world model: memory_BMHWC")
+        chex.assert_shape(start.action_BMA, (batch, memory, actions), custom_message="world model: action_BMA")
+        frames = [start.anchor_BHWC, start.memory_BMHWC]
+        chex.assert_type(frames, float, custom_message="world model: frames as float in [-1, 1], not as bytes")
         return WorldState(start.anchor_BHWC, start.memory_BMHWC, start.action_BMA)
 
     def step(state: WorldState, action_BTA: Array, key_B: Array) -> tuple[WorldState, Array, None]:
         _check("actions", action_BTA, cfg.chunk)
+        batch = len(state.anchor_BHWC)
+        chex.assert_shape(action_BTA, (batch, cfg.chunk, actions), custom_message="world model: action_BTA")
+        chex.assert_axis_dimension(key_B, 0, batch, custom_message="world model: key_B, one key a trajectory")
         frame_BTHWC = chunk(cfg, params, state, action_BTA, key_B)
+        # The anchor stays, the memory slides: the last M frames and the actions that produced them, seen or imagined.
         state = WorldState(
             anchor_BHWC=state.anchor_BHWC,
             memory_BMHWC=jnp.concatenate([state.memory_BMHWC, frame_BTHWC], axis=1)[:, -cfg.slots :],
@@ -184,33 +199,41 @@ def world(cfg: WorldConfig, params: Params) -> World:
 
 
 def chunk(cfg: WorldConfig, params: Params, state: WorldState, action_BTA: Array, key_B: Array) -> Array:
-    """The T frames that follow ``state`` under ``action_BTA``: encode, sample, decode."""
+    """Imagines the T frames that follow ``state`` under ``action_BTA``: encode, sample, decode."""
     _, net = networks(cfg)
+    # The context, (B, 1 + M, H, W, C), and the actions of the whole window, (B, 1 + M + T, A): slot i holds the action
+    # that produced frame i, and nothing produced the anchor.
     frame_BFHWC = jnp.concatenate([state.anchor_BHWC[:, None], state.memory_BMHWC], axis=1)
     null_B1A = jnp.broadcast_to(jnp.asarray(NULL_ACTION), (len(action_BTA), 1, len(NULL_ACTION)))
     action_BFA = jnp.concatenate([null_B1A, state.action_BMA, action_BTA], axis=1)
 
-    vae = lambda x_B, method: _piecewise(cfg, lambda x: net(params["vae"], x, method=method), x_B)  # noqa: E731
-    context_Bfhwc = vae(arrange_frames(frame_BFHWC, cfg), "encode")
+    encode = functools.partial(net, params["vae"], method="encode")
+    decode = functools.partial(net, params["vae"], method="decode")
+    # The VAE is causal: the latents of five frames alone are those that the whole window would begin with.
+    context_Bfhwc = _piecewise(cfg, encode, arrange_frames(frame_BFHWC, cfg))
     noise_Bfhwc = draw_noise(cfg, key_B, context_Bfhwc.shape[2:])
     new_Bfhwc = sample(cfg, params["dit"], context_Bfhwc, arrange_actions(action_BFA, cfg), noise_Bfhwc)
+    # Decoded behind the context, which the causal decoder looks back to, and which is then dropped.
     latent_Bfhwc = jnp.concatenate([context_Bfhwc, new_Bfhwc], axis=1)
-    decoded_BFHWC = vae(latent_Bfhwc, "decode")
+    decoded_BFHWC = _piecewise(cfg, decode, latent_Bfhwc)
     return quantise(jnp.clip(decoded_BFHWC[:, -cfg.chunk :], -1.0, 1.0), cfg.eight_bit)
 
 
 def _piecewise(cfg: WorldConfig, run: Callable[[Array], Array], x_B: Array) -> Any:
-    """``run`` on at most ``vae_rows`` rows at a time: every n-th one, so each device has its share of each piece."""
+    """Calls ``run`` on at most ``vae_rows`` rows at a time."""
     rows = len(x_B)
+    # The fewest pieces of equal size that are small enough; rows // rows = 1 always is.
     pieces = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= (cfg.vae_rows or rows))
     if pieces == 1:
         return run(x_B)
+    # (rows, ...) -> (rows / n, n, ...) -> (n, rows / n, ...): piece k holds rows k, k + n, k + 2n, ..., so that every
+    # device has its share of every piece.
     y_NB = jax.lax.map(run, x_B.reshape(rows // pieces, pieces, *x_B.shape[1:]).swapaxes(0, 1))
     return y_NB.swapaxes(0, 1).reshape(rows, *y_NB.shape[2:])
 
 
 def sample(cfg: WorldConfig, dit_params: Params, context_Bfhwc: Array, action_BFA: Array, noise_Bfhwc: Array) -> Array:
-    """The new latent frames behind a clean context, from noise, by Euler steps."""
+    """Samples the new latent frames behind a clean context, from noise, by Euler steps."""
     net, _ = networks(cfg)
     context = net(dit_params, action_BFA, method="context")  # once for all steps
 
@@ -221,9 +244,9 @@ def sample(cfg: WorldConfig, dit_params: Params, context_Bfhwc: Array, action_BF
 
 
 def draw_noise(cfg: WorldConfig, key_B: Array, size: tuple[int, int, int]) -> Array:
-    """(B, new latent frames, h, w, c) noise; row b depends on ``key_B[b]`` only, or on b only when fixed."""
+    """Draws (B, new latent frames, h, w, c) noise; row b depends on ``key_B[b]`` only, or on b only when fixed."""
     shape = (cfg.latents - cfg.context_latents, *size)
-    if cfg.noise == "fixed":
+    if cfg.noise == "fixed":  # as in the reference environment: every chunk begins from the same noise
         key_B = jax.vmap(lambda b: jax.random.fold_in(jax.random.key(0), b))(jnp.arange(len(key_B)))
     return jax.vmap(lambda key: jax.random.normal(key, shape))(key_B)
 
@@ -234,26 +257,25 @@ def arrange_frames(frame_BFHWC: Array, cfg: WorldConfig) -> Array:
     In: (B, F, ...) with the first frame of the episode in slot 0 and the last M frames after
     it. Training and imagination both come through here.
     """
+    # For each slot the slot whose frame it shows: (0, 1, 2, 3, 4, ...), or with a memory of 1 (0, 4, 4, 4, 4, ...). The
+    # window keeps its length, and what is not remembered is the oldest remembered frame standing still.
+    oldest = 1 + cfg.slots - cfg.memory
     source = np.arange(frame_BFHWC.shape[1])
-    source[: 1 + cfg.slots] = _sources(cfg)
+    source[1 : 1 + cfg.slots] = np.maximum(np.arange(1, 1 + cfg.slots), oldest)
+    source[0] = 0 if cfg.anchor else oldest
     return frame_BFHWC[:, source]
 
 
 def arrange_actions(action_BFA: Array, cfg: WorldConfig) -> Array:
-    """The actions that belong to the arranged frames: slot 0 and repeated frames get the null action."""
+    """Returns the actions that belong to the arranged frames: slot 0 and repeated frames get the null action."""
+    # Slots up to slots - memory repeat a frame or begin the window: no motion leads to them. With the full memory that
+    # is slot 0 alone.
     held_F = np.arange(action_BFA.shape[1]) > cfg.slots - cfg.memory
     return jnp.where(held_F[None, :, None], action_BFA, jnp.asarray(NULL_ACTION)[None, None])
 
 
-def _sources(cfg: WorldConfig) -> np.ndarray:
-    """For each context slot the slot whose frame it shows, e.g. (0, 1, 2, 3, 4) or, memory 1, (0, 4, 4, 4, 4)."""
-    oldest = 1 + cfg.slots - cfg.memory
-    memory = np.maximum(np.arange(1, 1 + cfg.slots), oldest)
-    return np.append(0 if cfg.anchor else oldest, memory)
-
-
 def quantise(frame: Array, eight_bit: str) -> Array:
-    """Frames in [-1, 1] on the 256 levels of a byte, or untouched."""
+    """Returns frames in [-1, 1] on the 256 levels of a byte, or untouched."""
     if eight_bit == "none":
         return frame
     level = (frame + 1.0) * 127.5

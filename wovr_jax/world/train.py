@@ -19,19 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 
 from wovr_jax.core import sharding
 from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, Share, checked
 from wovr_jax.data.stream import StreamConfig
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
-from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.train import optimizers
-from wovr_jax.train.loop import Shown
+from wovr_jax.train import step as train_step
+from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 from wovr_jax.world import flow, latents
-from wovr_jax.world.dit import AXES, DiT
+from wovr_jax.world.dit import AXES, DiT, DiTLoRA
 from wovr_jax.world.latents import Batch, Data, Resident, Source
 from wovr_jax.world.model import WorldConfig, networks, sample
 
@@ -44,7 +43,7 @@ class WorldTrainConfig:
     Attributes:
       steps, batch: optimiser steps and windows in each.
       lr, warmup, schedule: peak learning rate, steps to reach it, then "cosine" to zero or "constant".
-      optimizer, weight_decay, b1, b2, clip: see ``nn.optimizers``.
+      optimizer, weight_decay, b1, b2, clip: see ``train.optimizers``.
       ema: decay of the averaged weights that are used in the end; 0 for none.
       start_share: share of windows that begin an episode.
       static_share: share of windows replaced by a clip of the unmoving first frame.
@@ -82,7 +81,7 @@ class WorldTrainConfig:
     start_cap: Natural = 0
     latents: Literal["memory", "disk", "fly", "stream"] = "memory"
     stream: StreamConfig = StreamConfig()
-    lora: LoRAConfig | None = None
+    lora: DiTLoRA | None = None
     validate_every: Natural = 0
 
     @classmethod
@@ -99,36 +98,72 @@ class WorldTrainConfig:
         return cls(**sizes | changes)
 
 
-@struct.dataclass
-class WorldTrainState:
-    """What is trained, all parameters or the adapters; their average (None without), the optimiser's state."""
+@dataclasses.dataclass(frozen=True)
+class WorldObjective(Objective):
+    """The transformer, or its adapters, on windows.
 
-    params: Params
-    ema: Params | None
-    opt: Any
+    Attributes:
+      cfg: the world model.
+      train: how to train it.
+      sizes: windows of a batch from each set that it is drawn from.
+    """
+
+    cfg: WorldConfig
+    train: WorldTrainConfig
+    sizes: tuple[int, ...]
+
+    axes = AXES
+
+    @property
+    def decay(self) -> float:
+        """See ``WorldTrainConfig.ema``."""
+        return self.train.ema
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """That of ``train.optimizer``, with its schedule."""
+        how = self.train
+        if how.schedule == "cosine":
+            rate = optimizers.warmup_cosine(how.lr, how.warmup, how.steps)
+        else:
+            rate = optimizers.warmup_constant(how.lr, how.warmup)
+        return optimizers.build(how.optimizer, rate, clip=how.clip, b1=how.b1, b2=how.b2, decay=how.weight_decay)
+
+    def draw(self, key: Array, data: tuple[Source, ...]) -> tuple[Batch, Array]:
+        """Draws ``sizes`` windows from the sets, one after the other; the loss draws levels and noise."""
+        k_loss, *k_draw = jax.random.split(key, 1 + len(data))
+        # A key for each set, also for one of which no window is taken: the others draw the same either way.
+        parts = [draw(k, one, size, self.train) for k, one, size in zip(k_draw, data, self.sizes, strict=True) if size]
+        return sharding.batch(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)), k_loss
+
+    def loss(self, params: Params, fixed: Params | None, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        """See :func:`loss`; ``fixed`` are the weights beside which adapters are trained."""
+        # The gradient goes to what is trained only; the fixed weights are constants of the loss.
+        joined = params if fixed is None else lora.join(fixed, params)
+        return loss(self.cfg, self.train, joined, batch, key)
 
 
 def draw(key: Array, data: Source, size: int, train: WorldTrainConfig) -> Batch:
-    """A batch of windows; some begin an episode, some are replaced by a static clip."""
+    """Draws a batch of windows; some begin an episode, some are replaced by a static clip."""
+    # A clip in which nothing moves under the null action teaches that standing still keeps the picture.
     k_row, k_static = jax.random.split(key)
     row_B = data.rows(k_row, size, train.start_share)
     return data.take(row_B, jax.random.bernoulli(k_static, train.static_share, (size,)))
 
 
-def network(cfg: WorldConfig, adapters: LoRAConfig | None) -> Pure:
+def network(cfg: WorldConfig, adapters: DiTLoRA | None) -> Pure:
     """The transformer as training runs it: with ``adapters`` beside its layers, if any."""
     return networks(cfg)[0] if adapters is None else _adapted(cfg, adapters)
 
 
 @functools.cache
-def _adapted(cfg: WorldConfig, adapters: LoRAConfig) -> Pure:
+def _adapted(cfg: WorldConfig, adapters: DiTLoRA) -> Pure:
     return Pure(lambda rngs: lora.adapt(DiT(cfg.dit, rngs=rngs), adapters))
 
 
 def loss(
     cfg: WorldConfig, train: WorldTrainConfig, dit_params: Params, batch: Batch, key: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Weighted squared error of the velocity of the future latents, and its metrics.
+    """Returns the weighted squared error of the velocity of the future latents, and metrics.
 
     The anchor latent is clean and the memory latent at ``context_sigma`` (with
     ``cfg.noisy_context``), both at time 0; the future latents share one random level.
@@ -141,20 +176,23 @@ def loss(
 
     # One noise for the whole window, as in the reference; only its level differs by frame.
     noise_Bfhwc = jax.random.normal(k_noise, batch.latent_Bfhwc.shape)
+    # The memory is noised but declared clean: at use it is the model's own output, and nobody declares its faults.
     context_level = [0.0] + [train.context_sigma if cfg.noisy_context else 0.0] * (known - 1)
     level_Bf = _per_frame(context_level, sigma_B, cfg)
-    noisy_Bfhwc = flow.noised(batch.latent_Bfhwc, noise_Bfhwc, level_Bf[:, :, None, None, None])
+    noisy_Bfhwc = flow.add_noise(batch.latent_Bfhwc, noise_Bfhwc, level_Bf[:, :, None, None, None])
     velocity_Bfhwc = dit(dit_params, noisy_Bfhwc, _per_frame([0.0] * known, time_B, cfg), batch.action_BFA)
 
+    # The velocity of the straight path from latent (level 0) to noise (level 1) is their difference.
     error_Bfhwc = velocity_Bfhwc - (noise_Bfhwc - batch.latent_Bfhwc)
+    # (B, f, h, w, c) -> (B,): only what is to be imagined is scored, and each window is weighted by its level.
     error_B = jnp.square(error_Bfhwc[:, known:]).mean(axis=(1, 2, 3, 4))
     weight_B = flow.weight(flow.TIME_SCALE * sigma_B, cfg.flow) if train.weighting == "bump" else jnp.ones_like(time_B)
     total = (weight_B * error_B).mean()
-    return total, {"loss": total, "velocity_mse": error_B.mean()}
+    return total, {"velocity_mse": error_B.mean()}
 
 
 def _per_frame(context: list[float], future_B: Array, cfg: WorldConfig) -> Array:
-    """(B, f): given numbers for the context frames, one number a window for the future ones."""
+    """Returns (B, f): ``context`` in the context frames of every window, its own number in its future frames."""
     context_Bf = jnp.broadcast_to(jnp.array(context), (len(future_B), len(context)))
     return jnp.concatenate([context_Bf, jnp.repeat(future_B[:, None], cfg.latents - len(context), axis=1)], axis=1)
 
@@ -167,8 +205,8 @@ def make(
     key: Array,
     *,
     replay: Data | None = None,
-) -> tuple[WorldTrainState, Callable[[WorldTrainState, Array], tuple[WorldTrainState, dict[str, Array]]]]:
-    """First state and ``step(state, i) -> (state, metrics)``, jitted, donated.
+) -> tuple[TrainState, ReplayableStep]:
+    """Returns the first state and the step, see ``train.step.make``.
 
     Args:
       cfg: the world model.
@@ -182,93 +220,42 @@ def make(
     Raises:
       ValueError: when a set of windows is empty, or the adapters have no layer.
     """
+    # A fixed number of old windows in each batch, not a chance: what was learned from them is not forgotten by luck.
     sets = (data,) if replay is None else (data, replay)
     if not all(one.count for one in sets):
         raise ValueError("world training: a set of windows is empty; the episodes may be shorter than a chunk")
-    old = round(train.batch * train.replay_share) if replay is not None else 0
-    sizes = (train.batch - old, old)
-    fed = latents.feed(sets, sizes, key, train.steps)
-
-    def drawn(i: Array, sets: tuple[Source, ...], key: Array) -> tuple[Batch, Array]:
-        k_loss, *k_draw = jax.random.split(jax.random.fold_in(key, i), 1 + len(sets))
-        parts = [draw(k, one, size, train) for k, one, size in zip(k_draw, sets, sizes, strict=False) if size]
-        return sharding.batch(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)), k_loss
-
-    def step(
-        state: WorldTrainState, i: Array, sets: tuple[Source, ...], frozen: Params | None, key: Array
-    ) -> tuple[WorldTrainState, dict[str, Array]]:
-        return advance(cfg, train, state, *drawn(i, sets, key), i, frozen)
-
-    # The key is an argument too: trainings that differ in their seed are one program.
-    jitted = jax.jit(step, donate_argnums=0)
-    frozen = None if train.lora is None else sharding.place(dit_params, AXES)
-    state = sharding.place(create(train, first(train, dit_params, key)), AXES)
-
-    def run(state: WorldTrainState, i: Array) -> tuple[WorldTrainState, dict[str, Array]]:
-        sources, waited = fed(i)
-        state, metrics = jitted(state, i, sources, frozen, key)
-        return state, metrics | waited  # floats of the host beside what the device has yet to compute
-
-    return state, Shown(run, lambda _, i: jax.jit(drawn)(i, fed(i)[0], key))
+    old = round(train.batch * train.replay_share)
+    sizes = (train.batch,) if replay is None else (train.batch - old, old)
+    # Streams read ahead of the steps, so they have to know how many there are.
+    feed = latents.feed(sets, sizes, key, train.steps)
+    fixed = None if train.lora is None else dit_params
+    params = pick_trained(train, dit_params, key)
+    return train_step.make(WorldObjective(cfg, train, sizes), params, feed, key, fixed=fixed)
 
 
-def create(train: WorldTrainConfig, params: Params) -> WorldTrainState:
-    """The state before the first step; ``params`` are what is trained."""
-    ema = jax.tree.map(jnp.copy, params) if train.ema else None
-    return WorldTrainState(params, ema, optimizer(train).init(params))
-
-
-def advance(
-    cfg: WorldConfig,
-    train: WorldTrainConfig,
-    state: WorldTrainState,
-    batch: Batch,
-    key: Array,
-    i: Array,
-    frozen: Params | None = None,
-) -> tuple[WorldTrainState, dict[str, Array]]:
-    """One optimizer step on a batch; ``frozen`` are the weights beside which adapters are trained."""
-    whole = lambda params: params if frozen is None else lora.join(frozen, params)  # noqa: E731
-    objective = lambda params: loss(cfg, train, whole(params), batch, key)  # noqa: E731
-    gradient, metrics = jax.grad(objective, has_aux=True)(state.params)
-    update, opt = optimizer(train).update(gradient, state.opt, state.params)
-    params: Any = optax.apply_updates(state.params, update)
-    metrics["gradient"] = optax.tree.norm(gradient)
-    return sharding.keep(WorldTrainState(params, _average(state.ema, params, train.ema, i), opt), AXES), metrics
-
-
-def first(train: WorldTrainConfig, dit_params: Params, key: Array) -> Params:
-    """What is trained, before the first step: a copy of ``dit_params``, or adapters that change nothing yet."""
+def pick_trained(train: WorldTrainConfig, dit_params: Params, key: Array) -> Params:
+    """Returns what is trained, before the first step: ``dit_params``, or adapters that change nothing yet."""
     if train.lora is None:
-        return jax.tree.map(jnp.copy, dit_params)
-    return lora.init(jax.random.fold_in(key, train.steps), dit_params, train.lora)  # a number that no step folds in
+        return dit_params
+    # Steps fold in 0 .. steps - 1, so this key is not a batch's.
+    return lora.init(jax.random.fold_in(key, train.steps), dit_params, train.lora)
 
 
-def trained(state: WorldTrainState) -> Params:
-    """What to keep of the state: parameters or adapters, the average where there is one."""
-    return state.params if state.ema is None else state.ema
+def merge_weights(train: WorldTrainConfig, trained: Params, dit_params: Params) -> Params:
+    """Returns the plain network's weights after a training from ``dit_params``; adapters are folded in, in float32.
 
-
-def weights(train: WorldTrainConfig, kept: Params, dit_params: Params) -> Params:
-    """The weights to use, of what was ``trained`` from ``dit_params``: adapters are folded in, in float32."""
-    return kept if train.lora is None else lora.merge(dit_params, kept, train.lora)
-
-
-def optimizer(train: WorldTrainConfig) -> optax.GradientTransformation:
-    """Of ``train.optimizer``, with its schedule."""
-    if train.schedule == "cosine":
-        rate = optimizers.warmup_cosine(train.lr, train.warmup, train.steps)
-    else:
-        rate = optax.linear_schedule(train.lr / max(train.warmup, 1), train.lr, max(train.warmup - 1, 1))
-    return optimizers.clipped(
-        train.optimizer, rate, clip=train.clip, b1=train.b1, b2=train.b2, decay=train.weight_decay
-    )
+    Args:
+      train: how it was trained.
+      trained: its ``TrainState.result``.
+      dit_params: where it began.
+    """
+    return trained if train.lora is None else lora.merge(dit_params, trained, train.lora)
 
 
 def validation(
     cfg: WorldConfig, train: WorldTrainConfig, data: Resident, key: Array, *, windows: int = 128
 ) -> Callable[[Params], dict[str, Array]]:
-    """A jitted ``measure(dit_params) -> metrics`` on held-out windows with noise fixed by ``key``.
+    """Returns a jitted ``measure(dit_params) -> metrics`` on held-out windows with noise fixed by ``key``.
 
     Metrics: ``val_loss``, the training loss; ``val_sample_mse``, the error of sampled future
     latents, and ``val_copy_mse``, that of repeating the memory latent: a model that has learned
@@ -279,7 +266,9 @@ def validation(
     """
     if not data.count:
         raise ValueError("world training: no held-out window to validate on; hold out at least one episode")
+    # Spread evenly over the rows, they come from many episodes.
     row_B = np.unique(np.linspace(0, data.count - 1, min(windows, data.count)).astype(np.int32))
+    # Adapters are folded in before, so the loss is that of the plain network.
     known, plain = cfg.context_latents, dataclasses.replace(train, lora=None)
 
     def measure(dit_params: Params, data: Resident, key: Array) -> dict[str, Array]:
@@ -287,6 +276,7 @@ def validation(
         k_loss, k_noise = jax.random.split(key)
         context_Bfhwc, future_Bfhwc = jnp.split(batch.latent_Bfhwc, [known], axis=1)
         noise_Bfhwc = jax.random.normal(k_noise, future_Bfhwc.shape)
+        # The loss sees one level of noise; what the model is used for is the way from noise to frames.
         sampled_Bfhwc = sample(cfg, dit_params, context_Bfhwc, batch.action_BFA, noise_Bfhwc)
         return {
             "val_loss": loss(cfg, plain, dit_params, batch, k_loss)[0],
@@ -296,10 +286,3 @@ def validation(
 
     jitted = jax.jit(measure)
     return lambda dit_params: jitted(dit_params, data, key)
-
-
-def _average(ema: Params | None, params: Params, decay: float, i: Array) -> Params | None:
-    if ema is None:
-        return None
-    keep = jnp.minimum(decay, (1.0 + i) / (10.0 + i))  # early weights are forgotten quickly
-    return jax.tree.map(lambda old, new: keep * old + (1.0 - keep) * new, ema, params)

@@ -7,10 +7,11 @@ import pytest
 
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.episodes import EpisodesError
-from wovr_jax.sim.libero.collect import collect, in_order, line_of, table
+from wovr_jax.sim.libero.collect import collect, in_order, line_of
+from wovr_jax.sim.libero.evaluate import table
 from wovr_jax.sim.libero.rollout import Outcome, record
 from wovr_jax.sim.libero.tasks import Task, Trial
-from wovr_jax.sim.libero.worker import Seen
+from wovr_jax.sim.libero.worker import Observations
 
 TASKS = [Task("libero_x", index, f"task_{index}", f"task {index}") for index in range(3)]
 WANTED = [Trial(task, init) for task in TASKS for init in range(3)]
@@ -20,7 +21,7 @@ META = {"sim": "libero_x"}
 def outcome(trial, success=True):
     rng = np.random.default_rng([trial.task.index, trial.init])
     seen = [
-        Seen(
+        Observations(
             rng.integers(0, 256, (1, 4, 4, 3), np.uint8),
             rng.integers(0, 256, (1, 4, 4, 3), np.uint8),
             rng.normal(size=(1, 8)).astype(np.float32),

@@ -11,11 +11,13 @@ import pytest
 from wovr_jax.core.config import ConfigError, from_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.libero import evaluate
-from wovr_jax.sim.libero.evaluate import EvaluateConfig, apart, compare, draw_seed, measure, results
+from wovr_jax.sim.libero.collect import measure
+from wovr_jax.sim.libero.evaluate import LiberoEvaluation, check_overlap, compare, results
 from wovr_jax.sim.libero.rollout import Outcome, View, record
+from wovr_jax.sim.libero.runner import act_in_batches
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import Task, Trial
-from wovr_jax.sim.libero.worker import Seen
+from wovr_jax.sim.libero.tasks import Task, Trial, draw_seed
+from wovr_jax.sim.libero.worker import Observations
 
 TASKS = [Task("libero_spatial", index, f"task_{index}", f"task {index}") for index in range(2)]
 WANTED = [Trial(task, init) for task in TASKS for init in range(4)]
@@ -85,7 +87,7 @@ def test_runs_are_compared_on_the_trials_that_both_have(tmp_path):
 
 def collected(folder, init):
     """An episode folder as ``collect`` leaves it."""
-    seen = [Seen(np.zeros((1, 4, 4, 3), np.uint8), None, np.zeros((1, 8), np.float32), np.array([False]))] * 2
+    seen = [Observations(np.zeros((1, 4, 4, 3), np.uint8), None, np.zeros((1, 8), np.float32), np.array([False]))] * 2
     action_SA = np.zeros((1, 7))
     meta = {"outcomes": [{"trial": f"libero_spatial/0/{init}/5"}]}
     disk.write(folder, [record(Trial(TASKS[0], init), seen, action_SA, action_SA, "base")], meta=meta)
@@ -94,14 +96,14 @@ def collected(folder, init):
 
 def test_initial_states_that_training_saw_are_refused(tmp_path):
     seen, other = collected(tmp_path / "a", 2), collected(tmp_path / "b", 30)
-    cfg = EvaluateConfig("x", trained_on=(other,))
-    assert apart(WANTED, cfg) == 0 and apart(WANTED, dataclasses.replace(cfg, trained_on=())) == 0
+    cfg = LiberoEvaluation("x", trained_on=(other,))
+    assert check_overlap(WANTED, cfg) == 0 and check_overlap(WANTED, dataclasses.replace(cfg, trained_on=())) == 0
     with pytest.raises(LiberoError, match=r"1 of 8 trials begin at initial states that training saw"):
-        apart(WANTED, dataclasses.replace(cfg, trained_on=(other, seen)))
-    assert apart(WANTED, dataclasses.replace(cfg, trained_on=(seen,), overlap=True)) == 1
+        check_overlap(WANTED, dataclasses.replace(cfg, trained_on=(other, seen)))
+    assert check_overlap(WANTED, dataclasses.replace(cfg, trained_on=(seen,), overlap=True)) == 1
     disk.write(tmp_path / "foreign", disk.read(other))
     with pytest.raises(LiberoError, match="foreign does not say from which initial states"):
-        apart(WANTED, dataclasses.replace(cfg, trained_on=(str(tmp_path / "foreign"),)))
+        check_overlap(WANTED, dataclasses.replace(cfg, trained_on=(str(tmp_path / "foreign"),)))
 
 
 def test_draws_depend_on_trial_and_chunk_alone():
@@ -115,10 +117,10 @@ def test_the_config_file_is_the_config_and_its_presets_are_known():
 
     settings = json.loads(evaluate.get_config("libero_10,rlinf").to_json())
     assert settings.pop("job") == "evaluate"
-    cfg = from_dict(EvaluateConfig, settings)
+    cfg = from_dict(LiberoEvaluation, settings)
     assert (cfg.suite, cfg.protocol, cfg.temperature, cfg.inits) == ("libero_10", "rlinf", 1.6, (0, 50))
-    with pytest.raises(ConfigError, match="EvaluateConfig has no such setting"):
-        from_dict(EvaluateConfig, settings | {"worker": 3})
+    with pytest.raises(ConfigError, match="LiberoEvaluation has no such setting"):
+        from_dict(LiberoEvaluation, settings | {"worker": 3})
 
 
 class Answered:
@@ -139,11 +141,15 @@ class Answered:
 
 
 def test_a_robot_always_gets_a_full_batch(monkeypatch):
-    from launch.evaluate import acting
+    from launch.evaluate import load_policy
+    from wovr_jax.export.robot import Robot
 
     robot = Answered()
     views = [View(trial, 3, np.zeros((4, 4, 3), np.uint8), None, np.zeros(8)) for trial in WANTED[:2]]
-    chunk = acting(robot, 5, 1.6)(views)
+    monkeypatch.setattr(Robot, "load", lambda folder: robot)
+    policy, size = load_policy(LiberoEvaluation("bundle", temperature=1.6))
+    chunk = act_in_batches(policy, 5)(views)
+    assert size == 4
     shape, instructions, seeds, temperature = robot.asked[0]
     assert chunk.shape == (2, 8, 7) and shape == (5, 4, 4, 3) and temperature == 1.6
     assert instructions == ["task 0"] * 5 and seeds[:2] == [draw_seed(trial, 3) for trial in WANTED[:2]]
@@ -151,6 +157,6 @@ def test_a_robot_always_gets_a_full_batch(monkeypatch):
 
 def test_no_results_yet(tmp_path):
     with pytest.raises(LiberoError, match="the run is not finished"):
-        evaluate.load(tmp_path)
-    evaluate.save(tmp_path, {"all": 1})
-    assert evaluate.load(tmp_path) == {"all": 1}
+        evaluate.load_results(tmp_path)
+    evaluate.save_results(tmp_path, {"all": 1})
+    assert evaluate.load_results(tmp_path) == {"all": 1}

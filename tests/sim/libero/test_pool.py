@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,38 +14,40 @@ import pytest
 from wovr_jax.sim.libero.pool import Lost, Pool
 from wovr_jax.sim.libero.setup import LiberoError
 
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
-def double(bench, number):
+
+def double(state, number):
     return 2 * number
 
 
-def die_on(bench, number, fatal):
+def die_on(state, number, fatal):
     if number == fatal:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
-def fail(bench):
+def fail(state):
     raise ZeroDivisionError("of the worker")
 
 
-def refuse(bench):
+def refuse(state):
     raise LiberoError("no assets\n  export LIBERO_ASSETS=<folder>")
 
 
-def hang(bench, seconds):
+def hang(state, seconds):
     time.sleep(seconds)
     return "woke up"
 
 
-def work_slowly(bench, steps):
+def work_slowly(state, steps):
     for _ in range(steps):
         time.sleep(0.4)
-        bench.beat()
+        state.heartbeat()
     return steps
 
 
-def say_pid(bench):
+def say_pid(state):
     print("results on stdout belong to the master")
     return os.getpid()
 
@@ -87,6 +92,12 @@ def test_what_a_worker_refuses_is_raised(pool):
     with pytest.raises(LiberoError, match="export LIBERO_ASSETS"):
         list(pool.map(refuse, [()]))
     assert dict(pool.map(double, [(1,)])) == {0: 2}
+
+
+def test_a_worker_imports_no_jax():
+    """Each would take 0.2 GB more, and a thread pool of its own."""
+    code = "import sys, wovr_jax.sim.libero.worker, wovr_jax.sim.libero.expert; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_closing_ends_workers_that_hang():

@@ -16,13 +16,24 @@ import pytest
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.libero import rollout, setup, worker
 from wovr_jax.sim.libero.pool import Lost, Pool
-from wovr_jax.sim.libero.settings import FLAWS, SUITES, LiberoExpertConfig, SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, Protocol, Trial, init_states, protocol, tasks, trials
+from wovr_jax.sim.libero.tasks import (
+    DRAWN,
+    FLAWS,
+    SUITES,
+    EvaluationProtocol,
+    LiberoExpertConfig,
+    SceneConfig,
+    Trial,
+    init_states,
+    protocol,
+    tasks,
+    trials,
+)
 
 pytestmark = pytest.mark.libero
 
-SHORT = Protocol("short", 3, -1.0, dict.fromkeys(SUITES, 12), True)
+SHORT = EvaluationProtocol("short", 3, -1.0, dict.fromkeys(SUITES, 12), True)
 ACTION_SA = np.random.default_rng(0).uniform(-1, 1, (12, 7))
 
 
@@ -38,7 +49,7 @@ def needs_libero():
 
 
 def alone(function, *arguments, cfg):
-    """What ``function(bench, *arguments)`` returns in a worker."""
+    """What ``function(state, *arguments)`` returns in a worker."""
     with Pool(1, cfg) as pool:
         ((_, value),) = pool.map(function, [arguments])
     assert not isinstance(value, Lost), value.reason
@@ -48,19 +59,19 @@ def alone(function, *arguments, cfg):
 # ---------------------------------------------------------------- equal to the plain environment
 
 
-def ours_and_theirs(bench, trial):
+def ours_and_theirs(state, trial):
     """States, frames and observations of the same actions, here and in LIBERO's own environment."""
-    scene = bench.at(trial.task)
+    scene = state.open_scene(trial.task)
     start, ours = scene.reset(trial, SHORT), []
     for step, action_A in enumerate(ACTION_SA):
         scene.step(action_A, draw=step in (4, len(ACTION_SA) - 1))
         ours.append((scene.sim_state, scene.state_D, {name: one.copy() for name, one in scene.pictures.items()}))
-    bench.drop()
+    state.close_scene()
 
     from libero.libero.envs import OffScreenRenderEnv
     from robosuite.utils.transform_utils import quat2axisangle
 
-    size = bench.cfg.size
+    size = state.cfg.size
     plain = OffScreenRenderEnv(bddl_file_name=str(trial.task.bddl_file), camera_heights=size, camera_widths=size)
     plain.seed(trial.seed)
     plain.reset()
@@ -90,9 +101,9 @@ def test_states_and_frames_equal_those_of_liberos_own_environment():
             assert np.array_equal(frame, theirs[step][2][name][::-1, ::-1]), (step, name)
 
 
-def begun_again(bench, trial, other):
+def begun_again(state, trial, other):
     """States after a reset, after the same one again with another trial between, and with another seed."""
-    scene, found = bench.at(trial.task), []
+    scene, found = state.open_scene(trial.task), []
     for one in (trial, other, trial, dataclasses.replace(trial, seed=trial.seed + 1)):
         scene.reset(one, SHORT)
         fixtures = scene.env.sim.model.body_pos.copy()
@@ -108,9 +119,9 @@ def test_a_trial_begins_alike_whatever_came_before_it():
     assert not np.array_equal(first[1], reseeded[1])
 
 
-def drawn_and_held(bench, trial):
+def drawn_and_held(state, trial):
     """Where things lie in drawn layouts, and the end of two held actions beside that of four plain ones."""
-    scene = bench.at(trial.task)
+    scene = state.open_scene(trial.task)
     places = []
     for seed in (*range(8), 0):
         scene.reset(dataclasses.replace(trial, init=DRAWN, seed=seed), SHORT)

@@ -10,10 +10,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from wovr_jax.data.instructions import from_file_name
+from wovr_jax.data.episodes import instruction_of
 from wovr_jax.sim.libero import setup, tasks
-from wovr_jax.sim.libero.settings import LiberoExpertConfig, SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import LiberoExpertConfig, SceneConfig
 
 
 def pruned_init(path, value, protocol=2):
@@ -76,7 +76,7 @@ def test_damaged_and_missing_initial_states_are_named(tmp_path):
     ],
 )
 def test_instructions_come_from_file_names(name, asked):
-    assert from_file_name(name) == asked
+    assert instruction_of(name) == asked
 
 
 def test_protocols_and_their_horizons():
@@ -175,7 +175,7 @@ def test_a_download_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_configs_refuse_what_they_do_not_know():
-    with pytest.raises(ValueError, match="one of libero, fast, got 'nice'"):
+    with pytest.raises(ValueError, match="one of 'libero', 'fast', got 'nice'"):
         SceneConfig(drawing="nice")
     with pytest.raises(ValueError, match="early_release"):
         LiberoExpertConfig(flaw="clumsy")

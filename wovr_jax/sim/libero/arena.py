@@ -20,61 +20,47 @@ import numpy as np
 from tqdm import tqdm
 
 from wovr_jax.core import config, processes, sharding
+from wovr_jax.core.pixels import to_float
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
-from wovr_jax.policy import release, vla
-from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.tokenizer import Tokenizer
-from wovr_jax.run.recipe import Recipe
-from wovr_jax.sim.arena import Actor, Measured, Played, layouts
-from wovr_jax.sim.libero import collect, evaluate, hosts, interventions, rollout, setup
+from wovr_jax.sim.arena import Actor, Groups, Measured, Played, layouts
+from wovr_jax.sim.libero import collect, hosts, rollout, setup
 from wovr_jax.sim.libero.pool import Pool
 from wovr_jax.sim.libero.rollout import Outcome, View
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, Protocol, Trial, protocol, tasks
+from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, draw_seed, protocol, tasks
 from wovr_jax.types import Array, Episode, Imagined, Start
 
 
 class Libero:
-    """A suite of a recipe; see ``arena.base.Arena``.
+    """A suite of LIBERO; see ``sim.arena.Arena``.
+
+    Args:
+      cfg: suite, tasks, scene, workers, where episodes begin.
+      seed: of the run.
+      batch: rows of a batch of rollouts that are compared.
+      chunk: actions that the policy chooses at once.
+      memory: M, memory frames of a start state.
+      prompt_KL: (tasks, L) int32 prompt tokens of every instruction.
 
     Raises:
       LiberoError: LIBERO is not installed, or a task that the suite does not have.
-      ConfigError: a policy whose vocabulary is not that of the instructions.
-      ShardingError: several processes whose devices do not suit simulators of their own, see ``hosts``.
     """
 
-    def __init__(self, recipe: Recipe):
-        assert recipe.libero is not None
-        self.recipe, self.cfg = recipe, recipe.libero
-        suite = tasks(self.cfg.suite)
-        if wrong := [index for index in self.cfg.tasks if not 0 <= index < len(suite)]:
-            raise LiberoError(f"{self.cfg.suite} has tasks 0 to {len(suite) - 1}, and {wrong[0]} was asked for.")
-        self.tasks = [suite[index] for index in self.cfg.tasks] or list(suite)
-        self.name, self.steps = self.cfg.suite, self.cfg.steps
-        self.instructions = tuple(task.instruction for task in suite)
-        self.prompt_KL, self.codec = self._words()
-        hosts.check(vla.network(recipe.policy).shapes())
-
-    def _words(self) -> tuple[np.ndarray, Codec | None]:
-        """Prompts and action statistics of the released policy, or prompts in the package's own words."""
-        cfg, where = self.recipe.policy, self.cfg.release
-        if where:
-            return release.ReleaseTokenizer(where, cfg).prompts(self.instructions), release.codec(where, self.name)
-        words = Tokenizer.libero()
-        if (cfg.vocab_size, cfg.pad) != (words.vocab_size, words.pad):
-            raise config.ConfigError(
-                f"config.policy: vocab_size {cfg.vocab_size} and pad {cfg.pad} are not those of LIBERO's words, "
-                f"{words.vocab_size} and {words.pad}; use size='libero_small', or name the folder of the policy's own "
-                "tokenizer with libero.release=..."
-            )
-        return words.prompts(self.instructions), None
+    def __init__(self, cfg: LiberoConfig, *, seed: int, batch: int, chunk: int, memory: int, prompt_KL: np.ndarray):
+        self.cfg, self.seed, self.batch, self.chunk, self.memory = cfg, seed, batch, chunk, memory
+        self.name, self.steps, self.hold = cfg.suite, cfg.steps, cfg.scene.hold
+        suite = tasks(cfg.suite)
+        if wrong := [index for index in cfg.tasks if not 0 <= index < len(suite)]:
+            raise LiberoError(f"{cfg.suite} has tasks 0 to {len(suite) - 1}, and {wrong[0]} was asked for.")
+        self.tasks = [suite[index] for index in cfg.tasks] or list(suite)
+        self.instructions, self.prompt_KL = instructions(cfg.suite), prompt_KL
 
     # --- where episodes begin ---------------------------------------------------------------
 
     def trials(self, purpose: str, count: int) -> list[Trial]:
         """``count`` trials for a purpose (see ``base.layouts``), the tasks taking turns."""
-        cfg, seeds = self.cfg, layouts(self.recipe.seed, purpose, count).tolist()
+        cfg, seeds = self.cfg, layouts(self.seed, purpose, count).tolist()
         states: Sequence[int] = range(*cfg.train_inits) if cfg.train_inits else (DRAWN,)
         if purpose == "evaluate":
             states = range(*cfg.inits)
@@ -83,8 +69,8 @@ class Libero:
         turns = ((self.tasks[n % len(self.tasks)], states[n // len(self.tasks) % len(states)]) for n in range(count))
         return [Trial(task, init, seed) for (task, init), seed in zip(turns, seeds, strict=True)]
 
-    def _protocol(self, *, stops: bool, steps: int = 0) -> Protocol:
-        """The recipe's; ``steps`` in the place of its own, ``stops`` where nothing after the first success matters."""
+    def _protocol(self, *, stops: bool, steps: int = 0) -> EvaluationProtocol:
+        """The settings' protocol with ``steps``, if given; ``stops`` where nothing after the first success matters."""
         return dataclasses.replace(protocol(self.cfg.protocol), horizons={self.name: steps or self.steps}, stops=stops)
 
     def _pool(self, trials: int) -> Pool:
@@ -92,18 +78,17 @@ class Libero:
 
     # --- demonstrations ---------------------------------------------------------------------
 
-    def demonstrate(self, folder: pathlib.Path, key: Array) -> dict[str, Any]:
-        """Episodes of the scripted expert, or those that the recipe names."""
+    def demonstrate(self, folder: pathlib.Path, key: Array, count: int, validation: int) -> dict[str, Any]:
+        """Episodes of the scripted expert, or those in the folder that the settings name."""
         del key  # the expert draws from its own seed and the trial's
-        cfg = self.recipe.collect
         if self.cfg.demonstrations:
-            parts = self._given(cfg.demonstrations, cfg.validation)
+            parts = self._given(count, validation)
             facts = [
                 disk.write(folder / name, part, meta={"sim": self.name}, overwrite=True) for name, part in parts.items()
             ]
         else:
-            wanted = self.trials("demonstrations", cfg.demonstrations + cfg.validation)
-            halves = {"episodes": wanted[: cfg.demonstrations], "validation": wanted[cfg.demonstrations :]}
+            wanted = self.trials("demonstrations", count + validation)
+            halves = {"episodes": wanted[:count], "validation": wanted[count:]}
             facts = [self._recorded(folder / name, half, self._expert) for name, half in halves.items()]
         return {"episodes": facts[0]["episodes"], "successes": facts[0]["successes"]}
 
@@ -111,7 +96,7 @@ class Libero:
         return rollout.demonstrations(pool, trials, self._protocol(stops=False), self.cfg.expert)
 
     def _given(self, count: int, validation: int) -> dict[str, list[Episode]]:
-        """The first episodes of each task in turn, from the folder that the recipe names."""
+        """The first episodes of each task in turn, from the folder that the settings name."""
         where = self.cfg.demonstrations
         by_task: dict[int, list[Episode]] = {task.index: [] for task in self.tasks}
         for episode in disk.EpisodeSource(where):
@@ -161,13 +146,13 @@ class Libero:
             def tell(_: Mapping[str, Any]) -> None:
                 bar.update()
 
-            lines = evaluate.measure(play, wanted, folder, tell)
+            lines = collect.measure(play, wanted, folder, tell)
         steps = sum(line["steps"] for line in lines) * self.cfg.scene.hold
         return Measured(np.array([bool(line["success"]) for line in lines]), {}, steps)
 
     def play(self, count: int, actor: Actor) -> Iterator[Played]:
         """The trials of ``measure`` again, to the end and with every frame; of a batch each process plays its rows."""
-        batch, wanted = self.recipe.collect.batch, self.trials("evaluate", count)
+        batch, wanted = self.batch, self.trials("evaluate", count)
         row_B, put = sharding.rows(batch)
         parts = [wanted[low : low + batch] for low in range(0, count, batch)]
         mine = [[part[row % len(part)] for row in row_B] for part in parts]
@@ -187,32 +172,31 @@ class Libero:
         episodes = {outcome.trial: outcome.episode for outcome in outcomes if outcome.episode is not None}
         for part in parts:
             found = [episodes[trial] for trial in part]
-            yield played(found, self.prompt_KL, self.recipe.policy.chunk, self.recipe.world.slots)
+            yield played(found, self.prompt_KL, self.chunk, self.memory)
 
     def _whole(self, actor: Actor, share: float = 0.0) -> Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]:
         def play(pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
-            act = interventions.intervened(acting(actor, self.prompt_KL, len(pool)), share, self.steps)
+            act = rollout.intervene(acting(actor, self.prompt_KL, len(pool)), share, self.steps)
             return rollout.rollouts(pool, act, trials, self._protocol(stops=False), draw="all", actor=actor.name)
 
         return play
 
     # --- online RL --------------------------------------------------------------------------
 
-    def explore(self, number: int, actor: Actor) -> Imagined:
+    def explore(self, number: int, actor: Actor, groups: Groups) -> Imagined:
         """Groups of rollouts, a new start for each group of each iteration; an episode ends at its first success.
 
         Raises:
           LiberoError: a trial was lost as often as it was begun.
         """
-        cfg, group = self.recipe.dream, self.recipe.learner.grpo.group
-        wanted = self.trials("online", (number + 1) * cfg.groups)[number * cfg.groups :]
-        repeats = [dataclasses.replace(trial, repeat=n) for trial in wanted for n in range(group)]
-        rules = self._protocol(stops=True, steps=cfg.chunks * self.recipe.policy.chunk)
+        wanted = self.trials("online", (number + 1) * groups.groups)[number * groups.groups :]
+        repeats = [dataclasses.replace(trial, repeat=n) for trial in wanted for n in range(groups.size)]
+        rules = self._protocol(stops=True, steps=groups.chunks * self.chunk)
         row_B, put = sharding.rows(len(repeats))
         mine = [repeats[row] for row in row_B]
         with hosts.alone(actor) as own, self._pool(len(mine)) as pool:
             tape = Tape(own, self.prompt_KL, len(pool))
-            rolled = tape.rollouts(self._finished(rollout.rollouts(pool, tape.act, mine, rules), mine), cfg.chunks)
+            rolled = tape.rollouts(self._finished(rollout.rollouts(pool, tape.act, mine, rules), mine), groups.chunks)
         return put(rolled)
 
     @staticmethod
@@ -237,7 +221,7 @@ class Libero:
         there = processes.once(lambda: disk.manifest(folder) if folder.exists() else None, f"look for {folder}")
         if there:
             names = {line["trial"] for line in there["meta"]["outcomes"]}
-            if there["meta"]["libero"] == meta["libero"] and names == {collect.name_of(trial) for trial in wanted}:
+            if there["meta"]["libero"] == meta["libero"] and names == {trial.name for trial in wanted}:
                 return there
         with self._pool(len(wanted)) as pool:
             meta["fingerprint"] = setup.fingerprint(pool.renderer)
@@ -257,11 +241,9 @@ class Tape:
 
     def act(self, views: Sequence[View]) -> np.ndarray:
         """As ``acting``."""
-        programs, params, key = self._actor.programs, self._actor.params, self._actor.key
+        acting, params, key = self._actor.acting, self._actor.params, self._actor.key
         rows = _rows(views, self._batch, self._prompt_KL)
-        found = [
-            np.asarray(part) for part in programs.sample(params, rows.frame_BHWC, rows.prompt_BL, key, rows.seed_B)
-        ]
+        found = [np.asarray(part) for part in acting.sample(params, rows.frame_BHWC, rows.prompt_BL, key, rows.seed_B)]
         for n, view in enumerate(views):
             self._kept[view.trial, view.chunk] = (view.frame_HWC, *(part[n] for part in found))
         return found[2][: len(views)]
@@ -279,7 +261,12 @@ class Tape:
         success = (np.arange(1, chunks * token.shape[2] + 1) >= ends[:, None]).reshape(token.shape[:3])
         task = np.array([outcome.trial.task.index for outcome in outcomes], np.int32)
         columns: dict[str, Any] = {"prompt_BL": self._prompt_KL[task], "task_B": task}
-        columns |= {"frame_BNHWC": disk.to_float(frame), "token_BNTA": token, "logp_BNTA": logp, "action_BNTA": action}
+        columns |= {
+            "frame_BNHWC": to_float(frame),
+            "token_BNTA": token,
+            "logp_BNTA": logp,
+            "action_BNTA": action,
+        }
         columns |= {"prob_BNT": success.astype(np.float32), "success_BNT": success, "truth_BNT": success}
         return Imagined(**columns)
 
@@ -297,8 +284,17 @@ def _rows(views: Sequence[View], batch: int, prompt_KL: np.ndarray) -> _Rows:
     return _Rows(
         jnp.asarray(np.stack([view.frame_HWC for view in rows])),
         jnp.asarray(prompt_KL[[view.trial.task.index for view in rows]]),
-        jnp.asarray([evaluate.draw_seed(view.trial, view.chunk) for view in rows], jnp.uint32),
+        jnp.asarray([draw_seed(view.trial, view.chunk) for view in rows], jnp.uint32),
     )
+
+
+def instructions(suite: str) -> tuple[str, ...]:
+    """What the robot may be asked to do in a suite.
+
+    Raises:
+      LiberoError: LIBERO is not installed.
+    """
+    return tuple(task.instruction for task in tasks(suite))
 
 
 def acting(actor: Actor, prompt_KL: np.ndarray, batch: int) -> Callable[[Sequence[View]], np.ndarray]:
@@ -306,7 +302,7 @@ def acting(actor: Actor, prompt_KL: np.ndarray, batch: int) -> Callable[[Sequenc
 
     def act(views: Sequence[View]) -> np.ndarray:
         rows = _rows(views, batch, prompt_KL)
-        action_BTA = actor.programs.act(
+        action_BTA = actor.acting.act(
             actor.params, rows.frame_BHWC, rows.prompt_BL, actor.key, rows.seed_B, actor.temperature
         )
         return np.asarray(action_BTA)[: len(views)]
@@ -327,7 +323,7 @@ def played(episodes: Sequence[Episode], prompt_KL: np.ndarray, chunk: int, memor
         column = np.stack([getattr(episode, name)[first:] for episode in episodes])
         return column.reshape(len(episodes), -1, chunk, *column.shape[2:])
 
-    frame_BSHWC = disk.to_float(np.stack([episode.frame_SHWC for episode in episodes]))
+    frame_BSHWC = to_float(np.stack([episode.frame_SHWC for episode in episodes]))
     action_BNTA, success_BNT = split("action_SA", 0), split("success_S", 1)
     columns: dict[str, Any] = {
         "frame_BNHWC": frame_BSHWC[:, :-1:chunk],

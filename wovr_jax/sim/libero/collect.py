@@ -1,12 +1,19 @@
-"""Episodes of the real simulator onto the disk, in parts, so that an interruption costs the part that it was in.
+"""Trials whose outcomes go to the disk as they end, so that an interruption costs the trials that were running.
 
-A part, up to 25 trials of a task, is a folder under ``<folder>.parts``; when all are there they are merged into
-``folder``. The same call goes on after an interruption. How every trial ended, recorded or not, stands in the
-manifest's meta under ``outcomes``. Of several processes that see the folder each makes every n-th part.
+``collect`` records episodes. It works in parts of up to 25 trials of a task, each a folder under ``<folder>.parts``,
+and merges them into ``folder`` when all are complete. How every trial ended, recorded or not, stands in the manifest's
+meta under ``outcomes``.
+
+``measure`` keeps outcomes alone: ``trials.jsonl`` gets a line as each trial ends, on the disk before the next begins.
+
+The same call goes on after an interruption. Because a trial's course depends on its task, initial state and seed alone,
+a run that was killed and taken up again ends in the same results as one that was not. Of n processes that see the
+folder, each does every n-th part or trial.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
@@ -18,23 +25,27 @@ from tqdm import tqdm
 
 from wovr_jax.core import processes
 from wovr_jax.core.disk import write_json
-from wovr_jax.core.stats import wilson
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.merge import merge
 from wovr_jax.sim.libero.rollout import Outcome
-from wovr_jax.sim.libero.tasks import Task, Trial
+from wovr_jax.sim.libero.tasks import Trial
 from wovr_jax.types import Episode
 
 KEEPS = ("all", "successes")
 OUTCOMES = "outcomes.json"
+LINES = "trials"
+"""Stem of the files of lines: ``trials.jsonl``, and ``trials-1.jsonl`` of process 1."""
 PART = 25
 """Trials of a part: what an interruption costs at most."""
 PATIENCE_S = 24 * 3600
-"""For the simulators of other processes, which may take turns of hours."""
+"""How long to wait for the simulators of other processes, whose speeds may differ by hours."""
+
+Run = Callable[[Sequence[Trial]], Iterable[Outcome]]
+"""Runs trials and yields their outcomes in any order."""
 
 
 def collect(
-    act: Callable[[Sequence[Trial]], Iterable[Outcome]],
+    act: Run,
     wanted: Sequence[Trial],
     folder: str | os.PathLike,
     *,
@@ -48,9 +59,9 @@ def collect(
       act: runs trials and records them, e.g. ``lambda part: demonstrations(pool, part, protocol)``.
       wanted: the trials.
       folder: the episode folder.
-      meta: facts for the manifest; other facts begin anew, equal ones go on.
+      meta: facts for the manifest. Parts of an interrupted call are used only if they were made with the same.
       keep: ``"all"`` episodes or only ``"successes"``.
-      overwrite: whether an episode folder that is there may be replaced.
+      overwrite: whether an existing episode folder may be replaced.
 
     Raises:
       EpisodesError: a folder that may not be replaced, parts that were made with other facts, or no episode to keep.
@@ -59,46 +70,47 @@ def collect(
         raise ValueError(f"keep: expected one of {', '.join(KEEPS)}, got {keep!r}")
     folder = pathlib.Path(folder).expanduser().absolute()
     parts = folder.with_name(f"{folder.name}.parts")
-    asked = {**meta, "keep": keep, "trials": [name_of(trial) for trial in wanted]}
+    # What is kept decides the folder's content, so it is a fact like the others.
+    meta = {**meta, "keep": keep}
+    asked = {**meta, "trials": [trial.name for trial in wanted]}
     processes.once(lambda: _claim(folder, parts, asked, overwrite), f"open {parts}", wait_s=PATIENCE_S)
-    tasks = dict.fromkeys(trial.task for trial in wanted)
-    cut = {name: trials for task in tasks for name, trials in _cut(task, wanted)}
-    mine = dict(list(cut.items())[processes.index() :: processes.count()])
-    own = sum(map(len, mine.values()))
-    with tqdm(total=own, desc=folder.name, unit="episode", disable=not processes.first()) as bar:
+
+    trials_of: dict[str, list[Trial]] = {}
+    for task in dict.fromkeys(trial.task for trial in wanted):
+        trials = [trial for trial in wanted if trial.task == task]
+        # Within a task: the names sort in the order of tasks, and so do the merged episodes.
+        for low in range(0, len(trials), PART):
+            trials_of[f"{task.suite}-{task.index:02d}-{low:04d}"] = trials[low : low + PART]
+    # Parts go to processes in turn, so that each gets some of every task; tasks differ in length.
+    mine = dict(list(trials_of.items())[processes.index() :: processes.count()])
+
+    total = sum(map(len, mine.values()))
+    with tqdm(total=total, desc=folder.name, unit="episode", disable=not processes.first()) as bar:
         for name, trials in mine.items():
+            # The outcomes are written last, so a part that has them is complete.
             if not (parts / name / OUTCOMES).is_file():
-                _part(act, trials, parts / name, keep, bar)
+                _record_part(act, trials, parts / name, keep, bar)
             else:
                 bar.update(len(trials))
+    # All parts have to be complete before one process joins them.
     processes.meet("record their episodes", wait_s=PATIENCE_S)
-    how = {"meta": {**meta, "keep": keep}, "overwrite": overwrite}
-    return processes.once(lambda: _joined(parts, list(cut), folder, **how), f"join {parts}", wait_s=PATIENCE_S)
 
+    def join() -> dict[str, Any]:
+        done = [parts / name for name in trials_of]
+        outcomes = [line for part in done for line in json.loads((part / OUTCOMES).read_text())]
+        recorded = [part / "episodes" for part in done if (part / "episodes").is_dir()]
+        facts = merge(recorded, folder, meta={**meta, "outcomes": outcomes}, overwrite=overwrite)
+        shutil.rmtree(parts)
+        return facts
 
-def _joined(
-    parts: pathlib.Path, names: Sequence[str], folder: pathlib.Path, *, meta: Mapping[str, Any], overwrite: bool
-) -> dict[str, Any]:
-    """Merges the parts, which are all there, and removes them."""
-    made = [parts / name for name in names]
-    outcomes = [line for part in made for line in json.loads((part / OUTCOMES).read_text())]
-    recorded = [part / "episodes" for part in made if (part / "episodes").is_dir()]
-    facts = merge(recorded, folder, meta={**meta, "outcomes": outcomes}, overwrite=overwrite)
-    shutil.rmtree(parts)
-    return facts
-
-
-def _cut(task: Task, wanted: Sequence[Trial]) -> Iterator[tuple[str, list[Trial]]]:
-    """The trials of a task in parts of ``PART``, with their names."""
-    trials = [trial for trial in wanted if trial.task == task]
-    for low in range(0, len(trials), PART):
-        yield f"{task.suite}-{task.index:02d}-{low:04d}", trials[low : low + PART]
+    return processes.once(join, f"join {parts}", wait_s=PATIENCE_S)
 
 
 def _claim(folder: pathlib.Path, parts: pathlib.Path, asked: Mapping[str, Any], overwrite: bool) -> None:
-    """A folder is not replaced unasked, and parts go on only with the settings that they were begun with."""
+    """Makes the folder of parts; refuses to replace episodes unasked, and parts that were begun otherwise."""
     if folder.exists() and not overwrite:
         raise disk.EpisodesError(f"{folder} exists already; add --overwrite to replace it, or name another folder.")
+    # Through JSON, as the file gives it back: tuples are lists then.
     mark, asked = parts / "asked.json", json.loads(json.dumps(asked))
     if mark.is_file() and json.loads(mark.read_text()) != asked:
         raise disk.EpisodesError(
@@ -108,25 +120,21 @@ def _claim(folder: pathlib.Path, parts: pathlib.Path, asked: Mapping[str, Any], 
     write_json(mark, asked)
 
 
-def _part(
-    act: Callable[[Sequence[Trial]], Iterable[Outcome]],
-    trials: Sequence[Trial],
-    part: pathlib.Path,
-    keep: str,
-    bar: Any,
-) -> None:
+def _record_part(act: Run, trials: Sequence[Trial], part: pathlib.Path, keep: str, bar: Any) -> None:
     outcomes: list[dict[str, Any]] = []
 
-    def recorded() -> Iterator[Episode]:
+    def episodes_to_keep() -> Iterator[Episode]:
         for outcome in in_order(act(trials), trials):
             outcomes.append(line_of(outcome))
+            # Counted here, where lost trials have lines too.
             bar.set_postfix_str(f"{sum(bool(line['success']) for line in outcomes)} of {len(outcomes)} in this part")
             bar.update()
             if outcome.episode is not None and (keep == "all" or outcome.success):
                 yield outcome.episode
 
     part.mkdir(parents=True, exist_ok=True)
-    episodes = recorded()
+    episodes = episodes_to_keep()
+    # A part without a success has nothing to keep and no folder of episodes; a writer would leave an empty one.
     first = next(episodes, None)
     if first is not None:
         with disk.EpisodeWriter(part / "episodes", overwrite=True) as writer:
@@ -137,27 +145,22 @@ def _part(
 
 
 def in_order(outcomes: Iterable[Outcome], trials: Sequence[Trial]) -> Iterator[Outcome]:
-    """The outcomes in the order of their trials, however the workers took turns: equal runs make equal folders."""
+    """Yields outcomes in the order of their trials, however the workers took turns: equal runs make equal folders."""
     early: dict[Trial, Outcome] = {}
     order = iter(trials)
     due = next(order, None)
     for outcome in outcomes:
+        # Held back in memory until all before it have ended; workers differ by an episode or two.
         early[outcome.trial] = outcome
         while due in early:
             yield early.pop(due)
             due = next(order, None)
 
 
-def name_of(trial: Trial) -> str:
-    """A trial as a word, for files: ``libero_spatial/3/17/0`` is task 3 from state 17 with seed 0."""
-    repeat = f"/{trial.repeat}" if trial.repeat else ""
-    return f"{trial.task.suite}/{trial.task.index}/{trial.init}/{trial.seed}{repeat}"
-
-
 def line_of(outcome: Outcome) -> dict[str, Any]:
-    """What is kept of an outcome besides its episode."""
+    """Returns what is kept of an outcome besides its episode."""
     return {
-        "trial": name_of(outcome.trial),
+        "trial": outcome.trial.name,
         "success": outcome.success,
         "steps": outcome.steps,
         "tries": outcome.tries,
@@ -165,22 +168,54 @@ def line_of(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def table(lines: Sequence[Mapping[str, Any]], instructions: Mapping[int, str]) -> str:
-    """Success by task and over all, with 95 % Wilson intervals; trials that no worker finished count as failures."""
-    rows = ["task   success  rate  95 %            steps  instruction"]
-    by_task: dict[int, list[Mapping[str, Any]]] = {}
-    for line in lines:
-        by_task.setdefault(int(line["trial"].split("/")[1]), []).append(line)
-    for task, found in sorted(by_task.items()):
-        rows.append(f"{task:4d}  {_rate(found)}  {instructions[task]}")
-    rows.append(f" all  {_rate(lines)}")
-    if unfinished := sum(line["success"] is None for line in lines):
-        rows.append(f"{unfinished} of them were lost with their workers, every time they were tried")
-    return "\n".join(rows)
+def measure(
+    act: Run,
+    wanted: Sequence[Trial],
+    folder: pathlib.Path,
+    tell: Callable[[Mapping[str, Any]], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Runs the trials that have no line in ``folder`` yet and returns all lines, in the order of ``wanted``.
+
+    Args:
+      act: runs trials.
+      wanted: all trials of the run.
+      folder: the run's folder.
+      tell: called with each line, first with those that an earlier call has left.
+    """
+    kept = processes.once(lambda: _read_lines(folder), f"read {folder}")
+    for line in kept:
+        tell(line)
+    done = {line["trial"] for line in kept}
+    left = [trial for trial in wanted if trial.name not in done][processes.index() :: processes.count()]
+    lines: list[dict[str, Any]] = []
+    if left:
+        # A file for each process: a shared file system does not append for two at once.
+        name = f"{LINES}.jsonl" if processes.first() else f"{LINES}-{processes.index()}.jsonl"
+        with (folder / name).open("a") as file:
+            for outcome in act(left):
+                lines.append(line_of(outcome))
+                file.write(json.dumps(lines[-1]) + "\n")
+                file.flush()
+                # A trial costs minutes, and a sync costs milliseconds.
+                os.fsync(file.fileno())
+                tell(lines[-1])
+    by_process = processes.gather(lines, "measure their trials", wait_s=PATIENCE_S)
+    for line in itertools.chain(*by_process[: processes.index()], *by_process[processes.index() + 1 :]):
+        tell(line)
+    # By name, because workers end in any order.
+    known = {line["trial"]: line for line in itertools.chain(kept, *by_process)}
+    return [known[trial.name] for trial in wanted]
 
 
-def _rate(lines: Sequence[Mapping[str, Any]]) -> str:
-    won = [line for line in lines if line["success"]]
-    low, high = wilson(len(won), len(lines))
-    steps = f"{sum(line['steps'] for line in won) / len(won):5.0f}" if won else "    -"
-    return f"{len(won):3d}/{len(lines):<4d}  {len(won) / len(lines):.2f}  [{low:.3f}, {high:.3f}]  {steps}"
+def _read_lines(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the lines of all processes, after cutting off one that a killed process left half written."""
+    lines = []
+    for path in sorted(folder.glob(f"{LINES}*.jsonl")):
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            # Or the next line would be appended to the half one.
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+        lines += [json.loads(line) for line in whole.splitlines()]
+    return lines

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from wovr_jax.core import processes, sharding
-from wovr_jax.policy import vla
+from wovr_jax.core.sharding import Axes
 from wovr_jax.sim.arena import Actor
 from wovr_jax.sim.libero.collect import PATIENCE_S
 
@@ -41,8 +42,8 @@ def alone(actor: Actor) -> Iterator[Actor]:
     own, every = _meshes(over)
     processes.meet("take the policy to their simulators")
     with jax.set_mesh(every):
-        spread = jax.block_until_ready(_spread(actor.params))
-    at = sharding.shardings(actor.params, vla.AXES, own)
+        spread = jax.block_until_ready(_spread(actor.params, actor.acting.axes))
+    at = sharding.shardings(actor.params, actor.acting.axes, own)
 
     def piece(leaf: jax.Array, at: jax.sharding.Sharding) -> jax.Array:
         held = [shard.data for shard in leaf.addressable_shards]
@@ -51,15 +52,15 @@ def alone(actor: Actor) -> Iterator[Actor]:
     params = jax.tree.map(piece, spread, at)
     raw = sharding.host(jax.random.key_data(actor.key))  # of the mesh of all, where keys are drawn
     with jax.set_mesh(own):
-        yield dataclasses.replace(actor, params=params, key=jax.random.wrap_key_data(jnp.asarray(raw)))
+        yield dataclasses.replace(actor, load=lambda: params, key=jax.random.wrap_key_data(jnp.asarray(raw)))
     processes.meet("play their trials", wait_s=PATIENCE_S)
 
 
-@jax.jit
-def _spread(params: Any) -> Any:
+@functools.partial(jax.jit, static_argnums=1)
+def _spread(params: Any, axes: Axes) -> Any:
     """As the mesh in use has it, in one program: of several in flight two processes may take the collectives in another
     order, and wait for ever."""
-    return sharding.keep(params, vla.AXES)
+    return sharding.keep(params, axes)
 
 
 @contextlib.contextmanager
@@ -73,11 +74,12 @@ def apart() -> Iterator[None]:
         yield
 
 
-def check(shapes: Any) -> None:
+def check(shapes: Any, axes: Axes) -> None:
     """Refuses at once what ``alone`` would refuse hours later.
 
     Args:
       shapes: of the policy's parameters.
+      axes: how they lie on a mesh.
 
     Raises:
       ShardingError: also where two processes hold the same rows of a batch: each would play them, not quite alike.
@@ -85,7 +87,7 @@ def check(shapes: Any) -> None:
     over = _shared()
     if over is None:
         return
-    sharding.shardings(shapes, vla.AXES, _meshes(over)[0])
+    sharding.shardings(shapes, axes, _meshes(over)[0])
     if any(
         len({device.process_index for device in row}) > 1 for row in over.devices.reshape(-1, over.devices.shape[-1])
     ):

@@ -1,7 +1,7 @@
-"""Processes that hold LIBERO environments, and a master that outlives them.
+"""Processes that hold LIBERO environments, and the pool that replaces those that are lost.
 
-A worker that crashes, hangs or fails is replaced, and the call it had is answered with ``Lost``; the others notice
-nothing. What a worker refuses (a missing asset, say) is raised, since trying again would not help.
+A worker that crashes, hangs or fails is replaced, and its call is answered with ``Lost``; the others notice nothing.
+What a worker refuses (a missing asset, say) is raised, since trying again would not help.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from wovr_jax.sim.libero import setup, worker
-from wovr_jax.sim.libero.settings import SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import SceneConfig
 
-STARTING = 120.0
+STARTING_S = 120.0
 """Seconds that a process may take to start, however short the timeout."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """A call that a worker did not answer: it crashed, hung, or raised."""
+    """The answer to a call whose worker crashed, hung, or raised."""
 
     reason: str
 
@@ -34,13 +34,13 @@ class Pool:
     """Worker processes with an environment each.
 
     Args:
-      workers: how many; each takes 0.7 GB, 1 to 1.5 with frames.
+      workers: how many; each takes 0.7 GB, 1 to 1.5 GB with frames.
       cfg: how environments are built; None for functions that need none.
       timeout: seconds of silence after which a worker counts as hung. Building an environment for the first time in an
         installation takes half a minute.
 
     Raises:
-      LiberoError: LIBERO is not installed, or nothing draws here.
+      LiberoError: when LIBERO is not installed, or no renderer works here.
     """
 
     def __init__(self, workers: int, cfg: SceneConfig | None, *, timeout: float = 300.0):
@@ -50,6 +50,7 @@ class Pool:
             setup.prepare()  # downloads once, not in every worker
         # A renderer's state does not survive a fork.
         self._context = multiprocessing.get_context("spawn")
+        # All start at once; each takes seconds to import the simulator.
         self._slots = [_Slot(*self._start()) for _ in range(workers)]
 
     def __enter__(self) -> Pool:
@@ -68,14 +69,19 @@ class Pool:
         self._slots = []
 
     def send(self, index: int, function: Callable[..., Any], *arguments: Any) -> None:
-        """Begins ``function(bench, *arguments)`` in a worker. ``function`` is one of a module, found by its name."""
+        """Begins ``function(state, *arguments)`` in a worker, with its ``worker.WorkerState``.
+
+        ``function`` travels by name, so it has to stand at the top of a module.
+        """
         slot = self._slots[index]
+        # The clock of silence starts with the call, not with the last answer.
         slot.busy, slot.heard = True, time.monotonic()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead; `receive` finds out and says so
+        # The line of a dead worker is broken; `receive` finds that out and answers with Lost.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             slot.line.send((function, arguments))
 
     def receive(self) -> tuple[int, Any]:
-        """The next answer of a busy worker, ``(index, value or Lost)``.
+        """Waits for the next answer of a busy worker and returns ``(index, value or Lost)``.
 
         Raises:
           LiberoError: what a worker refused, e.g. a missing asset; trying again would not help.
@@ -84,32 +90,36 @@ class Pool:
             busy: dict[Any, int] = {slot.line: index for index, slot in enumerate(self._slots) if slot.busy}
             if not busy:
                 raise RuntimeError("no worker is busy; send something first")
-            spoken: list[Any] = multiprocessing.connection.wait(list(busy), timeout=1.0)
-            for line in spoken:
-                answer = self._hear(busy[line])
+            readable: list[Any] = multiprocessing.connection.wait(list(busy), timeout=1.0)
+            for line in readable:
+                answer = self._read(busy[line])
                 if answer is not None:
                     return busy[line], answer[0]
             for index in busy.values():
                 silence = time.monotonic() - self._slots[index].heard
-                if silence > (self.timeout if self._slots[index].ready else max(self.timeout, STARTING)):
+                if silence > (self.timeout if self._slots[index].ready else max(self.timeout, STARTING_S)):
                     return index, self._replace(index, f"was silent for {silence:.0f} s")
 
     def map(self, function: Callable[..., Any], jobs: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
-        """``function(bench, *job)`` for every job, as workers come free: ``(number of the job, value or Lost)``."""
+        """Calls ``function(state, *job)`` for every job, as workers come free.
+
+        Yields:
+          ``(number of the job, value or Lost)``, in the order in which they end.
+        """
         waiting = collections.deque(enumerate(jobs))
-        at: dict[int, int] = {}
+        numbers: dict[int, int] = {}
         idle = list(range(len(self)))
-        while waiting or at:
+        while waiting or numbers:
             while idle and waiting:
                 index = idle.pop()
-                at[index], job = waiting.popleft()
+                numbers[index], job = waiting.popleft()
                 self.send(index, function, *job)
             index, value = self.receive()
             idle.append(index)
-            yield at.pop(index), value
+            yield numbers.pop(index), value
 
-    def _hear(self, index: int) -> tuple[Any] | None:
-        """What a worker said, None when it was only a sign of life."""
+    def _read(self, index: int) -> tuple[Any] | None:
+        """Returns a worker's answer in a tuple, or None for a heartbeat; an answer itself may be None."""
         slot = self._slots[index]
         try:
             kind, value = slot.line.recv()
@@ -117,10 +127,12 @@ class Pool:
             slot.process.join(5)
             return (self._replace(index, f"died with exit status {slot.process.exitcode}"),)
         slot.heard = time.monotonic()
+        # Whatever came, the process is up: from now on the timeout alone counts.
         slot.ready = True
         if kind in ("ready", "beat"):
             return None
         slot.busy = False
+        # The same would happen in every worker and at every try.
         if kind == "refused":
             raise LiberoError(value)
         return (Lost(value.strip()) if kind == "failed" else value,)
@@ -131,6 +143,7 @@ class Pool:
             target=worker.serve, args=(theirs, self.cfg, self.renderer), daemon=True, name="libero"
         )
         process.start()
+        # Only the worker may hold its end, or its death would not break the line.
         theirs.close()
         return process, ours
 
@@ -142,7 +155,7 @@ class Pool:
 
 @dataclasses.dataclass
 class _Slot:
-    """A worker seen from here."""
+    """A worker's process, the line to it, and what is known of it."""
 
     process: Any
     line: multiprocessing.connection.Connection
@@ -151,8 +164,9 @@ class _Slot:
     heard: float = 0.0
 
     def end(self, patience: float = 3.0) -> None:
-        with contextlib.suppress(OSError):  # it is dead already
+        with contextlib.suppress(OSError):  # its line is broken when it is dead already
             self.line.send(None)
+        # A busy worker does not read its line; waiting for it would only take time.
         self.process.join(0.0 if self.busy else patience)
         if self.process.is_alive():
             self.process.kill()

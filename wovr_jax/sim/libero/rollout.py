@@ -1,4 +1,4 @@
-"""The real LIBERO: trials, and policies that act in many environments at once.
+"""Trials on the real LIBERO: policies and the scripted expert act in many environments at once.
 
 ::
 
@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.sim.libero import expert, worker
-from wovr_jax.sim.libero.expert import Demonstration
+from wovr_jax.sim.libero.expert import CLOSE, OPEN
 from wovr_jax.sim.libero.pool import Lost, Pool
-from wovr_jax.sim.libero.settings import LiberoExpertConfig
-from wovr_jax.sim.libero.tasks import Protocol, Trial
-from wovr_jax.sim.libero.worker import Seen
+from wovr_jax.sim.libero.tasks import EvaluationProtocol, LiberoExpertConfig, Trial, draw_seed
+from wovr_jax.sim.libero.worker import Observations
 from wovr_jax.types import Episode
 
 
@@ -36,11 +35,11 @@ class View:
     """What a policy may look at before it chooses a chunk.
 
     Attributes:
-      trial: the episode.
-      chunk: how many chunks it has played.
-      frame_HWC: uint8, from the table's camera.
-      wrist_HWC: uint8, from the hand, or None.
-      state_D: (8,) float32.
+      trial: the episode's trial.
+      chunk: how many chunks the episode has played.
+      frame_HWC: uint8 frame of the table's camera.
+      wrist_HWC: uint8 frame of the camera in the hand, or None.
+      state_D: (8,) float32, see ``worker.Observations``.
     """
 
     trial: Trial
@@ -55,10 +54,10 @@ class Outcome:
     """How a trial ended.
 
     Attributes:
-      trial: which.
-      success: whether the goal held after any step; None when no worker could finish it.
-      steps: control steps, no-op steps not counted.
-      tries: how often it was begun.
+      trial: the trial.
+      success: whether the goal held after any step; None when no worker could finish the trial.
+      steps: actions played; no-op steps do not count.
+      tries: how often the trial was begun.
       lost: why the tries before this one, or all of them, came to nothing.
       episode: the recording, when every frame was drawn.
     """
@@ -79,7 +78,7 @@ def rollouts(
     pool: Pool,
     act: Act,
     wanted: Iterable[Trial],
-    protocol: Protocol,
+    protocol: EvaluationProtocol,
     *,
     draw: str = "last",
     actor: str = "policy",
@@ -106,18 +105,22 @@ def rollouts(
             if index not in running and waiting:
                 running[index] = _Running(*waiting.popleft(), protocol)
                 pool.send(index, worker.begin, running[index].trial, protocol)
-        moving = [index for index, run in running.items() if run.begun]
+        # Episodes that began in this turn are still in their reset; they join the policy's next batch.
+        moving = [index for index, run in running.items() if run.observed]
         if moving:
             action_BTA = np.asarray(act([running[index].view for index in moving]), np.float32)
+            # The workers step at the same time; the policy waits for all of them below.
             for index, action_TA in zip(moving, action_BTA, strict=True):
                 pool.send(index, worker.play, running[index].take(action_TA), draw, protocol.stops)
         for _ in range(len(running)):
+            # Every running episode has exactly one call under way, so as many answers are due.
             index, answer = pool.receive()
             run = running[index]
             if isinstance(answer, Lost):
                 del running[index]
                 reasons = (*run.lost, answer.reason)
                 print(f"{run.trial}: {answer.reason}", file=sys.stderr, flush=True)
+                # Behind the others: if the trial itself kills workers, the rest is done first.
                 if len(reasons) < tries:
                     waiting.append((run.trial, reasons))
                 else:
@@ -130,68 +133,67 @@ def rollouts(
 class _Running:
     """An episode in the making."""
 
-    def __init__(self, trial: Trial, lost: tuple[str, ...], protocol: Protocol):
+    def __init__(self, trial: Trial, lost: tuple[str, ...], protocol: EvaluationProtocol):
         self.trial, self.lost, self.protocol = trial, lost, protocol
         self.horizon = protocol.horizons[trial.task.suite]
-        self.seen: list[Seen] = []
+        # The first entry is the moment after the reset, each further one a chunk.
+        self.observed: list[Observations] = []
         self.actions: list[np.ndarray] = []
 
     @property
-    def begun(self) -> bool:
-        return bool(self.seen)
-
-    @property
     def steps(self) -> int:
-        return sum(len(seen.success_T) for seen in self.seen[1:])
+        return sum(len(part.success_T) for part in self.observed[1:])
 
     @property
     def view(self) -> View:
-        last = self.seen[-1]
-        wrist = None if last.wrist_FHWC is None else last.wrist_FHWC[-1]
-        return View(self.trial, len(self.seen) - 1, last.frame_FHWC[-1], wrist, last.state_TD[-1])
+        last = self.observed[-1]
+        wrist_HWC = None if last.wrist_FHWC is None else last.wrist_FHWC[-1]
+        return View(self.trial, len(self.observed) - 1, last.frame_FHWC[-1], wrist_HWC, last.state_TD[-1])
 
     def take(self, action_TA: np.ndarray) -> np.ndarray:
-        """The part of a chunk that the horizon leaves."""
+        """Keeps and returns the part of a chunk that the horizon leaves."""
         self.actions.append(action_TA[: self.horizon - self.steps])
         return self.actions[-1]
 
-    def add(self, seen: Seen) -> bool:
-        """Takes in what was seen; whether the episode is over."""
-        self.seen.append(seen)
-        won = self.protocol.stops and bool(seen.success_T.any())
-        return len(self.seen) > 1 and (won or self.steps >= self.horizon)
+    def add(self, part: Observations) -> bool:
+        """Keeps what was observed; returns whether the episode is over."""
+        self.observed.append(part)
+        stopped = self.protocol.stops and bool(part.success_T.any())
+        # A success straight after the reset ends nothing: the policy has not acted yet.
+        return len(self.observed) > 1 and (stopped or self.steps >= self.horizon)
 
     def outcome(self, actor: str, renderer: str | None, whole: bool) -> Outcome:
-        success = any(seen.success_T.any() for seen in self.seen)
+        success = any(part.success_T.any() for part in self.observed)
         episode = None
         if whole:
+            # An episode that stopped at its success has not played the rest of the last chunk.
             action_SA = np.concatenate(self.actions)[: self.steps]
             origin = {"protocol": self.protocol.name, "renderer": renderer}
-            episode = record(self.trial, self.seen, action_SA, action_SA, actor, origin)
+            episode = record(self.trial, self.observed, action_SA, action_SA, actor, origin)
         return Outcome(self.trial, bool(success), self.steps, len(self.lost) + 1, self.lost, episode)
 
 
 def record(
     trial: Trial,
-    seen: Sequence[Seen],
+    observed: Sequence[Observations],
     action_SA: np.ndarray,
     label_SA: np.ndarray,
     actor: str,
     origin: dict[str, Any] | None = None,
 ) -> Episode:
-    """An episode of everything that was seen, the first frame included."""
-    wrists = [part.wrist_FHWC for part in seen if part.wrist_FHWC is not None]
+    """Returns what was observed as an episode of S actions and S + 1 frames, the first one from after the reset."""
+    wrists = [part.wrist_FHWC for part in observed if part.wrist_FHWC is not None]
     return Episode(
-        frame_SHWC=np.concatenate([part.frame_FHWC for part in seen]),
+        frame_SHWC=np.concatenate([part.frame_FHWC for part in observed]),
         action_SA=np.asarray(action_SA, np.float32),
-        success_S=np.concatenate([part.success_T for part in seen]),
+        success_S=np.concatenate([part.success_T for part in observed]),
         instruction=trial.task.instruction,
         task=trial.task.index,
         seed=trial.seed,
         actor=actor,
         label_SA=np.asarray(label_SA, np.float32),
         wrist_SHWC=np.concatenate(wrists) if wrists else None,
-        state_SD=np.concatenate([part.state_TD for part in seen]),
+        state_SD=np.concatenate([part.state_TD for part in observed]),
         origin={"suite": trial.task.suite, "init": trial.init, **(origin or {})},
     )
 
@@ -199,13 +201,13 @@ def record(
 def demonstrations(
     pool: Pool,
     wanted: Iterable[Trial],
-    protocol: Protocol,
+    protocol: EvaluationProtocol,
     cfg: LiberoExpertConfig | None = None,
     *,
     draw: str = "all",
     tries: int = 3,
 ) -> Iterator[Outcome]:
-    """The scripted expert in every trial; each runs within one worker, as workers come free.
+    """Runs the scripted expert in every trial; each runs within one worker, as workers come free.
 
     Args:
       pool: the environments.
@@ -218,28 +220,86 @@ def demonstrations(
     Yields:
       an outcome for each trial, in the order in which they end.
     """
+    # The expert acts within its worker, so frames do not travel between the processes at every step.
     cfg = cfg or LiberoExpertConfig()
     left: list[tuple[Trial, tuple[str, ...]]] = [(trial, ()) for trial in wanted]
     while left:
-        now, left = left, []
-        jobs = [(trial, protocol, cfg, draw) for trial, _ in now]
-        for number, made in pool.map(expert.demonstrate, jobs):
-            trial, lost = now[number]
-            if not isinstance(made, Lost):
-                yield _demonstrated(trial, lost, made, protocol, pool.renderer, draw == "all")
+        turn, left = left, []
+        jobs = [(trial, protocol, cfg, draw) for trial, _ in turn]
+        for number, answer in pool.map(expert.demonstrate, jobs):
+            trial, lost = turn[number]
+            if isinstance(answer, Lost):
+                lost = (*lost, answer.reason)
+                print(f"{trial}: {answer.reason}", file=sys.stderr, flush=True)
+                if len(lost) < tries:
+                    left.append((trial, lost))
+                else:
+                    yield Outcome(trial, None, 0, len(lost), lost)
                 continue
-            lost = (*lost, made.reason)
-            print(f"{trial}: {made.reason}", file=sys.stderr, flush=True)
-            if len(lost) < tries:
-                left.append((trial, lost))
-            else:
-                yield Outcome(trial, None, 0, len(lost), lost)
+            success = any(part.success_T.any() for part in answer.observed)
+            episode = None
+            if draw == "all":
+                origin = {"protocol": protocol.name, "renderer": pool.renderer, "flaw": answer.flaw}
+                # Executed actions beside labels: a world model learns from what was done, a policy from what was meant.
+                episode = record(trial, answer.observed, answer.action_SA, answer.label_SA, "expert", origin)
+            yield Outcome(trial, bool(success), len(answer.action_SA), len(lost) + 1, lost, episode)
 
 
-def _demonstrated(
-    trial: Trial, lost: tuple[str, ...], made: Demonstration, protocol: Protocol, renderer: str | None, whole: bool
-) -> Outcome:
-    success = bool(np.any([seen.success_T.any() for seen in made.seen]))
-    origin = {"protocol": protocol.name, "renderer": renderer, "flaw": made.flaw}
-    episode = record(trial, made.seen, made.action_SA, made.label_SA, "expert", origin) if whole else None
-    return Outcome(trial, success, len(made.action_SA), len(lost) + 1, lost, episode)
+# --- interventions: the gripper does something else than the policy says ----------------------
+#
+# In a policy's own rollouts the arm gives away what the fingers do: where a thing has slipped, it halts or turns back.
+# A world model can then predict the frame without looking at the fingers. It imagines that things are carried which
+# nothing holds, and a policy trained in it stops using its fingers. An intervention leaves the arm to the policy and
+# takes the gripper, so that the same motion is seen with other fingers.
+
+INTERVENTION_STARTS = (0.25, 0.65)
+"""Where in the episode an intervention that opens the gripper begins, as shares of its length."""
+GRASP_STARTS, GRASP_ENDS = (0.25, 0.42), (0.6, 0.7)
+"""Where one that keeps the gripper closed begins and ends."""
+INTERVENTIONS = {"never closes": 0.2, "lets go": 0.35, "twitches": 0.15, "holds on": 0.3}
+"""Kind of intervention -> its share: open all the time, open from some step on, open for one to three steps, or closed
+whatever the policy says."""
+
+
+def draw_intervention(trial: Trial, share: float, steps: int) -> tuple[float, int, int] | None:
+    """Returns the gripper's command and the half-open range of steps [first, end) in which a trial gets it.
+
+    The trial alone decides, so a trial that is begun again has the same intervention.
+
+    Args:
+      trial: the trial.
+      share: share of the trials that have an intervention; the others get None.
+      steps: length of the episode.
+    """
+    rng = np.random.default_rng([draw_seed(trial, 0), 1])
+    if rng.random() >= share:
+        return None
+    kind = rng.choice(list(INTERVENTIONS), p=list(INTERVENTIONS.values()))
+    # All three are drawn for every kind, so that the kinds' shares can change without moving the draws.
+    ranges = (INTERVENTION_STARTS, GRASP_STARTS, GRASP_ENDS)
+    first, grasp_first, grasp_end = (int(rng.uniform(*shares) * steps) for shares in ranges)
+    if kind == "never closes":
+        return OPEN, 0, steps
+    if kind == "lets go":
+        return OPEN, first, steps
+    if kind == "twitches":
+        return OPEN, first, first + int(rng.integers(1, 4))
+    return CLOSE, grasp_first, grasp_end
+
+
+def intervene(act: Act, share: float, steps: int) -> Act:
+    """Returns ``act`` with an intervention in ``share`` of the trials. What is recorded is what was done."""
+
+    def act_with_interventions(views: Sequence[View]) -> np.ndarray:
+        # A copy: what the policy returned may be its own buffer.
+        action_BTA = np.array(act(views))
+        for view, action_TA in zip(views, action_BTA, strict=True):
+            intervention = draw_intervention(view.trial, share, steps)
+            if intervention is not None:
+                gripper, first, end = intervention
+                step_T = view.chunk * len(action_TA) + np.arange(len(action_TA))
+                # The gripper is the last number of an action.
+                action_TA[(step_T >= first) & (step_T < end), -1] = gripper
+        return action_BTA
+
+    return act_with_interventions

@@ -1,10 +1,11 @@
-"""What LIBERO needs of a machine before it is imported: packages, assets, a renderer, and no question asked.
+"""What LIBERO needs of a machine before it is imported: packages, assets and a renderer.
 
-LIBERO's package asks on the terminal when it is first imported, takes its folders from a file in the home directory
-that another environment may have written, and downloads its assets in a way that current huggingface_hub refuses.
-``prepare`` settles all three first. Nothing here imports libero, robosuite or mujoco at the top.
+LIBERO's package (libero/libero/__init__.py) asks a question on the terminal when it is first imported, takes its
+folders from a file in the home directory that another environment may have written, and downloads its assets in a way
+that current huggingface_hub refuses. ``prepare`` settles all three first. Nothing here imports libero, robosuite or
+mujoco at the top, and nothing imports jax, because every worker imports this.
 
-Each fault is a :class:`LiberoError` whose text ends with the line that mends it.
+Each fault is a :class:`LiberoError` whose text ends with the command that mends it.
 """
 
 from __future__ import annotations
@@ -28,51 +29,54 @@ from typing import Any
 
 INSTALL = "make libero   (or: pip install --no-deps -r requirements-libero.txt)"
 VERSIONS = {"hf-libero": "0.1.4", "robosuite": "1.4.1", "bddl": "1.0.1", "mujoco": "3.8.1"}
-"""What was tested together. Newer mujoco (3.12 and up) fails in robosuite 1.4 when an environment is built."""
+"""The versions that were tested together. mujoco from 3.12 on fails in robosuite 1.4 when an environment is built."""
 
 ASSETS = "LIBERO_ASSETS"
+"""The environment variable that names a folder of assets."""
 FOLDERS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "turbosquid_objects")
-"""What a folder of assets holds, with ``textures``."""
+"""The folders in it, beside ``textures``."""
 HUB = "lerobot/libero-assets"
-"""The data set on the model hub that holds them."""
+"""The data set on the model hub that holds the assets."""
 
 LIBRARIES = {"egl": ("EGL", "libegl1 libegl-mesa0 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}
 """Renderer -> its shared library and the Debian packages that bring it."""
 
+# Drawing decides: a library may load and still find no driver.
 PROBE = "import mujoco\ncontext = mujoco.GLContext(64, 64)\ncontext.make_current()\ncontext.free()\nprint('drawn')"
 
 
 class LiberoError(ValueError):
-    """LIBERO cannot run here as asked; the message says why and what to do."""
+    """Tells why LIBERO cannot run here as asked, and what to do."""
 
 
 def package_folder() -> pathlib.Path:
-    """``.../site-packages/libero/libero``, with tasks, initial states and code.
+    """Returns ``.../site-packages/libero/libero``, with tasks, initial states and code.
 
     Raises:
-      LiberoError: when it is not installed.
+      LiberoError: when LIBERO is not installed.
     """
-    found = importlib.util.find_spec("libero")
-    places = [pathlib.Path(place) / "libero" for place in (found.submodule_search_locations or ())] if found else []
-    for place in places:
-        if (place / "bddl_files").is_dir():
-            return place
+    # Found without being imported: the import asks its question.
+    spec = importlib.util.find_spec("libero")
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        folder = pathlib.Path(location) / "libero"
+        if (folder / "bddl_files").is_dir():
+            return folder
     raise LiberoError(f"LIBERO is not installed in {sys.prefix}.\n  {INSTALL}")
 
 
 def installed() -> dict[str, str | None]:
-    """Version of each package of ``VERSIONS`` here, None where it is missing."""
-    found: dict[str, str | None] = dict.fromkeys(VERSIONS)
+    """Returns the version of each package of ``VERSIONS`` here, None where it is missing."""
+    versions: dict[str, str | None] = dict.fromkeys(VERSIONS)
     for name in VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def assets_folder() -> pathlib.Path | None:
-    """Where the meshes and textures lie: ``$LIBERO_ASSETS``, else in the package, else where a download put them.
+    """Returns the folder of meshes and textures, None when there is none.
 
-    None when they are in none of these.
+    It is ``$LIBERO_ASSETS``, else in the package, else where a download put it.
 
     Raises:
       LiberoError: when ``$LIBERO_ASSETS`` is no such folder.
@@ -87,6 +91,7 @@ def assets_folder() -> pathlib.Path | None:
                 f"Name the folder that holds {', '.join(FOLDERS)}.\n  export {ASSETS}=<folder>"
             )
         return folder
+    # hf-libero's package comes without them; a checkout of LIBERO has them inside.
     for folder in (package_folder() / "assets", downloaded()):
         if all((folder / name).is_dir() for name in FOLDERS):
             return folder
@@ -94,12 +99,14 @@ def assets_folder() -> pathlib.Path | None:
 
 
 def downloaded() -> pathlib.Path:
-    """Where assets from the hub are kept; the same place as hf-libero's own."""
+    """Returns where assets from the hub are kept, which is where hf-libero itself keeps them."""
     return pathlib.Path.home() / ".cache" / "libero" / "assets"
 
 
 def download_assets() -> pathlib.Path:
-    """Brings the assets from the hub, whole or not at all. Of processes that share a home one does, the others wait.
+    """Downloads the assets from the hub, whole or not at all, and returns their folder.
+
+    Of several processes that share a home directory one downloads and the others wait.
 
     Raises:
       LiberoError: when the hub cannot be reached.
@@ -107,8 +114,10 @@ def download_assets() -> pathlib.Path:
     folder = downloaded()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name("assets.lock").open("w") as lock:
+        # The system frees it when the process dies, whichever way.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not all((folder / name).is_dir() for name in FOLDERS):  # or another one has brought them meanwhile
+        # Another process may have downloaded them while this one waited for the lock.
+        if not all((folder / name).is_dir() for name in FOLDERS):
             _download(folder)
     return folder
 
@@ -116,11 +125,12 @@ def download_assets() -> pathlib.Path:
 def _download(folder: pathlib.Path) -> None:
     from huggingface_hub import snapshot_download
 
-    fresh = folder.with_name("assets.new")  # an interrupted download is taken up again
+    # Always the same name, so that an interrupted download is taken up again.
+    fresh = folder.with_name("assets.new")
     print(f"LIBERO's assets come from the hub ({HUB}) to {folder}", file=sys.stderr, flush=True)
     try:
         snapshot_download(HUB, repo_type="dataset", local_dir=fresh)
-    except Exception as error:  # of the network, the hub, or the disk
+    except Exception as error:  # the network, the hub and the disk each have errors of their own
         raise LiberoError(
             f"LIBERO's assets are neither named by ${ASSETS} nor in the package, and cannot be downloaded "
             f"({type(error).__name__}: {error}).\n  export {ASSETS}=<folder with {', '.join(FOLDERS)}>"
@@ -130,22 +140,23 @@ def _download(folder: pathlib.Path) -> None:
 
 
 def renderers() -> tuple[str, ...]:
-    """The renderers to try, best first: EGL where there is a graphics card, OSMesa where there is none."""
+    """Returns the renderers to try, best first: EGL where there is a graphics card, OSMesa where there is none."""
     card = any(pathlib.Path("/dev").glob("nvidia[0-9]*")) or pathlib.Path("/dev/dri").exists()
     return ("egl", "osmesa") if card else ("osmesa", "egl")
 
 
 @functools.cache
 def choose_renderer() -> str:
-    """``egl`` or ``osmesa``, whichever draws here; ``$MUJOCO_GL`` wins and is checked too.
+    """Returns ``egl`` or ``osmesa``, whichever draws here; ``$MUJOCO_GL`` wins and is checked too.
 
     Raises:
-      LiberoError: when none does, with the Debian packages that would.
+      LiberoError: when none does; it names the Debian packages that would.
     """
     asked = os.environ.get("MUJOCO_GL")
     if asked and asked not in LIBRARIES:
         raise LiberoError(f"MUJOCO_GL is {asked!r}; without a screen it is egl or osmesa.\n  unset MUJOCO_GL")
     tried = []
+    # What was asked for is not replaced by another: pictures of the two differ in single pixels.
     for name in (asked,) if asked else renderers():
         problem = try_renderer(name)
         if problem is None:
@@ -156,11 +167,12 @@ def choose_renderer() -> str:
 
 
 def try_renderer(name: str) -> str | None:
-    """What is wrong with a renderer, None if it draws. Tried in a process of its own: a bad driver may take it down."""
+    """Returns what is wrong with a renderer, None if it draws."""
     library, packages = LIBRARIES[name]
     if ctypes.util.find_library(library) is None:
         return f"lib{library} is missing (Debian: {packages})"
     environment = os.environ | {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
+    # In a process of its own, because a bad driver may take the process down, and mujoco chooses its renderer once.
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -173,16 +185,16 @@ def try_renderer(name: str) -> str | None:
 
 
 def prepare(renderer: str | None = None) -> pathlib.Path:
-    """Makes ``import libero.libero`` quiet and local in this process, before that import; returns the assets.
+    """Imports ``libero.libero`` in this process without a question or a foreign setting; returns the assets' folder.
 
     Writes the file that LIBERO would ask for, points ``LIBERO_CONFIG_PATH`` at it, names the renderer and the assets,
-    and downloads these where they are not yet.
+    and downloads the assets where there are none yet.
 
     Args:
       renderer: ``egl`` or ``osmesa``; None when nothing will be drawn.
 
     Raises:
-      LiberoError: not installed, or no assets.
+      LiberoError: when LIBERO is not installed, or its assets are not to be had.
     """
     package = package_folder()
     assets = assets_folder() or download_assets()
@@ -191,13 +203,13 @@ def prepare(renderer: str | None = None) -> pathlib.Path:
         os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = renderer
     import libero.libero as library  # pyright: ignore[reportMissingImports]
 
-    # Its own search knows the package and the hub, and not the file's `assets`.
+    # LIBERO's own search looks in the package and on the hub, and does not read `assets` in its file.
     library._assets_path_cache = str(assets)
     return assets
 
 
 def _config_file(package: pathlib.Path, assets: pathlib.Path) -> pathlib.Path:
-    """LIBERO's ``config.yaml`` for exactly this package and these assets. JSON strings are YAML strings."""
+    """Writes LIBERO's ``config.yaml`` for exactly this package and these assets; returns its path."""
     folders = {
         "benchmark_root": package,
         "bddl_files": package / "bddl_files",
@@ -205,7 +217,10 @@ def _config_file(package: pathlib.Path, assets: pathlib.Path) -> pathlib.Path:
         "datasets": package / "datasets",
         "assets": assets,
     }
+    # JSON strings are YAML strings, and quote what YAML would misread.
     text = "".join(f"{name}: {json.dumps(str(folder))}\n" for name, folder in folders.items())
+    # Named by its content: environments with other folders do not meet in one file, and workers that start together
+    # write the same.
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     file = pathlib.Path(tempfile.gettempdir()) / f"wovr_jax-libero-{os.getuid()}" / name / "config.yaml"
     if not file.exists():
@@ -217,7 +232,7 @@ def _config_file(package: pathlib.Path, assets: pathlib.Path) -> pathlib.Path:
 
 
 def fingerprint(renderer: str | None) -> dict[str, Any]:
-    """What decides a result besides the policy: versions, renderer, and a hash over the assets."""
+    """Returns what decides a result besides the policy: versions, renderer, and a hash over the assets."""
     assets = assets_folder()
     return {
         "python": platform.python_version(),
@@ -228,11 +243,12 @@ def fingerprint(renderer: str | None) -> dict[str, Any]:
 
 
 def hash_folder(folder: pathlib.Path) -> str:
-    """SHA-256 over names and contents of the asset files, in alphabetical order."""
+    """Returns the SHA-256 over names and contents of the asset files, in alphabetical order."""
     total = hashlib.sha256()
     for name in FOLDERS + ("textures",):
         for path in sorted((folder / name).rglob("*")):
             if path.is_file():
+                # The zero byte ends the name; contents enter by their digest, whose length is fixed.
                 total.update(path.relative_to(folder).as_posix().encode() + b"\0")
                 total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()

@@ -1,28 +1,162 @@
-"""LIBERO's tasks, instructions, official initial states and the two protocols in use, without torch.
+"""LIBERO in a run: its settings, tasks, official initial states, and the two evaluation protocols in use.
 
-``libero.libero.benchmark`` knows the same and imports torch; the files it reads are read here directly.
+Importing this needs no simulator, so a recipe can hold these settings anywhere. ``libero.libero.benchmark`` offers the
+same tasks and imports torch; the files that it reads are read here directly.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import io
 import pathlib
 import pickle
+import typing
 import zipfile
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from wovr_jax.data.instructions import from_file_name
-from wovr_jax.sim.libero.settings import SUITES
+from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Seed, Share, checked
 from wovr_jax.sim.libero.setup import LiberoError, package_folder
 
+Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
+# A suite's place in this order is part of the expert's seed: new suites go to the end.
+SUITES: tuple[Suite, ...] = typing.get_args(Suite)
+Drawing = Literal["libero", "fast"]
+Flaw = Literal["none", "early_release", "wrong_object", "missed_grasp"]
+FLAWS: tuple[Flaw, ...] = typing.get_args(Flaw)
+ProtocolName = Literal["openvla", "rlinf"]
+Init = Annotated[int, Between(0, 50)]
+"""A bound of a range of official initial states, of which every task has 50."""
+
+
+@checked
+@dataclasses.dataclass(frozen=True)
+class SceneConfig:
+    """How environments are built.
+
+    Attributes:
+      size: pixels of a square frame's side; 0 for no frames.
+      wrist: whether the camera in the hand is drawn too.
+      drawing: ``"libero"`` draws exactly as the benchmark does; ``"fast"`` leaves out smoothed edges and mirror
+        images in shiny surfaces, at about a third of the cost.
+      hard_reset: whether every reset builds the model anew, as the benchmark does. Without, a reset is ten times
+        faster; fixtures then stand a little differently for the same seed.
+      hold: control steps of 1/20 s that every action is held for. The benchmark has 1; with 2, a chunk of eight
+        actions covers sixteen of its steps, and an episode needs half as many frames.
+    """
+
+    size: Natural = 256
+    wrist: bool = True
+    drawing: Drawing = "libero"
+    hard_reset: bool = True
+    hold: Count = 1
+
+
+@checked
+@dataclasses.dataclass(frozen=True)
+class LiberoExpertConfig:
+    """How demonstrations are made.
+
+    Attributes:
+      noise: standard deviation of the noise on the six executed deltas; labels have none.
+      flaw: ``early_release`` lets go on the way and carries on with an empty hand, ``wrong_object`` takes another
+        object, ``missed_grasp`` closes above the object and carries on; all then stop.
+      flawed_share: share of the demonstrations that have the flaw.
+      release_low, release_high: interval of the share of the way at which ``early_release`` lets go.
+      linger: control steps after the first success, so that a recording also shows it.
+      seed: seed of noise and flaws, together with the trial's task, initial state and seed.
+    """
+
+    noise: NonNegative = 0.0
+    flaw: Flaw = "none"
+    flawed_share: Share = 1.0
+    release_low: Share = 0.1
+    release_high: Share = 0.6
+    linger: Natural = 0
+    seed: Seed = 0
+
+    def faults(self) -> Faults:
+        """Yields an interval without numbers."""
+        if self.release_low > self.release_high:
+            yield "release_low", f"expected at most release_high={self.release_high}, got {self.release_low}"
+
+
+@checked
+@dataclasses.dataclass(frozen=True)
+class LiberoConfig:
+    """LIBERO as the true environment of a run.
+
+    Attributes:
+      suite: one of ``SUITES``.
+      tasks: indices in the suite; empty for all.
+      protocol: how episodes begin: ``"openvla"`` (10 no-op steps) or ``"rlinf"`` (15). Their length is ``steps``, and
+        success in any step counts.
+      steps: actions of an episode, a multiple of the policy's chunk. RLinf's evaluation has 512.
+      inits: official initial states that evaluation uses: the first, and the one after the last.
+      train_inits: the same for demonstrations and collections. Empty for layouts that the task itself draws, a new
+        one for each episode, as the official ones were drawn: objects and arm.
+      overlap: whether ``train_inits`` may share states with ``inits``.
+      scene: how environments are built.
+      expert: how demonstrations are made.
+      demonstrations: an episode folder to take them from instead (``data_prep`` makes some); empty for the expert.
+      release: folder with the tokenizer and the action statistics of a released policy, for a run that starts from its
+        weights; empty for the package's own words and the statistics of the demonstrations.
+      intervened_share: share of the rollouts for world model and classifier in which the gripper does something else
+        than the policy says, see ``rollout.intervene``.
+      workers: environments at a time in each process, 1 to 1.5 GB each.
+    """
+
+    suite: Suite = "libero_spatial"
+    tasks: tuple[Natural, ...] = ()
+    protocol: ProtocolName = "rlinf"
+    steps: Count = 512
+    inits: tuple[Init, Init] = (0, 50)
+    train_inits: tuple[Init, ...] = ()
+    overlap: bool = False
+    scene: SceneConfig = SceneConfig(wrist=False)
+    expert: LiberoExpertConfig = LiberoExpertConfig(linger=8)
+    demonstrations: str = ""
+    release: str = ""
+    intervened_share: Share = 0.0
+    workers: Count = 2
+
+    @property
+    def last_task(self) -> int:
+        """The largest index of a task in use."""
+        return max(self.tasks, default=89 if self.suite == "libero_90" else 9)
+
+    def faults(self) -> Faults:
+        """Yields demonstrations of another rate, and ranges of initial states that are empty or shared."""
+        # The frames of a folder are one control step apart, and the policy's would be `hold` steps apart.
+        if self.demonstrations and self.scene.hold != 1:
+            yield (
+                "scene.hold",
+                f"demonstrations of a folder have one action every 1/20 s, and scene.hold={self.scene.hold} holds each "
+                "longer; use hold=1, or the expert",
+            )
+        ranges = {"inits": self.inits} | ({"train_inits": self.train_inits} if self.train_inits else {})
+        empty = {name: ends for name, ends in ranges.items() if len(ends) != 2 or ends[0] >= ends[1]}
+        for name, ends in empty.items():
+            yield name, f"expected the first initial state and the one after the last, got {ends}"
+        # Success where training began would partly be memory.
+        shared = set.intersection(*(set(range(*ends)) for ends in ranges.values())) if not empty else set()
+        if shared and self.train_inits and not self.overlap:
+            yield (
+                "train_inits",
+                f"initial states {min(shared)} to {max(shared)} are both trained on and measured on; choose others for "
+                "train_inits or inits, or ask for it with overlap=True",
+            )
+
+
+# --- tasks, initial states and protocols ------------------------------------------------------
+
 DRAWN = -1
-"""Instead of the number of an initial state: the layout that the task draws with the seed of the trial."""
+"""Stands in the place of an initial state's number for the layout that the task itself draws with the trial's seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,25 +177,26 @@ class Task:
 
     @property
     def bddl_file(self) -> pathlib.Path:
-        """Its scene and goal."""
+        """The file with the task's scene and goal."""
         return package_folder() / "bddl_files" / self.suite / f"{self.name}.bddl"
 
     @property
     def init_file(self) -> pathlib.Path:
-        """Its initial states."""
+        """The file with the task's official initial states."""
         return package_folder() / "init_files" / self.suite / f"{self.name}.pruned_init"
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """How an episode begins and ends.
 
     Attributes:
-      name: of the protocol.
-      settle: no-op steps after the reset, outside the limit: objects come to rest, the gripper opens.
-      settle_gripper: the gripper's command in those steps.
-      horizons: suite -> most steps of an episode.
-      stops: whether an episode ends at its first success; otherwise it runs to the horizon and a success in any
+      name: the protocol's name.
+      settle: no-op control steps after the reset, in which objects come to rest and the gripper opens. They do not
+        count towards the horizon.
+      settle_gripper: the gripper's command in those steps, -1 for open.
+      horizons: suite -> most control steps of an episode.
+      stops: whether an episode ends at its first success. Otherwise it runs to the horizon, and a success in any
         step counts.
       trials: initial states of a task.
     """
@@ -75,18 +210,24 @@ class Protocol:
 
 
 PROTOCOLS = {
-    # openvla-oft: experiments/robot/libero/run_libero_eval.py
-    "openvla": Protocol("openvla", 10, -1.0, dict(zip(SUITES, (220, 280, 300, 520, 400), strict=True)), True),
-    # RLinf: rlinf/envs/libero/libero_env.py with the horizons of its WoVR configs
-    "rlinf": Protocol("rlinf", 15, -1.0, dict.fromkeys(SUITES, 512), False),
+    # openvla-oft: experiments/robot/libero/run_libero_eval.py. The horizons leave some room beyond the longest human
+    # demonstration of each suite (193, 254, 270, 505 and 373 steps).
+    "openvla": EvaluationProtocol("openvla", 10, -1.0, dict(zip(SUITES, (220, 280, 300, 520, 400), strict=True)), True),
+    # RLinf: rlinf/envs/libero/libero_env.py with the horizons of its WoVR configs. Environments that run in step all
+    # go on to the same horizon; a success is kept when it is lost again.
+    "rlinf": EvaluationProtocol("rlinf", 15, -1.0, dict.fromkeys(SUITES, 512), False),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Where an episode begins: a task, one of its official initial states or ``DRAWN``, and the seed of the reset.
+    """Where an episode begins.
 
-    ``repeat`` tells episodes apart that begin alike.
+    Attributes:
+      task: the task.
+      init: the number of one of its official initial states, or ``DRAWN``.
+      seed: the seed of the reset; it places the fixtures, and in a drawn layout everything.
+      repeat: tells episodes apart that begin alike.
     """
 
     task: Task
@@ -94,9 +235,23 @@ class Trial:
     seed: int = 0
     repeat: int = 0
 
+    @property
+    def name(self) -> str:
+        """The trial as a word for files: ``libero_spatial/3/17/0`` is task 3 from initial state 17 with seed 0."""
+        repeat = f"/{self.repeat}" if self.repeat else ""
+        # Manifests and lines have this text, and seeds are drawn from it, so it must never change.
+        return f"{self.task.suite}/{self.task.index}/{self.init}/{self.seed}{repeat}"
 
-def protocol(name: str) -> Protocol:
-    """A protocol by name.
+
+def draw_seed(trial: Trial, number: int) -> int:
+    """Returns a seed in [0, 2**32) that depends on the trial and ``number`` alone, e.g. the number of a chunk."""
+    # Python's own hash() of text differs from process to process.
+    digest = hashlib.sha256(f"{trial.name}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+def protocol(name: str) -> EvaluationProtocol:
+    """Returns the protocol of that name.
 
     Raises:
       LiberoError: for a name that is not in ``PROTOCOLS``.
@@ -108,62 +263,68 @@ def protocol(name: str) -> Protocol:
 
 @functools.cache
 def tasks(suite: str) -> tuple[Task, ...]:
-    """The tasks of a suite in their official order.
+    """Returns the tasks of a suite in their official order.
 
     Raises:
       LiberoError: for an unknown suite, or when LIBERO is not installed.
     """
     if suite not in SUITES:
         raise LiberoError(f"LIBERO suite: expected one of {', '.join(SUITES)}, got {suite!r}.")
-    return tuple(Task(suite, i, name, from_file_name(name)) for i, name in enumerate(_task_map()[suite]))
+    # Not at the top: it brings jax along, and every worker imports this module and never calls this function.
+    from wovr_jax.data.episodes import instruction_of
 
-
-def trials(suite: str, inits: Iterable[int], *, only: Sequence[int] | None = None, seed: int = 0) -> list[Trial]:
-    """Every task of a suite at every initial state, task by task.
-
-    Args:
-      suite: one of ``SUITES``.
-      inits: which of the official initial states.
-      only: indices of the tasks wanted; all without.
-      seed: of every reset.
-
-    Raises:
-      LiberoError: for a suite or a task that is not there.
-    """
-    there = tasks(suite)
-    for index in only or ():
-        if not 0 <= index < len(there):
-            raise LiberoError(f"{suite} has tasks 0 to {len(there) - 1}, and {index} was asked for.")
-    chosen = there if only is None else [there[index] for index in only]
-    states = list(inits)
-    return [Trial(task, init, seed) for task in chosen for init in states]
-
-
-@functools.cache
-def _task_map() -> dict[str, list[str]]:
-    """The benchmark's own list, loaded as a lone file because its package imports torch."""
+    # The benchmark's own list, loaded as a lone file, because importing its package imports torch.
     path = package_folder() / "benchmark" / "libero_suite_task_map.py"
     spec = importlib.util.spec_from_file_location("_libero_task_map", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise LiberoError(f"{path} is missing; this is not the LIBERO package that was expected.")
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found.libero_task_map
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return tuple(Task(suite, i, name, instruction_of(name)) for i, name in enumerate(module.libero_task_map[suite]))
+
+
+def trials(suite: str, inits: Iterable[int], *, only: Sequence[int] | None = None, seed: int = 0) -> list[Trial]:
+    """Returns every task of a suite at every initial state, task by task.
+
+    Args:
+      suite: one of ``SUITES``.
+      inits: numbers of official initial states.
+      only: indices of the tasks that are wanted; None for all of them.
+      seed: the seed of every reset.
+
+    Raises:
+      LiberoError: for an unknown suite or task.
+    """
+    # A task that is missing would otherwise show as an IndexError hours later in a worker.
+    known = tasks(suite)
+    for index in only or ():
+        if not 0 <= index < len(known):
+            raise LiberoError(f"{suite} has tasks 0 to {len(known) - 1}, and {index} was asked for.")
+    wanted = known if only is None else [known[index] for index in only]
+    # An iterator would be used up by the first task.
+    states = list(inits)
+    return [Trial(task, init, seed) for task in wanted for init in states]
 
 
 def init_states(task: Task) -> np.ndarray:
-    """(trials, 1 + nq + nv) float64 official initial states: time, positions, velocities.
+    """Returns the official initial states, (N, 1 + nq + nv) float64: time, then positions, then velocities.
 
     Raises:
-      LiberoError: a file that is missing, damaged or holds more than one array of numbers.
+      LiberoError: for a file that is missing, damaged, or holds anything but one array of numbers.
     """
+    # The file is torch's, and torch is not needed to read one array.
     return read_init_states(task.init_file)
 
 
 def read_init_states(path: pathlib.Path) -> np.ndarray:
-    """The array in a ``.pruned_init``: a zip as torch writes it, with one pickled numpy array and no tensor."""
+    """Reads the array of a ``.pruned_init``: a zip as torch writes it, with one pickled numpy array and no tensor.
+
+    Raises:
+      LiberoError: as ``init_states``.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
+            # torch names the folder in the zip after the file, so only the end of the member's name is known.
             (member,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
             states = _ArraysOnly(io.BytesIO(archive.read(member))).load()
     except FileNotFoundError:
@@ -171,16 +332,14 @@ def read_init_states(path: pathlib.Path) -> np.ndarray:
     except Exception as error:  # a damaged zip or pickle fails in every way there is
         raise LiberoError(f"{path}: cannot be read as initial states ({type(error).__name__}: {error}).") from error
     if not isinstance(states, np.ndarray) or states.ndim != 2 or states.dtype != np.float64:
-        raise LiberoError(f"{path}: expected an array (states, numbers) of float64, got {_kind(states)}.")
+        is_array = isinstance(states, np.ndarray)
+        kind = f"{states.dtype}{list(states.shape)}" if is_array else type(states).__name__
+        raise LiberoError(f"{path}: expected an array (states, numbers) of float64, got {kind}.")
     return states
 
 
-def _kind(value: Any) -> str:
-    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
 class _ArraysOnly(pickle.Unpickler):
-    """Knows the four names that an array of numbers needs; a pickle may call what it can name."""
+    """Resolves only the four names that an array of numbers needs, because a pickle may call whatever it can name."""
 
     NAMES = (
         ("numpy", "ndarray"),
@@ -190,8 +349,9 @@ class _ArraysOnly(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
+        # The four names build an array and call nothing else.
+        # numpy 2 renamed numpy.core to numpy._core; the files have the old name, a new pickle would have the new one.
         plain = module.replace("numpy._core", "numpy.core")
         if (plain, name) not in self.NAMES:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which an array of numbers does not need")
-        # numpy.core is called numpy._core since numpy 2.
         return super().find_class(plain.replace("numpy.core", "numpy._core"), name)

@@ -1,14 +1,15 @@
-"""One LIBERO environment in one process: reset, step, look; and the loop that serves it to another process.
+"""One LIBERO environment in one process: reset, step, observe; and the loop that serves it to another process.
 
 Runs in processes that ``pool.Pool`` starts. It imports no jax, so that a worker holds what the simulator needs and
 no more, and libero only when it builds its first environment.
 
-Frames come out as OpenVLA's LIBERO data hold them: turned by 180 degrees. The simulator's rows run upwards, so a turned
-frame is upright and mirrored left to right; that is the protocol, for both cameras.
+Frames come out as OpenVLA's LIBERO data hold them: turned by 180 degrees (openvla-oft:
+experiments/robot/libero/libero_utils.py). The simulator's rows run upwards, so a turned frame is upright and mirrored
+left to right; that is the protocol, for both cameras.
 
-robosuite samples what a step shows one physics step before the control step ends (its clock adds up 2 ms steps), and
-draws every camera in every step. To see the same pixels without that cost, the cameras here are observables like its
-own that draw only in the steps whose frame is wanted.
+robosuite samples what a step shows one physics step before the control step ends, because its clock adds up 2 ms steps
+in floating point (robosuite: utils/observables.py), and draws every camera in every step. To see the same pixels
+without that cost, the cameras here are observables like its own that draw only in the steps whose frame is wanted.
 """
 
 from __future__ import annotations
@@ -24,24 +25,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wovr_jax.sim.libero import setup
-from wovr_jax.sim.libero.settings import SceneConfig
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, Protocol, Task, Trial, init_states
+from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, SceneConfig, Task, Trial, init_states
 
 CAMERA, WRIST_CAMERA = "agentview", "robot0_eye_in_hand"
 ARM_NOISE = 0.02
-"""Radians by which the joints of the arm are off at the beginning, one standard deviation: robosuite's default, and
-what the official initial states have. LIBERO's environment itself draws none."""
+"""Standard deviation, in radians, of the arm's joints about their rest at the beginning of a drawn layout. It is
+robosuite's default, and what the official initial states have. LIBERO's environment itself draws none."""
+PLACEMENTS = 100
+"""Random placements of a scene's fixtures that a reset tries."""
 
 
-class Seen(NamedTuple):
-    """What one or more control steps showed.
+class Observations(NamedTuple):
+    """What T control steps showed.
 
     Attributes:
-      frame_FHWC: uint8 frames of the table's camera: all, the last or none, as asked.
-      wrist_FHWC: the same from the hand, or None.
-      state_TD: (T, 8) float32 after each step: hand position, rotation as axis times angle, finger joints.
-      success_T: bool after each step.
+      frame_FHWC: uint8 frames of the table's camera: F = T, 1 or 0, for all, the last or none of the steps.
+      wrist_FHWC: the same frames of the camera in the hand, or None.
+      state_TD: (T, 8) float32 after each step: position of the hand in metres, its rotation as axis times angle in
+        radians, and the two finger joints in metres.
+      success_T: bool, whether the goal held after each step.
     """
 
     frame_FHWC: np.ndarray
@@ -54,7 +57,7 @@ class Scene:
     """The environment of one task in this process.
 
     Raises:
-      LiberoError: when a file of its assets is not there.
+      LiberoError: when a file of its assets is missing.
     """
 
     def __init__(self, task: Task, cfg: SceneConfig):
@@ -64,6 +67,7 @@ class Scene:
         self.states = init_states(task)
         self.cameras = ((CAMERA, WRIST_CAMERA) if cfg.wrist else (CAMERA,)) if cfg.size else ()
         try:
+            # Without an offscreen renderer of its own: it would draw in every step.
             self.env = ControlEnv(
                 bddl_file_name=str(task.bddl_file),
                 use_camera_obs=False,
@@ -71,20 +75,21 @@ class Scene:
                 ignore_done=True,
                 hard_reset=cfg.hard_reset,
             )
-        except ValueError as error:  # MuJoCo's, and the only place where it says which file
+        except ValueError as error:
+            # MuJoCo's text is the only place that names the missing file.
             if "opening file" not in str(error):
                 raise
             raise LiberoError(
                 f"{task.name} cannot be built, its assets are not complete: {error}. Bring that file, or leave the "
                 f"task out (tasks=...).\n  export {setup.ASSETS}=<folder that has it>"
             ) from error
-        self.wanted = False
+        self.drawing = False
         self.pictures = {name: np.zeros((cfg.size, cfg.size, 3), np.uint8) for name in self.cameras}
         for camera in self.cameras:
             self.env.env.add_observable(self._camera(camera))
 
-    def reset(self, trial: Trial, protocol: Protocol) -> Seen:
-        """The trial's initial state, fixtures placed by its seed, after the protocol's no-op steps.
+    def reset(self, trial: Trial, protocol: EvaluationProtocol) -> Observations:
+        """Sets the trial's initial state with fixtures placed by its seed, and takes the protocol's no-op steps.
 
         Raises:
           LiberoError: when the task has no such initial state.
@@ -93,101 +98,75 @@ class Scene:
             raise LiberoError(
                 f"{self.task.name} has initial states 0 to {len(self.states) - 1}, and {trial.init} was asked for."
             )
-        # Fixtures are not part of an initial state; their place is drawn at every reset, and so is all the rest.
+        # Fixtures without joints (cabinet, stove) are not part of an initial state: each reset draws their place. One
+        # seed at the start would make a trial depend on the resets before it, so every reset is seeded.
         self.env.seed(trial.seed)
-        self._shake(ARM_NOISE if trial.init == DRAWN else 0.0)
-        self._place()
+        self._set_arm_noise(ARM_NOISE if trial.init == DRAWN else 0.0)
+        self._reset_env()
         if self.cfg.size:
             self._make_context()
-        begun = self.env.get_sim_state() if trial.init == DRAWN else self.states[trial.init]
-        self._observe(self.env.set_init_state(begun))
+        state = self.env.get_sim_state() if trial.init == DRAWN else self.states[trial.init]
+        self._observe(self.env.set_init_state(state))
         self.success = bool(self.env.check_success())
         noop_A = np.array([0.0] * 6 + [protocol.settle_gripper])
         for left in reversed(range(protocol.settle)):
             self.step(noop_A, draw=left == 0)
-        return self._seen([self.pictures.copy()], [self.state_D], [self.success])
-
-    def _shake(self, magnitude: float) -> None:
-        """How far the next reset moves the arm: the robot's own setting, and that of the next one which is built."""
-        noise = {"magnitude": magnitude, "type": "gaussian"}
-        inner = self.env.env
-        inner.robot_configs[0]["initialization_noise"] = inner.robots[0].initialization_noise = noise
-
-    def _place(self, tries: int = 100) -> None:
-        """The environment's reset, again while its random placement finds no room."""
-        from robosuite.utils.errors import RandomizationError  # pyright: ignore[reportMissingImports]
-
-        # The wrapper's own reset() swallows every exception and tries for ever.
-        for _ in range(tries):
-            try:
-                self.env.env.reset()
-                return
-            except RandomizationError:
-                continue
-        raise LiberoError(f"{self.task.name}: no placement of its fixtures found in {tries} tries.")
+        return self._observations([self.pictures.copy()], [self.state_D], [self.success])
 
     def step(self, action_A: np.ndarray, draw: bool = False) -> bool:
-        """One action, held for ``hold`` control steps of 1/20 s; whether the goal holds after any of them.
+        """Holds one action for ``hold`` control steps of 1/20 s; returns whether the goal holds after any of them.
 
-        ``draw`` brings ``pictures`` up to date: as they are in the last one.
+        ``draw`` brings ``pictures`` up to date, with the frame of the last control step.
         """
         self.success = False
         for left in reversed(range(self.cfg.hold)):
-            self.wanted = draw and left == 0
+            self.drawing = draw and left == 0
             observation, _, done, _ = self.env.step(np.asarray(action_A, np.float64))
-            self.wanted = False
+            self.drawing = False
             self._observe(observation)
+            # LIBERO's `done` is success and nothing else (libero/envs/bddl_base_domain.py).
             self.success |= bool(done)
         return self.success
 
-    def play(self, action_TA: np.ndarray, draw: str, stop: bool) -> Seen:
+    def play(self, action_TA: np.ndarray, draw: str, stop: bool) -> Observations:
         """Steps through a chunk.
 
         Args:
           action_TA: (T, 7) environment actions.
           draw: frames after ``"all"`` steps, the ``"last"``, or ``"none"``.
-          stop: whether to end at the first success. The last frame is then missing if another was to be drawn.
+          stop: whether to end at the first success. A frame of the last step is then missing.
         """
-        pictures, states, wins = [], [], []
+        pictures, states, successes = [], [], []
         for number, action_A in enumerate(action_TA, 1):
-            drawn = draw == "all" or (draw == "last" and number == len(action_TA))
-            wins.append(self.step(action_A, drawn))
+            draw_now = draw == "all" or (draw == "last" and number == len(action_TA))
+            successes.append(self.step(action_A, draw_now))
             states.append(self.state_D)
-            if drawn:
+            if draw_now:
                 pictures.append(self.pictures.copy())
-            if stop and wins[-1]:
+            if stop and successes[-1]:
                 break
-        return self._seen(pictures, states, wins)
-
-    def _seen(self, pictures: list[dict[str, np.ndarray]], states: list[np.ndarray], wins: list[bool]) -> Seen:
-        nothing = np.zeros((0, self.cfg.size, self.cfg.size, 3), np.uint8)
-        frames = {
-            camera: np.stack([one[camera] for one in pictures]) if pictures else nothing for camera in self.cameras
-        }
-        return Seen(frames.get(CAMERA, nothing), frames.get(WRIST_CAMERA), np.stack(states), np.array(wins))
-
-    def _camera(self, name: str) -> Any:
-        """An observable that draws when a frame is wanted, and is sampled when robosuite's own are."""
-        from robosuite.utils.observables import Observable, sensor  # pyright: ignore[reportMissingImports]
-
-        @sensor(modality="image")
-        def picture(_: Any) -> np.ndarray:
-            if self.wanted:
-                size = self.cfg.size
-                drawn = self.env.sim.render(width=size, height=size, camera_name=name)
-                self.pictures[name] = np.ascontiguousarray(drawn[::-1, ::-1])
-            return self.pictures[name]
-
-        return Observable(name=f"{name}_frame", sensor=picture, sampling_rate=self.env.env.control_freq)
+        return self._observations(pictures, states, successes)
 
     @property
     def sim_state(self) -> np.ndarray:
-        """(1 + nq + nv,) time, positions and velocities."""
+        """The simulator's state, (1 + nq + nv,): time, positions and velocities."""
         return self.env.get_sim_state()
 
     def close(self) -> None:
         """Frees the environment and its renderer."""
         self.env.close()
+
+    def _observations(
+        self, pictures: list[dict[str, np.ndarray]], states: list[np.ndarray], successes: list[bool]
+    ) -> Observations:
+        none_FHWC = np.zeros((0, self.cfg.size, self.cfg.size, 3), np.uint8)
+        frames = {
+            camera: np.stack([picture[camera] for picture in pictures]) if pictures else none_FHWC
+            for camera in self.cameras
+        }
+        return Observations(
+            frames.get(CAMERA, none_FHWC), frames.get(WRIST_CAMERA), np.stack(states), np.array(successes)
+        )
 
     def _observe(self, observation: dict[str, np.ndarray]) -> None:
         from robosuite.utils.transform_utils import quat2axisangle  # pyright: ignore[reportMissingImports]
@@ -199,8 +178,43 @@ class Scene:
         )
         self.state_D = np.concatenate(parts).astype(np.float32)
 
+    def _camera(self, name: str) -> Any:
+        """Returns an observable that draws when a frame is wanted, and is sampled when robosuite's own are."""
+        from robosuite.utils.observables import Observable, sensor  # pyright: ignore[reportMissingImports]
+
+        @sensor(modality="image")
+        def picture(_: Any) -> np.ndarray:
+            if self.drawing:
+                size = self.cfg.size
+                frame_HWC = self.env.sim.render(width=size, height=size, camera_name=name)
+                # Turned by 180 degrees, see the module's docstring.
+                self.pictures[name] = np.ascontiguousarray(frame_HWC[::-1, ::-1])
+            return self.pictures[name]
+
+        return Observable(name=f"{name}_frame", sensor=picture, sampling_rate=self.env.env.control_freq)
+
+    def _set_arm_noise(self, magnitude: float) -> None:
+        """Sets by how much the next reset moves the arm, in radians."""
+        noise = {"magnitude": magnitude, "type": "gaussian"}
+        inner = self.env.env
+        # A soft reset reads the robot's setting, a hard one builds a new robot from the environment's.
+        inner.robot_configs[0]["initialization_noise"] = inner.robots[0].initialization_noise = noise
+
+    def _reset_env(self) -> None:
+        """Resets the environment, again while its random placement finds no room."""
+        from robosuite.utils.errors import RandomizationError  # pyright: ignore[reportMissingImports]
+
+        # LIBERO's wrapper has a reset() of its own, which swallows every exception and tries for ever.
+        for _ in range(PLACEMENTS):
+            try:
+                self.env.env.reset()
+                return
+            except RandomizationError:
+                continue
+        raise LiberoError(f"{self.task.name}: no placement of its fixtures found in {PLACEMENTS} tries.")
+
     def _make_context(self) -> None:
-        """A renderer for the model of this reset, as the environment itself would make it."""
+        """Makes a renderer for the model of this reset, as robosuite's environment would (environments/base.py)."""
         from robosuite.utils.binding_utils import MjRenderContextOffscreen  # pyright: ignore[reportMissingImports]
 
         sim = self.env.sim
@@ -210,7 +224,8 @@ class Scene:
         if fast:
             sim.model.vis.quality.offsamples = 0
         context = MjRenderContextOffscreen(sim, device_id=-1)
-        context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # collision shapes off, visual ones on
+        # Geoms of group 0 are collision shapes, those of group 1 what is to be seen.
+        context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1
         if fast:
             import mujoco  # pyright: ignore[reportMissingImports]
 
@@ -218,72 +233,75 @@ class Scene:
             context.scn.flags[reflection] = 0
 
 
-class Bench:
-    """What a worker keeps between calls: the scene of the task at hand, and a line to its master.
+class WorkerState:
+    """What a worker keeps between calls: the open scene, and a heartbeat to the process that it works for.
 
     Args:
-      cfg: how scenes are built; None where none will be.
-      beat: called to say that work goes on.
+      cfg: how scenes are built; None for a worker that builds none.
+      heartbeat: called by long functions to tell that the work goes on.
     """
 
-    def __init__(self, cfg: SceneConfig | None, beat: Callable[[], None] = lambda: None):
-        self.cfg, self.beat = cfg, beat
+    def __init__(self, cfg: SceneConfig | None, heartbeat: Callable[[], None] = lambda: None):
+        self.cfg, self.heartbeat = cfg, heartbeat
         self.scene: Scene | None = None
 
-    def at(self, task: Task) -> Scene:
-        """The scene of ``task``; another task's is closed first, since one takes a gigabyte."""
+    def open_scene(self, task: Task) -> Scene:
+        """Returns the scene of ``task``; another task's is closed first, since a scene takes a gigabyte."""
         if self.cfg is None:
             raise LiberoError("this worker was started without a SceneConfig.")
         if self.scene is None or self.scene.task != task:
-            self.drop()
+            self.close_scene()
             self.scene = Scene(task, self.cfg)
         return self.scene
 
-    def drop(self) -> None:
-        """Closes the scene."""
+    def close_scene(self) -> None:
+        """Closes the open scene, if there is one."""
         if self.scene is not None:
             self.scene.close()
             self.scene = None
 
 
-def begin(bench: Bench, trial: Trial, protocol: Protocol) -> Seen:
-    """Starts an episode."""
-    return bench.at(trial.task).reset(trial, protocol)
+def begin(state: WorkerState, trial: Trial, protocol: EvaluationProtocol) -> Observations:
+    """Starts an episode in the worker."""
+    return state.open_scene(trial.task).reset(trial, protocol)
 
 
-def play(bench: Bench, action_TA: np.ndarray, draw: str, stop: bool) -> Seen:
-    """Goes on with the episode that ``begin`` started."""
-    if bench.scene is None:
+def play(state: WorkerState, action_TA: np.ndarray, draw: str, stop: bool) -> Observations:
+    """Goes on with the episode that ``begin`` started, see :meth:`Scene.play`."""
+    if state.scene is None:
         raise LiberoError("no episode has begun in this worker.")
-    return bench.scene.play(action_TA, draw, stop)
+    return state.scene.play(action_TA, draw, stop)
 
 
 def serve(line: Connection, cfg: SceneConfig | None, renderer: str | None) -> None:
-    """The worker's life: ``(function, arguments)`` in, ``(kind, value)`` out, until None or the line breaks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the master's to handle; it ends the workers
-    os.dup2(2, 1)  # libraries print; results on stdout belong to the master
+    """Runs the worker: ``(function, arguments)`` come in, ``(kind, value)`` go out, until None or a broken line."""
+    # Ctrl-C reaches the whole group of processes. The main process handles it and ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Libraries print; the main process's stdout is for results.
+    os.dup2(2, 1)
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    bench = Bench(cfg, beat=lambda: line.send(("beat", None)))
+    state = WorkerState(cfg, heartbeat=lambda: line.send(("beat", None)))
     try:
         if cfg:
             setup.prepare(renderer)
         line.send(("ready", None))
         while (message := line.recv()) is not None:
-            line.send(_answer(bench, *message))
+            line.send(_answer(state, *message))
     except LiberoError as error:
         line.send(("refused", str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the master is gone
-    bench.drop()
+        return  # the main process is gone
+    state.close_scene()
 
 
-def _answer(bench: Bench, function: Callable[..., Any], arguments: tuple) -> tuple[str, Any]:
+def _answer(state: WorkerState, function: Callable[..., Any], arguments: tuple) -> tuple[str, Any]:
     try:
-        return "done", function(bench, *arguments)
+        return "done", function(state, *arguments)
     except LiberoError as error:
         return "refused", str(error)
     except (BrokenPipeError, ConnectionResetError):
         raise
     except Exception:
-        bench.scene = None  # whatever state it is in now, it is not trusted again
+        # Whatever state the scene is in now, it is not trusted again.
+        state.scene = None
         return "failed", traceback.format_exc()

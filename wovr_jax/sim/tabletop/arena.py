@@ -9,65 +9,78 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax import evaluate
+from wovr_jax.core import sharding
 from wovr_jax.data import episodes as disk
-from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.tokenizer import Tokenizer
-from wovr_jax.run.recipe import Recipe
-from wovr_jax.sim.arena import Actor, Measured, Played, layouts
-from wovr_jax.sim.tabletop import collect
-from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.sim.arena import Actor, Groups, Measured, Played, layouts
+from wovr_jax.sim.tabletop import collect, table
+from wovr_jax.sim.tabletop.expert import ExpertConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import Array, Imagined
 
 
 class Tabletop:
-    """The table of a recipe; see ``arena.base.Arena``."""
+    """The table of a run; see ``sim.arena.Arena``.
+
+    Args:
+      sim: the simulator.
+      expert: who demonstrates.
+      seed: of the run.
+      batch: episodes rolled at once.
+      memory: M, memory frames of a start state.
+      prompt_KL: (tasks, L) int32 prompt tokens of every instruction.
+    """
 
     name = "tabletop"
-    instructions = tabletop.INSTRUCTIONS
-    codec: Codec | None = None
-    explore: Callable[[int, Actor], Imagined] | None = None
+    instructions = table.INSTRUCTIONS
+    hold = 1
+    explore: Callable[[int, Actor, Groups], Imagined] | None = None
 
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        self.prompt_KL = Tokenizer.tabletop().prompts(tabletop.INSTRUCTIONS)
-        self.steps = recipe.sim.horizon
+    def __init__(
+        self, sim: TabletopConfig, expert: ExpertConfig, *, seed: int, batch: int, memory: int, prompt_KL: Array
+    ):
+        self.sim, self.expert, self.seed, self.batch, self.memory = sim, expert, seed, batch, memory
+        self.prompt_KL, self.steps = prompt_KL, sim.horizon
 
-    def demonstrate(self, folder: pathlib.Path, key: Array) -> dict[str, Any]:
+    def demonstrate(self, folder: pathlib.Path, key: Array, count: int, validation: int) -> dict[str, Any]:
         """Scripted episodes, a share of them flawed."""
-        cfg = self.recipe
-        seeds = layouts(cfg.seed, "demonstrations", cfg.collect.demonstrations + cfg.collect.validation)
-        made = collect.demonstrations(seeds, key, cfg.expert, cfg.sim)
+        seeds = layouts(self.seed, "demonstrations", count + validation)
+        made = collect.demonstrations(seeds, key, self.expert, self.sim)
         write = functools.partial(disk.write, meta={"sim": self.name}, overwrite=True)
-        facts = write(folder / "episodes", itertools.islice(made, cfg.collect.demonstrations))
+        facts = write(folder / "episodes", itertools.islice(made, count))
         write(folder / "validation", made)
         return {"episodes": facts["episodes"], "successes": facts["successes"]}
 
     def collect(self, folder: pathlib.Path, purpose: str, count: int, actor: Actor) -> dict[str, Any]:
         """Rollouts from fresh layouts."""
-        seeds = layouts(self.recipe.seed, purpose, count)
-        rollouts = actor.programs.live_batches(actor.params, seeds, actor.key, actor.temperature)
-        made = (episode for part, rollout in rollouts for episode in collect.episodes(rollout, part, actor.name))
+        rollouts = self._roll(layouts(self.seed, purpose, count), actor)
+        made = (episode for seeds, rollout in rollouts for episode in collect.episodes(rollout, seeds, actor.name))
         facts = disk.write(folder, made, meta={"sim": self.name}, overwrite=True)
         return {"episodes": count, "successes": facts["successes"], "true_steps": count * self.steps}
 
     def measure(self, folder: pathlib.Path, count: int, actor: Actor) -> Measured:
         """Success, and sub-goals by replaying what was done."""
         del folder  # a minute's work
-        seeds = layouts(self.recipe.seed, "evaluate", count)
-        batches = actor.programs.live_batches(actor.params, seeds, actor.key, actor.temperature)
-        rollout = evaluate.join([rollout for _, rollout in batches], count)
-        reached = collect.subgoal_rates(rollout, jnp.asarray(seeds), self.recipe.sim)
-        return Measured(evaluate.succeeded(rollout), reached, count * self.steps)
+        seeds = layouts(self.seed, "evaluate", count)
+        parts = [sharding.host(rollout) for _, rollout in self._roll(seeds, actor)]
+        rollout = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)  # without the last padding
+        reached = collect.subgoal_rates(rollout, jnp.asarray(seeds), self.sim)
+        return Measured(rollout.truth_BNT.any(axis=(1, 2)), reached, count * self.steps)
 
     def play(self, count: int, actor: Actor) -> Iterator[Played]:
         """Rollouts on the device."""
-        cfg, programs = self.recipe, actor.programs
-        seeds = layouts(cfg.seed, "evaluate", count)
-        for part, rollout in programs.live_batches(actor.params, seeds, actor.key, actor.temperature):
-            padded = jnp.asarray(np.resize(part, cfg.collect.batch))
-            start = collect.begin(padded, programs.prompt_KL, cfg.sim, cfg.world.slots)
-            yield Played(dataclasses.replace(start, sim=None), rollout, len(part))
+        for seeds, rollout in self._roll(layouts(self.seed, "evaluate", count), actor):
+            padded_B = jnp.asarray(np.resize(seeds, self.batch))
+            start = collect.begin(padded_B, self.prompt_KL, self.sim, self.memory)
+            yield Played(dataclasses.replace(start, sim=None), rollout, len(seeds))
+
+    def _roll(self, seeds: np.ndarray, actor: Actor) -> Iterator[tuple[np.ndarray, Imagined]]:
+        """Rollouts in equal batches of seeds, so that one program does; rows beyond the seeds given are padding."""
+        for low in range(0, len(seeds), self.batch):
+            part = seeds[low : low + self.batch]
+            padded_B = jnp.asarray(np.resize(part, self.batch))
+            key = jax.random.fold_in(actor.key, low)
+            yield part, actor.acting.roll(actor.params, padded_B, key, actor.temperature)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax.core import sharding
+from wovr_jax.core.pixels import to_uint8
 from wovr_jax.sim.tabletop import expert as experts
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.expert import ExpertConfig
@@ -21,13 +22,8 @@ from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import NULL_ACTION, Array, Episode, Imagined, Start
 
 
-def to_uint8(frame: Array | np.ndarray) -> np.ndarray:
-    """[-1, 1] floats -> rounded uint8 (never truncated: truncation darkens)."""
-    return np.clip(np.round((np.asarray(frame) + 1.0) * 127.5), 0, 255).astype(np.uint8)
-
-
 def begin(seed_B: Array, prompt_KL: Array, cfg: TabletopConfig, memory: int = 4) -> Start:
-    """Episode starts for integer seeds.
+    """Makes the start states of episodes for integer seeds.
 
     Args:
       seed_B: (B,) int32 reset seeds.
@@ -39,6 +35,7 @@ def begin(seed_B: Array, prompt_KL: Array, cfg: TabletopConfig, memory: int = 4)
     frame_BHWC = jax.vmap(lambda s: tabletop.render(s, cfg))(sim)
     task_B = tabletop.task_of(sim)
     batch = seed_B.shape[0]
+    # Nothing has happened before an episode: the memory is the first frame, held still under the null action.
     return Start(
         anchor_BHWC=frame_BHWC,
         memory_BMHWC=jnp.repeat(frame_BHWC[:, None], memory, axis=1),
@@ -59,7 +56,7 @@ def demonstrations(
     batch: int = 128,
     play: Callable = experts.demonstrate,
 ) -> Iterator[Episode]:
-    """Scripted episodes, one for each reset seed; ``play`` is ``experts.demonstrate`` or ``wander``."""
+    """Yields scripted episodes, one for each reset seed; ``play`` is ``experts.demonstrate`` or ``wander``."""
     make = jax.jit(functools.partial(_demonstrate, expert=expert, cfg=cfg, play=play))
     for low in range(0, len(seeds), batch):
         part = np.asarray(seeds[low : low + batch], np.int32)
@@ -81,6 +78,7 @@ def demonstrations(
 def _demonstrate(
     seed_B: Array, key: Array, expert: ExpertConfig, cfg: TabletopConfig, play: Callable
 ) -> dict[str, Array]:
+    # The seed decides the layout, the key flaw and noise: the same layouts can be shown under other noise.
     keys = jax.random.split(key, seed_B.shape[0])
     states, label, action = jax.vmap(lambda s, k: play(s, k, expert, cfg))(seed_B, keys)
     return {
@@ -93,7 +91,7 @@ def _demonstrate(
 
 
 def episodes(rollout: Imagined, seeds: Sequence[int] | np.ndarray, actor: str) -> Iterator[Episode]:
-    """Episodes of a true rollout made with ``video=True`` from ``begin(seeds)``.
+    """Yields the episodes of a true rollout made with ``video=True`` from ``begin(seeds)``.
 
     Raises:
       ValueError: a rollout without video or without the true predicate.
@@ -102,6 +100,7 @@ def episodes(rollout: Imagined, seeds: Sequence[int] | np.ndarray, actor: str) -
         raise ValueError("episodes need a rollout of the true simulator made with video=True")
     host = sharding.host(rollout)
     batch = host.task_B.shape[0]
+    # Chunks are joined to steps: (B, N, T, ...) -> (B, N * T, ...)
     video_BSHWC = to_uint8(host.video_BNTHWC).reshape(batch, -1, *host.video_BNTHWC.shape[3:])
     first_BHWC = to_uint8(host.frame_BNHWC[:, 0])
     action_BSA = host.action_BNTA.reshape(batch, -1, host.action_BNTA.shape[-1])
@@ -111,7 +110,7 @@ def episodes(rollout: Imagined, seeds: Sequence[int] | np.ndarray, actor: str) -
         yield Episode(
             frame_SHWC=np.concatenate([first_BHWC[b : b + 1], video_BSHWC[b]]),
             action_SA=action_BSA[b],
-            success_S=np.concatenate([[False], truth_BS[b]]),
+            success_S=np.concatenate([[False], truth_BS[b]]),  # no layout begins with the block on the plate
             instruction=tabletop.INSTRUCTIONS[task],
             task=task,
             seed=int(seeds[b]),
@@ -121,7 +120,7 @@ def episodes(rollout: Imagined, seeds: Sequence[int] | np.ndarray, actor: str) -
 
 
 def subgoal_rates(rollout: Imagined, seed_B: Array, cfg: TabletopConfig) -> dict[str, float]:
-    """Share of true episodes that reached each sub-goal, by replaying their actions."""
+    """Returns the share of true episodes that reached each sub-goal, by replaying their actions."""
     batch = seed_B.shape[0]
     action_BSA = rollout.action_BNTA.reshape(batch, -1, rollout.action_BNTA.shape[-1])
     return {name: float(rate) for name, rate in _subgoals(seed_B, action_BSA, cfg).items()}
@@ -129,6 +128,7 @@ def subgoal_rates(rollout: Imagined, seed_B: Array, cfg: TabletopConfig) -> dict
 
 @functools.partial(jax.jit, static_argnums=2)
 def _subgoals(seed_B: Array, action_BSA: Array, cfg: TabletopConfig) -> dict[str, Array]:
+    # Sub-goals are in the state (what is held) and not in the pictures, so the state is made again from the actions.
     state = tabletop.reset_batch(seed_B, cfg)
     states = jax.vmap(lambda s, a: tabletop.roll(s, a, cfg))(state, action_BSA)
     reached = jax.vmap(lambda s: tabletop.subgoals(s, cfg))(states)

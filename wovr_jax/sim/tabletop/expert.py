@@ -62,6 +62,7 @@ class ExpertState:
 
 def begin(key: Array, cfg: ExpertConfig) -> ExpertState:
     """Draws whether, and where, this demonstration lets go too early."""
+    # Drawn for every one and then masked, so that flawed and flawless ones are one program under ``vmap``.
     k_flaw, k_where = jax.random.split(key)
     flawed = jax.random.bernoulli(k_flaw, cfg.flawed_share if cfg.flaw == "early_release" else 0.0)
     where = jax.random.uniform(k_where, minval=cfg.release_low, maxval=cfg.release_high)
@@ -69,19 +70,23 @@ def begin(key: Array, cfg: ExpertConfig) -> ExpertState:
 
 
 def act(expert: ExpertState, state: TabletopState, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[ExpertState, Array]:
-    """The clean action (7,) for a state: reach, close, carry, let go, stay."""
+    """Returns the clean action (7,) for a state: reach, close, carry, let go, stay."""
     holding = state.held == 0
     wrong = state.held == 1
     placed = tabletop.success(state, sim)
     goal = jnp.where(holding, state.plate, state.block_K2[0])
     offset = goal - state.gripper
+    # Well within the radius at which closed jaws take the block, since noise moves the gripper before they close.
     on_block = jnp.linalg.norm(offset) < 0.6 * sim.grasp_radius
     to_plate = jnp.linalg.norm(state.plate - state.gripper)
+    # Over the plate, or for a flawed one too early: outside the radius of success it has then failed for good.
     lets_go = holding & ((to_plate < 0.5 * sim.success_radius) | (to_plate < expert.release))
     gives_up = expert.idle | (holding & (to_plate < expert.release) & (to_plate >= sim.success_radius))
 
+    # A block is taken and let go at rest only; the table ignores jaws that close in full flight.
     rest = placed | lets_go | gives_up | (on_block & ~holding)
     move = jnp.where(rest, 0.0, _digital(offset / sim.max_move, cfg))
+    # Closed on the block and on the way; opened at the goal, after giving up, and at once when it holds the wrong one.
     grip = (holding & ~lets_go) | (on_block & ~holding & ~placed)
     grip = grip & ~gives_up & ~wrong
     action = jnp.zeros(ACTION_DIM).at[:2].set(move).at[6].set(jnp.where(grip, 1.0, -1.0))
@@ -89,7 +94,8 @@ def act(expert: ExpertState, state: TabletopState, cfg: ExpertConfig, sim: Table
 
 
 def _digital(wish: Array, cfg: ExpertConfig) -> Array:
-    """The nearest allowed speed, per axis, with its sign."""
+    """Returns the nearest allowed speed, per axis, with its sign."""
+    # A token policy sees few distinct actions this way, and each of them often.
     speeds = jnp.asarray(cfg.speeds)
     size = jnp.clip(jnp.abs(wish), 0.0, 1.0)
     nearest = jnp.argmin(jnp.abs(size[:, None] - speeds[None, :]), axis=-1)
@@ -97,7 +103,8 @@ def _digital(wish: Array, cfg: ExpertConfig) -> Array:
 
 
 def demonstrate(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[TabletopState, Array, Array]:
-    """One demonstration: states (S + 1 leading), clean labels (S, 7), executed actions (S, 7)."""
+    """Plays one demonstration: states (S + 1 leading), clean labels (S, 7), executed actions (S, 7)."""
+    # The policy imitates the clean action in states that noisy ones led to: so it learns to come back.
     first = tabletop.reset(jax.random.key(seed), sim)
     k_flaw, k_noise = jax.random.split(key)
 
@@ -117,7 +124,7 @@ def demonstrate(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig)
 
 
 def wander(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[TabletopState, Array, Array]:
-    """Like ``demonstrate``, without flaws and without an end: once the block lies at its goal, the goal moves.
+    """Plays like ``demonstrate``, without flaws and without an end: once the block lies at its goal, the goal moves.
 
     The first goal is the plate, every later one anywhere on the table. However long the episode, something moves in
     it, which is what a world model is to be asked about at a late chunk. An expert shows few of the motions there are
@@ -133,8 +140,9 @@ def wander(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> t
     ) -> tuple[tuple[Array, TabletopState], tuple[TabletopState, Array, Array]]:
         (goal, state), (key, walk_A) = carry, xs
         k_goal, k_noise = jax.random.split(key)
-        there = tabletop.success(dataclasses.replace(state, plate=goal), sim)
-        goal = jnp.where(there, jax.random.uniform(k_goal, (2,), minval=0.15, maxval=0.85), goal)
+        # The expert is shown a plate that lies at the goal; the true plate stays where it is drawn.
+        arrived = tabletop.success(dataclasses.replace(state, plate=goal), sim)
+        goal = jnp.where(arrived, jax.random.uniform(k_goal, (2,), minval=0.15, maxval=0.85), goal)
         _, label = act(flawless, dataclasses.replace(state, plate=goal), cfg, sim)
         label = jnp.where(strolls, walk_A, label)
         executed = _disturb(label, k_noise, cfg)
@@ -148,9 +156,9 @@ def wander(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> t
 
 
 def _stroll(key: Array, sim: TabletopConfig, hold: int = 4) -> Array:
-    """(S, A): a push in any direction and a command to the jaws, each held for ``hold`` steps."""
+    """Draws (S, A): a push in any direction and a command to the jaws, each held for ``hold`` steps."""
     k_push, k_jaws = jax.random.split(key)
-    count = sim.horizon // hold + 1
+    count = sim.horizon // hold + 1  # one more than needed where ``hold`` divides the horizon
     push = jax.random.uniform(k_push, (count, 2), minval=-1.0, maxval=1.0)
     jaws = jnp.where(jax.random.bernoulli(k_jaws, 0.4, (count,)), 1.0, -1.0)
     action = jnp.zeros((count, ACTION_DIM)).at[:, :2].set(push).at[:, 6].set(jaws)
@@ -158,8 +166,9 @@ def _stroll(key: Array, sim: TabletopConfig, hold: int = 4) -> Array:
 
 
 def _disturb(label: Array, key: Array, cfg: ExpertConfig) -> Array:
-    """What is executed: noisy deltas, and now and then a flipped gripper."""
+    """Returns what is executed: noisy deltas, and now and then a flipped gripper."""
     k_move, k_flip = jax.random.split(key)
+    # Only a moving gripper is disturbed: blocks are taken and let go at rest, and that is to succeed.
     move = label[:2] + cfg.noise * jax.random.normal(k_move, (2,)) * (jnp.abs(label[:2]).max() > 0)
     flip = jax.random.bernoulli(k_flip, cfg.flip)
     grip = jnp.where(flip, -label[6], label[6])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from wovr_jax.sim.tabletop import table as tabletop
@@ -19,7 +18,7 @@ gripper that a model has blurred by half is still seen."""
 
 
 class Sight(NamedTuple):
-    """Of each frame.
+    """What is seen of the gripper in each frame.
 
     Attributes:
       xy: (..., 2) position in table widths, x right and y down.
@@ -32,18 +31,21 @@ class Sight(NamedTuple):
     area: Array
 
 
-def look(frame_HWC: Array) -> Sight:
-    """The gripper in frames (..., H, W, 3) in [-1, 1]."""
-    open_HW, closed_HW = (_alike(frame_HWC, colour) for colour in (tabletop.OPEN, tabletop.CLOSED))
+def locate_gripper(frame_HWC: Array) -> Sight:
+    """Measures the gripper in frames (..., H, W, 3) in [-1, 1]."""
+    open_HW, closed_HW = (_match(frame_HWC, colour) for colour in (tabletop.OPEN, tabletop.CLOSED))
     weight_HW = open_HW + closed_HW
     height, width = frame_HWC.shape[-3:-1]
+    # Centres of the pixels, as the table renders them; the position is the mean over them, weighted by likeness.
     y_H1 = ((jnp.arange(height) + 0.5) / height)[:, None]
     x_1W = ((jnp.arange(width) + 0.5) / width)[None, :]
+    # Where no gripper is seen at all the mean is 0 / 1e-6 and not NaN; ``area`` says that it means nothing.
     mass = jnp.maximum(weight_HW.sum((-2, -1)), 1e-6)
     xy = jnp.stack([(weight_HW * axis).sum((-2, -1)) / mass for axis in (x_1W, y_H1)], axis=-1)
     return Sight(xy, closed_HW.sum((-2, -1)) / mass, mass / (height * width))
 
 
-def _alike(frame_HWC: Array, colour: jax.Array) -> Array:
+def _match(frame_HWC: Array, colour: Array) -> Array:
+    # 1 at the colour itself, falling to 0 at the distance REACH.
     distance = jnp.linalg.norm((frame_HWC + 1.0) / 2.0 - colour, axis=-1)
     return jnp.maximum(1.0 - distance / REACH, 0.0)

@@ -25,6 +25,8 @@ COLOURS = ("red", "green", "blue")
 INSTRUCTIONS = tuple(f"pick up the {colour} block and put it on the plate" for colour in COLOURS)
 """The tasks of this simulator; a task index is an index into this tuple."""
 
+# RGB from 0 to 1. Open and closed jaws are far from each other and from everything else, so that a blurred gripper is
+# still told apart.
 _RGB = jnp.array([[0.86, 0.20, 0.18], [0.20, 0.66, 0.30], [0.20, 0.36, 0.85]])
 _TABLE = jnp.array([0.62, 0.54, 0.45])
 _PLATE = jnp.array([0.96, 0.96, 0.94])
@@ -90,18 +92,21 @@ class TabletopState:
 
 def reset(key: Array, cfg: TabletopConfig) -> TabletopState:
     """A random layout. The task is the colour of block 0 (``task_of``)."""
+    # One key for each draw, so that a change of one leaves the others as they were.
     k_colour, k_side, k_grip, k_block, k_plate = jax.random.split(key, 5)
     j = jnp.asarray(cfg.jitter)
 
     def uniform(key: Array, shape: tuple[int, ...], half: Array) -> Array:
         return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * half
 
+    # Two places for blocks on the far side, swapped by chance: the target is not to be told by its side.
     slots = jnp.array([[0.26, 0.25], [0.74, 0.25]])
     slots = jnp.where(jax.random.bernoulli(k_side), slots, slots[::-1])
     return TabletopState(
         gripper=jnp.array([0.5, 0.46]) + uniform(k_grip, (2,), j[0:2]),
         closed=jnp.array(False),
         held=jnp.array(-1, jnp.int32),
+        # Without clutter the second block is there too, far off the table: one program for both.
         block_K2=(slots + uniform(k_block, (2, 2), j[2:4])).at[1].add(0.0 if cfg.clutter else _AWAY),
         colour_K=jax.random.permutation(k_colour, jnp.arange(3, dtype=jnp.int32))[:2],
         plate=jnp.array([0.5, 0.80]) + uniform(k_plate, (2,), j[4:6]),
@@ -109,23 +114,25 @@ def reset(key: Array, cfg: TabletopConfig) -> TabletopState:
 
 
 def task_of(state: TabletopState) -> Array:
-    """int32 task index: the colour of the target block."""
+    """Returns the int32 task index: the colour of the target block."""
     return state.colour_K[..., 0]
 
 
 def step(state: TabletopState, action_A: Array, cfg: TabletopConfig) -> TabletopState:
-    """One simulator step: move, then the jaws act, then a held block follows.
+    """Takes one step: the gripper moves, then the jaws act, then a held block follows.
 
     A block is taken only by closed jaws that are nearly still, so a block dropped in full
     flight stays lost until the gripper comes back for it.
     """
     move = jnp.clip(action_A[:2], -1.0, 1.0)
+    # The edge of the table stops it: most of the gripper is always seen.
     gripper = jnp.clip(state.gripper + cfg.max_move * move, 0.04, 0.96)
     closed = action_A[6] > 0.0
     distance_K = jnp.linalg.norm(state.block_K2 - gripper, axis=-1)
     nearest = jnp.argmin(distance_K).astype(jnp.int32)
     still = jnp.max(jnp.abs(move)) < cfg.grasp_speed
     takes = closed & (state.held < 0) & still & (distance_K[nearest] < cfg.grasp_radius)
+    # Open jaws hold nothing; closed ones take, or keep what they have.
     held = jnp.where(closed, jnp.where(takes, nearest, state.held), -1)
     carried_K = jnp.arange(2) == held
     block_K2 = jnp.where(carried_K[:, None], gripper, state.block_K2)
@@ -133,13 +140,13 @@ def step(state: TabletopState, action_A: Array, cfg: TabletopConfig) -> Tabletop
 
 
 def success(state: TabletopState, cfg: TabletopConfig) -> Array:
-    """bool: the target lies released on the plate."""
+    """Returns a bool: the target lies released on the plate."""
     near = jnp.linalg.norm(state.block_K2[0] - state.plate) < cfg.success_radius
     return near & (state.held != 0)
 
 
 def render(state: TabletopState, cfg: TabletopConfig) -> Array:
-    """(size, size, 3) float32 in [-1, 1], seen from above.
+    """Renders (size, size, 3) float32 in [-1, 1], seen from above.
 
     Every edge is a sigmoid about a pixel wide and nothing is thinner than four pixels: the
     picture is band-limited, so a small video model can carry it. A held block is drawn
@@ -147,9 +154,10 @@ def render(state: TabletopState, cfg: TabletopConfig) -> Array:
     """
     axis = (jnp.arange(cfg.size) + 0.5) / cfg.size
     y_HW, x_HW = jnp.meshgrid(axis, axis, indexing="ij")
-    sharp = 1.6 * cfg.size
+    sharp = 1.6 * cfg.size  # of the sigmoids: from a tenth to nine tenths within 2.7 pixels
 
     def disc(centre: Array, radius: float) -> Array:
+        # 1e-8: the root has no derivative at 0.
         distance = jnp.sqrt((x_HW - centre[0]) ** 2 + (y_HW - centre[1]) ** 2 + 1e-8)
         return jax.nn.sigmoid((radius - distance) * sharp)
 
@@ -160,10 +168,11 @@ def render(state: TabletopState, cfg: TabletopConfig) -> Array:
     def paint(image: Array, mask_HW: Array, colour: Array) -> Array:
         return image + mask_HW[..., None] * (colour - image)
 
+    # From the back to the front: table (a little darker towards the viewer), plate and its rim, blocks, gripper.
     image = _TABLE * (1.0 - 0.12 * y_HW[..., None])
     image = paint(image, disc(state.plate, cfg.plate_radius), _PLATE)
     image = paint(image, disc(state.plate, 0.7 * cfg.plate_radius), 0.93 * _PLATE)
-    for k in (1, 0):
+    for k in (1, 0):  # the target last, above the other
         half = jnp.where(state.held == k, 0.105, 0.085)
         image = paint(image, square(state.block_K2[k], half), _RGB[state.colour_K[k]])
     palm = jnp.where(state.closed, CLOSED, OPEN)
@@ -172,7 +181,7 @@ def render(state: TabletopState, cfg: TabletopConfig) -> Array:
 
 
 def roll(state: TabletopState, action_SA: Array, cfg: TabletopConfig) -> TabletopState:
-    """The states after each of S actions, stacked on a leading axis."""
+    """Returns the states after each of S actions, stacked on a leading axis."""
 
     def body(state: TabletopState, action_A: Array) -> tuple[TabletopState, TabletopState]:
         state = step(state, action_A, cfg)
@@ -182,7 +191,7 @@ def roll(state: TabletopState, action_SA: Array, cfg: TabletopConfig) -> Tableto
 
 
 def world(cfg: TabletopConfig) -> World:
-    """The true simulator behind the interface of the learned world model.
+    """Returns the true simulator behind the interface of the learned world model.
 
     The state is ``Start.sim`` (a batch of ``TabletopState``); the true predicate comes back
     with the frames.
@@ -197,6 +206,7 @@ def world(cfg: TabletopConfig) -> World:
 
     def chunk(state: TabletopState, action_BTA: Array, key_B: Array) -> tuple[TabletopState, Array, Array]:
         del key_B  # the table is deterministic
+        # Rolled first, rendered afterwards: the scan over steps carries a few numbers and no pictures.
         states_BT = jax.vmap(lambda s, a: roll(s, a, cfg))(state, action_BTA)
         frame_BTHWC = jax.vmap(jax.vmap(lambda s: render(s, cfg)))(states_BT)
         truth_BT = jax.vmap(jax.vmap(lambda s: success(s, cfg)))(states_BT)
@@ -206,23 +216,24 @@ def world(cfg: TabletopConfig) -> World:
 
 
 def reset_batch(seed_B: Array, cfg: TabletopConfig) -> TabletopState:
-    """Resets by integer seeds: one seed, one layout, wherever and whenever it is computed."""
+    """Resets by integer seeds: one seed gives one layout, wherever and whenever it is computed."""
     return jax.vmap(lambda seed: reset(jax.random.key(seed), cfg))(seed_B)
 
 
 def replay(seed_B: Array, action_BSA: Array, step_B: Array, cfg: TabletopConfig) -> TabletopState:
-    """The states after ``step_B`` actions of recorded episodes: how ``Start.sim`` is rebuilt."""
+    """Returns the states after ``step_B`` actions of recorded episodes: how ``Start.sim`` is rebuilt."""
     state = reset_batch(seed_B, cfg)
 
-    def one(state: TabletopState, action_SA: Array, count: Array) -> TabletopState:
+    def state_after(state: TabletopState, action_SA: Array, count: Array) -> TabletopState:
+        # All S + 1 states, then one of them: rows stop at different steps, and a program has one length.
         states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), state, roll(state, action_SA, cfg))
         return jax.tree.map(lambda leaf: leaf[count], states)
 
-    return jax.vmap(one)(state, action_BSA, step_B)
+    return jax.vmap(state_after)(state, action_BSA, step_B)
 
 
 def subgoals(states_S: TabletopState, cfg: TabletopConfig) -> dict[str, Array]:
-    """What one episode achieved, from its stacked states: grasped, carried over the plate, placed."""
+    """Tells what one episode achieved, from its stacked states: grasped, carried over the plate, placed."""
     gap_S = jnp.linalg.norm(states_S.gripper - states_S.plate, axis=-1)
     holds_S = states_S.held == 0
     return {

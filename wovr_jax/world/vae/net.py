@@ -1,7 +1,8 @@
 """Wan2.2's causal video VAE, over a whole window at once.
 
 1 + 4n frames become 1 + n latent frames. Upstream streams a video through the network in
-chunks with caches; over a fixed window that equals a plain causal network with three rules:
+chunks, and every causal convolution keeps the last two frames of a chunk in a cache for the
+next; over a fixed window that equals a plain causal network with three rules:
 
 * convolutions over time see zeros before the first frame;
 * a temporal halving passes the first frame on unconvolved, a doubling likewise and does
@@ -28,6 +29,8 @@ from wovr_jax.nn.attention import attention
 from wovr_jax.nn.conv import CausalConv3D, Conv2D, Implementation
 from wovr_jax.types import Array
 
+# Mean and deviation of each of the 48 latent channels, as published with the weights: the transformer sees latents of
+# about mean 0 and deviation 1.
 # fmt: off
 _WAN_MEAN = (
     -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
@@ -84,7 +87,7 @@ class VAEConfig:
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) not in (0, self.z_dim):
                 yield name, f"expected z_dim={self.z_dim} numbers or none, got {len(getattr(self, name))}"
-        for (space, time), a, b in zip([*_factors(self), (1, 1)], (1, *self.dim_mult), self.dim_mult):
+        for (space, time), a, b in zip([*self.factors, (1, 1)], (1, *self.dim_mult), self.dim_mult):
             # The shortcut turns a * time * space^2 channels into b by means or copies; above, b into a.
             stacked = a * time * space**2
             if stacked % b and b % stacked:
@@ -113,6 +116,11 @@ class VAEConfig:
         return cls(encoder_dim=4, decoder_dim=4, z_dim=4, dim_mult=(1, 2, 2), res_blocks=1, temporal_down=(True, True))
 
     @property
+    def factors(self) -> list[tuple[int, int]]:
+        """(space, time) of every halving, finest first."""
+        return [(2, 2 if halves else 1) for halves in self.temporal_down]
+
+    @property
     def space(self) -> int:
         """Pixels per latent position, on a side."""
         return self.patch * 2 ** len(self.temporal_down)
@@ -123,7 +131,7 @@ class VAEConfig:
         return 2 ** sum(self.temporal_down)
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames of a window. Raises ValueError unless it is 1 + n * ``time`` frames long."""
+        """Returns the latent frames of a window. Raises ValueError unless it is 1 + n * ``time`` frames long."""
         if frames < 1 or (frames - 1) % self.time:
             raise ValueError(f"VAE: a window has 1 + n * {self.time} frames, got {frames}")
         return 1 + (frames - 1) // self.time
@@ -137,6 +145,7 @@ class ChannelNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)  # float32: sums over many channels
+        # torch's F.normalize: length bounded below by 1e-12. So of a vector of zeros zeros are left, not NaN.
         scale = jax.lax.rsqrt(jnp.maximum(square, 1e-24)) * math.sqrt(x.shape[-1])
         return (x * scale * self.gamma[...]).astype(x.dtype)
 
@@ -151,6 +160,7 @@ class ResidualBlock(nnx.Module):
         self.conv2 = _conv(outputs, outputs, cfg, rngs)
         self.shortcut = None if inputs == outputs else _conv(inputs, outputs, cfg, rngs, kernel=(1, 1, 1))
 
+    @jax.named_scope("residual_block")
     def __call__(self, x_BFHWD: Array) -> Array:
         y = self.conv1(jax.nn.silu(self.norm1(x_BFHWD)))
         y = self.conv2(jax.nn.silu(self.norm2(y)))
@@ -166,8 +176,10 @@ class FrameAttention(nnx.Module):
         self.proj = Conv2D(dim, dim, 1, dtype=cfg.dtype, rngs=rngs)
         self.proj.kernel[...] = jnp.zeros_like(self.proj.kernel[...])  # a fresh block is the identity
 
+    @jax.named_scope("frame_attention")
     def __call__(self, x_BFHWD: Array) -> Array:
         B, F, H, W, D = x_BFHWD.shape
+        # (B, F, H, W, 3 D) -> (B * F, H * W, 1, 3 D): frames on the batch axis, and one head as wide as the channels.
         q, k, v = jnp.split(self.qkv(self.norm(x_BFHWD)).reshape(B * F, H * W, 1, 3 * D), 3, axis=-1)
         return x_BFHWD + self.proj(attention(q, k, v).reshape(B, F, H, W, D))
 
@@ -180,6 +192,7 @@ class Middle(nnx.Module):
         self.attention = FrameAttention(dim, cfg, rngs)
         self.res1 = ResidualBlock(dim, dim, cfg, rngs)
 
+    @jax.named_scope("middle")
     def __call__(self, x_BFHWD: Array) -> Array:
         return self.res1(self.attention(self.res0(x_BFHWD)))
 
@@ -195,8 +208,10 @@ class Down(nnx.Module):
             edge = ((0, 1), (0, 1))  # upstream pads below and to the right only
             self.resample = Conv2D(outputs, outputs, stride=2, padding=edge, dtype=cfg.dtype, rngs=rngs)
         if time == 2:
+            # No zeros before the first frame: output i sees frames 2i, 2i + 1, 2i + 2, so the first has a whole past.
             self.time_conv = _conv(outputs, outputs, cfg, rngs, kernel=(3, 1, 1), stride=2, past=0)
 
+    @jax.named_scope("down")
     def __call__(self, x_BFHWD: Array) -> Array:
         y = x_BFHWD
         for block in self.res:
@@ -204,6 +219,8 @@ class Down(nnx.Module):
         if self.space == 2:
             y = self.resample(y)
         if self.time == 2 and y.shape[1] > 1:
+            # 1 + 2n frames -> 1 + n. The first stands alone: upstream's cache is empty when it comes, and it is only
+            # put into the cache, so that the next two frames see it.
             y = jnp.concatenate([y[:, :1], self.time_conv(y)], axis=1)
         return y + average_down(x_BFHWD, self.outputs, self.time, self.space)
 
@@ -220,6 +237,7 @@ class Up(nnx.Module):
         if time == 2:
             self.time_conv = _conv(outputs, 2 * outputs, cfg, rngs, kernel=(3, 1, 1))
 
+    @jax.named_scope("up")
     def __call__(self, x_BFHWD: Array) -> Array:
         y = x_BFHWD
         for block in self.res:
@@ -227,15 +245,16 @@ class Up(nnx.Module):
         if self.space == 1:
             return y
         if self.time == 2 and y.shape[1] > 1:
-            y = jnp.concatenate([y[:, :1], self._double(y[:, 1:])], axis=1)
+            # 1 + n frames -> 1 + 2n. The first is passed on, and the others see zeros in its place: upstream marks the
+            # cache with "Rep" instead of keeping the first frame in it.
+            first, later = y[:, :1], y[:, 1:]
+            # The halves of the time convolution's channels are the even and the odd frames.
+            even, odd = jnp.split(self.time_conv(later), 2, axis=-1)
+            B, n, *rest = later.shape
+            later = jnp.stack([even, odd], axis=2).reshape(B, 2 * n, *rest)  # (B, n, 2, H, W, D) -> (B, 2n, H, W, D)
+            y = jnp.concatenate([first, later], axis=1)
         y = self.resample.upsample(y)
         return y + duplicate_up(x_BFHWD, self.outputs, self.time, self.space)
-
-    def _double(self, x_BFHWD: Array) -> Array:
-        """Twice the frames: the halves of the time convolution's channels are the even and the odd ones."""
-        even, odd = jnp.split(self.time_conv(x_BFHWD), 2, axis=-1)
-        B, F, *rest = x_BFHWD.shape
-        return jnp.stack([even, odd], axis=2).reshape(B, 2 * F, *rest)
 
 
 class Encoder(nnx.Module):
@@ -247,13 +266,14 @@ class Encoder(nnx.Module):
         self.down = nnx.List(
             [
                 Down(a, b, cfg, rngs, space=space, time=time)
-                for a, b, (space, time) in zip(widths, widths[1:], [*_factors(cfg), (1, 1)])
+                for a, b, (space, time) in zip(widths, widths[1:], [*cfg.factors, (1, 1)])
             ]
         )
         self.mid = Middle(widths[-1], cfg, rngs)
         self.norm_out = ChannelNorm(widths[-1])
         self.conv_out = _conv(widths[-1], 2 * cfg.z_dim, cfg, rngs)
 
+    @jax.named_scope("encoder")
     def __call__(self, x_BFHWC: Array) -> Array:
         x = self.conv_in(x_BFHWC)
         for level in self.down:
@@ -271,12 +291,13 @@ class Decoder(nnx.Module):
         self.up = nnx.List(
             [
                 Up(a, b, cfg, rngs, space=space, time=time)
-                for a, b, (space, time) in zip(widths, widths[1:], [*reversed(_factors(cfg)), (1, 1)])
+                for a, b, (space, time) in zip(widths, widths[1:], [*reversed(cfg.factors), (1, 1)])
             ]
         )
         self.norm_out = ChannelNorm(widths[-1])
         self.conv_out = _conv(widths[-1], cfg.channels * cfg.patch**2, cfg, rngs)
 
+    @jax.named_scope("decoder")
     def __call__(self, z_Bfhwc: Array) -> Array:
         x = self.mid(self.conv_in(z_Bfhwc))
         for level in self.up:
@@ -295,17 +316,18 @@ class VAE(nnx.Module):
         self.decoder = Decoder(cfg, rngs)
 
     def encode(self, frame_BFHWC: Array) -> Array:
-        """(B, 1 + 4n, H, W, 3) to the normalised posterior mean (B, 1 + n, h, w, c), float32."""
+        """Encodes (B, 1 + 4n, H, W, 3) to the normalised posterior mean (B, 1 + n, h, w, c), float32."""
+        # The mean and no draw from the posterior, in training too: a window has one encoding, which can be kept.
         mean, std = self._statistics()
         return (self.moments(frame_BFHWC)[0] - mean) / std
 
     def decode(self, latent_Bfhwc: Array) -> Array:
-        """Normalised latents (B, 1 + n, h, w, c) to frames (B, 1 + 4n, H, W, 3), float32, not clamped."""
+        """Decodes normalised latents (B, 1 + n, h, w, c) to frames (B, 1 + 4n, H, W, 3), float32, not clamped."""
         mean, std = self._statistics()
         return self.decode_raw(latent_Bfhwc * std + mean)
 
     def moments(self, frame_BFHWC: Array) -> tuple[Array, Array]:
-        """Mean and log-variance of the posterior, float32, as the network gives them (not normalised).
+        """Returns mean and log-variance of the posterior, float32, as the network gives them (not normalised).
 
         Raises:
           ValueError: if the frame count is not 1 + 4n, or the height or width does not divide.
@@ -319,7 +341,7 @@ class VAE(nnx.Module):
         return mean, logvar
 
     def decode_raw(self, z_Bfhwc: Array) -> Array:
-        """``decode`` of latents that are not normalised: what the training of the VAE needs."""
+        """Decodes latents that are not normalised: what the training of the VAE needs."""
         return unpatchify(self.decoder(self.post_quant(z_Bfhwc)), self.cfg.patch).astype(jnp.float32)
 
     def _statistics(self) -> tuple[Array, Array]:
@@ -328,13 +350,14 @@ class VAE(nnx.Module):
 
 
 def average_down(x_BFHWD: Array, features: int, time: int, space: int) -> Array:
-    """The encoder's shortcut: space(-time)-to-depth, then the mean over groups of channels.
+    """Computes the encoder's shortcut: space(-time)-to-depth, then the mean over groups of channels.
 
     An odd number of frames is padded with a zero frame on the left when time halves. Where
     the channels are fewer than ``features`` each is repeated (no released size needs that).
     """
     x = jnp.pad(x_BFHWD, ((0, 0), (-x_BFHWD.shape[1] % time, 0), (0, 0), (0, 0), (0, 0)))
     B, F, H, W, D = x.shape
+    # (B, F, H, W, D) -> (B, F/t, H/s, W/s, D * t * s * s): channels (D, time, row, column), the column fastest.
     x = x.reshape(B, F // time, time, H // space, space, W // space, space, D)
     x = x.transpose(0, 1, 3, 5, 7, 2, 4, 6).reshape(B, F // time, H // space, W // space, -1)
     if x.shape[-1] < features:
@@ -342,31 +365,30 @@ def average_down(x_BFHWD: Array, features: int, time: int, space: int) -> Array:
     return x.reshape(*x.shape[:-1], features, -1).mean(-1)
 
 
-def duplicate_up(x_BFHWD: Array, features: int, time: int, space: int, *, first: bool = True) -> Array:
-    """The decoder's shortcut: repeated channels, depth-to-space(-time); drops the first copy of a video's ``first``."""
+def duplicate_up(x_BFHWD: Array, features: int, time: int, space: int) -> Array:
+    """Computes the decoder's shortcut: repeated channels, then depth-to-space(-time).
+
+    Of the copies of a video's first frame all but the last are dropped, as its doubling leaves it single.
+    """
     B, F, H, W, D = x_BFHWD.shape
+    # (B, F, H, W, features * t * s * s) -> (B, F * t, H * s, W * s, features)
     x = x_BFHWD.repeat(features * time * space**2 // D, axis=-1)
     x = x.reshape(B, F, H, W, features, time, space, space).transpose(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(B, F * time, H * space, W * space, features)[:, time - 1 if first else 0 :]
+    return x.reshape(B, F * time, H * space, W * space, features)[:, time - 1 :]
 
 
 def patchify(frame_BFHWC: Array, patch: int) -> Array:
-    """Space to depth; a channel is (colour, column, row), the row fastest."""
+    """Folds space into channels; a channel is (colour, column, row), the row fastest."""
     B, F, H, W, C = frame_BFHWC.shape
     x = frame_BFHWC.reshape(B, F, H // patch, patch, W // patch, patch, C)
     return x.transpose(0, 1, 2, 4, 6, 5, 3).reshape(B, F, H // patch, W // patch, C * patch**2)
 
 
 def unpatchify(x_BFHWD: Array, patch: int) -> Array:
-    """The inverse of ``patchify``."""
+    """Unfolds what ``patchify`` folded."""
     B, F, H, W, D = x_BFHWD.shape
     x = x_BFHWD.reshape(B, F, H, W, D // patch**2, patch, patch)
     return x.transpose(0, 1, 2, 6, 3, 5, 4).reshape(B, F, H * patch, W * patch, D // patch**2)
-
-
-def _factors(cfg: VAEConfig) -> list[tuple[int, int]]:
-    """(space, time) of every halving, finest first."""
-    return [(2, 2 if halves else 1) for halves in cfg.temporal_down]
 
 
 def _conv(inputs: int, outputs: int, cfg: VAEConfig, rngs: nnx.Rngs, kernel=(3, 3, 3), **kwargs) -> CausalConv3D:

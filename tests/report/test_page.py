@@ -1,0 +1,265 @@
+"""The page of a run and its tables of text, from made-up results."""
+
+from __future__ import annotations
+
+import fnmatch
+import html.parser
+import json
+import pathlib
+import re
+import tomllib
+
+import numpy as np
+import pytest
+
+from wovr_jax.core import pixels, stats
+from wovr_jax.core.log import Log
+from wovr_jax.report import page as report
+from wovr_jax.report import tables
+
+
+def rate(successes: int, n: int = 512) -> dict:
+    low, high = stats.wilson(successes, n)
+    return {"n": n, "successes": successes, "rate": successes / n, "low": low, "high": high}
+
+
+def gain(won: int, lost: int, n: int = 512) -> dict:
+    base = [True] * lost + [False] * (n - lost)
+    ours = [False] * lost + [True] * won + [False] * (n - lost - won)
+    return dict(zip(("gain", "low", "high"), stats.paired_difference(ours, base), strict=True))
+
+
+def judged(seed: int) -> dict:
+    count = [9120, 610, 240, 0, 95, 80, 77, 102, 230, 2900]
+    table = {"predicted": np.arange(0.05, 1, 0.1).tolist(), "observed": np.linspace(0, 1, 10).tolist(), "count": count}
+    rates = {"tpr": 0.943 - seed / 10, "fpr": 0.012}
+    return {"frame": rates, "episode": rates, "reliability": table | {"error": 0.031}}
+
+
+def compared(policy: str, world: int, counts: tuple[int, int, int, int], bias: dict, films: list | None = None) -> dict:
+    facts = {"policy": policy, "world": f"world model of round {world}", "bias": bias, "psnr": [28.8, 25.4, 23.9]}
+    return facts | dict(zip(("tp", "fp", "fn", "tn"), counts, strict=True)) | {"videos": films or []}
+
+
+def results() -> dict:
+    rng = np.random.default_rng(0)
+    phases = [("base", 211, 170, None), ("after imagined GRPO", 274, 268, 0.61), ("after PACE", 321, 330, 0.66)]
+    loose = {"open_fingers": 0.19, "dropped": 0.3}
+    films = [
+        {"path": "videos/one.mp4", "true": 0, "imagined": 1},
+        {"path": "videos/lost.mp4", "true": 1, "imagined": 1},
+    ]
+    return {
+        "name": "pace <embedded>",
+        "job": "pace",
+        "seed": 3,
+        "versions": {"python": "3.11.7", "jax": "0.10.2", "flax": "0.12.8"},
+        "device": "cpu, 2 cores",
+        "seconds": 1043.0,
+        "peak_rss_gb": 3.42,
+        "phases": [
+            {
+                "name": name,
+                "true_success": rate(true),
+                "greedy": rate(greedy),
+                "imagined_success": imagined,
+                "subgoals": {"carried": 0.6 + i / 10, "reached": 0.96, "released": true / 512, "wrong_object": 0.0},
+            }
+            | ({"gain": gain(true - 211 + 20, 20)} if i else {})
+            for i, (name, true, greedy, imagined) in enumerate(phases)
+        ],
+        "comparison": [
+            compared("after imagined GRPO", 1, (121, 23, 15, 97), gain(23, 15, 256)),
+            compared("after PACE", 2, (148, 61, 14, 33), gain(61, 14, 256), films) | loose,
+        ],
+        "reward": {"reward-0": {"threshold": 0.8, "real": judged(0), "imagined": judged(1)}},
+        "keyframes": {
+            "starts-0": {
+                "steps": rng.integers(6, 22, 300).tolist(),
+                "rules": {"before_failure": 240, "gripper_event": 60},
+            }
+        },
+        "remarks": ["grpo-1: 3 of 12 updates had nothing to learn from"],
+        "ledger": {
+            "demonstrations": {"true_steps": 0, "imagined_frames": 0, "seconds": 8.1},
+            "sft": {"true_steps": 0, "imagined_frames": 0, "seconds": 131.0},
+            "collect-0": {"true_steps": 9216, "imagined_frames": 0, "seconds": 9.9},
+            "world-0": {"true_steps": 0, "imagined_frames": 0, "seconds": 311.0},
+            "reward-0": {"true_steps": 0, "imagined_frames": 0, "seconds": 62.0},
+            "grpo-1": {"true_steps": 0, "imagined_frames": 27648, "seconds": 244.0},
+        },
+    }
+
+
+def study() -> dict:
+    """A ladder of two variants on two seeds."""
+    row = {"n": 1024, "base": 0.25, "final": 0.5, "seeds": [[0.2, 0.5], [0.3, 0.5]]}
+    return {
+        "job": "ladder",
+        "study": [
+            row | {"variant": "full", "says": "(e) all learned", "against": None} | gain(276, 20, 1024),
+            row
+            | {"variant": "c", "says": "(c) learned world", "final": 0.252, "against": gain(10, 264, 1024)}
+            | gain(32, 30, 1024),
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with everything a report reads."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "results.json").write_text(json.dumps(results()))
+    (folder / "config.json").write_text(json.dumps({"job": "pace", "world": {"chunk": 8}}))
+    rng = np.random.default_rng(1)
+    with Log(folder, tensorboard=False) as log:
+        for step in range(600):
+            noise = rng.normal()
+            log.scalars("world-0", step, {"loss": 2 / (1 + step / 40) + 0.05 * noise, "grad_norm": 1 + 0.1 * noise})
+        for step in range(24):
+            success = 0.45 + step / 110 + 0.03 * rng.normal()
+            ratio = float("nan") if step == 9 else 1.0
+            values = {"success": success, "loss": -0.01, "kl": step * 1e-4, "ratio": ratio, "kept": 14 + step % 3}
+            log.scalars("grpo-1", step, values)
+    frames = rng.integers(0, 255, (8, 32, 64, 3), dtype=np.uint8)
+    pixels.video(folder / "videos" / "one.mp4", frames)
+    return folder
+
+
+class Outline(html.parser.HTMLParser):
+    """Checks that tags close in order, and keeps text and attributes."""
+
+    EMPTY = ("meta", "img", "circle", "line", "path", "rect", "br")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.text, self.sources = [], "", []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.EMPTY or tag in ("circle", "path", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    path = report.write(run)
+    assert path == run / "report.html"
+    assert not list(run.glob("report.html?*")), "nothing is left beside it"
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_is_whole_and_alone(page):
+    outline = Outline(page)
+    assert all(source.startswith("data:video/mp4;base64,") for source in outline.sources)
+    assert len(outline.sources) == 1
+    assert "<script" not in page
+    assert "http" not in page
+    assert "$" not in page, "every slot of the template is filled"
+    assert "pace <embedded>" in outline.text, "names are escaped"
+    assert page.count("<h2>") == 8
+
+
+def test_the_page_says_what_the_results_say(page):
+    text = re.sub(r"\s+", " ", Outline(page).text)
+    assert "from 41.2% (base) to 62.7% (after PACE): +21.5 points" in text
+    assert "The policy truly got better. With its most likely actions: 33.2%, then 64.5%." in text
+    assert "imagination calls 81.6% of 256 episodes a success, the truth 63.3%" in text
+    loose = "It also calls 19.0% with fingers that never close and 30.0% with fingers that let go half way a success."
+    assert f"Imagination flattered the policy; 75 episodes were misjudged. {loose}" in text
+    assert text.count("fingers that never close") == 1, "older runs did not ask"
+    assert "The collections took 9,216 steps of the true simulator. The learner took 0; it learnt from 27,648" in text
+    assert "grpo-1: 3 of 12 updates had nothing to learn from" in text
+    assert "reward-0: threshold 0.8" in text
+    assert "240 before failure, 60 gripper event" in text
+    assert "5 min 11 s" in text
+    assert "17 min 23 s" in text
+
+
+def test_a_film_says_who_acts_and_marks_the_wrong_verdict(page):
+    text = Outline(page).text
+    assert "policy: after PACE; true left, imagined right (world model of round 2)" in text
+    assert '<b class="true">true: failure</b><b class="imagined lies">imagined: success</b>' in page
+    assert "lost.mp4 is not there" in text
+    silent = compared("base", 1, (1, 1, 1, 1), gain(1, 1, 4), [{"path": "videos/one.mp4", "true": 0, "imagined": None}])
+    assert "lies" not in report.render({"comparison": [silent]}).split("</style>")[1]
+
+
+def test_a_difference_within_its_interval_is_not_called_one():
+    def page(change, bias):
+        shown = results()
+        shown["phases"][-1]["gain"], shown["comparison"][-1]["bias"] = change, bias
+        return report.render(shown)
+
+    assert "That may be chance." in page(gain(24, 20), gain(9, 8, 256))
+    assert "The difference may be chance" in page(gain(24, 20), gain(9, 8, 256))
+    assert "truly got worse" in page(gain(10, 60), gain(8, 60, 256))
+    assert "too strict" in page(gain(10, 60), gain(8, 60, 256))
+
+
+@pytest.mark.parametrize("absent", [*results(), "everything"])
+def test_what_is_absent_is_left_out(absent):
+    shown = {} if absent == "everything" else {name: value for name, value in results().items() if name != absent}
+    Outline(report.render(shown))
+    tables.render_text(shown)
+
+
+def test_what_is_empty_is_left_out():
+    hollow = {"phases": [], "study": [], "comparison": [], "reward": {}, "keyframes": {}, "ledger": {}}
+    assert "<h2>" not in report.render(hollow)
+    assert tables.render_text(hollow) == ""
+
+
+def test_a_judge_that_met_no_success_has_no_rate():
+    judge = judged(0) | {"episode": {"tpr": float("nan"), "fpr": 0.0}}
+    assert "<td>successful episodes found</td><td>-</td>" in report.render(
+        {"reward": {"reward-0": {"threshold": 0.5, "real": judge}}}
+    )
+
+
+def test_the_table_of_the_terminal():
+    lines = tables.render_text(results()).splitlines()
+    assert lines[2].split() == ["base", "41.2%", "37.0%", "-", "45.5%", "-", "-", "33.2%", "-"]
+    assert lines[4].split()[:7] == ["after", "PACE", "62.7%", "58.4%", "-", "66.8%", "+21.5"]
+    assert lines[8].split()[-3:] == ["28.8", "25.4", "23.9"]
+    assert lines[9].startswith("after PACE, round 2")
+    assert lines[9].split()[4:8] == ["148", "61", "14", "33"]
+    assert re.search(r"(?m)^all +9,216 +27,648 +12 min 46 s$", "\n".join(lines))
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert any(line.startswith("The collections took 9,216 steps") for line in lines)
+
+
+def test_a_study_is_one_row_a_variant_with_seeds_pooled():
+    lines = tables.render_text(study()).splitlines()
+    assert lines[2].split()[3:8] == ["1024", "25.0%", "50.0%", "46.9%", "-"]
+    assert lines[2].rstrip().endswith("+30.0 +20.0"), "the reference has nothing to be held against"
+    assert lines[3].split("  ")[-1].strip().startswith("-24.8 points (95% between -2")
+    assert lines[3].startswith("(c) learned world")
+    text = Outline(report.render(study())).text
+    assert "Of 2 variants on 2 seeds, 1 truly gained and 0 truly lost. Best: (e) all learned, +25.0 points" in text
+    assert text.count("(c) learned world") == 2, "in the figure and in the table"
+
+
+def test_no_results_no_report(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the job first"):
+        report.write(tmp_path)
+
+
+def test_templates_and_assets_are_part_of_an_installation():
+    root = pathlib.Path(__file__).resolve().parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["wovr_jax"]
+    package = root / "wovr_jax"
+    data = [path.relative_to(package).as_posix() for path in package.rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    assert {"report/page.html", "report/page.css"} <= set(data)
+    assert not [name for name in data if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]

@@ -1,0 +1,100 @@
+"""What ``results.json`` holds, from made-up facts of stages."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from wovr_jax.core import stats
+from wovr_jax.report import results
+
+ABOUT = {"name": "a", "job": "pace", "seed": 3, "rounds": 2, "pace": True, "online": False}
+OUTCOMES = {0: [0, 0, 1, 0], 1: [1, 0, 1, 0], 2: [1, 1, 1, 0]}
+
+
+def evaluation(round_: int) -> dict:
+    rate = sum(OUTCOMES[round_]) / 4
+    return {"true_success": {"rate": rate}, "greedy": {"rate": rate}, "subgoals": {}, "outcomes": OUTCOMES[round_]}
+
+
+def comparison(imagined: list[int] | None) -> dict:
+    facts = {"verdicts": {"tp": 1, "fp": 2, "fn": 0, "tn": 1}, "psnr": [30.0, 20.0], "videos": ["a.mp4", "b.mp4"]}
+    return facts | (
+        {} if imagined is None else {"imagined_outcomes": imagined, "imagined_success": 0.75, "dropped": 0.5}
+    )
+
+
+def facts() -> dict:
+    """Stages in the order in which a resumed run may meet them."""
+    return {
+        "evaluate-2": evaluation(2),
+        "compare-2-in-world-1": comparison([1, 1, 0, 1]),
+        "world-1": {"seconds": 1.0},
+        "reward-0": {"threshold": 0.5},
+        "starts-0": {"steps": [3], "rules": {"uniform": 1}},
+        "starts-1": {"steps": []},
+        "grpo-1": {"said": "nothing to learn from"},
+        "compare-0-in-world-0": comparison(None),
+        "evaluate-1": evaluation(1),
+        "evaluate-0": evaluation(0),
+        "sft": {"said": ""},
+        "demonstrations": {},
+    }
+
+
+def ledger() -> dict:
+    return {name: {"true_steps": 2, "imagined_frames": 3, "seconds": 0.5} for name in facts()}
+
+
+def test_stages_come_in_the_order_of_the_loop_whatever_a_run_met_first():
+    made = results.summarize(ABOUT, facts(), ledger(), 7.0)
+    order = ["demonstrations", "sft", "evaluate-0", "reward-0", "starts-0", "compare-0-in-world-0"]
+    order += ["grpo-1", "evaluate-1", "world-1", "starts-1", "evaluate-2", "compare-2-in-world-1"]
+    assert list(made["ledger"]) == order
+    assert made["seconds"] == 6.0 and made["seconds_now"] == 7.0
+    assert list(made["reward"]) == ["reward-0"] and list(made["keyframes"]) == ["starts-0"], "no steps, no keyframes"
+    assert made["remarks"] == ["grpo-1: nothing to learn from"]
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_a_policy_is_held_against_the_base_and_the_world_that_trained_it():
+    base, once, twice = results.summarize(ABOUT, facts(), ledger(), 7.0)["phases"]
+    assert "gain" not in base and base["imagined_success"] is None, "an older run did not say what it imagined"
+    assert once["imagined_success"] is None and once["gain"] == stats.gain(OUTCOMES[1], OUTCOMES[0])
+    assert twice["imagined_success"] == 0.75 and twice["gain"]["gain"] == 0.5
+
+
+def test_a_comparison_names_its_films_with_both_outcomes():
+    old, new = results.summarize(ABOUT, facts(), ledger(), 7.0)["comparison"]
+    assert new["policy"] == "after PACE" and new["world"] == "world model of round 2"
+    # Three of four are imagined successes, one is a true one; both agree on two episodes.
+    assert new["bias"] == stats.gain([1, 1, 1, 0], [1, 0, 0, 0]) and new["bias"]["gain"] == 0.5
+    assert new["dropped"] == 0.5 and new["open_fingers"] is None
+    assert new["videos"][1] == {"path": "stages/compare-2-in-world-1/b.mp4", "true": 1, "imagined": 1}
+    assert [film["imagined"] for film in old["videos"]] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({}, ["base", "after imagined GRPO", "after PACE"]),
+        ({"online": True}, ["base", "after online GRPO", "after PACE"]),
+        ({"pace": False}, ["base", "after imagined GRPO", "after imagined GRPO without a refresh"]),
+        ({"rounds": 3}, ["base", "after imagined GRPO", "after PACE, round 2"]),
+    ],
+)
+def test_policies_have_names_that_readers_know(change, names):
+    made = results.summarize(ABOUT | change, facts(), ledger(), 7.0)
+    assert [phase["name"] for phase in made["phases"]] == names
+
+
+def test_without_a_refresh_every_policy_learned_in_the_first_world():
+    assert [results.training_world(k, pace=True) for k in range(4)] == [0, 0, 1, 2]
+    assert [results.training_world(k, pace=False) for k in range(4)] == [0, 0, 0, 0]
+
+
+def test_a_run_that_has_finished_nothing_has_a_head_only():
+    made = results.summarize(ABOUT, {}, {}, 0.0)
+    assert not any(made[part] for part in ("phases", "comparison", "reward", "keyframes", "remarks", "ledger"))
+    assert made | results.describe_run(ABOUT) == made and made["seconds"] == 0.0

@@ -1,0 +1,109 @@
+"""The embedded table: its rules, its determinism, its expert."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wovr_jax.core import pixels
+from wovr_jax.sim.tabletop import collect
+from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.sim.tabletop.expert import ExpertConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.types import Imagined
+
+CFG = TabletopConfig()
+
+
+def _action(x: float = 0.0, y: float = 0.0, grip: float = -1.0) -> jax.Array:
+    return jnp.array([x, y, 0.0, 0.0, 0.0, 0.0, grip])
+
+
+def _over_target(gripper_offset: float = 0.0) -> tabletop.TabletopState:
+    state = tabletop.reset(jax.random.key(3), CFG)
+    return state.replace(gripper=state.block_K2[0] + jnp.array([gripper_offset, 0.0]))
+
+
+def test_still_jaws_take_a_near_block() -> None:
+    assert int(tabletop.step(_over_target(0.05), _action(grip=1.0), CFG).held) == 0
+
+
+def test_jaws_in_full_flight_take_nothing() -> None:
+    # A rule without the speed condition would hold block 0 here.
+    assert int(tabletop.step(_over_target(0.05), _action(x=-1.0, grip=1.0), CFG).held) == -1
+
+
+def test_far_jaws_take_nothing() -> None:
+    assert int(tabletop.step(_over_target(0.14), _action(grip=1.0), CFG).held) == -1
+
+
+def test_held_block_follows_and_stays_where_it_is_dropped() -> None:
+    state = tabletop.step(_over_target(), _action(grip=1.0), CFG)
+    state = tabletop.step(state, _action(y=1.0, grip=1.0), CFG)
+    assert jnp.allclose(state.block_K2[0], state.gripper)
+    dropped = tabletop.step(state, _action(y=1.0, grip=-1.0), CFG)
+    assert jnp.allclose(dropped.block_K2[0], state.block_K2[0])
+
+
+def test_success_needs_release() -> None:
+    state = _over_target()
+    state = state.replace(gripper=state.plate, held=jnp.array(0, jnp.int32), closed=jnp.array(True))
+    held = tabletop.step(state, _action(grip=1.0), CFG)
+    assert not bool(tabletop.success(held, CFG))
+    assert bool(tabletop.success(tabletop.step(held, _action(grip=-1.0), CFG), CFG))
+
+
+def test_unused_dimensions_change_nothing() -> None:
+    state = tabletop.reset(jax.random.key(0), CFG)
+    plain = tabletop.step(state, _action(0.5, 0.5), CFG)
+    noisy = tabletop.step(state, _action(0.5, 0.5).at[2:6].set(0.7), CFG)
+    assert all(bool(jnp.array_equal(a, b)) for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(noisy), strict=True))
+
+
+def test_frames_are_in_range_and_show_the_gripper_command() -> None:
+    state = _over_target()
+    opened = tabletop.render(state, CFG)
+    closed = tabletop.render(tabletop.step(state, _action(grip=1.0), CFG), CFG)
+    assert opened.shape == (32, 32, 3)
+    assert float(jnp.abs(opened).max()) <= 1.0
+    assert float(jnp.abs(opened - closed).max()) > 0.5
+
+
+def _demos(cfg: ExpertConfig, count: int) -> list:
+    return list(collect.demonstrations(range(count), jax.random.key(1), cfg, CFG, batch=64))
+
+
+def test_flawless_expert_succeeds_and_flawed_one_fails() -> None:
+    good = _demos(ExpertConfig(flaw="none"), 64)
+    bad = _demos(ExpertConfig(flawed_share=1.0, noise=0.0, flip=0.0), 64)
+    assert np.mean([episode.success_S.any() for episode in good]) >= 0.98
+    assert np.mean([episode.success_S.any() for episode in bad]) <= 0.02
+
+
+def test_unknown_flaw_is_refused() -> None:
+    with pytest.raises(ValueError, match="early_release"):
+        ExpertConfig(flaw="clumsy")
+
+
+def test_seed_and_actions_replay_an_episode_exactly() -> None:
+    episode = _demos(ExpertConfig(), 3)[2]
+    state = tabletop.replay(
+        jnp.array([episode.seed]), jnp.asarray(episode.action_SA)[None], jnp.array([CFG.horizon]), CFG
+    )
+    frame = tabletop.render(jax.tree.map(lambda leaf: leaf[0], state), CFG)
+    assert np.array_equal(pixels.to_uint8(frame), episode.frame_SHWC[-1])
+
+
+def test_labels_are_clean_and_executed_actions_are_not() -> None:
+    episode = _demos(ExpertConfig(flaw="none"), 1)[0]
+    speeds = np.abs(episode.label_SA[:, :2])
+    assert set(np.unique(speeds).round(2)) <= {0.0, 0.25, 0.5, 1.0}
+    assert not np.array_equal(episode.label_SA, episode.action_SA)
+
+
+def test_episodes_refuse_a_rollout_without_video() -> None:
+    empty = Imagined(*([jnp.zeros(1)] * 8))
+    with pytest.raises(ValueError, match="video=True"):
+        list(collect.episodes(empty, [0], "base"))

@@ -1,0 +1,212 @@
+"""What the results say, in sentences and in tables of text; the page and the terminal show the same ones.
+
+Every function takes a part of ``results.json`` and is pure. A part that is absent gives no sentence and no table, so
+that single jobs and studies use the same functions as the whole loop.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wovr_jax.core.log import text_table
+from wovr_jax.core.stats import wilson
+
+Results = Mapping[str, Any]
+Rows = list[tuple[str, ...]]
+"""A table, its head first."""
+
+LEARNER = "grpo-"
+"""How the names of the learner's stages begin."""
+FINGERS = {"open_fingers": "never close", "dropped": "let go half way"}
+"""The actions that a comparison plays again with other fingers, and what those do."""
+
+
+def render_text(results: Results) -> str:
+    """Returns the results as a few lines of plain text, for the end of a run."""
+    tables = (
+        policy_rows(results.get("phases") or ()),
+        variant_rows(results.get("study") or ()),
+        *(table["rows"] for table in results.get("tables") or ()),
+        world_rows(results.get("comparison") or ()),
+        cost_rows(results.get("ledger") or {}),
+    )
+    sentences = [textwrap.fill(sentence, 110) for sentence in state_findings(results)]
+    return "\n\n".join([text_table(rows) for rows in tables if len(rows) > 1] + sentences)
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def state_findings(results: Results) -> list[str]:
+    """Says what was reached, whether imagination can be believed and what it cost, one sentence or two each."""
+    phases, ledger, remarks = results.get("phases"), results.get("ledger") or {}, results.get("remarks") or []
+    sentences = [_state_success(phases)] if phases else []
+    sentences += [_state_study(results["study"])] if results.get("study") else []
+    # The last comparison is that of the final policy, in the newest world that it was held against.
+    sentences += [_state_agreement(results["comparison"][-1])] if results.get("comparison") else []
+    sentences += [_state_cost(ledger)] if any(stage.startswith(LEARNER) for stage in ledger) else []
+    return [*sentences, *remarks]
+
+
+def _state_success(phases: Sequence[Results]) -> str:
+    last, gain = phases[-1], phases[-1].get("gain")
+    now = f"{last['true_success']['rate']:.1%} ({last['name']})"
+    where = f"over {last['true_success']['n']} start states that no stage trained on"
+    # A run of the base policy alone.
+    if not gain:
+        return f"True success is {now}, {where}."
+    verdict = _judge(gain, "The policy truly got better.", "The policy truly got worse.", "That may be chance.")
+    before = f"{phases[0]['true_success']['rate']:.1%} ({phases[0]['name']})"
+    # Sampling is how it acts in training; the most likely actions are what a robot would run.
+    likely = f"With its most likely actions: {phases[0]['greedy']['rate']:.1%}, then {last['greedy']['rate']:.1%}."
+    return f"True success went from {before} to {now}: {_state_difference(gain)}, {where}. {verdict} {likely}"
+
+
+def _state_study(study: Sequence[Results]) -> str:
+    best = max(study, key=lambda row: row["gain"])
+    # Only what the interval sets apart from no change is called a gain or a loss.
+    won, lost = sum(row["low"] > 0 for row in study), sum(row["high"] < 0 for row in study)
+    count = f"Of {len(study)} variants on {len(best['seeds'])} seeds, {won} truly gained and {lost} truly lost."
+    return f"{count} Best: {best['says']}, {_state_difference(best)}."
+
+
+def _state_agreement(row: Results) -> str:
+    verdict = _judge(
+        row["bias"], "Imagination flattered the policy", "Imagination was too strict", "The difference may be chance"
+    )
+    imagined, true, episodes = success_rates(row)
+    rates = [f"{row[how]:.1%} with fingers that {words}" for how, words in FINGERS.items() if row.get(how) is not None]
+    loose = f" It also calls {' and '.join(rates)} a success." if rates else ""
+    return (
+        f"Same actions, two worlds ({row['policy']}, {row['world']}): imagination calls {imagined:.1%} of {episodes} "
+        f"episodes a success, the truth {true:.1%}, a difference of {_state_difference(row['bias'])}. {verdict}; "
+        f"{row['fp'] + row['fn']} episodes were misjudged.{loose}"
+    )
+
+
+def _state_cost(ledger: Mapping[str, Results]) -> str:
+    def total(kind: str, what: str) -> int:
+        return sum(account[what] for stage, account in ledger.items() if stage.startswith(kind))
+
+    return (
+        f"The collections took {total('collect-', 'true_steps'):,} steps of the true simulator. The learner took "
+        f"{total(LEARNER, 'true_steps'):,}; it learnt from {total(LEARNER, 'imagined_frames'):,} imagined frames."
+    )
+
+
+def _judge(difference: Results, above: str, below: str, neither: str) -> str:
+    """Returns the words for a difference; one whose interval holds zero is not called one."""
+    return above if difference["low"] > 0 else below if difference["high"] < 0 else neither
+
+
+# ---------------------------------------------------------------- tables
+
+
+def policy_rows(phases: Sequence[Results]) -> Rows:
+    """Returns a row for the policy of each round: true, greedy and imagined success, and the gain over the base."""
+    rows: Rows = [("policy", "true success", "95%", "gain", "95%", "greedy", "imagined")]
+    for phase in phases:
+        rates = (format_rate(phase["greedy"]["rate"]), format_rate(phase["imagined_success"]))
+        rows.append((phase["name"], *_rate_cells(phase["true_success"]), *_gain_cells(phase.get("gain")), *rates))
+    return rows
+
+
+def subgoal_rows(phases: Sequence[Results]) -> Rows:
+    """Returns how far the episodes of each policy came; nothing where the environment knows no sub-goals."""
+    first = phases[0]["subgoals"]
+    if not first:
+        return []
+    # The base policy reaches the early sub-goals most often, which puts the columns into the order of the task.
+    names = sorted(first, key=lambda name: -first[name])
+    rows = [(phase["name"], *(format_rate(phase["subgoals"][name]) for name in names)) for phase in phases]
+    return [("episodes with", *(name.replace("_", " ") for name in names)), *rows]
+
+
+def variant_rows(study: Sequence[Results]) -> Rows:
+    """Returns a row for each variant, seeds pooled, with each seed's own gain and the difference from the reference."""
+    # The reference is the row that is held against no other.
+    reference = next((row["says"] for row in study if not row.get("against")), "the reference")
+    rows: Rows = [
+        ("variant", "episodes", "base", "success", "95%", "gain", "95%", "gain by seed", f"against {reference}")
+    ]
+    for row in study:
+        # The results keep the rate; with n it gives the count back exactly.
+        low, high = wilson(round(row["final"] * row["n"]), row["n"])
+        final = _rate_cells({"rate": row["final"], "low": low, "high": high})
+        seeds = " ".join(format_points(after - before) for before, after in row["seeds"])
+        against = _state_difference(row["against"]) if row.get("against") else ""
+        rows.append((row["says"], str(row["n"]), format_rate(row["base"]), *final, *_gain_cells(row), seeds, against))
+    return rows
+
+
+def world_rows(comparison: Sequence[Results]) -> Rows:
+    """Returns a row for each comparison: the four counts of two verdicts, their bias and the frames' PSNR."""
+    title = ("policy, world of", "both", "imagined only", "true only", "neither", "bias", "95%", *FINGERS.values())
+    rows: Rows = [(*title, "PSNR by chunk")]
+    for row in comparison:
+        values = [f"{value:.1f}" for value in row.get("psnr") or ()]
+        # It falls from chunk to chunk, so the first and the last say enough.
+        psnr = " ".join(values if len(values) < 5 else (values[0], "to", values[-1]))
+        name = f"{row['policy']}, {row['world'].removeprefix('world model of ')}"
+        counts = (str(row[part]) for part in ("tp", "fp", "fn", "tn"))
+        rows.append((name, *counts, *_gain_cells(row["bias"]), *(format_rate(row.get(how)) for how in FINGERS), psnr))
+    return rows
+
+
+def cost_rows(ledger: Mapping[str, Results]) -> Rows:
+    """Returns what each stage took, and what all of them took together."""
+    names = ("true_steps", "imagined_frames", "seconds")
+    total = {name: sum(account[name] for account in ledger.values()) for name in names}
+    rows = [
+        (stage, *(f"{account[name]:,}" for name in names[:2]), format_duration(account["seconds"]))
+        for stage, account in ({**ledger, "all": total} if ledger else {}).items()
+    ]
+    return [("stage", "true steps", "imagined frames", "time"), *rows]
+
+
+# ---------------------------------------------------------------- numbers in words
+
+
+def success_rates(row: Results) -> tuple[float, float, int]:
+    """Returns imagined success, true success, and over how many episodes, from the four counts of a comparison."""
+    # At least one, or a comparison of nothing would divide by zero.
+    episodes = max(sum(row[count] for count in ("fp", "tp", "fn", "tn")), 1)
+    return (row["tp"] + row["fp"]) / episodes, (row["tp"] + row["fn"]) / episodes, episodes
+
+
+def format_rate(rate: float | None) -> str:
+    """Returns 0.5 as ``50.0%``, and a dash for a rate that nobody measured or that has no cases."""
+    return "-" if rate is None or math.isnan(rate) else f"{rate:.1%}"
+
+
+def format_points(share: float) -> str:
+    """Returns a difference of two rates in points: 0.215 as ``+21.5``."""
+    return f"{100 * share:+.1f}"
+
+
+def format_duration(seconds: float) -> str:
+    """Returns a time as people say it: ``12.3 s``, ``5 min 11 s``, ``2 h 34 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    # Rounded first: 59.7 s after a minute is 2 min 00 s and not 1 min 60 s.
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _rate_cells(rate: Results) -> tuple[str, str]:
+    """Returns a rate and its interval, a cell each."""
+    return format_rate(rate["rate"]), f"{rate['low']:.1%} - {rate['high']:.1%}"
+
+
+def _gain_cells(gain: Results | None) -> tuple[str, str]:
+    """Returns a difference and its interval, a cell each, in points."""
+    if not gain:
+        return "-", "-"
+    return format_points(gain["gain"]), f"{format_points(gain['low'])} to {format_points(gain['high'])}"
+
+
+def _state_difference(gain: Results) -> str:
+    return "{} points (95% between {} and {})".format(*(format_points(gain[end]) for end in ("gain", "low", "high")))

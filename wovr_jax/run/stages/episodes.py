@@ -1,0 +1,84 @@
+"""Stages that write true episodes: scripted demonstrations, and rollouts of a policy."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from wovr_jax.data import episodes as disk
+from wovr_jax.run.folder import Product, Run
+from wovr_jax.run.recipe import CollectConfig
+from wovr_jax.sim.arena import Actor, Arena
+from wovr_jax.types import Array, Episode
+
+Keys = Callable[..., Array]
+"""``key("collect", 1)``: the random key of a run that goes by these names."""
+
+
+class Demonstrations(NamedTuple):
+    """Scripted episodes, a share of them flawed.
+
+    Attributes:
+      train: to learn from.
+      held_out: to judge imitation on.
+    """
+
+    train: Sequence[Episode]
+    held_out: Sequence[Episode]
+
+
+def no_demonstrations() -> Product[Demonstrations]:
+    """The product of a run that has none."""
+    return Product(lambda: Demonstrations([], []))
+
+
+def demonstrate(run: Run, arena: Arena, cfg: CollectConfig, key: Keys, *, lazily: bool) -> Product[Demonstrations]:
+    """Scripted episodes, or none where the base policy comes from elsewhere.
+
+    Args:
+      run: the run.
+      arena: the true environment.
+      cfg: how many.
+      key: of the run, by name.
+      lazily: whether the episodes stay on disk.
+    """
+    if not cfg.demonstrations:
+        return no_demonstrations()
+
+    def make(folder: pathlib.Path) -> dict[str, Any]:
+        return arena.demonstrate(folder, key("demonstrations"), cfg.demonstrations, cfg.validation)
+
+    def load(folder: pathlib.Path) -> Demonstrations:
+        return Demonstrations(*(read_in_turn(folder / part, lazily=lazily) for part in ("episodes", "validation")))
+
+    return run.stage("demonstrations", make, load)
+
+
+def collect(
+    run: Run, arena: Arena, cfg: CollectConfig, round_: int, actor: Actor, *, lazily: bool
+) -> Product[Sequence[Episode]]:
+    """True rollouts of the policy of a round: the only true steps that training consumes."""
+    name, count = f"collect-{round_}", cfg.again if round_ else cfg.first
+
+    def make(folder: pathlib.Path) -> dict[str, Any]:
+        return arena.collect(folder / "episodes", name, count, actor)
+
+    return run.stage(name, make, lambda folder: read_in_turn(folder / "episodes", lazily=lazily))
+
+
+def join_rounds(rollouts: Sequence[Product[Sequence[Episode]]]) -> Sequence[Episode]:
+    """All true rollouts of some rounds, the oldest first."""
+    return disk.join(product.value for product in rollouts)
+
+
+def read_in_turn(folder: pathlib.Path, *, lazily: bool = False) -> Sequence[Episode]:
+    """The episodes of a folder in the order of their layouts, in which tasks take turns; it may hold them task by task.
+
+    Who takes the first or the last of them, as the training of the reward does, then has some of every task. Read
+    ``lazily`` they stay on disk.
+    """
+    if not lazily:
+        return sorted(disk.read(folder), key=lambda episode: episode.seed)
+    source = disk.EpisodeSource(folder)
+    return disk.Lazy([(source, e) for e in sorted(range(len(source)), key=lambda e: source.head(e).seed)])

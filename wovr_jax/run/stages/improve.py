@@ -1,0 +1,203 @@
+"""The stage that improves the policy: imagined rollouts, then masked GRPO on them, iteration after iteration."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wovr_jax import learner
+from wovr_jax.core import checkpoint, processes, sharding
+from wovr_jax.core.log import read_metrics
+from wovr_jax.data.starts import Starts
+from wovr_jax.learner import LearnerConfig, PolicyState
+from wovr_jax.nn import lora
+from wovr_jax.policy import vla
+from wovr_jax.policy.actions import Codec
+from wovr_jax.policy.train import RLPolicy, make_rl_policy
+from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.run import programs
+from wovr_jax.run.folder import Product, Run
+from wovr_jax.run.recipe import DreamConfig
+from wovr_jax.run.stages.episodes import Keys
+from wovr_jax.run.stages.policy import load_policy
+from wovr_jax.run.stages.reward import Judge
+from wovr_jax.sim.arena import Acting, Actor, Arena, Groups
+from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.train import freeze, loop
+from wovr_jax.train.step import ReplayableStep
+from wovr_jax.types import Array, Imagined, Params
+from wovr_jax.world.model import WorldConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Improvement:
+    """Settings of reinforcement learning.
+
+    Attributes:
+      dream: one iteration, and the world and the judge it happens in.
+      learner: how rollouts become optimizer steps.
+      share: of the groups that begin at keyframes.
+      temperature: of the policy's sampling.
+      frozen: parts of the policy that stay as they are.
+      policy: the policy's network.
+      reward: the classifier's network.
+      sim: the embedded table, for worlds that are the truth or know it.
+    """
+
+    dream: DreamConfig
+    learner: LearnerConfig
+    share: float
+    temperature: float
+    frozen: tuple[str, ...]
+    policy: VLAConfig
+    reward: RewardConfig
+    sim: TabletopConfig
+
+    @property
+    def network(self) -> RLPolicy:
+        """The policy as actor and learner run it, with adapters where the learner trains adapters."""
+        return make_rl_policy(self.policy, self.learner.lora, self.frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Imagination:
+    """What rollouts are made of; each part is loaded when the first of them begins.
+
+    Attributes:
+      prompt_KL: (tasks, L) prompt tokens of every task.
+      codec: gives the codec between actions and tokens.
+      starts: where rollouts begin; None where the arena explores.
+      vae: the world model's settings, and its VAE; None, as ``world``, in a true world.
+      world: the world model.
+      reward: the judge; None where the true predicate judges.
+    """
+
+    prompt_KL: Array
+    codec: Callable[[], Codec]
+    starts: Product[Starts] | None
+    vae: Product[tuple[WorldConfig, Params]] | None
+    world: Product[Params] | None
+    reward: Product[Judge] | None
+
+
+def improve(
+    run: Run,
+    round_: int,
+    cfg: Improvement,
+    policies: Sequence[Product[Params]],
+    imagination: Imagination,
+    arena: Arena,
+    acting: Acting,
+    key: Keys,
+) -> Product[Params]:
+    """The policy after a round of masked GRPO.
+
+    Args:
+      run: the run.
+      round_: the round in which the policy learns, from 0; the stage has the number of the policy that it makes.
+      cfg: settings.
+      policies: the base policy, and those after each round so far.
+      imagination: what rollouts are made of.
+      arena: the true environment.
+      acting: the policy as functions of its weights, for an arena that explores.
+      key: of the run, by name.
+    """
+    name, updates = f"grpo-{round_ + 1}", cfg.dream.updates[round_]
+
+    def make(folder: pathlib.Path) -> dict[str, Any]:
+        state, step = begin(round_, cfg, policies, imagination, arena, acting, key(name), key)
+        state = loop.fit(name, state, step, updates, log=run.log, folder=folder, log_every=1)
+        checkpoint.save(folder / "policy", cfg.network.plain(state.params))
+        curve = [line for line in read_metrics(run.folder) if line["stage"] == name]
+        if remark := learner.idle(curve):
+            processes.say(f"{name}: {remark}")
+        facts = _count_steps(cfg, updates, arena, curve)
+        return facts | {"skipped": sum(line["skipped"] for line in curve), "said": remark}
+
+    return run.stage(name, make, lambda folder: load_policy(cfg.policy, folder))
+
+
+def begin(
+    round_: int,
+    cfg: Improvement,
+    policies: Sequence[Product[Params]],
+    imagination: Imagination,
+    arena: Arena,
+    acting: Acting,
+    round_key: Array,
+    key: Keys,
+) -> tuple[PolicyState, Callable]:
+    """First learner state and ``step(state, i)``: draw starts, roll, score, update, all on the device.
+
+    Args: as for :func:`improve`; ``round_key`` is that of the round's draws.
+    """
+    network = cfg.network
+    rollout = _explore(cfg, arena, acting) if imagination.starts is None else _dream(cfg, network, imagination)
+    params = network.begin(policies[round_].value, key("adapters", round_))
+    # The regulariser holds the policy to the base policy, not to the one that it was a round ago.
+    reference = network.begin(policies[0].value, key("adapters", 0)) if cfg.learner.grpo.kl else None
+    update = learner.make_update(cfg.learner, network.net, cfg.temperature, vla.AXES)
+
+    def roll(state: PolicyState, i: Array) -> tuple[Imagined, Array]:
+        k_dream, k_update = jax.random.split(jax.random.fold_in(round_key, i))
+        return rollout(state.params, i, k_dream), k_update
+
+    def step(state: PolicyState, i: Array) -> tuple[PolicyState, dict[str, Array]]:
+        return update(state, *roll(state, i), reference)
+
+    trainable = freeze.all_but(*cfg.frozen) if cfg.frozen else None
+    # Rounds beyond the list take its last rate.
+    rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
+    state = learner.create(cfg.learner, params, lora.mask if cfg.learner.lora else trainable, rate, vla.AXES)
+    return state, ReplayableStep(step, roll, on_policy=True)
+
+
+def _dream(cfg: Improvement, network: RLPolicy, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
+    """Rollouts of one compiled program, policy, world and judge in one scan."""
+    assert given.starts is not None
+    world = None if given.vae is None else given.vae.value[0]
+    dream = programs.dream(
+        cfg.dream,
+        cfg.learner.grpo.group,
+        cfg.share,
+        cfg.policy,
+        network.net,
+        given.codec(),
+        cfg.temperature,
+        world,
+        cfg.reward,
+        cfg.sim,
+    )
+    table = sharding.whole(jax.device_put(given.starts.value))
+    # Arguments of the compiled program, not constants in it.
+    parts: dict[str, Any] = {"starts": table, "prompt_KL": given.prompt_KL, "threshold": jnp.float32(0.5)}
+    if given.world is not None:
+        parts["world"] = given.world.value
+    if given.reward is not None:
+        parts |= {"reward": given.reward.value.params, "threshold": jnp.float32(given.reward.value.threshold)}
+    if cfg.dream.world != "learned":
+        parts["sim"] = programs.true_states(table, cfg.sim)
+    return lambda params, i, key: dream(params, parts, key)
+
+
+def _explore(cfg: Improvement, arena: Arena, acting: Acting) -> Callable[[Params, Array, Array], Imagined]:
+    """Rollouts of a simulator on the host (online RL)."""
+    explore, groups = arena.explore, Groups(cfg.dream.groups, cfg.learner.grpo.group, cfg.dream.chunks)
+    assert explore is not None
+    return lambda params, i, key: explore(int(i), Actor(acting, lambda: params, key, cfg.temperature), groups)
+
+
+def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, int]:
+    """What the round consumed: imagined frames, or true steps where the world is the truth."""
+    steps = updates * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
+    if cfg.dream.world == "learned":
+        return {"imagined_frames": steps}
+    if arena.explore and curve:  # there, episodes end at their first success
+        steps = round(steps * arena.hold * sum(line["length"] for line in curve) / len(curve))
+    return {"true_steps": steps}

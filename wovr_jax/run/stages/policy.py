@@ -1,0 +1,114 @@
+"""The stage that makes the base policy: supervised fine-tuning on demonstrations, judged on held-out ones."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wovr_jax.core import checkpoint, config, sharding
+from wovr_jax.data import batches, normalize
+from wovr_jax.policy import train as sft
+from wovr_jax.policy import vla
+from wovr_jax.policy.actions import Codec
+from wovr_jax.policy.train import PolicyAdapters, SFTConfig
+from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.run.environment import Environment
+from wovr_jax.run.folder import Product, Run
+from wovr_jax.run.stages.episodes import Demonstrations, Keys
+from wovr_jax.train import loop
+from wovr_jax.train.step import TrainState
+from wovr_jax.types import Array, Params
+from wovr_jax.weights import native
+
+
+def start_policy(cfg: VLAConfig, weights: str, towers: Sequence[str], folder: pathlib.Path, key: Keys) -> Params:
+    """Weights from which the policy starts, on the mesh in use.
+
+    Args:
+      cfg: the network.
+      weights: a json of imported weights or the folder of a checkpoint; empty for random weights.
+      towers: names of pretrained vision towers (DINOv2, SigLIP) to begin with where the weights are random.
+      folder: where the towers lie.
+      key: of the run, by name.
+
+    Raises:
+      ConfigError: nothing there, or weights of another network.
+    """
+    network = vla.network(cfg)
+    if weights:
+        return native.load_weights("policy_weights", weights, network.shapes(), vla.AXES)
+    params = network.init(key("policy"))
+    for part, name in zip(("dino", "siglip"), towers):
+        params[part] = native.load_asset(name, folder)[1]
+    return sharding.place(jax.tree.map(jnp.asarray, params), vla.AXES)
+
+
+def choose_codec(environment: Environment, demonstrations: Product[Demonstrations]) -> Codec:
+    """Between environment actions and tokens: a released policy's own, or from the demonstrations' statistics."""
+    if environment.codec:
+        return environment.codec
+    name = environment.arena.name
+    return Codec.from_statistics(normalize.statistics(demonstrations.value.train, name)[name]["action"])
+
+
+def fine_tune(
+    run: Run,
+    cfg: VLAConfig,
+    train: SFTConfig,
+    start: Callable[[], Params],
+    codec: Callable[[], Codec],
+    prompt_KL: Array,
+    key: Keys,
+    demonstrations: Product[Demonstrations],
+) -> Product[Params]:
+    """The base policy: ``train.steps`` steps of imitation, adapters merged; without a step, the weights as they start.
+
+    The stage's checkpoint holds what is trained and the optimizer's state, and a fit that was interrupted goes on from
+    it. Adapters are also kept alone, in ``adapters`` with what they belong to.
+
+    Args:
+      run: the run.
+      cfg: the network.
+      train: how to train it.
+      start: gives the weights to start from.
+      demonstrations: to imitate, and to be judged on every ``train.validate_every`` steps (0: never) and at the end.
+      codec: gives the codec between tokens and environment actions.
+      prompt_KL: prompt tokens of every task.
+      key: of the run, by name.
+    """
+    if not train.steps:
+        return Product(start)
+
+    def make(folder: pathlib.Path) -> dict[str, Any]:
+        params = start()
+        chunks = batches.sft_chunks(demonstrations.value.train, cfg.chunk, early=train.early)
+        data = sft.demonstrations(chunks, codec(), prompt_KL)
+        state, step = sft.make(cfg, train, params, data, key("sft"))
+        # One sample a chunk: neighbouring starts of a held-out episode say nearly the same.
+        held_out = batches.sft_chunks(demonstrations.value.held_out, cfg.chunk, stride=cfg.chunk)
+        validate = sft.validation(cfg, train, params, codec(), sft.demonstrations(held_out, codec(), prompt_KL))
+
+        def measure(state: TrainState) -> dict[str, float]:
+            return {name: float(value) for name, value in validate(state).items()}
+
+        def watch(done: int, state: TrainState) -> dict[str, float] | None:
+            due = train.validate_every and done % train.validate_every == 0
+            return measure(state) if due or done == train.steps else None
+
+        state = loop.fit("sft", state, step, train.steps, log=run.log, folder=folder, on_step=watch)
+        if train.lora:
+            about = PolicyAdapters(cfg, sft.resolve_targets(cfg, train.lora, train.frozen))
+            checkpoint.save(folder / "adapters", state.params, config.to_dict(about))
+        checkpoint.save(folder / "policy", sft.merge_weights(cfg, train, params, state))
+        return {"chunks": len(data.token_BTA)} | measure(state)
+
+    return run.stage("sft", make, lambda folder: load_policy(cfg, folder))
+
+
+def load_policy(cfg: VLAConfig, folder: pathlib.Path) -> Params:
+    """The policy that a stage left in its folder, on the mesh in use."""
+    return checkpoint.restore(folder / "policy", sharding.describe(vla.network(cfg).shapes(), vla.AXES))

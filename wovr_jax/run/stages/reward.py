@@ -1,0 +1,211 @@
+"""The stage that trains the success classifier and chooses its threshold, judged on episodes it never saw.
+
+It learns from true frames and from the same episodes replayed by the world model (imagined frames under the true
+labels), so its probability on an imagined frame already discounts what imagination gets wrong. The threshold is chosen
+on held-out episodes of both kinds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wovr_jax.core import checkpoint, sharding
+from wovr_jax.data import batches
+from wovr_jax.data import episodes as disk
+from wovr_jax.reward import calibrate, classifier
+from wovr_jax.reward import train as training
+from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.run import programs
+from wovr_jax.run.folder import Product, Run
+from wovr_jax.run.recipe import CollectConfig
+from wovr_jax.run.stages.episodes import Demonstrations, Keys, join_rounds
+from wovr_jax.train import loop
+from wovr_jax.types import Array, Episode, Imagined, Params, Start
+from wovr_jax.world.model import WorldConfig
+
+HELD_OUT = 0.15
+"""Share of the episodes that judge."""
+
+
+class Judge(NamedTuple):
+    """A success classifier.
+
+    Attributes:
+      params: its weights.
+      threshold: a frame whose probability is above it counts as a success.
+    """
+
+    params: Params
+    threshold: float
+
+
+def fit_reward(
+    run: Run,
+    cfg: RewardConfig,
+    train: RewardTrainConfig,
+    collected: CollectConfig,
+    prompt_KL: Array,
+    steps: int,
+    key: Keys,
+    round_: int,
+    vae: Product[tuple[WorldConfig, Params]],
+    world: Product[Params],
+    rollouts: Sequence[Product[Sequence[Episode]]],
+    demonstrations: Product[Demonstrations],
+) -> Product[Judge]:
+    """The success classifier of a round, trained from random weights.
+
+    Args:
+      run: the run.
+      round_: the round.
+      cfg, train: the network and its training.
+      collected: how many episodes the world model replays, and how many at once.
+      vae: the world model's settings, and its VAE.
+      world: the world model of this round.
+      rollouts: true episodes of every round so far.
+      demonstrations: scripted episodes.
+      prompt_KL: (tasks, L) prompt tokens of every task.
+      steps: of a replay: as long as an episode of the true environment may be.
+      key: of the run, by name.
+
+    Raises:
+      NoDataError: when no episode, or every episode, succeeds.
+    """
+    name = f"reward-{round_}"
+
+    def make(folder: pathlib.Path) -> dict[str, Any]:
+        demos, every, before = demonstrations.value.train, join_rounds(rollouts), join_rounds(rollouts[:-1])
+        newest = every[-collected.retold :]
+        # A better policy fails less: held-out episodes of earlier rounds bring failures to choose the threshold on.
+        judging_E = batches.split(disk.heads(before), HELD_OUT)
+        judging = [before[e] for e in np.flatnonzero(judging_E).tolist()]
+        episodes = [*newest, *demos[: len(newest) // 3], *judging]
+
+        start, world_cfg = start_reward(cfg, key), vae.value[0]
+
+        def play(start_B: Start, action_BNTA: Array, low: int) -> Imagined:
+            replay = programs.replay(world_cfg, cfg)
+            return replay(world.value, start, start_B, action_BNTA, key("retold", round_, low))
+
+        size = {"batch": collected.batch, "steps": steps, "chunk": world_cfg.chunk, "memory": world_cfg.slots}
+        imagined = _relabel(episodes, programs.replay_episodes(play, episodes, prompt_KL, **size))
+        real = disk.join([every, demos])
+        params, facts = fit(cfg, train, start, real, imagined, key(name), name=name, log=run.log, folder=folder)
+        checkpoint.save(folder / "reward", params)
+        return facts | {"imagined_frames": sum(len(episode.action_SA) for episode in imagined)}
+
+    params = run.stage(name, make, lambda folder: load_reward(cfg, folder))
+    return Product(lambda: Judge(params.value, params.facts["threshold"]), name, params.facts)
+
+
+def start_reward(cfg: RewardConfig, key: Keys) -> Params:
+    """Random weights of the success classifier, whole on every device."""
+    return sharding.whole(classifier.network(cfg).init(key("reward")))
+
+
+def load_reward(cfg: RewardConfig, folder: pathlib.Path) -> Params:
+    """The classifier that a stage left in its folder."""
+    return checkpoint.restore(folder / "reward", sharding.describe(classifier.network(cfg).shapes(), sharding.WHOLE))
+
+
+def _relabel(episodes: list[Episode], videos: Iterable[np.ndarray]) -> list[Episode]:
+    """Imagined frames under the true labels of the episodes whose actions led to them.
+
+    A classifier that sees them learns how far imagination is to be believed, not only what success looks like.
+    """
+    pairs = zip(episodes, videos, strict=True)
+    return [dataclasses.replace(episode, frame_SHWC=frames, actor="imagination") for episode, frames in pairs]
+
+
+def fit(
+    cfg: RewardConfig,
+    train: RewardTrainConfig,
+    params: Params,
+    real: Sequence[Episode],
+    imagined: Sequence[Episode],
+    key: Array,
+    *,
+    name: str = "reward",
+    log: Any = None,
+    folder: pathlib.Path | None = None,
+) -> tuple[Params, dict[str, Any]]:
+    """Trains, then judges.
+
+    Args:
+      cfg, train: network and training; ``train.steps`` steps are taken.
+      params: where to start.
+      real: true episodes.
+      imagined: episodes with imagined frames and true labels; an episode is on the same side of
+        the split as its true twin. They are the extra pool of a batch.
+      key: of the batches.
+      name, log, folder: see ``loop.fit``.
+
+    Returns:
+      Parameters, and JSON-able facts: threshold, rates by frame and by episode on held-out true
+      and imagined frames, reliability of the imagined ones.
+
+    Raises:
+      NoDataError: when no episode, or every episode, succeeds.
+    """
+    kinds = {"real": real, "imagined": imagined} if imagined else {"real": real}
+    frames = {kind: _label_frames(episodes, train.stride) for kind, episodes in kinds.items()}
+    learn = [_select(columns, ~columns["held"]) for columns in frames.values()]
+    frame, label, task = (np.concatenate([columns[part] for columns in learn]) for part in ("frame", "label", "task"))
+    extra = np.concatenate([np.full(len(columns["label"]), i > 0) for i, columns in enumerate(learn)])
+    data = training.dataset(frame, label, task, extra)
+    how = train if imagined else dataclasses.replace(train, extra=0.0)
+    state, step = training.make(cfg, how, params, data, key)
+    state = loop.fit(name, state, step, train.steps, log=log, folder=folder)
+    held = {kind: _select(columns, columns["held"]) for kind, columns in frames.items()}
+    return state.params, _judge(cfg, train, state.params, held)
+
+
+def _label_frames(episodes: Sequence[Episode], stride: int) -> dict[str, np.ndarray]:
+    """Every ``stride``-th frame of every episode, with label, task, episode index and side of the split."""
+    won_E = np.array([episode.success_S.any() for episode in episodes])
+    if won_E.all() or not won_E.any():
+        kind = "fails" if won_E.all() else "succeeds"
+        raise batches.NoDataError(
+            f"none of {len(episodes)} episodes {kind}: the success classifier needs both kinds. Collect more episodes, "
+            "or let the demonstrations be better (or worse)."
+        )
+    held_E = batches.split(episodes, HELD_OUT, won_E)
+    count_E = [len(episode.success_S[::stride]) for episode in episodes]
+    return {
+        "frame": np.concatenate([episode.frame_SHWC[::stride] for episode in episodes]),
+        "label": np.concatenate([episode.success_S[::stride] for episode in episodes]),
+        "task": np.repeat(np.array([episode.task for episode in episodes], np.int32), count_E),
+        "episode": np.repeat(np.arange(len(episodes)), count_E),
+        "held": np.repeat(held_E, count_E),
+    }
+
+
+def _select(frames: dict[str, np.ndarray], where: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: column[where] for name, column in frames.items()}
+
+
+def _judge(
+    cfg: RewardConfig, train: RewardTrainConfig, params: Params, held: dict[str, dict[str, np.ndarray]]
+) -> dict[str, Any]:
+    prob = {kind: training.predict(cfg, params, frames["frame"], frames["task"]) for kind, frames in held.items()}
+    pairs = {kind: (prob[kind], frames["label"]) for kind, frames in held.items()}
+    whole = {kind: calibrate.by_episode(*pairs[kind], frames["episode"]) for kind, frames in held.items()}
+    # A rollout counts as a success when any of its frames does, so the threshold is chosen on episodes.
+    imagined = whole.get("imagined")
+    if imagined is not None and not 0 < imagined[1].sum() < len(imagined[1]):
+        imagined = None  # a few held-out episodes may lack one kind; true ones have both
+    choice = calibrate.choose(*whole["real"], train.rule, max_fpr=train.max_fpr, imagined=imagined)
+    facts: dict[str, Any] = {"threshold": choice.threshold, "chosen_on_imagined_too": imagined is not None}
+    for kind in held:
+        facts[kind] = {
+            "frame": dataclasses.asdict(calibrate.rates(*pairs[kind], choice.threshold)),
+            "episode": dataclasses.asdict(calibrate.rates(*whole[kind], choice.threshold)),
+            "reliability": dataclasses.asdict(calibrate.reliability(*pairs[kind])),
+        }
+    return facts

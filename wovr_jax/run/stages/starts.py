@@ -1,0 +1,56 @@
+"""The stage that chooses where imagined rollouts begin: episode starts, and keyframes before failures (KIR)."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from wovr_jax.data import starts as start_states
+from wovr_jax.data.starts import Starts
+from wovr_jax.run.folder import Product, Run
+from wovr_jax.run.recipe import StartsConfig
+from wovr_jax.run.stages.episodes import Demonstrations, join_rounds
+from wovr_jax.types import Episode
+
+
+def choose_starts(
+    run: Run,
+    cfg: StartsConfig,
+    memory: int,
+    seed: int,
+    round_: int,
+    rollouts: Sequence[Product[Sequence[Episode]]],
+    demonstrations: Product[Demonstrations],
+) -> Product[Starts]:
+    """The start states of a round.
+
+    Args:
+      run: the run.
+      round_: the round.
+      cfg: share and rule of the keyframes.
+      rollouts: true episodes of every round so far: a rollout may begin where any of them began, or at a keyframe of
+        one of the newest.
+      demonstrations: scripted episodes, at whose beginning rollouts begin where there are no others. Online RL
+        without keyframes needs layouts only; its whole budget is for the learner.
+      memory: M, memory frames of a start state.
+      seed: of the run, for the choice among keyframes.
+    """
+    name = f"starts-{round_}"
+
+    def make(folder: pathlib.Path) -> dict[str, Any]:
+        table = start_states.initial(join_rounds(rollouts) if rollouts else demonstrations.value.train, memory=memory)
+        if cfg.share:
+            rng = np.random.default_rng([seed, round_])
+            how = {"each": cfg.each, "least": cfg.least, "event": cfg.event, "memory": memory}
+            keyframes = start_states.keyframes(rollouts[-1].value, cfg.rule, cfg.before, rng, **how)
+            table = start_states.join(table, keyframes)
+        start_states.save(folder / "starts", table, overwrite=True)
+        # Keyframes stand behind the episode starts.
+        steps, rules = (np.asarray(column[table.initials :]) for column in (table.step_K, table.rule_K))
+        counts = {rule: int((rules == i).sum()) for i, rule in enumerate(start_states.RULES) if (rules == i).any()}
+        return {"initials": table.initials, "steps": steps.tolist(), "rules": counts}
+
+    return run.stage(name, make, lambda folder: start_states.load(folder / "starts"))

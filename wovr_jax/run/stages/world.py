@@ -1,0 +1,222 @@
+"""The stage that trains the world model, and in later rounds refreshes it, watched on held-out episodes meanwhile.
+
+Every ``validate_every`` steps the model is measured on windows that it does not train on, and a few held-out
+episodes are imagined again from their first frame; the film shows them beside the truth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from wovr_jax.core import checkpoint, pixels, sharding
+from wovr_jax.data import batches, stream
+from wovr_jax.data import episodes as disk
+from wovr_jax.nn import lora
+from wovr_jax.run import programs
+from wovr_jax.run.folder import Product, Run
+from wovr_jax.run.recipe import RefreshConfig
+from wovr_jax.run.stages.episodes import Demonstrations, Keys, join_rounds
+from wovr_jax.train import loop
+from wovr_jax.train.step import TrainState
+from wovr_jax.types import Array, Episode, Imagined, Params, Start
+from wovr_jax.weights import native
+from wovr_jax.world import dit, latents
+from wovr_jax.world import model as world_model
+from wovr_jax.world import train as training
+from wovr_jax.world.latents import Data, Resident
+from wovr_jax.world.model import WorldConfig
+from wovr_jax.world.train import WorldTrainConfig
+
+HELD_OUT = 0.1
+"""Share of the episodes that validate."""
+VALIDATED = 8
+"""Held-out episodes whose windows validate a training that streams."""
+FILMED = 3
+"""Held-out episodes in a film."""
+FILM_FPS = 6
+
+
+def start_world(cfg: WorldConfig, weights: str, key: Keys) -> Params:
+    """Weights from which the world model's transformer starts, on the mesh in use.
+
+    Args:
+      cfg: the world model.
+      weights: a json of imported weights or the folder of a checkpoint; empty for random weights.
+      key: of the run, by name.
+
+    Raises:
+      ConfigError: nothing there, or weights of another network.
+    """
+    network = world_model.networks(cfg)[0]
+    if weights:
+        return native.load_weights("world_weights", weights, network.shapes(), dit.AXES)
+    return sharding.place(network.init(key("world")), dit.AXES)
+
+
+def fit_world(
+    run: Run,
+    train: WorldTrainConfig,
+    refresh: RefreshConfig,
+    start: Callable[[], Params],
+    prompt_KL: Array,
+    key: Keys,
+    round_: int,
+    vae: Product[tuple[WorldConfig, Params]],
+    worlds: Sequence[Product[Params]],
+    rollouts: Sequence[Product[Sequence[Episode]]],
+    demonstrations: Product[Demonstrations],
+) -> Product[Params]:
+    """The world model of a round, ``{"dit": ..., "vae": ...}``: trained in round 0, refreshed after that (PACE).
+
+    Args:
+      run: the run.
+      train: how to train the transformer.
+      refresh: what a refresh changes in that.
+      start: gives the transformer's weights that the first training starts from.
+      round_: the round.
+      vae: the world model's settings with the VAE's statistics, and the frozen VAE.
+      worlds: those of the rounds before; a refresh starts from the last of them.
+      rollouts: true episodes of every round so far. The newest are learned from, in the first round with the
+        demonstrations; a share of each batch of a refresh is drawn from the older ones.
+      demonstrations: scripted episodes.
+      prompt_KL: (tasks, L) prompt tokens of every task.
+      key: of the run, by name.
+
+    Raises:
+      NoDataError, ValueError: when the episodes give no window to train or to validate on.
+    """
+    name = f"world-{round_}"
+    if worlds:
+        train, start = (
+            dataclasses.replace(train, **dataclasses.asdict(refresh)),
+            lambda: worlds[round_ - 1].value["dit"],
+        )
+
+    def make(folder: pathlib.Path) -> dict[str, Any]:
+        (cfg, vae_params), start_dit, train_key = vae.value, start(), key(name)
+        new = disk.join([rollouts[-1].value, demonstrations.value.train if round_ == 0 else []])
+        old = join_rounds(rollouts[:-1])
+        data, held_out = windows(cfg, train, vae_params, new, run.folder / "latents")
+        replayed = windows(cfg, train, vae_params, old, run.folder / "latents")[0] if old else None
+        state, step = training.make(cfg, train, start_dit, data, train_key, replay=replayed)
+        # Training folds in its step numbers; this one it does not reach.
+        measure = training.validation(cfg, train, held_out, jax.random.fold_in(train_key, np.uint32(0xFFFFFFFF)))
+        filmed = _choose_filmed(new, cfg.chunk)
+
+        def watch(done: int, state: TrainState) -> dict[str, float] | None:
+            if not train.validate_every or done % train.validate_every:
+                return None
+            params = {"dit": training.merge_weights(train, state.result, start_dit), "vae": vae_params}
+            if filmed:
+                _film(cfg, params, filmed, prompt_KL, folder / "films" / f"step-{done:06d}.mp4", train_key)
+            return _floats(measure(params["dit"]))
+
+        state = loop.fit(name, state, step, train.steps, log=run.log, folder=folder, on_step=watch)
+        kept = state.result
+        checkpoint.save(folder / _product_name(train), kept)
+        final = _floats(measure(training.merge_weights(train, kept, start_dit)))
+        run.log.scalars(name, train.steps, final)
+        return final | {"windows": data.count}
+
+    def load(folder: pathlib.Path) -> Params:
+        cfg, vae_params = vae.value
+        return {"dit": load_world(cfg, train, start, folder), "vae": vae_params}
+
+    return run.stage(name, make, load)
+
+
+def load_world(cfg: WorldConfig, train: WorldTrainConfig, start: Callable[[], Params], folder: pathlib.Path) -> Params:
+    """The transformer that a stage left in ``folder``, having started from ``start()``: adapters are folded in."""
+    shapes = sharding.describe(world_model.networks(cfg)[0].shapes(), dit.AXES)
+    adapters = train.lora
+    if adapters is None:
+        return checkpoint.restore(folder / _product_name(train), shapes)
+    like = jax.eval_shape(lambda: lora.init(jax.random.key(0), shapes, adapters))
+    return training.merge_weights(train, checkpoint.restore(folder / _product_name(train), like), start())
+
+
+def windows(
+    cfg: WorldConfig,
+    train: WorldTrainConfig,
+    vae_params: Params,
+    episodes: Sequence[Episode],
+    cache: str | os.PathLike = "",
+    *,
+    held_out: float = HELD_OUT,
+) -> tuple[Data, Resident]:
+    """Windows to learn from and held-out ones, encoded as ``train.latents`` says.
+
+    Raises:
+      ValueError: ``latents="disk"`` without a folder.
+    """
+    layout: dict[str, Any] = {"start_cap": train.start_cap or None, "stride": train.stride, "partial": True}
+    layout |= {"memory": cfg.slots, "new": cfg.chunk}
+    if train.latents == "stream":
+        return _stream(cfg, train, vae_params, episodes, layout, held_out)
+    cut = batches.windows(episodes, **layout, val_share=held_out)
+    if train.latents == "fly":
+        return latents.frames(cfg, vae_params, cut)
+    if train.latents == "memory":
+        return latents.encode_windows(cfg, vae_params, cut)
+    if not cache:
+        raise ValueError("world training: latents='disk' needs a folder to keep them in, got none")
+    return latents.encode_once(cache, cfg, vae_params, cut)
+
+
+def _stream(
+    cfg: WorldConfig,
+    train: WorldTrainConfig,
+    vae_params: Params,
+    episodes: Sequence[Episode],
+    layout: dict[str, Any],
+    held_out: float,
+) -> tuple[Data, Resident]:
+    """The training side read from disk step by step; of the held-out side as many episodes as are kept in memory."""
+    heads = disk.heads(episodes)
+    held_E = batches.split(heads, held_out)
+    steps_E = np.array([head.steps for head in heads])
+    where = stream.Layout(start_share=train.start_share, **layout)
+    data = latents.WindowStream(stream.Stream(episodes, steps_E, ~held_E, where, train.stream), vae_params, cfg)
+    some = [episodes[e] for e in np.flatnonzero(held_E)[:VALIDATED]]
+    kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], **layout, val_share=0.0))
+    return data, kept if some else none
+
+
+def _choose_filmed(episodes: Sequence[Episode], chunk: int) -> list[Episode]:
+    """Some held-out episodes as long as the longest; none where no whole number of chunks fits."""
+    heads = disk.heads(episodes)
+    longest = max(head.steps for head in heads)
+    held_E = batches.split(heads, HELD_OUT)
+    long = [e for e, head in enumerate(heads) if held_E[e] and head.steps == longest]
+    return [episodes[e] for e in long[:FILMED]] if longest % chunk == 0 else []
+
+
+def _film(
+    cfg: WorldConfig, params: Params, episodes: list[Episode], prompt_KL: Array, path: pathlib.Path, key: Array
+) -> None:
+    """Writes a film with a row for each episode, the truth on the left, imagination on the right."""
+
+    def play(start: Start, action_BNTA: Array, low: int) -> Imagined:
+        del low  # there is one batch only
+        return programs.replay(cfg)(params, None, start, action_BNTA, key)
+
+    steps = len(episodes[0].action_SA)
+    size = {"batch": len(episodes), "steps": steps, "chunk": cfg.chunk, "memory": cfg.slots}
+    imagined = programs.replay_episodes(play, episodes, prompt_KL, **size)
+    rows = [pixels.side_by_side(*pair) for pair in zip((episode.frame_SHWC for episode in episodes), imagined)]
+    pixels.video(path, np.concatenate(rows, axis=1), fps=FILM_FPS)
+
+
+def _product_name(train: WorldTrainConfig) -> str:
+    return "dit" if train.lora is None else "adapters"
+
+
+def _floats(measured: dict[str, Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in measured.items()}
