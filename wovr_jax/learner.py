@@ -22,7 +22,6 @@ S optimizer steps of an iteration.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -139,17 +138,16 @@ def optimizer(cfg: LearnerConfig) -> optax.GradientTransformation:
     return optax.chain(clip, optax.adamw(rate, *cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay))
 
 
-@functools.cache
 def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axes: Axes = WHOLE) -> Update:
     """Makes the jitted ``update(state, imagined, key, ref_params=None) -> (state, metrics)``; ``state`` is donated.
 
-    It is made once for its arguments: another round that asks with the same ones goes on in the program that is there.
+    The compiled program is kept by the object that is returned: whoever goes on with another round keeps it.
 
     Args:
       cfg: static.
-      logits_fn: the policy as a function; see ``LogitsFn``. The same object means the same program.
+      logits_fn: the policy as a function; see ``LogitsFn``.
       temperature: that the actor sampled with. With another one every importance ratio is wrong from the first step.
-      axes: of the network, as given to ``create``; a tuple.
+      axes: of the network, as given to ``create``.
 
     Returns:
       ``update``. Its ``ref_params`` are the reference policy of the exact KL term, wanted when ``cfg.grpo.kl`` is
