@@ -73,7 +73,7 @@ def measure(workers: int, way: str, suite: str, chunks: int) -> str:
     return f"{steps / (wall - resets):7.1f}  {cpu:11.0f}  {resets:7.1f}  {memory:11.2f}"
 
 
-def episode(bench: Any, trial: Any, protocol: Any, chunks: int, draw: str) -> dict[str, float]:
+def episode(state: Any, trial: Any, protocol: Any, chunks: int, draw: str) -> dict[str, float]:
     """Runs in a worker: a reset and some chunks of random motion."""
     import numpy as np
 
@@ -84,7 +84,7 @@ def episode(bench: Any, trial: Any, protocol: Any, chunks: int, draw: str) -> di
     for action_TA in np.random.default_rng(0).uniform(-1, 1, (chunks, CHUNK, 7)):
         # A success would end the episode early, and the ways would not step the same.
         scene.play(action_TA, draw, stop=False)
-        bench.beat()
+        state.heartbeat()
     # The largest so far, of this worker; Linux counts kibibytes.
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"reset": reset, "cpu": time.process_time() - used, "memory": memory}

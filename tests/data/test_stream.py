@@ -114,7 +114,7 @@ def test_reading_processes_change_nothing(tmp_path) -> None:
 
 
 def test_settings_and_data_that_give_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected visit, threads, ahead >= 1"):
+    with pytest.raises(ValueError, match="visit: expected at least 1"):
         StreamConfig(visit=0)
     short = dataclasses.replace(LAYOUT, new=30)
     with pytest.raises(batches.NoDataError, match="a window needs 30 steps, the longest of 5 episodes has 24"):

@@ -147,7 +147,7 @@ def test_a_robot_always_gets_a_full_batch(monkeypatch):
     robot = Answered()
     views = [View(trial, 3, np.zeros((4, 4, 3), np.uint8), None, np.zeros(8)) for trial in WANTED[:2]]
     monkeypatch.setattr(Robot, "load", lambda folder: robot)
-    policy, size = load_policy(EvaluateConfig("bundle", temperature=1.6))
+    policy, size = load_policy(LiberoEvaluation("bundle", temperature=1.6))
     chunk = act_in_batches(policy, 5)(views)
     assert size == 4
     shape, instructions, seeds, temperature = robot.asked[0]
