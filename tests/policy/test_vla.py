@@ -106,9 +106,11 @@ def test_released_size():
 def test_released_size_traces():
     cfg = VLAConfig.openvla_7b()
     out = jax.eval_shape(
-        lambda p, f, t: network(cfg)(p, f, t), network(cfg).shapes(),
-        jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32), jax.ShapeDtypeStruct((2, 50), jnp.int32),
-    )  # fmt: skip
+        lambda p, f, t: network(cfg)(p, f, t),
+        network(cfg).shapes(),
+        jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32),
+        jax.ShapeDtypeStruct((2, 50), jnp.int32),
+    )
     assert out.shape == (2, 8, 7, 256) and out.dtype == jnp.float32
 
 

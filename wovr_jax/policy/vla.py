@@ -176,6 +176,7 @@ class VLA(nnx.Module):
 
     def __init__(self, cfg: VLAConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
+        # Names are paths of parameters, in checkpoints and in tables of weights: not to be changed.
         self.dino = Tower(cfg.dino, rngs=rngs)
         self.siglip = Tower(cfg.siglip, rngs=rngs)
         self.projector = Projector(cfg, rngs=rngs)
@@ -243,6 +244,7 @@ class VLA(nnx.Module):
         text_BLD = self.llm.embed(prompt_BL)
         # The slots say nothing: with parallel decoding no action is fed back, and only the position tells them apart.
         slot_BLD = jnp.zeros((batch, self.cfg.slots, width), text_BLD.dtype)
+        # The pictures stand behind the begin id, as OpenVLA puts them, and before every word.
         parts = [text_BLD[:, :1], patch_BPD, text_BLD[:, 1:], slot_BLD]
         if self.cfg.recipe == "oft":
             parts.append(self.llm.embed(jnp.full((batch, 1), self.cfg.stop)))
@@ -307,6 +309,7 @@ def policy(
         chex.assert_axis_dimension(key_B, 0, len(frame_BHWC), custom_message="policy: key_B, one key a trajectory")
         logits = net(params, frame_BHWC, prompt_BL, state_BR)
         token = actions.sample(logits, key_B, scale) if temperature > 0.0 else actions.greedy(logits)
+        # Sampled here, on the device: the whole rollout is one program.
         return token, actions.log_prob(logits, token, scale), codec.decode(token)
 
     return act

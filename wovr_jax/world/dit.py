@@ -183,6 +183,7 @@ class Attention(nnx.Module):
     def __init__(self, cfg: DiTConfig, *, rngs: nnx.Rngs):
         self.heads, self.kernel = cfg.heads, cfg.kernel
         self.q, self.k, self.v, self.o = (_linear(cfg.dim, cfg.dim, cfg.dtype, rngs=rngs) for _ in range(4))
+        # Over all D channels, before they are split into heads, which keeps the logits of attention in range.
         self.norm_q = RMSNorm(cfg.dim, eps=cfg.eps)
         self.norm_k = RMSNorm(cfg.dim, eps=cfg.eps)
 
