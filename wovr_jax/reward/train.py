@@ -72,11 +72,8 @@ class RewardTrainConfig:
     def faults(self) -> Faults:
         """Yields shares that fill more than a batch."""
         if min(self.counts) < 0:
-            yield (
-                "positive",
-                f"expected shares of at most 1 together, got positive={self.positive}, extra={self.extra}, "
-                f"swap={self.swap}",
-            )
+            shares = f"positive={self.positive}, extra={self.extra}, swap={self.swap}"
+            yield "positive", f"expected shares of at most 1 together, got {shares}"
 
     @property
     def counts(self) -> tuple[int, int, int, int]:

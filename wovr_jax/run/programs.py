@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wovr_jax import learner
 from wovr_jax.core import sharding
 from wovr_jax.core.pixels import to_float, to_uint8
 from wovr_jax.data import starts as start_states
 from wovr_jax.data.starts import Starts
 from wovr_jax.imagine import imagine, predicate, shadow
+from wovr_jax.learner import LearnerConfig
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
@@ -162,6 +164,12 @@ def dream(
         return imagine(act, simulator, score, start, k_roll, chunks=cfg.chunks, threshold=parts["threshold"])
 
     return dream
+
+
+@functools.cache
+def update(cfg: LearnerConfig, net: Pure, temperature: float) -> learner.Update:
+    """The update of the policy on the rollouts of an iteration, see ``learner.make_update``."""
+    return learner.make_update(cfg, net, temperature, vla.AXES)
 
 
 def true_states(starts: Starts, sim: TabletopConfig) -> Any:

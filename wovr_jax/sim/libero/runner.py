@@ -35,7 +35,7 @@ def act_in_batches(policy: Policy, batch: int) -> Act:
 
 
 class TrialRunner:
-    """What ``evaluate.measure`` asks: plays trials in worker processes. Nothing is started before a trial is wanted.
+    """What ``collect.measure`` asks: plays trials in worker processes. Nothing is started before a trial is wanted.
 
     Args:
       cfg: what is measured.
