@@ -3,7 +3,7 @@
 Without the anchor, with one memory frame, without noisy context, without keyframe starts, without the success
 mask, without PACE, and online GRPO with the same true budget.
 
-Command:   python launch/train.py --config=configs/ablations.py
+Command:   python launch/study.py --config=configs/ablations.py
 Expect:    hours; every run is resumable, and stages that a variant cannot change are made once for each seed
 """
 

@@ -27,12 +27,12 @@ Preset = Callable[[ConfigDict], None]
 
 
 def settings(**values: Any) -> ConfigDict:
-    """Settings by name; a dictionary becomes a nested group with dots."""
+    """Makes settings by name; a dictionary becomes a nested group with dots."""
     return ConfigDict(values)
 
 
-def with_preset(found: ConfigDict, names: str, presets: Mapping[str, Preset]) -> ConfigDict:
-    """``found`` after the presets in ``names`` (comma-separated, may be empty) have changed it.
+def with_preset(config: ConfigDict, names: str, presets: Mapping[str, Preset]) -> ConfigDict:
+    """Changes ``config`` by the presets in ``names`` (comma-separated, may be empty), and returns it.
 
     Raises:
       ValueError: for a preset that is not in ``presets``; the message names the closest one.
@@ -40,8 +40,8 @@ def with_preset(found: ConfigDict, names: str, presets: Mapping[str, Preset]) ->
     for name in filter(None, names.split(",")):
         if name not in presets:
             raise ValueError(_unknown(name, presets))
-        presets[name](found)
-    return found
+        presets[name](config)
+    return config
 
 
 def _unknown(name: str, presets: Mapping[str, Preset]) -> str:

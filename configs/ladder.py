@@ -6,7 +6,7 @@
     (d) true world, learned reward                   does the classifier mislead it?
     (e) all learned                                  the first round of the loop itself
 
-Command:   python launch/train.py --config=configs/ladder.py
+Command:   python launch/study.py --config=configs/ladder.py
 Expect:    an hour on two cores; the table is in docs/tabletop.md
 """
 

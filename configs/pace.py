@@ -83,7 +83,7 @@ def smoke(settings):
 
 def tiny(settings):
     """Every stage with networks too small to learn, a VAE of their own too: whole runs in a minute, to be killed and
-    compared (launch/kill_test.py, docs/scaling.md). Batches are multiples of four devices."""
+    compared (launch/tools/kill_test.py, docs/scaling.md). Batches are multiples of four devices."""
     settings.vae, settings.towers = "", ()
     for part in (settings.policy, settings.world, settings.reward):
         part.size = "fake"

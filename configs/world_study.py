@@ -4,7 +4,7 @@ The full model, and without the anchor, with one memory frame, without noisy con
 and through cross-attention only, on scripted episodes of 128 steps that never come to rest. Held-out episodes are
 played again from their first frame; the table says how far chunks 1, 4 and 16 are from what happened.
 
-Command:   python launch/train.py --config=configs/world_study.py[:strolls|:smoke]
+Command:   python launch/study.py --config=configs/world_study.py[:strolls|:smoke]
 Hardware:  one CPU core, 4 GB of memory
 Expect:    see docs/world_model.md for the time and the table; every training is resumable
 """
@@ -25,7 +25,7 @@ def get_config(preset: str = ""):
 
 def strolls(settings):
     """The full model alone, as long as in configs/pace.py, on episodes most of which walk at random: it has seen every
-    command everywhere, and launch/probe_actions.py can ask it."""
+    command everywhere, and launch/study.py probe can ask it."""
     settings.variants = ("full",)
     settings.expert.stroll_share = 0.7
     settings.collect.demonstrations = 192

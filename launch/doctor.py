@@ -9,7 +9,6 @@ Ends with status 1 when something has to be mended.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.metadata
 import os
@@ -23,6 +22,8 @@ from collections.abc import Callable, Iterator
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from launch import command
+
 DISK_GB, MEMORY_GB = 10.0, 6.0
 """What the loop on the embedded table wants to find free, generously counted."""
 
@@ -33,7 +34,7 @@ class FaultError(Exception):
 
 def main() -> None:
     """Runs every check that was asked for and prints one line each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.Parser(__doc__)
     parser.add_argument("--libero", action="store_true", help="LIBERO has to be there")
     parser.add_argument("--step", action="store_true", help="take and draw one step of LIBERO")
     args = parser.parse_args()
@@ -45,6 +46,7 @@ def main() -> None:
         ("disk", disk),
         ("video", video),
     ]
+    # Who has LIBERO wants it to work; who has not need not be told three times.
     if args.libero or args.step or libero_is_there():
         checks += [("libero", libero), ("assets", assets), ("renderer", renderer)]
     if args.step:
@@ -53,11 +55,11 @@ def main() -> None:
     if "libero" not in dict(checks):
         print("-     libero    not installed; make libero brings it")
     print(f"{faults} to mend." if faults else "All well.")
-    sys.exit(bool(faults))
+    sys.exit(bool(faults))  # status 1 for one fault or five
 
 
 def report(name: str, check: Callable[[], str]) -> bool:
-    """Prints how one check went; whether it went well."""
+    """Runs one check and prints how it went; returns whether it went well."""
     try:
         print(f"ok    {name:9s} {check()}", flush=True)
         return True
@@ -71,7 +73,7 @@ def report(name: str, check: Callable[[], str]) -> bool:
 
 
 def python() -> str:
-    """A version that the project runs on."""
+    """Checks that the project runs on this Python."""
     version = ".".join(map(str, sys.version_info[:3]))
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         raise FaultError(f"{version}; needed is 3.11, 3.12 or 3.13\nsudo apt-get install -y python3.11 python3.11-venv")
@@ -79,9 +81,9 @@ def python() -> str:
 
 
 def packages() -> str:
-    """What requirements.txt pins is installed in exactly that version."""
+    """Checks that what requirements.txt pins is installed in exactly that version."""
     pins = dict(pinned(ROOT / "requirements.txt"))
-    wrong = [f"{name} {found or 'missing'} (wanted {pins[name]})" for name, found in different(pins)]
+    wrong = [f"{name} {version or 'missing'} (wanted {pins[name]})" for name, version in different(pins)]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise FaultError(
@@ -91,44 +93,47 @@ def packages() -> str:
 
 
 def pinned(file: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Name and version of each line of a requirements file that holds on this system."""
+    """Yields name and version of each line of a requirements file."""
     for line in file.read_text().splitlines():
-        found = re.match(r"([A-Za-z0-9_.-]+)==([^\s;#]+)", line)
-        if found:
-            yield found[1], found[2]
+        # The name, the version, and no more: markers and comments may follow.
+        pin = re.match(r"([A-Za-z0-9_.-]+)==([^\s;#]+)", line)
+        if pin:
+            yield pin[1], pin[2]
 
 
 def different(pins: dict[str, str]) -> Iterator[tuple[str, str | None]]:
-    """Packages that are not installed in the version of ``pins``, with the one that is."""
+    """Yields packages that are not installed in the version of ``pins``, with the one that is."""
     for name, wanted in pins.items():
-        found = None
+        version = None
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found = importlib.metadata.version(name)
-        if found != wanted:
-            yield name, found
+            version = importlib.metadata.version(name)
+        if version != wanted:
+            yield name, version
 
 
 def devices() -> str:
-    """What JAX computes on; a graphics card that it does not see is a fault."""
+    """Says what JAX computes on; a graphics card that it does not see is a fault."""
+    # Without the driver's own programs: they are what may be missing.
     card = any(pathlib.Path("/dev").glob("nvidia[0-9]*"))
     try:
         import jax
 
         from wovr_jax.core.machine import device_name
 
-        found = f"{device_name()} (jax {jax.__version__})"
+        device = f"{device_name()} (jax {jax.__version__})"
     except (ImportError, RuntimeError) as error:
         raise FaultError(
             f"jax does not start: {error}\n{sys.executable} -m pip install -r {ROOT / 'requirements.txt'}"
         ) from error
+    # A user who has set JAX_PLATFORMS=cpu wants it so.
     if card and jax.default_backend() == "cpu" and "cpu" not in os.environ.get("JAX_PLATFORMS", ""):
         line = f"{sys.executable} -m pip install 'jax[cuda13]=={jax.__version__}'"
-        raise FaultError(f"there is an NVIDIA card, and jax computes on the {found}\n{line}")
-    return found
+        raise FaultError(f"there is an NVIDIA card, and jax computes on the {device}\n{line}")
+    return device
 
 
 def memory() -> str:
-    """Main memory."""
+    """Checks the main memory."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     if total < MEMORY_GB:
         raise FaultError(
@@ -139,7 +144,7 @@ def memory() -> str:
 
 
 def disk() -> str:
-    """Room for runs, beside the project."""
+    """Checks the room for runs, beside the project."""
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < DISK_GB:
         raise FaultError(
@@ -149,7 +154,7 @@ def disk() -> str:
 
 
 def video() -> str:
-    """An ffmpeg for mp4 files."""
+    """Checks that there is an ffmpeg for mp4 files."""
     try:
         import imageio_ffmpeg
 
@@ -169,47 +174,50 @@ def libero_is_there() -> bool:
 
 
 def libero() -> str:
-    """The tested versions, on a tested Python."""
+    """Checks that the tested versions are there, on a tested Python."""
     from wovr_jax.sim.libero import setup
 
     line = f"{sys.executable} -m pip install --no-deps -r {ROOT / 'requirements-libero.txt'}"
+    # Before the packages: on another Python their pins cannot be installed at all.
     if sys.version_info[:2] > (3, 12):
         raise FaultError(
             "LIBERO was tested on Python 3.11 and 3.12\nmake libero VENV=.venv-libero   (with python3.12 there)"
         )
     pins = dict(pinned(ROOT / "requirements-libero.txt"))
-    wrong = [f"{name} {found or 'missing'} (wanted {pins[name]})" for name, found in different(pins)]
+    wrong = [f"{name} {version or 'missing'} (wanted {pins[name]})" for name, version in different(pins)]
     if wrong:
         raise FaultError(f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}\n{line}")
     return ", ".join(f"{name} {version}" for name, version in setup.installed().items())
 
 
 def assets() -> str:
-    """Meshes and textures are there."""
+    """Checks that meshes and textures are there."""
     from wovr_jax.sim.libero import setup
 
     with faults():
-        found = setup.assets_folder()
-    if found is None:
+        folder = setup.assets_folder()
+    if folder is None:
         raise FaultError(
             f"no assets; they are downloaded on first use, or lie in a folder named by ${setup.ASSETS}\n"
             f"{sys.executable} -c 'from wovr_jax.sim.libero import setup; setup.download_assets()'"
         )
-    return f"{found}, sha256 {setup.hash_folder(found)[:12]}"
+    # The hash tells two machines apart that draw different pictures from the same code.
+    return f"{folder}, sha256 {setup.hash_folder(folder)[:12]}"
 
 
 def renderer() -> str:
-    """EGL or OSMesa draws."""
+    """Checks that EGL or OSMesa draws."""
     from wovr_jax.sim.libero import setup
 
     with faults():
-        chosen = setup.choose_renderer()
+        renderer = setup.choose_renderer()
+    # What else was tried is shown too: a slow renderer that works may hide a fast one that does not.
     others = [f"{name}: {problem}" for name in setup.LIBRARIES if (problem := setup.try_renderer(name))]
-    return f"{chosen}{f' ({others[0]})' if others else ''}"
+    return f"{renderer}{f' ({others[0]})' if others else ''}"
 
 
 def step() -> str:
-    """One environment in a worker process takes and draws a step."""
+    """Lets one environment in a worker process take and draw a step."""
     from wovr_jax.sim.libero import worker
     from wovr_jax.sim.libero.pool import Lost, Pool
     from wovr_jax.sim.libero.tasks import SceneConfig, protocol, trials
@@ -222,6 +230,7 @@ def step() -> str:
         raise FaultError(
             f"{seen.reason.splitlines()[-1]}\nsee the text above; {sys.executable} launch/doctor.py --libero"
         )
+    # A renderer without a display can succeed and draw one colour.
     shades = len(set(seen.frame_FHWC[0].reshape(-1, 3).sum(-1).tolist()))
     if shades < 50:
         raise FaultError(
@@ -232,7 +241,7 @@ def step() -> str:
 
 @contextlib.contextmanager
 def faults() -> Iterator[None]:
-    """LIBERO's complaints as faults; their last line mends them."""
+    """Turns LIBERO's complaints into faults; their last line mends them."""
     from wovr_jax.sim.libero.setup import LiberoError
 
     try:

@@ -14,157 +14,93 @@ import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from absl import app, flags
+from launch import command
 
-from launch import train as door
-
-_AGAINST = flags.DEFINE_string("against", None, "Run folder of another policy, compared trial by trial.")
-
-
-def main(argv: Sequence[str]) -> None:
-    """Reads the settings, runs the trials that are not there yet, prints the table."""
-    settings, folder = door.asked(argv)
-    if settings.pop("job") != "evaluate":
-        door.refuse("launch/evaluate.py measures; its config is configs/evaluate.py. For other jobs: launch/train.py.")
-
-    from wovr_jax.core import processes
-    from wovr_jax.core.config import ConfigError, from_dict
-    from wovr_jax.data.episodes import EpisodesError
-    from wovr_jax.export.robot import BundleError
-    from wovr_jax.run.folder import RunError
+if TYPE_CHECKING:
     from wovr_jax.sim.libero.evaluate import LiberoEvaluation
-    from wovr_jax.sim.libero.setup import LiberoError
+    from wovr_jax.sim.libero.runner import Policy
 
-    try:
+
+def main() -> None:
+    """Reads the settings, runs the trials that are not there yet, prints the table."""
+    parser = command.Parser(__doc__)
+    command.add_config(parser)
+    parser.add_argument("--against", metavar="FOLDER", help="run of another policy, compared trial by trial")
+    request = command.read(parser, door="evaluate")
+    folder, other = request.run, request.options.against
+    with command.explain_errors(f"Stopped. {folder} is kept up to here; the same command continues it."):
+        # Only now: importing jax takes seconds, a misspelt flag none.
+        from wovr_jax.core import processes
+        from wovr_jax.core.config import from_dict
+        from wovr_jax.sim.libero.evaluate import LiberoEvaluation
+
+        # Several processes would play the same trials and write the same file.
         if processes.detect(os.environ, on_tpu=False):
             raise processes.ProcessError("launch/evaluate.py measures in one process, with as many workers as cores.")
-        cfg = from_dict(LiberoEvaluation, settings)
-        shown = evaluate(cfg, folder)
-        against = compared(folder, _AGAINST.value) if _AGAINST.value else ""
-    except (ConfigError, RunError, LiberoError, BundleError, EpisodesError, processes.ProcessError) as error:
-        door.refuse(str(error))
-    except KeyboardInterrupt:
-        print(f"\nStopped. {folder} is kept up to here; the same command continues it.", file=sys.stderr)
-        sys.exit(130)
-    print(f"{shown}{against}\n\n{folder / 'results.json'}")
+        # The job only said which door this is.
+        settings = {name: value for name, value in request.settings.items() if name != "job"}
+        table = measure(from_dict(LiberoEvaluation, settings), folder)
+        gain = compare(folder, other) if other else ""
+    print(f"{table}{gain}\n\n{folder / 'results.json'}")
 
 
-def evaluate(cfg: Any, folder: pathlib.Path) -> str:
-    """Runs what is left of a run and writes its results; the table."""
+def measure(cfg: LiberoEvaluation, folder: pathlib.Path) -> str:
+    """Runs the trials that the run folder does not hold yet, writes its results and returns their table."""
     from tqdm import tqdm
 
     from wovr_jax.run.folder import Run
-    from wovr_jax.sim.libero import collect as libero_collect
-    from wovr_jax.sim.libero import evaluate as libero_evaluate
+    from wovr_jax.sim.libero import collect, evaluate
+    from wovr_jax.sim.libero.runner import TrialRunner
     from wovr_jax.sim.libero.setup import fingerprint
     from wovr_jax.sim.libero.tasks import tasks, trials
 
     wanted = trials(cfg.suite, range(*cfg.inits), only=list(cfg.tasks) or None, seed=cfg.seed)
-    shared = libero_evaluate.check_overlap(wanted, cfg)
+    # Before anything is started: trials that training saw are refused.
+    shared = evaluate.check_overlap(wanted, cfg)
     # How many work at a time decides no outcome, and may change when a run is taken up again.
     Run(folder, {name: value for name, value in dataclasses.asdict(cfg).items() if name != "workers"})
+    # The policy is opened when the first trial wants it: a run that is complete is only tabled again.
+    runner = TrialRunner(cfg, folder, lambda: load_policy(cfg))
     with tqdm(total=len(wanted), desc=folder.name, unit="trial") as bar:
-        won: list[bool] = []
+        outcomes: list[bool] = []
 
-        def tell(line: Any) -> None:
-            won.append(bool(line["success"]))
-            bar.set_postfix_str(f"success {sum(won)}/{len(won)}")
+        def show(line: Mapping[str, Any]) -> None:
+            outcomes.append(bool(line["success"]))
+            bar.set_postfix_str(f"success {sum(outcomes)}/{len(outcomes)}")
             bar.update()
 
-        runner = _Runner(cfg, folder)
-        lines = libero_collect.measure(runner, wanted, folder, tell)
+        lines = collect.measure(runner, wanted, folder, show)
     facts = fingerprint(runner.renderer) | {"trials_seen_in_training": shared if cfg.trained_on else None}
-    found = libero_evaluate.results(lines, dataclasses.asdict(cfg), facts)
-    libero_evaluate.save_results(folder, found)
-    return libero_evaluate.table(lines, {task.index: task.instruction for task in tasks(cfg.suite)})
+    evaluate.save_results(folder, evaluate.results(lines, dataclasses.asdict(cfg), facts))
+    return evaluate.table(lines, {task.index: task.instruction for task in tasks(cfg.suite)})
 
 
-class _Runner:
-    """Runs trials with the policy that was asked for; nothing is started before the first is wanted."""
+def load_policy(cfg: LiberoEvaluation) -> tuple[Policy, int]:
+    """Opens a robot's bundle; returns its policy and the pixels of the frames that it takes."""
+    from wovr_jax.export.robot import Robot
 
-    def __init__(self, cfg: Any, folder: pathlib.Path):
-        from wovr_jax.sim.libero.setup import choose_renderer
+    robot = Robot.load(cfg.policy)
 
-        self.cfg, self.folder = cfg, folder
-        self.renderer = None if cfg.policy == "expert" and not cfg.videos else choose_renderer()
+    def act(frame_BHWC: Any, tasks: Any, seeds: Any) -> Any:
+        instructions = [task.instruction for task in tasks]
+        return robot.act(frame_BHWC, instructions, seeds=seeds, temperature=cfg.temperature).action_BTA
 
-    def __call__(self, wanted: Sequence[Any]) -> Iterator[Any]:
-        filmed = [trial for trial in wanted if trial.init < self.cfg.inits[0] + self.cfg.videos]
-        yield from self._run(filmed, "all")
-        yield from self._run([trial for trial in wanted if trial not in filmed], "last")
-
-    def _run(self, wanted: Sequence[Any], draw: str) -> Iterator[Any]:
-        from wovr_jax.sim.libero.pool import Pool
-        from wovr_jax.sim.libero.tasks import SceneConfig
-
-        if not wanted:
-            return
-        play, size = (self._expert, 256) if self.cfg.policy == "expert" else self._policy()
-        size = 0 if self.cfg.policy == "expert" and draw != "all" else (self.cfg.size or size)
-        scene = SceneConfig(size=size, wrist=False, drawing=self.cfg.drawing)
-        with Pool(min(self.cfg.workers, len(wanted)), scene) as pool:
-            for outcome in play(pool, wanted, draw):
-                if outcome.episode is not None:
-                    self._film(outcome.episode)
-                yield dataclasses.replace(outcome, episode=None)
-
-    def _expert(self, pool: Any, wanted: Sequence[Any], draw: str) -> Iterable[Any]:
-        from wovr_jax.sim.libero.rollout import demonstrations
-        from wovr_jax.sim.libero.tasks import protocol
-
-        return demonstrations(pool, wanted, protocol(self.cfg.protocol), draw="all" if draw == "all" else "none")
-
-    def _policy(self) -> tuple[Callable[..., Iterable[Any]], int]:
-        from wovr_jax.export.robot import Robot
-        from wovr_jax.sim.libero.rollout import rollouts
-        from wovr_jax.sim.libero.tasks import protocol
-
-        robot = Robot.load(self.cfg.policy)
-
-        def play(pool: Any, wanted: Sequence[Any], draw: str) -> Iterable[Any]:
-            act = acting(robot, len(pool), self.cfg.temperature)
-            return rollouts(pool, act, wanted, protocol(self.cfg.protocol), draw=draw, actor=self.cfg.policy)
-
-        return play, robot.frame_shape[0]
-
-    def _film(self, episode: Any) -> None:
-        from wovr_jax.core import pixels
-
-        name = f"task-{episode.task:02d}-init-{episode.origin['init']:02d}.mp4"
-        pixels.video(self.folder / "videos" / name, episode.frame_SHWC, fps=20)
+    return act, robot.frame_shape[0]
 
 
-def acting(robot: Any, batch: int, temperature: float) -> Callable[[Sequence[Any]], Any]:
-    """A robot as what ``rollouts`` asks: always a batch of one size, so that one program is compiled."""
-    import numpy as np
+def compare(folder: pathlib.Path, other: str) -> str:
+    """Returns the paired gain over another run, in a line."""
+    from wovr_jax.sim.libero import evaluate
 
-    from wovr_jax.sim.libero.tasks import draw_seed
-
-    def act(views: Sequence[Any]) -> np.ndarray:
-        rows = np.resize(np.arange(len(views)), batch)
-        frame_BHWC = np.stack([views[row].frame_HWC for row in rows])
-        instructions = [views[row].trial.task.instruction for row in rows]
-        seeds = [draw_seed(views[row].trial, views[row].chunk) for row in rows]
-        answer = robot.act(frame_BHWC, instructions, seeds=seeds, temperature=temperature)
-        return answer.action_BTA[: len(views)]
-
-    return act
-
-
-def compared(folder: pathlib.Path, other: str) -> str:
-    """The paired gain over another run, in a line."""
-    from wovr_jax.sim.libero import evaluate as libero_evaluate
-
-    found = libero_evaluate.compare(libero_evaluate.load_results(folder), libero_evaluate.load_results(other))
-    low, high = 100 * found["low"], 100 * found["high"]
-    return f"\n{100 * found['gain']:+.1f} points [{low:.1f}, {high:.1f}] over {other}, {found['n']} paired trials"
+    gain = evaluate.compare(evaluate.load_results(folder), evaluate.load_results(other))
+    low, high = 100 * gain["low"], 100 * gain["high"]
+    return f"\n{100 * gain['gain']:+.1f} points [{low:.1f}, {high:.1f}] over {other}, {gain['n']} paired trials"
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=door.parse)
+    main()

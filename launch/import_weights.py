@@ -35,20 +35,19 @@ Weights are converted one parameter at a time; memory stays well below the size 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from launch import command
 
 if TYPE_CHECKING:
     from wovr_jax.bridge.adapters import Adapters
     from wovr_jax.bridge.importer import Import
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
 
 
 def main() -> None:
@@ -56,30 +55,21 @@ def main() -> None:
     args = parse()
 
     # Only now: importing jax takes seconds, a misspelt flag none.
-    from wovr_jax.bridge.sources import FileError
-    from wovr_jax.core.config import ConfigError
     from wovr_jax.core.machine import peak_rss_gb
-    from wovr_jax.weights.plan import KeymapError
 
     began = time.perf_counter()
-    try:
+    stopped = "Stopped. What was complete stays, nothing is half written."
+    with command.explain_errors(stopped, place=args.out or args.source, kept="Nothing was left half written."):
         if args.to:
             export(args)
         else:
             import_all(args)
-    except (FileError, ConfigError, KeymapError) as error:
-        refuse(str(error))
-    except OSError as error:
-        refuse(f"{error.filename or args.out}: {error.strerror or error}. Nothing was left half written.")
-    except KeyboardInterrupt:
-        print("\nStopped. What was complete stays, nothing is half written.", file=sys.stderr)
-        sys.exit(130)
     print(f"{time.perf_counter() - began:.1f} s, peak memory {peak_rss_gb():.2f} GiB")
 
 
 def parse() -> argparse.Namespace:
-    """The command line; combinations that mean nothing are refused."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Reads the command line; combinations that mean nothing are refused."""
+    parser = command.Parser(__doc__)
     parser.add_argument("source", type=pathlib.Path, help="file, index or folder; with --to a .json to export")
     parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="where to write; made if it is not there")
     parser.add_argument("--check", action="store_true", help="only say what would be imported")
@@ -91,10 +81,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--text", action="store_true", help="keep a text-conditioned transformer as it is")
     parser.add_argument("--seed", type=int, default=0, help="of fresh action modules (default 0)")
     parser.add_argument("--heads", type=int, help="attention heads, where they are not a release's and no file tells")
-    parser.add_argument(
-        "--recipe", choices=("rlinf", "oft"), default="rlinf",
-        help="of a policy: oft has a stop token behind the action slots (default rlinf: none)",
-    )  # fmt: skip
+    recipes = "of a policy: oft has a stop token behind the action slots (default rlinf: none)"
+    parser.add_argument("--recipe", choices=("rlinf", "oft"), default="rlinf", help=recipes)
     parser.add_argument("--images", type=int, default=1, help="pictures that a policy sees at once (default 1)")
     parser.add_argument(
         "--state", action="store_true", help="a policy that takes the robot's state: proprio_projector--*.pt"
@@ -127,6 +115,7 @@ def import_all(args: argparse.Namespace) -> None:
     from wovr_jax.bridge.sources import FileError, find, open_source
     from wovr_jax.weights import native
 
+    # Everything is read and checked before the first file is written.
     ready, passed = [], []
     for path in find(args.source):
         try:
@@ -137,54 +126,57 @@ def import_all(args: argparse.Namespace) -> None:
             source = open_source(path)
             kind = formats.detect(source)
         except FileError as error:
+            # A folder may hold anything beside weights; a file that was named has to be weights.
             if args.source.is_file():
                 raise
             passed.append(str(error))
             continue
         if not args.part or kind.part in args.part:
-            ready.append(importer.read_import(source, **chosen(args, kind.part, path.parent)))
+            ready.append(importer.read_import(source, **reading_options(args, kind.part, path.parent)))
     for message in passed:
         print(f"passed over: {message}", file=sys.stderr)
-    if (args.adapter or args.state or args.images > 1) and not any(one.kind.part == "policy" for one in ready):
+    if (args.adapter or args.state or args.images > 1) and not any(part.kind.part == "policy" for part in ready):
         raise FileError(f"{args.source}: pictures, state and adapters are a policy's, and there is none.")
     if not ready:
         wanted = f" of {', '.join(args.part)}" if args.part else ""
         raise FileError(f"{args.source}: found no weights{wanted}.")
-    parts = [one.kind.part for one in ready]
+    # Two files of one part would write one file of ours.
+    parts = [part.kind.part for part in ready]
     if len(set(parts)) < len(parts):
-        files = "\n  ".join(f"{one.kind}: {one.source.name}" for one in ready)
+        files = "\n  ".join(f"{part.kind}: {part.source.name}" for part in ready)
         raise FileError(f"{args.source} holds a part more than once; name the file that is meant.\n  {files}")
     if args.name and len(ready) > 1:
         raise FileError(f"--name is for one part, and {args.source} holds {', '.join(parts)}; add --part.")
-    for one in ready:
-        print("\n  ".join(one.report()))
-    loose = opened_adapters(args, ready) if args.adapter == "keep" else None
+    for part in ready:
+        print("\n  ".join(part.report()))
+    # Merged adapters are in the weights already; these stay files of their own.
+    loose = open_adapters(args, ready) if args.adapter == "keep" else None
     if args.out:
-        for name in [args.name or one.kind.part for one in ready] + (["lora"] if loose else []):
-            unoccupied(args, f"{name}.json", f"{name}.safetensors", rest.folder_name(name))
-        roomy(args, sum(one.bytes for one in ready))
-        for one in ready:
-            with bar(one.kind.part, one.bytes) as progress:
-                written = importer.write_import(one, args.out, args.name, progress)
+        for name in [args.name or part.kind.part for part in ready] + (["lora"] if loose else []):
+            check_free(args, f"{name}.json", f"{name}.safetensors", rest.folder_name(name))
+        check_space(args, sum(part.bytes for part in ready))
+        for part in ready:
+            with command.bar(part.kind.part, part.bytes) as progress:
+                written = importer.write_import(part, args.out, args.name, progress)
             print(written)
         if loose:
             print(adapters.write_native(loose, args.out))
 
 
-def chosen(args: argparse.Namespace, part: str, folder: pathlib.Path) -> dict[str, Any]:
-    """What the command line says of a part that lies in ``folder``."""
-    found = {"heads": args.heads, "text": args.text, "seed": args.seed, "dtype": args.dtype, "recipe": args.recipe}
-    if part == "policy":
+def reading_options(args: argparse.Namespace, part: str, folder: pathlib.Path) -> dict[str, Any]:
+    """What the command line says of a part that lies in ``folder``, for ``read_import``."""
+    options = {"heads": args.heads, "text": args.text, "seed": args.seed, "dtype": args.dtype, "recipe": args.recipe}
+    if part == "policy":  # the other parts know no pictures, no robot's state and no adapters
         merge = (args.adapter_folder or folder / "lora_adapter") if args.adapter == "merge" else None
-        found |= {"images": args.images, "state": args.state, "merge": merge}
-    return found
+        options |= {"images": args.images, "state": args.state, "merge": merge}
+    return options
 
 
-def opened_adapters(args: argparse.Namespace, ready: list[Import]) -> Adapters:
-    """Adapters that are to be kept, checked against the policy they belong to."""
+def open_adapters(args: argparse.Namespace, ready: list[Import]) -> Adapters:
+    """Opens adapters that are to be kept, and checks them against the policy they belong to."""
     from wovr_jax.bridge import adapters
 
-    (policy,) = (one for one in ready if one.kind.part == "policy")
+    (policy,) = (part for part in ready if part.kind.part == "policy")
     opened = adapters.open_peft(args.adapter_folder or policy.folder / adapters.FOLDER, policy.cfg)
     print(opened.report("kept as lora.json, not merged"))
     return opened
@@ -195,52 +187,42 @@ def export(args: argparse.Namespace) -> None:
     from wovr_jax.bridge import adapters, exporter, formats
     from wovr_jax.weights import native
 
+    # Adapters are not weights of ours with a table of their own: they have their own writer.
     if args.to == "peft":
-        unoccupied(args, adapters.WEIGHTS, adapters.CONFIG)
+        check_free(args, adapters.WEIGHTS, adapters.CONFIG)
         print("\n".join(map(str, adapters.export(args.source, args.out))))
         return
+    # Verified, because what goes out is used where nobody can check it against the import.
     cfg, source, _ = native.open_native(args.source, verify=True)
     kind = formats.named(cfg, args.to)
     if kind.part == "policy" and args.out.is_dir():  # a folder of its own, with names that the release chose
-        unoccupied(args, *(path.name for path in args.out.iterdir()))
-    unoccupied(args, *exporter.export_names(cfg, kind))
+        check_free(args, *(path.name for path in args.out.iterdir()))
+    check_free(args, *exporter.export_names(cfg, kind))
     size = sum(fact.nbytes for fact in source.facts.values())
-    roomy(args, size)
+    check_space(args, size)
+    # Decimal gigabytes, as the hubs count them.
     most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
-    with bar(f"{kind.part} to {args.to}", size) as progress:
+    with command.bar(f"{kind.part} to {args.to}", size) as progress:
         written = exporter.write_export(args.source, args.to, args.out, shard_bytes=most, progress=progress)
     print("\n".join(map(str, written)))
 
 
-def unoccupied(args: argparse.Namespace, *names: str) -> None:
+def check_free(args: argparse.Namespace, *names: str) -> None:
     """Refuses to replace files without --overwrite."""
-    there = sorted({str(args.out / name) for name in names if (args.out / name).exists()})
-    if there and not args.overwrite:
-        refuse(f"{', '.join(there)}: there already. Name another folder with --out, or add --overwrite.")
+    existing = sorted({str(args.out / name) for name in names if (args.out / name).exists()})
+    if existing and not args.overwrite:
+        command.refuse(f"{', '.join(existing)}: there already. Name another folder with --out, or add --overwrite.")
 
 
-def roomy(args: argparse.Namespace, size: int) -> None:
+def check_space(args: argparse.Namespace, size: int) -> None:
     """Refuses to begin what the disk cannot hold."""
+    # The folder may not be there yet; its disk is that of the first one above it that is.
     folder = args.out.expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < size:
-        refuse(f"{args.out}: {size / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free.")
-
-
-@contextlib.contextmanager
-def bar(name: str, size: int) -> Iterator:
-    """A progress bar over bytes, on stderr."""
-    from tqdm import tqdm
-
-    with tqdm(total=size, desc=name, unit="B", unit_scale=True, mininterval=0.5) as shown:
-        yield shown.update
-
-
-def refuse(message: str) -> NoReturn:
-    """Ends the program with ``message`` on stderr and exit status 1."""
-    sys.exit(message)
+        command.refuse(f"{args.out}: {size / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free.")
 
 
 if __name__ == "__main__":

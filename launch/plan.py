@@ -19,19 +19,18 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from absl import app, flags
+from launch import command
 
-from launch import train as door
+if TYPE_CHECKING:
+    from wovr_jax.plan.chips import Topology
+    from wovr_jax.plan.measure import Measured
+    from wovr_jax.plan.need import Need
+    from wovr_jax.run.recipe import Recipe
 
-_TOPOLOGY = flags.DEFINE_string("topology", "here", "v5e:4x4, v5p:2x2x4, h200, h100:8; v5e: its smallest slice; here.")
-_PHASES = flags.DEFINE_list("phases", None, "Some of world, imagine, update; default all.")
-_EFFICIENCY = flags.DEFINE_float("efficiency", 0.4, "Share of the peak that the hours are computed with.")
-_MEASURE = flags.DEFINE_integer("measure", 0, "Also run each phase so often on what is here.", lower_bound=0)
 GIB = 2**30
 
 ADVICE = {
@@ -42,53 +41,67 @@ ADVICE = {
 """What makes a phase smaller."""
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Compiles phase after phase and prints a paragraph for each."""
-    settings, _ = door.asked(argv)
-    if _TOPOLOGY.value != "here":
+    parser = command.Parser(__doc__)
+    command.add_config(parser, run=False)
+    parser.add_argument("--topology", default="here", help="v5e:4x4, v5p:2x2x4, h200, h100:8; v5e: its smallest slice")
+    parser.add_argument("--phases", help="some of world,imagine,update; default all")
+    parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak for the hours (default 0.4)")
+    parser.add_argument("--measure", type=int, default=0, metavar="N", help="run each phase N times on what is here")
+    request = command.read(parser)
+    options = request.options
+    if not 0 < options.efficiency <= 1:
+        parser.error(f"--efficiency is a share above 0 and at most 1, got {options.efficiency}")
+    if options.measure < 0:
+        parser.error(f"--measure is at least 0, got {options.measure}")
+    if options.measure and options.topology != "here":
+        parser.error(f"--measure runs the programs, so it needs --topology=here, got {options.topology}")
+    if options.topology != "here":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # or libtpu looks for the machine that it would be on
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # its lock is for a chip, and here is none
+    with command.explain_errors("Stopped."):
+        # Only now: importing jax takes seconds, a misspelt flag none.
+        from wovr_jax.core import config
+        from wovr_jax.plan.phases import PHASES
+        from wovr_jax.run.recipe import Recipe
 
-    from wovr_jax.core import config
+        phases = options.phases.split(",") if options.phases else list(PHASES)
+        if unknown := set(phases) - set(PHASES):
+            parser.error(f"--phases: expected some of {', '.join(PHASES)}, got {', '.join(sorted(unknown))}")
+        plan(config.from_dict(Recipe, request.settings), phases, options)
+
+
+def plan(recipe: Recipe, phases: list[str], options: Any) -> None:
+    """Prints what each phase needs on the devices of ``--topology``, or on the smallest slice of its kind."""
     from wovr_jax.plan import chips, measure
     from wovr_jax.plan.need import need, smallest
-    from wovr_jax.plan.phases import PHASES
-    from wovr_jax.run.recipe import Recipe
 
-    names = _PHASES.value or list(PHASES)
-    if unknown := set(names) - set(PHASES):
-        door.refuse(f"--phases: expected some of {', '.join(PHASES)}, got {', '.join(sorted(unknown))}.")
-    if _MEASURE.value and _TOPOLOGY.value != "here":
-        door.refuse(f"--measure runs the programs, so it needs --topology=here, got {_TOPOLOGY.value}.")
-    try:
-        recipe = config.from_dict(Recipe, settings)
-        fixed = None if _TOPOLOGY.value in chips.SLICES else chips.topology(_TOPOLOGY.value)
+    # A kind of chip alone, v5e, leaves the size of the slice open: each phase finds its own.
+    fixed = None if options.topology in chips.SLICES else chips.topology(options.topology)
+    if fixed:
+        print(_head(fixed, recipe), flush=True)
+    needs, runs = [], []
+    for phase in phases:
+        begin = time.perf_counter()
         if fixed:
-            print(_head(fixed, recipe), flush=True)
-        needs, runs = [], []
-        for name in names:
-            begin = time.perf_counter()
-            if fixed:
-                where, found = fixed, need(name, recipe, fixed)
-            else:
-                chosen, where, found = smallest(name, recipe, _TOPOLOGY.value)
-                print(f"\n{_head(where, chosen)}")
-            print(_paragraph(found, where, time.perf_counter() - begin), flush=True)
-            needs.append(found)
-            if _MEASURE.value:
-                runs.append(measure.measured(name, recipe, where, _MEASURE.value))
-                print(_against(found, where, runs[-1]), flush=True)
-        if fixed and len(needs) > 1:
-            print(_largest(needs, runs))
-    except ValueError as error:
-        if not type(error).__module__.startswith("wovr_jax."):
-            raise
-        door.refuse(str(error))
+            where, required = fixed, need(phase, recipe, fixed)
+        else:
+            resharded, where, required = smallest(phase, recipe, options.topology)
+            print(f"\n{_head(where, resharded)}")
+        print(_paragraph(required, where, options.efficiency, time.perf_counter() - begin), flush=True)
+        needs.append(required)
+        if options.measure:
+            runs.append(measure.measured(phase, recipe, where, options.measure))
+            print(_against(required, where, runs[-1]), flush=True)
+    if fixed and len(needs) > 1:
+        print(_largest(needs, runs))
 
 
-def _head(where, recipe) -> str:
+def _head(where: Topology, recipe: Recipe) -> str:
     mesh = recipe.mesh
+    # A GPU that is not there is planned with the TPU compiler; only a TPU, or what is here, is planned exactly.
     memory = f"{where.chip.gib:g} GiB each" if where.chip.gib else "memory not known"
     stand_in = "" if where.exact else "\nTemporary memory is that of the TPU compiler: an estimate for these devices."
     return (
@@ -97,56 +110,62 @@ def _head(where, recipe) -> str:
     )
 
 
-def _paragraph(need, where, compiling: float) -> str:
+def _paragraph(need: Need, where: Topology, efficiency: float, compiling: float) -> str:
     verdict = "" if not where.chip.gib else " fits" if need.fits(where) else " DOES NOT FIT"
+    # Held is what the phase reads; idle is what a run keeps in memory meanwhile for the other phases.
     parts = [*need.held.items(), *((f"{name} (idle)", size) for name, size in need.beside.items())]
     held = ", ".join(f"{name} {_size(size)}" for name, size in [*parts, ("temporary", need.temporary)])
+    hours = _hours(need, where, efficiency)
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(need.collectives.items())) or "none"
     lines = [
         f"\n{need.name}: {_size(need.peak)} a device{verdict}",
         f"  memory       {held}",
         f"  collectives  {kinds}",
-        f"  work         {need.flops / 1e12:,.4g} Tflop{_hours(need, where)}; compiled in {compiling:.0f} s",
+        f"  work         {need.flops / 1e12:,.4g} Tflop{hours}; compiled in {compiling:.0f} s",
     ]
-    if need.refused:
+    if need.refused:  # a compiler that finds no room says so instead of an executable
         lines.append(f"  compiler     {need.refused.splitlines()[0][:300]}")
     if "DOES" in verdict:
         lines.append(f"  try          {ADVICE[need.name]}")
     return "\n".join(lines)
 
 
-def _hours(need, where) -> str:
+def _hours(need: Need, where: Topology, efficiency: float) -> str:
     if not where.chip.tflops:
         return ""
-    seconds = need.seconds(where, _EFFICIENCY.value)
+    # One number for all phases: what share of the peak a program reaches is not known before it runs.
+    seconds = need.seconds(where, efficiency)
     hours = seconds * need.times / 3600
-    return f", {seconds:.3g} s at {_EFFICIENCY.value:.0%} of the peak, {need.times:,} times in a run: {hours:,.3g} h"
+    return f", {seconds:.3g} s at {efficiency:.0%} of the peak, {need.times:,} times in a run: {hours:,.3g} h"
 
 
-def _against(need, where, found) -> str:
-    low, middle, high = (pick(found.seconds) for pick in (min, statistics.median, max))
-    rate = need.flops / middle / 1e12
+def _against(need: Need, where: Topology, run: Measured) -> str:
+    # The median, with the extremes beside it: other work on the machine makes some runs slow.
+    low, middle, high = (pick(run.seconds) for pick in (min, statistics.median, max))
+    rate = need.flops / middle / 1e12  # Tflop/s of all devices together
     share = rate / (len(where.devices) * where.chip.tflops) if where.chip.tflops else 0
     of_peak = f", {share:.0%} of the peak" if share else ""
     return (
-        f"  measured     {_size(found.bytes)}, the plan says {_size(need.alone)}: {need.alone / found.bytes - 1:+.1%}\n"
-        f"  {len(found.seconds)} runs       {middle:.3g} s each [{low:.3g}, {high:.3g}], {rate:.3g} Tflop/s{of_peak}"
+        f"  measured     {_size(run.bytes)}, the plan says {_size(need.alone)}: {need.alone / run.bytes - 1:+.1%}\n"
+        f"  {len(run.seconds)} runs       {middle:.3g} s each [{low:.3g}, {high:.3g}], {rate:.3g} Tflop/s{of_peak}"
     )
 
 
-def _largest(needs, runs) -> str:
+def _largest(needs: list[Need], runs: list[Measured]) -> str:
     """Where a run has its peak. Measured is each program alone, so that is what it is held against."""
+    # Phases run one after another, so a run needs what its largest phase needs.
     need = max(needs, key=lambda need: need.peak)
     line = f"\nlargest: {need.name}, {_size(need.peak)} a device"
     if runs:
-        plan, found = max(need.alone for need in needs), max(run.bytes for run in runs)
-        line += f"; the highest peak measured is {_size(found)}, planned {_size(plan)}: {plan / found - 1:+.1%}"
+        planned, peak = max(need.alone for need in needs), max(run.bytes for run in runs)
+        line += f"; the highest peak measured is {_size(peak)}, planned {_size(planned)}: {planned / peak - 1:+.1%}"
     return line
 
 
 def _size(size: int) -> str:
+    # Sizes of the embedded table are megabytes, those of the releases hundreds of gigabytes.
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=door.parse)
+    main()

@@ -1,6 +1,6 @@
 """Serves a policy to robots over a WebSocket, in openpi's protocol.
 
-    python launch/serve.py robot                     a bundle (launch/export_robot.py --to jax)
+    python launch/serve.py robot                     a bundle (launch/export.py --to jax)
     python launch/serve.py runs/pace                 a run folder: its last policy
     python launch/serve.py robot --host 0.0.0.0 --api-key-file key.txt
 
@@ -16,8 +16,9 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from launch import command
 
 if TYPE_CHECKING:
     from wovr_jax.export.robot import Robot
@@ -29,33 +30,30 @@ def main() -> None:
     """Opens the policy, serves it until Ctrl-C."""
     args = parse()
 
-    # Only now: importing jax takes seconds, a misspelt flag none.
-    from wovr_jax.export.server import PolicyServer, ServerConfig
+    # Ctrl-C and SIGTERM in a server that runs end it well, with status 0; in one that still loads they end here.
+    with command.explain_errors("stopped", place=f"{args.host}:{args.port}"):
+        # Only now: importing jax takes seconds, a misspelt flag none.
+        from wovr_jax.core import config
+        from wovr_jax.export.server import PolicyServer, ServerConfig
 
-    try:
         key = read_key(args.api_key_file)
+        # Nothing is refused here: in a robot's own network an open server may be what is wanted.
         if args.host not in LOCAL and key is None:
-            print(
-                f"warning: whoever reaches {args.host} can use this policy; --api-key-file sets a key", file=sys.stderr
-            )
-        robot = opened(args.source, args.round)
-        cfg = ServerConfig(
-            args.host, args.port, key, args.temperature, args.seed, int(args.max_mb * 2**20), args.clients
-        )
+            warning = f"warning: whoever reaches {args.host} can use this policy; --api-key-file sets a key"
+            print(warning, file=sys.stderr)
+        robot = open_policy(args.source, args.round)
+        flags = {"host": args.host, "port": args.port, "temperature": args.temperature, "seed": args.seed}
+        limits = {"max_bytes": int(args.max_mb * 2**20), "connections": args.clients}
+        cfg = config.from_dict(ServerConfig, flags | limits | {"api_key": key}, "server")
+        # An IPv6 address stands in brackets in a URL.
         name, host = robot.about["policy"], f"[{args.host}]" if ":" in args.host else args.host
         PolicyServer(robot, cfg).run(lambda port: print(f"serving {name} at ws://{host}:{port}", flush=True))
-    except ValueError as error:  # every refusal of the package is one, and says what to do
-        if not type(error).__module__.startswith("wovr_jax."):
-            raise
-        sys.exit(str(error))
-    except OSError as error:
-        sys.exit(f"{error.filename or f'{args.host}:{args.port}'}: {error.strerror or error}")
     print("stopped", file=sys.stderr)
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Reads the command line."""
+    parser = command.Parser(__doc__)
     parser.add_argument("source", type=pathlib.Path, help="a robot bundle or a run folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
@@ -66,19 +64,20 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--max-mb", type=float, default=8.0, help="longest message, MiB (default 8)")
-    parser.add_argument("--clients", type=int, default=16, help="most clients at once (default 16)")
+    parser.add_argument("--clients", type=command.positive, default=16, help="most clients at once (default 16)")
     args = parser.parse_args()
-    if args.max_mb <= 0 or args.clients < 1 or args.temperature < 0:
-        parser.error("--max-mb is above 0, --clients at least 1, --temperature at least 0")
+    if args.max_mb <= 0 or args.temperature < 0 or not 0 <= args.port <= 65535:
+        parser.error("--max-mb is above 0, --temperature at least 0, --port from 0 to 65535")
     return args
 
 
-def opened(source: pathlib.Path, round_: int | None) -> Robot:
-    """The policy of a bundle or of a run folder."""
+def open_policy(source: pathlib.Path, round_: int | None) -> Robot:
+    """Opens the policy of a bundle, or of a round of a run folder."""
     from wovr_jax.export import program
     from wovr_jax.export import source as sources
     from wovr_jax.export.robot import MANIFEST, BundleError, Robot
 
+    # A bundle holds a compiled program and a run folder weights, but what serves them is the same Robot.
     if (source / MANIFEST).is_file():
         if round_ is not None:
             raise BundleError(f"{source} is a bundle, which has one policy; --round is for run folders.")
@@ -87,11 +86,12 @@ def opened(source: pathlib.Path, round_: int | None) -> Robot:
 
 
 def read_key(file: pathlib.Path | None) -> str | None:
-    """The first line of a file."""
+    """Returns the first line of a file, None without a file."""
     if file is None:
         return None
+    # An editor ends the file with a newline, which is not part of the key.
     key = (file.read_text().splitlines() or [""])[0].strip()
-    return key or sys.exit(f"{file} is empty; its first line is the key")
+    return key or command.refuse(f"{file} is empty; its first line is the key")
 
 
 if __name__ == "__main__":

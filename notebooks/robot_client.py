@@ -32,11 +32,12 @@ class Client:
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 30.0):
         header = {"Authorization": f"Api-Key {api_key}"} if api_key else None
         self.timeout = timeout
+        # Frames do not compress in the time that a robot has; a chunk of many actions may be long.
         self._open = connect(url, additional_headers=header, compression=None, max_size=None)
 
     def __enter__(self) -> Client:
         self._socket = self._open.__enter__()
-        self.metadata = self._receive()
+        self.metadata = self._receive()  # the server speaks first
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -48,29 +49,31 @@ class Client:
         Raises:
           RuntimeError: with the server's words, when it cannot act on this observation.
         """
+        # A frame cut out of a larger one is not contiguous, and its bytes would be those of the larger one.
         observation = {"observation/image": np.ascontiguousarray(image), "prompt": prompt, **more}
-        self._socket.send(msgpack.packb(observation, default=_packed))
+        self._socket.send(msgpack.packb(observation, default=_pack_array))
         reply = self._receive()
         self.timing = reply["server_timing"]
         return reply["actions"]
 
     def _receive(self) -> dict[str, Any]:
         data = self._socket.recv(timeout=self.timeout)
-        if isinstance(data, str):
+        if isinstance(data, str):  # answers are bytes; a text is a refusal
             raise RuntimeError(f"the policy server says: {data}")
-        return msgpack.unpackb(data, object_hook=_revived)
+        return msgpack.unpackb(data, object_hook=_unpack_array)
 
 
-def _packed(value: Any) -> Any:
+# openpi's encoding of an array: a map with these four keys, which are bytes and not text.
+def _pack_array(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
     raise TypeError(f"cannot send {type(value).__name__}")
 
 
-def _revived(found: dict[Any, Any]) -> Any:
-    if b"__ndarray__" in found:
-        return np.frombuffer(found[b"data"], found[b"dtype"]).reshape(found[b"shape"])
-    return found
+def _unpack_array(value: dict[Any, Any]) -> Any:
+    if b"__ndarray__" in value:
+        return np.frombuffer(value[b"data"], value[b"dtype"]).reshape(value[b"shape"])
+    return value
 
 
 def main() -> None:

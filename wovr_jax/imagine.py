@@ -68,8 +68,8 @@ def imagine(
     def chunk(carry: tuple[Any, Array], xs: tuple[Array, Array | None]) -> tuple[tuple[Any, Array], dict]:
         state, frame_BHWC = carry
         n, recorded_BTA = xs
-        # One key a chunk for the policy and one for the world, also where nobody acts: recorded actions are played under
-        # the noise that the world had when the policy chose them.
+        # One key a chunk for the policy and one for the world, also where nobody acts: recorded actions are played
+        # under the noise that the world had when the policy chose them.
         keys_B2 = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, n)))(key_B)
         with jax.named_scope("policy"):
             if recorded_BTA is None:

@@ -36,7 +36,7 @@ from wovr_jax.core import sharding, stats
 from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, checked
 from wovr_jax.core.sharding import WHOLE, Axes
 from wovr_jax.grpo import GRPOConfig
-from wovr_jax.nn.lora import LoRAConfig
+from wovr_jax.policy.vla import PolicyLoRA
 from wovr_jax.train import freeze
 from wovr_jax.train.freeze import Mask, Path
 from wovr_jax.types import Array, Imagined, Params
@@ -74,7 +74,7 @@ class LearnerConfig:
     epochs: Count = 1
     minibatches: Count = 4
     microbatch: Count = 32
-    lora: LoRAConfig | None = None
+    lora: PolicyLoRA | None = None
     grpo: GRPOConfig = GRPOConfig()
 
     @classmethod

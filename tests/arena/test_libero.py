@@ -104,7 +104,7 @@ def test_what_libero_cannot_do_is_refused_in_words(fake_libero):
         ({"dream": to_dict(DreamConfig(world="true", reward="true"))}, "'true' for both with starts.share=0"),
         ({"dream": to_dict(DreamConfig(world="shadow", reward="true"))}, "which LIBERO is not"),
         ({"libero": settings["libero"] | {"steps": 20}}, "libero.steps: expected a multiple of the policy's chunk, 8"),
-        ({"libero": settings["libero"] | {"suite": "spatial"}}, "expected one of libero_spatial"),
+        ({"libero": settings["libero"] | {"suite": "spatial"}}, "expected one of .libero_spatial"),
         ({"sft": to_dict(SFTConfig(steps=0))}, "name its weights with policy_weights"),
     ):
         with pytest.raises(ConfigError, match=says):

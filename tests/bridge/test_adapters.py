@@ -17,10 +17,9 @@ from wovr_jax.bridge import adapters, exporter, formats, importer
 from wovr_jax.bridge.sources import FileError, find, open_source
 from wovr_jax.core import checkpoint, config
 from wovr_jax.nn import lora
-from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.train import PolicyAdapters, adapted_network
-from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.policy.vla import PolicyLoRA, VLAConfig
 from wovr_jax.policy.weights import adapter_table, unused_layers
 from wovr_jax.weights import native
 from wovr_jax.weights.plan import KeymapError
@@ -120,7 +119,7 @@ def foreign(tmp_path_factory):
 # Ours, read by PEFT ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", [LoRAConfig.oft, LoRAConfig.rlinf])
+@pytest.mark.parametrize("preset", [PolicyLoRA.oft, PolicyLoRA.rlinf])
 def test_peft_loads_our_adapters_and_says_the_same(base, preset, tmp_path):
     cfg, params = base
     own = preset(rank=4)
@@ -131,13 +130,13 @@ def test_peft_loads_our_adapters_and_says_the_same(base, preset, tmp_path):
     merged = slots(vla.network(cfg), lora.merge(params, ours, own))
     assert far(beside, want) <= CLOSE and far(merged, want) <= CLOSE
     assert far(slots(vla.network(cfg), params), want) > 1000 * CLOSE  # they do something
-    wrong = lora.merge(params, ours, LoRAConfig(4, 2 * own.alpha, own.targets))
+    wrong = lora.merge(params, ours, PolicyLoRA(4, 2 * own.alpha, own.targets))
     assert far(slots(vla.network(cfg), wrong), want) > 1000 * CLOSE  # twice the scale
 
 
 def test_fresh_adapters_change_nothing(base, tmp_path):
     cfg, params = base
-    own = LoRAConfig.rlinf(rank=4)  # the program of the test above
+    own = PolicyLoRA.rlinf(rank=4)  # the program of the test above
     fresh = lora.init(jax.random.key(0), params, own)
     plain = slots(vla.network(cfg), params)
     np.testing.assert_array_equal(slots(vla.network(cfg), lora.merge(params, fresh, own)), plain)
@@ -155,7 +154,7 @@ def test_what_peft_wrote_says_the_same_here(base, foreign):
     found = adapters.open_peft(there, cfg)
     own = found.about.lora
     assert (own.rank, own.alpha, own.init) == (3, 3.0, "gaussian")
-    assert set(own.targets) == set(lora.targets(params, LoRAConfig.rlinf()))
+    assert set(own.targets) == set(lora.targets(params, PolicyLoRA.rlinf()))
     ours = native.unflatten(found.leaves)
     assert far(slots(adapted_network(cfg, own), lora.join(params, ours)), want) <= CLOSE
     assert "of rank 3 and scale 1" in found.report("kept") and "lm_head.base_layer.weight" in found.report("kept")
@@ -211,7 +210,7 @@ def test_half_weights_are_merged_in_float32_and_rounded_once(foreign, tmp_path):
 
 def test_a_checkpoint_of_a_fine_tuning_goes_out(base, tmp_path):
     cfg, _ = base
-    own = LoRAConfig(2, 4.0, ("llm/blocks/q", "projector/fc2"))
+    own = PolicyLoRA(2, 4.0, ("llm/blocks/q", "projector/fc2"))
     ours = lively(cfg, own)
     checkpoint.save(tmp_path / "adapters", ours, config.to_dict(PolicyAdapters(cfg, own)))
     adapters.export(tmp_path / "adapters", tmp_path / "out")
@@ -225,7 +224,7 @@ def test_a_checkpoint_of_a_fine_tuning_goes_out(base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "preset, scale, count", [(LoRAConfig.oft, 0.5, 109_563_904), (LoRAConfig.rlinf, 1.0, 110_828_288)]
+    "preset, scale, count", [(PolicyLoRA.oft, 0.5, 109_563_904), (PolicyLoRA.rlinf, 1.0, 110_828_288)]
 )
 def test_the_two_stacks_at_full_size(preset, scale, count):
     cfg, own = VLAConfig.openvla_7b(), preset()
@@ -291,4 +290,4 @@ def test_a_policy_is_no_adapter(folder, base, tmp_path):
     with pytest.raises(FileError, match="holds no adapters"):
         adapters.export(card, tmp_path / "out")
     with pytest.raises(FileError, match="has no outside format"):
-        formats.part_of(PolicyAdapters(base[0], LoRAConfig()))
+        formats.part_of(PolicyAdapters(base[0], PolicyLoRA()))

@@ -146,7 +146,7 @@ def test_settings_hold_inside_a_block() -> None:
     with history.use(CheckpointConfig(last=5)):
         assert history.current().last == 5
     assert history.current() == CheckpointConfig()
-    with pytest.raises(ValueError, match="last of at least 1"):
+    with pytest.raises(ValueError, match="last: expected at least 1"):
         CheckpointConfig(last=0)
 
 

@@ -16,10 +16,10 @@ import pytest
 
 from configs.pace import get_config
 from tests.core.test_sharding import on_devices, on_meshes
-from wovr_jax import pace
 from wovr_jax.core import processes
 from wovr_jax.core.config import ConfigError
 from wovr_jax.core.log import read_metrics
+from wovr_jax.studies import runner
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROCESSES, EACH = 2, 2
@@ -94,7 +94,7 @@ def test_what_several_processes_cannot_do_is_refused_by_its_name(
 ) -> None:
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(ConfigError, match="a study .ladder. runs in one process"):
-        pace.run("ladder", json.loads(get_config("tiny").to_json()), tmp_path / "run")
+        runner.run("ladder", json.loads(get_config("tiny").to_json()), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

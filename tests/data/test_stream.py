@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
 from wovr_jax.core import pixels
 from wovr_jax.data import batches, stream
@@ -107,7 +106,6 @@ def test_a_damaged_record_is_named(tmp_path) -> None:
 
 
 def test_reading_processes_change_nothing(tmp_path) -> None:
-    flags.FLAGS.mark_as_parsed()  # as launch/train.py has done; Grain asks for it
     disk.write(tmp_path / "base", episodes())
     source = disk.EpisodeSource(tmp_path / "base")
     plain, apart = (Feed(reader(source, workers=workers), 4, (1,), 6) for workers in (0, 1))
@@ -116,7 +114,7 @@ def test_reading_processes_change_nothing(tmp_path) -> None:
 
 
 def test_settings_and_data_that_give_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected visit, threads, ahead >= 1"):
+    with pytest.raises(ValueError, match="visit: expected at least 1"):
         StreamConfig(visit=0)
     short = dataclasses.replace(LAYOUT, new=30)
     with pytest.raises(batches.NoDataError, match="a window needs 30 steps, the longest of 5 episodes has 24"):

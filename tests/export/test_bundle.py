@@ -131,7 +131,7 @@ def test_the_program_is_for_every_device_and_tells_no_secrets(made):
 
 def test_the_released_size_is_lowered_without_weights_or_devices():
     """With OFT's whole processing, JPEG included."""
-    cfg, image = vla.VLAConfig.openvla_7b("oft"), processing.named("oft")
+    cfg, image = vla.VLAConfig.openvla_7b("oft"), processing.of_recipe("oft")
     leaves = source.flatten_dotted(vla.network(cfg).shapes())
     data = program.serialise(program.make(cfg, image, 6), leaves, frame=(256, 256, 3), length=32, dim=7)
     exported = jax_export.deserialize(bytearray(data))

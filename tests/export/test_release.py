@@ -14,7 +14,7 @@ import pytest
 from tests.bridge import openvla_reference as torch_policy
 from tests.bridge.layouts import openvla_folder, same
 from tests.export.robots import KEY, TASKS, imported
-from tests.export.test_export_door import door  # noqa: F401 (a fixture)
+from tests.launch.test_export import door  # noqa: F401 (a fixture)
 from wovr_jax.bridge import importer, torch_io
 from wovr_jax.bridge.sources import find, open_source
 from wovr_jax.export import contract, source, torch_folder

@@ -17,7 +17,7 @@ from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure, scan_blocks, stack
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import vla
-from wovr_jax.world.dit import DiT, DiTConfig
+from wovr_jax.world.dit import DiT, DiTConfig, DiTLoRA
 
 
 class Block(nnx.Module):
@@ -171,7 +171,7 @@ def test_a_choice_of_layers_leaves_the_others_alone(params):
 
 
 def test_the_transformer_of_the_world_takes_them():
-    cfg, own = DiTConfig.fake(), LoRAConfig.wan(rank=3)
+    cfg, own = DiTConfig.fake(), DiTLoRA.wan(rank=3)
     plain = Pure(lambda rngs: DiT(cfg, rngs=rngs))
     adapted = Pure(lambda rngs: lora.adapt(DiT(cfg, rngs=rngs), own))
     rng = np.random.default_rng(0)
@@ -189,13 +189,13 @@ def test_the_transformer_of_the_world_takes_them():
 def test_the_released_sizes():
     """Rank 32 over the 5B transformer: 0.9 hundredths of its parameters."""
     shapes = Pure(lambda rngs: DiT(DiTConfig.ti2v_5b(), rngs=rngs)).shapes()
-    adapters = jax.eval_shape(functools.partial(lora.init, params=shapes, cfg=LoRAConfig.wan()), jax.random.key(0))
+    adapters = jax.eval_shape(functools.partial(lora.init, params=shapes, cfg=DiTLoRA.wan()), jax.random.key(0))
     square, ffn = 8 * 32 * (3072 + 3072), 2 * 32 * (3072 + 14336)
     assert sum(leaf.size for leaf in jax.tree.leaves(adapters)) == 30 * (square + ffn)
 
 
 def test_the_policy_takes_them():
     shapes = vla.network(vla.VLAConfig.fake()).shapes()
-    paths = lora.targets(shapes, LoRAConfig.oft(rank=2))
+    paths = lora.targets(shapes, vla.PolicyLoRA.oft(rank=2))
     assert "llm/blocks/q" in paths and "siglip/blocks/qkv" in paths and "projector/fc1" in paths
     assert "llm/head" not in paths and "dino/patch_embed" not in paths

@@ -14,20 +14,19 @@ import pytest
 from wovr_jax.core import checkpoint, config, pixels
 from wovr_jax.core.log import Log, read_metrics
 from wovr_jax.nn import lora
-from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import train
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.fit import fit
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import PolicyAdapters, SFTConfig
-from wovr_jax.policy.vla import VLAConfig, network
+from wovr_jax.policy.vla import PolicyLoRA, VLAConfig, network
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.train import loop
 from wovr_jax.types import Episode
 
 CFG = VLAConfig.fake()
 KEY = jax.random.key(0)
-TRAIN = dataclasses.replace(SFTConfig.fake(), lora=LoRAConfig.oft(rank=2), validate_every=2, lr=1e-2)
+TRAIN = dataclasses.replace(SFTConfig.fake(), lora=PolicyLoRA.oft(rank=2), validate_every=2, lr=1e-2)
 """The towers are frozen: they have no adapters either."""
 CODEC = Codec(q01=(-0.5,) * 7, q99=(0.5,) * 7)
 
@@ -108,9 +107,9 @@ def test_frozen_parts_have_no_adapters(params):
     with pytest.raises(ValueError, match=r"unknown \['eyes'\]"):
         train.make(CFG, dataclasses.replace(TRAIN, frozen=("eyes",)), params, data(), KEY)
     with pytest.raises(ValueError, match="no layer matches 'llm/tail'"):
-        train.resolve_targets(CFG, LoRAConfig(targets=("llm/tail",)))
+        train.resolve_targets(CFG, PolicyLoRA(targets=("llm/tail",)))
     with pytest.raises(ValueError, match="expected a rank of at least 1 and a target"):
-        train.resolve_targets(CFG, LoRAConfig(targets=("dino/*",)), ("dino",))
+        train.resolve_targets(CFG, PolicyLoRA(targets=("dino/*",)), ("dino",))
 
 
 def test_the_judgement_by_hand(params):
@@ -147,11 +146,11 @@ def test_a_whole_fit_logs_its_judgements_and_keeps_its_adapters(params, tmp_path
 
 def test_settings_name_the_presets_of_the_stacks():
     found = config.from_dict(SFTConfig, {"lora": {"size": "rlinf", "rank": 8}, "frozen": []})
-    assert found.lora == LoRAConfig.rlinf(rank=8)
+    assert found.lora == PolicyLoRA.rlinf(rank=8)
     assert config.from_dict(SFTConfig, {}).lora is None
 
 
-@pytest.mark.parametrize("preset, own", [("lora_oft", LoRAConfig.oft()), ("lora_rlinf", LoRAConfig.rlinf())])
+@pytest.mark.parametrize("preset, own", [("lora_oft", PolicyLoRA.oft()), ("lora_rlinf", PolicyLoRA.rlinf())])
 def test_the_config_file_has_them_and_wants_weights_to_begin_with(preset, own):
     path = pathlib.Path(__file__).parents[2] / "configs" / "sft.py"
     settings = runpy.run_path(str(path))["get_config"](f"smoke,{preset}").to_dict()

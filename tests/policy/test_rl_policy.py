@@ -11,14 +11,14 @@ from wovr_jax import learner
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.nn import lora
-from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import actions, vla
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import make_rl_policy
+from wovr_jax.policy.vla import PolicyLoRA
 from wovr_jax.types import Imagined
 
 CFG, KEY = vla.VLAConfig.fake(), jax.random.key(0)
-OWN = LoRAConfig.oft(rank=2)
+OWN = PolicyLoRA.oft(rank=2)
 
 
 def test_only_adapters_learn_and_the_plain_policy_does_what_they_did() -> None:
@@ -69,4 +69,4 @@ def test_without_adapters_the_policy_is_itself() -> None:
 
 def test_adapters_without_a_layer_are_refused() -> None:
     with pytest.raises(ValueError, match="no layer matches"):
-        make_rl_policy(CFG, LoRAConfig(targets=("llm/tail",)))
+        make_rl_policy(CFG, PolicyLoRA(targets=("llm/tail",)))

@@ -134,7 +134,7 @@ def test_resize_is_antialiased_bicubic():
 
 
 def test_bad_sizes_are_refused():
-    with pytest.raises(ValueError, match="image divisible by patch"):
+    with pytest.raises(ValueError, match="image: expected a multiple of patch=5"):
         dataclasses.replace(SIGLIP, patch=5)
-    with pytest.raises(ValueError, match="depth >= 2"):
+    with pytest.raises(ValueError, match="depth: expected at least 2"):
         dataclasses.replace(SIGLIP, depth=1)

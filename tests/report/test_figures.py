@@ -10,23 +10,23 @@ from wovr_jax.report import figures
 
 
 def test_curves_break_where_a_value_is_missing_and_stay_small():
-    drawn = figures.curve([(0, 1.0), (1, 2.0), (2, None), (3, 1.0), (4, 2.0)], "ratio")
+    drawn = figures.draw_curve([(0, 1.0), (1, 2.0), (2, None), (3, 1.0), (4, 2.0)], "ratio")
     assert re.search(r'class="line" d="M[^M]+M[^M]+"', drawn)
-    assert figures.curve([(0, None)], "nothing") == ""
-    long = figures.curve([(i, float(i % 7)) for i in range(50_000)], "long")
+    assert figures.draw_curve([(0, None)], "nothing") == ""
+    long = figures.draw_curve([(i, float(i % 7)) for i in range(50_000)], "long")
     assert long.count("L") <= figures.MOST_POINTS
-    assert figures.curve([(0, 5.0), (1, 5.0)], "flat")
+    assert figures.draw_curve([(0, 5.0), (1, 5.0)], "flat")
 
 
 @pytest.mark.parametrize(
     ("value", "says"), [(0, "0"), (0.5, "0.5"), (3.1e-5, "3.1e-05"), (1234, "1234"), (12345, "12.3k"), (-2e6, "-2M")]
 )
 def test_short_numbers(value, says):
-    assert figures.short(value) == says
+    assert figures.shorten(value) == says
 
 
 def test_the_bar_of_agreement_shows_both_rates():
-    drawn = figures.agreement([("one <policy>", {"tp": 30, "fp": 20, "fn": 10, "tn": 40}, "")])
+    drawn = figures.draw_agreement([("one <policy>", {"tp": 30, "fp": 20, "fn": 10, "tn": 40}, "")])
     assert drawn.count("<div") == drawn.count("</div>")
     assert 'class="span imagined" style="width:50.00%"' in drawn
     assert 'class="span true" style="margin-left:20.00%;width:40.00%"' in drawn
@@ -34,7 +34,7 @@ def test_the_bar_of_agreement_shows_both_rates():
 
 
 def test_an_interval_is_where_its_numbers_are():
-    drawn = figures.intervals([("gain", [("true", 0.1, 0.0, 0.2)], "+10.0")], -0.1, 0.3)
+    drawn = figures.draw_intervals([("gain", [("true", 0.1, 0.0, 0.2)], "+10.0")], -0.1, 0.3)
     assert 'left:25.0%;width:50.0%"' in drawn
     assert 'title="10.0, 95% between 0.0 and 20.0"' in drawn
     assert drawn.count('<s class="zero" style="left:25.0%">') == 1, "the line of no gain"

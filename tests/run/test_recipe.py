@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 import json
 import pathlib
 import types
@@ -18,6 +16,7 @@ import pytest
 from configs import grpo as grpo_job
 from configs import pace as presets
 from configs import world_model as world_job
+from tests.run.asked import changed
 from wovr_jax import pace
 from wovr_jax.core import config
 from wovr_jax.core.config import Between, ConfigError
@@ -26,31 +25,11 @@ from wovr_jax.grpo import GRPOConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.towers_train import TowerTraining
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.run.folder import Run, RunError
-from wovr_jax.run.recipe import COLLECTIONS, Recipe, RunSeed, read_recipe
+from wovr_jax.run.recipe import COLLECTIONS, Recipe, RunSeed
 from wovr_jax.sim.arena import layouts
 from wovr_jax.sim.libero.evaluate import EvaluateConfig
 from wovr_jax.world.flow import FlowConfig
 from wovr_jax.world.train import WorldTrainConfig
-
-
-@functools.cache
-def _settings(preset: str = "") -> dict[str, Any]:
-    """The whole configuration of configs/pace.py, as it is written into a run folder."""
-    return config.to_dict(config.from_dict(Recipe, json.loads(presets.get_config(preset).to_json())))
-
-
-def changed(preset: str = "", **changes: Any) -> dict[str, Any]:
-    """Settings with some of them replaced; two underscores in a name are a dot."""
-    settings = copy.deepcopy(_settings(preset))
-    for path, value in changes.items():
-        *groups, name = path.split("__")
-        group = settings
-        for part in groups:
-            group = group[part]
-        group[name] = value
-    return settings
-
 
 # --- every number has its range ---------------------------------------------------------------
 
@@ -285,7 +264,7 @@ PAIRS: list[tuple[dict[str, Any], str]] = [
     ({"mesh__fsdp": 4, "vae": "", "vae_train__batch": 6}, r"vae_train\.batch: expected a multiple of 4.*got 6"),
     ({"mesh__fsdp": 4, "learner__microbatch": 6}, r"learner\.microbatch: expected a multiple of 4.*got 6"),
     ({"mesh__data": 2, "dream__groups": 3, "learner__grpo__group": 3}, r"dream\.groups: .*got 9 rollouts of 3 a group"),
-    ({"mesh__data": -1, "mesh__fsdp": -1}, r"mesh: expected -1, .* once at most"),
+    ({"mesh__data": -1, "mesh__fsdp": -1}, r"mesh: expected -1 once at most"),
     ({"evaluate__compare": 513}, r"evaluate\.compare: expected at most episodes=512, got 513"),
     ({"collect__validation": 0}, r"collect\.validation: expected at least 1"),
     (
@@ -386,56 +365,3 @@ def test_the_reference_bundles_are_presets() -> None:
     assert trained.world_train == WorldTrainConfig.rlinf(latents="disk", validate_every=250)
     assert trained.world == rlinf.world
     assert read(presets, "libero_goal,paper").learner.grpo == GRPOConfig.paper(group=8)
-
-
-# --- folders that an earlier version made -----------------------------------------------------
-
-
-def _old(**changes: Any) -> dict[str, Any]:
-    """``config.json`` as it was when the temperature stood in it twice, without a setting that is new since."""
-    settings = changed(**changes)
-    settings["learner"]["temperature"] = settings["temperature"]
-    settings["evaluate"]["batch"] = 128
-    del settings["world_train"]["validate_every"], settings["learner"]["lora"]
-    return settings
-
-
-def _folder(tmp_path: pathlib.Path, settings: dict[str, Any]) -> pathlib.Path:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
-    return tmp_path / "run"
-
-
-OLD = pathlib.Path(__file__).with_name("old_config.json")
-"""Written by ``--config=configs/pace.py:tiny --config.seed=3`` before settings had ranges."""
-
-
-def test_a_run_of_before_goes_on(tmp_path: pathlib.Path) -> None:
-    old = json.loads(OLD.read_text())
-    assert old["learner"]["temperature"] == 1.0 and old["evaluate"]["batch"] == 128
-    asked = config.from_dict(Recipe, json.loads(presets.get_config("tiny").to_json()) | {"seed": 3})
-    folder = _folder(tmp_path, old)
-    Run(folder, config.to_dict(asked))
-    assert json.loads((folder / "config.json").read_text()) == old  # and stays as it was written
-    assert read_recipe(old) == asked
-
-
-def test_settings_that_are_new_count_at_their_default_only(tmp_path: pathlib.Path) -> None:
-    folder = _folder(tmp_path, _old())
-    Run(folder, changed())
-    with pytest.raises(RunError, match=r"\(1 settings differ\)(?s:.*)world_train\.validate_every: 0 there, 9 asked"):
-        Run(folder, changed(world_train__validate_every=9))
-
-
-def test_a_retired_setting_that_contradicts_is_a_difference(tmp_path: pathlib.Path) -> None:
-    folder = _folder(tmp_path, _old(temperature=1.6))
-    with pytest.raises(RunError, match=r"\(2 settings differ\)(?s:.*)learner\.temperature: 1\.6 there, 1\.0 asked"):
-        Run(folder, changed())
-    with pytest.raises(ConfigError, match=r"config\.learner\.temperature: 1\.6 contradicts temperature=1\.0"):
-        read_recipe(_old(temperature=1.6) | {"temperature": 1.0})
-
-
-def test_a_folder_whose_seed_would_be_refused_now_can_be_read(tmp_path: pathlib.Path) -> None:
-    folder = _folder(tmp_path, _old(seed=500))
-    with pytest.raises(RunError, match=r"\(1 settings differ\)(?s:.*)seed: 500 there, 0 asked"):
-        Run(folder, changed())

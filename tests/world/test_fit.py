@@ -12,9 +12,9 @@ from wovr_jax.core import checkpoint
 from wovr_jax.core.log import Log, read_metrics
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.stream import Layout, StreamConfig, window
-from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.types import Episode
 from wovr_jax.world import fit, latents, model
+from wovr_jax.world.dit import DiTLoRA
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -57,7 +57,7 @@ def test_training_is_watched_and_filmed_at_intervals_and_streams_from_a_folder(p
 
 
 def test_of_an_adapter_training_only_adapters_are_kept(params, tmp_path, monkeypatch):
-    train = dataclasses.replace(TRAIN, lora=LoRAConfig.wan(rank=2), validate_every=0, latents="disk")
+    train = dataclasses.replace(TRAIN, lora=DiTLoRA.wan(rank=2), validate_every=0, latents="disk")
     monkeypatch.setattr(fit.loop, "fit", lambda name, state, *args, **options: state)
     fit.fit(CFG, train, params, episodes(), jax.random.key(1), tmp_path, cache=tmp_path / "latents")
     assert len(list((tmp_path / "latents").iterdir())) == 1

@@ -140,5 +140,5 @@ def test_noised_ends():
 
 
 def test_refuses_empty_schedules():
-    with pytest.raises(ValueError, match="steps >= 1"):
+    with pytest.raises(ValueError, match="steps: expected at least 1"):
         FlowConfig(steps=0)

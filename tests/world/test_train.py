@@ -9,9 +9,9 @@ import pytest
 
 from wovr_jax.core.machine import count_compiles
 from wovr_jax.nn import lora
-from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.types import NULL_ACTION
 from wovr_jax.world import flow, model, train
+from wovr_jax.world.dit import DiTLoRA
 from wovr_jax.world.latents import Batch, Latents
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
@@ -186,7 +186,7 @@ def test_only_adapters_are_trained_and_kept_and_folded_in_for_use():
     params = model.networks(CFG)[0].init(jax.random.key(0))
     # A network that was trained: its zero-initialised head would let no gradient through to the adapters.
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
-    settings = WorldTrainConfig.fake(steps=30, batch=8, lr=1e-2, static_share=0.0, lora=LoRAConfig.wan(rank=4))
+    settings = WorldTrainConfig.fake(steps=30, batch=8, lr=1e-2, static_share=0.0, lora=DiTLoRA.wan(rank=4))
     before, data, key = jax.device_get(params), latents(), jax.random.key(5)
     state, step = train.make(CFG, settings, params, data, key)
     held = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]}
@@ -211,6 +211,6 @@ def test_only_adapters_are_trained_and_kept_and_folded_in_for_use():
 
 
 def test_adapters_without_a_layer_are_refused(dit_params):
-    settings = WorldTrainConfig.fake(lora=LoRAConfig(targets=("blocks/selfattn/*",)))
+    settings = WorldTrainConfig.fake(lora=DiTLoRA(targets=("blocks/selfattn/*",)))
     with pytest.raises(ValueError, match=r"no layer matches 'blocks/selfattn/\*'; there are: .*blocks/self_attn/q"):
         train.make(CFG, settings, dit_params, latents(), jax.random.key(0))

@@ -223,9 +223,9 @@ def test_wrong_sizes_are_named():
         jax.eval_shape(lambda p, x: vae(p, x, method="encode"), params, window(THREE, frames=12))
     with pytest.raises(ValueError, match="multiples of 8, got 12 x 8"):
         jax.eval_shape(lambda p, x: vae(p, x, method="encode"), params, window(THREE)[:, :, :12])
-    with pytest.raises(ValueError, match="temporal_down has 1 entries"):
+    with pytest.raises(ValueError, match="temporal_down: expected an entry for each of the 2"):
         VAEConfig(dim_mult=(1, 2, 2), temporal_down=(True,))
-    with pytest.raises(ValueError, match="latent_mean has 2 numbers, z_dim is 48"):
+    with pytest.raises(ValueError, match="latent_mean: expected z_dim=48 numbers or none, got 2"):
         VAEConfig(latent_mean=(0.0, 1.0))
     with pytest.raises(ValueError, match="no shortcut from multiple 1 to 3"):
         VAEConfig(dim_mult=(1, 3, 3), temporal_down=(True, True))

@@ -50,7 +50,7 @@ def test_muon_has_a_matrix_for_every_kernel():
     state, step = vae_train.make(CFG, dataclasses.replace(TRAINING, optimizer="muon"), draw)
     after, _ = jax.eval_shape(step, state, jnp.int32(0))
     assert jax.tree.structure(after) == jax.tree.structure(state)
-    with pytest.raises(ValueError, match="expected 'adamw' or 'muon'"):
+    with pytest.raises(ValueError, match="optimizer: expected one of 'adamw', 'muon'"):
         vae_train.make(CFG, dataclasses.replace(TRAINING, optimizer="muno"), draw)
 
 

@@ -26,7 +26,7 @@ from wovr_jax.nn import lora
 from wovr_jax.nn.lora import DOWN, UP, LoRAConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.train import PolicyAdapters
-from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.policy.vla import PolicyLoRA, VLAConfig
 from wovr_jax.policy.weights import PEFT, adapter_table
 from wovr_jax.weights import native, safetensors
 from wovr_jax.weights.plan import Plan, plan_export, plan_import
@@ -58,7 +58,7 @@ class Adapters:
 
     @functools.cached_property
     def leaves(self) -> dict[str, np.ndarray]:
-        """Path -> value of all adapters, a hundredth of the weights at most."""
+        """Path -> value of all adapters. They are a hundredth of the weights at most, so memory holds all."""
         return dict(self.plan.leaves(self.read))
 
     def merge(self, path: str, leaf: np.ndarray) -> None:
@@ -71,7 +71,7 @@ class Adapters:
                 _add(kernel, a, b, self.about.lora.scale)
 
     def merge_kept(self, name: str, tensor: np.ndarray) -> None:
-        """The same for a tensor of the release that the policy does not use, in the layout of torch."""
+        """Adds what belongs to a tensor of the release that the policy does not use, in the layout of torch."""
         down, up = (f"{PEFT}{name.removesuffix('.weight')}.lora_{letter}.weight" for letter in "AB")
         if down in self.plan.kept:
             # torch has (O, I), so b comes first: (O, r) x (r, I)
@@ -114,10 +114,11 @@ def open_peft(folder: str | os.PathLike, network: VLAConfig) -> Adapters:
     }
     ours = {path: fact.shape for path, fact in every.items() if path.rpartition("/")[0] in targets}
     checked = plan_import(str(folder), adapter_table(network, rank, header.facts), header.facts, ours, header.doubled)
+    # After the plan, whose list of strange names says more where the whole folder is of another model.
     if not targets:
         raise FileError(f"{folder / WEIGHTS} adapts no layer that the policy runs.")
     init = "gaussian" if settings.get("init_lora_weights") == "gaussian" else "kaiming"
-    cfg = LoRAConfig(rank, float(settings["lora_alpha"]), tuple(sorted(targets)), init)
+    cfg = PolicyLoRA(rank, float(settings["lora_alpha"]), tuple(sorted(targets)), init)
     return Adapters(folder, PolicyAdapters(network, cfg), checked, lambda name: safetensors.read(header, name))
 
 
@@ -131,6 +132,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     wrong = [f"{name} {settings[name]!r}" for name in OTHER_KINDS if settings.get(name)]
     wrong += [f"peft_type {settings.get('peft_type')!r}"] if settings.get("peft_type") != "LORA" else []
     wrong += [f"bias {settings['bias']!r}"] if settings.get("bias", "none") not in ("none", None) else []
+    # PiSSA, OLoRA and the like take a part out of the base weights first: the same adapters mean another network.
     init = settings.get("init_lora_weights", True)
     wrong += [f"init_lora_weights {init!r}, which changes the base weights"] if init not in INITS else []
     if not isinstance(rank, int) or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float):

@@ -61,6 +61,7 @@ def write_export(
     prefix = origin.get("prefix", "") if is_same else ""
     stream = _count(checked.tensors(source.read, origin.get("aside")), progress)
     named = ((prefix + name, tensor) for name, tensor in stream)
+    # torch's pickle is written as a whole; it is the format of the small networks only.
     if kind.file.endswith(".pth"):
         file = folder / export_names(cfg, kind)[0]
         with disk.replace_file(file) as fresh:
@@ -95,6 +96,7 @@ def _write_policy(
     checked = plan_export(source.name, formats.table_of(cfg, kind), source.facts, kept.facts)
     facts = {**checked.tensor, **checked.kept}
     splitter = state_projector.Splitter(origin["state"]) if cfg.proprio else None
+    # The projector of the robot's state goes into a file of its own and counts for no shard.
     if splitter:
         facts = {name: fact for name, fact in facts.items() if not name.startswith(state_projector.NAMES)}
     most = shard_bytes or POLICY_SHARD
@@ -122,6 +124,7 @@ def _write_shards(
     path: pathlib.Path, facts: Mapping[str, Fact], stream: Iterator[tuple[str, np.ndarray]], most: int | None
 ) -> list[pathlib.Path]:
     """Writes one file, or several of at most ``most`` bytes of tensors, in the order of the stream, and their index."""
+    # Shards are cut in the order of the stream: each is full before the next begins, and nothing waits in memory.
     groups = shards(path.name, facts, most)
     for name, group in groups:
         with disk.replace_file(path.with_name(name)) as fresh:
@@ -138,6 +141,7 @@ def shards(file: str, facts: Mapping[str, Fact], most: int | None) -> list[tuple
     groups: list[dict[str, Fact]] = [{}]
     size = 0
     for name, fact in facts.items():
+        # A tensor that is larger than a shard gets one alone.
         if most and groups[-1] and size + fact.nbytes > most:
             groups.append({})
             size = 0

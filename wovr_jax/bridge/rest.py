@@ -39,7 +39,7 @@ def other_files(weights: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     if not weights:
         return []
     folder, own = weights[0].parent, {file.name for file in weights}
-    files = []
+    files = []  # names relative to the release, in an order that does not depend on the file system
     for at, inside, names in os.walk(folder):
         inside[:] = sorted(name for name in inside if not name.startswith("."))  # os.walk goes where this list says
         below = pathlib.Path(at).relative_to(folder)
@@ -101,6 +101,7 @@ def open_rest(folder: pathlib.Path, digests: Mapping[str, str]) -> Rest:
     Raises:
       FileError: a file is missing, changed, or was put there later.
     """
+    # Files that came later count too: an export copies all of them into a folder that torch runs code from.
     names = {file.as_posix() for file in _all_files(folder)} if folder.is_dir() else set()
     wrong = sorted(names ^ digests.keys()) + [
         name for name in sorted(names & digests.keys()) if disk.sha256(folder / name) != digests[name]

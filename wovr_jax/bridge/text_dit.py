@@ -48,11 +48,13 @@ class TextDiT(DiT):
 
     def text_context(self, text_BKD: Array) -> Context:
         """Returns what all layers need of encoded text (B, K, text_dim)."""
+        # Text reaches every latent frame by cross-attention alone; the AdaLN channel belongs to actions.
         return Context(self.key_value(self.text_embedding(text_BKD.astype(self.cfg.dtype))), None)
 
 
 def with_actions(cfg: TextDiTConfig) -> DiTConfig:
     """Returns the same transformer with both action channels instead of text."""
+    # By the base's fields: text_dim is not among them.
     fields: dict[str, Any] = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(DiTConfig)}
     fields["action_conditioning"] = "dual"
     return DiTConfig(**fields)
@@ -77,6 +79,7 @@ def text_dit_config_of_diffusers(facts: Mapping[str, Any]) -> TextDiTConfig:
     require(NAME, facts, {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "image_dim": None})
     require(NAME, facts, {"added_kv_proj_dim": None, "out_channels": facts.get("in_channels", 16)})
     heads, width = facts.get("num_attention_heads", 40), facts.get("attention_head_dim", 128)
+    # Windows of one latent frame: patches never mix frames, each of which has its own noise level.
     time, patch, _ = facts.get("patch_size", (1, 2, 2))
     require(NAME, {"patch_size over time": time}, {"patch_size over time": 1})
     return TextDiTConfig(
@@ -110,5 +113,5 @@ def diffusers_of_text_dit_config(cfg: TextDiTConfig) -> dict[str, Any]:
         "eps": cfg.eps,
         "image_dim": None,
         "added_kv_proj_dim": None,
-        "rope_max_seq_len": 1024,
+        "rope_max_seq_len": 1024,  # of diffusers' table of angles; here they are computed
     }

@@ -98,6 +98,15 @@ def restore(path: str | os.PathLike, like: Any) -> Any:
     return jax.tree.map(_revive, like, _read(folder, jax.tree.map(_target, like)))
 
 
+def compare(path: str | os.PathLike, like: Any) -> None:
+    """Checks that the checkpoint has the leaves of ``like``, as :func:`restore` would want it; reads no arrays.
+
+    Raises:
+      CheckpointError: as :func:`restore`.
+    """
+    _compare(_locate(path), like)
+
+
 def load(path: str | os.PathLike) -> Any:
     """Reads the tree as it is stored: nested dicts and lists of numpy arrays, whatever it was saved from.
 

@@ -81,6 +81,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1, each: bool = False) -> None:
     """Writes a JSON file, whole or not at all. Of several processes the first one does, or ``each``."""
+    # Processes of one run share the folder: two that write one file would take each other's fresh one away.
     if not (each or processes.first()):
         return
     with replace_file(path) as fresh:
@@ -93,7 +94,7 @@ def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1, e
 def fresh_folder(folder: pathlib.Path) -> pathlib.Path:
     """Makes an empty folder beside ``folder`` to write into; :func:`replace_folder` puts it in place."""
     fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(fresh, ignore_errors=True)  # what an interrupted attempt left
     fresh.mkdir(parents=True)
     return fresh
 

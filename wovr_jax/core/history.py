@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import logging
 import math
 import os
 import pathlib
@@ -25,6 +26,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from wovr_jax.core import checkpoint, processes
 from wovr_jax.core.config import Count, NonNegative, checked
+
+# Orbax advises to save less often when a save has to wait for the one before; once for a run is enough.
+logging.getLogger("absl").addFilter(lambda record: processes.first() or "previous save" not in str(record.msg))
 
 
 @checked

@@ -81,7 +81,7 @@ class MeshConfig:
     def faults(self) -> Faults:
         """Yields more than one axis that is to take what is left."""
         if (sizes := dataclasses.astuple(self)).count(-1) > 1:
-            yield "", f"expected -1, for all devices that are left, once at most, got {_product(sizes)}"
+            yield "", f"expected -1 once at most, for all devices that are left, got {_product(sizes)}"
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
         """Returns the sizes of the three axes on so many devices.
@@ -286,7 +286,7 @@ def rows(size: int) -> tuple[np.ndarray, Callable[[Any], Any]]:
         raise ShardingError(_uneven(size, pieces, over.shape))
     cut = NamedSharding(over, PartitionSpec(BATCH))
 
-    def span(index: tuple[slice, ...]) -> range:
+    def span(index: Any) -> range:
         return range(*index[0].indices(size))
 
     # Devices along ``tensor`` hold the same rows, which are read once: hence unique.
@@ -294,7 +294,7 @@ def rows(size: int) -> tuple[np.ndarray, Callable[[Any], Any]]:
 
     def put_leaf(leaf: np.ndarray) -> Any:
         # JAX asks for rows of the whole batch; ``leaf`` holds only ``mine``, in ascending order.
-        def rows_of(index: tuple[slice, ...]) -> np.ndarray:
+        def rows_of(index: Any) -> np.ndarray:
             return leaf[np.searchsorted(mine, span(index))]
 
         return jax.make_array_from_callback((size, *leaf.shape[1:]), cut, rows_of)

@@ -18,6 +18,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from grain import experimental
 
 from wovr_jax.core import sharding
@@ -122,6 +123,8 @@ class Stream:
         # Threads suffice for most: decompression lets go of the interpreter's lock.
         visits = visits.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
         if self.cfg.workers:
+            # Grain's reading processes ask for its flags, and nobody parses a command line for them.
+            flags.FLAGS.mark_as_parsed()
             visits = visits.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.cfg.workers))
         return experimental.FlatMapIterDataset(visits.batch(len(rows)), _Deal(self.cfg.visit))
 

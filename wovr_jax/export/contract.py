@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import safetensors
 
+from wovr_jax.core.disk import read_json
 from wovr_jax.data.episodes import EpisodeSource
 from wovr_jax.export.robot import RECIPE, STATISTICS, WEIGHTS, Answer, Robot
 from wovr_jax.export.source import Policy

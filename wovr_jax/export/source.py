@@ -196,7 +196,7 @@ def from_import(
         tokens=tokens,
         prompt=prompt,
         frame=tuple(manifest["frame"]),
-        image=processing.named(cfg.recipe, cfg.dino.image),
+        image=processing.of_recipe(cfg.recipe, cfg.dino.image),
         temperature=temperature,
         recorded=pathlib.Path(episodes).expanduser().absolute(),
     )

@@ -133,6 +133,6 @@ def _between(x_BHW: Array, axis: int) -> Array:
     length = x_BHW.shape[axis]
     place = jnp.arange(length)
     before, after = (jnp.take(x_BHW, jnp.clip(place + i, 0, length - 1), axis=axis) for i in (-1, 1))
-    # (..., n, ...) -> (..., n, 2, ...) -> (..., 2n, ...): the first new sample leans to the left, the second to the right.
+    # (..., n, ...) -> (..., n, 2, ...) -> (..., 2n, ...): the first new sample leans to the left, the second right.
     pair = jnp.stack([3.0 * x_BHW + before, 3.0 * x_BHW + after], axis=axis + 1)
     return pair.reshape(*x_BHW.shape[:axis], 2 * length, *x_BHW.shape[axis + 1 :])

@@ -25,9 +25,8 @@ from wovr_jax.core import pixels, sharding
 from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, checked
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
-from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy.actions import BINS, Codec, entropy, greedy, log_prob
-from wovr_jax.policy.vla import AXES, VLA, VLAConfig, network
+from wovr_jax.policy.vla import AXES, VLA, PolicyLoRA, VLAConfig, network
 from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
 from wovr_jax.train.step import Objective, ReplayableStep, TrainState
@@ -82,7 +81,7 @@ class SFTConfig:
     blur: NonNegative = 0.0
     early: Count = 1
     frozen: tuple[str, ...] = ("dino", "siglip")
-    lora: LoRAConfig | None = None
+    lora: PolicyLoRA | None = None
     validate_every: Natural = 100
 
     @classmethod
@@ -145,7 +144,7 @@ class SFTObjective(Objective):
         return network(self.cfg) if self.train.lora is None else adapted_network(self.cfg, self.adapters)
 
     @property
-    def adapters(self) -> LoRAConfig:
+    def adapters(self) -> PolicyLoRA:
         """The adapters, resolved to the layers that they belong to."""
         assert self.train.lora is not None
         return resolve_targets(self.cfg, self.train.lora, self.train.frozen)
@@ -273,10 +272,10 @@ class PolicyAdapters:
     """
 
     network: VLAConfig
-    lora: LoRAConfig
+    lora: PolicyLoRA
 
 
-def resolve_targets(cfg: VLAConfig, adapters: LoRAConfig, frozen: Sequence[str] = ()) -> LoRAConfig:
+def resolve_targets(cfg: VLAConfig, adapters: PolicyLoRA, frozen: Sequence[str] = ()) -> PolicyLoRA:
     """Returns ``adapters`` with the paths of the layers that they adapt; ``frozen`` parts of the policy have none.
 
     Raises:
@@ -288,7 +287,7 @@ def resolve_targets(cfg: VLAConfig, adapters: LoRAConfig, frozen: Sequence[str] 
 
 
 @functools.cache
-def adapted_network(cfg: VLAConfig, adapters: LoRAConfig) -> Pure:
+def adapted_network(cfg: VLAConfig, adapters: PolicyLoRA) -> Pure:
     """The policy with adapters, as a pure function of what ``lora.join`` makes."""
     return Pure(lambda rngs: lora.adapt(VLA(cfg, rngs=rngs), adapters))
 
@@ -307,7 +306,7 @@ class RLPolicy(NamedTuple):
     plain: Callable[[Params], Params]
 
 
-def make_rl_policy(cfg: VLAConfig, adapters: LoRAConfig | None, frozen: Sequence[str] = ()) -> RLPolicy:
+def make_rl_policy(cfg: VLAConfig, adapters: PolicyLoRA | None, frozen: Sequence[str] = ()) -> RLPolicy:
     """Returns the policy with ``adapters``, if any, except in its ``frozen`` parts.
 
     Raises:

@@ -16,7 +16,6 @@ asks for it. What the discrete recipe does not have, this table refuses: FiLM, a
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -28,8 +27,8 @@ from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.weights.table import Row, Table, require
 from wovr_jax.weights.transforms import KERNEL, Shape
 
-_only = functools.partial(require, "OpenVLA-OFT")
-"""Refuses a config that describes another kind of network."""
+NAME = "OpenVLA-OFT"
+"""The release, for messages."""
 
 DINO, SIGLIP, LLM = "vision_backbone.featurizer", "vision_backbone.fused_featurizer", "language_model.model"
 STATE = "proprio_projector"
@@ -65,9 +64,10 @@ _DINO_CLS = 1
 
 
 def vla_table(cfg: VLAConfig) -> Table:
-    """Rows of the policy, and the shapes of what the release has and the policy does not use."""
+    """Returns the rows of the policy, and the shapes of what the release has and the policy does not use."""
     rows = [*_tower_rows("dino", DINO), *_tower_rows("siglip", SIGLIP)]
     rows += [
+        # The class token and the registers go before the patches together: (1, 1, D) and (1, 4, D) -> (1, 5, D).
         Row(f"{DINO}.cls_token", "dino/prefix", part=(0, _DINO_CLS)),
         Row(f"{DINO}.reg_token", "dino/prefix", part=(_DINO_CLS, None)),
         *(Row(f"{DINO}.blocks.<i>.ls{k}.scale_factor", f"dino/blocks/ls{k}") for k in (1, 2)),
@@ -84,17 +84,18 @@ def vla_table(cfg: VLAConfig) -> Table:
     ]
     if cfg.proprio:
         rows += [row for k in (1, 2) for row in _weight_and_bias(f"{STATE}.fc{k}", f"proprio/fc{k}")]
-    return Table("OpenVLA-OFT", tuple(rows), kept=dict(_unused(cfg)))
+    return Table(NAME, tuple(rows), kept=dict(_unused(cfg)))
 
 
 def adapter_table(cfg: VLAConfig, rank: int = 0, names: Collection[str] = ()) -> Table:
-    """Rows of LoRA adapters as PEFT names them.
+    """Returns the rows of LoRA adapters as PEFT names them.
 
     Of the layers that the policy does not run, adapters are kept as the layers are: those of ``rank`` that a file
     with these ``names`` has.
     """
     rows, kept = [], {}
     for row in vla_table(cfg).rows:
+        # Every linear layer may have an adapter, and linear layers are what has a kernel.
         if row.transform is KERNEL:
             theirs, ours = row.theirs.removesuffix(".weight"), row.ours.removesuffix("kernel")
             rows += [
@@ -102,6 +103,7 @@ def adapter_table(cfg: VLAConfig, rank: int = 0, names: Collection[str] = ()) ->
                 Row(f"{PEFT}{theirs}.lora_B.weight", f"{ours}{UP}", KERNEL),
             ]
     for layer, (outputs, inputs) in unused_layers(cfg).items():
+        # a: (r, inputs), b: (outputs, r), as torch lays out the weights of two linear layers
         pair = {f"{PEFT}{layer}.lora_A.weight": (rank, inputs), f"{PEFT}{layer}.lora_B.weight": (outputs, rank)}
         kept |= pair if pair.keys() & set(names) else {}
     head = {f"{PEFT}language_model.lm_head.base_layer.weight": "the head itself, which PEFT saves beside its adapter"}
@@ -109,9 +111,10 @@ def adapter_table(cfg: VLAConfig, rank: int = 0, names: Collection[str] = ()) ->
 
 
 def unused_layers(cfg: VLAConfig) -> dict[str, Shape]:
-    """Linear layers of a release that reach no action: name -> shape of the weight."""
-    found = {name: shape for name, shape in _unused(cfg) if name.endswith(".weight") and len(shape) == 2}
-    return {name.removesuffix(".weight"): shape for name, shape in found.items()}
+    """Returns the linear layers of a release that reach no action: name -> shape of the weight."""
+    # Norms have weights of one axis, and the pool's latent token is called no weight.
+    linear = {name: shape for name, shape in _unused(cfg) if name.endswith(".weight") and len(shape) == 2}
+    return {name.removesuffix(".weight"): shape for name, shape in linear.items()}
 
 
 def vla_config(
@@ -123,7 +126,7 @@ def vla_config(
     recipe: Any = "rlinf",
     images: int = 1,
 ) -> VLAConfig:
-    """The policy's config from the shapes of its tensors and from ``config.json``.
+    """Reads the policy's config off the shapes of its tensors and ``config.json``.
 
     Args:
       shapes: of all tensors.
@@ -136,16 +139,17 @@ def vla_config(
       KeyError: naming a tensor that no such folder can be without.
       ValueError: for a variant with other parts, or heads that nothing tells.
     """
-    _only(described, {"model_type": "openvla", "use_fused_vision_backbone": True, "n_action_bins": 256})
-    _only(described, {"arch_specifier": "no-align+fused-gelu-mlp", "image_resize_strategy": "resize-naive"})
+    require(NAME, described, {"model_type": "openvla", "use_fused_vision_backbone": True, "n_action_bins": 256})
+    require(NAME, described, {"arch_specifier": "no-align+fused-gelu-mlp", "image_resize_strategy": "resize-naive"})
+    # What is required here are parts that this network has no layer for: such a folder would load and act wrongly.
     text = described.get("text_config") or {}
     rope = text.get("rope_parameters") or {}  # where transformers 5 keeps what 4.40.1 has beside it
     rows, width = shapes[f"{LLM}.embed_tokens.weight"]
     llm_heads = text.get("num_attention_heads", 32)
-    _only(text, {"model_type": "llama", "hidden_act": "silu", "num_key_value_heads": llm_heads, "rope_scaling": None})
-    _only(text, {"attention_bias": False, "tie_word_embeddings": False, "vocab_size": rows})
-    _only(text, {"head_dim": width // llm_heads, "mlp_bias": False})
-    _only(rope, {"rope_type": "default"})
+    require(NAME, text, {"model_type": "llama", "hidden_act": "silu", "num_key_value_heads": llm_heads})
+    require(NAME, text, {"rope_scaling": None, "attention_bias": False, "tie_word_embeddings": False})
+    require(NAME, text, {"vocab_size": rows, "head_dim": width // llm_heads, "mlp_bias": False})
+    require(NAME, rope, {"rope_type": "default"})
     if width % llm_heads:
         raise ValueError(f"the language model's width {width} does not make {llm_heads} heads")
     llm = LlamaConfig(
@@ -160,30 +164,33 @@ def vla_config(
         dtype=dtype,
     )
     prefix = _DINO_CLS + shapes[f"{DINO}.reg_token"][1]
-    dino = dataclasses.replace(
-        _tower(shapes, DINO, TowerConfig.dinov2_large(dtype), heads),
-        prefix=prefix, layer_scale=True, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-    )  # fmt: skip
+    dino = _tower(shapes, DINO, TowerConfig.dinov2_large(dtype), heads)
+    dino = dataclasses.replace(dino, prefix=prefix, layer_scale=True, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     siglip = _tower(shapes, SIGLIP, TowerConfig.siglip_so400m(dtype), heads)
     return VLAConfig(
         dino,
         siglip,
         llm,
+        # As the release counts: action tokens are the last 256 before the rows that padding added to the table.
         vocab_size=rows - described.get("pad_to_multiple_of", 64),
         recipe=recipe,
         pad=described.get("pad_token_id", 32000),
         stop=text.get("eos_token_id", 2),
         images=images,
+        # (width, state dimensions); a policy that takes no state has no projector
         proprio=shapes.get(f"{STATE}.fc1.weight", (0, 0))[1],
     )
 
 
 def _tower(shapes: Mapping[str, Shape], theirs: str, release: TowerConfig, heads: int | None) -> TowerConfig:
-    """A tower's sizes; the release's heads where it has the release's width."""
+    """Returns a tower's sizes; the release's heads where it has the release's width."""
+    # (D, 3, patch, patch) of the convolution that embeds patches
     width, _, patch, _ = shapes[f"{theirs}.patch_embed.proj.weight"]
+    # Attention's weights are D x D whatever the heads: their number leaves no trace in a file.
     if heads is None and width != release.width:
         raise ValueError(f"{theirs} is {width} wide, not {release.width}; say how many heads its attention has")
     return TowerConfig(
+        # (1, patches, D): pictures are square
         image=patch * math.isqrt(shapes[f"{theirs}.pos_embed"][1]),
         patch=patch,
         width=width,
@@ -210,8 +217,9 @@ def _weight_and_bias(theirs: str, ours: str) -> tuple[Row, Row]:
 
 
 def _unused(cfg: VLAConfig) -> Iterator[tuple[str, Shape]]:
-    """Names and shapes of what is in a release and reaches no action."""
+    """Yields names and shapes of what is in a release and reaches no action."""
     for theirs, tower in ((DINO, cfg.dino), (SIGLIP, cfg.siglip)):
+        # The features are those of the block before the last.
         width, mlp, block = tower.width, tower.mlp, f"{theirs}.blocks.{tower.depth - 1}"
         yield from _shapes_of_norm(f"{block}.norm1", width)
         yield from _shapes_of_linear(f"{block}.attn.qkv", width, 3 * width)
@@ -222,6 +230,7 @@ def _unused(cfg: VLAConfig) -> Iterator[tuple[str, Shape]]:
         if tower.layer_scale:
             yield from ((f"{block}.ls{k}.scale_factor", (width,)) for k in (1, 2))
         yield from _shapes_of_norm(f"{theirs}.norm", width)
+    # timm builds SigLIP with its attention pool, which makes one vector of a picture; the policy takes the patches.
     pool, width, mlp = f"{SIGLIP}.attn_pool", cfg.siglip.width, cfg.siglip.mlp
     yield f"{pool}.latent", (1, 1, width)
     yield from _shapes_of_linear(f"{pool}.q", width, width)
@@ -241,4 +250,5 @@ def _shapes_of_norm(name: str, width: int) -> tuple[tuple[str, Shape], ...]:
 
 
 def _depth(shapes: Mapping[str, Shape], stem: str) -> int:
+    # The number of blocks is the largest in the names, and one more.
     return 1 + max((int(name[len(stem) :].split(".")[0]) for name in shapes if name.startswith(stem)), default=-1)

@@ -20,7 +20,7 @@ SEGMENTS = {
     "fn": "true success only",
     "tn": "failure in both",
 }
-"""Two verdicts on one episode, in the order of the bar of :func:`agreement`."""
+"""Two verdicts on one episode, in the order of the bar of :func:`draw_agreement`."""
 MOST_POINTS = 400
 """A longer curve is thinned evenly: a page shows no more, and a run of many steps would make it heavy."""
 
@@ -57,7 +57,7 @@ class Frame:
         return f'<svg {box} role="img" aria-label="{html.escape(label, quote=True)}">{"".join(parts)}</svg>'
 
 
-def intervals(rows: Sequence[tuple[str, Sequence[Mark], str]], low: float = 0.0, high: float = 1.0) -> str:
+def draw_intervals(rows: Sequence[tuple[str, Sequence[Mark], str]], low: float = 0.0, high: float = 1.0) -> str:
     """Draws rates, or gains when ``low`` is negative, with their intervals on one axis from ``low`` to ``high``.
 
     Args:
@@ -88,7 +88,7 @@ def intervals(rows: Sequence[tuple[str, Sequence[Mark], str]], low: float = 0.0,
     return f'<div class="rows">{body}{_row("", axis, "")}</div>'
 
 
-def agreement(rows: Sequence[tuple[str, Mapping[str, int], str]]) -> str:
+def draw_agreement(rows: Sequence[tuple[str, Mapping[str, int], str]]) -> str:
     """Draws two verdicts on the same episodes, a bar for each row (name, counts tp, fp, fn and tn, what to say).
 
     From the left: imagined only, both, true only, neither. So imagined successes are the first two parts, true ones
@@ -110,7 +110,7 @@ def agreement(rows: Sequence[tuple[str, Mapping[str, int], str]]) -> str:
     return f'<div class="rows">{body}</div>'
 
 
-def curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
+def draw_curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
     """Draws one quantity over steps; a value of None breaks the line, and without any value nothing is drawn."""
     values = [y for _, y in points if y is not None]
     if not values:
@@ -125,11 +125,11 @@ def curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
         if y is not None:
             path.append(f"{pen}{' '.join(map(str, frame.at(x, y)))}")
         pen = "M" if y is None else "L"
-    parts.append(f'<path class="line" d="{"".join(path)}">{_hover(f"{label}: last {short(values[-1])}")}</path>')
+    parts.append(f'<path class="line" d="{"".join(path)}">{_hover(f"{label}: last {shorten(values[-1])}")}</path>')
     return frame.svg(*parts, label=label)
 
 
-def reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], threshold: float | None) -> str:
+def draw_reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], threshold: float | None) -> str:
     """Draws the observed frequency of success against the predicted probability; larger dots stand for more frames.
 
     Args:
@@ -155,7 +155,7 @@ def reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], threshold: 
     return frame.svg(*parts, label="reliability of the success classifier")
 
 
-def histogram(values: Sequence[int], label: str) -> str:
+def draw_histogram(values: Sequence[int], label: str) -> str:
     """Draws how often each integer occurs, from 0 to the largest."""
     counts = [0] * (max(values) + 1)
     for value in values:
@@ -171,7 +171,7 @@ def histogram(values: Sequence[int], label: str) -> str:
     return frame.svg(*parts, label=label)
 
 
-def short(value: float) -> str:
+def shorten(value: float) -> str:
     """Returns a number in few characters: 1200000 as 1.2M, 0.000031 as 3.1e-05."""
     # Thousands are shortened from 10,000 on only: 1234 is as short as 1.23k and says more.
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
@@ -189,8 +189,8 @@ def _axes(frame: Frame, xs: Sequence[float], ys: Sequence[float], label: str = "
     # Rules along the values only: a reader follows heights across, and steps by the labels.
     (left, right), low = frame.x, frame.y[0]
     parts = [_rule(frame, left, y, right, y) for y in ys]
-    parts += [_text(frame.left - 8, frame.at(left, y)[1], short(y), dy=4, anchor="end") for y in ys]
-    parts += [_text(*frame.at(x, low), short(x), dy=16, anchor="middle") for x in xs]
+    parts += [_text(frame.left - 8, frame.at(left, y)[1], shorten(y), dy=4, anchor="end") for y in ys]
+    parts += [_text(*frame.at(x, low), shorten(x), dy=16, anchor="middle") for x in xs]
     return [*parts, _text(*frame.at((left + right) / 2, low), label, dy=34, anchor="middle")]
 
 

@@ -67,18 +67,18 @@ def render(
     parts = {
         "title": html.escape(str(results.get("name", "run"))),
         "style": templates.joinpath("page.css").read_text(encoding="utf-8"),
-        "facts": _facts(results),
+        "facts": _render_facts(results),
         "lead": "".join(f'<p class="lead">{html.escape(said)}</p>\n' for said in tables.state_findings(results)),
-        "success": _success(results.get("phases") or ()),
-        "study": _study(results.get("study") or ()),
+        "success": _render_success(results.get("phases") or ()),
+        "study": _render_study(results.get("study") or ()),
         # Tables that a study brings along have no section of their own in the template.
-        "tables": "".join(map(_titled_table, results.get("tables") or ())),
-        "comparison": _comparison(results.get("comparison") or ()),
-        "films": _films(results.get("comparison") or (), pathlib.Path(folder)),
-        "curves": _curves(curves),
-        "reward": _reward(results.get("reward") or {}),
-        "keyframes": _keyframes(results.get("keyframes") or {}),
-        "ledger": _ledger(results.get("ledger") or {}),
+        "tables": "".join(map(_render_titled_table, results.get("tables") or ())),
+        "comparison": _render_comparison(results.get("comparison") or ()),
+        "films": _render_films(results.get("comparison") or (), pathlib.Path(folder)),
+        "curves": _render_curves(curves),
+        "reward": _render_reward(results.get("reward") or {}),
+        "keyframes": _render_keyframes(results.get("keyframes") or {}),
+        "ledger": _render_ledger(results.get("ledger") or {}),
         "settings": html.escape(json.dumps(settings, indent=2)) if any(settings.values()) else "",
     }
     words = templates.joinpath("page.html").read_text(encoding="utf-8")
@@ -90,62 +90,67 @@ def render(
 # ---------------------------------------------------------------- sections, each empty when there is nothing to show
 
 
-def _facts(results: Results) -> str:
+def _render_facts(results: Results) -> str:
     facts = [results.get("job"), results.get("device"), f"seed {results['seed']}" if "seed" in results else None]
-    facts += [tables.duration(results["seconds"])] if results.get("seconds") else []
+    facts += [tables.format_duration(results["seconds"])] if results.get("seconds") else []
     facts += [f"{results['peak_rss_gb']:.1f} GB of memory at most"] if results.get("peak_rss_gb") else []
     return " · ".join(html.escape(str(fact)) for fact in facts if fact)
 
 
-def _success(phases: Sequence[Results]) -> str:
+def _render_success(phases: Sequence[Results]) -> str:
     rows = []
     for phase in phases:
         true, greedy, imagined = (phase[name] for name in ("true_success", "greedy", "imagined_success"))
         # The greedy mark first: where two marks meet, the later one lies on top.
         marks = [(kind, rate["rate"], rate["low"], rate["high"]) for kind, rate in (("hollow", greedy), ("true", true))]
         marks += [("imagined", imagined, imagined, imagined)] if imagined is not None else []
-        rows.append((phase["name"], marks, tables.percent(true["rate"])))
+        rows.append((phase["name"], marks, tables.format_rate(true["rate"])))
     if not rows:
         return ""
     subgoals = tables.subgoal_rows(phases)
-    return figures.intervals(rows) + _table(tables.policy_rows(phases)) + (_table(subgoals) if subgoals else "")
+    return (
+        figures.draw_intervals(rows)
+        + _render_table(tables.policy_rows(phases))
+        + (_render_table(subgoals) if subgoals else "")
+    )
 
 
-def _study(study: Sequence[Results]) -> str:
-    rows = [
-        (row["says"], [("true", row["gain"], row["low"], row["high"])], tables.signed(row["gain"])) for row in study
-    ]
-    if not rows:
+def _render_study(study: Sequence[Results]) -> str:
+    if not study:
         return ""
+    rows = []
+    for row in study:
+        marks = [("true", row["gain"], row["low"], row["high"])]
+        rows.append((row["says"], marks, tables.format_points(row["gain"])))
     low, high = min(row["low"] for row in study), max(row["high"] for row in study)
     # At least ten points to each side, or a study without any effect would look like one with large effects.
-    return figures.intervals(rows, min(low, -0.1), max(high, 0.1)) + _table(tables.variant_rows(study))
+    return figures.draw_intervals(rows, min(low, -0.1), max(high, 0.1)) + _render_table(tables.variant_rows(study))
 
 
-def _titled_table(table: Results) -> str:
+def _render_titled_table(table: Results) -> str:
     """Returns a table that a job brings along, with its own title and explanation."""
     title, why = (html.escape(table[part]) for part in ("title", "why"))
-    return f'<h2>{title}</h2>\n<p class="why">{why}</p>\n{_table(table["rows"])}'
+    return f'<h2>{title}</h2>\n<p class="why">{why}</p>\n{_render_table(table["rows"])}'
 
 
-def _comparison(comparison: Sequence[Results]) -> str:
+def _render_comparison(comparison: Sequence[Results]) -> str:
     rows = []
     for row in comparison:
         imagined, true, _ = tables.success_rates(row)
         rows.append((f"{row['policy']}, {row['world']}", row, f"{imagined:.0%} imagined, {true:.0%} true"))
-    return figures.agreement(rows) + _table(tables.world_rows(comparison)) if rows else ""
+    return figures.draw_agreement(rows) + _render_table(tables.world_rows(comparison)) if rows else ""
 
 
-def _films(comparison: Sequence[Results], folder: pathlib.Path) -> str:
+def _render_films(comparison: Sequence[Results], folder: pathlib.Path) -> str:
     blocks = ""
     for row in comparison:
         if row.get("videos"):
             title = html.escape(f"policy: {row['policy']}; true left, imagined right ({row['world']})")
-            blocks += f"<h3>{title}</h3>{_side_by_side([_film(film, folder) for film in row['videos']])}"
+            blocks += f"<h3>{title}</h3>{_side_by_side([_render_film(film, folder) for film in row['videos']])}"
     return blocks
 
 
-def _film(film: Results, folder: pathlib.Path) -> str:
+def _render_film(film: Results, folder: pathlib.Path) -> str:
     """Returns a video with the verdicts under its halves; a wrong verdict of imagination is marked."""
     path, (true, imagined) = folder / film["path"], (film.get("true"), film.get("imagined"))
     if not path.exists():
@@ -160,7 +165,7 @@ def _film(film: Results, folder: pathlib.Path) -> str:
     return f'<figure class="film">{video}<figcaption>{under}</figcaption></figure>'
 
 
-def _curves(lines: Iterable[Mapping[str, Any]]) -> str:
+def _render_curves(lines: Iterable[Mapping[str, Any]]) -> str:
     # Lines of several stages may be mixed: a run that was resumed appends to what is there.
     stages: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
     for line in lines:
@@ -168,16 +173,16 @@ def _curves(lines: Iterable[Mapping[str, Any]]) -> str:
         for name, value in line.items():
             if name not in RESERVED:
                 stage.setdefault(name, []).append((line["step"], value))
-    return "".join(_stage_curves(stage, curves) for stage, curves in stages.items())
+    return "".join(_render_stage_curves(stage, curves) for stage, curves in stages.items())
 
 
-def _stage_curves(stage: str, curves: Mapping[str, list[tuple[float, float | None]]]) -> str:
+def _render_stage_curves(stage: str, curves: Mapping[str, list[tuple[float, float | None]]]) -> str:
     # By name and not by order of writing, which differs from stage to stage.
     first = [name for name in FIRST_CURVES if name in curves]
     drawn = [
         f"<figure>{svg}<figcaption>{html.escape(name)}</figcaption></figure>"
         for name in (*first, *(name for name in curves if name not in first))
-        if len(curves[name]) > 1 and (svg := figures.curve(curves[name], f"{stage}: {name}"))
+        if len(curves[name]) > 1 and (svg := figures.draw_curve(curves[name], f"{stage}: {name}"))
     ]
     # A stage may have thirty curves; three fill the width of the page.
     shown, folded = drawn[:CURVES_AT_ONCE], drawn[CURVES_AT_ONCE:]
@@ -185,12 +190,12 @@ def _stage_curves(stage: str, curves: Mapping[str, list[tuple[float, float | Non
     return f"<h3>{html.escape(stage)}</h3>{_side_by_side(shown)}{more}" if drawn else ""
 
 
-def _reward(rewards: Mapping[str, Results]) -> str:
+def _render_reward(rewards: Mapping[str, Results]) -> str:
     shown = []
     for name, reward in rewards.items():
         kinds = {kind: reward[key] for kind, key in (("true", "real"), ("imagined", "imagined")) if key in reward}
         bins = {kind: scores["reliability"] for kind, scores in kinds.items()}
-        drawn = figures.reliability(bins, reward["threshold"])
+        drawn = figures.draw_reliability(bins, reward["threshold"])
         rows: Rows = [("", *kinds)]
         # By episode, for that is how success is counted; calibration is by frame, where probabilities are given.
         for words, level, part in (
@@ -198,27 +203,27 @@ def _reward(rewards: Mapping[str, Results]) -> str:
             ("failures taken for success", "episode", "fpr"),
             ("calibration error", "reliability", "error"),
         ):
-            rows.append((words, *(tables.percent(scores[level][part]) for scores in kinds.values())))
+            rows.append((words, *(tables.format_rate(scores[level][part]) for scores in kinds.values())))
         title = f"{html.escape(name)}: threshold {reward['threshold']:.4g}"
-        shown.append(f"<figure><h3>{title}</h3>{drawn}{_table(rows)}</figure>")
+        shown.append(f"<figure><h3>{title}</h3>{drawn}{_render_table(rows)}</figure>")
     return _side_by_side(shown)
 
 
-def _keyframes(keyframes: Mapping[str, Results]) -> str:
+def _render_keyframes(keyframes: Mapping[str, Results]) -> str:
     shown = []
     for name, starts in keyframes.items():
         rules = ", ".join(f"{count:,} {rule.replace('_', ' ')}" for rule, count in starts["rules"].items())
-        drawn = figures.histogram(starts["steps"], "step of the episode")
+        drawn = figures.draw_histogram(starts["steps"], "step of the episode")
         shown.append(f"<figure><h3>{html.escape(f'{name}: {rules}')}</h3>{drawn}</figure>")
     return _side_by_side(shown)
 
 
-def _ledger(ledger: Mapping[str, Results]) -> str:
+def _render_ledger(ledger: Mapping[str, Results]) -> str:
     # The style sheet draws each stage's time as a bar in its row, as a share of the longest.
     longest = max((account["seconds"] for account in ledger.values()), default=0) or 1.0
     styles = [f'style="--share:{account["seconds"] / longest:.3f}"' for account in ledger.values()]
     kinds = ['class="learner"' if stage.startswith(tables.LEARNER) else "" for stage in ledger]
-    return _table(tables.cost_rows(ledger), map(" ".join, zip(kinds, styles, strict=True))) if ledger else ""
+    return _render_table(tables.cost_rows(ledger), map(" ".join, zip(kinds, styles, strict=True))) if ledger else ""
 
 
 # ---------------------------------------------------------------- small pieces
@@ -228,12 +233,12 @@ def _side_by_side(drawn: Sequence[str]) -> str:
     return f'<div class="row">{"".join(drawn)}</div>' if drawn else ""
 
 
-def _table(rows: Rows, attributes: Iterable[str] = ()) -> str:
+def _render_table(rows: Rows, attributes: Iterable[str] = ()) -> str:
     """Returns a table in HTML; ``attributes`` are those of the rows under the head, which may be more."""
     kinds = itertools.zip_longest(rows[1:], attributes, fillvalue="")
-    lines = [f"<tr {kind}>{_cells(row)}</tr>" for row, kind in kinds]
-    return f'<div class="wide"><table><tr>{_cells(rows[0], "th")}</tr>{"".join(lines)}</table></div>'
+    lines = [f"<tr {kind}>{_render_cells(row)}</tr>" for row, kind in kinds]
+    return f'<div class="wide"><table><tr>{_render_cells(rows[0], "th")}</tr>{"".join(lines)}</table></div>'
 
 
-def _cells(row: Iterable[str], kind: str = "td") -> str:
+def _render_cells(row: Iterable[str], kind: str = "td") -> str:
     return "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row)

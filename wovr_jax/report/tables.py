@@ -62,7 +62,7 @@ def _state_success(phases: Sequence[Results]) -> str:
     before = f"{phases[0]['true_success']['rate']:.1%} ({phases[0]['name']})"
     # Sampling is how it acts in training; the most likely actions are what a robot would run.
     likely = f"With its most likely actions: {phases[0]['greedy']['rate']:.1%}, then {last['greedy']['rate']:.1%}."
-    return f"True success went from {before} to {now}: {_points(gain)}, {where}. {verdict} {likely}"
+    return f"True success went from {before} to {now}: {_state_difference(gain)}, {where}. {verdict} {likely}"
 
 
 def _state_study(study: Sequence[Results]) -> str:
@@ -70,7 +70,7 @@ def _state_study(study: Sequence[Results]) -> str:
     # Only what the interval sets apart from no change is called a gain or a loss.
     won, lost = sum(row["low"] > 0 for row in study), sum(row["high"] < 0 for row in study)
     count = f"Of {len(study)} variants on {len(best['seeds'])} seeds, {won} truly gained and {lost} truly lost."
-    return f"{count} Best: {best['says']}, {_points(best)}."
+    return f"{count} Best: {best['says']}, {_state_difference(best)}."
 
 
 def _state_agreement(row: Results) -> str:
@@ -82,7 +82,7 @@ def _state_agreement(row: Results) -> str:
     loose = f" It also calls {' and '.join(rates)} a success." if rates else ""
     return (
         f"Same actions, two worlds ({row['policy']}, {row['world']}): imagination calls {imagined:.1%} of {episodes} "
-        f"episodes a success, the truth {true:.1%}, a difference of {_points(row['bias'])}. {verdict}; "
+        f"episodes a success, the truth {true:.1%}, a difference of {_state_difference(row['bias'])}. {verdict}; "
         f"{row['fp'] + row['fn']} episodes were misjudged.{loose}"
     )
 
@@ -109,8 +109,8 @@ def policy_rows(phases: Sequence[Results]) -> Rows:
     """Returns a row for the policy of each round: true, greedy and imagined success, and the gain over the base."""
     rows: Rows = [("policy", "true success", "95%", "gain", "95%", "greedy", "imagined")]
     for phase in phases:
-        rates = (percent(phase["greedy"]["rate"]), percent(phase["imagined_success"]))
-        rows.append((phase["name"], *_spread(phase["true_success"]), *_gain(phase.get("gain")), *rates))
+        rates = (format_rate(phase["greedy"]["rate"]), format_rate(phase["imagined_success"]))
+        rows.append((phase["name"], *_rate_cells(phase["true_success"]), *_gain_cells(phase.get("gain")), *rates))
     return rows
 
 
@@ -121,7 +121,7 @@ def subgoal_rows(phases: Sequence[Results]) -> Rows:
         return []
     # The base policy reaches the early sub-goals most often, which puts the columns into the order of the task.
     names = sorted(first, key=lambda name: -first[name])
-    rows = [(phase["name"], *(percent(phase["subgoals"][name]) for name in names)) for phase in phases]
+    rows = [(phase["name"], *(format_rate(phase["subgoals"][name]) for name in names)) for phase in phases]
     return [("episodes with", *(name.replace("_", " ") for name in names)), *rows]
 
 
@@ -135,10 +135,10 @@ def variant_rows(study: Sequence[Results]) -> Rows:
     for row in study:
         # The results keep the rate; with n it gives the count back exactly.
         low, high = wilson(round(row["final"] * row["n"]), row["n"])
-        final = _spread({"rate": row["final"], "low": low, "high": high})
-        seeds = " ".join(signed(after - before) for before, after in row["seeds"])
-        against = _points(row["against"]) if row.get("against") else ""
-        rows.append((row["says"], str(row["n"]), percent(row["base"]), *final, *_gain(row), seeds, against))
+        final = _rate_cells({"rate": row["final"], "low": low, "high": high})
+        seeds = " ".join(format_points(after - before) for before, after in row["seeds"])
+        against = _state_difference(row["against"]) if row.get("against") else ""
+        rows.append((row["says"], str(row["n"]), format_rate(row["base"]), *final, *_gain_cells(row), seeds, against))
     return rows
 
 
@@ -152,7 +152,7 @@ def world_rows(comparison: Sequence[Results]) -> Rows:
         psnr = " ".join(values if len(values) < 5 else (values[0], "to", values[-1]))
         name = f"{row['policy']}, {row['world'].removeprefix('world model of ')}"
         counts = (str(row[part]) for part in ("tp", "fp", "fn", "tn"))
-        rows.append((name, *counts, *_gain(row["bias"]), *(percent(row.get(how)) for how in FINGERS), psnr))
+        rows.append((name, *counts, *_gain_cells(row["bias"]), *(format_rate(row.get(how)) for how in FINGERS), psnr))
     return rows
 
 
@@ -161,7 +161,7 @@ def cost_rows(ledger: Mapping[str, Results]) -> Rows:
     names = ("true_steps", "imagined_frames", "seconds")
     total = {name: sum(account[name] for account in ledger.values()) for name in names}
     rows = [
-        (stage, *(f"{account[name]:,}" for name in names[:2]), duration(account["seconds"]))
+        (stage, *(f"{account[name]:,}" for name in names[:2]), format_duration(account["seconds"]))
         for stage, account in ({**ledger, "all": total} if ledger else {}).items()
     ]
     return [("stage", "true steps", "imagined frames", "time"), *rows]
@@ -177,17 +177,17 @@ def success_rates(row: Results) -> tuple[float, float, int]:
     return (row["tp"] + row["fp"]) / episodes, (row["tp"] + row["fn"]) / episodes, episodes
 
 
-def percent(rate: float | None) -> str:
+def format_rate(rate: float | None) -> str:
     """Returns 0.5 as ``50.0%``, and a dash for a rate that nobody measured or that has no cases."""
     return "-" if rate is None or math.isnan(rate) else f"{rate:.1%}"
 
 
-def signed(share: float) -> str:
+def format_points(share: float) -> str:
     """Returns a difference of two rates in points: 0.215 as ``+21.5``."""
     return f"{100 * share:+.1f}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Returns a time as people say it: ``12.3 s``, ``5 min 11 s``, ``2 h 34 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -196,15 +196,17 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _spread(rate: Results) -> tuple[str, str]:
+def _rate_cells(rate: Results) -> tuple[str, str]:
     """Returns a rate and its interval, a cell each."""
-    return percent(rate["rate"]), f"{rate['low']:.1%} - {rate['high']:.1%}"
+    return format_rate(rate["rate"]), f"{rate['low']:.1%} - {rate['high']:.1%}"
 
 
-def _gain(gain: Results | None) -> tuple[str, str]:
+def _gain_cells(gain: Results | None) -> tuple[str, str]:
     """Returns a difference and its interval, a cell each, in points."""
-    return (signed(gain["gain"]), f"{signed(gain['low'])} to {signed(gain['high'])}") if gain else ("-", "-")
+    if not gain:
+        return "-", "-"
+    return format_points(gain["gain"]), f"{format_points(gain['low'])} to {format_points(gain['high'])}"
 
 
-def _points(gain: Results) -> str:
-    return "{} points (95% between {} and {})".format(*(signed(gain[end]) for end in ("gain", "low", "high")))
+def _state_difference(gain: Results) -> str:
+    return "{} points (95% between {} and {})".format(*(format_points(gain[end]) for end in ("gain", "low", "high")))

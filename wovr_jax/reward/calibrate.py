@@ -107,8 +107,9 @@ def reliability(prob_X: np.ndarray, label_X: np.ndarray, bins: int = 10) -> Reli
     # ECE: how far prediction and truth lie apart in a bin, over the frames. It says whether 0.7 means seven of ten.
     error = float((count * np.abs(predicted - observed)).sum() / max(count.sum(), 1))
     edges = np.linspace(0.0, 1.0, bins + 1)
-    columns = (tuple(column.tolist()) for column in (edges, count, predicted, observed))  # plain numbers, for JSON
-    return Reliability(*columns, error)
+    # Plain numbers, so that the table goes into a JSON file as it is.
+    edges, count, predicted, observed = (tuple(column.tolist()) for column in (edges, count, predicted, observed))
+    return Reliability(edges, count, predicted, observed, error)
 
 
 def choose(
@@ -153,8 +154,8 @@ def choose(
     score_C = {"rate": -np.abs(excess_C), "youden": tpr_C - fpr_C, "f1": f1_C, "max_fpr": tpr_C}[rule]
     if rule == "max_fpr":  # the worse of the sets counts; -1 is below every tpr
         score_C = np.where(np.max([fpr for _, fpr, _ in curves], axis=0) <= max_fpr, score_C, -1.0)
-    # By score first (rounded: sums of the same counts may differ in a last place), then by fewer false alarms, which the
-    # learner would exploit, then by the gap: wide ones stand far from every frame seen.
+    # By score (rounded: sums of the same counts may differ in a last place), then by fewer false alarms, which a
+    # learner would exploit, then by the gap: the middle of a wide one stands far from every frame seen.
     best = np.lexsort((gap_C, -fpr_C, np.round(score_C, 9)))[-1]
     threshold = float(threshold_C[best])
     return Choice(threshold, rule, *(rates(prob, label, threshold) for prob, label in sets.values()))

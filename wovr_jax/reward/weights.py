@@ -20,7 +20,7 @@ _NORM = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("runn
 
 
 def reward_table(cfg: RewardConfig) -> Table:
-    """Rows of the classifier."""
+    """Returns the rows of the classifier."""
     net = _sequence(cfg.head)
     layers = [
         (f"{net}.0.0", "stem"),
@@ -32,9 +32,11 @@ def reward_table(cfg: RewardConfig) -> Table:
     rows = [Row(f"{theirs}.{name}", f"{ours}/{leaf}") for theirs, ours in norms for name, leaf in _NORM]
     if cfg.head == "task":
         rows += [Row("task_embedding.weight", "task/embedding")]
+        # 1 and 2 of the fusion are an activation and a dropout, which have no weights.
         layers += [("fusion_layer.0", "hidden"), ("fusion_layer.3", "out")]
     else:
         layers += [(f"{net}.{len(cfg.widths) + 3}", "out")]  # after stem, stages, pool and flatten
+    # Linear layers and convolutions alike: (O, I, *window) there, (*window, I, O) here.
     rows += [Row(f"{theirs}.weight", f"{ours}/kernel", KERNEL) for theirs, ours in layers]
     rows += [Row(f"{theirs}.bias", f"{ours}/bias") for theirs, ours in layers]
     counts = {f"{theirs}.num_batches_tracked": 0 for theirs, _ in norms}
@@ -42,14 +44,16 @@ def reward_table(cfg: RewardConfig) -> Table:
 
 
 def reward_config(shapes: Mapping[str, Shape]) -> RewardConfig:
-    """The sizes of a file; the stem's stride and pool leave no trace in it and are the reference's.
+    """Reads the sizes off a file; the stem's stride and pool leave no trace in it and are the reference's.
 
     Raises:
       KeyError: naming a tensor that no such file can be without.
     """
     head = "task" if "task_embedding.weight" in shapes else "plain"
     net = _sequence(head)
+    # 0 is the stem; stages are the numbers of the sequence that have blocks with a first convolution.
     stages = sorted({int(name.split(".")[1]) for name in shapes if name.startswith(f"{net}.") and ".conv1." in name})
+    # Every stage has as many blocks as the first.
     blocks = {int(name.split(".")[2]) for name in shapes if name.startswith(f"{net}.{stages[0]}.")} if stages else {0}
     cfg = RewardConfig(
         widths=tuple(shapes[f"{net}.{stage}.0.conv1.weight"][0] for stage in stages),
@@ -75,7 +79,7 @@ def _sequence(head: str) -> str:
 
 
 def _blocks(cfg: RewardConfig, theirs: str, ours: str | None = None) -> Iterator[tuple[str, str]]:
-    """One part of every residual block: their module and ours."""
+    """Yields their module and ours for one part of every residual block."""
     for stage in range(len(cfg.widths)):
         for block in range(cfg.blocks):
             yield (

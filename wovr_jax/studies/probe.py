@@ -77,7 +77,8 @@ def _action(place: int, value: float) -> np.ndarray:
 def _both(cfg: WorldConfig, params: Params, sim: TabletopConfig, seeds: np.ndarray, actions, key) -> list[sight.Sight]:
     """What is seen in the first frames, in the last true ones and in the last imagined ones."""
     first_BHWC, true_BTHWC, dream_BTHWC = frames(cfg, params, sim, seeds, actions, key)
-    return jax.device_get([sight.look(frame) for frame in (first_BHWC, true_BTHWC[:, -1], dream_BTHWC[:, -1])])
+    moments = (first_BHWC, true_BTHWC[:, -1], dream_BTHWC[:, -1])
+    return jax.device_get([sight.locate_gripper(frame) for frame in moments])
 
 
 def _followed(seen: list[sight.Sight], place: int, push_B: np.ndarray, size: int) -> dict[str, float]:

@@ -42,7 +42,7 @@ SHOWN = 12
 
 def flatten(tree: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
     """Returns nested parameters as ``path -> leaf``, the path joined by ``/``."""
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}  # not JAX's tree functions: shardings and shapes are leaves here as well
     for key, value in tree.items():
         path = f"{above}/{key}" if above else str(key)
         leaves |= flatten(value, path) if isinstance(value, Mapping) else {path: value}
@@ -53,6 +53,7 @@ def unflatten(leaves: Mapping[str, Any]) -> Params:
     """Returns the nested parameters of :func:`flatten`; a part of digits is an index, an integer key."""
     tree: Params = {}
     for path, leaf in leaves.items():
+        # flax.nnx keeps the modules of a list under integers.
         *parents, last = (int(part) if part.isdigit() else part for part in path.split("/"))
         node: Any = tree
         for part in parents:
@@ -90,7 +91,7 @@ def write(
         described = {
             "config_class": f"{type(cfg).__module__}:{type(cfg).__qualname__}",
             "config": config.to_dict(cfg),
-            **about,
+            **about,  # before the sum, which nothing said about the origin may replace
             "parameters": sum(fact.size for fact in facts.values()),
             "sha256": disk.sha256(fresh),
         }
@@ -119,7 +120,7 @@ def save_asset(
     bad = [path.replace("/", ".") for path, leaf in half.items() if not np.isfinite(leaf).all()]
     if bad:
         raise FileError(f"asset {name!r}: {bad[0]!r} is not finite in float16 ({len(bad)} such parameters)")
-    if not processes.first():
+    if not processes.first():  # after the arrays came to the host, in which all processes may have a part
         return folder / f"{name}.json"
     about = {"training": config.to_dict(training), "scores": dict(scores)}
     return write(folder, name, cfg, facts_of(half), half.items(), about)
@@ -131,6 +132,7 @@ def save_asset(
 def is_native(path: pathlib.Path) -> bool:
     """Returns whether ``path`` is the json of our own form."""
     whole = path.suffix == ".json" and path.is_file() and path.with_suffix(".safetensors").is_file()
+    # A release has a config.json beside its weights too; ours alone says of which class the config is.
     return whole and '"config_class"' in path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -242,39 +244,41 @@ def _compare_digest(path: pathlib.Path, about: Mapping[str, Any], digest: str) -
 
 
 def _config(path: pathlib.Path, about: Mapping[str, Any]) -> Any:
-    module, _, name = MOVED.get(about["config_class"], about["config_class"]).partition(":")
+    place: str = about["config_class"]
+    module, _, name = MOVED.get(place, place).partition(":")
     if not module.startswith("wovr_jax."):  # a json from elsewhere must not import what it likes
-        raise FileError(f"{path}: config_class {about['config_class']!r} is not a class of this package.")
+        raise FileError(f"{path}: config_class {place!r} is not a class of this package.")
     return config.from_dict(getattr(importlib.import_module(module), name), about["config"], path.name)
 
 
 # ---------------------------------------------------------------- for a run
 
 
-def check_weights(setting: str, where: str, shapes: Params | None = None) -> None:
-    """Refuses what :func:`load_weights` could not read, before hours are spent on the way to it.
+def check_weights(setting: str, where: str, shapes: Params) -> None:
+    """Refuses what :func:`load_weights` would refuse, before hours are spent on the way to it; reads headers only.
 
     Args:
       setting: name of the setting, with which the message begins.
       where: a checkpoint's folder or a json.
-      shapes: of the network's parameters; with them, weights of another network are refused too. Nothing but headers
-        is read.
+      shapes: ``jax.ShapeDtypeStruct`` of every parameter of the network.
 
     Raises:
       config.ConfigError: nothing there, or weights of another network.
     """
+    # Existence first: the usual fault is a path of another machine, and its message says how to make what is missing.
     path = pathlib.Path(where).expanduser()
     is_card = path.suffix == ".json"
     if not (path.is_file() if is_card else checkpoint.exists(path)):
         fault = f"{path} is missing" if is_card else f"no checkpoint at {path}"
         raise config.ConfigError(f"config.{setting}: {fault}. launch/import_weights.py makes weights of a release.")
-    if is_card:
-        try:
+    try:
+        if is_card:
             describe(path)
-            if shapes is not None:
-                _refuse_another_network(path, shapes)
-        except FileError as error:
-            raise config.ConfigError(f"config.{setting}: {error}") from error
+            _refuse_another_network(path, shapes)
+        else:
+            checkpoint.compare(path, shapes)
+    except ValueError as error:
+        raise config.ConfigError(f"config.{setting}: {error}") from error
 
 
 def load_weights(setting: str, where: str, shapes: Params, axes: sharding.Axes) -> Params:
@@ -304,7 +308,7 @@ def load_weights(setting: str, where: str, shapes: Params, axes: sharding.Axes) 
 def _read_card(path: pathlib.Path, shapes: Params, places: Any) -> Params:
     """Reads our own form to ``places``, leaf by leaf."""
     about = describe(path)
-    _config(path, about)
+    _config(path, about)  # of a class and with fields that this version knows
     _refuse_another_network(path, shapes)
     wanted, place = flatten(shapes), None if places is None else flatten(places)
     params: dict[str, Any] = {}

@@ -11,12 +11,13 @@ tensor's begin and end after the header; the data (huggingface/safetensors:READM
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -156,6 +157,7 @@ def header(path: str | os.PathLike) -> Header:
 
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        # Any file begins with eight bytes; as a length they are absurd unless it is one of these.
         if not 2 <= length <= min(HEADER_BYTES, size - 8):
             raise FileError(f"{path} is not a safetensors file, or cut short: its header would be {length} bytes long.")
         try:
@@ -175,6 +177,7 @@ def _entry(path: pathlib.Path, name: str, entry: Mapping[str, Any], start: int, 
         begin, end = entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path}: the header's entry for {name!r} cannot be read: {entry}.") from error
+    # Both would be noticed on reading at the latest; here it is before hours of work, and with the reason.
     if end - begin != fact.nbytes:
         raise FileError(f"{path}: {name!r} is {entry['dtype']}{list(fact.shape)} but has {end - begin} bytes.")
     if start + end > size:
@@ -226,18 +229,18 @@ def read_all(opened: Header, digest: Hash | None = None) -> Iterator[tuple[str, 
             _hash_until(file, opened.path.stat().st_size, digest)
 
 
-def _hash_until(file: BinaryIO | Any, end: int, digest: Hash) -> None:
+def _hash_until(file: io.FileIO, end: int, digest: Hash) -> None:
     """Hashes from where ``file`` stands to ``end``: the header, or what lies between tensors."""
     while (missing := end - file.tell()) > 0 and (piece := file.read(min(missing, _PIECE))):
         digest.update(piece)
 
 
-def _read_tensor(file: BinaryIO | Any, opened: Header, name: str) -> np.ndarray:
+def _read_tensor(file: io.FileIO, opened: Header, name: str) -> np.ndarray:
     tensor = np.empty(opened.facts[name].shape, opened.facts[name].dtype)
     view = _bytes_of(tensor)
     while view:
         count = file.readinto(view)
-        if not count:
+        if not count:  # raw reads may come in pieces, but an empty one is the end
             raise FileError(f"{opened.path} was cut short while it was read, at {name!r}.")
         view = view[count:]
     return tensor
@@ -278,9 +281,9 @@ def write(
                     f"{name}: {tensor.dtype}{list(tensor.shape)} came, {facts.get(name)} was announced once"
                 )
             waiting.remove(name)
-            file.seek(begin[name])
+            file.seek(begin[name])  # they may come in another order than they lie
             file.write(_bytes_of(tensor))
-        file.truncate(size)
+        file.truncate(size)  # a tensor without numbers at the end writes nothing
     if waiting:
         raise ValueError(f"{path}: {len(waiting)} tensors did not come, {min(waiting)!r} among them")
 
@@ -299,6 +302,6 @@ def layout(facts: Mapping[str, Fact], metadata: Mapping[str, str] | None) -> tup
         }
         begin[name], at = at, end
     text = json.dumps(described, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # so that the data begin aligned to 8 bytes
     start = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {name: start + at for name, at in begin.items()}, start + at

@@ -25,13 +25,12 @@ from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, S
 from wovr_jax.data.stream import StreamConfig
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
-from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
 from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 from wovr_jax.world import flow, latents
-from wovr_jax.world.dit import AXES, DiT
+from wovr_jax.world.dit import AXES, DiT, DiTLoRA
 from wovr_jax.world.latents import Batch, Data, Resident, Source
 from wovr_jax.world.model import WorldConfig, networks, sample
 
@@ -82,7 +81,7 @@ class WorldTrainConfig:
     start_cap: Natural = 0
     latents: Literal["memory", "disk", "fly", "stream"] = "memory"
     stream: StreamConfig = StreamConfig()
-    lora: LoRAConfig | None = None
+    lora: DiTLoRA | None = None
     validate_every: Natural = 0
 
     @classmethod
@@ -151,13 +150,13 @@ def draw(key: Array, data: Source, size: int, train: WorldTrainConfig) -> Batch:
     return data.take(row_B, jax.random.bernoulli(k_static, train.static_share, (size,)))
 
 
-def network(cfg: WorldConfig, adapters: LoRAConfig | None) -> Pure:
+def network(cfg: WorldConfig, adapters: DiTLoRA | None) -> Pure:
     """The transformer as training runs it: with ``adapters`` beside its layers, if any."""
     return networks(cfg)[0] if adapters is None else _adapted(cfg, adapters)
 
 
 @functools.cache
-def _adapted(cfg: WorldConfig, adapters: LoRAConfig) -> Pure:
+def _adapted(cfg: WorldConfig, adapters: DiTLoRA) -> Pure:
     return Pure(lambda rngs: lora.adapt(DiT(cfg.dit, rngs=rngs), adapters))
 
 

@@ -78,7 +78,7 @@ _CROSS = (("blocks.<i>.cross_attn.*", "blocks.<i>.norm3.*"), ("blocks.<i>.attn2.
 
 
 def dit_table(cfg: DiTConfig, dialect: str = "wan", *, from_text: bool = False) -> Table:
-    """Rows of the transformer.
+    """Returns the rows of the transformer.
 
     Args:
       cfg: the network; ``bridge.text_dit`` has the released one's.
@@ -88,13 +88,17 @@ def dit_table(cfg: DiTConfig, dialect: str = "wan", *, from_text: bool = False) 
     """
     column = DIALECTS.index(dialect)
     names = [(ours, theirs[column]) for ours, *theirs in _LINEARS]
+    # A row that no leaf takes is no fault, so one table serves every variant. Action modules that are to be made new
+    # must have no row, though: the engine would not know which of the two to believe.
     if column == 0 and not from_text:
         names += _ACTIONS
+    # Their patches are embedded by a convolution whose windows do not overlap, ours by a matrix: the same sum.
     patch = Flattened((cfg.channels, 1, cfg.patch, cfg.patch))
     rows = [Row("patch_embedding.weight", "patch_embedding/kernel", patch)]
     rows += [Row("patch_embedding.bias", "patch_embedding/bias")]
     rows += [row for ours, theirs in names for row in _weight_and_bias(theirs, ours)]
     rows += [Row(theirs[column], ours) for ours, *theirs in _VECTORS]
+    # Modulation tables have an axis for the batch there: (1, 6, D) -> (6, D).
     rows += [Row(theirs[column], ours, Ones(before=1)) for ours, *theirs in _TABLES]
     if not from_text:
         return Table(f"the Wan2.2 transformer, {dialect} names", tuple(rows))
@@ -106,8 +110,10 @@ def dit_table(cfg: DiTConfig, dialect: str = "wan", *, from_text: bool = False) 
 
 
 def fresh(shapes: Mapping[str, Shape], seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
-    """Action modules for a network that had none: Xavier-uniform kernels, zero biases, float32."""
+    """Yields action modules for a network that had none: Xavier-uniform kernels, zero biases, float32."""
+    # By sorted path and with a generator for each leaf, so that one leaf is drawn at a time and always the same.
     for index, (path, shape) in enumerate(sorted(shapes.items())):
+        # Xavier: the variance 2 / (inputs + outputs) is that of a uniform draw within sqrt(6 / (inputs + outputs)).
         bound = math.sqrt(6.0 / sum(shape)) if path.endswith("kernel") else 0.0
         yield path, np.random.default_rng([seed, index]).uniform(-bound, bound, shape).astype(np.float32)
 
@@ -121,7 +127,7 @@ def dit_sizes(shapes: Mapping[str, Shape], heads: int | None = None) -> dict[str
       KeyError: naming a tensor that no such file can be without.
       ValueError: when the width does not make whole heads.
     """
-    dim, channels, _, patch, _ = shapes["patch_embedding.weight"]
+    dim, channels, _, patch, _ = shapes["patch_embedding.weight"]  # (D, c, 1, patch, patch)
     if heads is None and dim % 128:
         raise ValueError(f"width {dim} does not make heads of 128; say how many heads the network has")
     return {
@@ -144,9 +150,10 @@ def dit_config(shapes: Mapping[str, Shape], heads: int | None = None) -> DiTConf
     parts = {"cross": "action_mlp1.0.weight", "adaln": "action_mlp2.0.weight"}
     held = [part for part, name in parts.items() if name in shapes]
     conditioning = held[0] if len(held) == 1 else "dual"
-    sizes = dit_sizes(shapes, heads) | {"action_conditioning": conditioning}
+    sizes: dict[str, Any] = dit_sizes(shapes, heads) | {"action_conditioning": conditioning}
     if conditioning != "adaln":
         return DiTConfig(**sizes, action_dim=shapes[parts["cross"]][1])
+    # The AdaLN channel takes the actions of all frames of a latent at once.
     return DiTConfig(**sizes, action_dim=shapes[parts["adaln"]][1] // DiTConfig.frames_per_latent)
 
 
@@ -187,12 +194,13 @@ _LEVEL_BLOCK = {
 
 
 def vae_table(cfg: VAEConfig, dialect: str = "wan") -> Table:
-    """Rows of the VAE."""
+    """Returns the rows of the VAE."""
     column = DIALECTS.index(dialect)
     rows = [
         *_weight_and_bias(("conv1", "quant_conv")[column], "quant"),
         *_weight_and_bias(("conv2", "post_quant_conv")[column], "post_quant"),
     ]
+    # The decoder has one residual block more at each level.
     for half, blocks in (("encoder", cfg.res_blocks), ("decoder", cfg.res_blocks + 1)):
         rows += [
             row for ours, *theirs in _HALF for row in _weight_and_bias(f"{half}.{theirs[column]}", f"{half}/{ours}")
@@ -210,7 +218,7 @@ def vae_table(cfg: VAEConfig, dialect: str = "wan") -> Table:
 
 
 def vae_config(shapes: Mapping[str, Shape]) -> VAEConfig:
-    """The sizes of a file with ``wan`` names; latent statistics are the release's, where it has as many channels.
+    """Reads the sizes off a file with ``wan`` names; latent statistics are the release's, if it has as many channels.
 
     Raises:
       KeyError: naming a tensor that no such file can be without.
@@ -219,11 +227,12 @@ def vae_config(shapes: Mapping[str, Shape]) -> VAEConfig:
     first = "encoder.downsamples.{}.downsamples.{}.residual.2.weight"
     levels = _count(shapes, lambda level: first.format(level, 0))
     blocks = _count(shapes, lambda block: first.format(0, block))
+    # Only a level that halves time has a convolution over it.
     halving = f"encoder.downsamples.{{}}.downsamples.{blocks}.time_conv.weight"
     z_dim, release = shapes["conv2.weight"][0], VAEConfig.wan2_2()
     statistics = (release.latent_mean, release.latent_std) if z_dim == release.z_dim else ((), ())
     return VAEConfig(
-        patch=math.isqrt(inputs // 3),
+        patch=math.isqrt(inputs // 3),  # three colours of patch x patch pixels
         encoder_dim=encoder_dim,
         decoder_dim=shapes["decoder.head.0.gamma"][0],
         z_dim=z_dim,
@@ -236,7 +245,7 @@ def vae_config(shapes: Mapping[str, Shape]) -> VAEConfig:
 
 
 def vae_config_of_diffusers(facts: Mapping[str, Any]) -> VAEConfig:
-    """The sizes that the ``config.json`` of a diffusers AutoencoderKLWan gives.
+    """Reads the sizes that the ``config.json`` of a diffusers AutoencoderKLWan gives.
 
     Raises:
       ValueError: for a variant with other parts, such as the VAE of Wan2.1.
@@ -256,7 +265,7 @@ def vae_config_of_diffusers(facts: Mapping[str, Any]) -> VAEConfig:
 
 
 def diffusers_of_vae_config(cfg: VAEConfig) -> dict[str, Any]:
-    """The ``config.json`` of a diffusers AutoencoderKLWan of these sizes."""
+    """Returns the ``config.json`` of a diffusers AutoencoderKLWan of these sizes."""
     return {
         "_class_name": "AutoencoderKLWan",
         "base_dim": cfg.encoder_dim,
@@ -294,5 +303,5 @@ def _residual_block(theirs: str, ours: str, column: int) -> list[Row]:
 
 
 def _count(names: Mapping[str, Any], name: Callable[[int], str]) -> int:
-    """How many of ``name(0)``, ``name(1)``, ... there are."""
+    """Counts ``name(0)``, ``name(1)``, ... until one is not there."""
     return next(n for n in itertools.count() if name(n) not in names)

@@ -14,6 +14,7 @@ from wovr_jax.sim.libero import evaluate
 from wovr_jax.sim.libero.collect import measure
 from wovr_jax.sim.libero.evaluate import LiberoEvaluation, check_overlap, compare, results
 from wovr_jax.sim.libero.rollout import Outcome, View, record
+from wovr_jax.sim.libero.runner import act_in_batches
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import Task, Trial, draw_seed
 from wovr_jax.sim.libero.worker import Observations
@@ -140,11 +141,15 @@ class Answered:
 
 
 def test_a_robot_always_gets_a_full_batch(monkeypatch):
-    from launch.evaluate import acting
+    from launch.evaluate import load_policy
+    from wovr_jax.export.robot import Robot
 
     robot = Answered()
     views = [View(trial, 3, np.zeros((4, 4, 3), np.uint8), None, np.zeros(8)) for trial in WANTED[:2]]
-    chunk = acting(robot, 5, 1.6)(views)
+    monkeypatch.setattr(Robot, "load", lambda folder: robot)
+    policy, size = load_policy(LiberoEvaluation("bundle", temperature=1.6))
+    chunk = act_in_batches(policy, 5)(views)
+    assert size == 4
     shape, instructions, seeds, temperature = robot.asked[0]
     assert chunk.shape == (2, 8, 7) and shape == (5, 4, 4, 3) and temperature == 1.6
     assert instructions == ["task 0"] * 5 and seeds[:2] == [draw_seed(trial, 3) for trial in WANTED[:2]]

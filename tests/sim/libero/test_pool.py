@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from wovr_jax.sim.libero.pool import Lost, Pool
 from wovr_jax.sim.libero.setup import LiberoError
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def double(state, number):
@@ -87,6 +92,12 @@ def test_what_a_worker_refuses_is_raised(pool):
     with pytest.raises(LiberoError, match="export LIBERO_ASSETS"):
         list(pool.map(refuse, [()]))
     assert dict(pool.map(double, [(1,)])) == {0: 2}
+
+
+def test_a_worker_imports_no_jax():
+    """Each would take 0.2 GB more, and a thread pool of its own."""
+    code = "import sys, wovr_jax.sim.libero.worker, wovr_jax.sim.libero.expert; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_closing_ends_workers_that_hang():

@@ -199,7 +199,7 @@ def measure(
                 # A trial costs minutes, and a sync costs milliseconds.
                 os.fsync(file.fileno())
                 tell(lines[-1])
-    by_process = processes.gathered(lines, "measure their trials", wait_s=PATIENCE_S)
+    by_process = processes.gather(lines, "measure their trials", wait_s=PATIENCE_S)
     for line in itertools.chain(*by_process[: processes.index()], *by_process[processes.index() + 1 :]):
         tell(line)
     # By name, because workers end in any order.

@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Seed, Share, checked
-from wovr_jax.data.episodes import instruction_of
 from wovr_jax.sim.libero.setup import LiberoError, package_folder
 
 Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
@@ -125,6 +124,11 @@ class LiberoConfig:
     release: str = ""
     intervened_share: Share = 0.0
     workers: Count = 2
+
+    @property
+    def last_task(self) -> int:
+        """The largest index of a task in use."""
+        return max(self.tasks, default=89 if self.suite == "libero_90" else 9)
 
     def faults(self) -> Faults:
         """Yields demonstrations of another rate, and ranges of initial states that are empty or shared."""
@@ -266,6 +270,9 @@ def tasks(suite: str) -> tuple[Task, ...]:
     """
     if suite not in SUITES:
         raise LiberoError(f"LIBERO suite: expected one of {', '.join(SUITES)}, got {suite!r}.")
+    # Not at the top: it brings jax along, and every worker imports this module and never calls this function.
+    from wovr_jax.data.episodes import instruction_of
+
     # The benchmark's own list, loaded as a lone file, because importing its package imports torch.
     path = package_folder() / "benchmark" / "libero_suite_task_map.py"
     spec = importlib.util.spec_from_file_location("_libero_task_map", path)

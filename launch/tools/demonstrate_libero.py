@@ -1,9 +1,9 @@
 """Demonstrations of LIBERO tasks by the scripted expert, as episodes; no download of data needed.
 
-    python launch/demonstrate_libero.py --suite libero_spatial --out data/spatial_expert
-    python launch/demonstrate_libero.py --suite libero_object --tasks 0,3 --inits 0:10 --size 128 --out data/two
-    python launch/demonstrate_libero.py --suite libero_spatial --flaw early_release --share 0.3 --out data/base
-    python launch/demonstrate_libero.py --suite libero_object --measure      success only, nothing drawn
+    python launch/tools/demonstrate_libero.py --suite libero_spatial --out data/spatial_expert
+    python launch/tools/demonstrate_libero.py --suite libero_object --tasks 0,3 --inits 0:10 --size 128 --out data/two
+    python launch/tools/demonstrate_libero.py --suite libero_spatial --flaw early_release --share 0.3 --out data/base
+    python launch/tools/demonstrate_libero.py --suite libero_object --measure      success only, nothing drawn
 
 Needs make libero. The expert knows libero_spatial and libero_object. Begun again, the same command goes on with the
 tasks that are not there yet. Prints success by task with 95 % intervals.
@@ -17,29 +17,22 @@ import pathlib
 import sys
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
+
+from launch import command
 
 
 def main() -> None:
     """Runs the expert as the command line says."""
     args = parse()
 
-    # Only now: importing jax takes seconds, a misspelt flag none.
-    from wovr_jax.data.episodes import EpisodesError
-    from wovr_jax.sim.libero.setup import LiberoError
-
-    try:
+    with command.explain_errors("Stopped. Tasks that are whole are kept; the same command continues."):
         print(measure(args) if args.measure else record(args))
-    except (LiberoError, EpisodesError, ValueError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. Tasks that are whole are kept; the same command continues.")
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Reads the command line."""
+    parser = command.Parser(__doc__)
     parser.add_argument("--suite", default="libero_spatial", help="libero_spatial or libero_object")
     parser.add_argument("--tasks", type=numbers, help="of the suite, e.g. 0,3 or 0:5; default all")
     parser.add_argument("--inits", type=numbers, default=list(range(50)), help="official initial states; default 0:50")
@@ -50,36 +43,37 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=1.0, help="of the episodes that carry the flaw (default 1)")
     parser.add_argument("--linger", type=int, default=8, help="steps after the first success (default 8)")
     parser.add_argument("--keep", choices=("all", "successes"), default="all", help="which episodes are written")
-    parser.add_argument("--size", type=int, default=256, help="pixels of a frame (default 256)")
+    parser.add_argument("--size", type=command.positive, default=256, help="pixels of a frame (default 256)")
     parser.add_argument("--no-wrist", action="store_true", help="leave the camera in the hand out")
     parser.add_argument("--drawing", default="libero", help="libero, or fast: without smoothed edges and reflections")
     parser.add_argument(
         "--soft-reset", action="store_true", help="ten times faster; fixtures stand a little differently"
     )
-    parser.add_argument("--workers", type=int, default=2, help="environments at a time, 1 to 1.5 GB each (default 2)")
+    parser.add_argument(
+        "--workers", type=command.positive, default=2, help="environments at a time, 1 to 1.5 GB each (default 2)"
+    )
     parser.add_argument("--videos", type=int, default=0, help="mp4 files of the first episodes, beside the episodes")
     parser.add_argument("--out", type=pathlib.Path, help="episode folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--measure", action="store_true", help="only success, nothing drawn or written")
     args = parser.parse_args()
+    # Exactly one of the two.
     if args.measure == bool(args.out):
         parser.error("give either --out FOLDER to record episodes, or --measure to count successes")
-    if args.out and args.size < 1:
-        parser.error(f"--size: an episode holds pictures, so expected pixels, got {args.size}; --measure needs none")
     return args
 
 
 def numbers(text: str) -> list[int]:
-    """``"0,3"`` or ``"0:5"`` or both."""
-    found: list[int] = []
+    """Reads ``"0,3"`` or ``"0:5"`` or both; the end of a range is left out."""
+    listed: list[int] = []
     for part in text.split(","):
         low, colon, high = part.partition(":")
-        found += range(int(low), int(high)) if colon else [int(low)]
-    return found
+        listed += range(int(low), int(high)) if colon else [int(low)]
+    return listed
 
 
 def measure(args: argparse.Namespace) -> str:
-    """The table of successes."""
+    """Counts successes; returns their table."""
     from wovr_jax.sim.libero.collect import line_of
     from wovr_jax.sim.libero.evaluate import table
     from wovr_jax.sim.libero.pool import Pool
@@ -87,6 +81,7 @@ def measure(args: argparse.Namespace) -> str:
     from wovr_jax.sim.libero.tasks import SceneConfig, protocol, tasks, trials
 
     wanted = trials(args.suite, args.inits, only=args.tasks, seed=args.seed)
+    # Size 0: nothing is drawn, as the expert looks at the simulator's state.
     with Pool(args.workers, SceneConfig(size=0, hard_reset=not args.soft_reset)) as pool:
         made = demonstrations(pool, wanted, protocol(args.protocol), expert(args), draw="none")
         lines = [line_of(outcome) for outcome in bar(made, len(wanted))]
@@ -94,7 +89,8 @@ def measure(args: argparse.Namespace) -> str:
 
 
 def record(args: argparse.Namespace) -> str:
-    """Records episodes; the table of their successes."""
+    """Records episodes; returns the table of their successes."""
+    from wovr_jax.core import config
     from wovr_jax.sim.libero.collect import collect
     from wovr_jax.sim.libero.evaluate import table
     from wovr_jax.sim.libero.pool import Pool
@@ -102,43 +98,46 @@ def record(args: argparse.Namespace) -> str:
     from wovr_jax.sim.libero.setup import fingerprint
     from wovr_jax.sim.libero.tasks import SceneConfig, protocol, tasks, trials
 
-    scene = SceneConfig(args.size, not args.no_wrist, args.drawing, not args.soft_reset)
+    flags = {"size": args.size, "wrist": not args.no_wrist, "drawing": args.drawing}
+    scene = config.from_dict(SceneConfig, flags | {"hard_reset": not args.soft_reset}, "scene")
     wanted = trials(args.suite, args.inits, only=args.tasks, seed=args.seed)
     with Pool(args.workers, scene) as pool:
-        how: dict[str, Any] = {"sim": args.suite, "protocol": args.protocol, "scene": dataclasses.asdict(scene)}
-        how |= {"expert": dataclasses.asdict(expert(args)), "fingerprint": fingerprint(pool.renderer)}
+        # All that decides an episode goes beside the episodes, the renderer and a hash of the meshes included.
+        meta: dict[str, Any] = {"sim": args.suite, "protocol": args.protocol, "scene": dataclasses.asdict(scene)}
+        meta |= {"expert": dataclasses.asdict(expert(args)), "fingerprint": fingerprint(pool.renderer)}
         facts = collect(
             lambda part: demonstrations(pool, part, protocol(args.protocol), expert(args)),
             wanted,
             args.out,
-            meta=how,
+            meta=meta,
             keep=args.keep,
             overwrite=args.overwrite,
         )
-    films(args)
-    shown = table(facts["meta"]["outcomes"], {task.index: task.instruction for task in tasks(args.suite)})
-    return f"{shown}\n{args.out}: {facts['episodes']} episodes, {facts['steps']} steps"
+    write_films(args)
+    rates = table(facts["meta"]["outcomes"], {task.index: task.instruction for task in tasks(args.suite)})
+    return f"{rates}\n{args.out}: {facts['episodes']} episodes, {facts['steps']} steps"
 
 
 def expert(args: argparse.Namespace) -> Any:
-    """The expert's settings."""
+    """Returns the expert's settings."""
+    from wovr_jax.core import config
     from wovr_jax.sim.libero.tasks import LiberoExpertConfig
 
-    return LiberoExpertConfig(
-        noise=args.noise, flaw=args.flaw, flawed_share=args.share, linger=args.linger, seed=args.seed
-    )
+    flags = {"noise": args.noise, "flaw": args.flaw, "flawed_share": args.share, "linger": args.linger}
+    return config.from_dict(LiberoExpertConfig, flags | {"seed": args.seed}, "expert")
 
 
-def films(args: argparse.Namespace) -> None:
-    """The first episodes as mp4, both cameras side by side, in real time."""
+def write_films(args: argparse.Namespace) -> None:
+    """Writes the first episodes as mp4, both cameras side by side, in real time."""
     import numpy as np
 
     from wovr_jax.core import pixels
     from wovr_jax.data import episodes as disk
 
-    source = disk.EpisodeSource(args.out, verify=False)
+    source = disk.EpisodeSource(args.out, verify=False)  # just written
     for number in range(min(args.videos, len(source))):
         episode = source[number]
+        # (S, H, W, 3) each; side by side along the width.
         views = [episode.frame_SHWC] + ([] if episode.wrist_SHWC is None else [episode.wrist_SHWC])
         name = f"task-{episode.task:02d}-init-{episode.origin['init']:02d}.mp4"
         pixels.video(args.out / "videos" / name, np.concatenate(views, axis=2), fps=20)

@@ -11,15 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from wovr_jax import pace
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.report import tables
 from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.run.folder import RunError
 from wovr_jax.run.recipe import CollectConfig, EvaluateConfig, Recipe
 from wovr_jax.sim.tabletop import expert as experts
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.studies import runner
 from wovr_jax.studies import world_parts as world_study
 from wovr_jax.studies.variants import merged
 from wovr_jax.train import loop
@@ -93,7 +94,7 @@ def test_one_seed_is_trained_measured_tabled_and_not_made_twice(
     recipe: Recipe, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = dataclasses.replace(recipe, variants=("full",))  # the others are the same code with other settings
-    results = pace.run("world_study", to_dict(recipe), tmp_path / "run")
+    results = runner.run("world_study", to_dict(recipe), tmp_path / "run")
     found = {name: seeds["3"] for name, seeds in results["world_study"].items()}
     assert list(found) == ["full", "still", "vae"]
     assert all(len(one["latent"]) == len(one["psnr"]) == 16 for one in found.values())
@@ -105,14 +106,20 @@ def test_one_seed_is_trained_measured_tabled_and_not_made_twice(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(loop, "fit", never)
-    again = pace.run("world_study", to_dict(recipe), tmp_path / "run")
+    again = runner.run("world_study", to_dict(recipe), tmp_path / "run")
     assert json.dumps(again["world_study"]) == json.dumps(results["world_study"])
+
+    stage, numbers, picture = runner.probe(tmp_path / "run", None, 2)  # and the model can be asked
+    assert stage == "full-seed3" and set(numbers) == {"x", "y", "jaws"} and picture.is_file()
+    assert json.loads(picture.with_suffix(".json").read_text())["starts"] == 2
+    with pytest.raises(RunError, match="has no finished world model cross-seed3; it has full-seed3"):
+        runner.probe(tmp_path / "run", "cross-seed3", 2)
 
 
 def test_episodes_too_short_for_the_last_chunk_are_refused(recipe: Recipe, tmp_path: pathlib.Path) -> None:
     short = dataclasses.replace(recipe, sim=dataclasses.replace(recipe.sim, horizon=120))
     with pytest.raises(ConfigError, match=r"config\.sim\.horizon: chunk 16 of an episode ends at step 128.*got 120"):
-        pace.run("world_study", to_dict(short), tmp_path / "run")
+        runner.run("world_study", to_dict(short), tmp_path / "run")
 
 
 def test_the_table_is_mean_and_spread_over_the_seeds_that_are_there() -> None:

@@ -11,7 +11,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from launch import kill_test
+from launch.tools import kill_test
 from wovr_jax.core import checkpoint
 from wovr_jax.core.log import Log
 

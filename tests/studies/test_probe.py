@@ -22,7 +22,7 @@ from wovr_jax.world.model import WorldConfig
 SIM = TabletopConfig()
 CFG = WorldConfig.tabletop()
 SEEDS = np.arange(6)
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def true_world(cfg, params, frame_BHWC, action_BNTA, key):
@@ -41,11 +41,11 @@ def test_the_eye_finds_the_gripper_anywhere_open_and_closed() -> None:
     place = jax.random.uniform(jax.random.key(0), (32, 2), minval=0.1, maxval=0.9)
     for closed in (False, True):
         shown = state.replace(gripper=place, closed=jnp.full(32, closed))
-        seen = sight.look(jax.vmap(lambda s: tabletop.render(s, SIM))(shown))
+        seen = sight.locate_gripper(jax.vmap(lambda s: tabletop.render(s, SIM))(shown))
         assert float(jnp.abs(seen.xy - place).max() * SIM.size) < 0.5  # pixels
         assert float(jnp.abs(seen.closed - closed).max()) < 0.1
         assert float(seen.area.min()) > 0.0015  # a third of the disc or more, whatever lies below it
-    empty = sight.look(jax.vmap(lambda s: tabletop.render(s, SIM))(state.replace(gripper=place + 5.0)))
+    empty = sight.locate_gripper(jax.vmap(lambda s: tabletop.render(s, SIM))(state.replace(gripper=place + 5.0)))
     assert float(empty.area.max()) < 0.0005
 
 
@@ -105,7 +105,7 @@ def test_the_door_says_what_is_wrong(tmp_path: pathlib.Path, arguments: list[str
         (tmp_path / name / "config.json").write_text(json.dumps(settings))
     (tmp_path / "old" / "stages" / "world-0" / "dit").mkdir(parents=True)
     (tmp_path / "old" / "stages" / "world-0" / "done.json").write_text("{}")
-    command = [sys.executable, ROOT / "launch" / "probe_actions.py", *arguments]
+    command = [sys.executable, ROOT / "launch" / "study.py", "probe", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 1
     assert says in done.stderr

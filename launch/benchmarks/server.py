@@ -1,8 +1,8 @@
 """The policy server on this machine: latency over loopback, and success when it drives the embedded table.
 
-    python launch/benchmark_serve.py runs/pace                    2,000 observations
-    python launch/benchmark_serve.py robot --requests 200
-    python launch/benchmark_serve.py runs/pace --table 256        also plays 256 layouts that no run trains on
+    python launch/benchmark.py serve runs/pace                    2,000 observations
+    python launch/benchmark.py serve robot --requests 200
+    python launch/benchmark.py serve runs/pace --table 256        also plays 256 layouts that no run trains on
 
 Starts launch/serve.py with the policy in a process of its own, as a robot's server runs, and asks for one chunk after
 another. Prints the median and the 99th percentile of the whole round trip and of the policy alone; with --table also
@@ -17,15 +17,12 @@ import pathlib
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+from launch.command import ROOT, positive
 
-import numpy as np
-from websockets.sync.client import ClientConnection, connect
-
-from wovr_jax.export import wire
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
 
 UNMEASURED = 20
 """Requests before the measurement."""
@@ -33,24 +30,34 @@ LAYOUTS = 9_000_000
 """First seed of the layouts; runs evaluate there and never train there."""
 
 
-def main() -> None:
-    """Starts the server, measures, prints what came out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this measurement."""
     parser.add_argument("source", type=pathlib.Path, help="a robot bundle or a run folder")
-    parser.add_argument("--requests", type=int, default=2000, help="observations to send (default 2000)")
+    parser.add_argument("--requests", type=positive, default=2000, help="observations to send (default 2000)")
     parser.add_argument("--prompt", default="pick up the red block and put it on the plate", help="the instruction")
     parser.add_argument("--table", type=int, metavar="N", default=0, help="episodes of the embedded table to play")
-    args = parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Starts the server, measures, prints what came out."""
+    from websockets.sync.client import connect
+
+    from wovr_jax.export import wire
+
+    # Port 0 takes a free one, which the server's first line names.
     command = [sys.executable, ROOT / "launch" / "serve.py", args.source, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            said = server.stdout.readline() if server.stdout else ""
-            if not said:
+            # Its first line ends in its address; without one it has refused, and said why on stderr.
+            line = server.stdout.readline() if server.stdout else ""
+            if not line:
                 sys.exit("the server did not start")
-            print(said.strip())
-            with connect(said.split()[-1], compression=None, max_size=None) as connection:
-                told = wire.unpack(bytes(connection.recv()))
-                latency(connection, (told["image"]["height"], told["image"]["width"], 3), args.prompt, args.requests)
+            print(line.strip())
+            with connect(line.split()[-1], compression=None, max_size=None) as connection:
+                metadata = wire.unpack(bytes(connection.recv()))
+                latency(
+                    connection, (metadata["image"]["height"], metadata["image"]["width"], 3), args.prompt, args.requests
+                )
                 if args.table:
                     print(f"the table: {play(connection, args.table)} of {args.table} episodes succeed")
         finally:
@@ -59,6 +66,9 @@ def main() -> None:
 
 def latency(connection: ClientConnection, frame: tuple[int, int, int], prompt: str, requests: int) -> None:
     """Sends observations one after another and prints percentiles in milliseconds."""
+    import numpy as np
+
+    # Noise: what a frame shows changes nothing in the time that it takes. A few frames are reused.
     frame_KHWC = np.random.default_rng(0).integers(0, 256, (64, *frame), np.uint8)
     whole, policy = [], []
     for i in range(UNMEASURED + requests):
@@ -73,8 +83,9 @@ def latency(connection: ClientConnection, frame: tuple[int, int, int], prompt: s
 
 
 def play(connection: ClientConnection, episodes: int) -> int:
-    """Successes of ``episodes`` of the embedded table that the server drives."""
+    """Lets the server drive ``episodes`` of the embedded table; returns how many succeed."""
     import jax
+    import numpy as np
 
     from wovr_jax.core.pixels import to_uint8
     from wovr_jax.sim.tabletop import table as tabletop
@@ -88,22 +99,21 @@ def play(connection: ClientConnection, episodes: int) -> int:
     for k in range(episodes):
         state = jax.tree.map(lambda leaf: leaf[k], states)  # noqa: B023 (called here)
         task, left, reached = tabletop.INSTRUCTIONS[int(tabletop.task_of(state))], cfg.horizon, False
+        # A chunk is played to its end without a look, as evaluation in a run does.
         while left > 0:
             chunk_TA = ask(connection, to_uint8(render(state)), task)["actions"]
             after = roll(state, chunk_TA)
             reached = reached or bool(np.any(succeeded(after)))
-            state = jax.tree.map(lambda leaf: leaf[-1], after)
+            state = jax.tree.map(lambda leaf: leaf[-1], after)  # (steps, ...) -> the last of them
             left -= len(chunk_TA)
         successes += reached
     return successes
 
 
-def ask(connection: ClientConnection, frame: np.ndarray, prompt: str) -> dict[str, Any]:
+def ask(connection: ClientConnection, frame: Any, prompt: str) -> dict[str, Any]:
     """The server's reply to an observation; a refusal ends the program."""
+    from wovr_jax.export import wire
+
     connection.send(wire.pack({"observation/image": frame, "prompt": prompt}))
     reply = connection.recv(timeout=60)
     return wire.unpack(reply) if isinstance(reply, bytes) else sys.exit(reply)
-
-
-if __name__ == "__main__":
-    main()

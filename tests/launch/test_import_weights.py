@@ -23,8 +23,8 @@ from tests.bridge.layouts import (
 )
 from wovr_jax.bridge import adapters
 from wovr_jax.nn import lora
-from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy.train import PolicyAdapters
+from wovr_jax.policy.vla import PolicyLoRA
 from wovr_jax.weights import native
 
 
@@ -142,7 +142,7 @@ def test_adapters_are_merged_or_kept_on_request_and_it_is_said(door, tmp_path):
     (release / "lora_adapter" / "adapter_config.json").unlink()
     assert door(*arguments, tmp_path / "plain")[0] == 0
     cfg, params = native.load(tmp_path / "plain" / "policy.json")
-    own = LoRAConfig(2, 4.0, ("llm/blocks/q", "projector/fc2"))
+    own = PolicyLoRA(2, 4.0, ("llm/blocks/q", "projector/fc2"))
     ours = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), lora.init(jax.random.key(0), params, own))
     adapters.write_peft(release / "lora_adapter", PolicyAdapters(cfg, own), native.flatten(ours))
 

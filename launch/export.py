@@ -1,9 +1,9 @@
 """Takes a policy to the robot: as a folder for PyTorch, or as a self-contained bundle for JAX.
 
-    python launch/export_robot.py --run runs/pace --to jax --out robot           the run's last policy
-    python launch/export_robot.py --run runs/pace --round 0 --to jax --out base  its base policy
-    python launch/export_robot.py --policy weights/goal/policy.json --to torch --out robot
-    python launch/export_robot.py --policy weights/goal/policy.json --to jax --out robot \\
+    python launch/export.py --run runs/pace --to jax --out robot           the run's last policy
+    python launch/export.py --run runs/pace --round 0 --to jax --out base  its base policy
+    python launch/export.py --policy weights/goal/policy.json --to torch --out robot
+    python launch/export.py --policy weights/goal/policy.json --to jax --out robot \\
         --episodes data/goal --key libero_goal
 
 --to torch writes the folder that OpenVLA-OFT's own code loads: weights and index new, every other file of the release
@@ -20,15 +20,15 @@ every slot, a folder for torch is read again and compared bit for bit.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NoReturn
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from launch import command
 
 
 def main() -> None:
@@ -39,23 +39,15 @@ def main() -> None:
     from wovr_jax.core.machine import peak_rss_gb
 
     began = time.perf_counter()
-    try:
+    stopped = "Stopped. Nothing was put in place."
+    with command.explain_errors(stopped, place=args.out, kept="Nothing was left half written."):
         to_torch(args) if args.to == "torch" else to_jax(args)
-    except ValueError as error:  # every refusal of the package is one, and says what to do
-        if not type(error).__module__.startswith("wovr_jax."):
-            raise
-        sys.exit(str(error))
-    except OSError as error:
-        sys.exit(f"{error.filename or args.out}: {error.strerror or error}. Nothing was left half written.")
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing was put in place.", file=sys.stderr)
-        sys.exit(130)
     print(f"{time.perf_counter() - began:.1f} s, peak memory {peak_rss_gb():.2f} GiB")
 
 
 def parse() -> argparse.Namespace:
-    """The command line; combinations that mean nothing are refused."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Reads the command line; combinations that mean nothing are refused."""
+    parser = command.Parser(__doc__)
     parser.add_argument("--run", type=pathlib.Path, metavar="FOLDER", help="a run folder; its last policy is exported")
     parser.add_argument("--policy", type=pathlib.Path, metavar="JSON", help="policy.json of an imported policy")
     parser.add_argument("--to", choices=("torch", "jax"), required=True, help="what to write")
@@ -68,10 +60,8 @@ def parse() -> argparse.Namespace:
         "--episodes", type=pathlib.Path, metavar="FOLDER", help="to jax: episodes to replay; default the run's own"
     )
     parser.add_argument("--key", help="of the release's action statistics, where it has several (--policy)")
-    parser.add_argument(
-        "--instruction", action="append", default=[], metavar="TEXT",
-        help="an instruction besides those of the episodes (--policy); again for more",
-    )  # fmt: skip
+    besides = "an instruction besides those of the episodes (--policy); again for more"
+    parser.add_argument("--instruction", action="append", default=[], metavar="TEXT", help=besides)
     args = parser.parse_args()
     check(args, parser.error)
     args.out = args.out.expanduser()
@@ -80,6 +70,7 @@ def parse() -> argparse.Namespace:
 
 def check(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
     """Refuses flags that do not go together."""
+    # Here and not where they are used: a full-size export takes minutes before it would come to them.
     if not (args.run or args.policy):
         refuse("say what to export: --run FOLDER or --policy JSON")
     if args.to == "torch" and not args.policy:
@@ -102,9 +93,10 @@ def to_torch(args: argparse.Namespace) -> None:
     """Writes the folder for PyTorch."""
     from wovr_jax.export import source, torch_folder
 
+    # A run gives the numbers; the import that it began with gives the release's names and its other files.
     trained = source.from_run(args.run, args.round) if args.run else None
     most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
-    with bar("to torch") as progress:
+    with command.bar("to torch") as progress:
         files = torch_folder.write(
             args.policy, args.out, trained=trained, shard_bytes=most, overwrite=args.overwrite, progress=progress
         )
@@ -115,27 +107,20 @@ def to_jax(args: argparse.Namespace) -> None:
     """Writes the bundle and says what the contract found."""
     from wovr_jax.export import bundle, source
 
+    # A run knows its episodes, statistics and instructions; an import has none of them.
     if args.run:
         policy = source.from_run(args.run, args.round, episodes=args.episodes)
     else:
         policy = source.from_import(args.policy, args.episodes, key=args.key, instructions=args.instruction)
-    with bar("to jax", bundle.size(policy)) as progress:
+    with command.bar("to jax", bundle.size(policy)) as progress:
         manifest = bundle.write(policy, args.out, frames=args.frames, overwrite=args.overwrite, progress=progress)
     print(f"{args.out}: {manifest['policy']}, {manifest['parameters']:,} parameters")
     for name, facts in manifest["files"].items():
         print(f"  {name:24s} {facts['bytes']:>14,} bytes")
-    kept = manifest["contract"]
-    for how, far in kept["differences"].items():
-        print(f"{kept['frames']} recorded frames, {how}: every action equal (largest difference {far['action']:.1e})")
-
-
-@contextlib.contextmanager
-def bar(name: str, size: int | None = None) -> Iterator:
-    """A progress bar over bytes, on stderr."""
-    from tqdm import tqdm
-
-    with tqdm(total=size, desc=name, unit="B", unit_scale=True, mininterval=0.5) as shown:
-        yield shown.update
+    contract = manifest["contract"]
+    for slot, largest in contract["differences"].items():
+        far = f"largest difference {largest['action']:.1e}"
+        print(f"{contract['frames']} recorded frames, {slot}: every action equal ({far})")
 
 
 if __name__ == "__main__":

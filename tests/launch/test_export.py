@@ -37,7 +37,7 @@ LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 @pytest.fixture
 def door(opened):
     """Runs the door in this process: exit status or message, stdout, stderr."""
-    return functools.partial(opened, "export_robot.py")
+    return functools.partial(opened, "export.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,117 @@
+"""Makes the small pretrained parts that come with the package, for the embedded table.
+
+    python launch/tools/pretrain_tabletop.py vae        the causal video VAE of the world model
+    python launch/tools/pretrain_tabletop.py dinov2     the policy's first vision tower: where every object is
+    python launch/tools/pretrain_tabletop.py siglip     the second: where every object is, seen from the gripper
+
+Each part is trained on fresh scenes of the simulator and written to wovr_jax/assets with the settings that made it.
+``--run`` keeps a checkpoint there and continues from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from typing import Any
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
+
+from launch import command
+
+
+def main() -> None:
+    """Trains the part that the command line names, and writes the asset."""
+    parser = command.Parser(__doc__)
+    parser.add_argument("part", choices=("vae", "dinov2", "siglip"))
+    parser.add_argument("--out", type=pathlib.Path, help="where the asset is written; default wovr_jax/assets")
+    parser.add_argument("--name", help="name of the asset; default tabletop_<part>")
+    parser.add_argument("--run", type=pathlib.Path, help="folder for checkpoint and metrics")
+    parser.add_argument("--steps", type=command.positive)
+    parser.add_argument("--batch", type=command.positive)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--kl", type=float, help="of the VAE only")
+    parser.add_argument("--seed", type=int)
+    args = parser.parse_args()
+    # The other flags are settings of every training here.
+    if args.kl is not None and args.part != "vae":
+        parser.error("--kl is of the VAE")
+    with command.explain_errors("Stopped. With --run the same command continues."):
+        # Only now: importing jax takes seconds, a misspelt flag none.
+        from wovr_jax.core.log import Log
+        from wovr_jax.core.machine import enable_compile_cache
+        from wovr_jax.weights import native
+
+        enable_compile_cache(command.ROOT / ".jax_cache")
+        args.log = Log(args.run) if args.run else None
+        args.out = args.out or native.FOLDER
+        args.name = args.name or f"tabletop_{args.part}"
+        pretrain_vae(args) if args.part == "vae" else pretrain_tower(args)
+
+
+def pretrain_vae(args: argparse.Namespace) -> None:
+    """Trains the VAE, measures its latent statistics and its reconstruction of unseen windows, saves it."""
+    import jax
+
+    from wovr_jax.core.keys import key
+    from wovr_jax.sim.tabletop.scenes import draw_windows
+    from wovr_jax.sim.tabletop.table import TabletopConfig
+    from wovr_jax.train import loop
+    from wovr_jax.weights import native
+    from wovr_jax.world.vae import train as vae_train
+    from wovr_jax.world.vae.net import VAEConfig
+
+    sim, cfg = TabletopConfig(), VAEConfig.tabletop()
+    training = change(vae_train.VAETraining(), args)
+    state, step = vae_train.make(cfg, training, lambda key, batch: draw_windows(key, batch, sim))
+    state = loop.fit("vae", state, step, training.steps, log=args.log, folder=args.run)
+    params = state.params
+
+    draw = jax.jit(draw_windows, static_argnums=(1, 2))
+    # Seed 1 draws other scenes than the training, whose seed is 0 unless the command line says otherwise.
+    cfg = vae_train.normalised(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
+    scores = vae_train.scores(cfg, params, [draw(key(1, "held out", i), 64, sim) for i in range(8)])
+    path = native.save_asset(args.name, cfg, params, training=training, scores=scores, folder=args.out)
+    print(f"{path}: {scores}")
+
+
+def pretrain_tower(args: argparse.Namespace) -> None:
+    """Trains one vision tower on parsing scenes, measures it on unseen ones, saves it."""
+    import jax
+
+    from wovr_jax.core.keys import key
+    from wovr_jax.policy import towers_train
+    from wovr_jax.policy.vision import TowerConfig
+    from wovr_jax.sim.tabletop.scenes import draw_scenes
+    from wovr_jax.sim.tabletop.table import TabletopConfig
+    from wovr_jax.train import loop
+    from wovr_jax.weights import native
+
+    sim, cfg = TabletopConfig(), getattr(TowerConfig, f"tabletop_{args.part}")()
+    training = change(getattr(towers_train.TowerTraining, args.part)(), args)
+
+    def scenes(key: jax.Array, batch: int) -> towers_train.Scenes:
+        return towers_train.Scenes(**draw_scenes(key, batch, sim))
+
+    state, step = towers_train.make(cfg, training, scenes, key(training.seed, args.part))
+    state = loop.fit(args.part, state, step, training.steps, log=args.log, folder=args.run)
+    unseen = [jax.jit(scenes, static_argnums=1)(key(1, "held out", i), 256) for i in range(4)]
+    scores = towers_train.scores(cfg, training, state.params, unseen)
+    # The heads were only there to train it.
+    tower = state.params["tower"]
+    path = native.save_asset(args.name, cfg, tower, training=training, scores=scores, folder=args.out)
+    print(f"{path}: {scores}")
+
+
+def change(training: Any, args: argparse.Namespace) -> Any:
+    """The settings of a training with what the command line changes."""
+    from wovr_jax.core import config
+
+    options = {name: getattr(args, name) for name in ("steps", "batch", "lr", "kl", "seed")}
+    # Through a dictionary, so that a value out of range is refused in the settings' own words.
+    changes = {name: value for name, value in options.items() if value is not None}
+    return config.from_dict(type(training), config.to_dict(training) | changes, args.part)
+
+
+if __name__ == "__main__":
+    main()

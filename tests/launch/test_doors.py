@@ -1,0 +1,134 @@
+"""Every door: a help that needs no jax, a mistake answered in a line with its exit status, and no door too many."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from launch import command
+from wovr_jax import pace
+from wovr_jax.studies import runner
+
+LAUNCH = pathlib.Path(command.__file__).parent
+
+DOORS = {
+    "train.py": 1,
+    "study.py": 1,
+    "study.py probe": 2,
+    "evaluate.py": 1,
+    "plan.py": 1,
+    "import_weights.py": 2,
+    "export.py": 2,
+    "serve.py": 2,
+    "doctor.py": 2,
+    "benchmark.py": 2,
+    "benchmark.py import": 2,
+    "benchmark.py input": 2,
+    "benchmark.py libero": 2,
+    "benchmark.py serve": 2,
+    "tools/kill_test.py": 2,
+    "tools/pretrain_tabletop.py": 2,
+    "tools/demonstrate_libero.py": 2,
+}
+"""Door -> exit status of a misspelt flag. It is 1 where a script begins again whatever ends with another status."""
+
+WITHOUT_JAX = """
+import runpy, sys
+sys.modules["jax"] = sys.modules["flax"] = None  # importing them fails
+sys.argv = sys.argv[1:]
+sys.path[0] = "the folder of the door"  # which it replaces
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(door: str, *words: str, cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess[str]:
+    name, *subcommand = door.split()
+    program = [sys.executable, "-c", WITHOUT_JAX, str(LAUNCH / name)]
+    return subprocess.run([*program, *subcommand, *words], capture_output=True, text=True, timeout=60, cwd=cwd)
+
+
+def test_these_are_the_doors() -> None:
+    names = {path.relative_to(LAUNCH).as_posix() for path in (*LAUNCH.glob("*.py"), *LAUNCH.glob("tools/*.py"))}
+    assert names == {door.split()[0] for door in DOORS} | {"command.py"}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_help_needs_no_jax_and_begins_with_what_the_door_does(door: str, tmp_path: pathlib.Path) -> None:
+    """From another directory, as every door works from any."""
+    done = run(door, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.startswith("usage: ") and f"python launch/{door.split()[0]}" in done.stdout
+
+
+@pytest.mark.parametrize(("door", "status"), DOORS.items())
+def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path: pathlib.Path) -> None:
+    required = {
+        "import_weights.py": ["x"],
+        "export.py": ["--to=jax", "--out=x"],
+        "serve.py": ["x"],
+        "benchmark.py": ["libero"],
+        "benchmark.py import": ["--folder=x"],
+        "benchmark.py input": ["--episodes=x"],
+        "benchmark.py serve": ["x"],
+        "study.py probe": ["--run=x"],
+        "tools/pretrain_tabletop.py": ["vae"],
+    }
+    done = run(door, *required.get(door, []), "--hlep", cwd=tmp_path)
+    assert done.returncode == status
+    assert "there is no flag --hlep; did you mean --help?" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("door", "words", "status", "says"),
+    [
+        ("train.py", ["--config=configs/ladder.py"], 1, "config.job=ladder belongs to launch/study.py"),
+        ("train.py", ["--config=configs/evaluate.py"], 1, "config.job=evaluate belongs to launch/evaluate.py"),
+        ("study.py", ["--config=configs/pace.py:tiny"], 1, "config.job=pace belongs to launch/train.py"),
+        ("study.py", ["--config=configs/lader.py"], 1, "Did you mean --config=configs/ladder.py?"),
+        ("study.py probe", ["--run=x", "--starts=1"], 2, "--starts is at least 2"),
+        ("study.py probe", [], 2, "required: --run"),
+        ("evaluate.py", ["--config=configs/evaluate.py:libero_spatail"], 1, "did you mean :libero_spatial?"),
+        ("plan.py", ["--config=configs/pace.py", "--measure=-1"], 1, "--measure is at least 0, got -1"),
+        ("plan.py", ["--config=configs/pace.py", "--measure=1", "--topology=v5e"], 1, "needs --topology=here, got v5e"),
+        ("plan.py", ["--config=configs/pace.py", "--efficiency=0"], 1, "a share above 0 and at most 1, got 0.0"),
+        ("import_weights.py", ["x"], 2, "give either --out FOLDER to write, or --check"),
+        ("export.py", ["--to=jax", "--out=x"], 2, "say what to export"),
+        ("serve.py", ["x", "--port=99999"], 2, "--port from 0 to 65535"),
+        ("serve.py", ["x", "--clients=0"], 2, "expected a whole number above 0, got 0"),
+        ("benchmark.py", [], 2, "required: {import,input,libero,serve}"),
+        ("benchmark.py input", ["--episodes=x", "--steps=0"], 2, "expected a whole number above 0, got 0"),
+        ("benchmark.py libero", ["--workers=1,x"], 2, "expected a whole number above 0, got x"),
+        ("tools/kill_test.py", ["--kills=0"], 2, "expected a whole number above 0, got 0"),
+        ("tools/pretrain_tabletop.py", ["dinov2", "--kl=1"], 2, "--kl is of the VAE"),
+        ("tools/demonstrate_libero.py", [], 2, "give either --out FOLDER to record episodes, or --measure"),
+    ],
+)
+def test_a_wrong_input_is_answered_before_jax_is_loaded(door: str, words: list[str], status: int, says: str) -> None:
+    done = run(door, *words, cwd=LAUNCH.parent)
+    assert done.returncode == status and says in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) <= 2 and not done.stdout
+
+
+def test_every_job_has_one_door() -> None:
+    assert {job for job, door in command.DOORS.items() if door == "study"} == set(runner.JOBS)
+    assert not set(command.DOORS) & set(pace.JOBS)
+
+
+def test_refusals_of_the_package_are_said_and_bugs_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    refusal = type("SomeError", (ValueError,), {"__module__": "wovr_jax.somewhere"})
+    with pytest.raises(SystemExit, match="^too small$"), command.explain_errors("stopped"):
+        raise refusal("too small")
+    with pytest.raises(ValueError, match="a bug"), command.explain_errors("stopped"):
+        raise ValueError("a bug")
+    disk = pytest.raises(SystemExit, match="^robot: No space left on device. All is kept.$")
+    with disk, command.explain_errors("stopped", place="robot", kept="All is kept."):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space left"), command.explain_errors("stopped"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(SystemExit) as end, command.explain_errors("Go on with the same command."):
+        raise KeyboardInterrupt
+    assert end.value.code == 130 and "Go on with the same command." in capsys.readouterr().err

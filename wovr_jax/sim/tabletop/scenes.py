@@ -1,0 +1,125 @@
+"""Random scenes and windows of the embedded table, to pretrain the parts that the package ships.
+
+Nothing here is reached by training: launch/tools/pretrain_tabletop.py draws from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wovr_jax.sim.tabletop import expert as experts
+from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.sim.tabletop.expert import ExpertConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig, TabletopState
+from wovr_jax.types import Array
+
+CLEAN, NOISY = ExpertConfig(flawed_share=0.5), ExpertConfig(noise=0.7, flip=0.1)
+ACTORS = (0.45, 0.35, 0.2)
+"""Shares of the expert (flawed or not), the expert under heavy noise, and a random walk."""
+
+
+def draw_windows(key: Array, batch: int, sim: TabletopConfig, frames: int = 13, memory: int = 4) -> Array:
+    """(batch, frames, size, size, 3): the anchor, ``memory`` frames up to a random moment, and those after it.
+
+    Three actors, as a policy in training does a bit of each. Half of the tables are cluttered. A sixth of the windows
+    begin at the episode's start, where the memory is copies of the anchor.
+    """
+    k_seed, k_actor, k_kind, k_at, k_first = jax.random.split(key, 5)
+    new = frames - 1 - memory
+    at_B = jax.random.randint(k_at, (batch,), 0, sim.horizon - new + 1)
+    at_B = jnp.where(jax.random.bernoulli(k_first, 1 / 6, (batch,)), 0, at_B)
+    seed_B = jax.random.randint(k_seed, (batch,), 0, jnp.iinfo(jnp.int32).max)
+    # Each actor twice, without clutter and with it.
+    kind_B = jax.random.choice(k_kind, 6, (batch,), p=jnp.array(ACTORS).repeat(2) / 2)
+
+    def draw(seed: Array, key: Array, kind: Array, at: Array) -> Array:
+        states = jax.tree.map(lambda leaf: leaf[kind], _play_all(seed, key, sim))
+        # A memory that would reach before the episode is filled with its first frame.
+        index_F = jnp.maximum(at + jnp.arange(1 - memory, new + 1), 0)
+        index_F = jnp.concatenate([jnp.zeros(1, index_F.dtype), index_F])
+        window = jax.tree.map(lambda leaf: leaf[index_F], states)
+        return jax.vmap(lambda state: tabletop.render(state, sim))(window)
+
+    return jax.vmap(draw)(seed_B, jax.random.split(k_actor, batch), kind_B, at_B)
+
+
+def _play_all(seed: Array, key: Array, sim: TabletopConfig) -> TabletopState:
+    """Three actors, each without and with clutter: leaves (6, horizon + 1, ...)."""
+    tables = [dataclasses.replace(sim, clutter=clutter) for clutter in (False, True)]
+    played = []
+    for cfg in (CLEAN, NOISY):
+        played += [experts.demonstrate(seed, key, cfg, table)[0] for table in tables]
+    played += [_walk(seed, key, table) for table in tables]
+    return jax.tree.map(lambda *leaf: jnp.stack(leaf), *played)
+
+
+def _walk(seed: Array, key: Array, sim: TabletopConfig) -> TabletopState:
+    """A walk that keeps its direction and its jaws for four steps at a time."""
+    first = tabletop.reset(jax.random.key(seed), sim)
+    k_push, k_jaws = jax.random.split(key)
+    push = jax.random.normal(k_push, (sim.horizon // 4 + 1, 2)).repeat(4, axis=0)[: sim.horizon]
+    jaws = jnp.where(jax.random.bernoulli(k_jaws, 0.4, (sim.horizon // 4 + 1,)), 1.0, -1.0).repeat(4)[: sim.horizon]
+    action_SA = jnp.zeros((sim.horizon, 7)).at[:, :2].set(push).at[:, 6].set(jaws)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, tabletop.roll(first, action_SA, sim))
+
+
+def draw_scenes(key: Array, batch: int, sim: TabletopConfig) -> dict[str, Any]:
+    """Random tables, and what is where: gripper, three colours of blocks, plate; jaws closed, colour there, held.
+
+    Returns:
+      The fields of ``policy.towers_train.Scenes``.
+    """
+    state_B = jax.vmap(lambda k: _draw_state(k, sim))(jax.random.split(key, batch))
+    frame_BHWC = jax.vmap(lambda state: tabletop.render(state, sim))(state_B)
+    position_BO2, present_BO, attribute_BE = jax.vmap(_label)(state_B)
+    return {
+        # Rounded to what an 8-bit picture can hold, as every frame is that comes from a disk.
+        "frame_BHWC": jnp.round((frame_BHWC + 1.0) * 127.5) / 127.5 - 1.0,
+        "position_BO2": position_BO2,
+        "present_BO": present_BO,
+        "attribute_BE": attribute_BE,
+        "radius_O": jnp.array([0.065, 0.085, 0.085, 0.085, sim.plate_radius]),
+    }
+
+
+def _draw_state(key: Array, sim: TabletopConfig) -> TabletopState:
+    """One block or two; the gripper anywhere or near something, a block perhaps moved or held."""
+    keys = iter(jax.random.split(key, 12))
+
+    def chance(p: float) -> Array:
+        return jax.random.bernoulli(next(keys), p)
+
+    def anywhere() -> Array:
+        return jax.random.uniform(next(keys), (2,), minval=0.04, maxval=0.96)
+
+    def near(place: Array) -> Array:
+        return jnp.clip(place + 0.12 * jax.random.normal(next(keys), (2,)), 0.04, 0.96)
+
+    layout, clutter = next(keys), chance(0.6)
+    plain, full = (tabletop.reset(layout, dataclasses.replace(sim, clutter=both)) for both in (False, True))
+    state = jax.tree.map(lambda a, b: jnp.where(clutter, b, a), plain, full)
+
+    moved = jnp.where(chance(0.5), anywhere(), near(state.plate))
+    block = jnp.where(chance(0.3), moved, state.block_K2[0])
+    choice = jax.random.randint(next(keys), (), 0, 4)
+    gripper = jnp.stack([state.gripper, anywhere(), near(block), near(state.plate)])[choice]
+    holds, closed = chance(0.35), chance(0.2)
+    # A block that is held is where the gripper is.
+    block_K2 = state.block_K2.at[0].set(jnp.where(holds, gripper, block))
+    held = jnp.where(holds, 0, -1).astype(jnp.int32)
+    return state.replace(gripper=gripper, closed=holds | closed, held=held, block_K2=block_K2)
+
+
+def _label(state: TabletopState) -> tuple[Array, Array, Array]:
+    """Position (5, 2), presence (5,) and attributes (7,) of a scene."""
+    # Blocks are labelled by their colour P, and a scene may lack a colour: it is then in the middle, and not present.
+    colour_P2 = jnp.full((3, 2), 0.5).at[state.colour_K].set(state.block_K2)
+    there_P = jnp.zeros(3, bool).at[state.colour_K].set(jnp.all(state.block_K2 <= 1.0, axis=-1))
+    held_P = (jnp.arange(3) == state.colour_K[0]) & (state.held == 0)
+    position = jnp.concatenate([state.gripper[None], jnp.where(there_P[:, None], colour_P2, 0.5), state.plate[None]])
+    present = jnp.concatenate([jnp.ones(1, bool), there_P, jnp.ones(1, bool)])
+    return position, present, jnp.concatenate([state.closed[None], there_P, held_P])
