@@ -122,7 +122,7 @@ def test_score_is_the_classifier_frame_by_frame(fake):
 
 
 def test_unknown_head_is_refused():
-    with pytest.raises(ValueError, match="expected 'plain' or 'task', got 'film'"):
+    with pytest.raises(ValueError, match="head: expected one of 'plain', 'task', got 'film'"):
         RewardConfig(head="film")
 
 
