@@ -15,8 +15,7 @@ import pytest
 from wovr_jax.sim.tabletop import eye as sight
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.table import TabletopConfig
-from wovr_jax.studies import probe
-from wovr_jax.world import replay
+from wovr_jax.studies import open_loop, probe
 from wovr_jax.world.model import WorldConfig
 
 SIM = TabletopConfig()
@@ -32,7 +31,7 @@ def true_world(cfg, params, frame_BHWC, action_BNTA, key):
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, play) -> dict:
-    monkeypatch.setattr(replay, "play", play)
+    monkeypatch.setattr(open_loop, "play", play)
     return probe.probe(CFG, {}, SIM, SEEDS, jax.random.key(0))
 
 
@@ -80,7 +79,7 @@ def test_a_world_that_loses_the_gripper_is_not_credited(monkeypatch: pytest.Monk
 
 
 def test_the_picture_shows_true_above_imagined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "play", lambda *args: -true_world(*args))
+    monkeypatch.setattr(open_loop, "play", lambda *args: -true_world(*args))
     monkeypatch.setattr(sys.modules[__name__], "SEEDS", np.array([4]))
     drawn = probe.sheet(CFG, {}, SIM, 4, jax.random.key(0))
     assert drawn.dtype == np.uint8 and drawn.shape == (3 * 76, 2 * (12 + 32 + 3 + 5 * 32), 3)

@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wovr_jax import learner
 from wovr_jax.core import sharding
 from wovr_jax.core.pixels import to_float, to_uint8
 from wovr_jax.data import starts as start_states
 from wovr_jax.data.starts import Starts
 from wovr_jax.imagine import imagine, predicate, shadow
+from wovr_jax.learner import LearnerConfig
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
@@ -59,14 +61,16 @@ def acting(
       memory: M, memory frames of a start state.
     """
 
-    def choose(params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array, heat: float) -> Array:
-        return act_on_host(cfg, codec(), heat)(params, frame_BHWC, prompt_BL, key, seed_B)
+    def choose(
+        params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array, temperature: float
+    ) -> Array:
+        return act_on_host(cfg, codec(), temperature)(params, frame_BHWC, prompt_BL, key, seed_B)
 
     def sample(params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Any:
         return sample_on_host(cfg, net, codec(), temperature)(params, frame_BHWC, prompt_BL, key, seed_B)
 
-    def roll(params: Params, seed_B: Array, key: Array, heat: float) -> Imagined:
-        return roll_on_table(cfg, codec(), heat, sim, memory)(params, seed_B, prompt_KL, key)
+    def roll(params: Params, seed_B: Array, key: Array, temperature: float) -> Imagined:
+        return roll_on_table(cfg, codec(), temperature, sim, memory)(params, seed_B, prompt_KL, key)
 
     return Acting(choose, sample, roll, vla.AXES)
 
@@ -162,6 +166,15 @@ def dream(
         return imagine(act, simulator, score, start, k_roll, chunks=cfg.chunks, threshold=parts["threshold"])
 
     return dream
+
+
+@functools.cache
+def update(cfg: LearnerConfig, net: Pure, temperature: float) -> learner.Update:
+    """The learner's ``update(state, imagined, key, ref_params=None)``: one iteration's optimizer steps.
+
+    Args: as for ``learner.make_update``; ``net`` is the network that is trained, which may have adapters in it.
+    """
+    return learner.make_update(cfg, net, temperature, vla.AXES)
 
 
 def true_states(starts: Starts, sim: TabletopConfig) -> Any:

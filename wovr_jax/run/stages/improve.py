@@ -142,7 +142,7 @@ def begin(
     params = network.begin(policies[round_].value, key("adapters", round_))
     # The regulariser holds the policy to the base policy, not to the one that it was a round ago.
     reference = network.begin(policies[0].value, key("adapters", 0)) if cfg.learner.grpo.kl else None
-    update = learner.make_update(cfg.learner, network.net, cfg.temperature, vla.AXES)
+    update = programs.update(cfg.learner, network.net, cfg.temperature)
 
     def roll(state: PolicyState, i: Array) -> tuple[Imagined, Array]:
         k_dream, k_update = jax.random.split(jax.random.fold_in(round_key, i))

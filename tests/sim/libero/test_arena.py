@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.arena.fake_libero import TASKS
+from tests.sim.libero.fake_libero import TASKS
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.episodes import EpisodesError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import pace as presets
-from tests.arena.test_libero import actor, recipe
+from tests.sim.libero.test_arena import actor, recipe
 from wovr_jax import pace
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk

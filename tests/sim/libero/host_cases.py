@@ -1,6 +1,6 @@
 """Run by test_processes.py as one process or as each of two: the fake LIBERO, with a real policy on the devices of all.
 
-python tests/arena/host_cases.py <folder> 1x4x1      prints a line of JSON: what everything that plays came to
+python tests/sim/libero/host_cases.py <folder> 1x4x1      prints a line of JSON: what everything that plays came to
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from tests import joined  # noqa: F401  # before anything is computed
-from tests.arena.fake_libero import TASKS, FakePool
-from tests.arena.test_libero import recipe
+from tests.sim.libero.fake_libero import TASKS, FakePool
+from tests.sim.libero.test_arena import recipe
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data import episodes as disk
