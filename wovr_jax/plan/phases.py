@@ -1,8 +1,8 @@
 """The programs of a run and the shapes of what they are given, on a mesh; no number is computed.
 
-They are those that run: the step that trains the world model, the imagination of one iteration of RL, the update of the
-policy on it. Data sets that lie on the devices too (encoded windows, start states) are left out: their size is
-the collection's.
+They are those that run, taken from where the run takes them (``train.step``, ``run.programs``) and lowered for shapes:
+the step that trains the world model, the imagination of one iteration of RL, the update of the policy on it. The size
+of data sets on the devices follows from the settings: as many episodes as are collected, each as long as it may be.
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wovr_jax import learner
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import BATCH, Axes
-from wovr_jax.imagine import imagine
+from wovr_jax.data.batches import later_starts
+from wovr_jax.data.starts import Starts
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.train import RLPolicy, make_rl_policy
 from wovr_jax.reward import classifier
+from wovr_jax.run import programs
 from wovr_jax.run.recipe import Recipe
+from wovr_jax.run.stages.world import HELD_OUT
 from wovr_jax.train import freeze
 from wovr_jax.train import step as train_step
-from wovr_jax.types import ACTION_DIM, Imagined, Params, Start
+from wovr_jax.types import ACTION_DIM, Imagined, Params
 from wovr_jax.world import dit
 from wovr_jax.world import model as world_model
 from wovr_jax.world import train as world_train
-from wovr_jax.world.latents import Batch, HostBatch
+from wovr_jax.world.latents import HostBatch, Latents
+from wovr_jax.world.train import WorldObjective
 
 PROMPT = 64
 """Tokens of a prompt, generously."""
@@ -81,62 +85,49 @@ class On:
 
 
 def world(recipe: Recipe, on: On) -> Phase:
-    """A step of training; frames come in as pixels where the run encodes them step by step."""
+    """A step of training, on windows of the first collection and the demonstrations."""
     cfg, train = recipe.world, recipe.world_train
-    network, vae = world_model.networks(cfg)
-    plain, side, size = network.shapes(), pixels(recipe), train.batch
-    objective = world_train.WorldObjective(cfg, train, (size,))
-    trained = jax.eval_shape(lambda plain: world_train.pick_trained(train, plain, jax.random.key(0)), plain)
-    state = on.placed(jax.eval_shape(lambda params: train_step.create(objective, params), trained), dit.AXES)
-    frozen = None if train.lora is None else on.placed(plain, dit.AXES)
-    action = on.rows(size, cfg.frames, ACTION_DIM)
-    if train.latents in ("fly", "stream"):
-        frames = on.rows(size, cfg.frames, side, side, 3, dtype=jnp.uint8)
-        given: Any = HostBatch(frames, action, on.whole(vae.shapes()), cfg)
-    else:
-        given = Batch(on.rows(size, cfg.latents, *latent_size(recipe), cfg.dit.channels), action)
+    plain = world_model.networks(cfg)[0].shapes()
+    objective = WorldObjective(cfg, train, (train.batch,))
 
-    def step(state: Any, given: Any, frozen: Params | None, key: Any, i: Any) -> Any:
-        still = jnp.zeros(size, bool)
-        batch = sharding.batch(given.take(jnp.arange(size), still)) if isinstance(given, HostBatch) else given
-        return train_step.advance(objective, state, batch, key, i, frozen)
+    def begin(plain: Params) -> train_step.TrainState:
+        return train_step.create(objective, world_train.pick_trained(train, plain, jax.random.key(0)))
 
+    state = on.placed(jax.eval_shape(begin, plain), dit.AXES)
+    fixed = None if train.lora is None else on.placed(plain, dit.AXES)
+    data = _windows(recipe, on)
     number = on.whole(jax.ShapeDtypeStruct((), jnp.int32))
     times = train.steps + recipe.refresh.steps * (recipe.rounds - 1 if recipe.pace else 0)
-    held = {"parameters": (state.params, state.ema, frozen), "optimizer": state.opt_state, "batch": given}
-    return Phase(jax.jit(step, donate_argnums=0), (state, given, frozen, on.key(), number), held, {}, times)
+    held = {"parameters": (state.params, state.ema, fixed), "optimizer": state.opt_state, "data": data}
+    program = train_step.compile_programs(objective).step
+    return Phase(program, (state, number, fixed, (data,), on.key()), held, {}, times)
 
 
 def dream(recipe: Recipe, on: On) -> Phase:
     """The rollouts of one iteration of RL."""
-    cfg, side, parts = recipe.world, pixels(recipe), _parts(recipe, on)
-    tuned, state = _policy(recipe, on)
-    count = recipe.dream.groups * recipe.learner.grpo.group
-    start = Start(
-        anchor_BHWC=on.rows(count, side, side, 3),
-        memory_BMHWC=on.rows(count, cfg.slots, side, side, 3),
-        action_BMA=on.rows(count, cfg.slots, ACTION_DIM),
-        prompt_BL=on.rows(count, PROMPT, dtype=jnp.int32),
-        task_B=on.rows(count, dtype=jnp.int32),
-        keyframe_B=on.rows(count, dtype=bool),
-        step_B=on.rows(count, dtype=jnp.int32),
+    network, state = _policy(recipe, on)
+    parts = _parts(recipe, on)
+    program = programs.dream(
+        recipe.dream,
+        recipe.learner.grpo.group,
+        recipe.starts.share,
+        recipe.policy,
+        network.net,
+        Codec(),
+        recipe.temperature,
+        None if recipe.dream.world == "true" else recipe.world,
+        recipe.reward,
+        recipe.sim,
     )
-
-    def roll(policy: Params, parts: dict[str, Params], start: Start, key: Any) -> Imagined:
-        act = vla.policy(recipe.policy, policy, Codec(), recipe.temperature, tuned.net)
-        score = classifier.score(recipe.reward, parts["reward"])
-        return imagine(act, world_model.world(cfg, parts["world"]), score, start, key, chunks=recipe.dream.chunks)
-
-    held, beside = {"policy": state.params, **parts, "starts": start}, {"optimizer": state.opt_state}
-    return Phase(
-        jax.jit(roll), (state.params, parts, start, on.key()), held, beside, sum(recipe.dream.updates), chains=False
-    )
+    held = {"policy": state.params, **{name: parts[name] for name in sorted(parts)}}
+    args = (state.params, parts, on.key())
+    return Phase(program, args, held, {"optimizer": state.opt_state}, sum(recipe.dream.updates), chains=False)
 
 
 def update(recipe: Recipe, on: On) -> Phase:
     """The update of the policy on the rollouts of one iteration."""
     cfg, side = recipe.learner, pixels(recipe)
-    tuned, state = _policy(recipe, on)
+    network, state = _policy(recipe, on)
     count, chunks = recipe.dream.groups * cfg.grpo.group, recipe.dream.chunks
     acted = (count, chunks, recipe.policy.chunk, ACTION_DIM)
     rollouts = Imagined(
@@ -150,7 +141,7 @@ def update(recipe: Recipe, on: On) -> Phase:
         success_BNT=on.rows(*acted[:3], dtype=bool),
     )
     base = state.params if cfg.grpo.kl else None
-    program = learner.make_update(cfg, tuned.net, recipe.temperature, vla.AXES)
+    program = programs.update(cfg, network.net, recipe.temperature)
     held = {"policy": (state.params, base), "optimizer": state.opt_state, "rollouts": rollouts}
     return Phase(program, (state, rollouts, on.key(), base), held, _parts(recipe, on), sum(recipe.dream.updates))
 
@@ -161,29 +152,82 @@ PHASES: dict[str, Callable[[Recipe, On], Phase]] = {"world": world, "imagine": d
 def _policy(recipe: Recipe, on: On) -> tuple[RLPolicy, learner.PolicyState]:
     """The policy as RL runs it, and its state."""
     cfg, frozen = recipe.learner, recipe.sft.frozen
-    tuned = make_rl_policy(recipe.policy, cfg.lora, frozen)
+    network = make_rl_policy(recipe.policy, cfg.lora, frozen)
     mask = lora.mask if cfg.lora else freeze.all_but(*frozen) if frozen else None
 
     def begin(plain: Params) -> learner.PolicyState:
-        return learner.create(cfg, tuned.begin(plain, jax.random.key(0)), mask, axes=vla.AXES)
+        return learner.create(cfg, network.begin(plain, jax.random.key(0)), mask, axes=vla.AXES)
 
-    return tuned, on.placed(jax.eval_shape(begin, vla.network(recipe.policy).shapes()), vla.AXES)
+    return network, on.placed(jax.eval_shape(begin, vla.network(recipe.policy).shapes()), vla.AXES)
 
 
-def _parts(recipe: Recipe, on: On) -> dict[str, Params]:
+def _windows(recipe: Recipe, on: On) -> Any:
+    """What the batches of a first training of the world model are drawn from."""
+    cfg, train, side = recipe.world, recipe.world_train, pixels(recipe)
+    vae = world_model.networks(cfg)[1]
+    if train.latents in ("fly", "stream"):
+        # Held or streamed, pixels are encoded batch by batch; the data set itself stays out of this account.
+        frames = on.rows(train.batch, cfg.frames, side, side, 3, dtype=jnp.uint8)
+        return HostBatch(frames, on.rows(train.batch, cfg.frames, ACTION_DIM), on.whole(vae.shapes()), cfg)
+    episodes = recipe.collect.first + recipe.collect.demonstrations
+    learned = episodes - round(episodes * HELD_OUT)
+    starts = later_starts(steps(recipe), cfg.slots, cfg.chunk, train.start_cap or None, train.stride, partial=True)
+    count, latent = learned * (1 + len(starts)), (cfg.latents, *latent_size(recipe), cfg.dit.channels)
+
+    def whole(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return on.whole(jax.ShapeDtypeStruct(shape, dtype))
+
+    columns = (whole(count, *latent), whole(count, cfg.frames, ACTION_DIM), whole(count, dtype=jnp.int32))
+    return Latents(*columns, whole(episodes, *latent), learned)
+
+
+def _parts(recipe: Recipe, on: On) -> dict[str, Any]:
     """What imagination reads besides the policy."""
-    shapes = jax.eval_shape(lambda: world_model.init(recipe.world, jax.random.key(0)))
-    reward = classifier.network(recipe.reward).shapes()
-    return {"world": on.placed(shapes, world_model.AXES), "reward": on.whole(reward)}
+    cfg, side = recipe.world, pixels(recipe)
+    # At most as many keyframes as are wanted of every episode of the first collection.
+    count = recipe.collect.first * (1 + (recipe.starts.each if recipe.starts.share else 0))
+
+    def column(*shape: int, dtype: Any = jnp.int32) -> Any:
+        return on.whole(jax.ShapeDtypeStruct((count, *shape), dtype))
+
+    starts = Starts(
+        anchor_KHWC=column(side, side, 3, dtype=jnp.uint8),
+        memory_KMHWC=column(cfg.slots, side, side, 3, dtype=jnp.uint8),
+        action_KMA=column(cfg.slots, ACTION_DIM, dtype=jnp.float32),
+        played_KSA=column(steps(recipe), ACTION_DIM, dtype=jnp.float32),
+        task_K=column(),
+        step_K=column(),
+        seed_K=column(),
+        episode_K=column(),
+        rule_K=column(),
+        initials=recipe.collect.first,
+    )
+    prompts = on.whole(jax.ShapeDtypeStruct((recipe.reward.tasks, PROMPT), jnp.int32))
+    threshold = on.whole(jax.ShapeDtypeStruct((), jnp.float32))
+    parts: dict[str, Any] = {"starts": starts, "prompt_KL": prompts, "threshold": threshold}
+    if recipe.dream.world != "true":
+        shapes = jax.eval_shape(lambda: world_model.init(cfg, jax.random.key(0)))
+        parts["world"] = on.placed(shapes, world_model.AXES)
+    if recipe.dream.reward == "learned":
+        parts["reward"] = on.whole(classifier.network(recipe.reward).shapes())
+    if recipe.dream.world != "learned":
+        parts["sim"] = on.whole(jax.eval_shape(lambda table: programs.true_states(table, recipe.sim), starts))
+    return parts
 
 
 def latent_size(recipe: Recipe) -> tuple[int, int]:
     """Height and width of a frame's latents."""
     side, vae = pixels(recipe), world_model.networks(recipe.world)[1]
-    encode = lambda params: vae(params, jnp.zeros((1, 1, side, side, 3)), method="encode")  # noqa: E731
-    return jax.eval_shape(encode, vae.shapes()).shape[2:4]
+    pixel_B1HWC = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32)
+    latent = jax.eval_shape(lambda params, frames: vae(params, frames, method="encode"), vae.shapes(), pixel_B1HWC)
+    return latent.shape[2:4]
 
 
 def pixels(recipe: Recipe) -> int:
     """Height and width of a frame."""
     return recipe.sim.size if recipe.libero is None else recipe.libero.scene.size
+
+
+def steps(recipe: Recipe) -> int:
+    """Steps of an episode."""
+    return recipe.sim.horizon if recipe.libero is None else recipe.libero.steps

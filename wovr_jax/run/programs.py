@@ -170,10 +170,7 @@ def dream(
 
 @functools.cache
 def update(cfg: LearnerConfig, net: Pure, temperature: float) -> learner.Update:
-    """The learner's ``update(state, imagined, key, ref_params=None)``: one iteration's optimizer steps.
-
-    Args: as for ``learner.make_update``; ``net`` is the network that is trained, which may have adapters in it.
-    """
+    """The update of the policy on the rollouts of an iteration, see ``learner.make_update``."""
     return learner.make_update(cfg, net, temperature, vla.AXES)
 
 

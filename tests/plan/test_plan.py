@@ -7,27 +7,35 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from wovr_jax.core.sharding import ShardingError, mesh
+from wovr_jax.data import starts as start_states
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.plan import chips, flops, measure
 from wovr_jax.plan import need as plan
 from wovr_jax.plan.need import GIB, _exhausted, need
-from wovr_jax.plan.phases import PHASES, On, Phase, latent_size
+from wovr_jax.plan.phases import PHASES, On, Phase
+from wovr_jax.policy import vla
+from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.run.recipe import DreamConfig, Recipe
+from wovr_jax.run import programs
+from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe
+from wovr_jax.run.stages.world import windows
+from wovr_jax.sim.tabletop import collect
 from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.train import step as train_step
 from wovr_jax.world import model, train
-from wovr_jax.world.latents import Batch
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = Recipe(
     policy=VLAConfig.fake(),
     world=WorldConfig.fake(),
@@ -36,29 +44,65 @@ RECIPE = Recipe(
     temperature=1.0,
     world_train=WorldTrainConfig.fake(batch=4),
     learner=LearnerConfig.fake(),
+    collect=CollectConfig(demonstrations=4, validation=1, first=6, again=4, retold=4, batch=4),
     dream=DreamConfig(groups=2, chunks=2),
 )
 
 
-def test_the_plan_of_the_world_model_is_the_compilers_account_of_the_step_that_trains() -> None:
+def test_what_is_planned_are_the_programs_that_run() -> None:
+    """The same jitted functions, not functions like them: a change of the run is a change of the plan."""
+    on, net = On(mesh(RECIPE.mesh)), vla.network(RECIPE.policy)
+    objective = train.WorldObjective(RECIPE.world, RECIPE.world_train, (4,))
+    assert PHASES["world"](RECIPE, on).program is train_step.compile_programs(objective).step
+    assert PHASES["update"](RECIPE, on).program is programs.update(RECIPE.learner, net, RECIPE.temperature)
+    dream = (RECIPE.dream, RECIPE.learner.grpo.group, RECIPE.starts.share, RECIPE.policy, net, Codec(), 1.0)
+    assert PHASES["imagine"](RECIPE, on).program is programs.dream(*dream, RECIPE.world, RECIPE.reward, RECIPE.sim)
+
+
+def test_what_is_planned_has_the_shapes_of_what_runs() -> None:
+    """A step on real episodes takes the planned state and the planned windows, and needs the planned memory."""
     cfg, how = RECIPE.world, RECIPE.world_train
-    found = need("world", RECIPE, chips.topology("here"))
-    params = model.networks(cfg)[0].init(jax.random.key(0))
-    state = train.create(how, params)
-    batch = Batch(jnp.zeros((4, cfg.latents, *latent_size(RECIPE), cfg.dit.channels)), jnp.zeros((4, cfg.frames, 7)))
-    step = jax.jit(lambda *given: train.advance(cfg, how, *given), donate_argnums=0)
-    told = step.lower(state, batch, jax.random.key(0), jnp.int32(0)).compile().memory_analysis()
-    assert told is not None and found.temporary == pytest.approx(told.temp_size_in_bytes, rel=0.05)
-    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
-    assert found.held == {"parameters": size(params), "optimizer": size(state.opt), "batch": size(batch)}
-    assert found.peak == sum(found.held.values()) + found.temporary
-    assert found.collectives == {} and found.times == RECIPE.world_train.steps + RECIPE.refresh.steps
+    seeds = np.arange(RECIPE.collect.first + RECIPE.collect.demonstrations)
+    made = list(collect.demonstrations(seeds, jax.random.key(0), RECIPE.expert, RECIPE.sim))
+    params = model.init(cfg, jax.random.key(0))
+    data, _ = windows(cfg, how, params["vae"], made)
+    state, _ = train.make(cfg, how, params["dit"], data, jax.random.key(0))
+    planned = PHASES["world"](RECIPE, On(mesh(RECIPE.mesh)))
+
+    def shape(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+    assert shape(planned.args[0]) == shape(state) and shape(planned.args[3]) == shape((data,))
+
+    plan_of_world = need("world", RECIPE, chips.topology("here"))
+    program = train_step.compile_programs(train.WorldObjective(cfg, how, (how.batch,))).step
+    account = program.lower(state, jnp.int32(0), None, (data,), jax.random.key(0)).compile().memory_analysis()
+    assert plan_of_world.temporary == pytest.approx(account.temp_size_in_bytes, rel=0.05)
+    sizes = {"parameters": state.params, "optimizer": state.opt_state, "data": data}
+    assert plan_of_world.held == {name: sum(x.nbytes for x in jax.tree.leaves(tree)) for name, tree in sizes.items()}
+    assert plan_of_world.peak == sum(plan_of_world.held.values()) + plan_of_world.temporary
+    assert plan_of_world.collectives == {} and plan_of_world.times == how.steps + RECIPE.refresh.steps
+
+
+def test_the_start_states_that_are_planned_are_as_a_stage_makes_them() -> None:
+    seeds = np.arange(RECIPE.collect.first)
+    made = list(collect.demonstrations(seeds, jax.random.key(0), RECIPE.expert, RECIPE.sim))
+    table = start_states.initial(made, memory=RECIPE.world.slots)
+    planned = PHASES["imagine"](RECIPE, On(mesh(RECIPE.mesh))).args[1]["starts"]
+    columns = ((name, getattr(planned, name), getattr(table, name)) for name in vars(table) if name != "initials")
+    assert {name: (b.shape[1:], b.dtype) for name, _, b in columns} == {
+        name: (getattr(planned, name).shape[1:], getattr(planned, name).dtype)
+        for name in vars(table)
+        if name != "initials"
+    }
+    # An episode start of each episode, and at most so many keyframes of it.
+    assert planned.initials == table.initials and len(planned) == len(table) * (1 + RECIPE.starts.each)
 
 
 def test_what_a_phase_leaves_in_memory_beside_it_is_counted() -> None:
     on = On(mesh(RECIPE.mesh))
     dream, update = PHASES["imagine"](RECIPE, on), PHASES["update"](RECIPE, on)
-    assert set(dream.beside) == {"optimizer"} and set(update.beside) == {"world", "reward"}
+    assert set(dream.beside) == {"optimizer"} and {"world", "reward", "starts"} <= set(update.beside)
     assert jax.tree.structure(dream.beside["optimizer"]) == jax.tree.structure(update.held["optimizer"])
 
 
