@@ -21,6 +21,7 @@ import pathlib
 import re
 import runpy
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -231,13 +232,23 @@ def explain_errors(stopped: str, *, place: object = None, kept: str = "") -> Ite
 
 
 @contextlib.contextmanager
-def bar(name: str, size: int | None = None) -> Iterator[Callable[[int], object]]:
+def bar(name: str, size: int | None = None) -> Iterator[Callable[[int], None]]:
     """Shows a progress bar over bytes on stderr; gives the function that moves it on."""
     from tqdm import tqdm
 
     # Twice a second: a bar that is drawn for every tensor fills the log of a scheduler.
     with tqdm(total=size, desc=name, unit="B", unit_scale=True, mininterval=0.5) as progress:
-        yield progress.update
+
+        def advance(size: int) -> None:
+            progress.update(size)
+
+        yield advance
+
+
+def show_report(run: pathlib.Path) -> int:
+    """Has a run's page made and its tables printed by a program of its own; returns its exit status."""
+    sys.stdout.flush()
+    return subprocess.call([sys.executable, str(ROOT / "launch" / "tools" / "report.py"), str(run)])
 
 
 def refuse(message: str) -> NoReturn:

@@ -57,7 +57,7 @@ def study(words: Sequence[str]) -> None:
         from wovr_jax.core import processes
 
         # Joined only to be refused by each of them in the same words: a study runs in one process.
-        with processes.joined():
+        with processes.join():
             from wovr_jax.report import tables
             from wovr_jax.studies import runner
 

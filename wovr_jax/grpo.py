@@ -150,6 +150,7 @@ def valid_mask(success_BNT: Array, granularity: str = "step") -> Array:
 
     A trajectory without success is valid throughout.
     """
+    # A true episode ends there; what imagination makes of the time after it is nothing to learn from.
     if granularity == "none":
         return jnp.ones(success_BNT.shape, bool)
     if granularity == "chunk":
@@ -173,6 +174,7 @@ def returns(success_BNT: Array, gamma: float = 1.0, coef: float = 1.0, flicker: 
     # without, the mask ends with the first success and only that step pays.
     reward_BS = score_BS - previous_BS if flicker else score_BS
     valid_BS = valid_mask(success_BNT, "chunk" if flicker else "step").reshape(batch, -1)
+    # gamma^0 for the first step: a success at once is worth coef, not gamma * coef.
     discount_S = jnp.power(jnp.float32(gamma), jnp.arange(score_BS.shape[1], dtype=jnp.float32))
     return coef * stats.masked_sum(discount_S[None, :] * reward_BS, valid_BS, axis=1)
 
@@ -215,6 +217,7 @@ def weights(valid_BNT: Array, keep_B: Array, cfg: GRPOConfig) -> Array:
         per_step_B = 1.0 / (length_B / (cfg.horizon or places)) / places
     else:
         per_step_B = jnp.full_like(length_B, 1.0 / places)
+    # Over all rows, an iteration in which few groups differ has a smaller gradient; over the kept ones, as large a one.
     if cfg.denominator == "kept":
         per_step_B = per_step_B / jnp.maximum(jnp.sum(keep_B, dtype=jnp.float32), 1.0)
     else:
@@ -294,13 +297,15 @@ def chunk_loss(
     ratio_XTA = jnp.broadcast_to(jnp.exp(jnp.sum(log_ratio_XTA, axis=axes, keepdims=True)), logp_XTA.shape)
     # (X,) -> (X, 1, 1): every token of a trajectory shares its advantage.
     objective_XTA, clipped_XTA = clip_objective(ratio_XTA, advantage_X[:, None, None], cfg)
-    loss_XTA = -objective_XTA
+    loss_XTA = -objective_XTA  # a loss falls where the objective rises
     if cfg.kl:
         loss_XTA = loss_XTA + cfg.kl * _require(kl_XTA, "kl")
     if cfg.entropy:
+        # With a minus: a policy that still tries several actions is to be kept, and the loss is minimised.
         loss_XTA = loss_XTA - cfg.entropy * _require(entropy_XTA, "entropy")
     # The mean over A, so that the weight of a step does not depend on how many tokens it has.
     loss_XT = jnp.mean(jnp.where(valid_XTA, loss_XTA, 0.0), axis=2)
+    # The tally counts tokens, each as much as the other; the loss above weighs them by trajectory.
     nothing_XTA = jnp.zeros_like(logp_XTA)
     tally = Tally(
         tokens=jnp.sum(valid_XTA, dtype=jnp.float32),
@@ -333,6 +338,7 @@ def clip_objective(ratio: Array, advantage: Array, cfg: GRPOConfig) -> tuple[Arr
 
 def k3(log_ratio: Array) -> Array:
     """exp(x) - 1 - x of x = log q/p of a sample from p: unbiased for KL(p || q), never negative."""
+    # expm1 keeps the digits that exp(x) - 1 loses for the small x of a policy that hardly moved.
     return jnp.expm1(log_ratio) - log_ratio
 
 
@@ -349,6 +355,7 @@ def kept_groups(keep_B: Array, group: int) -> Array:
 def _none_before(flag_BS: Array) -> Array:
     """True where no earlier place of the row is True, hence at the first one itself too."""
     count_BS = flag_BS.astype(jnp.int32)
+    # The running count without the place itself: 0 up to and including the first True.
     return jnp.cumsum(count_BS, axis=1) - count_BS == 0
 
 

@@ -71,15 +71,16 @@ def imagine(
         # One key a chunk for the policy and one for the world, also where nobody acts: recorded actions are played
         # under the noise that the world had when the policy chose them.
         keys_B2 = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, n)))(key_B)
+        k_policy_B, k_world_B = keys_B2[:, 0], keys_B2[:, 1]
         with jax.named_scope("policy"):
             if recorded_BTA is None:
                 assert callable(actor)
-                token_BTA, logp_BTA, action_BTA = actor(frame_BHWC, start.prompt_BL, keys_B2[:, 0])
+                token_BTA, logp_BTA, action_BTA = actor(frame_BHWC, start.prompt_BL, k_policy_B)
             else:
                 action_BTA = recorded_BTA
                 token_BTA, logp_BTA = jnp.zeros(action_BTA.shape, jnp.int32), jnp.zeros_like(action_BTA)
         with jax.named_scope("world"):
-            state, frame_BTHWC, truth_BT = world.step(state, action_BTA, keys_B2[:, 1])
+            state, frame_BTHWC, truth_BT = world.step(state, action_BTA, k_world_B)
         with jax.named_scope("score"):
             prob_BT = score(frame_BTHWC, start.task_B, truth_BT)
         _check_chunk(batch, (token_BTA, logp_BTA, action_BTA), frame_BTHWC, (prob_BT, truth_BT))

@@ -121,6 +121,7 @@ def create(
     """
     frozen = freeze.frozen_paths(params, trainable)
     params = jax.tree.map(jnp.copy, params)
+    # Moments of the trained part only: of a frozen 7B model they would be 60 GB that nothing reads.
     opt_state = optimizer(cfg).init(freeze.split(params, frozen)[0])
     state = PolicyState(params, opt_state, jnp.zeros((), jnp.int32), jnp.asarray(rate, jnp.float32), frozen)
     return sharding.place(state, axes)
@@ -171,6 +172,7 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
         if cfg.grpo.kl and ref_params is None:
             raise ValueError(f"GRPOConfig.kl is {cfg.grpo.kl}: update needs ref_params, the reference policy")
         reference = ref_params if cfg.grpo.kl else None
+        # Advantages and weights need whole groups, so they are made before the rollouts are cut up and shuffled.
         signal = grpo.signal(imagined.success_BNT, cfg.grpo)
         samples = _cut_chunks(imagined, signal)
         trained, frozen = freeze.split(state.params, state.frozen)
@@ -184,6 +186,7 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
 
         def minibatch(carry: tuple, batch: tuple[Array, Array]) -> tuple[tuple, dict[str, Any]]:
             trained, opt_state, step = carry
+            # batch: indices (U, x) of the samples, and whether each counts.
             grads, loss, tally = _accumulate(loss_fn, trained, *batch)
             counts = jnp.any(batch[1])
 
@@ -196,6 +199,7 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
             report = {"loss": loss, "tally": tally, "grad_norm": optax.tree.norm(grads), "counts": counts}
             return (trained, opt_state, step + counts.astype(jnp.int32)), report
 
+        # Which samples count is the same in every epoch, as the flags are; the order is not.
         batches = _deal(_find_active(samples, cfg.grpo), key, cfg)
         begin = (trained, state.opt_state, state.step)
         (trained, opt_state, step), report_S = jax.lax.scan(minibatch, begin, batches)
@@ -240,6 +244,7 @@ def _cut_chunks(imagined: Imagined, signal: grpo.Signal) -> _Samples:
 
 def _find_active(samples: _Samples, cfg: GRPOConfig) -> Array:
     """Returns which samples have a gradient: those with some weight, and an advantage or a regulariser."""
+    # Without a regulariser an advantage of 0 makes a gradient of 0, and the forward pass can be saved.
     active_X = jnp.any(samples.weight_XT > 0, axis=1)
     return active_X if cfg.kl or cfg.entropy else active_X & (samples.advantage_X != 0)
 
@@ -282,6 +287,7 @@ def _accumulate(
         (more, aux), slope = jax.value_and_grad(loss_fn, has_aux=True)(trained, index_x, counts_x)
         return jax.tree.map(jnp.add, grads, slope), loss + more, tally.add(aux)
 
+    # A scan and not a vmap: one microbatch of activations is in memory at a time.
     def microbatch(total: tuple, xs: tuple[Array, Array]) -> tuple[tuple, None]:
         return jax.lax.cond(jnp.any(xs[1]), compute, lambda total, *_: total, total, *xs), None
 
@@ -305,6 +311,7 @@ def _loss(
         return jax.nn.log_softmax(logits_xTAK.astype(jnp.float32) / temperature)
 
     all_xTAK = log_probs(params)
+    # (x, T, A, K) -> (x, T, A): the log-probability of the token that was sampled.
     logp_xTA = jnp.take_along_axis(all_xTAK, sample.token_XTA[..., None], axis=-1)[..., 0]
     entropy_xTA = -jnp.sum(jnp.exp(all_xTAK) * all_xTAK, axis=-1)
     # With all K probabilities at hand the divergence is exact, where sampled tokens would only estimate it.
@@ -318,6 +325,7 @@ def _loss(
 
 def _summarise(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined, cfg: GRPOConfig) -> dict[str, Array]:
     """Returns means over the optimizer steps taken, and facts of the rollouts."""
+    # Means over the steps that were taken: a skipped one reports zeros, which nobody measured.
     tally_S, counts_S = report_S["tally"], report_S["counts"]
     tally = jax.lax.scan(lambda total, step: (total.add(step), None), grpo.Tally.zero(), tally_S)[0]
     steps = jnp.sum(counts_S, dtype=jnp.float32)

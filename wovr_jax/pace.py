@@ -19,9 +19,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from wovr_jax.core import config, history, machine, processes, sharding
+from wovr_jax.core import config, history, machine, sharding
 from wovr_jax.core.disk import write_json
-from wovr_jax.report import page
 from wovr_jax.report.results import Results, summarize
 from wovr_jax.run.bind import Products, bind_stages
 from wovr_jax.run.folder import Run
@@ -132,8 +131,6 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
         results = summarize_run(recipe, opened, time.perf_counter() - begin)
     opened.log.close()
     write_json(opened.folder / "results.json", results)
-    if processes.first():
-        page.write(opened.folder)
     return results
 
 

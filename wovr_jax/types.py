@@ -101,6 +101,7 @@ class Start:
     # Not seen by policy or world: which starts a share of the rollouts came from, and how late in the episode they are.
     keyframe_B: Array
     step_B: Array
+    # Known to who plays in the true environment; what is imagined must not depend on it.
     sim: Any = None
 
 

@@ -158,6 +158,6 @@ def test_inputs_that_are_not_the_configs(imported):
     plain = VLAConfig.fake()
     with pytest.raises(ValueError, match="expected None numbers of the robot's state, got 8"):
         jax.eval_shape(lambda p: network(plain)(p, FRAME[:, 0], PROMPT, STATE), network(plain).shapes())
-    with pytest.raises(ValueError, match="images >= 1"):
+    with pytest.raises(ValueError, match="images: expected at least 1"):
         VLAConfig(cfg.dino, cfg.siglip, cfg.llm, cfg.vocab_size, pad=cfg.pad, images=0)
     assert formats.part_of(cfg) == "policy"

@@ -203,7 +203,7 @@ def test_every_misfit_is_listed_at_once(tmp_path):
         ({"text_config": {"vocab_size": 32064}}, "vocab_size 32064 instead of 392"),
         ({"text_config": {"head_dim": 8}}, "head_dim 8 instead of 1"),
         ({"text_config": {"rope_parameters": {"rope_type": "yarn"}}}, "rope_type 'yarn' instead of 'default'"),
-        ({"pad_to_multiple_of": 200}, "policy vocabulary"),
+        ({"pad_to_multiple_of": 200}, "vocab_size: expected above 256"),
     ],
 )
 def test_policies_of_another_kind(change, message):

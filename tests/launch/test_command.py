@@ -35,17 +35,17 @@ def long(settings):
 STAND_IN = """
 import json, runpy, sys, types
 sys.argv = sys.argv[1:]
-pace, tables = types.ModuleType("wovr_jax.pace"), types.ModuleType("wovr_jax.report.tables")
+pace, results = types.ModuleType("wovr_jax.pace"), {}
 class Stopped(KeyboardInterrupt):
     signal = 15
 def run(job, settings, folder, allow_change):
     if settings["rounds"] in (7, 8):
         raise KeyboardInterrupt if settings["rounds"] == 7 else Stopped
-    return {"job": job, "settings": settings, "folder": str(folder)}
-pace.run, tables.render_text = run, json.dumps
-sys.modules["wovr_jax.pace"], sys.modules["wovr_jax.report.tables"] = pace, tables
+    results.update(job=job, settings=settings, folder=str(folder))
+pace.run, sys.modules["wovr_jax.pace"] = run, pace
 import wovr_jax
-wovr_jax.pace = pace
+from launch import command
+wovr_jax.pace, command.show_report = pace, lambda run: print(json.dumps(results))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -115,17 +115,19 @@ def test_the_last_word_counts_and_changes_of_unlisted_groups_meet(config_file):
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("job", "word", "says"),
     [
-        ("--config.evaluate.episods=3", "Did you mean config.evaluate.episodes?"),
-        ("--config.seed=abc", "config.seed: expected int, got 'abc'"),
+        ("train:pace", "--config.evaluate.episods=3", "Did you mean config.evaluate.episodes?"),
+        ("study:ladder", "--config.evaluate.episods=3", "Did you mean config.evaluate.episodes?"),
+        ("train:pace", "--config.seed=abc", "config.seed: expected int, got 'abc'"),
     ],
 )
-def test_the_package_refuses_what_it_does_not_know(tmp_path, word, says):
+def test_the_package_refuses_what_it_does_not_know(tmp_path, job, word, says):
     """The real thing, up to the strict construction of the settings."""
-    words = [f"--config={ROOT}/configs/pace.py", f"--run={tmp_path}/run", word]
+    door, config = job.split(":")
+    words = [f"--config={ROOT}/configs/{config}.py", f"--run={tmp_path}/run", word]
     done = subprocess.run(
-        [sys.executable, ROOT / "launch" / "train.py", *words], capture_output=True, text=True, timeout=120
+        [sys.executable, ROOT / "launch" / f"{door}.py", *words], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1
     assert says in done.stderr

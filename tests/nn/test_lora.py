@@ -72,7 +72,10 @@ def test_fresh_adapters_change_nothing(params, init):
 
 def test_the_width_of_a_fresh_a():
     params = {"layer": {"kernel": jax.ShapeDtypeStruct((400, 8), jnp.float32)}}
-    draw = lambda init: lora.init(jax.random.key(0), params, LoRAConfig(rank=50, init=init))["layer"]["lora_a"]  # noqa: E731
+
+    def draw(init):
+        return lora.init(jax.random.key(0), params, LoRAConfig(rank=50, init=init))["layer"]["lora_a"]
+
     assert float(draw("gaussian").std()) == pytest.approx(1 / 50, rel=0.03)
     assert 0.049 < float(jnp.abs(draw("kaiming")).max()) <= 0.05  # uniform within 1 / sqrt(400)
     assert float(draw("kaiming").std()) == pytest.approx(0.05 / math.sqrt(3), rel=0.03)
@@ -104,7 +107,10 @@ def test_training_and_checkpoint_hold_adapters_only(params, tmp_path):
 
     @jax.jit
     def step(own, state):
-        objective = lambda own: jnp.square(ADAPTED(lora.join(params, own), X) - target).mean()  # noqa: E731
+
+        def objective(own):
+            return jnp.square(ADAPTED(lora.join(params, own), X) - target).mean()
+
         value, gradient = jax.value_and_grad(objective)(own)
         update, state = optimiser.update(gradient, state)
         return optax.apply_updates(own, update), state, value
@@ -129,7 +135,10 @@ def test_a_bfloat16_kernel_is_merged_in_float32(params):
     own = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), adapters["blocks"]["inner"])
     exact = np.asarray(half["blocks"]["inner"]["kernel"], np.float64) + 2.0 * own["lora_a"] @ own["lora_b"]
     assert merged.dtype == jnp.bfloat16
-    error = lambda got: np.abs(np.asarray(got, np.float64) - exact) / np.abs(exact)  # noqa: E731
+
+    def error(got):
+        return np.abs(np.asarray(got, np.float64) - exact) / np.abs(exact)
+
     assert error(merged).max() <= 1.001 * 2.0**-8  # one rounding to eight binary digits, and no other
     early = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), adapters["blocks"]["inner"])
     assert error(half["blocks"]["inner"]["kernel"] + 2 * (early["lora_a"] @ early["lora_b"])).max() > 2.0**-7

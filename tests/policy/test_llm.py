@@ -33,8 +33,13 @@ def transformers_pair():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) + 0.1)
-    kernel = lambda layer: {"kernel": layer.weight.detach().numpy().T}  # noqa: E731
-    scale = lambda layer: {"scale": layer.weight.detach().numpy()}  # noqa: E731
+
+    def kernel(layer):
+        return {"kernel": layer.weight.detach().numpy().T}
+
+    def scale(layer):
+        return {"scale": layer.weight.detach().numpy()}
+
     blocks = [
         {name: kernel(getattr(layer.self_attn, f"{name}_proj")) for name in "qkvo"}
         | {name: kernel(getattr(layer.mlp, f"{name}_proj")) for name in ("gate", "up", "down")}

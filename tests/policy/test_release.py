@@ -97,8 +97,10 @@ def test_the_codec_is_the_one_asked_for(tmp_path):
     x = (np.linspace(-1, 1, 256)[:-1] + 1 / 255)[255 - 64]
     want = [0.5 * (x + 1) * (1 + 1e-8) - 0.5] * 6 + [-1.0]
     np.testing.assert_allclose(codec.decode(np.full((1, 7), 64))[0], want, atol=1e-6)
-    for key, message in (("kitchen", "expected an entry 'kitchen', the file has libero_goal_no_noops, bridge"),
-                         (None, "expected exactly one entry, the file has libero_goal_no_noops, bridge")):  # fmt: skip
+    for key, message in (
+        ("kitchen", "expected an entry 'kitchen', the file has libero_goal_no_noops, bridge"),
+        (None, "expected exactly one entry, the file has libero_goal_no_noops, bridge"),
+    ):
         with pytest.raises(StatisticsError, match=message):
             release.codec(tmp_path, key)
 

@@ -71,7 +71,10 @@ def test_frozen_parts_stay_and_the_rest_moves():
 
 
 def test_resumed_equals_uninterrupted():
-    start = lambda: train.make(CFG, SFTConfig.fake(), NET.init(KEY), data(), KEY)  # noqa: E731
+
+    def start():
+        return train.make(CFG, SFTConfig.fake(), NET.init(KEY), data(), KEY)
+
     whole, _ = run(*start(), 0, 4)
     half, _ = run(*start(), 0, 2)
     rest, _ = run(jax.tree.map(jnp.copy, half), start()[1], 2, 4)

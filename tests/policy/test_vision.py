@@ -48,9 +48,16 @@ def randomised(torch, module):
 def dino_pair():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     config = transformers.Dinov2WithRegistersConfig(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, hidden_act="gelu",
-        layer_norm_eps=1e-6, image_size=16, patch_size=4, num_register_tokens=4,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        image_size=16,
+        patch_size=4,
+        num_register_tokens=4,
+    )
     model = randomised(torch, transformers.Dinov2WithRegistersModel(config))
     with torch.no_grad():
         model.embeddings.position_embeddings[:, 0] = 0.0  # the release adds positions to patches only
@@ -74,9 +81,15 @@ def dino_pair():
 def siglip_pair():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     config = transformers.SiglipVisionConfig(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=24, hidden_act="gelu",
-        layer_norm_eps=1e-6, image_size=16, patch_size=4,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=24,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        image_size=16,
+        patch_size=4,
+    )
     model = randomised(torch, transformers.SiglipVisionModel(config))
     blocks = [
         attention(layer.self_attn, "out_proj")

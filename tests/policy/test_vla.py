@@ -106,9 +106,11 @@ def test_released_size():
 def test_released_size_traces():
     cfg = VLAConfig.openvla_7b()
     out = jax.eval_shape(
-        lambda p, f, t: network(cfg)(p, f, t), network(cfg).shapes(),
-        jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32), jax.ShapeDtypeStruct((2, 50), jnp.int32),
-    )  # fmt: skip
+        lambda p, f, t: network(cfg)(p, f, t),
+        network(cfg).shapes(),
+        jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32),
+        jax.ShapeDtypeStruct((2, 50), jnp.int32),
+    )
     assert out.shape == (2, 8, 7, 256) and out.dtype == jnp.float32
 
 
@@ -135,7 +137,7 @@ def test_a_trajectory_does_not_depend_on_its_batch():
 def test_impossible_configs_are_refused():
     with pytest.raises(ValueError, match="recipe"):
         VLAConfig.fake("causal")
-    with pytest.raises(ValueError, match="equally many patches"):
+    with pytest.raises(ValueError, match="equally many patches as dino"):
         dataclasses.replace(CFG, dino=dataclasses.replace(CFG.dino, image=32))
     with pytest.raises(ValueError, match="vocab_size"):
         dataclasses.replace(CFG, vocab_size=CFG.llm.rows + 1)

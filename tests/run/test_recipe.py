@@ -43,7 +43,7 @@ def _numbers(hint: Any, path: str, ranges: tuple[Any, ...] = ()) -> Iterator[tup
         for argument in arguments:
             yield from _numbers(argument, path)
     elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        assert "__wrapped__" in vars(vars(hint)["__init__"]), f"{hint.__name__} is not marked @checked"
+        assert hasattr(hint.__init__, "__wrapped__"), f"{hint.__name__} is not marked @checked"
         for name, inner in typing.get_type_hints(hint, include_extras=True).items():
             yield from _numbers(inner, f"{path}.{name}")
     elif hint in (int, float):

@@ -107,6 +107,7 @@ def open_peft(folder: str | os.PathLike, network: VLAConfig) -> Adapters:
     header = safetensors.header(folder / WEIGHTS)
     rank = settings["r"]
     # Which layers are adapted is read off the names in the file: every row that could be there, then those that are.
+    # (In float32, as any dtype does here: names and shapes are compared, nothing is written.)
     every = {path: Fact(shape, np.dtype(np.float32)) for path, shape in _shapes(network, ("*",), rank).items()}
     links = plan_export(str(folder), adapter_table(network), every).links
     targets = {
@@ -157,6 +158,7 @@ def write_native(opened: Adapters, folder: str | os.PathLike, name: str = "lora"
     beside = pathlib.Path(folder) / rest.folder_name(name)
     fresh = disk.fresh_folder(beside)
     try:
+        # Adapters of layers that the policy does not run, and the folder's other files, go back as they were.
         files = rest.other_files([opened.folder / WEIGHTS])
         kept = ((name, opened.read(name)) for name in opened.plan.kept)
         digests = rest.write(fresh, opened.plan.kept, kept, opened.folder, files)
@@ -190,6 +192,7 @@ def export(path: str | os.PathLike, folder: str | os.PathLike) -> list[pathlib.P
     if not isinstance(about, PolicyAdapters):
         raise FileError(f"{path} holds no adapters; --to peft writes adapters only.")
     leaves = {name: source.read(name) for name in source.facts}
+    # Adapters that were trained here have no rest; those that were imported may not go without theirs.
     digests = card.get("source", {}).get("rest")
     return write_peft(
         folder, about, leaves, rest.open_rest(path.with_name(rest.folder_name(path.stem)), digests) if digests else None
@@ -206,6 +209,7 @@ def write_peft(
     stream = [*checked.tensors(leaves.__getitem__), *((name, kept.read(name)) for name in beside if kept)]
     with disk.replace_file(folder / WEIGHTS) as fresh:
         safetensors.write(fresh, {**checked.tensor, **checked.kept}, stream, {"format": "pt"})
+    # A folder that came from PEFT gets its own config back, byte for byte, among the other files.
     if kept:
         return [folder / WEIGHTS, *kept.copy_files(folder)]
     disk.write_json(folder / CONFIG, peft_config(about.lora, checked.tensor), indent=2, each=True)

@@ -92,6 +92,7 @@ def _write_policy(
             f"{card}: the folder that torch loads also holds tensors and files which this policy does not have. "
             "Only a policy that was imported from a release can be written as one."
         )
+    # Every file of the rest is compared with its sum first: half of a release is worse than none.
     kept = rest.open_rest(card.with_name(rest.folder_name(card.stem)), origin["rest"])
     checked = plan_export(source.name, formats.table_of(cfg, kind), source.facts, kept.facts)
     facts = {**checked.tensor, **checked.kept}
@@ -106,6 +107,7 @@ def _write_policy(
     stale = [file.name for file in sorted(folder.glob("*")) if rest.WEIGHTS.fullmatch(file.name)]
     if stale := [name for name in stale if name not in names]:
         raise FileError(f"{folder} holds {', '.join(stale)}, which would be loaded with the new weights; remove them.")
+    # The policy's tensors and then the kept ones, in one stream over all shards.
     stream = itertools.chain(checked.tensors(source.read), ((name, kept.read(name)) for name in checked.kept))
     stream = _count(stream, progress)
     stream = splitter.without(stream) if splitter else stream

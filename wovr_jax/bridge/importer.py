@@ -171,10 +171,12 @@ def read_import(
     # Asked of another network, these would be ignored without a word.
     if (state or merge or images > 1) and kind.part != "policy":
         raise FileError(f"{source.name} is {kind}; pictures, state and adapters are a policy's.")
+    # A config that is given may ask for the state as well as the flag.
     state = state or bool(getattr(cfg, "proprio", 0))
     source, state_file = state_projector.join(source) if state else (source, None)
     if cfg is not None and formats.part_of(cfg) != kind.part:
         raise FileError(f"{source.name} is {kind}; the config given is for {formats.part_of(cfg)}.")
+    # A transformer that is conditioned on text becomes one of actions, unless it is to stay what it is.
     from_text = kind.is_text and not (text or isinstance(cfg, TextDiTConfig))
     if cfg is None:
         cfg = formats.config_of(source, kind, heads, recipe, images)
@@ -192,6 +194,7 @@ def read_import(
     facts = dict(checked.leaf)
     facts |= {path: Fact(shape, usual) for path, shape in formats.shapes(cfg).items() if path in checked.fresh}
     kept = dict(checked.kept)
+    # Only what will be written changes here; the plan keeps what will be read, and leaves are cast one by one.
     if dtype is not None:
         facts, kept = (
             {path: Fact(fact.shape, np.dtype(jnp.dtype(dtype))) for path, fact in group.items()}
@@ -209,6 +212,7 @@ def write_import(
     ready: Import, folder: str | os.PathLike, name: str | None = None, progress: Progress = lambda _: None
 ) -> pathlib.Path:
     """Writes an import in our own form and returns its json."""
+    # What an export needs to give the same file back, and no leaf holds.
     origin: dict[str, Any] = {
         "file": pathlib.Path(ready.source.name).name,
         "format": ready.kind.name,

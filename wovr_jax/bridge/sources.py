@@ -55,6 +55,7 @@ def open_source(path: str | os.PathLike) -> Source:
       FileError: damaged, incomplete, or not weights.
     """
     path = pathlib.Path(path).expanduser()
+    # By the name: a .pth is opened by torch, which must not be asked to guess.
     if path.suffix == ".pth":
         source = _open_pth(path)
     elif path.name.endswith((INDEX, ".safetensors")):
@@ -105,6 +106,7 @@ def _open_safetensors(path: pathlib.Path, files: list[pathlib.Path]) -> Source:
     if absent:
         raise FileError(f"{path}: {len(absent)} of its {len(files)} shards are not there: {', '.join(absent)}.")
     headers = [safetensors.header(file) for file in files]
+    # A name in two shards would silently be the later one; the plan reports it.
     home = {name: header for header in headers for name in header.facts}
     counts = collections.Counter(name for header in headers for name in header.facts)
     doubled = {name for name, count in counts.items() if count > 1}.union(*(header.doubled for header in headers))

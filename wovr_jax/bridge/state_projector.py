@@ -40,6 +40,7 @@ def join(source: Source) -> tuple[Source, dict[str, str]]:
     tensors = {NAMES + name.removeprefix(prefix): tensor for name, tensor in held.items()}
     facts = {name: torch_io.fact(tensor) for name, tensor in tensors.items()}
 
+    # One source for both files, so that the plan sees all tensors of the policy at once.
     def read(name: str) -> np.ndarray:
         return torch_io.to_numpy(tensors[name]) if name in tensors else source.read(name)
 

@@ -48,6 +48,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
         raise FileError(f"{path}: no such file.")
     refuse_pointer(path)
     content = _load(path)
+    # A release is the state dict itself; a training script saves it with the epoch and the optimizer beside it.
     container = next(
         (key for key in CONTAINERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None
     )
@@ -81,6 +82,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
 def from_numpy(array: np.ndarray) -> Any:
     """Returns the same bits as a torch tensor with memory of its own."""
     torch = _torch()
+    # A copy: torch would share the memory, which belongs to the leaf that is let go before the file is written.
     array = np.array(array, order="C")
     if array.dtype == _BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

@@ -56,6 +56,7 @@ class Between:
     also: tuple[float, ...] = ()
 
     def __contains__(self, number: float) -> bool:
+        # Every comparison with NaN is False, so "not below" would let it through; isfinite stops infinity too.
         above = number > self.low if self.low_open else number >= self.low
         below = number < self.high if self.high_open else number <= self.high
         return math.isfinite(number) and (number in self.also or (above and below))
@@ -106,13 +107,14 @@ def checked(cls: type[T]) -> type[T]:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         make(self, *args, **kwargs)
         faults: list[Fault] = []
-        for name, hint in _hints(cls).items():
+        # Each field first: what a class asks of several (a remainder, say) has no answer for a zero or a string.
+        for name, hint in _hints(type(self)).items():
             _read(hint, getattr(self, name), name, faults)
         if not faults and hasattr(self, "faults"):
             faults.extend(self.faults())
         if faults:
-            named = [(_join(cls.__name__, name), text) for name, text in faults]
-            raise ConfigError(_message(cls.__name__, named), faults)
+            kind = type(self).__name__
+            raise ConfigError(_message(kind, [(_join(kind, name), text) for name, text in faults]), faults)
 
     # The dataclass decorator has already made the constructor, so this is put around it.
     setattr(cls, "__init__", init)  # noqa: B010
@@ -145,7 +147,7 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -
 
 
 def to_dict(obj: Any) -> Any:
-    """The plain JSON form: dataclasses become dictionaries, tuples become lists."""
+    """Returns the plain JSON form: dataclasses become dictionaries, tuples become lists."""
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         return {field.name: to_dict(getattr(obj, field.name)) for field in dataclasses.fields(obj) if field.init}
     if isinstance(obj, Mapping):
@@ -158,11 +160,12 @@ def to_dict(obj: Any) -> Any:
 
 
 def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
-    """Where two configs (dataclasses or mappings) differ: dotted path -> (in a, in b).
+    """Returns where two configs (dataclasses or mappings) differ: dotted path -> (in a, in b).
 
     A field that only one side has is shown with ``None`` on the other side.
     """
     flat_a, flat_b = flatten(to_dict(a)), flatten(to_dict(b))
+    # In the order of a, so that differences are listed as the config declares its fields.
     names = list(flat_a) + [name for name in flat_b if name not in flat_a]
     pairs = {name: (flat_a.get(name), flat_b.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -184,7 +187,7 @@ def complete(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """The values of nested dictionaries by dotted path."""
+    """Returns the values of nested dictionaries by dotted path."""
     if not isinstance(tree, dict):
         return {path: tree}
     flat: dict[str, Any] = {}
@@ -195,7 +198,7 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    """The annotation of each field that the constructor takes, ranges included."""
+    """Returns the annotation of each field that the constructor takes, ranges included."""
     if not dataclasses.is_dataclass(cls):
         raise TypeError(f"expected a dataclass, got {cls!r}.")
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -203,16 +206,17 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _message(where: str, faults: Sequence[Fault]) -> str:
-    """One fault in a line; several in a list under a line that counts them."""
+    """Writes one fault as a line; several as a list under a line that counts them."""
     lines = [f"{name}: {text}" for name, text in faults]
     return lines[0] if len(lines) == 1 else "\n  ".join([f"{where}: {len(lines)} settings do not fit:", *lines])
 
 
 def _build(cls: Any, mapping: Any, where: str, faults: list[Fault]) -> Any:
-    """An object of ``cls``; None, and something in ``faults``, where there can be none."""
+    """Makes an object of ``cls``; where there can be none, returns None and adds to ``faults``."""
     if not isinstance(mapping, Mapping):
         faults.append((where, f"expected a mapping with fields of {cls.__name__}, got {_show(mapping)}."))
         return None
+    # One list runs through the whole tree; what is new in it at the end is this group's.
     hints, before = _hints(cls), len(faults)
     if SIZE in mapping and SIZE not in hints:
         sizes = [name for name, member in vars(cls).items() if isinstance(member, classmethod) and name[0] != "_"]
@@ -222,6 +226,7 @@ def _build(cls: Any, mapping: Any, where: str, faults: list[Fault]) -> Any:
         else:
             known = ", ".join(sizes) or "none"
             faults.append((_join(where, SIZE), f"{cls.__name__} has no size {size!r}; it has {known}."))
+    # No fault ends the loop: whoever mends one setting wants to know of the others too.
     values: dict[str, Any] = {}
     for name, value in mapping.items():
         if name in hints:
@@ -239,6 +244,7 @@ def _build(cls: Any, mapping: Any, where: str, faults: list[Fault]) -> Any:
     try:
         return cls(**values)
     except ConfigError as error:
+        # Their names are relative to the object; here is where it hangs in the tree.
         own = error.faults or [("", str(error))]
         faults.extend((_join(where, name), text) for name, text in own)
     except ValueError as error:  # a class that checks itself in its own way
@@ -247,11 +253,12 @@ def _build(cls: Any, mapping: Any, where: str, faults: list[Fault]) -> Any:
 
 
 def _read(hint: Any, value: Any, where: str, faults: list[Fault]) -> Any:
-    """``value`` as the annotation ``hint`` has it; where it cannot be, ``faults`` says so."""
+    """Returns ``value`` as the annotation ``hint`` has it; where it cannot be that, adds to ``faults``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
     if origin is Annotated:
+        # The plain type first: a string has no place in a range, and its fault is the type.
         before, value = len(faults), _read(arguments[0], value, where, faults)
         for range_ in arguments[1:]:
             if isinstance(range_, Between) and len(faults) == before and value not in range_:
@@ -273,7 +280,9 @@ def _read(hint: Any, value: Any, where: str, faults: list[Fault]) -> Any:
         item = arguments[1] if arguments else Any
         return {name: _read(item, one, _join(where, name), faults) for name, one in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        # An instance has checked itself when it was made.
         return value if isinstance(value, hint) else _build(hint, value, where, faults)
+    # 1 for 1.0 is meant, and JSON makes no difference between them; the other way round something would be lost.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     # bool is a subclass of int: True must not pass for a number.
@@ -291,7 +300,7 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str, faults: list[F
         result = _read(option, value, where, problems)
         if not problems:
             return result
-        if len(options) == 1:
+        if len(options) == 1:  # LoRAConfig | None: the one option knows best what is wrong
             faults.extend(problems)
             return value
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
@@ -305,7 +314,7 @@ def _read_tuple(hints: tuple[Any, ...], value: Any, where: str, faults: list[Fau
         return value
     if not hints:
         return tuple(value)
-    if len(hints) == 2 and hints[1] is Ellipsis:
+    if len(hints) == 2 and hints[1] is Ellipsis:  # tuple[int, ...], as long as the value is
         hints = (hints[0],) * len(value)
     if len(hints) != len(value):
         faults.append((where, f"expected {len(hints)} values, got {len(value)}: {value!r}."))
@@ -315,7 +324,7 @@ def _read_tuple(hints: tuple[Any, ...], value: Any, where: str, faults: list[Fau
 
 
 def _merge(cls: Any, base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """``change`` laid over ``base``, both fields of ``cls`` (or of a plain dictionary, None), group by group."""
+    """Lays ``change`` over ``base``, both fields of ``cls`` (or of a plain dictionary, None), group by group."""
     merged = dict(base)
     for name, value in change.items():
         nested = _nested(_hints(cls).get(name)) if cls else None
@@ -327,7 +336,7 @@ def _merge(cls: Any, base: Mapping[str, Any], change: Mapping[str, Any]) -> dict
 
 
 def _nested(hint: Any) -> Any:
-    """The dataclass of an annotation such as ``LoRAConfig`` or ``LoRAConfig | None``; None where there is none."""
+    """Returns the dataclass of an annotation such as ``LoRAConfig`` or ``LoRAConfig | None``, or None."""
     options = (hint, *typing.get_args(hint))
     return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
 

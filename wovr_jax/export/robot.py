@@ -213,6 +213,7 @@ def make_prompter(recipe: Mapping[str, Any]) -> Callable[[str], np.ndarray]:
     # Other lengths or words would shift every token's position, so all three come from the recipe.
     if recipe["kind"] == "words":
         return Tokenizer(tuple(recipe["words"]), recipe["length"], recipe["action_bins"]).prompt
+    # A table: the release's tokenizer needs transformers, which a robot need not have.
     rows = {text: np.asarray(row, np.int32) for text, row in recipe["rows"].items()}
 
     def look_up(instruction: str) -> np.ndarray:

@@ -177,6 +177,7 @@ def from_import(
     cfg, weights, _ = native.open_native(card, verify=True)
     if not isinstance(cfg, VLAConfig):
         raise SourceError(f"{card} is a {type(cfg).__name__}, not a policy.")
+    # Beside the card, because an import folder may be moved as a whole.
     files = card.with_name(folder_name(card.stem)) / FILES
     if not files.is_dir():
         raise SourceError(f"{files} is missing: it holds the release's tokenizer and statistics. Import it again.")

@@ -69,6 +69,7 @@ class LlamaBlock(nnx.Module):
             return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
 
         self.heads = cfg.heads
+        # No biases and two norms, the names of the released layers shortened.
         self.norm1 = RMSNorm(cfg.width, eps=cfg.eps)
         self.q, self.k, self.v = (dense(cfg.width, cfg.width) for _ in range(3))
         self.o = dense(cfg.width, cfg.width, small)

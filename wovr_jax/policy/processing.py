@@ -97,7 +97,7 @@ def frames(recipe: Processing, camera: Array) -> Array:
         )
     # (..., H, W, 3) -> (B, H, W, 3), and pixels as whole numbers in float32 until the last line.
     x_BHWC = jnp.asarray(camera).reshape(-1, *camera.shape[-3:]).astype(jnp.float32)
-    if recipe.jpeg:
+    if recipe.jpeg:  # training read its pictures from JPEG files, so the stack codes the camera's too
         x_BHWC = jpeg.round_trip(x_BHWC, recipe.jpeg)
     x_BHWC = resize(x_BHWC, recipe.size, recipe.kernel)
     if recipe.crop < 1.0:
@@ -151,6 +151,7 @@ def proprio(statistics: Mapping[str, Any], state: Array) -> Array:
     Raises:
       ValueError: another number of values than the statistics have.
     """
+    # Quantiles, not extremes: one wild reading would press all others together.
     low, high = (jnp.asarray(statistics[name], jnp.float32) for name in ("q01", "q99"))
     if state.shape[-1:] != low.shape:
         raise ValueError(f"robot state: expected {len(low)} values, as in the statistics, got shape {state.shape}")

@@ -95,6 +95,7 @@ class Tokenizer:
                 f"instruction {task!r}: expected words of the policy's vocabulary, got unknown {unknown}; "
                 "reword it or add the words to wovr_jax/policy/tokenizer.py (this changes the token ids)"
             )
+        # The begin id is not in the text; the lone space at its end is where the first action is read.
         return [self.bos] + [index[piece] for piece in pieces]
 
     def prompt(self, task: str) -> np.ndarray:

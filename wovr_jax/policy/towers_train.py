@@ -103,6 +103,7 @@ class Parser(nnx.Module):
         token_BPD = self.tower(frame_BHWC)
         # (B, P, D) -> (B, D): a mean and a linear head leave positions in a form that layers behind can threshold.
         mean_BD = token_BPD.mean(axis=1)
+        # (B, O * 2 * bins) -> (B, O, 2, bins)
         position = self.position(mean_BD).reshape(-1, self.cfg.objects, 2, self.cfg.bins)
         return position, self.attribute(mean_BD), self.cover(token_BPD)
 
@@ -153,6 +154,7 @@ class TowerObjective(Objective):
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW with warm-up and a cosine to zero."""
         how = self.train
+        # A tenth of a short training is its warm-up, and never more than a hundred steps.
         rate = optimizers.warmup_cosine(how.lr, min(100, how.steps // 10 + 1), how.steps)
         return optimizers.build("adamw", rate, clip=how.clip, decay=how.weight_decay)
 
@@ -179,6 +181,7 @@ def make(
       draw: ``draw(key, batch) -> Scenes``, traced into the step: every batch is fresh.
       key: for parameters and scenes.
     """
+    # Parameters and scenes from keys of their own: a larger tower is shown the same scenes.
     k_init, k_data = jax.random.split(key)
     params = network(tower, cfg).init(k_init)
     return train_step.make(TowerObjective(tower, cfg, draw), params, train_step.resident(()), k_data)
@@ -200,6 +203,7 @@ def _goal(cfg: TowerTraining, scenes: Scenes) -> tuple[Array, Array]:
     """Returns what the position head should say, (B, O, 2) in [0, 1], and where it counts, (B, O)."""
     if cfg.objective == "where":
         return scenes.position_BO2, scenes.present_BO
+    # From [-1, 1] into the bins' [0, 1]: a half is the first object's own place.
     relative = scenes.position_BO2 - scenes.position_BO2[:, :1]
     # Both objects have to be in the picture, and the first one is always where it is.
     counts = scenes.present_BO & scenes.present_BO[:, :1]
@@ -210,6 +214,7 @@ def _coverage(scenes: Scenes, patches: int) -> Array:
     """Returns bool (B, patches, O): the patch's square overlaps the object's square."""
     side = round(patches**0.5)
     centre = (jnp.arange(side) + 0.5) / side
+    # Rows of patches run down the picture, as the tower flattens them: y changes slowest.
     y, x = jnp.meshgrid(centre, centre, indexing="ij")
     patch_P2 = jnp.stack([x.ravel(), y.ravel()], axis=-1)
     # (1, P, 1, 2) - (B, 1, O, 2) -> (B, P, O): squares overlap when the larger of both offsets is below half their sum.

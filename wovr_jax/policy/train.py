@@ -153,6 +153,7 @@ class SFTObjective(Objective):
         """Returns what stays as it is and what is trained, fresh adapters from ``key`` among it."""
         if self.train.lora is not None:
             return params, lora.init(key, params, self.adapters)
+        # Whole parts, by their names at the top: no gradient and no moments are made for what is fixed.
         fixed = {name: part for name, part in params.items() if name in self.train.frozen}
         return fixed, {name: part for name, part in params.items() if name not in fixed}
 
@@ -191,6 +192,7 @@ def make(
     """
     _check_frozen(cfg, train)
     objective = SFTObjective(cfg, train)
+    # Fresh adapters come from a key that no step folds in.
     fixed, trained = objective.split(params, jax.random.fold_in(key, ADAPTERS))
     return train_step.make(objective, trained, train_step.resident(data), key, fixed=fixed)
 
@@ -314,6 +316,7 @@ def make_rl_policy(cfg: VLAConfig, adapters: PolicyLoRA | None, frozen: Sequence
         return RLPolicy(network(cfg), lambda params, key: params, lambda params: params)
     resolved = resolve_targets(cfg, adapters, frozen)
 
+    # Adapters start at a product of zero, so the first rollouts are the plain policy's.
     def begin(params: Params, key: Array) -> Params:
         return lora.join(params, lora.init(key, params, resolved))
 

@@ -121,6 +121,7 @@ class TowerBlock(nnx.Module):
         self.norm2 = LayerNorm(cfg.width, eps=1e-6)
         self.fc1 = dense(cfg.width, cfg.mlp)
         self.fc2 = dense(cfg.mlp, cfg.width)
+        # LayerScale begins at one here: fresh towers are small and few blocks deep.
         self.ls1 = nnx.Param(jnp.ones(cfg.width)) if cfg.layer_scale else None
         self.ls2 = nnx.Param(jnp.ones(cfg.width)) if cfg.layer_scale else None
 
@@ -148,6 +149,7 @@ class Tower(nnx.Module):
         self.cfg = cfg
         patch = (cfg.patch, cfg.patch)  # window and stride: patches do not overlap
         self.patch_embed = nnx.Conv(3, cfg.width, patch, patch, padding="VALID", dtype=jnp.dtype(cfg.dtype), rngs=rngs)
+        # Added to patches at the size of training only; another size of picture is resized, not the positions.
         self.pos_embed = normal(1, cfg.patches, cfg.width)
         self.prefix = normal(1, cfg.prefix, cfg.width) if cfg.prefix else None
         self.blocks = stack(lambda r: TowerBlock(cfg, rngs=r), cfg.depth - 1, rngs)

@@ -95,11 +95,8 @@ class VLAConfig:
     def faults(self) -> Faults:
         """Yields towers of different grids, and ids that the language model has no row for."""
         if self.dino.patches != self.siglip.patches:
-            yield (
-                "siglip",
-                "features are joined on channels, so both towers need equally many patches, got "
-                f"{self.dino.patches} (dino) and {self.siglip.patches} (siglip)",
-            )
+            # Their features are joined on channels, patch by patch.
+            yield "siglip", f"expected equally many patches as dino, {self.dino.patches}, got {self.siglip.patches}"
         if not BINS < self.vocab_size <= self.llm.rows:
             yield "vocab_size", f"expected above {BINS} and at most llm.rows={self.llm.rows}, got {self.vocab_size}"
         for name in ("pad", "stop"):
@@ -176,6 +173,7 @@ class VLA(nnx.Module):
 
     def __init__(self, cfg: VLAConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
+        # Names are paths of parameters, in checkpoints and in tables of weights: not to be changed.
         self.dino = Tower(cfg.dino, rngs=rngs)
         self.siglip = Tower(cfg.siglip, rngs=rngs)
         self.projector = Projector(cfg, rngs=rngs)
@@ -243,6 +241,7 @@ class VLA(nnx.Module):
         text_BLD = self.llm.embed(prompt_BL)
         # The slots say nothing: with parallel decoding no action is fed back, and only the position tells them apart.
         slot_BLD = jnp.zeros((batch, self.cfg.slots, width), text_BLD.dtype)
+        # The pictures stand behind the begin id, as OpenVLA puts them, and before every word.
         parts = [text_BLD[:, :1], patch_BPD, text_BLD[:, 1:], slot_BLD]
         if self.cfg.recipe == "oft":
             parts.append(self.llm.embed(jnp.full((batch, 1), self.cfg.stop)))
@@ -307,6 +306,7 @@ def policy(
         chex.assert_axis_dimension(key_B, 0, len(frame_BHWC), custom_message="policy: key_B, one key a trajectory")
         logits = net(params, frame_BHWC, prompt_BL, state_BR)
         token = actions.sample(logits, key_B, scale) if temperature > 0.0 else actions.greedy(logits)
+        # Sampled here, on the device: the whole rollout is one program.
         return token, actions.log_prob(logits, token, scale), codec.decode(token)
 
     return act

@@ -103,6 +103,7 @@ class Residual(nnx.Module):
         self.norm1 = _norm(cfg, width, rngs)
         self.conv2 = _conv(cfg, width, width, 3, 1, rngs)
         self.norm2 = _norm(cfg, width, rngs)
+        # Where the shape stays the shortcut is the input itself.
         changes = stride != 1 or width_in != width
         self.shortcut = _conv(cfg, width_in, width, 1, stride, rngs) if changes else None
 
@@ -119,6 +120,7 @@ class Classifier(nnx.Module):
 
     def __init__(self, cfg: RewardConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
+        # Names are paths of parameters, and rows of the released files' table (``reward.weights``).
         self.stem = _conv(cfg, 3, cfg.widths[0], cfg.stem_kernel, cfg.stem_stride, rngs)
         self.stem_norm = _norm(cfg, cfg.widths[0], rngs)
         self.blocks = nnx.Dict()
@@ -196,6 +198,7 @@ def score(cfg: RewardConfig, params: Params) -> Callable[[Array, Array, Array | 
         batch, steps = frame_BTHWC.shape[:2]
         # (B, T, H, W, 3) -> (B * T, H, W, 3): frames are judged one by one, each with the task of its row.
         logit_X = pure(params, frame_BTHWC.reshape(batch * steps, *frame_BTHWC.shape[2:]), jnp.repeat(task_B, steps))
+        # (B * T,) -> (B, T); a probability, for thresholds are chosen on it and a dense reward may use it.
         return jax.nn.sigmoid(logit_X).reshape(batch, steps)
 
     return scorer

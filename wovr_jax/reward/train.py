@@ -72,11 +72,8 @@ class RewardTrainConfig:
     def faults(self) -> Faults:
         """Yields shares that fill more than a batch."""
         if min(self.counts) < 0:
-            yield (
-                "positive",
-                f"expected shares of at most 1 together, got positive={self.positive}, extra={self.extra}, "
-                f"swap={self.swap}",
-            )
+            shares = f"positive={self.positive}, extra={self.extra}, swap={self.swap}"
+            yield "positive", f"expected shares of at most 1 together, got {shares}"
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
@@ -128,8 +125,9 @@ def dataset(
     lengths = {"frame": len(frame_XHWC), "label": len(label_X), "task": len(task_X), "extra": len(extra_X)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"reward data: one entry a frame expected, got {lengths}")
+    # Extra frames are drawn from their own pool alone, or their share of a batch would depend on how many there are.
     pools = [np.flatnonzero(pool).astype(np.int32) for pool in (label_X & ~extra_X, ~label_X & ~extra_X, extra_X)]
-    for name, pool in zip(("success", "failure"), pools, strict=False):
+    for name, pool in zip(("success", "failure"), pools, strict=False):  # the extra pool may be empty
         if not len(pool):
             raise ValueError(
                 f"reward data: none of {len(label_X)} frames is a {name}, so the classifier cannot learn to tell; "
@@ -167,7 +165,9 @@ class RewardObjective(Objective):
         """Cross-entropy; batch normalisation leaves new running statistics behind."""
         del fixed
         frame_BHWC, label_B, task_B = batch
+        # In training batch normalisation takes the batch's own mean and variance, and averages them for use.
         logit_B, seen = classifier.network(self.cfg).mutate(params, frame_BHWC, task_B, train=True, key=key)
+        # A logit above 0 is a probability above a half; the threshold of use is chosen after training.
         accuracy = jnp.mean((logit_B > 0) == label_B, dtype=jnp.float32)
         return cross_entropy(logit_B, label_B, self.train.pos_weight), {"accuracy": accuracy}, seen
 
@@ -193,11 +193,13 @@ def make(
     """
     if training.extra and not data.extra_E.size:
         raise ValueError(f"RewardTrainConfig.extra is {training.extra}, but dataset(extra_X=...) marked no frames")
+    # Without a task head the classifier cannot see which instruction a success is shown under.
     if training.swap and (cfg.head != "task" or data.task_K.size < 2):
         raise ValueError(
             f"RewardTrainConfig.swap is {training.swap}: it needs the task head (this one is {cfg.head!r}) and at "
             f"least two tasks (the data has {data.task_K.size})"
         )
+    # On a device an index beyond the embedding's table raises nothing.
     largest = int(data.task_K[-1])
     if cfg.head == "task" and largest >= cfg.tasks:
         raise ValueError(f"RewardConfig.tasks is {cfg.tasks}, but the data has task {largest}")
@@ -231,6 +233,7 @@ def cross_entropy(logit_B: Array, label_B: Array, pos_weight: float = 1.0) -> Ar
     """Returns the mean binary cross-entropy, successes weighted (torch's ``BCEWithLogitsLoss(pos_weight=...)``)."""
     # log(sigmoid(x)) computed as it stands is log(0) for very negative x.
     success_B, failure_B = jax.nn.log_sigmoid(logit_B), jax.nn.log_sigmoid(-logit_B)
+    # The mean over all frames, as torch takes it, and not over their weights.
     return -jnp.mean(jnp.where(label_B, pos_weight * success_B, failure_B))
 
 

@@ -37,6 +37,7 @@ Layouts = Annotated[int, Between(0, 1_000_000)]
 """A number of start layouts for one purpose; more would run into those of the next (``sim.arena.layouts``)."""
 
 SomeLayouts = Annotated[int, Between(1, 1_000_000)]
+"""The same, of which a run needs at least one."""
 
 COLLECTIONS = 7
 """Collections of a run: an eighth would take the layouts of online RL, a ninth those of the evaluation."""
@@ -129,7 +130,7 @@ class DreamConfig:
 
     groups: Count = 12
     chunks: Count = 3
-    updates: tuple[Natural, ...] = (12, 12)
+    updates: tuple[Natural, ...] = (12, 12)  # 0: a round that only collects and refreshes
     rates: tuple[NonNegative, ...] = (1.0,)
     world: Literal["learned", "true", "shadow"] = "learned"
     reward: Literal["learned", "true"] = "learned"
@@ -234,6 +235,7 @@ class Recipe:
 def _fit_networks(recipe: Recipe) -> Faults:
     """Yields where policy, world model, classifier and environment do not speak of the same things."""
     policy, world, libero = recipe.policy, recipe.world, recipe.libero
+    # The actions of a chunk are what the world model turns into the frames of a chunk.
     if policy.chunk != world.chunk:
         # One imagines what the other does.
         yield "world.chunk", f"expected policy.chunk={policy.chunk}, got {world.chunk}"
@@ -246,6 +248,7 @@ def _fit_networks(recipe: Recipe) -> Faults:
     if unknown := set(recipe.sft.frozen) - set(vla.PARTS):
         yield "sft.frozen", f"expected parts of the policy, {', '.join(vla.PARTS)}, got {', '.join(sorted(unknown))}"
 
+    # Rollouts are made of whole chunks, and what is left of an episode would be cut off without a word.
     name, steps = ("sim.horizon", recipe.sim.horizon) if libero is None else ("libero.steps", libero.steps)
     if steps % policy.chunk:
         yield name, f"expected a multiple of the policy's chunk, {policy.chunk}, got {steps}"
@@ -255,6 +258,7 @@ def _fit_networks(recipe: Recipe) -> Faults:
     if not size or size % side:
         yield name, f"expected a multiple of {side} pixels, the side of a token of the world model, got {size}"
 
+    # The classifier embeds the index of a task; on LIBERO it is the index in the suite, whichever tasks are in use.
     tasks = len(INSTRUCTIONS) if libero is None else libero.last_task + 1
     if recipe.reward.head == "task" and recipe.reward.tasks < tasks:
         yield "reward.tasks", f"expected at least the {tasks} tasks of the environment, got {recipe.reward.tasks}"
@@ -266,14 +270,12 @@ def _fit_batches(recipe: Recipe) -> Faults:
     """Yields batches that the mesh does not divide, and minibatches without a sample."""
     dream, learner = recipe.dream, recipe.learner
     rollouts = dream.groups * learner.grpo.group
-    samples = rollouts * dream.chunks
+    samples = rollouts * dream.chunks  # a sample is a chunk
     if learner.minibatches > samples:
-        yield (
-            "learner.minibatches",
-            f"expected at most the {samples} samples of an iteration (dream.groups x learner.grpo.group x "
-            f"dream.chunks), got {learner.minibatches}",
-        )
-    mesh = recipe.mesh
+        # With more, some would be dealt no sample and take no optimizer step.
+        what = f"expected at most the {samples} samples of an iteration (groups x group x chunks)"
+        yield "learner.minibatches", f"{what}, got {learner.minibatches}"
+    mesh = recipe.mesh  # data and fsdp cut a batch, tensor does not
     if -1 in (mesh.data, mesh.fsdp):
         return  # what is left is known where the devices are: core.sharding refuses then
     pieces = mesh.data * mesh.fsdp
@@ -286,10 +288,12 @@ def _fit_batches(recipe: Recipe) -> Faults:
         "world_train.batch": recipe.world_train.batch,
         "reward_train.batch": recipe.reward_train.batch,
     }
+    # What this run does not train has no batch.
     batches |= {"sft.batch": recipe.sft.batch} if recipe.sft.steps else {}
     batches |= {} if recipe.vae else {"vae_train.batch": recipe.vae_train.batch}
     for name, batch in batches.items():
         if batch % pieces:
+            # Of two factors neither is to blame alone, so both are shown.
             what = f"{batch} rollouts of {learner.grpo.group} a group" if name == "dream.groups" else batch
             yield name, f"expected a multiple of {pieces}, mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp}, got {what}"
 
@@ -308,6 +312,7 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
     if len(recipe.towers) not in (0, 2):
         yield "towers", f"expected the names of two towers, DINOv2 and SigLIP, or none, got {recipe.towers}"
 
+    # Each of these reads the demonstrations, and some only after hours of other stages.
     needs = {
         "imitation (sft.steps)": recipe.sft.steps,
         "the run's own VAE (vae)": not recipe.vae,
@@ -318,14 +323,16 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "collect.demonstrations", f"expected at least 1, which {needed} are made of, got 0"
     if recipe.sft.steps and not recipe.collect.validation:
         yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
-    if not recipe.seeds:
+    if not recipe.seeds:  # a study without a run has no table
         yield "seeds", "expected the seed of at least one run, got none"
+    # Without PACE there is one collection, however many rounds follow.
     if recipe.pace and recipe.rounds > COLLECTIONS:
         yield "dream.updates", f"expected at most {COLLECTIONS} rounds, each with a collection, got {recipe.rounds}"
 
 
 def _fit_environment(recipe: Recipe) -> Faults:
     """Yields what LIBERO, which no compiled program can hold, cannot do."""
+    # Keyframes start in the middle of an episode, which a simulator on the host cannot be put into.
     kinds = (recipe.dream.world, recipe.dream.reward)
     share = recipe.starts.share
     if recipe.libero and (kinds not in (("learned",) * 2, ("true",) * 2) or ("true" in kinds and share)):
@@ -356,12 +363,15 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str,
     A retired setting is a difference only where it contradicts its successor, and one that was not known yet only where
     it is asked for with another value than its default.
     """
+    # Not by way of from_dict: a folder may hold what would be refused today, and its differences are to be told all the
+    # same.
     present = (config.complete(Recipe, _without_retired(settings)) for settings in (there, asked))
     return config.diff(*present) | _contradictions(there, asked)
 
 
 def _contradictions(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns retired settings of ``there`` that say something else than their successors in ``asked``."""
+    # Before the retired names are taken out, which is where their values stand.
     old, new = config.flatten(config.to_dict(there)), config.flatten(config.to_dict(asked))
     pairs = {name: (old[name], new[now]) for name, now in RETIRED.items() if name in old and now in new}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

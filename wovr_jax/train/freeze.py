@@ -27,6 +27,7 @@ def all_but(*names: str) -> Callable[[Params], Params]:
     """
 
     def mask(params: Params) -> Params:
+        # The slash at the end keeps "dino" from freezing "dino_head" as well.
         flat = traverse_util.flatten_dict(params)
         inside = {name: [path for path in flat if f"{_slashed(path)}/".startswith(f"{name}/")] for name in names}
         for name, paths in inside.items():
@@ -47,6 +48,7 @@ def frozen_paths(params: Params, trainable: Mask | None) -> frozenset[Path]:
     if trainable is None:
         return frozenset()
     mask = trainable(params) if callable(trainable) else trainable
+    # By path, because a mask may be a plain dict where the parameters are another kind of mapping.
     flat, flags = traverse_util.flatten_dict(params), traverse_util.flatten_dict(mask)
     if set(flat) != set(flags):
         odd = sorted(_slashed(path) for path in set(flat) ^ set(flags))
@@ -59,6 +61,7 @@ def frozen_paths(params: Params, trainable: Mask | None) -> frozenset[Path]:
 
 def split(params: Params, frozen: frozenset[Path]) -> tuple[Params, dict[Path, Array]]:
     """Returns the trained parameters as a nested dict without the frozen ones, and the frozen ones by path."""
+    # The frozen part stays flat: unflattened it would look like a tree of parameters, which half of one is not.
     flat: dict[Path, Any] = traverse_util.flatten_dict(params)
     trained = {path: leaf for path, leaf in flat.items() if path not in frozen}
     return traverse_util.unflatten_dict(trained), {path: flat[path] for path in flat if path in frozen}

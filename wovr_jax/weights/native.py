@@ -179,7 +179,7 @@ def open_native(path: str | os.PathLike, *, verify: bool = False) -> tuple[Any, 
     path = pathlib.Path(path)
     about = describe(path)
     weights = path.with_suffix(".safetensors")
-    if verify:
+    if verify:  # a pass of its own: whoever opens a source reads its leaves in any order
         _compare_digest(path, about, disk.sha256(weights))
     cfg = _config(path, about)
     opened = safetensors.header(weights)
@@ -328,12 +328,14 @@ def _restore(path: pathlib.Path, shapes: Params, places: Any) -> Params:
         # arrays take no memory until they are written to.
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
         return jax.tree.map(jnp.asarray, checkpoint.restore(path, like))
+    # Orbax reads for each device the pieces that lie on it.
     like = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, places)
     return checkpoint.restore(path, like)
 
 
 def _refuse_another_network(path: pathlib.Path, shapes: Params) -> None:
     """Raises FileError unless the json's weights have exactly the leaves of ``shapes``; reads the header only."""
+    # Shapes alone: leaves are cast to the network's dtype anyway.
     facts = safetensors.header(path.with_suffix(".safetensors")).facts
     file = {name: str(fact.shape) for name, fact in facts.items()}
     network = {name.replace("/", "."): str(tuple(leaf.shape)) for name, leaf in flatten(shapes).items()}

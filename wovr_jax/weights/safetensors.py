@@ -145,7 +145,7 @@ def header(path: str | os.PathLike) -> Header:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileError(f"{path}: no such file.")
-    refuse_pointer(path)
+    refuse_pointer(path)  # first: read as safetensors, its few lines would only be "cut short"
     size, doubled = path.stat().st_size, []
 
     def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def header(path: str | os.PathLike) -> Header:
 def _entry(path: pathlib.Path, name: str, entry: Mapping[str, Any], start: int, size: int) -> tuple[Fact, int]:
     try:
         fact = Fact(tuple(map(int, entry["shape"])), _CODES[entry["dtype"]])
-        begin, end = entry["data_offsets"]
+        begin, end = entry["data_offsets"]  # counted from the end of the header
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path}: the header's entry for {name!r} cannot be read: {entry}.") from error
     # Both would be noticed on reading at the latest; here it is before hours of work, and with the reason.

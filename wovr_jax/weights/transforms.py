@@ -50,6 +50,7 @@ class Kernel:
     """(O, I, *window) of torch to (*window, I, O): linear layers and convolutions of any rank."""
 
     def theirs(self, shape: Shape) -> Shape:
+        # torch keeps a weight as outputs x inputs and multiplies by its mirror; here x @ kernel reads as it is written.
         if len(shape) < 2:
             raise ValueError(f"a kernel has two axes or more, not {shape}")
         return (shape[-1], shape[-2], *shape[:-2])

@@ -183,6 +183,7 @@ class Attention(nnx.Module):
     def __init__(self, cfg: DiTConfig, *, rngs: nnx.Rngs):
         self.heads, self.kernel = cfg.heads, cfg.kernel
         self.q, self.k, self.v, self.o = (_linear(cfg.dim, cfg.dim, cfg.dtype, rngs=rngs) for _ in range(4))
+        # Over all D channels, before they are split into heads, which keeps the logits of attention in range.
         self.norm_q = RMSNorm(cfg.dim, eps=cfg.eps)
         self.norm_k = RMSNorm(cfg.dim, eps=cfg.eps)
 
@@ -229,19 +230,20 @@ class Block(nnx.Module):
             x_BfnD = (self.norm(token_BfnD.astype(jnp.float32)) * (1.0 + scale_sa) + shift_sa).astype(self.dtype)
             # (B, f, n, D) -> (B, L, D): every token of the window sees every other, of later frames too.
             y_BLD = self.self_attn(x_BfnD.reshape(line), angle_LP=angle_LP)
-            update_BfnD = y_BLD.reshape(grid).astype(jnp.float32)
-            token_BfnD = (token_BfnD.astype(jnp.float32) + gate_sa * update_BfnD).astype(stream)
+            update_BfnD = gate_sa * y_BLD.reshape(grid).astype(jnp.float32)
+            token_BfnD = (token_BfnD.astype(jnp.float32) + update_BfnD).astype(stream)
 
         if key_value is not None:
             with jax.named_scope("cross_attention"):
                 # Neither modulated nor gated; keys and values of the action tokens come ready from ``DiT.context``.
                 y_BLD = self.cross_attn(self.cross_norm(token_BfnD).astype(self.dtype).reshape(line), key_value)
-                token_BfnD = (token_BfnD.astype(jnp.float32) + y_BLD.reshape(grid).astype(jnp.float32)).astype(stream)
+                update_BfnD = y_BLD.reshape(grid).astype(jnp.float32)
+                token_BfnD = (token_BfnD.astype(jnp.float32) + update_BfnD).astype(stream)
 
         with jax.named_scope("mlp"):
             x_BfnD = (self.norm(token_BfnD.astype(jnp.float32)) * (1.0 + scale_ff) + shift_ff).astype(self.dtype)
-            update_BfnD = self.ffn(x_BfnD).astype(jnp.float32)
-            return (token_BfnD.astype(jnp.float32) + gate_ff * update_BfnD).astype(stream)
+            update_BfnD = gate_ff * self.ffn(x_BfnD).astype(jnp.float32)
+            return (token_BfnD.astype(jnp.float32) + update_BfnD).astype(stream)
 
 
 class DiT(nnx.Module):
@@ -320,16 +322,16 @@ class DiT(nnx.Module):
         context = self.context(action_BFA) if context is None else context
 
         with jax.named_scope("embeddings"):
-            # (B, f, h, w, c) -> (B, f, n, c * patch^2) -> (B, f, n, D)
-            pixel_Bfnp = patchify(latent_Bfhwc, cfg.patch).astype(cfg.dtype)
-            token_BfnD = self.patch_embedding(pixel_Bfnp).astype(cfg.residual_dtype)
-            angle_LP = wan_angles(f, h // cfg.patch, w // cfg.patch, cfg.head_dim, cfg.theta)
             # Rounded to the digits of ``sinusoid_dtype``; a cast there and back may be compiled away.
             digits = jnp.finfo(cfg.sinusoid_dtype)
             wave_BfD = jax.lax.reduce_precision(sinusoid(time_Bf, cfg.freq_dim), digits.nexp, digits.nmant)
             embedding_BfD = self.time_embedding(wave_BfD)
             if context.frame is not None:  # the adaln channel: actions enter wherever the noise level does
                 embedding_BfD = embedding_BfD + context.frame
+            # (B, f, h, w, c) -> (B, f, n, c * patch^2) -> (B, f, n, D)
+            pixel_Bfnp = patchify(latent_Bfhwc, cfg.patch).astype(cfg.dtype)
+            token_BfnD = self.patch_embedding(pixel_Bfnp).astype(cfg.residual_dtype)
+            angle_LP = wan_angles(f, h // cfg.patch, w // cfg.patch, cfg.head_dim, cfg.theta)
             # (B, f, 6 * D) -> (B, f, 6, D): shift, scale and gate of self-attention, then of the feed-forward layer.
             time_Bf6D = self.time_projection(jax.nn.silu(embedding_BfD)).reshape(*time_Bf.shape, 6, -1)
 

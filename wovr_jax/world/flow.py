@@ -120,6 +120,7 @@ def euler(
       The sampled frames, of the shape of the noise.
     """
     batch, known, new = context_Bfhwc.shape[0], context_Bfhwc.shape[1], noise_Bfhwc.shape[1]
+    # The levels are a constant of the program; one scan, so that the network is compiled once for all steps.
     level = jnp.asarray(sigmas(cfg.steps, cfg.shift))
 
     @jax.named_scope("euler_step")

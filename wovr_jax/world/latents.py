@@ -155,6 +155,7 @@ class WindowStream:
 
     def feed(self, size: int, seed: tuple[int, ...], steps: int) -> Callable[[int], tuple[HostBatch, float]]:
         """Returns ``feed(step)``: the batch of a step, on the devices, and the seconds that were waited for it."""
+        # The batch is cut over the devices by the feed; the VAE stands whole on each.
         read, vae = Feed(self.stream, size, seed, steps), sharding.whole(jax.device_put(self.vae))
 
         def batch(step: int) -> tuple[HostBatch, float]:
@@ -196,7 +197,7 @@ def _feed(part: Data, size: int, seed: tuple[int, ...], steps: int) -> Callable[
     if isinstance(part, WindowStream):
         read = part.feed(size, seed, steps)
         return lambda i: read(int(i))
-    resident = sharding.whole(part)
+    resident = sharding.whole(part)  # copied to all devices once, not at every step
     return lambda i: (resident, 0.0)
 
 
@@ -205,6 +206,7 @@ def _encode(cfg: WorldConfig, vae: Params, frame_BFHWC: Array, action_BFA: Array
     # Held before the encoding: the latents of a video at rest are not copies of its first latent.
     frame_BFHWC = jnp.where(static_B[:, None, None, None, None], frame_BFHWC[:, :1], frame_BFHWC)
     latent_Bfhwc = networks(cfg)[1](vae, arrange_frames(frame_BFHWC, cfg), method="encode")
+    # Null first, then arranged: slots that are not remembered have the null action either way.
     return Batch(latent_Bfhwc, arrange_actions(_null_where(static_B, action_BFA), cfg))
 
 
@@ -229,6 +231,7 @@ def encode_windows(
     _check(cfg, windows)
     _, vae = networks(cfg)
 
+    # Encoded in batches of one shape and kept; the VAE over all windows at once would not fit.
     # Both programs take the data as arguments: as constants, the pixels would be compiled into them.
     @jax.jit
     def encode(params: Params, data: Windows, row_B2: Array) -> Batch:
@@ -242,6 +245,7 @@ def encode_windows(
         return vae(params, jnp.repeat(frame_BHWC[:, None], cfg.frames, axis=1), method="encode")
 
     data = jax.device_put(windows)
+    # One picture an episode, held for a whole window: what ``take`` gives where nothing is to move.
     episode_E = np.arange(len(windows.frame_ESHWC), dtype=np.int32)
     static_Efhwc = _in_batches(lambda rows: encode_static(vae_params, data, rows), episode_E, batch)
 
@@ -324,6 +328,7 @@ def _write(path: pathlib.Path, sides: tuple[Latents, Latents]) -> None:
 def _read(path: pathlib.Path) -> tuple[Latents, Latents]:
     opened = safetensors.header(path)
     facts, arrays = opened.metadata, dict(safetensors.read_all(opened))
+    # The hash is of the tensors, not of the file: it was in the header before they were written.
     if facts.get("sha256") != _hash(SCHEMA, arrays):
         raise ValueError("its tensors are not those that were written")
 

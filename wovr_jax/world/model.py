@@ -211,11 +211,13 @@ def chunk(cfg: WorldConfig, params: Params, state: WorldState, action_BTA: Array
     decode = functools.partial(net, params["vae"], method="decode")
     # The VAE is causal: the latents of five frames alone are those that the whole window would begin with.
     context_Bfhwc = _piecewise(cfg, encode, arrange_frames(frame_BFHWC, cfg))
+    # Two new latent frames, from noise of their own shape; the context is never noised at use.
     noise_Bfhwc = draw_noise(cfg, key_B, context_Bfhwc.shape[2:])
     new_Bfhwc = sample(cfg, params["dit"], context_Bfhwc, arrange_actions(action_BFA, cfg), noise_Bfhwc)
     # Decoded behind the context, which the causal decoder looks back to, and which is then dropped.
     latent_Bfhwc = jnp.concatenate([context_Bfhwc, new_Bfhwc], axis=1)
     decoded_BFHWC = _piecewise(cfg, decode, latent_Bfhwc)
+    # The decoder overshoots, and what leaves here is looked at again: by policy, scorer and, as memory, by the world.
     return quantise(jnp.clip(decoded_BFHWC[:, -cfg.chunk :], -1.0, 1.0), cfg.eight_bit)
 
 
@@ -278,7 +280,7 @@ def quantise(frame: Array, eight_bit: str) -> Array:
     """Returns frames in [-1, 1] on the 256 levels of a byte, or untouched."""
     if eight_bit == "none":
         return frame
-    level = (frame + 1.0) * 127.5
+    level = (frame + 1.0) * 127.5  # [-1, 1] -> [0, 255]
     level = jnp.round(level) if eight_bit == "round" else jnp.floor(level)
     return level / 127.5 - 1.0
 

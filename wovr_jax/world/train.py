@@ -171,6 +171,7 @@ def loss(
     dit = network(cfg, train.lora)
     k_level, k_noise = jax.random.split(key)
     known, size = cfg.context_latents, len(batch.latent_Bfhwc)
+    # Both future latents share a level, as they are sampled together at use.
     sigma_B = flow.draw_levels(k_level, size, cfg.flow)
     time_B = flow.times(sigma_B, cfg.flow)
 
@@ -178,6 +179,7 @@ def loss(
     noise_Bfhwc = jax.random.normal(k_noise, batch.latent_Bfhwc.shape)
     # The memory is noised but declared clean: at use it is the model's own output, and nobody declares its faults.
     context_level = [0.0] + [train.context_sigma if cfg.noisy_context else 0.0] * (known - 1)
+    # (B, f) -> (B, f, 1, 1, 1) below: one level for all numbers of a latent frame.
     level_Bf = _per_frame(context_level, sigma_B, cfg)
     noisy_Bfhwc = flow.add_noise(batch.latent_Bfhwc, noise_Bfhwc, level_Bf[:, :, None, None, None])
     velocity_Bfhwc = dit(dit_params, noisy_Bfhwc, _per_frame([0.0] * known, time_B, cfg), batch.action_BFA)
@@ -272,6 +274,7 @@ def validation(
     known, plain = cfg.context_latents, dataclasses.replace(train, lora=None)
 
     def measure(dit_params: Params, data: Resident, key: Array) -> dict[str, Array]:
+        # No static clips: a picture that stays as it is would flatter the copy.
         batch = data.take(jnp.asarray(row_B), jnp.zeros(len(row_B), bool))
         k_loss, k_noise = jax.random.split(key)
         context_Bfhwc, future_Bfhwc = jnp.split(batch.latent_Bfhwc, [known], axis=1)

@@ -96,6 +96,7 @@ def collect(
     processes.meet("record their episodes", wait_s=PATIENCE_S)
 
     def join() -> dict[str, Any]:
+        # In the order of the parts' names, whichever process made them.
         done = [parts / name for name in trials_of]
         outcomes = [line for part in done for line in json.loads((part / OUTCOMES).read_text())]
         recorded = [part / "episodes" for part in done if (part / "episodes").is_dir()]

@@ -22,7 +22,7 @@ Policy = Callable[[np.ndarray, Sequence[Task], Sequence[int]], np.ndarray]
 
 
 def act_in_batches(policy: Policy, batch: int) -> Act:
-    """A policy as what ``rollouts`` asks: always a batch of one size, so that one program is compiled."""
+    """Returns a policy as ``rollouts`` asks for it: always a batch of one size, so that one program is compiled."""
 
     def act(views: Sequence[View]) -> np.ndarray:
         # The views again and again until the batch is full; what the policy says to the repeats is dropped.
@@ -35,12 +35,12 @@ def act_in_batches(policy: Policy, batch: int) -> Act:
 
 
 class TrialRunner:
-    """What ``evaluate.measure`` asks: plays trials in worker processes. Nothing is started before a trial is wanted.
+    """What ``collect.measure`` asks: plays trials in worker processes. Nothing is started before a trial is wanted.
 
     Args:
       cfg: what is measured.
-      folder: of the run; films go to ``videos/`` in it.
-      load: gives the policy and the pixels of its frames; not asked where the scripted expert is measured.
+      folder: the run's folder; films go to ``videos/`` in it.
+      load: returns the policy and the pixels of its frames; not called where the scripted expert is measured.
     """
 
     def __init__(self, cfg: LiberoEvaluation, folder: pathlib.Path, load: Callable[[], tuple[Policy, int]]):
@@ -50,7 +50,7 @@ class TrialRunner:
         self.renderer = None if self.scripted and not cfg.videos else choose_renderer()
 
     def __call__(self, wanted: Sequence[Trial]) -> Iterator[Outcome]:
-        """Plays trials; the filmed ones first, with every frame drawn."""
+        """Plays trials and yields their outcomes; the filmed ones first, with every frame drawn."""
         filmed = [trial for trial in wanted if trial.init < self.cfg.inits[0] + self.cfg.videos]
         yield from self._run(filmed, film=True)
         yield from self._run([trial for trial in wanted if trial not in filmed], film=False)

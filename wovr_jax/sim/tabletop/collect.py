@@ -98,7 +98,7 @@ def episodes(rollout: Imagined, seeds: Sequence[int] | np.ndarray, actor: str) -
     """
     if rollout.video_BNTHWC is None or rollout.truth_BNT is None:
         raise ValueError("episodes need a rollout of the true simulator made with video=True")
-    host = sharding.host(rollout)
+    host = sharding.host(rollout)  # from all devices and processes, once for the whole batch
     batch = host.task_B.shape[0]
     # Chunks are joined to steps: (B, N, T, ...) -> (B, N * T, ...)
     video_BSHWC = to_uint8(host.video_BNTHWC).reshape(batch, -1, *host.video_BNTHWC.shape[3:])
@@ -132,4 +132,5 @@ def _subgoals(seed_B: Array, action_BSA: Array, cfg: TabletopConfig) -> dict[str
     state = tabletop.reset_batch(seed_B, cfg)
     states = jax.vmap(lambda s, a: tabletop.roll(s, a, cfg))(state, action_BSA)
     reached = jax.vmap(lambda s: tabletop.subgoals(s, cfg))(states)
+    # A share of episodes each: how far the policy comes on the way to a success.
     return jax.tree.map(lambda flag_B: flag_B.mean(), reached)

@@ -82,11 +82,8 @@ class VAEConfig:
     def faults(self) -> Faults:
         """Yields lists of other lengths than the levels and channels have, and levels that no shortcut joins."""
         if len(self.temporal_down) != len(self.dim_mult) - 1:
-            yield (
-                "temporal_down",
-                f"expected an entry for each of the {len(self.dim_mult) - 1} halvings between "
-                f"{len(self.dim_mult)} levels, got {len(self.temporal_down)}",
-            )
+            halvings = len(self.dim_mult) - 1
+            yield "temporal_down", f"expected an entry for each of the {halvings} halvings, got {self.temporal_down}"
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) not in (0, self.z_dim):
                 yield name, f"expected z_dim={self.z_dim} numbers or none, got {len(getattr(self, name))}"

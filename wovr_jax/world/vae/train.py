@@ -67,6 +67,7 @@ def loss(vae: Pure, params: Params, cfg: VAETraining, frame_BFHWC: Array, key: A
     the standard normal, and metrics."""
     mean, logvar = vae(params, frame_BFHWC, method="moments")
     logvar = jnp.clip(logvar, -30.0, 20.0)
+    # Reparametrised, so that the gradient passes through the sample to mean and logvar (Kingma & Welling 2014).
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     error_BFHWC = vae(params, z, method="decode_raw") - frame_BFHWC
     # Weights of mean 1: the focus moves attention to what moves, and leaves loss and learning rate at their scale.
@@ -132,6 +133,7 @@ def make(cfg: VAEConfig, training: VAETraining, draw: Draw, *data: Any) -> tuple
       draw: traced into the step.
       *data: what ``draw`` draws from: an argument of the compiled program, where a closure would make it a constant.
     """
+    # Parameters and batches from keys of their own: a larger network is shown the same windows.
     k_init, k_data = jax.random.split(jax.random.key(training.seed))
     params = network(cfg).init(k_init)
     return train_step.make(VAEObjective(cfg, training, draw), params, train_step.resident(data), k_data)
@@ -140,6 +142,7 @@ def make(cfg: VAEConfig, training: VAETraining, draw: Draw, *data: Any) -> tuple
 def normalised(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> VAEConfig:
     """Returns ``cfg`` with the mean and standard deviation of each latent channel over ``windows``."""
     moments = jax.jit(lambda p, x: network(cfg)(p, x, method="moments")[0])
+    # (B, f, h, w, c) -> (N, c): every latent of every window counts alike.
     z_NC = np.concatenate([sharding.host(moments(params, x)).reshape(-1, cfg.z_dim) for x in windows])
     # A channel that never varies would be divided by zero.
     mean, std = z_NC.mean(0), np.maximum(z_NC.std(0), 1e-3)
@@ -167,6 +170,7 @@ def scores(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> dict[str
 
     frame_error, moving_error, moving_pixels = zip(*(errors(params, x) for x in windows), strict=True)
     frame_error = np.concatenate([sharding.host(e).ravel() for e in frame_error])
+    # One mean over all moving pixels: a mean of windows would count those with few of them as much.
     in_motion = float(sum(moving_error)) / float(sum(moving_pixels))
     errors_by_name = {"psnr": frame_error.mean(), "psnr_moving": in_motion, "psnr_worst": frame_error.max()}
     return {name: round(float(_psnr(error)), 2) for name, error in errors_by_name.items()}
