@@ -34,7 +34,8 @@ class Job:
     Attributes:
       until: the last stage; empty for all of them.
       measured: policies whose true success is measured, by their round; None for every one.
-      compares: whether each policy is played in the world model too.
+      compares: whether each policy is played in the world model too. World and judge are then made also where the
+        policy learns without them; a job that ends at one of them leaves before the first comparison.
     """
 
     until: str = ""
@@ -45,9 +46,9 @@ class Job:
 JOBS = {
     "pace": Job(),
     "sft": Job("evaluate-0", compares=False),
-    "collect": Job("collect-0", (), compares=False),
-    "world_model": Job("world-0", (), compares=False),
-    "reward": Job("reward-0", (), compares=False),
+    "collect": Job("collect-0", ()),
+    "world_model": Job("world-0", ()),
+    "reward": Job("reward-0", ()),
     "grpo": Job("evaluate-1", compares=False),
     "online_grpo": Job("evaluate-1", compares=False),
 }
