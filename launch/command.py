@@ -21,6 +21,7 @@ import pathlib
 import re
 import runpy
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -242,6 +243,12 @@ def bar(name: str, size: int | None = None) -> Iterator[Callable[[int], None]]:
             progress.update(size)
 
         yield advance
+
+
+def show_report(run: pathlib.Path) -> int:
+    """Has a run's page made and its tables printed by a program of its own; returns its exit status."""
+    sys.stdout.flush()
+    return subprocess.call([sys.executable, str(ROOT / "launch" / "tools" / "report.py"), str(run)])
 
 
 def refuse(message: str) -> NoReturn:

@@ -37,13 +37,11 @@ def main() -> None:
         with processes.join():
             # After the processes have met: some of these modules hold arrays.
             from wovr_jax import pace
-            from wovr_jax.report import tables
 
-            results = pace.run(settings["job"], settings, run, allow_change=request.options.allow_config_change)
+            pace.run(settings["job"], settings, run, allow_change=request.options.allow_config_change)
             first = processes.first()  # asked here: outside, every process is on its own again
     # All processes end with the same results; one of them tells.
-    if first:
-        print(f"{tables.render_text(results)}\n\n{run / 'report.html'}")
+    sys.exit(command.show_report(run) if first else 0)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ from ml_collections import ConfigDict
 from wovr_jax import pace
 from wovr_jax.core import checkpoint, machine
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
+from wovr_jax.core.disk import write_json
 from wovr_jax.core.log import read_metrics
 from wovr_jax.data import episodes as disk
+from wovr_jax.data import starts as start_states
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
@@ -35,15 +37,16 @@ from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.report import tables
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.run.bind import Products, bind_stages
 from wovr_jax.run.folder import MARK, Run, RunError
 from wovr_jax.run.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
-from wovr_jax.run.stages import Stages
+from wovr_jax.run.stages import world as world_stage
+from wovr_jax.run.stages.episodes import join_rounds
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.studies.variants import merged
 from wovr_jax.train import loop
 from wovr_jax.weights import native
-from wovr_jax.world import fit as world_fit
 from wovr_jax.world.model import WorldConfig, networks
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -102,15 +105,16 @@ class Reference:
     compiled: dict[str, collections.Counter[str]]
 
     @functools.cached_property
-    def stages(self) -> Stages:
-        """Its products, loaded."""
-        return Stages(from_dict(Recipe, self.settings), Run(self.folder, self.settings))
+    def made(self) -> Products:
+        """Its products; what nobody asks for is not loaded."""
+        return pace.pace(from_dict(Recipe, self.settings), Run(self.folder, self.settings))
 
 
 @pytest.fixture(scope="module")
 def reference(parts: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """One run of the whole loop for the tests of this file."""
     settings, folder = _recipe(parts), tmp_path_factory.mktemp("reference") / "run"
+    jax.clear_caches()  # programs are kept for the whole process, whichever test had them compiled
     with pytest.MonkeyPatch.context() as patch:
         compiled = _count_by_stage(patch)
         results = pace.run("pace", settings, folder)
@@ -145,7 +149,7 @@ def test_the_whole_loop_runs_and_reports(reference: Reference) -> None:
 
 
 def test_imagination_moved_the_policy(reference: Reference) -> None:
-    policies = [reference.stages.policy(round_) for round_ in range(3)]
+    policies = [product.value for product in reference.made.policies]
     assert not _same(policies[0], policies[1]) and not _same(policies[1], policies[2])
 
 
@@ -241,10 +245,9 @@ def test_interrupted_in_every_stage_the_same_command_ends_in_the_same_numbers(
     reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupts = Interrupts(monkeypatch)
-    # Only to save time: every continuation would trace the same initialisations and rollouts again.
+    # Only to save time: every continuation would trace the same initialisations again.
     init = functools.cache(lambda pure, key: _INIT(pure, jax.random.wrap_key_data(np.frombuffer(key, np.uint32))))
     monkeypatch.setattr(Pure, "init", lambda pure, key: init(pure, np.asarray(jax.random.key_data(key)).tobytes()))
-    monkeypatch.setattr(Stages, "programs", reference.stages.programs)
     results = None
     while results is None:
         before = len(interrupts.met)
@@ -258,18 +261,121 @@ def test_interrupted_in_every_stage_the_same_command_ends_in_the_same_numbers(
     assert cut == {name: 2 if name in twice else 1 for name in reference.results["ledger"]}
     assert _numbers(results) == _numbers(reference.results)
     assert _curves(tmp_path / "run") == _curves(reference.folder)
-    made = reference.stages
+    made = reference.made
     for stage, product, like in (
-        ("sft", "policy", made.policy(0)),
-        ("grpo-1", "policy", made.policy(1)),
-        ("grpo-2", "policy", made.policy(2)),
-        ("world-1", "dit", made.world(1)["dit"]),
-        ("reward-1", "reward", made.reward(1)[0]),
+        ("sft", "policy", made.policies[0].value),
+        ("grpo-1", "policy", made.policies[1].value),
+        ("grpo-2", "policy", made.policies[2].value),
+        ("world-1", "dit", made.worlds[1].value["dit"]),
+        ("reward-1", "reward", made.rewards[1].value.params),
     ):
         assert _same(checkpoint.restore(tmp_path / "run" / "stages" / stage / product, like), like), stage
 
 
 _INIT = Pure.init
+
+
+def test_a_run_that_is_finished_loads_nothing_when_it_is_asked_for_again(
+    reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    readers = ((checkpoint, "restore"), (disk, "read"), (native, "load_asset"), (start_states, "load"), (Pure, "init"))
+    for module, name in readers:
+
+        def load(*args: Any, name: str = name, **options: Any) -> Any:
+            loads.append(name)
+            raise AssertionError(f"{name} was called")
+
+        monkeypatch.setattr(module, name, load)
+    results = pace.run("pace", reference.settings, reference.folder)
+    assert loads == []
+    assert _numbers(results) == _numbers(reference.results)
+
+    # The products are there all the same, each loaded when it is used.
+    made = pace.pace(from_dict(Recipe, reference.settings), Run(reference.folder, reference.settings))
+    counts = [len(made.policies), len(made.rollouts), len(made.worlds), len(made.rewards), len(made.starts)]
+    assert counts == [3, 2, 2, 2, 2] and loads == []
+    with pytest.raises(AssertionError, match="restore was called"):
+        _ = made.policies[2].value
+
+
+# --- how far each job goes --------------------------------------------------------------------
+
+BASE = ("demonstrations", "sft")
+LEARNED = ("collect-0", "world-0", "reward-0")
+ONLINE = {"dream": DreamConfig(updates=(2, 1), world="true", reward="true"), "starts": StartsConfig(share=0.0)}
+ROUND_1 = ("evaluate-0", *LEARNED, "starts-0", "compare-0-in-world-0", "grpo-1", "evaluate-1", "compare-1-in-world-0")
+ROUND_2 = ("collect-1", "world-1", "reward-1", "starts-1", "compare-1-in-world-1")
+
+WAYS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("pace", {}, (*BASE, *ROUND_1, *ROUND_2, "grpo-2", "evaluate-2", "compare-2-in-world-1")),
+    ("pace", {"pace": False}, (*BASE, *ROUND_1, "grpo-2", "evaluate-2", "compare-2-in-world-0")),
+    ("pace", ONLINE, (*BASE, *ROUND_1, *ROUND_2, "grpo-2", "evaluate-2", "compare-2-in-world-1")),
+    ("sft", {}, (*BASE, "evaluate-0")),
+    ("collect", {}, (*BASE, "collect-0")),
+    ("collect", ONLINE, (*BASE, "collect-0")),
+    ("collect", {"vae": ""}, (*BASE, "collect-0")),
+    ("world_model", {}, (*BASE, "collect-0", "world-0")),
+    ("world_model", ONLINE, (*BASE, "collect-0", "world-0")),
+    ("world_model", {"vae": ""}, (*BASE, "collect-0", "vae", "world-0")),
+    ("reward", {}, (*BASE, *LEARNED)),
+    ("reward", ONLINE, (*BASE, *LEARNED)),
+    ("grpo", {}, (*BASE, "evaluate-0", *LEARNED, "starts-0", "grpo-1", "evaluate-1")),
+    (
+        "grpo",
+        {"dream": DreamConfig(updates=(2,), world="shadow", reward="true")},
+        (*BASE, "evaluate-0", "collect-0", "world-0", "starts-0", "grpo-1", "evaluate-1"),
+    ),
+    ("online_grpo", ONLINE, (*BASE, "evaluate-0", "starts-0", "grpo-1", "evaluate-1")),
+    (
+        "online_grpo",
+        ONLINE | {"starts": StartsConfig(share=0.5)},  # keyframes are of collected episodes
+        (*BASE, "evaluate-0", "collect-0", "starts-0", "grpo-1", "evaluate-1"),
+    ),
+    (
+        "online_grpo",
+        ONLINE | {"dream": DreamConfig(updates=(2,), world="true", reward="learned")},
+        (*BASE, "evaluate-0", *LEARNED, "starts-0", "grpo-1", "evaluate-1"),
+    ),
+]
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages are marked as done and make nothing."""
+
+    def mark(run: Run, name: str, make: Callable, folder: pathlib.Path) -> None:
+        folder.mkdir(parents=True)
+        write_json(folder / MARK, {"seconds": 0.0})
+
+    monkeypatch.setattr(Run, "_make", mark)
+
+
+@pytest.mark.parametrize(("job", "changes", "stages"), WAYS)
+def test_a_job_ends_at_its_stage_and_runs_none_that_it_does_not_need(
+    pretended: None,
+    parts: pathlib.Path,
+    tmp_path: pathlib.Path,
+    job: str,
+    changes: dict[str, Any],
+    stages: tuple[str, ...],
+) -> None:
+    settings = _recipe(parts, **changes)
+    run = Run(tmp_path / "run", settings)
+    pace.pace(from_dict(Recipe, settings), run, pace.JOBS[job])
+    assert tuple(run.facts) == stages
+
+
+def test_every_job_is_tried() -> None:
+    assert {job for job, *_ in WAYS} == set(pace.JOBS)
+
+
+def test_a_job_whose_last_stage_these_settings_do_not_have_is_refused(
+    pretended: None, parts: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    settings = _recipe(parts, pace=False)
+    with pytest.raises(RunError, match="with these settings no stage is called 'world-1', which should be last"):
+        pace.pace(from_dict(Recipe, settings), Run(tmp_path / "run", settings), pace.Job("world-1", ()))
 
 
 # --- without PACE ---------------------------------------------------------------------------
@@ -284,13 +390,12 @@ def test_without_a_refresh_later_rounds_dream_in_the_first_world(
     for name in (*first, "compare-0-in-world-0", "compare-1-in-world-0"):
         shutil.copytree(reference.folder / "stages" / name, folder / "stages" / name)
     (folder / "config.json").write_text(json.dumps(settings))
-    monkeypatch.setattr(Stages, "programs", reference.stages.programs)
     results = pace.run("pace", settings, folder)
     made = tuple(name for name in results["ledger"] if name.startswith(("collect", "world", "reward", "starts")))
     assert made == rounds
     last = results["comparison"][-1]
     assert (last["policy"], last["world"]) == ("after imagined GRPO without a refresh", "world model of round 1")
-    like = reference.stages.policy(1)
+    like = reference.made.policies[1].value
     assert not _same(checkpoint.restore(folder / "stages" / "grpo-2" / "policy", like), like)
 
 
@@ -305,21 +410,24 @@ def test_a_run_that_streams_leaves_its_episodes_on_disk(
     (run.folder / "stages").mkdir()
     for name in ("demonstrations", "sft", "grpo-1", "collect-0", "collect-1"):
         (run.folder / "stages" / name).symlink_to(reference.folder / "stages" / name)
-    streaming, before = Stages(from_dict(Recipe, settings), run), reference.stages
+    before, do = reference.made, bind_stages(from_dict(Recipe, settings), run, made := Products())
+    made.demonstrations = do.demonstrate()
+    rollouts = [do.collect(round_, do.act(round_, f"collect-{round_}")) for round_ in range(2)]
     given: list[Any] = []
 
-    def fit(cfg: Any, train: Any, begin: Any, new: Any, *others: Any, **options: Any) -> None:
+    def windows(cfg: Any, train: Any, vae_params: Any, new: Any, *others: Any, **options: Any) -> None:
         given.append(new)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(world_fit, "fit", fit)
+    monkeypatch.setattr(world_stage, "windows", windows)
     with pytest.raises(KeyboardInterrupt):
-        streaming.world(0)
+        do.fit_world(0, do.open_vae(made.demonstrations), [], rollouts[:1], made.demonstrations)
     (new,) = given
-    whole = [*before.collected(0), *before.demonstrations]
+    whole = [*before.rollouts[0].value, *before.demonstrations.value.train]
     assert isinstance(new, disk.Lazy) and disk.heads(new) == disk.heads(whole)
     np.testing.assert_array_equal(new[len(whole) - 1].frame_SHWC, whole[-1].frame_SHWC)
-    assert isinstance(streaming._pool(1), disk.Lazy) and len(streaming._pool(1)) == len(before._pool(1))
+    pool = join_rounds(rollouts)
+    assert isinstance(pool, disk.Lazy) and len(pool) == len(join_rounds(before.rollouts))
 
 
 # --- nothing to learn from ------------------------------------------------------------------
@@ -345,7 +453,7 @@ def test_a_reward_that_never_or_always_says_success_leaves_the_policy_and_says_s
     assert "The policy is as it was" in remark
     assert remark in capsys.readouterr().err
     assert remark in " ".join(tables.render_text(results).split())
-    before = reference.stages.policy(0)
+    before = reference.made.policies[0].value
     assert _same(checkpoint.restore(stages / "grpo-1" / "policy", before), before)
     assert json.loads((stages / "grpo-1" / MARK).read_text())["skipped"] == 2
     curve = [line for line in read_metrics(stages.parent) if line["stage"] == "grpo-1"]

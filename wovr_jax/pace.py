@@ -19,9 +19,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from wovr_jax.core import config, history, machine, processes, sharding
+from wovr_jax.core import config, history, machine, sharding
 from wovr_jax.core.disk import write_json
-from wovr_jax.report import page
 from wovr_jax.report.results import Results, summarize
 from wovr_jax.run.bind import Products, bind_stages
 from wovr_jax.run.folder import Run
@@ -35,7 +34,8 @@ class Job:
     Attributes:
       until: the last stage; empty for all of them.
       measured: policies whose true success is measured, by their round; None for every one.
-      compares: whether each policy is played in the world model too.
+      compares: whether each policy is played in the world model too. World and judge are then made also where the
+        policy learns without them; a job that ends at one of them leaves before the first comparison.
     """
 
     until: str = ""
@@ -46,9 +46,9 @@ class Job:
 JOBS = {
     "pace": Job(),
     "sft": Job("evaluate-0", compares=False),
-    "collect": Job("collect-0", (), compares=False),
-    "world_model": Job("world-0", (), compares=False),
-    "reward": Job("reward-0", (), compares=False),
+    "collect": Job("collect-0", ()),
+    "world_model": Job("world-0", ()),
+    "reward": Job("reward-0", ()),
     "grpo": Job("evaluate-1", compares=False),
     "online_grpo": Job("evaluate-1", compares=False),
 }
@@ -131,8 +131,6 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
         results = summarize_run(recipe, opened, time.perf_counter() - begin)
     opened.log.close()
     write_json(opened.folder / "results.json", results)
-    if processes.first():
-        page.write(opened.folder)
     return results
 
 

@@ -127,13 +127,15 @@ def test_a_restored_array_is_compiled_for_once(tmp_path):
     # An array tied to a device, where the fresh one was not, would make every program that reads it compile again.
     fresh = {"w": jnp.ones(3), "key": jax.random.key(0)}
     checkpoint.save(tmp_path / "c", fresh)
-    back = checkpoint.restore(tmp_path / "c", fresh)
-    assert [leaf.committed for leaf in jax.tree.leaves(back)] == [leaf.committed for leaf in jax.tree.leaves(fresh)]
+    # By arrays, or by a description of them.
+    back, described = (checkpoint.restore(tmp_path / "c", like) for like in (fresh, jax.eval_shape(lambda: fresh)))
+    for tree in (back, described):
+        assert [leaf.committed for leaf in jax.tree.leaves(tree)] == [leaf.committed for leaf in jax.tree.leaves(fresh)]
 
     def once(tree):
         return tree["w"] * 2
 
     once = jax.jit(once)
     with machine.count_compiles() as compiles:
-        once(fresh), once(back)
+        once(fresh), once(back), once(described)
     assert compiles["once"] == 1

@@ -137,14 +137,14 @@ def test_a_wait_is_bounded_and_says_for_what() -> None:
 def test_simulators_of_two_hosts_play_the_trials_of_one(mesh: str, tmp_path: pathlib.Path) -> None:
     """Each process plays its share with the policy on its own devices; the others' is told, or lies on the disk."""
     alone, pair = tmp_path / "alone", tmp_path / "pair"
-    found = on_devices(1, "arena/host_cases.py", str(alone), "1x1x1")
-    assert on_processes("arena/host_cases.py", str(pair), mesh) == [found] * 2
+    found = on_devices(1, "sim/libero/host_cases.py", str(alone), "1x1x1")
+    assert on_processes("sim/libero/host_cases.py", str(pair), mesh) == [found] * 2
     kept = ("sampled-*/trials.jsonl", "sampled-*/trials-1.jsonl")
     assert [len(next(pair.glob(name)).read_text().splitlines()) for name in kept] == [3, 3]
 
 
 def test_rows_that_two_hosts_would_play_are_refused_at_once(tmp_path: pathlib.Path) -> None:
-    for status, _, err in started([str(ROOT / "tests/arena/host_cases.py"), str(tmp_path / "run"), "1x1x4"]):
+    for status, _, err in started([str(ROOT / "tests/sim/libero/host_cases.py"), str(tmp_path / "run"), "1x1x4"]):
         assert status != 0 and "tensor 4 reaches over several processes" in err
     assert not (tmp_path / "run").exists()
 

@@ -35,17 +35,17 @@ def long(settings):
 STAND_IN = """
 import json, runpy, sys, types
 sys.argv = sys.argv[1:]
-pace, tables = types.ModuleType("wovr_jax.pace"), types.ModuleType("wovr_jax.report.tables")
+pace, results = types.ModuleType("wovr_jax.pace"), {}
 class Stopped(KeyboardInterrupt):
     signal = 15
 def run(job, settings, folder, allow_change):
     if settings["rounds"] in (7, 8):
         raise KeyboardInterrupt if settings["rounds"] == 7 else Stopped
-    return {"job": job, "settings": settings, "folder": str(folder)}
-pace.run, tables.render_text = run, json.dumps
-sys.modules["wovr_jax.pace"], sys.modules["wovr_jax.report.tables"] = pace, tables
+    results.update(job=job, settings=settings, folder=str(folder))
+pace.run, sys.modules["wovr_jax.pace"] = run, pace
 import wovr_jax
-wovr_jax.pace = pace
+from launch import command
+wovr_jax.pace, command.show_report = pace, lambda run: print(json.dumps(results))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -27,7 +27,7 @@ from wovr_jax.policy.towers_train import TowerTraining
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.run.recipe import COLLECTIONS, Recipe, RunSeed
 from wovr_jax.sim.arena import layouts
-from wovr_jax.sim.libero.evaluate import EvaluateConfig
+from wovr_jax.sim.libero.evaluate import LiberoEvaluation
 from wovr_jax.world.flow import FlowConfig
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -43,7 +43,7 @@ def _numbers(hint: Any, path: str, ranges: tuple[Any, ...] = ()) -> Iterator[tup
         for argument in arguments:
             yield from _numbers(argument, path)
     elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        assert "__wrapped__" in vars(vars(hint)["__init__"]), f"{hint.__name__} is not marked @checked"
+        assert hasattr(hint.__init__, "__wrapped__"), f"{hint.__name__} is not marked @checked"
         for name, inner in typing.get_type_hints(hint, include_extras=True).items():
             yield from _numbers(inner, f"{path}.{name}")
     elif hint in (int, float):
@@ -52,7 +52,7 @@ def _numbers(hint: Any, path: str, ranges: tuple[Any, ...] = ()) -> Iterator[tup
         assert origin is Literal or hint in (str, bool, type(None), ...), f"{path}: {hint} is not looked into"
 
 
-@pytest.mark.parametrize("root", [Recipe, TowerTraining, ServerConfig, EvaluateConfig])
+@pytest.mark.parametrize("root", [Recipe, TowerTraining, ServerConfig, LiberoEvaluation])
 def test_every_number_has_a_range(root: type) -> None:
     numbers = list(_numbers(root, root.__name__))
     assert len(numbers) > (150 if root is Recipe else 3)

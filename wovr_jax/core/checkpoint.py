@@ -85,7 +85,8 @@ def restore(path: str | os.PathLike, like: Any) -> Any:
     Args:
       path: a folder that :func:`save` wrote, or the folder of a step of a :class:`History`.
       like: a tree of arrays, of ``jax.ShapeDtypeStruct`` (whose sharding is used when it has one), or of numbers.
-        Leaves that are numpy arrays or numbers come back as numpy, arrays that no device was chosen for come back so.
+        Leaves that are numpy arrays or numbers come back as numpy. Arrays that no device was chosen for come back so,
+        and those whose description has no sharding.
 
     Raises:
       BrokenError: naming the files that are missing or changed. Checkpoints of before there were sums have none.
@@ -244,6 +245,9 @@ def _is_key(leaf: Any) -> bool:
 
 def _is_free(leaf: Any) -> bool:
     """Returns whether ``leaf`` is tied to no device. It must stay so: JAX compiles anew for an array that is."""
+    # The description of a leaf without a place is of one that no device was chosen for.
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.sharding is None
     return isinstance(leaf, jax.Array) and not leaf.committed
 
 
@@ -269,8 +273,8 @@ def _target(leaf: Any) -> Any:
     if _is_free(leaf) or not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return np.empty(shape, dtype)
     # A typed key's sharding describes the key, not its data: a key is small, put it on one device.
-    sharding = None if _is_key(leaf) else leaf.sharding
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if _is_key(leaf) else leaf.sharding
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 def _revive(like: Any, stored: Any) -> Any:

@@ -108,13 +108,13 @@ def checked(cls: type[T]) -> type[T]:
         make(self, *args, **kwargs)
         faults: list[Fault] = []
         # Each field first: what a class asks of several (a remainder, say) has no answer for a zero or a string.
-        for name, hint in _hints(cls).items():
+        for name, hint in _hints(type(self)).items():
             _read(hint, getattr(self, name), name, faults)
         if not faults and hasattr(self, "faults"):
             faults.extend(self.faults())
         if faults:
-            named = [(_join(cls.__name__, name), text) for name, text in faults]
-            raise ConfigError(_message(cls.__name__, named), faults)
+            kind = type(self).__name__
+            raise ConfigError(_message(kind, [(_join(kind, name), text) for name, text in faults]), faults)
 
     # The dataclass decorator has already made the constructor, so this is put around it.
     setattr(cls, "__init__", init)  # noqa: B010

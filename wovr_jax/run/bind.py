@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 from wovr_jax.core import keys
 from wovr_jax.data.starts import Starts
+from wovr_jax.learner import PolicyState
 from wovr_jax.policy import vla
 from wovr_jax.run import environment, programs
 from wovr_jax.run.environment import Environment
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, no_demonstrations
-from wovr_jax.run.stages.improve import Imagination, Improvement, improve
+from wovr_jax.run.stages.improve import Imagination, Improvement, begin, improve
 from wovr_jax.run.stages.policy import choose_codec, fine_tune, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward
 from wovr_jax.run.stages.starts import choose_starts
@@ -24,7 +25,7 @@ from wovr_jax.run.stages.truth import compare, measure
 from wovr_jax.run.stages.vae import VAE, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
 from wovr_jax.sim.arena import Actor
-from wovr_jax.types import Episode, Params
+from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
 from wovr_jax.world import model as world_model
 
@@ -78,10 +79,10 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         where = (arena, recipe.evaluate, act(round_, "evaluate"), recipe.reward)
         return compare(run, round_, len(made.worlds) - 1, *where, *learned, key)
 
-    def improve_policy(round_: int) -> Product[Params]:
-        """With what is newest; what a true world does not need is left out."""
+    def imagination() -> Imagination:
+        """What is newest; what a true world does not need is left out."""
         reads_world, reads_reward = recipe.dream.world != "true", recipe.dream.reward == "learned"
-        imagination = Imagination(
+        return Imagination(
             prompt_KL,
             codec,
             starts=made.starts[-1] if made.starts else None,
@@ -89,7 +90,13 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
             world=made.worlds[-1] if reads_world else None,
             reward=made.rewards[-1] if reads_reward else None,
         )
-        return improve(run, round_, rl, made.policies, imagination, arena, acting, key)
+
+    def improve_policy(round_: int) -> Product[Params]:
+        return improve(run, round_, rl, made.policies, imagination(), arena, acting, key)
+
+    def begin_round(round_: int, round_key: Array) -> tuple[PolicyState, Callable]:
+        """The learner's first state and step of a round, for whoever takes the steps by hand."""
+        return begin(round_, rl, made.policies, imagination(), arena, acting, round_key, key)
 
     return SimpleNamespace(
         environment=env,
@@ -108,6 +115,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         measure=measure_policy,
         compare=compare_policy,
         improve=improve_policy,
+        begin=begin_round,
     )
 
 

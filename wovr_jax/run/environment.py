@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,8 +62,10 @@ def open_libero(cfg: LiberoConfig, policy: VLAConfig, *, seed: int, batch: int, 
       ConfigError: a policy whose vocabulary is not that of the instructions.
       ShardingError: several processes whose devices do not suit simulators of their own, see ``sim.libero.hosts``.
     """
-    # Looked up by name, not for the house's sake but for the user's: whoever runs on the table need not have mujoco.
-    libero, hosts = (importlib.import_module(f"wovr_jax.sim.libero.{name}") for name in ("arena", "hosts"))
+    # Imported here, so that whoever runs on the table need not have LIBERO.
+    from wovr_jax.sim.libero import arena as libero
+    from wovr_jax.sim.libero import hosts
+
     prompt_KL, codec = _libero_words(cfg, policy, libero.instructions(cfg.suite))
     arena = libero.Libero(cfg, seed=seed, batch=batch, chunk=policy.chunk, memory=memory, prompt_KL=prompt_KL)
     hosts.check(vla.network(policy).shapes(), vla.AXES)

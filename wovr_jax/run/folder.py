@@ -90,6 +90,8 @@ class Run:
         # Of every finished stage, whether or not it is asked for again: the ledger of a resumed run is the whole run's.
         self.facts: dict[str, dict[str, Any]] = processes.once(self._marked, "look for finished stages")
         self._last, self._reached = "", False
+        # Seconds of the stages that were made inside the one that is being made, which are theirs and not its own.
+        self._inside_s = 0.0
 
     def _marked(self) -> dict[str, Any]:
         marks = sorted(self.folder.glob(f"stages/*/{MARK}"), key=lambda mark: mark.stat().st_mtime)
@@ -181,14 +183,18 @@ class Run:
             tried = folder / "tried.json"
             before = json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
             processes.say(f"== {name}")
-            begin = time.perf_counter()
+            begin, around_s, self._inside_s = time.perf_counter(), self._inside_s, 0.0
             try:
                 facts = dict(make(folder))
-                write_json(folder / MARK, facts | {"seconds": before + time.perf_counter() - begin})
+                seconds = before + time.perf_counter() - begin - self._inside_s
+                write_json(folder / MARK, facts | {"seconds": seconds})
             except BaseException:
+                seconds = before + time.perf_counter() - begin - self._inside_s
                 with contextlib.suppress(OSError):  # what stopped the stage is worth more than its seconds
-                    write_json(tried, {"seconds": before + time.perf_counter() - begin})
+                    write_json(tried, {"seconds": seconds})
                 raise
+            finally:
+                self._inside_s = around_s + time.perf_counter() - begin
 
     def ledger(self) -> Ledger:
         """What every finished stage consumed."""

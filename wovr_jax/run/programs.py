@@ -61,14 +61,16 @@ def acting(
       memory: M, memory frames of a start state.
     """
 
-    def choose(params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array, heat: float) -> Array:
-        return act_on_host(cfg, codec(), heat)(params, frame_BHWC, prompt_BL, key, seed_B)
+    def choose(
+        params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array, temperature: float
+    ) -> Array:
+        return act_on_host(cfg, codec(), temperature)(params, frame_BHWC, prompt_BL, key, seed_B)
 
     def sample(params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Any:
         return sample_on_host(cfg, net, codec(), temperature)(params, frame_BHWC, prompt_BL, key, seed_B)
 
-    def roll(params: Params, seed_B: Array, key: Array, heat: float) -> Imagined:
-        return roll_on_table(cfg, codec(), heat, sim, memory)(params, seed_B, prompt_KL, key)
+    def roll(params: Params, seed_B: Array, key: Array, temperature: float) -> Imagined:
+        return roll_on_table(cfg, codec(), temperature, sim, memory)(params, seed_B, prompt_KL, key)
 
     return Acting(choose, sample, roll, vla.AXES)
 

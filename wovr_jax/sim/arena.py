@@ -128,7 +128,7 @@ class Arena(Protocol):
       instructions: what the robot may be asked to do; a task index is an index into it.
       steps: of an episode, a multiple of the chunk. Scripted ones may be shorter.
       hold: control steps of the simulator in each of them.
-      explore: ``explore(n, actor, groups)``: true rollouts for the n-th iteration of online RL. None where the
+      explore: ``explore(number, actor, groups)``: true rollouts for that iteration of online RL. None where the
         environment is a compiled program, and part of the one that imagines.
     """
 
@@ -136,7 +136,11 @@ class Arena(Protocol):
     instructions: tuple[str, ...]
     steps: int
     hold: int
-    explore: Callable[[int, Actor, Groups], Imagined] | None
+
+    @property
+    def explore(self) -> Callable[[int, Actor, Groups], Imagined] | None:
+        """See above; a method of the arena, or None."""
+        ...
 
     def demonstrate(self, folder: pathlib.Path, key: Array, count: int, validation: int) -> dict[str, Any]:
         """Writes ``folder/episodes`` and ``folder/validation``; facts: ``episodes``, ``successes``."""

@@ -324,10 +324,7 @@ def _read_card(path: pathlib.Path, shapes: Params, places: Any) -> Params:
 def _restore(path: pathlib.Path, shapes: Params, places: Any) -> Params:
     """Reads a checkpoint to ``places``, of which each process and device reads its own pieces only."""
     if places is None:
-        # Through numpy, so that the leaves are tied to no device: JAX compiles anew for arrays that are. The empty
-        # arrays take no memory until they are written to.
-        like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-        return jax.tree.map(jnp.asarray, checkpoint.restore(path, like))
+        return checkpoint.restore(path, shapes)
     # Orbax reads for each device the pieces that lie on it.
     like = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, places)
     return checkpoint.restore(path, like)

@@ -59,7 +59,7 @@ class Libero:
     # --- where episodes begin ---------------------------------------------------------------
 
     def trials(self, purpose: str, count: int) -> list[Trial]:
-        """``count`` trials for a purpose (see ``base.layouts``), the tasks taking turns."""
+        """``count`` trials for a purpose (see ``sim.arena.layouts``), the tasks taking turns."""
         cfg, seeds = self.cfg, layouts(self.seed, purpose, count).tolist()
         states: Sequence[int] = range(*cfg.train_inits) if cfg.train_inits else (DRAWN,)
         if purpose == "evaluate":

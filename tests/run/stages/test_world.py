@@ -9,17 +9,22 @@ import numpy as np
 import pytest
 
 from wovr_jax.core import checkpoint
-from wovr_jax.core.log import Log, read_metrics
+from wovr_jax.core.log import read_metrics
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.stream import Layout, StreamConfig, window
-from wovr_jax.types import Episode
-from wovr_jax.world import fit, latents, model
+from wovr_jax.run.folder import Product, Run
+from wovr_jax.run.recipe import RefreshConfig
+from wovr_jax.run.stages import world as stage
+from wovr_jax.run.stages.episodes import no_demonstrations, read_in_turn
+from wovr_jax.types import Episode, Imagined
+from wovr_jax.world import latents, model
 from wovr_jax.world.dit import DiTLoRA
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
 
 CFG = WorldConfig.fake()
 TRAIN = WorldTrainConfig.fake(steps=4, validate_every=2)
+PROMPT_KL = jnp.zeros((1, 5), jnp.int32)
 
 
 def episodes(count=12, steps=16):
@@ -35,54 +40,86 @@ def params():
     return model.init(CFG, jax.random.key(0))
 
 
+def fit(run, train, params, source):
+    """The world model of round 0, trained on ``source``."""
+    vae, rollouts = Product(lambda: (CFG, params["vae"])), [Product(lambda: source)]
+    made = (0, vae, [], rollouts, no_demonstrations())
+    return stage.fit_world(
+        run, train, RefreshConfig(), lambda: params["dit"], PROMPT_KL, lambda *_: jax.random.key(1), *made
+    )
+
+
 def test_training_is_watched_and_filmed_at_intervals_and_streams_from_a_folder(params, tmp_path):
     train = dataclasses.replace(TRAIN, latents="stream", stream=StreamConfig(visit=3, threads=2))
     disk.write(tmp_path / "episodes", episodes())
-    source, key = disk.EpisodeSource(tmp_path / "episodes"), jax.random.key(1)
-    with Log(tmp_path, tensorboard=False) as log:
-        facts = fit.fit(CFG, train, params, source, key, tmp_path / "stage", name="world-0", log=log)
-    films = tmp_path / "stage" / "films"
+    run = Run(tmp_path / "run", {})
+    product = fit(run, train, params, read_in_turn(tmp_path / "episodes", lazily=True))
+    run.log.close()
+    films = run.folder / "stages" / "world-0" / "films"
     assert [path.name for path in sorted(films.iterdir())] == ["step-000002.mp4", "step-000004.mp4"]
     frames, _ = imageio_ffmpeg.count_frames_and_secs(films / "step-000004.mp4")
     assert frames == 17
-    lines = read_metrics(tmp_path)
+    lines = read_metrics(run.folder)
     watched = {line["step"]: line for line in lines if "val_sample_mse" in line}
     assert sorted(watched) == [2, 4]
     assert watched[2]["val_sample_mse"] != watched[4]["val_sample_mse"]
-    assert watched[4]["val_sample_mse"] == pytest.approx(facts["val_sample_mse"])
+    assert watched[4]["val_sample_mse"] == pytest.approx(product.facts["val_sample_mse"])
     assert all(line["input_wait_ms"] >= 0.0 for line in lines if "loss" in line)
 
-    dit = fit.load(train, params["dit"], tmp_path / "stage")
+    dit = product.value["dit"]
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), dit, params["dit"])))
+    assert product.value["vae"] is params["vae"]
 
 
 def test_of_an_adapter_training_only_adapters_are_kept(params, tmp_path, monkeypatch):
     train = dataclasses.replace(TRAIN, lora=DiTLoRA.wan(rank=2), validate_every=0, latents="disk")
-    monkeypatch.setattr(fit.loop, "fit", lambda name, state, *args, **options: state)
-    fit.fit(CFG, train, params, episodes(), jax.random.key(1), tmp_path, cache=tmp_path / "latents")
-    assert len(list((tmp_path / "latents").iterdir())) == 1
-    assert not checkpoint.exists(tmp_path / "dit")
-    dit = fit.load(train, params["dit"], tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, dit, params["dit"])  # fresh adapters change nothing
+    monkeypatch.setattr(stage.loop, "fit", lambda name, state, *args, **options: state)
+    run = Run(tmp_path / "run", {})
+    product = fit(run, train, params, episodes())
+    run.log.close()
+    assert len(list((run.folder / "latents").iterdir())) == 1
+    assert checkpoint.exists(run.folder / "stages" / "world-0" / "adapters")
+    assert not checkpoint.exists(run.folder / "stages" / "world-0" / "dit")
+    jax.tree.map(np.testing.assert_array_equal, product.value["dit"], params["dit"])  # fresh adapters change nothing
+
+
+def test_a_film_has_a_row_for_each_episode_and_shows_the_truth_on_the_left(monkeypatch, tmp_path):
+    shown, made = [], episodes(2, steps=24)
+
+    def play(params, reward, start, action_BNTA, key):
+        np.testing.assert_array_equal(action_BNTA.reshape(2, 24, 7), [episode.action_SA for episode in made])
+        true_BSHWC = np.stack([episode.frame_SHWC[1:] for episode in made]) / 127.5 - 1.0
+        none = {field.name: None for field in dataclasses.fields(Imagined)}
+        video_BNTHWC = -true_BSHWC.reshape(2, 3, 8, 16, 16, 3)
+        return Imagined(**none | {"frame_BNHWC": video_BNTHWC[:, :, 0], "video_BNTHWC": video_BNTHWC})
+
+    monkeypatch.setattr(stage.programs, "replay", lambda cfg: play)
+    monkeypatch.setattr(stage.pixels, "video", lambda path, frames, fps: shown.append(frames))
+    stage._film(CFG, {}, made, PROMPT_KL, tmp_path / "film.mp4", jax.random.key(0))
+    (film,) = shown
+    assert film.shape == (25, 32, 33, 3) and film.dtype == np.uint8
+    np.testing.assert_array_equal(film[5, 16:, :16], made[1].frame_SHWC[5])
+    np.testing.assert_array_equal(film[5, 16:, 17:], 255 - made[1].frame_SHWC[5].astype(int))
+    np.testing.assert_array_equal(film[0, 16:, 17:], made[1].frame_SHWC[0])  # both begin at the same frame
 
 
 def test_how_windows_are_encoded_is_a_setting(params):
     kinds = {"memory": latents.Latents, "fly": latents.Frames, "stream": latents.WindowStream}
     counts = set()
     for how, kind in kinds.items():
-        data, held = fit.windows(CFG, dataclasses.replace(TRAIN, latents=how), params["vae"], episodes(3))
+        data, held = stage.windows(CFG, dataclasses.replace(TRAIN, latents=how), params["vae"], episodes(3))
         assert isinstance(data, kind) and data.count and held.count
         counts.add(data.count)
     assert len(counts) == 1
     with pytest.raises(ValueError, match="needs a folder"):
-        fit.windows(CFG, dataclasses.replace(TRAIN, latents="disk"), params["vae"], episodes(3))
+        stage.windows(CFG, dataclasses.replace(TRAIN, latents="disk"), params["vae"], episodes(3))
     with pytest.raises(ValueError, match="latents: expected one of"):
         WorldTrainConfig(latents="dusk")
 
 
 def test_what_is_drawn_on_the_host_is_what_is_drawn_on_the_device(params, monkeypatch):
-    monkeypatch.setattr(latents, "_encoded", lambda cfg, vae, *drawn: drawn)  # the frames and actions before the VAE
-    data, _ = fit.windows(CFG, dataclasses.replace(TRAIN, latents="fly"), params["vae"], episodes(3))
+    monkeypatch.setattr(latents, "_encode", lambda cfg, vae, *drawn: drawn)  # the frames and actions before the VAE
+    data, _ = stage.windows(CFG, dataclasses.replace(TRAIN, latents="fly"), params["vae"], episodes(3))
     row_B, static_B = jnp.array([0, 3, 5]), jnp.array([False, True, False])
     layout = Layout(memory=CFG.slots, new=CFG.chunk, partial=True)
     cut = [window(episodes(3)[e], start, layout) for e, start in np.asarray(data.row_I2[row_B]).tolist()]
@@ -95,7 +132,7 @@ def test_the_cap_of_window_starts_is_a_setting_and_off(params):
     """The reference draws starts below frame 250 only, so the second half of a 512-frame episode is never seen."""
     last = {}
     for cap in (0, 3):
-        data, _ = fit.windows(CFG, WorldTrainConfig.fake(latents="fly", start_cap=cap), params["vae"], episodes(4))
+        data, _ = stage.windows(CFG, WorldTrainConfig.fake(latents="fly", start_cap=cap), params["vae"], episodes(4))
         last[cap] = int(np.asarray(data.row_I2)[:, 1].max())
     assert last == {0: 16 + 1 - 12, 3: 2}
     assert WorldTrainConfig().start_cap == 0

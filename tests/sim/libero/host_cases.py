@@ -1,11 +1,10 @@
 """Run by test_processes.py as one process or as each of two: the fake LIBERO, with a real policy on the devices of all.
 
-python tests/arena/host_cases.py <folder> 1x4x1      prints a line of JSON: what everything that plays came to
+python tests/sim/libero/host_cases.py <folder> 1x4x1      prints a line of JSON: what everything that plays came to
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -15,43 +14,39 @@ import jax
 import numpy as np
 
 from tests import joined  # noqa: F401  # before anything is computed
-from tests.arena.fake_libero import TASKS, FakePool
-from tests.arena.test_libero import recipe
+from tests.sim.libero.fake_libero import TASKS, FakePool
+from tests.sim.libero.test_arena import recipe
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data import episodes as disk
-from wovr_jax.grpo import GRPOConfig
-from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.run.programs import Programs
-from wovr_jax.run.recipe import DreamConfig, StartsConfig
-from wovr_jax.sim.arena import Actor
+from wovr_jax.run import programs
+from wovr_jax.run.bind import open_environment
+from wovr_jax.sim.arena import Actor, Groups
 from wovr_jax.sim.libero import arena as libero
 from wovr_jax.sim.libero import collect
 
 
 def main(folder: pathlib.Path, mesh: MeshConfig) -> None:
     """Demonstrates, collects, measures, compares and explores."""
-    one = dataclasses.replace(
-        recipe(),
-        starts=StartsConfig(share=0.0),
-        dream=DreamConfig(world="true", reward="true", groups=2, chunks=2),
-        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4)),
-    )
     libero.Pool, libero.tasks, collect.PART = FakePool, lambda _: TASKS, 2
     libero.setup.fingerprint = lambda renderer: {"renderer": renderer}
     with sharding.use(mesh):
-        arena = libero.Libero(one)
-        programs = Programs(one, Codec(), lambda: one.world, arena.prompt_KL)
-        params = sharding.place(vla.network(one.policy).init(jax.random.key(1)), vla.AXES)
-        policy = Actor(programs, params, jax.random.key(2), 1.0)
-        said = {"demonstrated": arena.demonstrate(folder, jax.random.key(0))}
+        one = recipe()
+        env, net = open_environment(one), vla.network(one.policy)
+        arena = env.arena
+        assert isinstance(arena, libero.Libero)
+        acting = programs.acting(one.policy, net, Codec, env.prompt_KL, one.temperature, one.sim, one.world.slots)
+        params = sharding.place(net.init(jax.random.key(1)), vla.AXES)
+        policy = Actor(acting, lambda: params, jax.random.key(2), 1.0)
+        said = {"demonstrated": arena.demonstrate(folder, jax.random.key(0), 6, 2)}
         said |= {"collected": arena.collect(folder / "made", "collect-0", 8, policy)}
         said |= {"hash": [_hash(folder / name) for name in ("episodes", "validation", "made")]}
         said |= {"measured": np.asarray(arena.measure(folder / "sampled", 6, policy).success_B).tolist()}
         said |= {"played": [_sums((part.start, part.rollout)) for part in arena.play(6, policy)]}
-        said |= {"explored": [_sums(arena.explore(number, policy)) for number in range(2)]}
+        groups = Groups(groups=2, size=4, chunks=2)
+        said |= {"explored": [_sums(arena.explore(number, policy, groups)) for number in range(2)]}
     print(json.dumps(said))
 
 

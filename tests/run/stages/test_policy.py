@@ -1,4 +1,4 @@
-"""LoRA fine-tuning: only adapters move and are kept, bit-exact resumption, the judgement on held-out chunks."""
+"""The base policy by LoRA: only adapters move and are kept, bit-exact resumption, the judgement on held-out chunks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 from wovr_jax.core import checkpoint, config, pixels
-from wovr_jax.core.log import Log, read_metrics
+from wovr_jax.core.log import read_metrics
 from wovr_jax.nn import lora
 from wovr_jax.policy import train
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.fit import fit
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import PolicyAdapters, SFTConfig
 from wovr_jax.policy.vla import PolicyLoRA, VLAConfig, network
+from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import Recipe
+from wovr_jax.run.stages.episodes import Demonstrations
+from wovr_jax.run.stages.policy import fine_tune
 from wovr_jax.train import loop
 from wovr_jax.types import Episode
 
@@ -108,7 +110,7 @@ def test_frozen_parts_have_no_adapters(params):
         train.make(CFG, dataclasses.replace(TRAIN, frozen=("eyes",)), params, data(), KEY)
     with pytest.raises(ValueError, match="no layer matches 'llm/tail'"):
         train.resolve_targets(CFG, PolicyLoRA(targets=("llm/tail",)))
-    with pytest.raises(ValueError, match="expected a rank of at least 1 and a target"):
+    with pytest.raises(ValueError, match="expected the pattern of at least one layer, got none"):
         train.resolve_targets(CFG, PolicyLoRA(targets=("dino/*",)), ("dino",))
 
 
@@ -128,20 +130,29 @@ def test_the_judgement_by_hand(params):
 
 
 def test_a_whole_fit_logs_its_judgements_and_keeps_its_adapters(params, tmp_path):
-    log = Log(tmp_path / "log")
     prompt = Tokenizer.tabletop().prompts(["pick up the red block"])
-    demos = [episode(steps=4, seed=0), episode(steps=5, seed=1)]
-    final, facts = fit(CFG, TRAIN, params, demos, [episode(16)], CODEC, prompt, KEY, log=log, folder=tmp_path)
-    log.close()
-    lines = [line for line in read_metrics(tmp_path / "log") if "val_l1" in line]
+    demos = Demonstrations([episode(steps=4, seed=0), episode(steps=5, seed=1)], [episode(16)])
+    run = Run(tmp_path / "run", {})
+    product = fine_tune(run, CFG, TRAIN, lambda: params, lambda: CODEC, prompt, lambda *_: KEY, Product(lambda: demos))
+    run.log.close()
+    lines = [line for line in read_metrics(run.folder) if "val_l1" in line]
     assert [line["step"] for line in lines] == [2, 4]
-    assert facts == {"chunks": 9} | {name: lines[-1][name] for name in ("val_loss", "val_accuracy", "val_l1")}
+    judged = {name: lines[-1][name] for name in ("val_loss", "val_accuracy", "val_l1")}
+    assert product.name == "sft" and product.facts == {"chunks": 9, "seconds": product.facts["seconds"]} | judged
 
-    about = config.from_dict(PolicyAdapters, checkpoint.meta(tmp_path / "adapters"))
+    stage = run.folder / "stages" / "sft"
+    about = config.from_dict(PolicyAdapters, checkpoint.meta(stage / "adapters"))
     assert about == PolicyAdapters(CFG, train.resolve_targets(CFG, TRAIN.lora, TRAIN.frozen))
-    own = checkpoint.restore(tmp_path / "adapters", train.make(CFG, TRAIN, params, data(), KEY)[0].params)
-    same(final, jax.jit(lambda p, a: lora.merge(p, a, about.lora))(params, own))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters", "fit", "log"]
+    own = checkpoint.restore(stage / "adapters", train.make(CFG, TRAIN, params, data(), KEY)[0].params)
+    same(product.value, jax.jit(lambda p, a: lora.merge(p, a, about.lora))(params, own))
+    assert sorted(path.name for path in stage.iterdir()) == ["adapters", "done.json", "fit", "policy"]
+
+
+def test_without_a_step_the_policy_is_what_it_starts_from(params, tmp_path):
+    run = Run(tmp_path / "run", {})
+    untrained = dataclasses.replace(TRAIN, steps=0)
+    product = fine_tune(run, CFG, untrained, lambda: params, None, None, None, None)
+    assert product.value is params and run.facts == {}
 
 
 def test_settings_name_the_presets_of_the_stacks():
@@ -152,7 +163,7 @@ def test_settings_name_the_presets_of_the_stacks():
 
 @pytest.mark.parametrize("preset, own", [("lora_oft", PolicyLoRA.oft()), ("lora_rlinf", PolicyLoRA.rlinf())])
 def test_the_config_file_has_them_and_wants_weights_to_begin_with(preset, own):
-    path = pathlib.Path(__file__).parents[2] / "configs" / "sft.py"
+    path = pathlib.Path(__file__).parents[3] / "configs" / "sft.py"
     settings = runpy.run_path(str(path))["get_config"](f"smoke,{preset}").to_dict()
     assert settings["sft"]["steps"] == 10
     with pytest.raises(

@@ -18,7 +18,7 @@ def _made(run: Run, calls: list[str], name: str = "one", **facts: Any) -> str:
         (folder / "product").write_text(name)
         return facts
 
-    return run.stage(name, make, lambda folder: (folder / "product").read_text())
+    return run.stage(name, make, lambda folder: (folder / "product").read_text()).value
 
 
 def test_a_done_stage_is_loaded_and_not_made_again(tmp_path: pathlib.Path) -> None:
@@ -28,6 +28,66 @@ def test_a_done_stage_is_loaded_and_not_made_again(tmp_path: pathlib.Path) -> No
     assert _made(again, calls) == "one"
     assert calls == ["one"]
     assert again.ledger()["one"].true_steps == 7
+
+
+def test_a_product_is_loaded_when_it_is_first_used_and_then_kept(tmp_path: pathlib.Path) -> None:
+    loads: list[pathlib.Path] = []
+
+    def make(folder: pathlib.Path) -> dict[str, Any]:
+        (folder / "product").write_text("made")
+        return {"episodes": 3}
+
+    def load(folder: pathlib.Path) -> str:
+        loads.append(folder)
+        return (folder / "product").read_text()
+
+    for _ in ("made", "found"):  # what was made just now is read back too: both runs compute with the same arrays
+        product = Run(tmp_path / "run", {"seed": 0}).stage("one", make, load)
+        assert product.name == "one" and product.facts["episodes"] == 3 and not loads
+        assert product.value == product.value == "made"
+        assert loads == [tmp_path / "run" / "stages" / "one"]
+        loads.clear()
+
+
+# --- the last stage -------------------------------------------------------------------------
+
+
+def test_a_run_stops_where_a_stage_would_follow_the_last_one(tmp_path: pathlib.Path) -> None:
+    run, calls, after = Run(tmp_path / "run", {"seed": 0}), [], []
+    with run.stop_after("two"):
+        for name in ("one", "two"):
+            _made(run, calls, name)
+        after.append("what is computed between stages is still done")
+        _made(run, calls, "three")
+        after.append("this is not")
+    assert calls == ["one", "two"] == list(run.facts) and len(after) == 1
+    assert not (run.folder / "stages" / "three").exists()
+    _made(run, calls, "three")  # the bound holds inside the block only
+    assert calls == ["one", "two", "three"]
+
+
+def test_a_last_stage_that_is_the_last_of_all_or_is_done_already_ends_the_block(tmp_path: pathlib.Path) -> None:
+    for again in (False, True):
+        run, calls = Run(tmp_path / "run", {"seed": 0}), []
+        with run.stop_after("one"):
+            _made(run, calls, "one")
+        with run.stop_after(""):
+            _made(run, calls, "two")
+        assert calls == ([] if again else ["one", "two"])
+
+
+def test_a_last_stage_that_never_comes_is_refused_in_words(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path / "run", {"seed": 0})
+    with (
+        pytest.raises(RunError, match=r"run: with these settings no stage is called 'world-9', which should be last"),
+        run.stop_after("world-9"),
+    ):
+        _made(run, [])
+    with pytest.raises(KeyError), run.stop_after("world-9"):
+        raise KeyError("an error inside is not hidden")
+
+
+# --- accounts -------------------------------------------------------------------------------
 
 
 def test_the_ledger_of_a_resumed_run_has_every_stage_that_was_made(tmp_path: pathlib.Path) -> None:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from tests.arena.fake_libero import TASKS
+from tests.sim.libero.fake_libero import TASKS
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.episodes import EpisodesError
-from wovr_jax.grpo import GRPOConfig
-from wovr_jax.learner import LearnerConfig
+from wovr_jax.policy import vla
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe, StartsConfig
-from wovr_jax.run.stages import arena_of
-from wovr_jax.sim.arena import Actor, in_turn
+from wovr_jax.run.bind import open_environment
+from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe
+from wovr_jax.run.stages.episodes import read_in_turn
+from wovr_jax.sim.arena import Acting, Actor, Groups
 from wovr_jax.sim.libero import rollout
 from wovr_jax.sim.libero.arena import Libero
 from wovr_jax.sim.libero.setup import LiberoError
@@ -51,6 +50,18 @@ def recipe(**libero):
     )
 
 
+def open_libero(**libero) -> Libero:
+    """The arena of a recipe."""
+    arena = open_environment(recipe(**libero)).arena
+    assert isinstance(arena, Libero)
+    return arena
+
+
+def acting(act=None, sample=None) -> Acting:
+    """A policy of plain functions; those that nobody should ask are missing."""
+    return Acting(act, sample, None, vla.AXES)  # pyright: ignore[reportArgumentType]
+
+
 def actor(push=0.5):
     """A policy that pushes right, each row by what its seed says; it notes what it was asked."""
     asked = []
@@ -61,22 +72,22 @@ def actor(push=0.5):
         action_BTA[..., 0] = (push + np.asarray(seed_B) % 7 / 10)[:, None]
         return action_BTA
 
-    programs = SimpleNamespace(act=act)
-    return Actor(programs, {}, jax.random.key(0), 1.0, "base"), asked  # pyright: ignore[reportArgumentType]
+    return Actor(acting(act), dict, jax.random.key(0), 1.0, "base"), asked
 
 
 def test_the_door_to_libero_is_a_setting(fake_libero):
-    arena = arena_of(recipe())
+    environment = open_environment(recipe())
+    arena = environment.arena
     assert isinstance(arena, Libero) and arena.name == "libero_object" and arena.steps == STEPS
     assert arena.instructions == ("pick up the milk", "pick up the butter")
-    assert arena.prompt_KL.shape == (2, WORDS.length)
+    assert arena.prompt_KL.shape == environment.prompt_KL.shape == (2, WORDS.length)
 
 
 # ---------------------------------------------------------------- where episodes begin
 
 
 def test_training_never_begins_where_evaluation_does(fake_libero):
-    arena = Libero(recipe())
+    arena = open_libero()
     measured = arena.trials("evaluate", 8)
     assert [(t.task.index, t.init, t.seed) for t in measured[:7]] == [
         (0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 2, 0), (1, 2, 0), (0, 0, 1),
@@ -84,7 +95,7 @@ def test_training_never_begins_where_evaluation_does(fake_libero):
     purposes = ("demonstrations", "collect-0", "collect-1", "online")
     trained = [t for purpose in purposes for t in arena.trials(purpose, 6)]
     assert {t.init for t in trained} == {DRAWN} and len({t.seed for t in trained}) == 24
-    official = Libero(recipe(train_inits=(3, 5))).trials("collect-0", 5)
+    official = open_libero(train_inits=(3, 5)).trials("collect-0", 5)
     assert [t.init for t in official] == [3, 3, 4, 4, 3] and len({t.seed for t in official}) == 5
 
 
@@ -110,22 +121,16 @@ def test_what_libero_cannot_do_is_refused_in_words(fake_libero):
         with pytest.raises(ConfigError, match=says):
             from_dict(Recipe, settings | change)
     with pytest.raises(ConfigError, match="are not those of LIBERO's words"):
-        Libero(dataclasses.replace(recipe(), policy=VLAConfig.fake()))
+        open_environment(dataclasses.replace(recipe(), policy=VLAConfig.fake()))
     with pytest.raises(LiberoError, match="libero_object has tasks 0 to 1, and 2 was asked for"):
-        Libero(recipe(tasks=(2,)))
+        open_libero(tasks=(2,))
 
 
 # ---------------------------------------------------------------- online RL
 
 
 def test_a_group_begins_alike_acts_apart_and_ends_at_its_first_success(fake_libero):
-    one = dataclasses.replace(
-        recipe(),
-        starts=StartsConfig(share=0.0),
-        dream=DreamConfig(world="true", reward="true", groups=2, chunks=2),
-        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=3)),
-    )
-    arena = Libero(one)
+    arena, groups = open_libero(), Groups(groups=2, size=3, chunks=2)
 
     def sample(params, frame_BHWC, prompt_BL, key, seed_B):
         """Tokens that say which row acted, and a push that they decide."""
@@ -134,9 +139,9 @@ def test_a_group_begins_alike_acts_apart_and_ends_at_its_first_success(fake_libe
         action_BTA[..., 0] = np.asarray(seed_B % 7)[:, None] / 6
         return token_BTA, -token_BTA / 10.0, action_BTA
 
-    acting = Actor(SimpleNamespace(sample=sample), {}, jax.random.key(0), 1.0)  # pyright: ignore[reportArgumentType]
+    policy = Actor(acting(sample=sample), dict, jax.random.key(0), 1.0)
     fake_libero.losing = {(0, DRAWN, arena.trials("online", 4)[2].seed)}
-    first, second = arena.explore(0, acting), arena.explore(1, acting)
+    first, second = (arena.explore(number, policy, groups) for number in range(2))
     assert first.frame_BNHWC.shape == (6, 2, 16, 16, 3) and first.token_BNTA.shape == (6, 2, 8, 7)
     assert first.task_B.tolist() == [0, 0, 0, 1, 1, 1] and (first.prompt_BL == arena.prompt_KL[first.task_B]).all()
     begin = first.frame_BNHWC[:, 0]
@@ -155,7 +160,7 @@ def test_a_group_begins_alike_acts_apart_and_ends_at_its_first_success(fake_libe
             )
         played = ~np.pad(held, ((0, 0), (1, 0)))[:, :-1].reshape(6, 2, 8)[..., 0]
         assert (np.asarray(rolled.logp_BNTA)[~played] == 0).all() and held.any()
-    again = arena.explore(1, acting)
+    again = arena.explore(1, policy, groups)
     jax.tree.map(np.testing.assert_array_equal, again, second)
 
 
@@ -163,51 +168,52 @@ def test_a_group_begins_alike_acts_apart_and_ends_at_its_first_success(fake_libe
 
 
 def test_demonstrations_are_recorded_once_and_kept(fake_libero, tmp_path):
-    arena = Libero(recipe())
-    facts = arena.demonstrate(tmp_path, jax.random.key(0))
+    arena = open_libero()
+    facts = arena.demonstrate(tmp_path, jax.random.key(0), 6, 2)
     made, held = disk.read(tmp_path / "episodes"), disk.read(tmp_path / "validation")
     assert (len(made), len(held)) == (6, 2) and facts == {"episodes": 6, "successes": 4}
     assert [one.task for one in made] == [0, 0, 0, 1, 1, 1] and {one.origin["init"] for one in made} == {DRAWN}
     assert {one.origin["flaw"] for one in made if not one.success_S.any()} == {"early_release"}
-    arena.demonstrate(tmp_path, jax.random.key(0))  # as after an interruption before the stage was marked
+    arena.demonstrate(tmp_path, jax.random.key(0), 6, 2)  # as after an interruption before the stage was marked
     assert fake_libero.opened == 2
-    more = dataclasses.replace(arena.cfg, steps=24)
-    Libero(dataclasses.replace(recipe(), libero=more)).demonstrate(tmp_path, jax.random.key(0))
+    open_libero(steps=24).demonstrate(tmp_path, jax.random.key(0), 6, 2)
     assert fake_libero.opened == 4  # other settings, other episodes
 
 
 def test_demonstrations_may_come_from_a_folder(fake_libero, tmp_path):
-    Libero(recipe()).demonstrate(tmp_path / "a", jax.random.key(0))
-    given = recipe(demonstrations=str(tmp_path / "a" / "episodes"))
-    few = dataclasses.replace(given, collect=CollectConfig(demonstrations=3, validation=1))
-    facts = Libero(few).demonstrate(tmp_path / "b", jax.random.key(0))
+    open_libero().demonstrate(tmp_path / "a", jax.random.key(0), 6, 2)
+    where = str(tmp_path / "a" / "episodes")
+    facts = open_libero(demonstrations=where).demonstrate(tmp_path / "b", jax.random.key(0), 3, 1)
     assert facts["episodes"] == 3 and [one.task for one in disk.read(tmp_path / "b" / "episodes")] == [0, 1, 0]
-    for changed, says in (
-        (given, "has 6 episodes of the tasks asked for; collect.demonstrations=6 and collect.validation=2 need 8"),
-        (recipe(demonstrations=given.libero.demonstrations, scene=SceneConfig(32)), "the run has 32"),
+    for arena, says in (
+        (
+            open_libero(demonstrations=where),
+            "has 6 episodes of the tasks asked for; collect.demonstrations=6 and collect.validation=2 need 8",
+        ),
+        (open_libero(demonstrations=where, scene=SceneConfig(32)), "the run has 32"),
     ):
         with pytest.raises(EpisodesError, match=says):
-            Libero(changed).demonstrate(tmp_path / "c", jax.random.key(0))
+            arena.demonstrate(tmp_path / "c", jax.random.key(0), 6, 2)
 
 
 def test_collection_runs_to_the_end_and_labels_every_frame(fake_libero, tmp_path):
-    arena, (policy, _) = Libero(recipe()), actor()
+    arena, (policy, _) = open_libero(), actor()
     facts = arena.collect(tmp_path / "made", "collect-0", 4, policy)
     made = disk.read(tmp_path / "made")
     assert facts == {"episodes": 4, "successes": 4, "true_steps": 4 * STEPS}
     assert [one.task for one in made] == [0, 0, 1, 1]  # a worker keeps its scene ...
-    assert [one.task for one in in_turn(tmp_path / "made")] == [0, 1, 0, 1]  # ... a reader gets some of every task
+    assert [one.task for one in read_in_turn(tmp_path / "made")] == [0, 1, 0, 1]  # ... a reader gets some of every task
     for one in made:
         assert one.frame_SHWC.shape == (STEPS + 1, 16, 16, 3) and one.actor == "base" and one.seed >= 1_000_000
         first = int(one.success_S.argmax())  # the square is seen where it is said to be
         assert 0 < first < STEPS and one.success_S[first:].all()
-    held = dataclasses.replace(arena.cfg, scene=dataclasses.replace(arena.cfg.scene, hold=2))
-    twice = Libero(dataclasses.replace(recipe(), libero=held)).collect(tmp_path / "held", "collect-0", 4, policy)
+    held = dataclasses.replace(arena.cfg.scene, hold=2)
+    twice = open_libero(scene=held).collect(tmp_path / "held", "collect-0", 4, policy)
     assert twice["true_steps"] == 8 * STEPS  # a held action is two steps of the simulator
 
 
 def test_interventions_take_the_gripper_in_their_share_of_a_collection_only(fake_libero, tmp_path):
-    wanted, policy = (arena := Libero(recipe(intervened_share=0.5))).trials("collect-0", 40), actor()[0]
+    wanted, policy = (arena := open_libero(intervened_share=0.5)).trials("collect-0", 40), actor()[0]
     found = [rollout.draw_intervention(trial, 0.5, STEPS) for trial in wanted]
     assert 10 < sum(one is not None for one in found) < 30
     assert {gripper for gripper, *_ in filter(None, found)} == {-1.0, 1.0}
@@ -226,7 +232,7 @@ def test_interventions_take_the_gripper_in_their_share_of_a_collection_only(fake
 
 def test_a_draw_depends_on_the_trial_and_not_on_its_batch(fake_libero, tmp_path):
     policy, asked = actor()
-    one, three = (Libero(recipe(workers=workers)) for workers in (1, 3))
+    one, three = (open_libero(workers=workers) for workers in (1, 3))
     alone = one.measure(tmp_path / "one", 5, policy)
     sizes = {len(frame) for frame, *_ in asked}
     together = three.measure(tmp_path / "three", 5, policy)
@@ -240,16 +246,16 @@ def test_a_draw_depends_on_the_trial_and_not_on_its_batch(fake_libero, tmp_path)
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_alike(fake_libero, tmp_path):
-    arena, (policy, asked) = Libero(recipe(workers=1)), actor()
+    arena, (policy, asked) = open_libero(workers=1), actor()
     calm = arena.measure(tmp_path / "calm" / "sampled", 6, policy)
-    count, act = len(asked), policy.programs.act
+    count, act = len(asked), policy.acting.act
 
     def dies(*arguments):
         if len(asked) >= count + 5:
             raise KeyboardInterrupt
         return act(*arguments)
 
-    broken = dataclasses.replace(policy, programs=SimpleNamespace(act=dies))
+    broken = dataclasses.replace(policy, acting=acting(dies))
     with pytest.raises(KeyboardInterrupt):
         arena.measure(tmp_path / "rough" / "sampled", 6, broken)
     before = len(asked)
@@ -263,7 +269,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_alike(fake_libero, tmp_path)
 
 
 def test_rollouts_for_imagination_are_the_measured_ones_to_the_end(fake_libero, tmp_path):
-    arena, (policy, _) = Libero(recipe()), actor(push=0.1)
+    arena, (policy, _) = open_libero(), actor(push=0.1)
     fake_libero.losing = {(0, 1, 0)}
     measured = arena.measure(tmp_path / "sampled", 6, policy)
     fake_libero.losing = {(1, 0, 0)}
@@ -279,6 +285,6 @@ def test_rollouts_for_imagination_are_the_measured_ones_to_the_end(fake_libero, 
 
 def test_a_trial_that_no_worker_finishes_stops_the_comparison(fake_libero, monkeypatch):
     monkeypatch.setattr(fake_libero, "losing", type("Always", (set,), {"discard": lambda self, _: None})({(0, 1, 0)}))
-    arena, (policy, _) = Libero(recipe()), actor()
+    arena, (policy, _) = open_libero(), actor()
     with pytest.raises(LiberoError, match="was lost 3 times: it died"):
         list(arena.play(6, policy))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.arena.fake_libero import TASKS, FakePool
+from tests.sim.libero.fake_libero import TASKS, FakePool
 from wovr_jax.sim.libero import arena as libero
 
 

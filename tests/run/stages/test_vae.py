@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from wovr_jax.run.folder import Product, Run
+from wovr_jax.run.stages import vae as stage
+from wovr_jax.run.stages.episodes import Demonstrations
 from wovr_jax.types import Episode
 from wovr_jax.world.model import WorldConfig
-from wovr_jax.world.vae import fit as vae_fit
 from wovr_jax.world.vae import train as vae_train
 from wovr_jax.world.vae.train import VAETraining
 
@@ -26,10 +30,14 @@ def episode(seed):
 @pytest.mark.slow
 def test_a_vae_of_ones_own(tmp_path):
     cfg, made = WorldConfig.fake(), [episode(seed) for seed in range(12)]
-    facts = vae_fit.fit(cfg, VAETraining(steps=12, batch=4, warmup=1), made, tmp_path)
-    own, params = vae_fit.load(tmp_path)
+    run, train = Run(tmp_path / "run", {}), VAETraining(steps=12, batch=4, warmup=1)
+    demos = Product(lambda: Demonstrations(made, []))
+    product = stage.open_vae(run, cfg, "", tmp_path, train, demos)
+    world, params = product.value
+    own, facts = world.vae, product.facts
     assert facts["windows"] > 12 and facts["psnr"] > 4.0
     assert len(own.latent_mean) == own.z_dim and own.latent_mean != cfg.vae.latent_mean
-    draw = vae_fit._draw(jax.random.key(5), 8, vae_fit.cut(cfg, made))
+    assert dataclasses.replace(world, vae=cfg.vae) == cfg, "the world model's settings but for the statistics"
+    draw = stage.draw_windows(jax.random.key(5), 8, stage.cut_windows(cfg, made))
     z = vae_train.network(own)(params, draw, method="encode")
     assert np.abs(np.asarray(z).mean()) < 0.3 and 0.6 < np.asarray(z).std() < 1.5

@@ -5,21 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from configs import pace as presets
-from tests.arena.test_libero import actor, recipe
+from tests.sim.libero.test_arena import actor, recipe, small_policy
 from wovr_jax import pace
+from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
+from wovr_jax.policy import vla
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.run.bind import Products, bind_stages, open_environment
 from wovr_jax.run.folder import Run
 from wovr_jax.run.recipe import DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
-from wovr_jax.run.stages import Stages, arena_of
 from wovr_jax.sim.libero import setup
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.world.train import WorldTrainConfig
@@ -45,10 +48,12 @@ def test_weights_that_are_not_there_are_missed_before_anything_is_done(fake_libe
     full = preset("libero_spatial")
     run = Run(tmp_path / "run", to_dict(full))
     with pytest.raises(ConfigError, match=r"config\.policy_weights: weights/libero_spatial/policy\.json is missing"):
-        Stages(full, run)
-    (tmp_path / "policy.json").write_text("{}")
+        bind_stages(full, run, Products())
+    policy = small_policy()
+    checkpoint.save(tmp_path / "policy", vla.network(policy).init(jax.random.key(0)))
     with pytest.raises(ConfigError, match=r"config\.world_weights: .*dit\.json is missing.*import_weights"):
-        Stages(dataclasses.replace(full, policy_weights=str(tmp_path / "policy.json")), run)
+        there = dataclasses.replace(full, policy=policy, policy_weights=str(tmp_path / "policy"))
+        bind_stages(there, run, Products())
     assert fake_libero.opened == 0
 
 
@@ -90,7 +95,7 @@ def test_collection_and_measurement_on_the_real_libero(tmp_path):
         pytest.skip(f"the real LIBERO does not run here: {error}")
     tiny = preset("libero_small,libero_smoke")
     tiny = dataclasses.replace(tiny, libero=dataclasses.replace(tiny.libero, steps=16, workers=2))
-    arena, (policy, _) = arena_of(tiny), actor()
+    arena, (policy, _) = open_environment(tiny).arena, actor()
     facts = arena.collect(tmp_path / "made", "collect-0", 2, policy)
     assert facts == {"episodes": 2, "successes": 0, "true_steps": 2 * 16 * 2}
     first, second = disk.read(tmp_path / "made")

@@ -1,12 +1,14 @@
-"""Replay of recorded actions: where the frames go, and what counts as an error."""
+"""Recorded actions in open loop: where the frames go, and what counts as an error."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wovr_jax.run import programs
+from wovr_jax.studies import open_loop
 from wovr_jax.types import NULL_ACTION, Episode
-from wovr_jax.world import model, replay
+from wovr_jax.world import model
 from wovr_jax.world.model import WorldConfig
 
 CFG = WorldConfig.fake()
@@ -26,12 +28,12 @@ def episodes(count=2, steps=24):
 
 
 def test_recorded_episodes_are_cut_into_chunks():
-    first, action, true = replay.recorded(episodes(), 8)
+    first, action, true = open_loop.stack_episodes(episodes(), 8)
     assert (first.shape, action.shape, true.shape) == ((2, 16, 16, 3), (2, 3, 8, 7), (2, 3, 8, 16, 16, 3))
     want = episodes()[1].frame_SHWC
     np.testing.assert_allclose(true[1, 2, 0], want[17] / 127.5 - 1.0, atol=1e-6)
     with pytest.raises(ValueError, match=r"a multiple of 8 steps, got \[20\]"):
-        replay.recorded(episodes(steps=20), 8)
+        open_loop.stack_episodes(episodes(steps=20), 8)
 
 
 def test_later_chunks_are_imagined_from_imagined_frames(monkeypatch):
@@ -42,12 +44,14 @@ def test_later_chunks_are_imagined_from_imagined_frames(monkeypatch):
         return state.memory_BMHWC[:, -1:] + jnp.arange(1, 9).reshape(1, 8, 1, 1, 1)  # counts on from the last frame
 
     monkeypatch.setattr(model, "chunk", chunk)
-    first, action, _ = replay.recorded(episodes(), 8)
+    programs.replay.cache_clear()  # one that is compiled already would not see it
+    first, action, _ = open_loop.stack_episodes(episodes(), 8)
     with jax.disable_jit():
-        video = replay.play(CFG, {}, first * 0, action, jax.random.key(0))
+        video = open_loop.play(CFG, {}, first * 0, action, jax.random.key(0))
     np.testing.assert_array_equal(
         video[:, :, :, 0, 0, 0], np.broadcast_to(np.arange(1, 25).reshape(1, 3, 8), (2, 3, 8))
     )
+    programs.replay.cache_clear()
     begin, later = seen[0][0], seen[2][0]
     np.testing.assert_array_equal(begin.action_BMA, np.broadcast_to(np.float32(NULL_ACTION), (2, 4, 7)))
     np.testing.assert_array_equal(later.memory_BMHWC[:, :, 0, 0, 0], [[13, 14, 15, 16]] * 2)
@@ -56,13 +60,13 @@ def test_later_chunks_are_imagined_from_imagined_frames(monkeypatch):
 
 
 def test_an_error_is_in_the_chunk_where_it_happens(params):
-    first, _, true = replay.recorded(episodes(), 8)
-    same = replay.errors(CFG, params["vae"], first, true, true)
+    first, _, true = open_loop.stack_episodes(episodes(), 8)
+    same = open_loop.errors(CFG, params["vae"], first, true, true)
     np.testing.assert_array_equal(same["latent_N"], 0.0)
     np.testing.assert_allclose(same["psnr_N"], 106.02, atol=0.01)  # the cap: equal frames are not infinitely good
 
     off = true.at[:, 1].set(-true[:, 1])
-    found = replay.errors(CFG, params["vae"], first, true, off)
+    found = open_loop.errors(CFG, params["vae"], first, true, off)
     want = 10 * np.log10(4.0 / np.mean((2 * np.asarray(true[:, 1])) ** 2))
     np.testing.assert_allclose(found["psnr_N"][1], want, rtol=1e-5)
     assert found["psnr_N"][0] > 100 and found["psnr_N"][2] > 100
@@ -76,18 +80,10 @@ def test_an_error_is_in_the_chunk_where_it_happens(params):
 
 
 def test_the_reference_without_a_model_is_the_vae_alone(params):
-    first, _, true = replay.recorded(episodes(), 8)
-    seen = replay.reconstructed(CFG, params["vae"], first, true)
+    first, _, true = open_loop.stack_episodes(episodes(), 8)
+    seen = open_loop.reconstructed(CFG, params["vae"], first, true)
     assert seen.shape == true.shape
     vae = model.networks(CFG)[1]
     window = jnp.concatenate([first[:, None], jnp.repeat(first[:, None], 4, axis=1), true[:, 0]], axis=1)
     there_and_back = lambda x: vae(params["vae"], vae(params["vae"], x, method="encode"), method="decode")  # noqa: E731
     np.testing.assert_allclose(seen[:, 0], jnp.clip(jax.jit(there_and_back)(window)[:, 5:], -1, 1), atol=1e-4)
-
-
-def test_a_film_shows_the_truth_on_the_left():
-    first, _, true = replay.recorded(episodes(), 8)
-    film = replay.film(first, true, -true)
-    assert film.shape == (25, 32, 33, 3) and film.dtype == np.uint8
-    np.testing.assert_array_equal(film[5, 16:, :16], episodes()[1].frame_SHWC[5])
-    np.testing.assert_array_equal(film[5, 16:, 17:], 255 - episodes()[1].frame_SHWC[5].astype(int))

@@ -11,8 +11,8 @@ import pytest
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.reward.fit import fit
 from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.run.stages.reward import fit
 from wovr_jax.types import Episode
 
 

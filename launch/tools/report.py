@@ -1,0 +1,35 @@
+"""Makes the page of a run from what lies in its folder, also while the run goes on; every training ends with it.
+
+    python launch/tools/report.py runs/pace
+
+It reads results.json, metrics.jsonl and the videos, writes report.html beside them, and prints the tables. It is a
+program of its own, so that a page that cannot be made costs no results, and whoever reads how training works need
+not read how pages are drawn.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+# Python puts this file's folder first on the path; the packages lie two above it.
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
+
+from launch import command
+
+
+def main() -> None:
+    """Writes the page and prints its tables."""
+    parser = command.Parser(__doc__)
+    parser.add_argument("run", type=pathlib.Path, help="the run folder")
+    run = parser.parse_args().run.expanduser()
+    with command.explain_errors("Stopped.", place=run, kept="A report is made of a run folder's results.json."):
+        from wovr_jax.core.disk import read_json
+        from wovr_jax.report import page, tables
+
+        path = page.write(run)
+        print(f"{tables.render_text(read_json(run / 'results.json'))}\n\n{path}")
+
+
+if __name__ == "__main__":
+    main()
