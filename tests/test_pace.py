@@ -34,7 +34,7 @@ from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.report import tables
+from wovr_jax.report import page, tables
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.run.bind import Products, bind_stages
@@ -144,7 +144,8 @@ def test_the_whole_loop_runs_and_reports(reference: Reference) -> None:
     learner = [account for name, account in results["ledger"].items() if name.startswith("grpo-")]
     assert [account["true_steps"] for account in learner] == [0, 0]
     assert all(account["imagined_frames"] > 0 for account in learner)
-    assert (reference.folder / "report.html").is_file()
+    assert page.write(reference.folder) == reference.folder / "report.html"
+    assert "after PACE" in (reference.folder / "report.html").read_text()
     assert json.loads((reference.folder / "results.json").read_text())["seed"] == 0
 
 
