@@ -16,7 +16,7 @@ from wovr_jax.core import checkpoint
 from wovr_jax.core.machine import count_compiles
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
-from wovr_jax.train.freeze import all_but
+from wovr_jax.train.optimizers import all_but
 from wovr_jax.types import Imagined
 
 B, N, T, A, K = 8, 3, 2, 2, 5

@@ -14,7 +14,7 @@ import pytest
 from wovr_jax.core import keys, machine
 from wovr_jax.core.history import CheckpointConfig, History
 from wovr_jax.core.log import Log, read_metrics
-from wovr_jax.train import loop, progress
+from wovr_jax.train import loop
 
 TX = optax.adamw(1e-2)
 
@@ -169,11 +169,11 @@ def test_non_finite_state_is_not_saved(tmp_path):
 
 
 def test_plain_lines_when_not_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
+    monkeypatch.setattr(loop, "LINE_EVERY_S", -1.0)
     loop.fit("reward", jnp.float32(0), jax.jit(lambda s, i: (s, {"loss": 0.25})), 2, log_every=1)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "reward 2/2" in captured.err and "loss 0.25" in captured.err and "left" in captured.err
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 20.0)
+    monkeypatch.setattr(loop, "LINE_EVERY_S", 20.0)
     loop.fit("reward", jnp.float32(0), jax.jit(lambda s, i: (s, {"loss": 0.25})), 2)
     assert capsys.readouterr().err == ""

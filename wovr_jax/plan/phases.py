@@ -27,7 +27,7 @@ from wovr_jax.reward import classifier
 from wovr_jax.run import programs
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.world import HELD_OUT
-from wovr_jax.train import freeze
+from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
 from wovr_jax.types import ACTION_DIM, Imagined, Params
 from wovr_jax.world import dit
@@ -153,7 +153,7 @@ def _policy(recipe: Recipe, on: On) -> tuple[RLPolicy, learner.PolicyState]:
     """The policy as RL runs it, and its state."""
     cfg, frozen = recipe.learner, recipe.sft.frozen
     network = make_rl_policy(recipe.policy, cfg.lora, frozen)
-    mask = lora.mask if cfg.lora else freeze.all_but(*frozen) if frozen else None
+    mask = lora.mask if cfg.lora else optimizers.all_but(*frozen) if frozen else None
 
     def begin(plain: Params) -> learner.PolicyState:
         return learner.create(cfg, network.begin(plain, jax.random.key(0)), mask, axes=vla.AXES)

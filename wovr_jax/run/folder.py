@@ -28,7 +28,6 @@ from typing import Any, Generic, TypeVar
 from wovr_jax.core import config, processes
 from wovr_jax.core.disk import not_written, write_json
 from wovr_jax.core.log import Log
-from wovr_jax.run.ledger import Ledger
 from wovr_jax.run.recipe import differences
 
 T = TypeVar("T")
@@ -196,12 +195,15 @@ class Run:
             finally:
                 self._inside_s = around_s + time.perf_counter() - begin
 
-    def ledger(self) -> Ledger:
-        """What every finished stage consumed."""
-        ledger = Ledger()
-        for name, facts in self.facts.items():
-            ledger.add(name, seconds=facts["seconds"], **{count: facts.get(count, 0) for count in COUNTED})
-        return ledger
+    def ledger(self) -> dict[str, dict[str, Any]]:
+        """Returns what every finished stage consumed: true simulator steps, imagined frames and seconds.
+
+        The claim "the learner used no true simulator step" is ``ledger()["grpo-1"]["true_steps"] == 0``.
+        """
+        return {
+            name: {count: facts.get(count, 0) for count in COUNTED} | {"seconds": facts["seconds"]}
+            for name, facts in self.facts.items()
+        }
 
 
 @contextlib.contextmanager
