@@ -219,8 +219,9 @@ def renderer() -> str:
 def step() -> str:
     """Lets one environment in a worker process take and draw a step."""
     from wovr_jax.sim.libero import worker
+    from wovr_jax.sim.libero.evaluate import trials
     from wovr_jax.sim.libero.pool import Lost, Pool
-    from wovr_jax.sim.libero.tasks import SceneConfig, protocol, trials
+    from wovr_jax.sim.libero.tasks import SceneConfig, protocol
 
     began = time.perf_counter()
     with faults(), Pool(1, SceneConfig()) as pool:

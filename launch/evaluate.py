@@ -57,9 +57,9 @@ def measure(cfg: LiberoEvaluation, folder: pathlib.Path) -> str:
     from wovr_jax.sim.libero import collect, evaluate
     from wovr_jax.sim.libero.runner import TrialRunner
     from wovr_jax.sim.libero.setup import fingerprint
-    from wovr_jax.sim.libero.tasks import tasks, trials
+    from wovr_jax.sim.libero.tasks import tasks
 
-    wanted = trials(cfg.suite, range(*cfg.inits), only=list(cfg.tasks) or None, seed=cfg.seed)
+    wanted = evaluate.trials(cfg.suite, range(*cfg.inits), only=list(cfg.tasks) or None, seed=cfg.seed)
     # Before anything is started: trials that training saw are refused.
     shared = evaluate.check_overlap(wanted, cfg)
     # How many work at a time decides no outcome, and may change when a run is taken up again.

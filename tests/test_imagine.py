@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from wovr_jax.imagine import imagine, predicate, shadow
-from wovr_jax.sim.tabletop import collect
+from wovr_jax.sim.tabletop import arena
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import Array, Start, World
@@ -44,7 +44,7 @@ def _brightness(frame_BTHWC: Array, task_B: Array, truth_BT: Array | None) -> Ar
 
 
 def _start(batch: int = 4) -> Start:
-    return collect.begin(jnp.arange(batch), PROMPT_KL, CFG)
+    return arena.make_starts(jnp.arange(batch), PROMPT_KL, CFG)
 
 
 def test_fused_scan_equals_a_python_loop_of_the_same_parts() -> None:

@@ -54,8 +54,9 @@ def counts(text: str) -> list[int]:
 
 def measure(workers: int, way: str, suite: str, chunks: int) -> str:
     """Returns a row of the table."""
+    from wovr_jax.sim.libero.evaluate import trials
     from wovr_jax.sim.libero.pool import Pool
-    from wovr_jax.sim.libero.tasks import SceneConfig, protocol, trials
+    from wovr_jax.sim.libero.tasks import SceneConfig, protocol
 
     settings, draw = WAYS[way]
     trial = trials(suite, [0], only=[0])[0]

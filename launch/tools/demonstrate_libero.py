@@ -15,11 +15,16 @@ import argparse
 import dataclasses
 import pathlib
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
 
 from launch import command
+
+if TYPE_CHECKING:
+    from wovr_jax.sim.libero.rollout import Outcome
+    from wovr_jax.sim.libero.tasks import Trial
 
 
 def main() -> None:
@@ -75,10 +80,10 @@ def numbers(text: str) -> list[int]:
 def measure(args: argparse.Namespace) -> str:
     """Counts successes; returns their table."""
     from wovr_jax.sim.libero.collect import line_of
-    from wovr_jax.sim.libero.evaluate import table
+    from wovr_jax.sim.libero.evaluate import table, trials
     from wovr_jax.sim.libero.pool import Pool
     from wovr_jax.sim.libero.rollout import demonstrations
-    from wovr_jax.sim.libero.tasks import SceneConfig, protocol, tasks, trials
+    from wovr_jax.sim.libero.tasks import SceneConfig, protocol, tasks
 
     wanted = trials(args.suite, args.inits, only=args.tasks, seed=args.seed)
     # Size 0: nothing is drawn, as the expert looks at the simulator's state.
@@ -91,13 +96,17 @@ def measure(args: argparse.Namespace) -> str:
 def record(args: argparse.Namespace) -> str:
     """Records episodes; returns the table of their successes."""
     from wovr_jax.core import config
+    from wovr_jax.data.episodes import EpisodesError
     from wovr_jax.sim.libero.collect import collect
-    from wovr_jax.sim.libero.evaluate import table
+    from wovr_jax.sim.libero.evaluate import table, trials
     from wovr_jax.sim.libero.pool import Pool
     from wovr_jax.sim.libero.rollout import demonstrations
     from wovr_jax.sim.libero.setup import fingerprint
-    from wovr_jax.sim.libero.tasks import SceneConfig, protocol, tasks, trials
+    from wovr_jax.sim.libero.tasks import SceneConfig, protocol, tasks
 
+    folder = args.out.expanduser().absolute()
+    if folder.exists() and not args.overwrite:
+        raise EpisodesError(f"{folder} exists already; add --overwrite to replace it, or name another folder.")
     flags = {"size": args.size, "wrist": not args.no_wrist, "drawing": args.drawing}
     scene = config.from_dict(SceneConfig, flags | {"hard_reset": not args.soft_reset}, "scene")
     wanted = trials(args.suite, args.inits, only=args.tasks, seed=args.seed)
@@ -105,17 +114,21 @@ def record(args: argparse.Namespace) -> str:
         # All that decides an episode goes beside the episodes, the renderer and a hash of the meshes included.
         meta: dict[str, Any] = {"sim": args.suite, "protocol": args.protocol, "scene": dataclasses.asdict(scene)}
         meta |= {"expert": dataclasses.asdict(expert(args)), "fingerprint": fingerprint(pool.renderer)}
-        facts = collect(
-            lambda part: demonstrations(pool, part, protocol(args.protocol), expert(args)),
-            wanted,
-            args.out,
-            meta=meta,
-            keep=args.keep,
-            overwrite=args.overwrite,
-        )
+
+        def play(part: Sequence[Trial]) -> Iterator[Outcome]:
+            outcomes = demonstrations(pool, part, protocol(args.protocol), expert(args))
+            return drop_failures(outcomes) if args.keep == "successes" else outcomes
+
+        facts = collect(play, wanted, args.out, meta=meta | {"keep": args.keep})
     write_films(args)
     rates = table(facts["meta"]["outcomes"], {task.index: task.instruction for task in tasks(args.suite)})
     return f"{rates}\n{args.out}: {facts['episodes']} episodes, {facts['steps']} steps"
+
+
+def drop_failures(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """Leaves out the episodes of failures; how their trials ended is told all the same."""
+    for outcome in outcomes:
+        yield outcome if outcome.success else dataclasses.replace(outcome, episode=None)
 
 
 def expert(args: argparse.Namespace) -> Any:

@@ -17,9 +17,9 @@ from wovr_jax.report import tables
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.folder import RunError
 from wovr_jax.run.recipe import CollectConfig, EvaluateConfig, Recipe
-from wovr_jax.sim.tabletop import expert as experts
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.sim.tabletop.wander import wander
 from wovr_jax.studies import runner
 from wovr_jax.studies import world_parts as world_study
 from wovr_jax.studies.variants import merged
@@ -64,7 +64,7 @@ def test_episodes_keep_moving_to_their_end() -> None:
     """With demonstrations of this length everything after the first success is a still picture."""
     sim = TabletopConfig(horizon=128)
     keys = jax.random.split(jax.random.key(0), 16)
-    play = jax.jit(jax.vmap(lambda seed, key: experts.wander(seed, key, ExpertConfig(), sim)[0]))
+    play = jax.jit(jax.vmap(lambda seed, key: wander(seed, key, ExpertConfig(), sim)[0]))
     states = play(np.arange(16), keys)
     gripper_move = np.abs(np.diff(states.gripper, axis=1)).max(-1) > 1e-3
     assert gripper_move[:, 96:].mean() > 0.5
@@ -81,7 +81,7 @@ def test_strolls_show_motions_that_an_expert_never_makes() -> None:
     away = []
     for share in (0.0, 0.5):
         cfg = ExpertConfig(noise=0.0, flip=0.0, stroll_share=share)
-        play = jax.jit(jax.vmap(lambda seed, key, cfg=cfg: experts.wander(seed, key, cfg, sim)))
+        play = jax.jit(jax.vmap(lambda seed, key, cfg=cfg: wander(seed, key, cfg, sim)))
         states, _, action = play(np.arange(64), keys)
         to_block = states.block_K2[:, :-1, 0] - states.gripper[:, :-1]
         free = (action[..., 6] < 0) & (np.linalg.norm(to_block, axis=-1) > 0.2)

@@ -31,7 +31,7 @@ from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.recipe import DreamConfig
 from wovr_jax.sim.arena import Acting
-from wovr_jax.sim.tabletop import collect, table
+from wovr_jax.sim.tabletop import arena, table
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import NULL_ACTION, Array, Episode, Imagined, Params, Start
 from wovr_jax.world import model as world_model
@@ -83,7 +83,7 @@ def roll_on_table(cfg: VLAConfig, codec: Codec, temperature: float, sim: Tableto
     @jax.jit
     def live(params: Params, seed_B: Array, prompt_KL: Array, key: Array) -> Imagined:
         act = vla.policy(cfg, params, codec, temperature)
-        start = collect.begin(seed_B, prompt_KL, sim, memory)
+        start = arena.make_starts(seed_B, prompt_KL, sim, memory)
         return imagine(act, world, predicate, start, key, chunks=chunks, video=True)
 
     return live

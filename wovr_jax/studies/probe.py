@@ -1,8 +1,8 @@
 """Does the learned world obey? From one start frame, one command at a time, beside the true simulator.
 
 A chunk of equal actions pushes the gripper left, right, up or down at two speeds, or opens and closes the jaws. The
-gripper is then found in the last frame of both worlds by the same eye (``sim.sight``): how far it went, and whether
-it is closed. Nothing here needs a policy, a reward or an episode.
+gripper is then found in the last frame of both worlds by the same eye (``sim.tabletop.eye``): how far it went, and
+whether it is closed. Nothing here needs a policy, a reward or an episode.
 """
 
 from __future__ import annotations

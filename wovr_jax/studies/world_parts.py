@@ -1,6 +1,6 @@
 """What each part of the world model contributes: six trainings a seed that differ in one thing, one table.
 
-Scripted episodes that never come to rest (``sim.experts.wander``) are made and encoded once for each seed. Every
+Scripted episodes that never come to rest (``sim.wander``) are made and encoded once for each seed. Every
 variant trains on them with the same settings and the same draws, then plays the recorded actions of held-out
 episodes from their first frame: how far is chunk 1 from the truth, chunk 4, chunk 16 (WoVR, table 4)? Two
 references need no training: the first frame held still, and the truth through the VAE and back.
@@ -25,8 +25,8 @@ from wovr_jax.run.stages.episodes import Demonstrations
 from wovr_jax.run.stages.vae import open_vae
 from wovr_jax.run.stages.world import start_world, windows
 from wovr_jax.sim.arena import layouts
-from wovr_jax.sim.tabletop import collect
-from wovr_jax.sim.tabletop import expert as experts
+from wovr_jax.sim.tabletop import arena
+from wovr_jax.sim.tabletop.wander import wander
 from wovr_jax.studies import open_loop
 from wovr_jax.studies.variants import REFERENCE, Settings, Variant, chosen, merged
 from wovr_jax.train import loop
@@ -135,7 +135,7 @@ class _Seed:
 
         def make(folder: pathlib.Path) -> Settings:
             seeds = layouts(cfg.seed, purpose, count)
-            made = collect.demonstrations(seeds, key, cfg.expert, cfg.sim, cfg.collect.batch, experts.wander)
+            made = arena.play_demonstrations(seeds, key, cfg.expert, cfg.sim, cfg.collect.batch, wander)
             facts = disk.write(folder / "episodes", made, meta={"sim": "tabletop"}, overwrite=True)
             return {"episodes": facts["episodes"], "successes": facts["successes"]}
 

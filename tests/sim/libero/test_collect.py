@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import pytest
 
+from launch.tools.demonstrate_libero import drop_failures
+from launch.tools.demonstrate_libero import record as record_demonstrations
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.episodes import EpisodesError
 from wovr_jax.sim.libero.collect import collect, in_order, line_of
@@ -73,16 +77,17 @@ def test_an_interruption_costs_the_task_it_was_in(tmp_path):
 
 def test_only_successes_and_a_task_without_any(tmp_path):
     def act(trials):
-        return [outcome(trial, success=trial.task.index == 2 and trial.init > 0) for trial in trials]
+        return drop_failures(outcome(trial, success=trial.task.index == 2 and trial.init > 0) for trial in trials)
 
-    facts = collect(act, WANTED, tmp_path / "made", meta=META, keep="successes")
+    facts = collect(act, WANTED, tmp_path / "made", meta=META)
     assert facts["episodes"] == 2 and len(facts["meta"]["outcomes"]) == 9
     with pytest.raises(EpisodesError, match="no parts"):
-        collect(lambda trials: [outcome(t, False) for t in trials], WANTED, tmp_path / "b", meta=META, keep="successes")
-    with pytest.raises(EpisodesError, match="exists already"):
-        collect(act, WANTED, tmp_path / "made", meta=META)
-    with pytest.raises(ValueError, match="all, successes"):
-        collect(act, WANTED, tmp_path / "c", meta=META, keep="best")
+        collect(lambda trials: drop_failures(outcome(t, False) for t in trials), WANTED, tmp_path / "b", meta=META)
+
+
+def test_a_door_replaces_episodes_only_when_asked(tmp_path):
+    with pytest.raises(EpisodesError, match="exists already; add --overwrite"):
+        record_demonstrations(argparse.Namespace(out=tmp_path, overwrite=False))
 
 
 def test_the_table_counts_lost_trials_as_failures():

@@ -15,6 +15,7 @@ import pytest
 
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.libero import rollout, setup, worker
+from wovr_jax.sim.libero.evaluate import trials
 from wovr_jax.sim.libero.pool import Lost, Pool
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import (
@@ -28,7 +29,6 @@ from wovr_jax.sim.libero.tasks import (
     init_states,
     protocol,
     tasks,
-    trials,
 )
 
 pytestmark = pytest.mark.libero
@@ -65,7 +65,8 @@ def ours_and_theirs(state, trial):
     start, ours = scene.reset(trial, SHORT), []
     for step, action_A in enumerate(ACTION_SA):
         scene.step(action_A, draw=step in (4, len(ACTION_SA) - 1))
-        ours.append((scene.sim_state, scene.state_D, {name: one.copy() for name, one in scene.pictures.items()}))
+        pictures = {name: picture.copy() for name, picture in scene.pictures.items()}
+        ours.append((scene.env.get_sim_state(), scene.state_D, pictures))
     state.close_scene()
 
     from libero.libero.envs import OffScreenRenderEnv
@@ -107,7 +108,7 @@ def begun_again(state, trial, other):
     for one in (trial, other, trial, dataclasses.replace(trial, seed=trial.seed + 1)):
         scene.reset(one, SHORT)
         fixtures = scene.env.sim.model.body_pos.copy()
-        found.append((scene.sim_state, fixtures))
+        found.append((scene.env.get_sim_state(), fixtures))
     return found
 
 
@@ -125,13 +126,13 @@ def drawn_and_held(state, trial):
     places = []
     for seed in (*range(8), 0):
         scene.reset(dataclasses.replace(trial, init=DRAWN, seed=seed), SHORT)
-        places.append(scene.sim_state)
+        places.append(scene.env.get_sim_state())
     ends = []
     for hold, actions in ((1, np.repeat(ACTION_SA[:2], 2, axis=0)), (2, ACTION_SA[:2])):
         scene.cfg = dataclasses.replace(scene.cfg, hold=hold)
         scene.reset(trial, dataclasses.replace(SHORT, settle=0))
         seen = scene.play(actions, "none", False)
-        ends.append((scene.sim_state, seen.state_TD[-1], len(seen.state_TD)))
+        ends.append((scene.env.get_sim_state(), seen.state_TD[-1], len(seen.state_TD)))
     return places, ends, scene.states
 
 

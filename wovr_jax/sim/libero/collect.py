@@ -31,7 +31,6 @@ from wovr_jax.sim.libero.rollout import Outcome
 from wovr_jax.sim.libero.tasks import Trial
 from wovr_jax.types import Episode
 
-KEEPS = ("all", "successes")
 OUTCOMES = "outcomes.json"
 LINES = "trials"
 """Stem of the files of lines: ``trials.jsonl``, and ``trials-1.jsonl`` of process 1."""
@@ -50,30 +49,22 @@ def collect(
     folder: str | os.PathLike,
     *,
     meta: Mapping[str, Any],
-    keep: str = "all",
-    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes the episodes of ``wanted`` to ``folder`` and returns the manifest.
+    """Writes the episodes of ``wanted`` to ``folder``, in the place of those that are there; returns the manifest.
 
     Args:
       act: runs trials and records them, e.g. ``lambda part: demonstrations(pool, part, protocol)``.
       wanted: the trials.
       folder: the episode folder.
       meta: facts for the manifest. Parts of an interrupted call are used only if they were made with the same.
-      keep: ``"all"`` episodes or only ``"successes"``.
-      overwrite: whether an existing episode folder may be replaced.
 
     Raises:
-      EpisodesError: a folder that may not be replaced, parts that were made with other facts, or no episode to keep.
+      EpisodesError: parts that were made with other facts, or no episode to keep.
     """
-    if keep not in KEEPS:
-        raise ValueError(f"keep: expected one of {', '.join(KEEPS)}, got {keep!r}")
     folder = pathlib.Path(folder).expanduser().absolute()
     parts = folder.with_name(f"{folder.name}.parts")
-    # What is kept decides the folder's content, so it is a fact like the others.
-    meta = {**meta, "keep": keep}
     asked = {**meta, "trials": [trial.name for trial in wanted]}
-    processes.once(lambda: _claim(folder, parts, asked, overwrite), f"open {parts}", wait_s=PATIENCE_S)
+    processes.once(lambda: _claim(parts, asked), f"open {parts}", wait_s=PATIENCE_S)
 
     trials_of: dict[str, list[Trial]] = {}
     for task in dict.fromkeys(trial.task for trial in wanted):
@@ -89,7 +80,7 @@ def collect(
         for name, trials in mine.items():
             # The outcomes are written last, so a part that has them is complete.
             if not (parts / name / OUTCOMES).is_file():
-                _record_part(act, trials, parts / name, keep, bar)
+                _record_part(act, trials, parts / name, bar)
             else:
                 bar.update(len(trials))
     # All parts have to be complete before one process joins them.
@@ -100,17 +91,15 @@ def collect(
         done = [parts / name for name in trials_of]
         outcomes = [line for part in done for line in json.loads((part / OUTCOMES).read_text())]
         recorded = [part / "episodes" for part in done if (part / "episodes").is_dir()]
-        facts = merge(recorded, folder, meta={**meta, "outcomes": outcomes}, overwrite=overwrite)
+        facts = merge(recorded, folder, meta={**meta, "outcomes": outcomes}, overwrite=True)
         shutil.rmtree(parts)
         return facts
 
     return processes.once(join, f"join {parts}", wait_s=PATIENCE_S)
 
 
-def _claim(folder: pathlib.Path, parts: pathlib.Path, asked: Mapping[str, Any], overwrite: bool) -> None:
-    """Makes the folder of parts; refuses to replace episodes unasked, and parts that were begun otherwise."""
-    if folder.exists() and not overwrite:
-        raise disk.EpisodesError(f"{folder} exists already; add --overwrite to replace it, or name another folder.")
+def _claim(parts: pathlib.Path, asked: Mapping[str, Any]) -> None:
+    """Makes the folder of parts; refuses one that was begun otherwise."""
     # Through JSON, as the file gives it back: tuples are lists then.
     mark, asked = parts / "asked.json", json.loads(json.dumps(asked))
     if mark.is_file() and json.loads(mark.read_text()) != asked:
@@ -121,7 +110,7 @@ def _claim(folder: pathlib.Path, parts: pathlib.Path, asked: Mapping[str, Any], 
     write_json(mark, asked)
 
 
-def _record_part(act: Run, trials: Sequence[Trial], part: pathlib.Path, keep: str, bar: Any) -> None:
+def _record_part(act: Run, trials: Sequence[Trial], part: pathlib.Path, bar: Any) -> None:
     outcomes: list[dict[str, Any]] = []
 
     def episodes_to_keep() -> Iterator[Episode]:
@@ -130,12 +119,12 @@ def _record_part(act: Run, trials: Sequence[Trial], part: pathlib.Path, keep: st
             # Counted here, where lost trials have lines too.
             bar.set_postfix_str(f"{sum(bool(line['success']) for line in outcomes)} of {len(outcomes)} in this part")
             bar.update()
-            if outcome.episode is not None and (keep == "all" or outcome.success):
+            if outcome.episode is not None:
                 yield outcome.episode
 
     part.mkdir(parents=True, exist_ok=True)
     episodes = episodes_to_keep()
-    # A part without a success has nothing to keep and no folder of episodes; a writer would leave an empty one.
+    # A part without an episode has nothing to keep and no folder of episodes; a writer would leave an empty one.
     first = next(episodes, None)
     if first is not None:
         with disk.EpisodeWriter(part / "episodes", overwrite=True) as writer:

@@ -18,7 +18,7 @@ from wovr_jax.core.disk import write_json
 from wovr_jax.core.stats import paired_difference, wilson
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import Drawing, Init, ProtocolName, Suite, Trial
+from wovr_jax.sim.libero.tasks import Drawing, Init, ProtocolName, Suite, Trial, tasks
 
 RESULTS = "results.json"
 
@@ -62,6 +62,29 @@ class LiberoEvaluation:
         """Yields a range without an initial state."""
         if self.inits[0] >= self.inits[1]:
             yield "inits", f"expected the first initial state and the one after the last, got {self.inits}"
+
+
+def trials(suite: str, inits: Iterable[int], *, only: Sequence[int] | None = None, seed: int = 0) -> list[Trial]:
+    """Returns every task of a suite at every initial state, task by task.
+
+    Args:
+      suite: one of ``SUITES``.
+      inits: numbers of official initial states.
+      only: indices of the tasks that are wanted; None for all of them.
+      seed: the seed of every reset.
+
+    Raises:
+      LiberoError: for an unknown suite or task.
+    """
+    # A task that is missing would otherwise show as an IndexError hours later in a worker.
+    known = tasks(suite)
+    for index in only or ():
+        if not 0 <= index < len(known):
+            raise LiberoError(f"{suite} has tasks 0 to {len(known) - 1}, and {index} was asked for.")
+    wanted = known if only is None else [known[index] for index in only]
+    # An iterator would be used up by the first task.
+    states = list(inits)
+    return [Trial(task, init, seed) for task in wanted for init in states]
 
 
 def check_overlap(wanted: Sequence[Trial], cfg: LiberoEvaluation) -> int:

@@ -15,7 +15,6 @@ import pathlib
 import pickle
 import typing
 import zipfile
-from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -198,7 +197,6 @@ class EvaluationProtocol:
       horizons: suite -> most control steps of an episode.
       stops: whether an episode ends at its first success. Otherwise it runs to the horizon, and a success in any
         step counts.
-      trials: initial states of a task.
     """
 
     name: str
@@ -206,7 +204,6 @@ class EvaluationProtocol:
     settle_gripper: float
     horizons: dict[str, int]
     stops: bool
-    trials: int = 50
 
 
 PROTOCOLS = {
@@ -281,29 +278,6 @@ def tasks(suite: str) -> tuple[Task, ...]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return tuple(Task(suite, i, name, instruction_of(name)) for i, name in enumerate(module.libero_task_map[suite]))
-
-
-def trials(suite: str, inits: Iterable[int], *, only: Sequence[int] | None = None, seed: int = 0) -> list[Trial]:
-    """Returns every task of a suite at every initial state, task by task.
-
-    Args:
-      suite: one of ``SUITES``.
-      inits: numbers of official initial states.
-      only: indices of the tasks that are wanted; None for all of them.
-      seed: the seed of every reset.
-
-    Raises:
-      LiberoError: for an unknown suite or task.
-    """
-    # A task that is missing would otherwise show as an IndexError hours later in a worker.
-    known = tasks(suite)
-    for index in only or ():
-        if not 0 <= index < len(known):
-            raise LiberoError(f"{suite} has tasks 0 to {len(known) - 1}, and {index} was asked for.")
-    wanted = known if only is None else [known[index] for index in only]
-    # An iterator would be used up by the first task.
-    states = list(inits)
-    return [Trial(task, init, seed) for task in wanted for init in states]
 
 
 def init_states(task: Task) -> np.ndarray:

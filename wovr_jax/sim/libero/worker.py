@@ -147,11 +147,6 @@ class Scene:
                 break
         return self._observations(pictures, states, successes)
 
-    @property
-    def sim_state(self) -> np.ndarray:
-        """The simulator's state, (1 + nq + nv,): time, positions and velocities."""
-        return self.env.get_sim_state()
-
     def close(self) -> None:
         """Frees the environment and its renderer."""
         self.env.close()

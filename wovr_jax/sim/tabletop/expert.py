@@ -32,7 +32,7 @@ class ExpertConfig:
       flaw: ``early_release`` lets go on the way and then idles.
       flawed_share: share of the demonstrations that carry the flaw.
       release_low, release_high: distance to the plate at which a flawed one lets go.
-      stroll_share: of ``wander``'s episodes, those that walk at random instead.
+      stroll_share: share of the episodes of ``wander`` that walk at random instead.
     """
 
     speeds: tuple[Share, ...] = (0.0, 0.25, 0.5, 1.0)
@@ -113,7 +113,7 @@ def demonstrate(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig)
     ) -> tuple[tuple[ExpertState, TabletopState], tuple[TabletopState, Array, Array]]:
         expert, state = carry
         expert, label = act(expert, state, cfg, sim)
-        executed = _disturb(label, key, cfg)
+        executed = disturb(label, key, cfg)
         after = tabletop.step(state, executed, sim)
         return (expert, after), (after, label, executed)
 
@@ -123,49 +123,7 @@ def demonstrate(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig)
     return states, label_SA, action_SA
 
 
-def wander(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[TabletopState, Array, Array]:
-    """Plays like ``demonstrate``, without flaws and without an end: once the block lies at its goal, the goal moves.
-
-    The first goal is the plate, every later one anywhere on the table. However long the episode, something moves in
-    it, which is what a world model is to be asked about at a late chunk. An expert shows few of the motions there are
-    (open jaws always go to the block); a share of strolls shows the others.
-    """
-    first = tabletop.reset(jax.random.key(seed), sim)
-    flawless = ExpertState(release=jnp.array(0.0), idle=jnp.array(False))
-    k_kind, k_walk = jax.random.split(jax.random.fold_in(key, 1))
-    strolls, walk_SA = jax.random.bernoulli(k_kind, cfg.stroll_share), _stroll(k_walk, sim)
-
-    def body(
-        carry: tuple[Array, TabletopState], xs: tuple[Array, Array]
-    ) -> tuple[tuple[Array, TabletopState], tuple[TabletopState, Array, Array]]:
-        (goal, state), (key, walk_A) = carry, xs
-        k_goal, k_noise = jax.random.split(key)
-        # The expert is shown a plate that lies at the goal; the true plate stays where it is drawn.
-        arrived = tabletop.success(dataclasses.replace(state, plate=goal), sim)
-        goal = jnp.where(arrived, jax.random.uniform(k_goal, (2,), minval=0.15, maxval=0.85), goal)
-        _, label = act(flawless, dataclasses.replace(state, plate=goal), cfg, sim)
-        label = jnp.where(strolls, walk_A, label)
-        executed = _disturb(label, k_noise, cfg)
-        after = tabletop.step(state, executed, sim)
-        return (goal, after), (after, label, executed)
-
-    xs = (jax.random.split(key, sim.horizon), walk_SA)
-    _, (states, label_SA, action_SA) = jax.lax.scan(body, (first.plate, first), xs)
-    states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
-    return states, label_SA, action_SA
-
-
-def _stroll(key: Array, sim: TabletopConfig, hold: int = 4) -> Array:
-    """Draws (S, A): a push in any direction and a command to the jaws, each held for ``hold`` steps."""
-    k_push, k_jaws = jax.random.split(key)
-    count = sim.horizon // hold + 1  # one more than needed where ``hold`` divides the horizon
-    push = jax.random.uniform(k_push, (count, 2), minval=-1.0, maxval=1.0)
-    jaws = jnp.where(jax.random.bernoulli(k_jaws, 0.4, (count,)), 1.0, -1.0)
-    action = jnp.zeros((count, ACTION_DIM)).at[:, :2].set(push).at[:, 6].set(jaws)
-    return action.repeat(hold, axis=0)[: sim.horizon]
-
-
-def _disturb(label: Array, key: Array, cfg: ExpertConfig) -> Array:
+def disturb(label: Array, key: Array, cfg: ExpertConfig) -> Array:
     """Returns what is executed: noisy deltas, and now and then a flipped gripper."""
     k_move, k_flip = jax.random.split(key)
     # Only a moving gripper is disturbed: blocks are taken and let go at rest, and that is to succeed.
