@@ -12,6 +12,7 @@ from wovr_jax.core import keys
 from wovr_jax.data.starts import Starts
 from wovr_jax.learner import PolicyState
 from wovr_jax.policy import vla
+from wovr_jax.policy.actions import Codec
 from wovr_jax.run import environment, programs
 from wovr_jax.run.environment import Environment
 from wovr_jax.run.folder import Product, Run
@@ -52,16 +53,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     codec = functools.cache(lambda: choose_codec(env, made.demonstrations))
     start = functools.partial(start_policy, recipe.policy, recipe.policy_weights, recipe.towers, folder, key)
     start_dit = functools.partial(start_world, recipe.world, recipe.world_weights, key)
-    rl = Improvement(
-        recipe.dream,
-        recipe.learner,
-        recipe.starts.share,
-        recipe.temperature,
-        recipe.sft.frozen,
-        recipe.policy,
-        recipe.reward,
-        recipe.sim,
-    )
+    rl = choose_improvement(recipe)
     acting = programs.acting(recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.sim, memory)
 
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
@@ -79,24 +71,14 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         where = (arena, recipe.evaluate, act(round_, "evaluate"), recipe.reward)
         return compare(run, round_, len(made.worlds) - 1, *where, *learned, key)
 
-    def imagination() -> Imagination:
-        """What is newest; what a true world does not need is left out."""
-        reads_world, reads_reward = recipe.dream.world != "true", recipe.dream.reward == "learned"
-        return Imagination(
-            prompt_KL,
-            codec,
-            starts=made.starts[-1] if made.starts else None,
-            vae=made.vae if reads_world else None,
-            world=made.worlds[-1] if reads_world else None,
-            reward=made.rewards[-1] if reads_reward else None,
-        )
-
     def improve_policy(round_: int) -> Product[Params]:
-        return improve(run, round_, rl, made.policies, imagination(), arena, acting, key)
+        imagination = newest_imagination(recipe, made, prompt_KL, codec)
+        return improve(run, round_, rl, made.policies, imagination, arena, acting, key)
 
     def begin_round(round_: int, round_key: Array) -> tuple[PolicyState, Callable]:
         """The learner's first state and step of a round, for whoever takes the steps by hand."""
-        return begin(round_, rl, made.policies, imagination(), arena, acting, round_key, key)
+        imagination = newest_imagination(recipe, made, prompt_KL, codec)
+        return begin(round_, rl, made.policies, imagination, arena, acting, round_key, key)
 
     return SimpleNamespace(
         environment=env,
@@ -116,6 +98,33 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         compare=compare_policy,
         improve=improve_policy,
         begin=begin_round,
+    )
+
+
+def choose_improvement(recipe: Recipe) -> Improvement:
+    """The settings of reinforcement learning."""
+    return Improvement(
+        recipe.dream,
+        recipe.learner,
+        recipe.starts.share,
+        recipe.temperature,
+        recipe.sft.frozen,
+        recipe.policy,
+        recipe.reward,
+        recipe.sim,
+    )
+
+
+def newest_imagination(recipe: Recipe, made: Products, prompt_KL: Array, codec: Callable[[], Codec]) -> Imagination:
+    """What rollouts are made of: the newest of each product; what a true world does not need is left out."""
+    reads_world, reads_reward = recipe.dream.world != "true", recipe.dream.reward == "learned"
+    return Imagination(
+        prompt_KL,
+        codec,
+        starts=made.starts[-1] if made.starts else None,
+        vae=made.vae if reads_world else None,
+        world=made.worlds[-1] if reads_world else None,
+        reward=made.rewards[-1] if reads_reward else None,
     )
 
 
