@@ -113,13 +113,13 @@ def import_all(args: argparse.Namespace) -> None:
     """Imports every part that the source holds. In a folder, what is no known weights is passed over and named."""
     from wovr_jax.bridge import adapters, formats, importer, rest
     from wovr_jax.bridge.sources import FileError, find, open_source
-    from wovr_jax.weights import native
+    from wovr_jax.weights.source import is_native
 
     # Everything is read and checked before the first file is written.
     ready, passed = [], []
     for path in find(args.source):
         try:
-            if native.is_native(path.with_suffix(".json")):
+            if is_native(path.with_suffix(".json")):
                 raise FileError(
                     f"{path} is imported already; give {path.with_suffix('.json')} and --to to write it back."
                 )
@@ -185,7 +185,7 @@ def open_adapters(args: argparse.Namespace, ready: list[Import]) -> Adapters:
 def export(args: argparse.Namespace) -> None:
     """Writes imported weights in an outside format."""
     from wovr_jax.bridge import adapters, exporter, formats
-    from wovr_jax.weights import native
+    from wovr_jax.weights.source import open_native
 
     # Adapters are not weights of ours with a table of their own: they have their own writer.
     if args.to == "peft":
@@ -193,7 +193,7 @@ def export(args: argparse.Namespace) -> None:
         print("\n".join(map(str, adapters.export(args.source, args.out))))
         return
     # Verified, because what goes out is used where nobody can check it against the import.
-    cfg, source, _ = native.open_native(args.source, verify=True)
+    cfg, source, _ = open_native(args.source, verify=True)
     kind = formats.named(cfg, args.to)
     if kind.part == "policy" and args.out.is_dir():  # a folder of its own, with names that the release chose
         check_free(args, *(path.name for path in args.out.iterdir()))

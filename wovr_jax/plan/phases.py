@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wovr_jax import learner
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import BATCH, Axes
-from wovr_jax.data.batches import later_starts
+from wovr_jax.data.batches import Layout
 from wovr_jax.data.starts import Starts
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
@@ -171,7 +171,7 @@ def _windows(recipe: Recipe, on: On) -> Any:
         return HostBatch(frames, on.rows(train.batch, cfg.frames, ACTION_DIM), on.whole(vae.shapes()), cfg)
     episodes = recipe.collect.first + recipe.collect.demonstrations
     learned = episodes - round(episodes * HELD_OUT)
-    starts = later_starts(steps(recipe), cfg.slots, cfg.chunk, train.start_cap or None, train.stride, partial=True)
+    starts = Layout(cfg.slots, cfg.chunk, train.start_cap or None, train.stride, partial=True).later(steps(recipe))
     count, latent = learned * (1 + len(starts)), (cfg.latents, *latent_size(recipe), cfg.dit.channels)
 
     def whole(*shape: int, dtype: Any = jnp.float32) -> Any:
