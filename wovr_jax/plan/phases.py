@@ -25,6 +25,7 @@ from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.train import RLPolicy, make_rl_policy
 from wovr_jax.reward import classifier
 from wovr_jax.run import programs
+from wovr_jax.run.bind import improvement
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.world import HELD_OUT
 from wovr_jax.train import optimizers
@@ -105,20 +106,10 @@ def world(recipe: Recipe, on: On) -> Phase:
 
 def dream(recipe: Recipe, on: On) -> Phase:
     """The rollouts of one iteration of RL."""
-    network, state = _policy(recipe, on)
+    _, state = _policy(recipe, on)
     parts = _parts(recipe, on)
-    program = programs.dream(
-        recipe.dream,
-        recipe.learner.grpo.group,
-        recipe.starts.share,
-        recipe.policy,
-        network.net,
-        Codec(),
-        recipe.temperature,
-        None if recipe.dream.world == "true" else recipe.world,
-        recipe.reward,
-        recipe.sim,
-    )
+    world = None if recipe.dream.world == "true" else recipe.world
+    program = programs.dream(improvement(recipe), Codec(), world)
     held = {"policy": state.params, **{name: parts[name] for name in sorted(parts)}}
     args = (state.params, parts, on.key())
     return Phase(program, args, held, {"optimizer": state.opt_state}, sum(recipe.dream.updates), chains=False)

@@ -93,7 +93,7 @@ def fit(
       ValueError: when the checkpoint in ``folder`` is further than ``steps``.
     """
     keep = keep or history.current()
-    run = _Fit(name, steps, log, History(pathlib.Path(folder) / "fit", keep) if folder else None, nan_ok)
+    run = _Fit(name, steps, log, History(pathlib.Path(folder) / "fit", keep) if folder is not None else None, nan_ok)
     state, done = run.resume(state)
     # The step donates the state, so what it looks like is noted before: the dump restores into it.
     like = jax.tree.map(nonfinite.describe_leaf, state)

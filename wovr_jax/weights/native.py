@@ -259,36 +259,27 @@ def load_weights(setting: str, where: str, shapes: Params, axes: sharding.Axes) 
       config.ConfigError: nothing there, damaged, or weights of another network.
     """
     path = pathlib.Path(where).expanduser()
-    over = sharding.current()
-    places = None if over is None else sharding.shardings(shapes, axes, over)
+    # Of a checkpoint each process and device reads its own pieces only, for Orbax is told where they lie.
+    like = sharding.describe(shapes, axes)
     try:
-        return _read_card(path, shapes, places) if path.suffix == ".json" else _restore(path, shapes, places)
+        return _read_card(path, like) if path.suffix == ".json" else checkpoint.restore(path, like)
     except ValueError as error:
         raise config.ConfigError(f"config.{setting}: {error}") from error
 
 
-def _read_card(path: pathlib.Path, shapes: Params, places: Any) -> Params:
-    """Reads our own form to ``places``, leaf by leaf."""
+def _read_card(path: pathlib.Path, like: Params) -> Params:
+    """Reads our own form leaf by leaf, each to the dtype and place of that leaf in ``like``."""
     read_config(path, describe(path))  # of a class and with fields that this version knows
-    _refuse_another_network(path, shapes)
-    wanted, place = flatten(shapes), None if places is None else flatten(places)
+    _refuse_another_network(path, like)
+    wanted = flatten(like)
 
     def put(name: str, leaf: np.ndarray) -> Any:
-        leaf = leaf.astype(wanted[name].dtype, copy=False)
-        array = jnp.asarray(leaf) if place is None else sharding.put(leaf, place[name])
+        leaf, place = leaf.astype(wanted[name].dtype, copy=False), wanted[name].sharding
+        array = jnp.asarray(leaf) if place is None else sharding.put(leaf, place)
         # An accelerator's copy goes on behind the call; without waiting, leaves would gather on the host.
         return jax.block_until_ready(array)
 
     return load(path, put=put, verify=True)[1]
-
-
-def _restore(path: pathlib.Path, shapes: Params, places: Any) -> Params:
-    """Reads a checkpoint to ``places``, of which each process and device reads its own pieces only."""
-    if places is None:
-        return checkpoint.restore(path, shapes)
-    # Orbax reads for each device the pieces that lie on it.
-    like = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, places)
-    return checkpoint.restore(path, like)
 
 
 def _refuse_another_network(path: pathlib.Path, shapes: Params) -> None:
