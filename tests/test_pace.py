@@ -21,8 +21,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.small_run import save_parts, small_settings
+from tests.compiles import count_compiles
 from wovr_jax import pace
-from wovr_jax.core import checkpoint, machine
+from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.core.log import read_metrics
 from wovr_jax.data import episodes as disk
@@ -85,7 +86,7 @@ def _count_by_stage(patch: pytest.MonkeyPatch) -> dict[str, collections.Counter[
 
     def counting(run: Run, name: str, make: Callable, folder: pathlib.Path) -> None:
         outer.append(collections.Counter())
-        with machine.count_compiles() as seen:
+        with count_compiles() as seen:
             make_stage(run, name, make, folder)
         compiled[name] = seen - outer.pop()
         outer[-1] += seen

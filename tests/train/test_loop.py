@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from wovr_jax.core import keys, machine
+from tests.compiles import count_compiles
+from wovr_jax.core import keys
 from wovr_jax.core.history import CheckpointConfig, History
 from wovr_jax.core.log import Log, read_metrics
 from wovr_jax.train import loop
@@ -118,7 +119,7 @@ def test_one_compilation_and_few_reads(monkeypatch):
     def once(state, i):
         return state + 1, {"loss": state}
 
-    with machine.count_compiles() as compiles:
+    with count_compiles() as compiles:
         loop.fit("sft", jnp.float32(0), jax.jit(once), 20, log_every=10)
     assert compiles["once"] == 1
     assert len(reads) == 2

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wovr_jax import learner
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import BATCH, Axes
-from wovr_jax.data.batches import later_starts
+from wovr_jax.data.batches import Layout
 from wovr_jax.data.starts import Starts
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
@@ -25,6 +25,7 @@ from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.train import RLPolicy, make_rl_policy
 from wovr_jax.reward import classifier
 from wovr_jax.run import programs
+from wovr_jax.run.bind import improvement
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.world import HELD_OUT
 from wovr_jax.train import optimizers
@@ -105,20 +106,10 @@ def world(recipe: Recipe, on: On) -> Phase:
 
 def dream(recipe: Recipe, on: On) -> Phase:
     """The rollouts of one iteration of RL."""
-    network, state = _policy(recipe, on)
+    _, state = _policy(recipe, on)
     parts = _parts(recipe, on)
-    program = programs.dream(
-        recipe.dream,
-        recipe.learner.grpo.group,
-        recipe.starts.share,
-        recipe.policy,
-        network.net,
-        Codec(),
-        recipe.temperature,
-        None if recipe.dream.world == "true" else recipe.world,
-        recipe.reward,
-        recipe.sim,
-    )
+    world = None if recipe.dream.world == "true" else recipe.world
+    program = programs.dream(improvement(recipe), Codec(), world)
     held = {"policy": state.params, **{name: parts[name] for name in sorted(parts)}}
     args = (state.params, parts, on.key())
     return Phase(program, args, held, {"optimizer": state.opt_state}, sum(recipe.dream.updates), chains=False)
@@ -171,7 +162,7 @@ def _windows(recipe: Recipe, on: On) -> Any:
         return HostBatch(frames, on.rows(train.batch, cfg.frames, ACTION_DIM), on.whole(vae.shapes()), cfg)
     episodes = recipe.collect.first + recipe.collect.demonstrations
     learned = episodes - round(episodes * HELD_OUT)
-    starts = later_starts(steps(recipe), cfg.slots, cfg.chunk, train.start_cap or None, train.stride, partial=True)
+    starts = Layout(cfg.slots, cfg.chunk, train.start_cap or None, train.stride, partial=True).later(steps(recipe))
     count, latent = learned * (1 + len(starts)), (cfg.latents, *latent_size(recipe), cfg.dit.channels)
 
     def whole(*shape: int, dtype: Any = jnp.float32) -> Any:

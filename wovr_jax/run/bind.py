@@ -21,9 +21,10 @@ from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
+from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
 from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, no_demonstrations
-from wovr_jax.run.stages.improve import Imagination, Improvement, begin, improve
+from wovr_jax.run.stages.improve import Imagination, begin, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward
 from wovr_jax.run.stages.starts import choose_starts

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
@@ -92,7 +93,7 @@ def fit(
       ValueError: when the checkpoint in ``folder`` is further than ``steps``.
     """
     keep = keep or history.current()
-    run = _Fit(name, steps, log, folder, nan_ok, keep)
+    run = _Fit(name, steps, log, History(pathlib.Path(folder) / "fit", keep) if folder is not None else None, nan_ok)
     state, done = run.resume(state)
     # The step donates the state, so what it looks like is noted before: the dump restores into it.
     like = jax.tree.map(nonfinite.describe_leaf, state)
@@ -148,23 +149,26 @@ def _wishes(interrupted: list[int], late: bool = False) -> set[str]:
     return {signal.Signals(number).name for number in interrupted} | ({SAVE} if late and processes.first() else set())
 
 
+@dataclasses.dataclass
 class _Fit:
-    """The bookkeeping of one fit: metrics not yet logged, and the checkpoints."""
+    """The bookkeeping of one fit.
 
-    def __init__(
-        self,
-        name: str,
-        steps: int,
-        log: Log | None,
-        folder: str | os.PathLike | None,
-        nan_ok: tuple[str, ...],
-        keep: CheckpointConfig,
-    ):
-        self.name, self.steps, self.log, self.nan_ok = name, steps, log, nan_ok
-        self.history = None if folder is None else History(pathlib.Path(folder) / "fit", keep)
-        self.saved: int | None = None
-        self.window: list[dict[str, Any]] = []
-        self.means: dict[str, float] = {}
+    Attributes:
+      name, steps, log, nan_ok: see :func:`fit`.
+      history: its checkpoints; None for a run that is not resumed.
+      saved: step of the last checkpoint.
+      window: metrics that are not yet logged, step by step; on the device until they are read.
+      means: the metrics logged last.
+    """
+
+    name: str
+    steps: int
+    log: Log | None
+    history: History | None
+    nan_ok: tuple[str, ...]
+    saved: int | None = None
+    window: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    means: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def resume(self, state: Any) -> tuple[Any, int]:
         """Returns the state and step to go on from."""

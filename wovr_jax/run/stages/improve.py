@@ -14,55 +14,21 @@ from wovr_jax import learner
 from wovr_jax.core import checkpoint, processes, sharding
 from wovr_jax.core.log import read_metrics
 from wovr_jax.data.starts import Starts
-from wovr_jax.learner import LearnerConfig, PolicyState
+from wovr_jax.learner import PolicyState
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.train import RLPolicy, make_rl_policy
-from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
-from wovr_jax.run.recipe import DreamConfig
+from wovr_jax.run.programs import Improvement
 from wovr_jax.run.stages.episodes import Keys
 from wovr_jax.run.stages.policy import load_policy
 from wovr_jax.run.stages.reward import Judge
 from wovr_jax.sim.arena import Acting, Actor, Arena, Groups
-from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.train import loop, optimizers
 from wovr_jax.train.step import ReplayableStep
 from wovr_jax.types import Array, Imagined, Params
 from wovr_jax.world.model import WorldConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Improvement:
-    """Settings of reinforcement learning.
-
-    Attributes:
-      dream: one iteration, and the world and the judge it happens in.
-      learner: how rollouts become optimizer steps.
-      share: of the groups that begin at keyframes.
-      temperature: of the policy's sampling.
-      frozen: parts of the policy that stay as they are.
-      policy: the policy's network.
-      reward: the classifier's network.
-      sim: the embedded table, for worlds that are the truth or know it.
-    """
-
-    dream: DreamConfig
-    learner: LearnerConfig
-    share: float
-    temperature: float
-    frozen: tuple[str, ...]
-    policy: VLAConfig
-    reward: RewardConfig
-    sim: TabletopConfig
-
-    @property
-    def network(self) -> RLPolicy:
-        """The policy as actor and learner run it, with adapters where the learner trains adapters."""
-        return make_rl_policy(self.policy, self.learner.lora, self.frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +102,7 @@ def begin(
     Args: as for :func:`improve`; ``round_key`` is that of the round's draws.
     """
     network = cfg.network
-    rollout = _explore(cfg, imagination) if imagination.starts is None else _dream(cfg, network, imagination)
+    rollout = _explore(cfg, imagination) if imagination.starts is None else _dream(cfg, imagination)
     params = network.begin(policies[round_].value, key("adapters", round_))
     # The regulariser holds the policy to the base policy, not to the one that it was a round ago.
     reference = network.begin(policies[0].value, key("adapters", 0)) if cfg.learner.grpo.kl else None
@@ -156,22 +122,11 @@ def begin(
     return state, ReplayableStep(step, roll, on_policy=True)
 
 
-def _dream(cfg: Improvement, network: RLPolicy, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
+def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
     """Rollouts of one compiled program, policy, world and judge in one scan."""
     assert given.starts is not None
     world = None if given.vae is None else given.vae.value[0]
-    dream = programs.dream(
-        cfg.dream,
-        cfg.learner.grpo.group,
-        cfg.share,
-        cfg.policy,
-        network.net,
-        given.codec(),
-        cfg.temperature,
-        world,
-        cfg.reward,
-        cfg.sim,
-    )
+    dream = programs.dream(cfg, given.codec(), world)
     table = sharding.whole(jax.device_put(given.starts.value))
     # Arguments of the compiled program, not constants in it.
     parts: dict[str, Any] = {"starts": table, "prompt_KL": given.prompt_KL, "threshold": jnp.float32(0.5)}

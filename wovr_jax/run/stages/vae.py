@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from wovr_jax.core import sharding
 from wovr_jax.data import batches
-from wovr_jax.data.batches import Windows
+from wovr_jax.data.batches import Layout, Windows
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.stages.episodes import Demonstrations
 from wovr_jax.train import loop
@@ -81,7 +81,7 @@ def _load(cfg: WorldConfig, name: str, folder: pathlib.Path) -> VAE:
 
 def cut_windows(cfg: WorldConfig, episodes: Any) -> Windows:
     """The windows of a world model, on the device."""
-    windows = batches.windows(episodes, memory=cfg.slots, new=cfg.chunk, partial=True, val_share=HELD_OUT)
+    windows = batches.windows(episodes, Layout(cfg.slots, cfg.chunk, partial=True), val_share=HELD_OUT)
     return sharding.whole(jax.device_put(windows))
 
 
