@@ -60,15 +60,15 @@ def open_libero(cfg: LiberoConfig, policy: VLAConfig, *, seed: int, batch: int, 
     Raises:
       LiberoError: LIBERO is not installed, or a task that the suite does not have.
       ConfigError: a policy whose vocabulary is not that of the instructions.
-      ShardingError: several processes whose devices do not suit simulators of their own, see ``sim.libero.hosts``.
+      ShardingError: several processes whose devices do not suit simulators of their own, see ``sim.libero.actors``.
     """
     # Imported here, so that whoever runs on the table need not have LIBERO.
+    from wovr_jax.sim.libero import actors
     from wovr_jax.sim.libero import arena as libero
-    from wovr_jax.sim.libero import hosts
 
     prompt_KL, codec = _libero_words(cfg, policy, libero.instructions(cfg.suite))
     arena = libero.Libero(cfg, seed=seed, batch=batch, chunk=policy.chunk, memory=memory, prompt_KL=prompt_KL)
-    hosts.check(vla.network(policy).shapes(), vla.AXES)
+    actors.check_mesh(vla.network(policy).shapes(), vla.AXES)
     return Environment(arena, jnp.asarray(prompt_KL), codec)
 
 
