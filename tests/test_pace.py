@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tests.small_run import save_parts, small_settings
 from tests.compiles import count_compiles
+from tests.small_run import save_parts, small_settings
 from wovr_jax import pace
 from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict

@@ -175,7 +175,7 @@ def open_environment(recipe: Recipe) -> Environment:
     Raises:
       LiberoError: LIBERO is not installed, or a task that the suite does not have.
       ConfigError: a policy whose vocabulary is not that of the instructions.
-      ShardingError: several processes whose devices do not suit simulators of their own, see ``sim.libero.hosts``.
+      ShardingError: several processes whose devices do not suit simulators of their own, see ``sim.libero.actors``.
     """
     cfg, policy = recipe.libero, recipe.policy
     how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
@@ -183,12 +183,12 @@ def open_environment(recipe: Recipe) -> Environment:
         words = jnp.asarray(Tokenizer.tabletop().prompts(Tabletop.instructions))
         return Environment(Tabletop(recipe.sim, recipe.expert, **how, prompt_KL=words), words, None)
     # Imported here, so that whoever runs on the table need not have LIBERO.
+    from wovr_jax.sim.libero import actors
     from wovr_jax.sim.libero import arena as libero
-    from wovr_jax.sim.libero import hosts
 
     prompt_KL, codec = _libero_words(cfg, policy, libero.instructions(cfg.suite))
     arena = libero.Libero(cfg, chunk=policy.chunk, prompt_KL=prompt_KL, **how)
-    hosts.check(vla.network(policy).shapes(), vla.AXES)
+    actors.check(vla.network(policy).shapes(), vla.AXES)
     return Environment(arena, jnp.asarray(prompt_KL), codec)
 
 
