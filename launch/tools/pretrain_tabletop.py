@@ -81,7 +81,7 @@ def pretrain_tower(args: argparse.Namespace) -> None:
 
     from wovr_jax.core.keys import key
     from wovr_jax.policy import towers_train
-    from wovr_jax.policy.vision import TowerConfig
+    from wovr_jax.policy.backbones import TowerConfig
     from wovr_jax.sim.tabletop.scenes import draw_scenes
     from wovr_jax.sim.tabletop.table import TabletopConfig
     from wovr_jax.train import loop

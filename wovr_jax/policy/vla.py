@@ -33,9 +33,8 @@ from wovr_jax.nn.functional import Pure
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import actions
 from wovr_jax.policy.actions import BINS, Codec
-from wovr_jax.policy.llm import Llama, LlamaConfig
+from wovr_jax.policy.backbones import Llama, LlamaConfig, Tower, TowerConfig
 from wovr_jax.policy.tokenizer import Tokenizer
-from wovr_jax.policy.vision import Tower, TowerConfig
 from wovr_jax.types import ACTION_DIM, Array, Params
 
 Form = Literal["oft", "rlinf"]

@@ -31,10 +31,9 @@ import numpy as np
 from flax import nnx
 
 from wovr_jax.core.config import Count, DType, Faults, Positive, checked
-from wovr_jax.nn.attention import Kernel, attention, rotate_pairs, wan_angles
 from wovr_jax.nn.functional import scan_blocks, stack
 from wovr_jax.nn.lora import LoRAConfig
-from wovr_jax.nn.norms import LayerNorm, RMSNorm
+from wovr_jax.nn.transformer import Kernel, LayerNorm, RMSNorm, attention, rotate_pairs, wan_angles
 from wovr_jax.types import ACTION_DIM, Array
 
 AXES = (
@@ -78,7 +77,7 @@ class DiTConfig:
       dtype: of matrix products and attention; norms, softmax, time and modulation stay float32.
       residual_dtype: in which the token stream is kept between layers.
       sinusoid_dtype: "bfloat16" rounds the time embedding as RLinf's training did.
-      kernel: attention kernel, see ``nn.attention``.
+      kernel: attention kernel, see ``nn.transformer``.
       remat: whether the backward pass recomputes blocks instead of storing activations; on a CPU
         it is also the quicker way, since the scan would copy what it stores.
     """

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wovr_jax.core.config import Count, DType, Faults, Finite, Positive, checked
-from wovr_jax.nn.attention import attention
 from wovr_jax.nn.conv import CausalConv3D, Conv2D, Implementation
+from wovr_jax.nn.transformer import attention
 from wovr_jax.types import Array
 
 # Mean and deviation of each of the 48 latent channels, as published with the weights: the transformer sees latents of
