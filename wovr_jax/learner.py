@@ -339,8 +339,8 @@ def _summarise(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined
     }
 
 
-def idle(curve: Sequence[Mapping[str, float]]) -> str:
-    """Says what to tell the user about iterations that changed nothing; empty when every one took a step.
+def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:
+    """Returns what to tell the user about iterations that changed nothing; empty when every one took a step.
 
     ``curve`` holds the metrics of each iteration.
     """

@@ -45,7 +45,7 @@ def test_form_and_values(tmp_path):
     assert action["mean"][6] == pytest.approx(0.8) and (action["min"][6], action["max"][6]) == (0.0, 1.0)
     save_statistics(tmp_path / "a" / "dataset_statistics.json", table)
     assert json.loads((tmp_path / "a" / "dataset_statistics.json").read_text()) == table
-    assert load(tmp_path / "a" / "dataset_statistics.json") == action
+    assert normalize.load(tmp_path / "a")["action"] == action
 
 
 def test_a_motion_that_never_changes_stays_a_constant():
@@ -57,18 +57,18 @@ def test_keys(tmp_path):
     entry = normalize.statistics(episodes(), "k")["k"]
     path = tmp_path / "dataset_statistics.json"
     save_statistics(path, {"libero_goal_no_noops": entry, "other": entry})
-    assert load(path, "libero_goal") == entry["action"]
+    assert normalize.load(tmp_path, "libero_goal") == entry
     with pytest.raises(
         StatisticsError, match="expected an entry 'libero_10', the file has libero_goal_no_noops, other"
     ):
-        load(path, "libero_10")
+        normalize.load(tmp_path, "libero_10")
     with pytest.raises(StatisticsError, match="exactly one entry"):
-        load(path)
+        normalize.load(tmp_path)
 
 
 def test_malformed(tmp_path):
     with pytest.raises(StatisticsError, match="cannot be read"):
-        load(tmp_path / "nothing.json")
+        normalize.table(tmp_path / "nothing.json")
     action = normalize.statistics(episodes(), "k")["k"]["action"]
     with pytest.raises(StatisticsError, match="lack q99"):
         save_statistics(tmp_path / "x.json", {"k": {"action": {k: v for k, v in action.items() if k != "q99"}}})

@@ -6,7 +6,7 @@ A policy sees well only what it was trained on, and the stacks prepare the same 
     oft     JPEG, Lanczos-3 to 224, the middle 0.9 of the area back to 224     OFT, SimpleVLA-RL, WMPO
 
 Every step ends on the 8-bit grid, as it does there. The two normalisations and the stack of six channels are the
-network's own first step (``vision.normalise``). Cameras that stand on their head are turned before: LIBERO's
+network's own first step (``backbones.normalise``). Cameras that stand on their head are turned before: LIBERO's
 ``frame[::-1, ::-1]`` belongs to the simulator.
 
 Sources: openvla-oft:experiments/robot/openvla_utils.py; RLinf:rlinf/models/embodiment/openvla_oft.

@@ -13,11 +13,12 @@ import numpy as np
 
 from wovr_jax.core import keys
 from wovr_jax.core.config import ConfigError
+from wovr_jax.data import normalize
 from wovr_jax.data.starts import Starts
 from wovr_jax.learner import PolicyState
-from wovr_jax.policy import release, vla
+from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.tokenizer import Tokenizer
+from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
@@ -188,7 +189,7 @@ def open_environment(recipe: Recipe) -> Environment:
 
     prompt_KL, codec = _libero_words(cfg, policy, libero.instructions(cfg.suite))
     arena = libero.Libero(cfg, chunk=policy.chunk, prompt_KL=prompt_KL, **how)
-    actors.check(vla.network(policy).shapes(), vla.AXES)
+    actors.check_mesh(vla.network(policy).shapes(), vla.AXES)
     return Environment(arena, jnp.asarray(prompt_KL), codec)
 
 
@@ -197,8 +198,9 @@ def _libero_words(
 ) -> tuple[np.ndarray, Codec | None]:
     """Prompts and action statistics of the released policy, or prompts in the package's own words."""
     if cfg.release:
-        prompts = release.ReleaseTokenizer(cfg.release, policy).prompts(instructions)
-        return prompts, release.codec(cfg.release, cfg.suite)
+        released = ReleaseTokenizer(cfg.release, policy.vocab_size, stop=policy.stop, pad=policy.pad)
+        statistics = normalize.load(cfg.release, cfg.suite)
+        return released.prompts(instructions), Codec.from_statistics(statistics["action"])
     words = Tokenizer.libero()
     if (policy.vocab_size, policy.pad) != (words.vocab_size, words.pad):
         raise ConfigError(

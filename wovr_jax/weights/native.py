@@ -32,6 +32,7 @@ FOLDER = pathlib.Path(__file__).parents[1] / "assets"
 
 MOVED = {
     "wovr_jax.world.vae:VAEConfig": "wovr_jax.world.vae.net:VAEConfig",
+    "wovr_jax.policy.vision:TowerConfig": "wovr_jax.policy.backbones:TowerConfig",
     "wovr_jax.world.dit:TextDiTConfig": "wovr_jax.bridge.text_dit:TextDiTConfig",
 }
 """Place of a config's class in files of before -> where it is now."""

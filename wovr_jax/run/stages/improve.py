@@ -81,7 +81,7 @@ def improve(
         state = loop.fit(name, state, step, updates, log=run.log, folder=folder, log_every=1)
         checkpoint.save(folder / "policy", cfg.network.plain(state.params))
         curve = [line for line in read_metrics(run.folder) if line["stage"] == name]
-        if remark := learner.idle(curve):
+        if remark := learner.explain_idle(curve):
             processes.say(f"{name}: {remark}")
         facts = _count_steps(cfg, updates, imagination.arena, curve)
         return facts | {"skipped": sum(line["skipped"] for line in curve), "said": remark}

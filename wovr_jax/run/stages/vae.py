@@ -63,7 +63,7 @@ def open_vae(
         params, key = state.params, jax.random.key(train.seed)
         draw = jax.jit(draw_windows, static_argnums=1)
         seen = (draw(jax.random.fold_in(key, i), train.batch, data) for i in range(32))
-        vae_cfg = vae_train.normalised(cfg.vae, params, seen)
+        vae_cfg = vae_train.with_latent_statistics(cfg.vae, params, seen)
         # About 64 held-out windows, evenly spread, in batches of eight.
         rows = jnp.asarray(data.val_I2)[:: max(1, len(data.val_I2) // 64)]
         held_out = [batches.gather_windows(data, rows[low : low + 8])[0] for low in range(0, len(rows) // 8 * 8, 8)]
