@@ -14,7 +14,6 @@ import numpy as np
 from wovr_jax.core import keys
 from wovr_jax.core.config import ConfigError
 from wovr_jax.data.starts import Starts
-from wovr_jax.learner import PolicyState
 from wovr_jax.policy import release, vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
@@ -24,7 +23,7 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
 from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, no_demonstrations
-from wovr_jax.run.stages.improve import Imagination, begin, improve
+from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward
 from wovr_jax.run.stages.starts import choose_starts
@@ -86,6 +85,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     start_dit = functools.partial(start_world, recipe.world, recipe.world_weights, key)
     rl = improvement(recipe)
     acting = programs.acting(recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.sim, memory)
+    imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
 
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
@@ -104,16 +104,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         where = (arena, recipe.evaluate, act(round_, "evaluate"), recipe.reward)
         return compare(run, round_, len(made.worlds) - 1, *where, *learned, key)
 
-    def improve_policy(round_: int) -> Product[Params]:
-        return improve(run, round_, rl, made.policies, newest(recipe.dream, made, env, codec, acting), key)
-
-    def begin_round(round_: int, round_key: Array) -> tuple[PolicyState, Callable]:
-        """The learner's first state and step of a round, for whoever takes the steps by hand."""
-        return begin(round_, rl, made.policies, newest(recipe.dream, made, env, codec, acting), round_key, key)
-
     return SimpleNamespace(
-        environment=env,
-        codec=codec,
         act=act,
         explore=arena.explore if recipe.dream.world == "true" else None,
         demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
@@ -127,8 +118,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, recipe.seed),
         measure=measure_policy,
         compare=compare_policy,
-        improve=improve_policy,
-        begin=begin_round,
+        improve=functools.partial(improve, run, rl, made.policies, imagination, key),
     )
 
 

@@ -58,11 +58,11 @@ class Imagination:
 
 def improve(
     run: Run,
-    round_: int,
     cfg: Improvement,
     policies: Sequence[Product[Params]],
-    imagination: Imagination,
+    imagine: Callable[[], Imagination],
     key: Keys,
+    round_: int,
 ) -> Product[Params]:
     """The policy after a round of masked GRPO.
 
@@ -71,12 +71,13 @@ def improve(
       round_: the round in which the policy learns, from 0; the stage has the number of the policy that it makes.
       cfg: settings.
       policies: the base policy, and those after each round so far.
-      imagination: what rollouts are made of.
+      imagine: gives what rollouts are made of, the newest of each; asked when the stage is made.
       key: of the run, by name.
     """
     name, updates = f"grpo-{round_ + 1}", cfg.dream.updates[round_]
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
+        imagination = imagine()
         state, step = begin(round_, cfg, policies, imagination, key(name), key)
         state = loop.fit(name, state, step, updates, log=run.log, folder=folder, log_every=1)
         checkpoint.save(folder / "policy", cfg.network.plain(state.params))
