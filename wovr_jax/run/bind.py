@@ -90,6 +90,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""
+        # Episodes remember who acted, and the report tells policies apart by it.
         name = f"grpo-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
@@ -178,6 +179,7 @@ def open_environment(recipe: Recipe) -> Environment:
 
     prompt_KL, codec = _libero_words(cfg, policy, libero.instructions(cfg.suite))
     arena = libero.Libero(cfg, chunk=policy.chunk, prompt_KL=prompt_KL, **how)
+    # Each process steps simulators of its own, which not every mesh allows.
     hosts.check(vla.network(policy).shapes(), vla.AXES)
     return Environment(arena, jnp.asarray(prompt_KL), codec)
 
@@ -206,6 +208,7 @@ def check_weights(recipe: Recipe) -> None:
       ConfigError: weights to start from are missing.
       FileError: there is no such pretrained VAE.
     """
+    # By shapes alone: no weights are read, and no network is made.
     networks = {"policy_weights": vla.network(recipe.policy), "world_weights": world_model.networks(recipe.world)[0]}
     for setting, network in networks.items():
         if where := getattr(recipe, setting):
