@@ -127,16 +127,14 @@ def test_one_compilation_and_few_reads(monkeypatch):
 
 def test_means_over_the_window_and_extra_scalars(tmp_path):
     log = Log(tmp_path, tensorboard=False)
-    step = jax.jit(lambda state, i: (state, {"loss": i.astype(jnp.float32), "rate": jnp.nan}))
-    loop.fit(
-        "x", 0, step, 5, log=log, log_every=2, nan_ok=("rate",), on_step=lambda n, s: {"eval": n} if n == 3 else None
-    )
+    step = jax.jit(lambda state, i: (state, {"loss": i.astype(jnp.float32), "rate": 0.25}))
+    loop.fit("x", 0, step, 5, log=log, log_every=2, on_step=lambda n, s: {"eval": n} if n == 3 else None)
     lines = [{key: line[key] for key in line if key != "time"} for line in read_metrics(tmp_path)]
     assert lines == [
-        {"stage": "x", "step": 2, "loss": 0.5, "rate": None},
+        {"stage": "x", "step": 2, "loss": 0.5, "rate": 0.25},
         {"stage": "x", "step": 3, "eval": 3.0},
-        {"stage": "x", "step": 4, "loss": 2.5, "rate": None},
-        {"stage": "x", "step": 5, "loss": 4.0, "rate": None},
+        {"stage": "x", "step": 4, "loss": 2.5, "rate": 0.25},
+        {"stage": "x", "step": 5, "loss": 4.0, "rate": 0.25},
     ]
 
 

@@ -280,10 +280,6 @@ class Lazy(Sequence[Episode]):
         source, number = self.places[index]
         return source[number]
 
-    def heads(self) -> list[Head]:
-        """Returns the head of each episode; none is decoded."""
-        return [source.head(number) for source, number in self.places]
-
 
 def join(parts: Iterable[Sequence[Episode]]) -> Sequence[Episode]:
     """Joins several sequences of episodes; what comes of it stays on disk if all of them do, empty ones aside."""
@@ -302,7 +298,7 @@ def heads(episodes: Sequence[Episode]) -> list[Head]:
     if isinstance(episodes, EpisodeSource):
         return [episodes.head(index) for index in range(len(episodes))]
     if isinstance(episodes, Lazy):
-        return episodes.heads()
+        return [source.head(number) for source, number in episodes.places]
     return [Head(len(episode.action_SA), episode.task, episode.seed) for episode in episodes]
 
 

@@ -68,7 +68,6 @@ def fit(
     keep: CheckpointConfig | None = None,
     log_every: int = 20,
     on_step: Callable[[int, Any], dict[str, float] | None] | None = None,
-    nan_ok: tuple[str, ...] = (),
 ) -> Any:
     """Runs ``state, metrics = step(state, i)`` for i in [0, steps) and returns the last state.
 
@@ -83,7 +82,6 @@ def fit(
       log_every: steps between reads of the metrics. The device is never waited for in between.
       on_step: called as ``on_step(done, state)`` after each step, ``done`` counting from 1. It
         must not keep ``state``, which the next step may donate. Scalars that it returns are logged.
-      nan_ok: metrics that may be NaN (a mean over nothing, say).
 
     Raises:
       NonFiniteError: naming stage, step and metric; the last good checkpoint stays. What the step trained on is in
@@ -93,7 +91,7 @@ def fit(
       ValueError: when the checkpoint in ``folder`` is further than ``steps``.
     """
     keep = keep or history.current()
-    run = _Fit(name, steps, log, History(pathlib.Path(folder) / "fit", keep) if folder is not None else None, nan_ok)
+    run = _Fit(name, steps, log, None if folder is None else History(pathlib.Path(folder) / "fit", keep))
     state, done = run.resume(state)
     # The step donates the state, so what it looks like is noted before: the dump restores into it.
     like = jax.tree.map(nonfinite.describe_leaf, state)
@@ -154,7 +152,7 @@ class _Fit:
     """The bookkeeping of one fit.
 
     Attributes:
-      name, steps, log, nan_ok: see :func:`fit`.
+      name, steps, log: see :func:`fit`.
       history: its checkpoints; None for a run that is not resumed.
       saved: step of the last checkpoint.
       window: metrics that are not yet logged, step by step; on the device until they are read.
@@ -165,7 +163,6 @@ class _Fit:
     steps: int
     log: Log | None
     history: History | None
-    nan_ok: tuple[str, ...]
     saved: int | None = None
     window: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     means: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -203,7 +200,7 @@ class _Fit:
         self.window = [
             {name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self.window)
         ]
-        if bad := nonfinite.find_in_metrics(self.window, self.nan_ok):
+        if bad := nonfinite.find_in_metrics(self.window):
             place, name, value = bad
             step = done - len(self.window) + place + 1  # the window ends with step ``done``
             raise NonFiniteError(self._explain(f"metric {name!r} is {value}", step), step)

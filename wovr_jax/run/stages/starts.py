@@ -40,8 +40,10 @@ def choose_starts(
     name = f"starts-{round_}"
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
+        # Every episode that was ever begun shows a true first frame, so those of all rounds serve.
         table = start_states.initial(join_rounds(rollouts) if rollouts else demonstrations.value.train, memory=memory)
         if cfg.share:
+            # Keyframes are of the newest policy's failures alone: what it fails at today is what it has to learn.
             rng = np.random.default_rng([seed, round_])
             table = start_states.join(table, start_states.keyframes(rollouts[-1].value, cfg, rng, memory=memory))
         start_states.save(folder / "starts", table, overwrite=True)
