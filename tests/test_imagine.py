@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -106,3 +108,23 @@ def test_recorded_actions_of_the_wrong_shape_are_named() -> None:
 def test_start_without_simulator_state_is_named() -> None:
     with pytest.raises(ValueError, match=r"Start\.sim"):
         imagine(_act, tabletop.world(CFG), predicate, _start().replace(sim=None), jax.random.key(0), chunks=1)
+
+
+def test_what_does_not_have_the_axes_of_its_name_is_refused_while_tracing() -> None:
+    start, key = _start(), jax.random.key(0)
+    odd = dataclasses.replace(start, prompt_BL=start.prompt_BL[0])
+    with pytest.raises(AssertionError, match=r"imagine: start\.prompt_BL"):
+        imagine(_act, _dreaming(), _brightness, odd, key, chunks=1)
+    short = dataclasses.replace(start, step_B=start.step_B[:3])
+    with pytest.raises(AssertionError, match=r"imagine: start\.step_B"):
+        imagine(_act, _dreaming(), _brightness, short, key, chunks=1)
+    with pytest.raises(AssertionError, match="imagine: prob_BT of the score"):
+        imagine(_act, _dreaming(), lambda *given: _brightness(*given)[:, :1], start, key, chunks=1)
+    with pytest.raises(AssertionError, match="imagine: token_BTA of the actor"):
+        imagine(lambda *seen: (_act(*seen)[0][:, 0], *_act(*seen)[1:]), _dreaming(), _brightness, start, key, chunks=1)
+
+
+def test_a_profile_tells_policy_world_and_score_apart() -> None:
+    run = jax.jit(lambda s: imagine(_act, _dreaming(), _brightness, s, jax.random.key(0), chunks=1))
+    text = run.lower(_start()).as_text(debug_info=True)
+    assert all(f"{part}/" in text for part in ("policy", "world", "score"))

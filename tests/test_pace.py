@@ -20,76 +20,33 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.compiles import count_compiles
+from tests.small_run import save_parts, small_settings
 from wovr_jax import pace
-from wovr_jax.core import checkpoint, machine
+from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
-from wovr_jax.core.disk import write_json
 from wovr_jax.core.log import read_metrics
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.grpo import GRPOConfig
-from wovr_jax.learner import LearnerConfig
 from wovr_jax.nn.functional import Pure
-from wovr_jax.policy import vla
-from wovr_jax.policy.train import SFTConfig
-from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.report import tables
-from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.report import page, tables
 from wovr_jax.run.bind import Products, bind_stages
 from wovr_jax.run.folder import MARK, Run, RunError
-from wovr_jax.run.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
+from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages import world as world_stage
 from wovr_jax.run.stages.episodes import join_rounds
 from wovr_jax.sim.tabletop.expert import ExpertConfig
-from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.studies.variants import merge_settings
 from wovr_jax.train import loop
 from wovr_jax.weights import native
-from wovr_jax.world.model import WorldConfig, networks
-from wovr_jax.world.train import WorldTrainConfig
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Random stand-ins of the pretrained parts at the fake sizes."""
-    folder = tmp_path_factory.mktemp("assets")
-    world, policy = WorldConfig.fake(), VLAConfig.fake()
-    weights = vla.network(policy).init(jax.random.key(0))
-    vae = networks(world)[1].init(jax.random.key(1))
-    for name, cfg, params in (
-        ("vae", world.vae, vae),
-        ("dino", policy.dino, weights["dino"]),
-        ("siglip", policy.siglip, weights["siglip"]),
-    ):
-        native.save_asset(name, cfg, params, training={}, scores={}, folder=folder)
-    return folder
-
-
-def _recipe(parts: pathlib.Path, **changes: Any) -> dict[str, Any]:
-    recipe = Recipe(
-        policy=VLAConfig.fake(),
-        world=WorldConfig.fake(),
-        reward=RewardConfig.fake(),
-        assets=str(parts),
-        vae="vae",
-        towers=("dino", "siglip"),
-        temperature=1.0,
-        sim=TabletopConfig.fake(),
-        expert=ExpertConfig(flawed_share=0.5),
-        collect=CollectConfig(demonstrations=32, validation=4, first=8, again=8, batch=8),
-        sft=SFTConfig.fake(),
-        world_train=WorldTrainConfig.fake(),
-        refresh=RefreshConfig(steps=2),
-        reward_train=RewardTrainConfig.fake(steps=4, extra=0.25),
-        starts=StartsConfig(share=0.5),
-        dream=DreamConfig(groups=4, chunks=2, updates=(2, 1)),
-        # At this size all rollouts of a group end alike; the entropy bonus moves the policy all the same.
-        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
-        evaluate=EvaluateConfig(episodes=8, compare=8, videos=1),
-    )
-    return to_dict(dataclasses.replace(recipe, **changes))
+    """Random stand-ins of the pretrained parts."""
+    return save_parts(tmp_path_factory.mktemp("assets"))
 
 
 # --- one uninterrupted run ------------------------------------------------------------------
@@ -113,7 +70,7 @@ class Reference:
 @pytest.fixture(scope="module")
 def reference(parts: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """One run of the whole loop for the tests of this file."""
-    settings, folder = _recipe(parts), tmp_path_factory.mktemp("reference") / "run"
+    settings, folder = small_settings(parts), tmp_path_factory.mktemp("reference") / "run"
     jax.clear_caches()  # programs are kept for the whole process, whichever test had them compiled
     with pytest.MonkeyPatch.context() as patch:
         compiled = _count_by_stage(patch)
@@ -129,7 +86,7 @@ def _count_by_stage(patch: pytest.MonkeyPatch) -> dict[str, collections.Counter[
 
     def counting(run: Run, name: str, make: Callable, folder: pathlib.Path) -> None:
         outer.append(collections.Counter())
-        with machine.count_compiles() as seen:
+        with count_compiles() as seen:
             make_stage(run, name, make, folder)
         compiled[name] = seen - outer.pop()
         outer[-1] += seen
@@ -144,7 +101,8 @@ def test_the_whole_loop_runs_and_reports(reference: Reference) -> None:
     learner = [account for name, account in results["ledger"].items() if name.startswith("grpo-")]
     assert [account["true_steps"] for account in learner] == [0, 0]
     assert all(account["imagined_frames"] > 0 for account in learner)
-    assert (reference.folder / "report.html").is_file()
+    assert page.write(reference.folder) == reference.folder / "report.html"
+    assert "after PACE" in (reference.folder / "report.html").read_text()
     assert json.loads((reference.folder / "results.json").read_text())["seed"] == 0
 
 
@@ -299,85 +257,6 @@ def test_a_run_that_is_finished_loads_nothing_when_it_is_asked_for_again(
         _ = made.policies[2].value
 
 
-# --- how far each job goes --------------------------------------------------------------------
-
-BASE = ("demonstrations", "sft")
-LEARNED = ("collect-0", "world-0", "reward-0")
-ONLINE = {"dream": DreamConfig(updates=(2, 1), world="true", reward="true"), "starts": StartsConfig(share=0.0)}
-ROUND_1 = ("evaluate-0", *LEARNED, "starts-0", "compare-0-in-world-0", "grpo-1", "evaluate-1", "compare-1-in-world-0")
-ROUND_2 = ("collect-1", "world-1", "reward-1", "starts-1", "compare-1-in-world-1")
-
-WAYS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
-    ("pace", {}, (*BASE, *ROUND_1, *ROUND_2, "grpo-2", "evaluate-2", "compare-2-in-world-1")),
-    ("pace", {"pace": False}, (*BASE, *ROUND_1, "grpo-2", "evaluate-2", "compare-2-in-world-0")),
-    ("pace", ONLINE, (*BASE, *ROUND_1, *ROUND_2, "grpo-2", "evaluate-2", "compare-2-in-world-1")),
-    ("sft", {}, (*BASE, "evaluate-0")),
-    ("collect", {}, (*BASE, "collect-0")),
-    ("collect", ONLINE, (*BASE, "collect-0")),
-    ("collect", {"vae": ""}, (*BASE, "collect-0")),
-    ("world_model", {}, (*BASE, "collect-0", "world-0")),
-    ("world_model", ONLINE, (*BASE, "collect-0", "world-0")),
-    ("world_model", {"vae": ""}, (*BASE, "collect-0", "vae", "world-0")),
-    ("reward", {}, (*BASE, *LEARNED)),
-    ("reward", ONLINE, (*BASE, *LEARNED)),
-    ("grpo", {}, (*BASE, "evaluate-0", *LEARNED, "starts-0", "grpo-1", "evaluate-1")),
-    (
-        "grpo",
-        {"dream": DreamConfig(updates=(2,), world="shadow", reward="true")},
-        (*BASE, "evaluate-0", "collect-0", "world-0", "starts-0", "grpo-1", "evaluate-1"),
-    ),
-    ("online_grpo", ONLINE, (*BASE, "evaluate-0", "starts-0", "grpo-1", "evaluate-1")),
-    (
-        "online_grpo",
-        ONLINE | {"starts": StartsConfig(share=0.5)},  # keyframes are of collected episodes
-        (*BASE, "evaluate-0", "collect-0", "starts-0", "grpo-1", "evaluate-1"),
-    ),
-    (
-        "online_grpo",
-        ONLINE | {"dream": DreamConfig(updates=(2,), world="true", reward="learned")},
-        (*BASE, "evaluate-0", *LEARNED, "starts-0", "grpo-1", "evaluate-1"),
-    ),
-]
-
-
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stages are marked as done and make nothing."""
-
-    def mark(run: Run, name: str, make: Callable, folder: pathlib.Path) -> None:
-        folder.mkdir(parents=True)
-        write_json(folder / MARK, {"seconds": 0.0})
-
-    monkeypatch.setattr(Run, "_make", mark)
-
-
-@pytest.mark.parametrize(("job", "changes", "stages"), WAYS)
-def test_a_job_ends_at_its_stage_and_runs_none_that_it_does_not_need(
-    pretended: None,
-    parts: pathlib.Path,
-    tmp_path: pathlib.Path,
-    job: str,
-    changes: dict[str, Any],
-    stages: tuple[str, ...],
-) -> None:
-    settings = _recipe(parts, **changes)
-    run = Run(tmp_path / "run", settings)
-    pace.pace(from_dict(Recipe, settings), run, pace.JOBS[job])
-    assert tuple(run.facts) == stages
-
-
-def test_every_job_is_tried() -> None:
-    assert {job for job, *_ in WAYS} == set(pace.JOBS)
-
-
-def test_a_job_whose_last_stage_these_settings_do_not_have_is_refused(
-    pretended: None, parts: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    settings = _recipe(parts, pace=False)
-    with pytest.raises(RunError, match="with these settings no stage is called 'world-1', which should be last"):
-        pace.pace(from_dict(Recipe, settings), Run(tmp_path / "run", settings), pace.Job("world-1", ()))
-
-
 # --- without PACE ---------------------------------------------------------------------------
 
 
@@ -464,22 +343,22 @@ def test_a_reward_that_never_or_always_says_success_leaves_the_policy_and_says_s
 
 
 def test_another_seed_is_refused_in_the_same_folder(parts: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    pace.run("collect", _recipe(parts), tmp_path / "run")
+    pace.run("collect", small_settings(parts), tmp_path / "run")
     with pytest.raises(RunError, match="seed: 0 there, 1 asked"):
-        pace.run("collect", _recipe(parts, seed=1), tmp_path / "run")
+        pace.run("collect", small_settings(parts, seed=1), tmp_path / "run")
 
 
 def test_demonstrations_without_success_stop_the_run_with_the_reason(
     parts: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    hopeless = _recipe(parts, expert=ExpertConfig(flawed_share=1.0, noise=0.0, flip=0.0))
+    hopeless = small_settings(parts, expert=ExpertConfig(flawed_share=1.0, noise=0.0, flip=0.0))
     with pytest.raises(NoDataError, match="needs both"):
         pace.run("reward", hopeless, tmp_path / "run")
 
 
 def test_unknown_job_is_named(parts: pathlib.Path, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match="expected one of pace, sft"):
-        pace.run("paec", _recipe(parts), tmp_path / "run")
+        pace.run("paec", small_settings(parts), tmp_path / "run")
 
 
 # --- the notebook ---------------------------------------------------------------------------

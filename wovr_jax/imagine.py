@@ -84,10 +84,11 @@ def imagine(
         with jax.named_scope("score"):
             prob_BT = score(frame_BTHWC, start.task_B, truth_BT)
         _check_chunk(batch, (token_BTA, logp_BTA, action_BTA), frame_BTHWC, (prob_BT, truth_BT))
-        out = {"frame": frame_BHWC, "token": token_BTA, "logp": logp_BTA, "action": action_BTA, "prob": prob_BT}
-        out |= {} if truth_BT is None else {"truth": truth_BT}
+        # Named as in ``Imagined``: the scan puts the chunks before them, and B and N change places at the end.
+        out = {"frame_BNHWC": frame_BHWC, "token_BNTA": token_BTA, "logp_BNTA": logp_BTA, "action_BNTA": action_BTA}
+        out |= {"prob_BNT": prob_BT} | ({} if truth_BT is None else {"truth_BNT": truth_BT})
         # Frames are nearly all of a rollout's memory; the learner needs those that the policy saw, one a chunk.
-        out |= {"video": frame_BTHWC} if video else {}
+        out |= {"video_BNTHWC": frame_BTHWC} if video else {}
         # The policy is asked again at the last new frame only; what lies before it is the world's own memory.
         return (state, frame_BTHWC[:, -1]), out
 
@@ -97,20 +98,10 @@ def imagine(
     _, out_NB = jax.lax.scan(chunk, first, (jnp.arange(chunks), recorded_NBTA))
     # (N, B, ...) -> (B, N, ...): the one transpose of the spine
     out = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), out_NB)
-    return Imagined(
-        frame_BNHWC=out["frame"],
-        prompt_BL=start.prompt_BL,
-        task_B=start.task_B,
-        token_BNTA=out["token"],
-        logp_BNTA=out["logp"],
-        action_BNTA=out["action"],
-        prob_BNT=out["prob"],
-        # Strictly above, as thresholds are chosen (``reward.calibrate``). Imagination does not stop at a success: the
-        # first frame above ends the episode where rewards are counted.
-        success_BNT=out["prob"] > threshold,
-        truth_BNT=out.get("truth"),
-        video_BNTHWC=out.get("video"),
-    )
+    # Strictly above, as thresholds are chosen (``reward.calibrate``). Imagination does not stop at a success: the first
+    # frame above ends the episode where rewards are counted.
+    success_BNT = out["prob_BNT"] > threshold
+    return Imagined(prompt_BL=start.prompt_BL, task_B=start.task_B, success_BNT=success_BNT, **out)
 
 
 def predicate(frame_BTHWC: Array, task_B: Array, truth_BT: Array | None) -> Array:

@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.typing import ArrayLike
 
 from wovr_jax import grpo
 from wovr_jax.core import sharding, stats
@@ -37,8 +36,8 @@ from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, c
 from wovr_jax.core.sharding import WHOLE, Axes
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.policy.vla import PolicyLoRA
-from wovr_jax.train import freeze
-from wovr_jax.train.freeze import Mask, Path
+from wovr_jax.train import optimizers
+from wovr_jax.train.optimizers import Mask, Path
 from wovr_jax.types import Array, Imagined, Params
 
 LogitsFn = Callable[[Params, Array, Array], Array]
@@ -111,7 +110,7 @@ def create(
     Args:
       cfg: its optimizer settings.
       params: nested dict of arrays.
-      trainable: a ``Mask``, for example ``freeze.all_but("vision")``. What it freezes has no gradient,
+      trainable: a ``Mask``, for example ``optimizers.all_but("vision")``. What it freezes has no gradient,
         no optimizer state and no update.
       rate: factor on the learning rate.
       axes: of the network, for the mesh in use (``sharding``).
@@ -119,23 +118,19 @@ def create(
     Raises:
       ValueError: a mask of another structure, or one that leaves nothing to train.
     """
-    frozen = freeze.frozen_paths(params, trainable)
+    frozen = optimizers.frozen_paths(params, trainable)
     params = jax.tree.map(jnp.copy, params)
     # Moments of the trained part only: of a frozen 7B model they would be 60 GB that nothing reads.
-    opt_state = optimizer(cfg).init(freeze.split(params, frozen)[0])
+    opt_state = optimizer(cfg).init(optimizers.split_frozen(params, frozen)[0])
     state = PolicyState(params, opt_state, jnp.zeros((), jnp.int32), jnp.asarray(rate, jnp.float32), frozen)
     return sharding.place(state, axes)
 
 
 def optimizer(cfg: LearnerConfig) -> optax.GradientTransformation:
     """Makes the optimizer: clipping by global norm, then AdamW with linear warm-up."""
-
-    def rate(count: ArrayLike) -> Array:
-        # Counted from 1: the first step of a warm-up moves too, or the whole first iteration might change nothing.
-        return cfg.lr * jnp.minimum(1.0, (jnp.asarray(count, jnp.float32) + 1.0) / max(cfg.warmup, 1))
-
-    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
-    return optax.chain(clip, optax.adamw(rate, *cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay))
+    # The first step of a warm-up moves too, or the whole first iteration might change nothing.
+    rate, (b1, b2) = optimizers.ramp_cosine(cfg.lr, cfg.warmup), cfg.betas
+    return optimizers.build("adamw", rate, clip=cfg.clip_norm, b1=b1, b2=b2, eps=cfg.eps, decay=cfg.weight_decay)
 
 
 def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axes: Axes = WHOLE) -> Update:
@@ -175,13 +170,13 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
         # Advantages and weights need whole groups, so they are made before the rollouts are cut up and shuffled.
         signal = grpo.signal(imagined.success_BNT, cfg.grpo)
         samples = _cut_chunks(imagined, signal)
-        trained, frozen = freeze.split(state.params, state.frozen)
+        trained, frozen = optimizers.split_frozen(state.params, state.frozen)
 
         def loss_fn(trained: Params, index_x: Array, counts_x: Array) -> tuple[Array, grpo.Tally]:
             sample = sharding.batch(jax.tree.map(lambda leaf: leaf[index_x], samples))
             # What fills a microbatch up is a copy of some sample, which must not count twice.
             sample = sample.replace(weight_XT=jnp.where(counts_x[:, None], sample.weight_XT, 0.0))
-            params, prompt_xL = freeze.merge(trained, frozen), imagined.prompt_BL[sample.row_X]
+            params, prompt_xL = optimizers.merge_frozen(trained, frozen), imagined.prompt_BL[sample.row_X]
             return _loss(cfg, logits_fn, temperature, params, reference, sample, prompt_xL)
 
         def minibatch(carry: tuple, batch: tuple[Array, Array]) -> tuple[tuple, dict[str, Any]]:
@@ -203,7 +198,7 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
         batches = _deal(_find_active(samples, cfg.grpo), key, cfg)
         begin = (trained, state.opt_state, state.step)
         (trained, opt_state, step), report_S = jax.lax.scan(minibatch, begin, batches)
-        after = PolicyState(freeze.merge(trained, frozen), opt_state, step, state.rate, state.frozen)
+        after = PolicyState(optimizers.merge_frozen(trained, frozen), opt_state, step, state.rate, state.frozen)
         return sharding.keep(after, axes), _summarise(report_S, signal, imagined, cfg.grpo)
 
     return jax.jit(update, donate_argnums=0)
@@ -344,8 +339,8 @@ def _summarise(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined
     }
 
 
-def idle(curve: Sequence[Mapping[str, float]]) -> str:
-    """Says what to tell the user about iterations that changed nothing; empty when every one took a step.
+def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:
+    """Returns what to tell the user about iterations that changed nothing; empty when every one took a step.
 
     ``curve`` holds the metrics of each iteration.
     """

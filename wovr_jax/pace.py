@@ -137,4 +137,4 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
 def summarize_run(recipe: Recipe, run: Run, seconds: float) -> Results:
     """``results.json``: phases in order, verdicts, rewards, keyframes, ledger, machine."""
     about = {name: getattr(recipe, name) for name in ("name", "job", "seed", "rounds", "pace")}
-    return summarize(about | {"online": recipe.dream.world == "true"}, run.facts, run.ledger().to_dict(), seconds)
+    return summarize(about | {"online": recipe.dream.world == "true"}, run.facts, run.ledger(), seconds)

@@ -69,7 +69,7 @@ def pretrain_vae(args: argparse.Namespace) -> None:
 
     draw = jax.jit(draw_windows, static_argnums=(1, 2))
     # Seed 1 draws other scenes than the training, whose seed is 0 unless the command line says otherwise.
-    cfg = vae_train.normalised(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
+    cfg = vae_train.with_latent_statistics(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
     scores = vae_train.scores(cfg, params, [draw(key(1, "held out", i), 64, sim) for i in range(8)])
     path = native.save_asset(args.name, cfg, params, training=training, scores=scores, folder=args.out)
     print(f"{path}: {scores}")
@@ -81,7 +81,7 @@ def pretrain_tower(args: argparse.Namespace) -> None:
 
     from wovr_jax.core.keys import key
     from wovr_jax.policy import towers_train
-    from wovr_jax.policy.vision import TowerConfig
+    from wovr_jax.policy.backbones import TowerConfig
     from wovr_jax.sim.tabletop.scenes import draw_scenes
     from wovr_jax.sim.tabletop.table import TabletopConfig
     from wovr_jax.train import loop

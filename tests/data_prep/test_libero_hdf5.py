@@ -115,7 +115,7 @@ def test_a_folder_becomes_episodes_statistics_and_a_table(tmp_path, monkeypatch,
     facts = disk.manifest(tmp_path / "ours")
     assert facts["episodes"] == 4 and facts["successes"] == 4 and facts["wrist"] == [SIZE, SIZE, 3]
     assert facts["tasks"]["1"]["instruction"] == "put the red mug on the plate"
-    entry = normalize.load(tmp_path / "ours" / "dataset_statistics.json", "libero_x")
+    entry = normalize.load(tmp_path / "ours", "libero_x")["action"]
     assert len(entry["q01"]) == 7 and entry["max"][6] == 1.0  # 1 is open in OpenVLA's file
     assert sorted(path.name for path in tmp_path.iterdir()) == ["libero_x", "ours"]
     with pytest.raises(SystemExit, match="exists already"):

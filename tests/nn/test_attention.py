@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.nn.attention import attention, padding_mask
+from wovr_jax.nn.transformer import attention, padding_mask
 
 
 def random_qkv(queries=3, keys=5):

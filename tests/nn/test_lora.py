@@ -58,7 +58,7 @@ def lively(params, cfg=CFG):
     return jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), fresh)
 
 
-@pytest.mark.parametrize("init", lora.INITS)
+@pytest.mark.parametrize("init", ["gaussian", "kaiming"])
 def test_fresh_adapters_change_nothing(params, init):
     cfg = LoRAConfig(rank=4, init=init)
     adapters = lora.init(jax.random.key(2), params, cfg)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from wovr_jax.nn.norms import LayerNorm, RMSNorm
+from wovr_jax.nn.transformer import LayerNorm, RMSNorm
 
 
 def random_input(dim=12):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.nn.attention import llama_angles, rotate_halves, rotate_pairs, wan_angles, wan_split
+from wovr_jax.nn.transformer import llama_angles, rotate_halves, rotate_pairs, wan_angles, wan_split
 
 
 @pytest.mark.parametrize("width, split", [(128, (44, 42, 42)), (24, (8, 8, 8)), (20, (8, 6, 6)), (32, (12, 10, 10))])

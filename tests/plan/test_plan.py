@@ -26,6 +26,7 @@ from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run import programs
+from wovr_jax.run.bind import improvement
 from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe
 from wovr_jax.run.stages.world import windows
 from wovr_jax.sim.tabletop import arena
@@ -55,8 +56,7 @@ def test_what_is_planned_are_the_programs_that_run() -> None:
     objective = train.WorldObjective(RECIPE.world, RECIPE.world_train, (4,))
     assert PHASES["world"](RECIPE, on).program is train_step.compile_programs(objective).step
     assert PHASES["update"](RECIPE, on).program is programs.update(RECIPE.learner, net, RECIPE.temperature)
-    dream = (RECIPE.dream, RECIPE.learner.grpo.group, RECIPE.starts.share, RECIPE.policy, net, Codec(), 1.0)
-    assert PHASES["imagine"](RECIPE, on).program is programs.dream(*dream, RECIPE.world, RECIPE.reward, RECIPE.sim)
+    assert PHASES["imagine"](RECIPE, on).program is programs.dream(improvement(RECIPE), Codec(), RECIPE.world)
 
 
 def test_what_is_planned_has_the_shapes_of_what_runs() -> None:

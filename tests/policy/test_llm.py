@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wovr_jax.nn.functional import Pure
-from wovr_jax.policy.llm import Llama, LlamaConfig
+from wovr_jax.policy.backbones import Llama, LlamaConfig
 
 CFG = LlamaConfig(rows=40, width=16, depth=3, heads=2, mlp=24)
 

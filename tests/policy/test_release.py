@@ -8,11 +8,10 @@ import json
 import numpy as np
 import pytest
 
+from wovr_jax.data import normalize
 from wovr_jax.data.normalize import StatisticsError
-from wovr_jax.policy import release
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.release import ReleaseTokenizer
-from wovr_jax.policy.tokenizer import SPACE
+from wovr_jax.policy.tokenizer import SPACE, ReleaseTokenizer
 from wovr_jax.policy.vla import VLAConfig
 
 WORDS = ["in", "what", "action", "should", "the", "robot", "take", "to", "pick", "up", "out"]
@@ -53,8 +52,12 @@ def cfg():
     return dataclasses.replace(base, vocab_size=640, pad=640, llm=dataclasses.replace(base.llm, rows=704))
 
 
+def read(folder, cfg, **options):
+    return ReleaseTokenizer(folder, cfg.vocab_size, stop=cfg.stop, pad=cfg.pad, **options)
+
+
 def test_prompts_end_in_the_lone_space(folder, cfg):
-    words = ReleaseTokenizer(folder, cfg, length=120)
+    words = read(folder, cfg, length=120)
     ids = words.encode("Pick UP the robot")
     names = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     text = {i: name for name, i in names.items()}
@@ -70,16 +73,20 @@ def test_prompts_end_in_the_lone_space(folder, cfg):
 
 def test_a_tokenizer_of_another_policy(folder, cfg, tmp_path):
     with pytest.raises(ValueError, match="not the policy's: expected <s>"):
-        ReleaseTokenizer(folder, VLAConfig.fake())  # whose action ids begin where this one still has words
+        read(folder, VLAConfig.fake())  # whose action ids begin where this one still has words
     with pytest.raises(ValueError, match="not the policy's"):
-        ReleaseTokenizer(folder, dataclasses.replace(cfg, stop=3))
+        read(folder, dataclasses.replace(cfg, stop=3))
     with pytest.raises(ValueError, match=r"expected a tokenizer\.json"):
-        ReleaseTokenizer(tmp_path, cfg)
+        read(tmp_path, cfg)
     with pytest.raises(ValueError, match="expected at most 20"):
-        ReleaseTokenizer(folder, cfg, length=20).prompt("pick up the robot")
+        read(folder, cfg, length=20).prompt("pick up the robot")
 
 
 # Statistics ---------------------------------------------------------------------------------------------------
+
+
+def read_codec(folder, key):
+    return Codec.from_statistics(normalize.load(folder, key)["action"])
 
 
 def entry(scale):
@@ -90,9 +97,9 @@ def entry(scale):
 def test_the_codec_is_the_one_asked_for(tmp_path):
     table = {"libero_goal_no_noops": entry(0.5), "bridge": entry(2.0)}
     (tmp_path / "dataset_statistics.json").write_text(json.dumps(table))
-    codec = release.codec(tmp_path, "libero_goal")
+    codec = read_codec(tmp_path, "libero_goal")
     assert codec == Codec((-0.5,) * 7, (0.5,) * 7, (True,) * 6 + (False,), 6)
-    assert release.codec(tmp_path, "bridge").q99[0] == 2.0
+    assert read_codec(tmp_path, "bridge").q99[0] == 2.0
     # By OpenVLA's formula: token 64 is the bin value 0.502, of which six are stretched and the gripper is decided.
     x = (np.linspace(-1, 1, 256)[:-1] + 1 / 255)[255 - 64]
     want = [0.5 * (x + 1) * (1 + 1e-8) - 0.5] * 6 + [-1.0]
@@ -102,20 +109,20 @@ def test_the_codec_is_the_one_asked_for(tmp_path):
         (None, "expected exactly one entry, the file has libero_goal_no_noops, bridge"),
     ):
         with pytest.raises(StatisticsError, match=message):
-            release.codec(tmp_path, key)
+            read_codec(tmp_path, key)
 
 
 def test_the_file_of_statistics_counts_before_the_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"norm_stats": {"a": entry(3.0)}}))
-    assert release.codec(tmp_path, "a").q99[0] == 3.0
+    assert read_codec(tmp_path, "a").q99[0] == 3.0
     (tmp_path / "dataset_statistics.json").write_text(json.dumps({"a": entry(1.0)}))
-    assert release.codec(tmp_path, "a").q99[0] == 1.0
-    assert release.statistics(tmp_path, "a")["num_transitions"] == 9
+    assert read_codec(tmp_path, "a").q99[0] == 1.0
+    assert normalize.load(tmp_path, "a")["num_transitions"] == 9
 
 
 def test_statistics_that_are_not_there(tmp_path):
     with pytest.raises(StatisticsError, match="neither dataset_statistics.json nor norm_stats"):
-        release.codec(tmp_path, "a")
+        read_codec(tmp_path, "a")
     (tmp_path / "dataset_statistics.json").write_text(json.dumps({"a": {"action": {"q01": [0.0]}}}))
     with pytest.raises(StatisticsError, match="lack mean"):
-        release.codec(tmp_path, "a")
+        read_codec(tmp_path, "a")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wovr_jax.nn.functional import Pure
-from wovr_jax.policy.vision import Tower, TowerConfig, normalise, resize
+from wovr_jax.policy.backbones import Tower, TowerConfig, normalise, resize
 
 DINO = TowerConfig(16, 4, 16, 4, 2, 32, prefix=5, layer_scale=True)
 SIGLIP = TowerConfig(16, 4, 16, 4, 2, 24)

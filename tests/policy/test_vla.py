@@ -141,3 +141,16 @@ def test_impossible_configs_are_refused():
         dataclasses.replace(CFG, dino=dataclasses.replace(CFG.dino, image=32))
     with pytest.raises(ValueError, match="vocab_size"):
         dataclasses.replace(CFG, vocab_size=CFG.llm.rows + 1)
+
+
+def test_bytes_and_prompts_without_a_batch_are_refused_while_tracing():
+    cfg = VLAConfig.fake()
+    net, frame_BHWC, prompt_BL = network(cfg), jnp.zeros((2, 16, 16, 3)), jnp.zeros((2, 26), jnp.int32)
+    for frames, prompts, word in (
+        (frame_BHWC.astype(jnp.uint8), prompt_BL, "frame_BHWC"),
+        (frame_BHWC[..., :1], prompt_BL, "colours"),
+        (frame_BHWC, prompt_BL[0], "prompt_BL"),
+        (frame_BHWC, prompt_BL.astype(jnp.float32), "prompt_BL"),
+    ):
+        with pytest.raises(AssertionError, match=f"policy: .*{word}"):
+            jax.eval_shape(net, net.shapes(), frames, prompts)

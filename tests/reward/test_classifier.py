@@ -194,3 +194,17 @@ def test_equals_torch():
     _, after = trained(cfg)(params, frame, task, jax.random.key(0))
     np.testing.assert_allclose(after["stem_norm"]["mean"], body[1].running_mean.numpy(), atol=1e-5)
     np.testing.assert_allclose(after["stem_norm"]["var"], body[1].running_var.numpy(), rtol=2e-3)
+
+
+def test_bytes_and_lone_frames_are_refused_while_tracing():
+    pure = classifier.network(RewardConfig.fake())
+    params, frame_BHWC, task_B = pure.shapes(), jnp.zeros((2, 16, 16, 3)), jnp.zeros(2, jnp.int32)
+    for frames, tasks, word in (
+        (frame_BHWC.astype(jnp.uint8), task_B, r"frame_BHWC, in \[-1, 1\]"),
+        (frame_BHWC[0], task_B, "frame_BHWC"),
+        (frame_BHWC[..., :1], task_B, "colours of frame_BHWC"),
+        (frame_BHWC, task_B[:1], "task_B"),
+        (frame_BHWC, task_B.astype(jnp.float32), "task_B"),
+    ):
+        with pytest.raises(AssertionError, match=f"reward classifier: {word}"):
+            jax.eval_shape(pure, params, frames, tasks)

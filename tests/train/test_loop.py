@@ -11,10 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from wovr_jax.core import keys, machine
+from tests.compiles import count_compiles
+from wovr_jax.core import keys
 from wovr_jax.core.history import CheckpointConfig, History
 from wovr_jax.core.log import Log, read_metrics
-from wovr_jax.train import loop, progress
+from wovr_jax.train import loop
 
 TX = optax.adamw(1e-2)
 
@@ -118,7 +119,7 @@ def test_one_compilation_and_few_reads(monkeypatch):
     def once(state, i):
         return state + 1, {"loss": state}
 
-    with machine.count_compiles() as compiles:
+    with count_compiles() as compiles:
         loop.fit("sft", jnp.float32(0), jax.jit(once), 20, log_every=10)
     assert compiles["once"] == 1
     assert len(reads) == 2
@@ -169,11 +170,11 @@ def test_non_finite_state_is_not_saved(tmp_path):
 
 
 def test_plain_lines_when_not_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
+    monkeypatch.setattr(loop, "LINE_EVERY_S", -1.0)
     loop.fit("reward", jnp.float32(0), jax.jit(lambda s, i: (s, {"loss": 0.25})), 2, log_every=1)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "reward 2/2" in captured.err and "loss 0.25" in captured.err and "left" in captured.err
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 20.0)
+    monkeypatch.setattr(loop, "LINE_EVERY_S", 20.0)
     loop.fit("reward", jnp.float32(0), jax.jit(lambda s, i: (s, {"loss": 0.25})), 2)
     assert capsys.readouterr().err == ""

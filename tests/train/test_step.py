@@ -14,16 +14,16 @@ import optax
 import pytest
 from flax import struct
 
+from tests.compiles import count_compiles
 from wovr_jax.core import checkpoint
 from wovr_jax.core.history import CheckpointConfig, History
 from wovr_jax.core.log import Log, read_metrics
-from wovr_jax.core.machine import count_compiles
 from wovr_jax.policy import towers_train, vla
 from wovr_jax.policy import train as sft
 from wovr_jax.policy.actions import Codec
+from wovr_jax.policy.backbones import TowerConfig
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.towers_train import Scenes, TowerTraining
-from wovr_jax.policy.vision import TowerConfig
 from wovr_jax.reward import classifier
 from wovr_jax.reward import train as reward_train
 from wovr_jax.train import loop

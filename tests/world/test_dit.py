@@ -287,3 +287,11 @@ def test_both_action_channels_equal_torch(cfg, size):
     with jax.default_matmul_precision("highest"):
         got = run(pure, params, latent, time, action)
     assert relative_error(got, run_twin(twin, cfg, latent, time, context)) <= 1e-5
+
+
+def test_a_profile_tells_the_parts_of_a_block_apart():
+    pure = Pure(lambda rngs: DiT(DiTConfig.fake(), rngs=rngs))
+    latent, time, action = jnp.zeros((1, 2, 4, 4, 4)), jnp.zeros((1, 2)), jnp.zeros((1, 5, 7))
+    text = jax.jit(pure).lower(pure.shapes(), latent, time, action).as_text(debug_info=True)
+    for part in ("embeddings", "Block", "self_attention", "cross_attention", "mlp", "head"):
+        assert f"{part}/" in text, part

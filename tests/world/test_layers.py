@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from wovr_jax.nn.attention import wan_angles
 from wovr_jax.nn.functional import Pure
+from wovr_jax.nn.transformer import wan_angles
 from wovr_jax.world.dit import Block, DiT, DiTConfig, sinusoid
 from wovr_jax.world.vae.net import Down, FrameAttention, ResidualBlock, Up, VAEConfig, average_down, duplicate_up
 

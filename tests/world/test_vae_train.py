@@ -38,7 +38,7 @@ def test_training_lowers_the_loss_and_is_reproducible():
     assert float(step(again, jnp.int32(0))[1]["loss"]) == losses[0]
 
     held_out = [draw(jax.random.key(7), 16)]
-    cfg = vae_train.normalised(CFG, state.params, held_out)
+    cfg = vae_train.with_latent_statistics(CFG, state.params, held_out)
     latent = vae_train.network(cfg)(state.params, held_out[0], method="encode").reshape(-1, cfg.z_dim)
     np.testing.assert_allclose(latent.mean(0), 0.0, atol=1e-2)
     np.testing.assert_allclose(latent.std(0), 1.0, atol=1e-2)

@@ -14,14 +14,17 @@ prismatic/vla/datasets/rlds/oxe/transforms.py, libero_dataset_transform).
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from wovr_jax.core.disk import read_json, write_json
+from wovr_jax.core.disk import read_json
 from wovr_jax.types import ACTION_DIM, Episode
 
+FILE, CONFIG = "dataset_statistics.json", "config.json"
+"""Where a folder holds statistics; the second is that of a released policy."""
 FIELDS = ("mean", "std", "max", "min", "q01", "q99")
 
 
@@ -60,30 +63,23 @@ def statistics(episodes: Sequence[Episode], key: str) -> dict[str, Any]:
     return {key: {"action": action, "num_transitions": len(action_NA), "num_trajectories": len(episodes)}}
 
 
-def mask_of(entry: Mapping[str, Any]) -> list[bool]:
-    """Returns which dimensions are normalised; all of them when the file has no mask, as in OpenVLA."""
-    return list(entry.get("mask", [True] * len(entry["q01"])))
+def load(folder: str | os.PathLike, key: str | None = None) -> dict[str, Any]:
+    """Reads the statistics ``key`` (``unnorm_key``) of a folder: ``action``, and ``proprio`` where it has them.
 
-
-def save(path: str | os.PathLike, table: Mapping[str, Any]) -> None:
-    """Writes ``dataset_statistics.json``.
+    ``dataset_statistics.json`` counts, or ``norm_stats`` of ``config.json``, as releases have it, where there is none.
+    A plain suite name also finds its ``_no_noops`` entry; without a key there must be one entry.
 
     Raises:
-      StatisticsError: for an entry that :func:`check` refuses; nothing is written then.
+      StatisticsError: no statistics, no such key (the message lists those there are), or a malformed entry.
     """
-    # All entries before the first byte: a file that was good is not replaced by one that is not.
-    for key, entry in table.items():
-        check(entry.get("action", {}), f"statistics {key!r}")
-    write_json(path, table, indent=2, each=True)
-
-
-def load(path: str | os.PathLike, key: str | None = None) -> dict[str, Any]:
-    """Returns the ``action`` entry of ``key`` in a ``dataset_statistics.json``; see :func:`entry`.
-
-    Raises:
-      StatisticsError: no file, no such key, or a malformed entry.
-    """
-    return entry(table(path), key, str(path))["action"]
+    path, config = pathlib.Path(folder) / FILE, pathlib.Path(folder) / CONFIG
+    # The file of its own comes first: fine-tuning writes it anew and leaves the norm_stats of the base model in place.
+    if path.is_file():
+        return entry(table(path), key, str(path))
+    norm_stats = read_json(config).get("norm_stats") if config.is_file() else None
+    if not norm_stats:
+        raise StatisticsError(f"{folder}: neither {FILE} nor norm_stats in {CONFIG} is there")
+    return entry(norm_stats, key, f"norm_stats of {config}")
 
 
 def table(path: str | os.PathLike) -> dict[str, Any]:

@@ -7,6 +7,7 @@ more than one copy of them and a leaf.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -21,13 +22,14 @@ from wovr_jax.core import checkpoint, config
 from wovr_jax.core.disk import read_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import normalize
-from wovr_jax.policy import processing, release, vla
+from wovr_jax.policy import processing, vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.processing import Processing
-from wovr_jax.policy.tokenizer import Tokenizer
+from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.weights import native
 from wovr_jax.weights.safetensors import Fact
+from wovr_jax.weights.source import open_native
 
 BASE, DEMONSTRATIONS = "sft", "demonstrations"
 """Names of a run's stages: its base policy, and the episodes whose statistics scale its actions."""
@@ -174,7 +176,7 @@ def from_import(
     """
     card = pathlib.Path(card).expanduser().absolute()
     # Verified once, here: leaves are then read many times.
-    cfg, weights, _ = native.open_native(card, verify=True)
+    cfg, weights, _ = open_native(card, verify=True)
     if not isinstance(cfg, VLAConfig):
         raise SourceError(f"{card} is a {type(cfg).__name__}, not a policy.")
     # Beside the card, because an import folder may be moved as a whole.
@@ -207,8 +209,9 @@ def _make_table(files: pathlib.Path, cfg: VLAConfig, asked: Sequence[str]) -> tu
     """Returns the instructions' prompt tokens, all as wide as the longest, as a function and as a recipe has them."""
     # A robot has no transformers library, so the release's tokenizer is asked now and its answers are kept.
     # RLinf pads to 128 tokens; padding changes answers by rounding only, and a shorter prompt costs less.
-    width = max(len(release.ReleaseTokenizer(files, cfg).encode(text)) for text in asked)
-    tokens = release.ReleaseTokenizer(files, cfg, width).prompt
+    released = functools.partial(ReleaseTokenizer, files, cfg.vocab_size, stop=cfg.stop, pad=cfg.pad)
+    width = max(len(released().encode(text)) for text in asked)
+    tokens = released(length=width).prompt
     # The keys that `robot.make_prompter` looks up.
     rows = {" ".join(text.lower().split()): tokens(text).tolist() for text in asked}
     return tokens, {"kind": "table", "length": width, "rows": rows}
@@ -216,12 +219,12 @@ def _make_table(files: pathlib.Path, cfg: VLAConfig, asked: Sequence[str]) -> tu
 
 def _find_statistics(files: pathlib.Path, key: str | None) -> tuple[str, dict[str, Any]]:
     """Returns name and content of an entry of the release's statistics."""
-    entry = release.statistics(files, key)
+    entry = normalize.load(files, key)
     # The key may be short for the name (libero_goal for libero_goal_no_noops), and clients are told the name.
-    file = files / release.STATISTICS
+    file = files / normalize.FILE
     table = read_json(file) if file.is_file() else None
     if table is None:
-        table = read_json(files / release.CONFIG)["norm_stats"]
+        table = read_json(files / normalize.CONFIG)["norm_stats"]
     return next(name for name, candidate in table.items() if candidate == entry), entry
 
 

@@ -188,7 +188,7 @@ class CausalConv3D(nnx.Module):
 
 
 class Conv2D(nnx.Module):
-    """Learned ``conv2d``. Parameters: kernel (H, W, I, O) and, unless switched off, bias (O,), float32."""
+    """Learned ``conv2d``. Parameters: kernel (H, W, I, O) and bias (O,), float32."""
 
     def __init__(
         self,
@@ -198,12 +198,11 @@ class Conv2D(nnx.Module):
         *,
         stride: int = 1,
         padding: tuple[tuple[int, int], tuple[int, int]] | str | None = None,
-        use_bias: bool = True,
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
         self.kernel = nnx.Param(_INIT(rngs.params(), (kernel, kernel, inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32)) if use_bias else None
+        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
         # The symmetric padding of torch, not "SAME": they differ at stride 2.
         self.padding = (_same(kernel), _same(kernel)) if padding is None else padding
         self.stride, self.dtype = stride, dtype
@@ -213,9 +212,9 @@ class Conv2D(nnx.Module):
         y = conv2d(
             x_HWC.astype(self.dtype), self.kernel[...].astype(self.dtype), stride=self.stride, padding=self.padding
         )
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y + self.bias[...].astype(self.dtype)
 
     def upsample(self, x_HWC: Array) -> Array:
         """Applies the layer after a doubling by repeated pixels (3 x 3 at stride 1), see ``upsample_conv2d``."""
         y = upsample_conv2d(x_HWC.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y + self.bias[...].astype(self.dtype)

@@ -20,22 +20,20 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-import typing
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, traverse_util
 
 from wovr_jax.core.config import Count, Faults, Positive, checked
 from wovr_jax.types import Array, Params
 
 Init = Literal["gaussian", "kaiming"]
-INITS = typing.get_args(Init)
 DOWN, UP = "lora_a", "lora_b"
+"""Names of a and b, in a layer and in the dict of its parameters."""
 Keys = tuple[Any, ...]
-"""The way to a node in a parameter dict: names, and numbers in a list of modules."""
+"""The way to a layer in a parameter dict: names, and numbers in a list of modules."""
 
 
 @checked
@@ -66,9 +64,12 @@ class LoRAConfig:
         return self.alpha / self.rank
 
 
-def candidates(params: Params) -> dict[str, tuple[int, ...]]:
-    """Returns the layers that can be adapted: path -> shape of the kernel, one of those above."""
-    return {_path(keys): layer["kernel"].shape for keys, layer in _layers(params)}
+def _find_kernels(params: Params) -> dict[str, tuple[Keys, Any]]:
+    """Returns the layers that can be adapted: path -> keys and kernel of the layer, in the order of ``params``."""
+    leaves = traverse_util.flatten_dict(params).items()
+    # (in, out), (layers, in, out), (height, width, in, out); a causal convolution over time has five axes.
+    kernels = [(keys[:-1], leaf) for keys, leaf in leaves if keys[-1] == "kernel" and leaf.ndim in (2, 3, 4)]
+    return {"/".join(map(str, keys)): (keys, kernel) for keys, kernel in kernels}
 
 
 def targets(params: Params, cfg: LoRAConfig) -> list[str]:
@@ -77,7 +78,7 @@ def targets(params: Params, cfg: LoRAConfig) -> list[str]:
     Raises:
       ValueError: for patterns that match no layer; the message lists the layers there are.
     """
-    known = candidates(params)
+    known = _find_kernels(params)
     idle = [pattern for pattern in cfg.targets if not fnmatch.filter(known, pattern)]
     if idle:
         raise ValueError(f"LoRA: no layer matches {', '.join(map(repr, idle))}; there are: {', '.join(known)}")
@@ -95,19 +96,15 @@ def init(key: Array, params: Params, cfg: LoRAConfig) -> Params:
     Raises:
       ValueError: as ``targets``.
     """
-    adapters: Params = {}
-    wanted = set(targets(params, cfg))
+    adapters, wanted = {}, set(targets(params, cfg))
     # The key is folded by the place among all candidates: a layer draws the same whichever others are adapted.
-    for place, (keys, layer) in enumerate(sorted(_layers(params), key=lambda pair: _path(pair[0]))):
-        if _path(keys) not in wanted:
-            continue
-        down, up = shapes(layer["kernel"].shape, cfg.rank)
-        node = adapters
-        for name in keys:
-            node = node.setdefault(name, {})
-        # One of the two is zero, so the product is; not both, or neither would have a gradient.
-        node |= {DOWN: _draw(jax.random.fold_in(key, place), down, cfg), UP: jnp.zeros(up, jnp.float32)}
-    return adapters
+    for place, (path, (keys, kernel)) in enumerate(sorted(_find_kernels(params).items())):
+        if path in wanted:
+            down, up = shapes(kernel.shape, cfg.rank)
+            # One of the two is zero, so the product is; not both, or neither would have a gradient.
+            adapters[*keys, DOWN] = _draw(jax.random.fold_in(key, place), down, cfg)
+            adapters[*keys, UP] = jnp.zeros(up, jnp.float32)
+    return traverse_util.unflatten_dict(adapters)
 
 
 def shapes(kernel: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -134,17 +131,15 @@ def merge(params: Params, adapters: Params, cfg: LoRAConfig) -> Params:
       ValueError: when an adapter has no layer, or not its shape.
     """
     _check(params, adapters)
-
-    def fold(node: Params, beside: Params) -> Params:
-        if DOWN not in beside:
-            return node | {name: fold(node[name], below) for name, below in beside.items()}
-        kernel = node["kernel"]
-        # (..., in, rank) @ (..., rank, out) -> (..., in, out); before them the layers, or a convolution's window.
-        product = jnp.matmul(beside[DOWN], beside[UP], precision="highest", preferred_element_type=jnp.float32)
-        # In bfloat16 a small product would vanish in the sum: half of a kernel's last place is often more than it.
-        return node | {"kernel": (kernel.astype(jnp.float32) + cfg.scale * product).astype(kernel.dtype)}
-
-    return fold(params, adapters)
+    leaves, beside = traverse_util.flatten_dict(params), traverse_util.flatten_dict(adapters)
+    for (*above, name), down in beside.items():
+        if name == DOWN:
+            kernel = leaves[*above, "kernel"]
+            # (..., in, rank) @ (..., rank, out) -> (..., in, out); before them the layers, or a convolution's window.
+            product = jnp.matmul(down, beside[*above, UP], precision="highest", preferred_element_type=jnp.float32)
+            # In bfloat16 a small product would vanish in the sum: half of a kernel's last place is often more than it.
+            leaves[*above, "kernel"] = (kernel.astype(jnp.float32) + cfg.scale * product).astype(kernel.dtype)
+    return traverse_util.unflatten_dict(leaves)
 
 
 def join(params: Params, adapters: Params) -> Params:
@@ -154,30 +149,20 @@ def join(params: Params, adapters: Params) -> Params:
       ValueError: as ``merge``.
     """
     _check(params, adapters)
-
-    def lay(node: Params, beside: Params) -> Params:
-        return node | {name: lay(node[name], x) if isinstance(x, dict) else x for name, x in beside.items()}
-
-    return lay(params, adapters)
+    return traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | traverse_util.flatten_dict(adapters))
 
 
 def separate(joined: Params) -> tuple[Params, Params]:
     """Undoes :func:`join`: returns the plain network's parameters, and the adapters."""
-    plain: Params = {}
-    adapters: Params = {}
-    for name, node in joined.items():
-        if not isinstance(node, dict):
-            (adapters if name in (DOWN, UP) else plain)[name] = node
-            continue
-        plain[name], below = separate(node)
-        if below:  # layers without adapters leave no empty dict, so that the result equals what ``init`` made
-            adapters[name] = below
-    return plain, adapters
+    leaves: dict[Keys, Any] = traverse_util.flatten_dict(joined)
+    plain = {keys: leaf for keys, leaf in leaves.items() if keys[-1] not in (DOWN, UP)}
+    adapters = {keys: leaf for keys, leaf in leaves.items() if keys not in plain}
+    return traverse_util.unflatten_dict(plain), traverse_util.unflatten_dict(adapters)
 
 
 def mask(joined: Params) -> Params:
     """Returns True for every leaf of an adapter and False for the network's: what is trained of ``join``'s result."""
-    return {name: mask(node) if isinstance(node, dict) else name in (DOWN, UP) for name, node in joined.items()}
+    return traverse_util.path_aware_map(lambda keys, leaf: keys[-1] in (DOWN, UP), joined)
 
 
 def adapt(module: nnx.Module, cfg: LoRAConfig) -> nnx.Module:
@@ -196,54 +181,51 @@ def adapt(module: nnx.Module, cfg: LoRAConfig) -> nnx.Module:
             holder = holder[int(step)] if step.isdigit() else getattr(holder, step)
         # A layer is an attribute of its module, or stands in an ``nnx.List`` under its number.
         layer = holder[int(name)] if name.isdigit() else getattr(holder, name)
+        if not isinstance(layer, nnx.Linear | nnx.Conv):
+            raise ValueError(f"LoRA: {path} is a {type(layer).__name__}; only nnx.Linear and nnx.Conv take adapters")
+        adapted = AdaptedLinear(layer, cfg) if isinstance(layer, nnx.Linear) else AdaptedConv(layer, cfg)
         if name.isdigit():
-            holder[int(name)] = _wrap(layer, path, cfg)
+            holder[int(name)] = adapted
         else:
-            setattr(holder, name, _wrap(layer, path, cfg))
+            setattr(holder, name, adapted)
     return module
 
 
-def _wrap(layer: Any, path: str, cfg: LoRAConfig) -> nnx.Module:
-    if isinstance(layer, nnx.Linear):
-        return AdaptedLinear(layer, cfg)
-    if isinstance(layer, nnx.Conv):
-        return AdaptedConv(layer, cfg)
-    raise ValueError(f"LoRA: {path} is a {type(layer).__name__}; only nnx.Linear and nnx.Conv take adapters")
+class _Adapted(nnx.Module):
+    """A layer's own variables, and beside them adapters that change nothing; the real ones come with a call."""
 
-
-class AdaptedLinear(nnx.Module):
-    """A linear layer, and beside it two thin ones: x W + bias + scale (x a) b, in the layer's compute dtype."""
-
-    def __init__(self, layer: nnx.Linear, cfg: LoRAConfig):
+    def __init__(self, layer: nnx.Linear | nnx.Conv, cfg: LoRAConfig):
         # The same variables under the same names: parameters of the plain network fit as they are.
         self.kernel, self.bias = layer.kernel, layer.bias
-        _set_zeros(self, layer, cfg)
+        self.lora_a, self.lora_b = (nnx.Param(jnp.zeros(shape)) for shape in shapes(layer.kernel.shape, cfg.rank))
         self.scale, self.dtype = cfg.scale, layer.dtype
+
+
+class AdaptedLinear(_Adapted):
+    """A linear layer, and beside it two thin ones: x W + bias + scale (x a) b, in the layer's compute dtype."""
 
     def __call__(self, x: Array) -> Array:
         x = x if self.dtype is None else x.astype(self.dtype)
         # (x a) b and not x (a b): two thin products, and the gradient never has the shape of the kernel.
-        thin = (x @ getattr(self, DOWN)[...].astype(x.dtype)) @ getattr(self, UP)[...].astype(x.dtype)
+        thin = (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
         y = x @ self.kernel[...].astype(x.dtype) + self.scale * thin
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
-class AdaptedConv(nnx.Module):
+class AdaptedConv(_Adapted):
     """A convolution with the product of its adapters added to the kernel, which for a patch embedding is small."""
 
     def __init__(self, layer: nnx.Conv, cfg: LoRAConfig):
         if layer.feature_group_count != 1 or layer.kernel_dilation != 1 or layer.input_dilation != 1:
             raise ValueError("LoRA: expected a convolution without groups and dilation")
-        self.kernel, self.bias = layer.kernel, layer.bias
-        _set_zeros(self, layer, cfg)
-        self.scale, self.dtype = cfg.scale, layer.dtype
+        super().__init__(layer, cfg)
         self.strides: Any = layer.strides
         self.padding: Any = layer.padding
 
     def __call__(self, x: Array) -> Array:
         x = x if self.dtype is None else x.astype(self.dtype)
         # (h, w, in, rank) @ (1, 1, rank, out) -> (h, w, in, out)
-        product = jnp.matmul(getattr(self, DOWN)[...], getattr(self, UP)[...], precision="highest")
+        product = jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest")
         kernel = (self.kernel[...] + self.scale * product).astype(x.dtype)
         axes = ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(x, kernel, self.strides, self.padding, dimension_numbers=axes)
@@ -256,45 +238,18 @@ def columns(layer: nnx.Module, x: Array, first: int, count: int) -> Array:
     y = x @ linear.kernel[:, first : first + count].astype(x.dtype)
     if not isinstance(layer, AdaptedLinear):
         return y
-    down, up = getattr(layer, DOWN)[...], getattr(layer, UP)[:, first : first + count]
+    down, up = layer.lora_a[...], layer.lora_b[:, first : first + count]
     return y + layer.scale * ((x @ down.astype(x.dtype)) @ up.astype(x.dtype))
 
 
-def _set_zeros(adapted: nnx.Module, layer: nnx.Linear | nnx.Conv, cfg: LoRAConfig) -> None:
-    """Gives a wrapped layer adapters that change nothing; the real ones come with the parameters of a call."""
-    for name, shape in zip((DOWN, UP), shapes(layer.kernel.shape, cfg.rank), strict=True):
-        setattr(adapted, name, nnx.Param(jnp.zeros(shape, jnp.float32)))
-
-
-def _layers(params: Params, above: Keys = ()) -> Iterator[tuple[Keys, Params]]:
-    """Yields keys and leaves of every layer with a kernel that can be adapted."""
-    for name, node in params.items():
-        if isinstance(node, dict):
-            # (in, out), (layers, in, out), (height, width, in, out); a causal convolution over time has five axes.
-            if getattr(node.get("kernel"), "ndim", 0) in (2, 3, 4):
-                yield (*above, name), node
-            yield from _layers(node, (*above, name))
-
-
-def _adapters(adapters: Params, above: Keys = ()) -> Iterator[tuple[Keys, Params]]:
-    for name, node in adapters.items():
-        if DOWN in node:
-            yield (*above, name), node
-        else:
-            yield from _adapters(node, (*above, name))
-
-
 def _check(params: Params, adapters: Params) -> None:
-    known, problems = candidates(params), []
-    for keys, pair in _adapters(adapters):
-        path, shape = _path(keys), (*pair[DOWN].shape[:-1], pair[UP].shape[-1])
-        if path not in known:
-            problems.append(f"{path} is no layer of the network")
-        elif shape != known[path]:
-            problems.append(f"{path} has the kernel {known[path]}, its adapters are for {shape}")
+    known, beside, problems = _find_kernels(params), traverse_util.flatten_dict(adapters), []
+    for (*above, name), down in beside.items():
+        if name == DOWN:
+            path, shape = "/".join(map(str, above)), (*down.shape[:-1], beside[*above, UP].shape[-1])
+            if path not in known:
+                problems.append(f"{path} is no layer of the network")
+            elif shape != known[path][1].shape:
+                problems.append(f"{path} has the kernel {known[path][1].shape}, its adapters are for {shape}")
     if problems:
         raise ValueError("LoRA: " + "; ".join(problems))
-
-
-def _path(keys: Keys) -> str:
-    return "/".join(map(str, keys))

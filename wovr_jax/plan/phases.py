@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wovr_jax import learner
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import BATCH, Axes
-from wovr_jax.data.batches import later_starts
+from wovr_jax.data.batches import Layout
 from wovr_jax.data.starts import Starts
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
@@ -25,9 +25,10 @@ from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.train import RLPolicy, make_rl_policy
 from wovr_jax.reward import classifier
 from wovr_jax.run import programs
+from wovr_jax.run.bind import improvement
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.world import HELD_OUT
-from wovr_jax.train import freeze
+from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
 from wovr_jax.types import ACTION_DIM, Imagined, Params
 from wovr_jax.world import dit
@@ -108,20 +109,10 @@ def world(recipe: Recipe, on: Placement) -> Phase:
 
 def dream(recipe: Recipe, on: Placement) -> Phase:
     """Describes the rollouts of one iteration of RL."""
-    network, state = _policy(recipe, on)
+    _, state = _policy(recipe, on)
     parts = _parts(recipe, on)
-    program = programs.dream(
-        recipe.dream,
-        recipe.learner.grpo.group,
-        recipe.starts.share,
-        recipe.policy,
-        network.net,
-        Codec(),
-        recipe.temperature,
-        None if recipe.dream.world == "true" else recipe.world,
-        recipe.reward,
-        recipe.sim,
-    )
+    world = None if recipe.dream.world == "true" else recipe.world
+    program = programs.dream(improvement(recipe), Codec(), world)
     held = {"policy": state.params, **{name: parts[name] for name in sorted(parts)}}
     args = (state.params, parts, on.key())
     # The optimizer's state waits on the devices for the update that follows.
@@ -160,7 +151,7 @@ def _policy(recipe: Recipe, on: Placement) -> tuple[RLPolicy, learner.PolicyStat
     cfg, frozen = recipe.learner, recipe.sft.frozen
     network = make_rl_policy(recipe.policy, cfg.lora, frozen)
     # What is not trained has no moments in the optimizer, which are twice the size of what is.
-    mask = lora.mask if cfg.lora else freeze.all_but(*frozen) if frozen else None
+    mask = lora.mask if cfg.lora else optimizers.all_but(*frozen) if frozen else None
 
     def begin(plain: Params) -> learner.PolicyState:
         return learner.create(cfg, network.begin(plain, jax.random.key(0)), mask, axes=vla.AXES)
@@ -179,7 +170,7 @@ def _windows(recipe: Recipe, on: Placement) -> Any:
     episodes = recipe.collect.first + recipe.collect.demonstrations
     # As the stage cuts them: held-out episodes are no windows to learn from.
     learned = episodes - round(episodes * HELD_OUT)
-    starts = later_starts(steps(recipe), cfg.slots, cfg.chunk, train.start_cap or None, train.stride, partial=True)
+    starts = Layout(cfg.slots, cfg.chunk, train.start_cap or None, train.stride, partial=True).later(steps(recipe))
     # A window at the start of each episode, and those behind it.
     count, latent = learned * (1 + len(starts)), (cfg.latents, *latent_size(recipe), cfg.dit.channels)
 

@@ -6,7 +6,7 @@ A policy sees well only what it was trained on, and the stacks prepare the same 
     oft     JPEG, Lanczos-3 to 224, the middle 0.9 of the area back to 224     OFT, SimpleVLA-RL, WMPO
 
 Every step ends on the 8-bit grid, as it does there. The two normalisations and the stack of six channels are the
-network's own first step (``vision.normalise``). Cameras that stand on their head are turned before: LIBERO's
+network's own first step (``backbones.normalise``). Cameras that stand on their head are turned before: LIBERO's
 ``frame[::-1, ::-1]`` belongs to the simulator.
 
 Sources: openvla-oft:experiments/robot/openvla_utils.py; RLinf:rlinf/models/embodiment/openvla_oft.
@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wovr_jax.data import normalize
 from wovr_jax.policy import jpeg
 from wovr_jax.types import Array
 
@@ -155,6 +154,7 @@ def proprio(statistics: Mapping[str, Any], state: Array) -> Array:
     low, high = (jnp.asarray(statistics[name], jnp.float32) for name in ("q01", "q99"))
     if state.shape[-1:] != low.shape:
         raise ValueError(f"robot state: expected {len(low)} values, as in the statistics, got shape {state.shape}")
+    mask = jnp.asarray(statistics.get("mask", [True] * len(low)))
     # As actions are scaled (``actions.Codec.normalise``), but clipped: a joint may go beyond what training saw.
     scaled = 2.0 * (state - low) / (high - low + 1e-8) - 1.0
-    return jnp.clip(jnp.where(jnp.asarray(normalize.mask_of(statistics)), scaled, state), -1.0, 1.0)
+    return jnp.clip(jnp.where(mask, scaled, state), -1.0, 1.0)

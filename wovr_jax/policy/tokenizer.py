@@ -3,12 +3,16 @@
 The vocabulary has the layout of OpenVLA's: special ids first (unknown 0, begin 1, stop 2), then words,
 then 256 action ids as the last of the ``vocab_size`` real ids, then padding rows of which the first is
 the pad id (OpenVLA: 32000 real ids, actions 31744..31999, pad 32000, 32064 rows). Here the words are a
-small embedded list; a release checkpoint brings its own tokenizer and feeds the same ``prompt_BL``.
+small embedded list; a release brings its own tokenizer (``ReleaseTokenizer``) and feeds the same ``prompt_BL``.
+
+A robot carries this file without the network's: it imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 import re
 
 import numpy as np
@@ -103,6 +107,58 @@ class Tokenizer:
 
         Raises:
           ValueError: for an unknown word or a prompt longer than ``length``.
+        """
+        return flush_right(self.encode(task), self.length, self.pad, task)
+
+    def prompts(self, tasks: tuple[str, ...] | list[str]) -> np.ndarray:
+        """Returns (len(tasks), L) int32: a table to be indexed by task."""
+        return np.stack([self.prompt(task) for task in tasks])
+
+
+class ReleaseTokenizer:
+    """Prompts in the ids of a release; the same methods as ``Tokenizer``.
+
+    They are read by transformers from the folder's own files, without a network and without running the folder's code.
+    An imported policy keeps these files in ``policy.rest/files``.
+
+    Args:
+      folder: holds ``tokenizer.json`` and ``tokenizer_config.json``.
+      vocab_size, stop, pad: of the policy, whose ids the tokenizer must have.
+      length: width L of a prompt (RLinf: 128).
+
+    Raises:
+      ValueError: no tokenizer in the folder, or one of another vocabulary.
+    """
+
+    def __init__(self, folder: str | os.PathLike, vocab_size: int, *, stop: int, pad: int, length: int = 128):
+        from transformers import PreTrainedTokenizerFast  # seconds, and only released policies need it
+
+        self.length, self.pad, self.stop, self.vocab_size = length, pad, stop, vocab_size
+        if not (pathlib.Path(folder) / "tokenizer.json").is_file():
+            raise ValueError(f"{folder}: expected a tokenizer.json in it; copy the tokenizer's files of the release")
+        self._inner = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        self._space, self.bos = (self._inner.convert_tokens_to_ids(token) for token in (SPACE, "<s>"))
+        ids = {"<s>": self.bos, "</s>": self._inner.convert_tokens_to_ids("</s>"), SPACE: self._space}
+        # Ids of text lie below the 256 of actions, which the policy's own config places at the end.
+        first_action = vocab_size - Tokenizer.action_bins
+        if None in ids.values() or ids["</s>"] != stop or max(ids.values()) >= first_action:
+            raise ValueError(
+                f"{folder}: this tokenizer is not the policy's: expected <s>, {SPACE!r} and </s> = {stop} among "
+                f"the ids below {first_action}, got {ids}"
+            )
+
+    def encode(self, task: str) -> list[int]:
+        """Returns the token ids of the whole prompt, begin to lone space."""
+        # The policy was trained with one lone space behind the colon, which not every tokenizer gives: openvla too adds
+        # id 29871 where it is missing.
+        ids = self._inner(PROMPT.format(task=task.lower()), add_special_tokens=False)["input_ids"]
+        return [self.bos, *ids, *([] if ids[-1] == self._space else [self._space])]
+
+    def prompt(self, task: str) -> np.ndarray:
+        """Returns (L,) int32, as ``Tokenizer.prompt`` does.
+
+        Raises:
+          ValueError: for a prompt longer than ``length``.
         """
         return flush_right(self.encode(task), self.length, self.pad, task)
 

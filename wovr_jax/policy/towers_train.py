@@ -23,7 +23,7 @@ from flax import nnx, struct
 
 from wovr_jax.core.config import Count, Natural, NonNegative, Positive, Seed, checked
 from wovr_jax.nn.functional import Pure
-from wovr_jax.policy.vision import Tower, TowerConfig
+from wovr_jax.policy.backbones import Tower, TowerConfig
 from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
 from wovr_jax.train.step import Objective, ReplayableStep, TrainState

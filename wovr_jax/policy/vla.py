@@ -33,9 +33,8 @@ from wovr_jax.nn.functional import Pure
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import actions
 from wovr_jax.policy.actions import BINS, Codec
-from wovr_jax.policy.llm import Llama, LlamaConfig
+from wovr_jax.policy.backbones import Llama, LlamaConfig, Tower, TowerConfig
 from wovr_jax.policy.tokenizer import Tokenizer
-from wovr_jax.policy.vision import Tower, TowerConfig
 from wovr_jax.types import ACTION_DIM, Array, Params
 
 Form = Literal["oft", "rlinf"]
@@ -112,26 +111,29 @@ class VLAConfig:
     @classmethod
     def tabletop(cls, recipe: Form = "rlinf") -> VLAConfig:
         """For the embedded table: 32-pixel frames, 16 patches, the words of ``Tokenizer.tabletop()``."""
-        words = Tokenizer.tabletop()
-        llm = LlamaConfig(words.vocab_size + 64, 96, 4, 4, 256, rope_theta=100.0)
         towers = TowerConfig.tabletop_dinov2(), TowerConfig.tabletop_siglip()
-        return cls(*towers, llm, words.vocab_size, recipe=recipe, pad=words.pad)
+        return cls._from_words(Tokenizer.tabletop(), *towers, (96, 4, 4, 256), recipe)
 
     @classmethod
     def libero_small(cls, recipe: Form = "rlinf") -> VLAConfig:
         """For a run on LIBERO from nothing: 64-pixel frames, 64 patches, the words of ``Tokenizer.libero()``."""
-        words = Tokenizer.libero()
-        llm = LlamaConfig(words.vocab_size + 64, 160, 5, 5, 448, rope_theta=100.0)
         towers = TowerConfig.libero_dinov2(), TowerConfig.libero_siglip()
-        return cls(*towers, llm, words.vocab_size, recipe=recipe, pad=words.pad)
+        return cls._from_words(Tokenizer.libero(), *towers, (160, 5, 5, 448), recipe)
 
     @classmethod
     def fake(cls, recipe: Form = "rlinf") -> VLAConfig:
         """Tiny, for tests; 16-pixel frames, and the real tokenizer."""
-        words = Tokenizer.tabletop()
-        llm = LlamaConfig(words.vocab_size + 64, 16, 3, 2, 24, rope_theta=100.0)
         towers = TowerConfig.fake(5, True), TowerConfig.fake()
-        return cls(*towers, llm, words.vocab_size, recipe=recipe, pad=words.pad)
+        return cls._from_words(Tokenizer.tabletop(), *towers, (16, 3, 2, 24), recipe)
+
+    @classmethod
+    def _from_words(
+        cls, words: Tokenizer, dino: TowerConfig, siglip: TowerConfig, llm: tuple[int, int, int, int], recipe: Form
+    ) -> VLAConfig:
+        """A small policy of the package's own words; ``llm`` is width, depth, heads and hidden width."""
+        # As in the releases, 64 rows stand behind the real ids. A short sequence wants slower rotations.
+        language = LlamaConfig(words.vocab_size + 64, *llm, rope_theta=100.0)
+        return cls(dino, siglip, language, words.vocab_size, recipe=recipe, pad=words.pad)
 
     @property
     def slots(self) -> int:
@@ -140,32 +142,19 @@ class VLAConfig:
 
 
 class Projector(nnx.Module):
-    """Fused features to the width of the language model: three layers, erf GELU between."""
+    """Linear layers ``fc1``, ``fc2``, ... with the erf GELU between, from one width to the next."""
 
-    def __init__(self, cfg: VLAConfig, *, rngs: nnx.Rngs):
-        vision, width, dtype = cfg.dino.width + cfg.siglip.width, cfg.llm.width, jnp.dtype(cfg.llm.dtype)
-        self.fc1 = nnx.Linear(vision, 4 * vision, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(4 * vision, width, dtype=dtype, rngs=rngs)
-        self.fc3 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+    def __init__(self, *widths: int, dtype: str, rngs: nnx.Rngs):
+        self.depth = len(widths) - 1
+        for i, (width_in, width_out) in enumerate(zip(widths, widths[1:]), start=1):
+            setattr(self, f"fc{i}", nnx.Linear(width_in, width_out, dtype=jnp.dtype(dtype), rngs=rngs))
 
     @jax.named_scope("projector")
-    def __call__(self, x_BLD: Array) -> Array:
-        """Maps (B, P, D1 + D2) to (B, P, D)."""
-        hidden = jax.nn.gelu(self.fc1(x_BLD), approximate=False)
-        return self.fc3(jax.nn.gelu(self.fc2(hidden), approximate=False))
-
-
-class StateProjector(nnx.Module):
-    """The robot's state to one token: two layers, erf GELU between."""
-
-    def __init__(self, cfg: VLAConfig, *, rngs: nnx.Rngs):
-        width, dtype = cfg.llm.width, jnp.dtype(cfg.llm.dtype)
-        self.fc1 = nnx.Linear(cfg.proprio, width, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, state_BR: Array) -> Array:
-        """Maps (B, R) to (B, D)."""
-        return self.fc2(jax.nn.gelu(self.fc1(state_BR), approximate=False))
+    def __call__(self, x: Array) -> Array:
+        """Maps the last axis from the first width to the last."""
+        for i in range(1, self.depth):
+            x = jax.nn.gelu(getattr(self, f"fc{i}")(x), approximate=False)
+        return getattr(self, f"fc{self.depth}")(x)
 
 
 class VLA(nnx.Module):
@@ -176,9 +165,11 @@ class VLA(nnx.Module):
         # Names are paths of parameters, in checkpoints and in tables of weights: not to be changed.
         self.dino = Tower(cfg.dino, rngs=rngs)
         self.siglip = Tower(cfg.siglip, rngs=rngs)
-        self.projector = Projector(cfg, rngs=rngs)
+        features, width, dtype = cfg.dino.width + cfg.siglip.width, cfg.llm.width, cfg.llm.dtype
+        self.projector = Projector(features, 4 * features, width, width, dtype=dtype, rngs=rngs)
         self.llm = Llama(cfg.llm, rngs=rngs)
-        self.proprio = StateProjector(cfg, rngs=rngs) if cfg.proprio else None
+        # The robot's state becomes one token.
+        self.proprio = Projector(cfg.proprio, width, width, dtype=dtype, rngs=rngs) if cfg.proprio else None
 
     def __call__(self, frame_BHWC: Array, prompt_BL: Array, state_BR: Array | None = None) -> Array:
         """Returns logits (B, T, A, 256), float32, in slice coordinates (index 0 is the largest action).

@@ -21,8 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from wovr_jax.nn.lora import DOWN, UP
-from wovr_jax.policy.llm import LlamaConfig
-from wovr_jax.policy.vision import IMAGENET_MEAN, IMAGENET_STD, TowerConfig
+from wovr_jax.policy.backbones import IMAGENET_MEAN, IMAGENET_STD, LlamaConfig, TowerConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.weights.table import Row, Table, require
 from wovr_jax.weights.transforms import KERNEL, Shape

@@ -73,16 +73,14 @@ class RewardConfig:
         Widths 8, 16, 32, 64 from 32 pixels on cost three times as much on a CPU, where narrow
         convolutions are slow, and told success no better on held-out episodes.
         """
-        stem = cls(widths=(16, 32, 64), stem_kernel=3, stem_stride=2, stem_pool=False)
-        small = dataclasses.replace(stem, head="task", tasks=3, embed=16, hidden=64)
-        return dataclasses.replace(small, **changes)
+        sizes: dict[str, Any] = {"widths": (16, 32, 64), "stem_kernel": 3, "stem_stride": 2, "stem_pool": False}
+        sizes |= {"head": "task", "tasks": 3, "embed": 16, "hidden": 64}
+        return cls(**sizes | changes)
 
     @classmethod
     def libero_small(cls, **changes: Any) -> RewardConfig:
         """64 pixels, the ten instructions of a suite; the stages see 32, 16, 8 and 4 pixels."""
-        stem = cls(widths=(16, 32, 64, 64), stem_kernel=3, stem_stride=2, stem_pool=False)
-        small = dataclasses.replace(stem, head="task", tasks=10, embed=16, hidden=64)
-        return dataclasses.replace(small, **changes)
+        return cls.tabletop(**{"widths": (16, 32, 64, 64), "tasks": 10} | changes)
 
     @classmethod
     def fake(cls, **changes: Any) -> RewardConfig:

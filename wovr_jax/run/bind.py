@@ -8,26 +8,51 @@ import pathlib
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
+
 from wovr_jax.core import keys
+from wovr_jax.core.config import ConfigError
+from wovr_jax.data import normalize
 from wovr_jax.data.starts import Starts
 from wovr_jax.learner import PolicyState
 from wovr_jax.policy import vla
-from wovr_jax.run import environment, programs
-from wovr_jax.run.environment import Environment
+from wovr_jax.policy.actions import Codec
+from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
+from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
-from wovr_jax.run.recipe import Recipe
+from wovr_jax.run.programs import Improvement
+from wovr_jax.run.recipe import DreamConfig, Recipe
 from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, no_demonstrations
-from wovr_jax.run.stages.improve import Imagination, Improvement, begin, improve
-from wovr_jax.run.stages.policy import choose_codec, fine_tune, start_policy
+from wovr_jax.run.stages.improve import Imagination, begin, improve
+from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward
 from wovr_jax.run.stages.starts import choose_starts
 from wovr_jax.run.stages.truth import compare, measure
 from wovr_jax.run.stages.vae import VAE, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
-from wovr_jax.sim.arena import Actor
+from wovr_jax.sim.arena import Acting, Actor, Arena
+from wovr_jax.sim.libero.tasks import LiberoConfig
+from wovr_jax.sim.tabletop.arena import Tabletop
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
 from wovr_jax.world import model as world_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """The true environment and what a policy has to know of it.
+
+    Attributes:
+      arena: the environment.
+      prompt_KL: (tasks, L) int32 prompt tokens of every instruction, on the device.
+      codec: of a released policy; None where the demonstrations' statistics say what actions are like.
+    """
+
+    arena: Arena
+    prompt_KL: Array
+    codec: Codec | None
 
 
 @dataclasses.dataclass
@@ -44,32 +69,33 @@ class Products:
 
 
 def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
-    """Gives every stage its own settings, and nothing else of the recipe; nothing is computed."""
+    """Gives every stage its own settings, and nothing else of the recipe; nothing is computed.
+
+    What a caller still has to say is what the loop decides: the round, and the products that a stage begins with.
+    """
+    # Missing weights are told of here, hours before the stage that would read them.
     check_weights(recipe)
+    # Every draw of a run has a key of its own, by name and not by turn: a stage that is passed over, because it is
+    # finished, must not shift what the stages after it draw.
     env, key = open_environment(recipe), functools.partial(keys.key, recipe.seed)
     arena, prompt_KL, memory = env.arena, env.prompt_KL, recipe.world.slots
+    # Episodes that a training streams are larger than memory, so no other stage may take them there either.
     folder, lazily = assets_folder(recipe), recipe.world_train.latents == "stream"
-    codec = functools.cache(lambda: choose_codec(env, made.demonstrations))
+    # Its statistics are read off the demonstrations, which need not be loaded before somebody acts.
+    codec = functools.cache(lambda: env.codec or fit_codec(arena.name, made.demonstrations))
     start = functools.partial(start_policy, recipe.policy, recipe.policy_weights, recipe.towers, folder, key)
     start_dit = functools.partial(start_world, recipe.world, recipe.world_weights, key)
-    rl = Improvement(
-        recipe.dream,
-        recipe.learner,
-        recipe.starts.share,
-        recipe.temperature,
-        recipe.sft.frozen,
-        recipe.policy,
-        recipe.reward,
-        recipe.sim,
-    )
+    rl = improvement(recipe)
     acting = programs.acting(recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.sim, memory)
 
+    # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""
         name = f"grpo-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
     def measure_policy(round_: int) -> Product[None]:
+        # Greedy too: sampling at the temperature of training hides what the policy knows.
         return measure(run, round_, arena, recipe.evaluate, act(round_, "evaluate"), act(round_, "evaluate", 0.0))
 
     def compare_policy(round_: int) -> Product[None]:
@@ -79,24 +105,12 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         where = (arena, recipe.evaluate, act(round_, "evaluate"), recipe.reward)
         return compare(run, round_, len(made.worlds) - 1, *where, *learned, key)
 
-    def imagination() -> Imagination:
-        """What is newest; what a true world does not need is left out."""
-        reads_world, reads_reward = recipe.dream.world != "true", recipe.dream.reward == "learned"
-        return Imagination(
-            prompt_KL,
-            codec,
-            starts=made.starts[-1] if made.starts else None,
-            vae=made.vae if reads_world else None,
-            world=made.worlds[-1] if reads_world else None,
-            reward=made.rewards[-1] if reads_reward else None,
-        )
-
     def improve_policy(round_: int) -> Product[Params]:
-        return improve(run, round_, rl, made.policies, imagination(), arena, acting, key)
+        return improve(run, round_, rl, made.policies, newest(recipe.dream, made, env, codec, acting), key)
 
     def begin_round(round_: int, round_key: Array) -> tuple[PolicyState, Callable]:
         """The learner's first state and step of a round, for whoever takes the steps by hand."""
-        return begin(round_, rl, made.policies, imagination(), arena, acting, round_key, key)
+        return begin(round_, rl, made.policies, newest(recipe.dream, made, env, codec, acting), round_key, key)
 
     return SimpleNamespace(
         environment=env,
@@ -119,17 +133,82 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     )
 
 
-def open_environment(recipe: Recipe) -> Environment:
-    """The true environment of a recipe."""
-    how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
-    if recipe.libero is None:
-        return environment.open_table(recipe.sim, recipe.expert, **how)
-    return environment.open_libero(recipe.libero, recipe.policy, **how)
+def improvement(recipe: Recipe) -> Improvement:
+    """What reinforcement learning has to know of a recipe."""
+    return Improvement(
+        recipe.dream,
+        recipe.learner,
+        recipe.starts.share,
+        recipe.temperature,
+        recipe.sft.frozen,
+        recipe.policy,
+        recipe.reward,
+        recipe.sim,
+    )
+
+
+def newest(
+    dream: DreamConfig, made: Products, env: Environment, codec: Callable[[], Codec], acting: Acting
+) -> Imagination:
+    """The newest of what imagination is made of; what a true world does not need is left out."""
+    # A product that is left out is never loaded: online RL holds no world model in memory.
+    reads_world, reads_reward = dream.world != "true", dream.reward == "learned"
+    return Imagination(
+        env.arena,
+        acting,
+        env.prompt_KL,
+        codec,
+        starts=made.starts[-1] if made.starts else None,
+        vae=made.vae if reads_world else None,
+        world=made.worlds[-1] if reads_world else None,
+        reward=made.rewards[-1] if reads_reward else None,
+    )
 
 
 def assets_folder(recipe: Recipe) -> pathlib.Path:
     """Where the pretrained parts lie."""
     return pathlib.Path(recipe.assets) if recipe.assets else native.FOLDER
+
+
+def open_environment(recipe: Recipe) -> Environment:
+    """Opens the true environment of a recipe, the embedded table or LIBERO.
+
+    Raises:
+      LiberoError: LIBERO is not installed, or a task that the suite does not have.
+      ConfigError: a policy whose vocabulary is not that of the instructions.
+      ShardingError: several processes whose devices do not suit simulators of their own, see ``sim.libero.actors``.
+    """
+    cfg, policy = recipe.libero, recipe.policy
+    how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
+    if cfg is None:
+        words = jnp.asarray(Tokenizer.tabletop().prompts(Tabletop.instructions))
+        return Environment(Tabletop(recipe.sim, recipe.expert, **how, prompt_KL=words), words, None)
+    # Imported here, so that whoever runs on the table need not have LIBERO.
+    from wovr_jax.sim.libero import actors
+    from wovr_jax.sim.libero import arena as libero
+
+    prompt_KL, codec = _libero_words(cfg, policy, libero.instructions(cfg.suite))
+    arena = libero.Libero(cfg, chunk=policy.chunk, prompt_KL=prompt_KL, **how)
+    actors.check_mesh(vla.network(policy).shapes(), vla.AXES)
+    return Environment(arena, jnp.asarray(prompt_KL), codec)
+
+
+def _libero_words(
+    cfg: LiberoConfig, policy: VLAConfig, instructions: tuple[str, ...]
+) -> tuple[np.ndarray, Codec | None]:
+    """Prompts and action statistics of the released policy, or prompts in the package's own words."""
+    if cfg.release:
+        released = ReleaseTokenizer(cfg.release, policy.vocab_size, stop=policy.stop, pad=policy.pad)
+        statistics = normalize.load(cfg.release, cfg.suite)
+        return released.prompts(instructions), Codec.from_statistics(statistics["action"])
+    words = Tokenizer.libero()
+    if (policy.vocab_size, policy.pad) != (words.vocab_size, words.pad):
+        raise ConfigError(
+            f"config.policy: vocab_size {policy.vocab_size} and pad {policy.pad} are not those of LIBERO's words, "
+            f"{words.vocab_size} and {words.pad}; use size='libero_small', or name the folder of the policy's own "
+            "tokenizer with libero.release=..."
+        )
+    return words.prompts(instructions), None
 
 
 def check_weights(recipe: Recipe) -> None:

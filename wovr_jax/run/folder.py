@@ -26,9 +26,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from wovr_jax.core import config, processes
-from wovr_jax.core.disk import not_written, write_json
+from wovr_jax.core.disk import not_written, read_json, write_json
 from wovr_jax.core.log import Log
-from wovr_jax.run.ledger import Ledger
 from wovr_jax.run.recipe import differences
 
 T = TypeVar("T")
@@ -95,7 +94,7 @@ class Run:
 
     def _marked(self) -> dict[str, Any]:
         marks = sorted(self.folder.glob(f"stages/*/{MARK}"), key=lambda mark: mark.stat().st_mtime)
-        return {mark.parent.name: json.loads(mark.read_text()) for mark in marks}
+        return {mark.parent.name: read_json(mark) for mark in marks}
 
     def _claim(self, allow_change: bool) -> None:
         mark = self.folder / "config.json"
@@ -152,12 +151,13 @@ class Run:
         folder = self.folder / "stages" / name
 
         def read_mark() -> dict[str, Any] | None:
-            mark = folder / MARK
-            return json.loads(mark.read_text()) if mark.exists() else None
+            # Not only when the run is opened: a study links finished stages of one run into another that is open.
+            return read_json(folder / MARK) if (folder / MARK).exists() else None
 
         facts = processes.once(read_mark, f"look whether {name} is done")
         if facts is None:
             self._make(name, make, folder)
+            # Read back like the product, so that they are in every process and every try what JSON made of them.
             facts = processes.once(read_mark, f"finish {name}")
         self.facts[name] = facts
         self._reached = name == self._last
@@ -181,7 +181,7 @@ class Run:
         with _explained(folder, f"{name} cannot go on"):
             folder.mkdir(parents=True, exist_ok=True)
             tried = folder / "tried.json"
-            before = json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
+            before = read_json(tried)["seconds"] if tried.exists() else 0.0
             processes.say(f"== {name}")
             begin, around_s, self._inside_s = time.perf_counter(), self._inside_s, 0.0
             try:
@@ -196,12 +196,15 @@ class Run:
             finally:
                 self._inside_s = around_s + time.perf_counter() - begin
 
-    def ledger(self) -> Ledger:
-        """What every finished stage consumed."""
-        ledger = Ledger()
-        for name, facts in self.facts.items():
-            ledger.add(name, seconds=facts["seconds"], **{count: facts.get(count, 0) for count in COUNTED})
-        return ledger
+    def ledger(self) -> dict[str, dict[str, Any]]:
+        """Returns what every finished stage consumed: true simulator steps, imagined frames and seconds.
+
+        The claim "the learner used no true simulator step" is ``ledger()["grpo-1"]["true_steps"] == 0``.
+        """
+        return {
+            name: {count: facts.get(count, 0) for count in COUNTED} | {"seconds": facts["seconds"]}
+            for name, facts in self.facts.items()
+        }
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from wovr_jax.learner import LearnerConfig
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
+from wovr_jax.policy.train import RLPolicy, make_rl_policy
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
@@ -121,49 +122,67 @@ def _fold_rows(key: Array, seed_B: Array) -> Array:
 # ---------------------------------------------------------------- imagination
 
 
+@dataclasses.dataclass(frozen=True)
+class Improvement:
+    """Settings of reinforcement learning.
+
+    Attributes:
+      dream: one iteration, and the world and the judge it happens in.
+      learner: how rollouts become optimizer steps.
+      share: of the groups that begin at keyframes.
+      temperature: of the policy's sampling.
+      frozen: parts of the policy that stay as they are.
+      policy: the policy's network.
+      reward: the classifier's network.
+      sim: the embedded table, for worlds that are the truth or know it.
+    """
+
+    dream: DreamConfig
+    learner: LearnerConfig
+    share: float
+    temperature: float
+    frozen: tuple[str, ...]
+    policy: VLAConfig
+    reward: RewardConfig
+    sim: TabletopConfig
+
+    @property
+    def network(self) -> RLPolicy:
+        """The policy as actor and learner run it, with adapters where the learner trains adapters."""
+        return make_rl_policy(self.policy, self.learner.lora, self.frozen)
+
+
 @functools.cache
 def dream(
-    cfg: DreamConfig,
-    group: int,
-    share: float,
-    policy: VLAConfig,
-    net: Pure,
-    codec: Codec,
-    temperature: float,
-    world: WorldConfig | None,
-    reward: RewardConfig,
-    sim: TabletopConfig,
+    cfg: Improvement, codec: Codec, world: WorldConfig | None
 ) -> Callable[[Params, dict[str, Any], Array], Imagined]:
     """``dream(policy, parts, key)``: the rollouts of one iteration of RL, from drawn start states.
 
-    ``parts`` holds ``starts`` (the table), ``prompt_KL``, ``threshold`` and, as ``cfg`` asks for them, the weights
-    ``world`` and ``reward`` and the simulator's states ``sim`` of the starts.
+    ``parts`` holds ``starts`` (the table), ``prompt_KL``, ``threshold`` and, as ``cfg.dream`` asks for them, the
+    weights ``world`` and ``reward`` and the simulator's states ``sim`` of the starts.
 
     Args:
-      cfg: groups, chunks, and which world and judge.
-      group: rollouts from each start state.
-      share: of the groups that begin at keyframes.
-      policy, net, codec, temperature: the policy, the network that computes it, and how it samples.
-      world: the learned world, its VAE's statistics filled in; None where ``cfg.world`` is "true".
-      reward: the classifier, for ``cfg.reward`` "learned".
-      sim: the embedded table, for worlds that are the truth or know it.
+      cfg: settings; of the learner's only the size of a group matters here.
+      codec: between actions and tokens.
+      world: the learned world, its VAE's statistics filled in; None where ``cfg.dream.world`` is "true".
     """
+    group, net = cfg.learner.grpo.group, cfg.network.net
 
     @jax.jit
     def dream(policy_params: Params, parts: dict[str, Any], key: Array) -> Imagined:
         k_draw, k_roll = jax.random.split(key)
-        row_B = start_states.draw(parts["starts"], k_draw, cfg.groups, group, share=share)
+        row_B = start_states.draw(parts["starts"], k_draw, cfg.dream.groups, group, share=cfg.share)
         start = start_states.gather(parts["starts"], row_B, parts["prompt_KL"])
         if "sim" in parts:
             start = dataclasses.replace(start, sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
-        act = vla.policy(policy, policy_params, codec, temperature, net)
-        score = classifier.score(reward, parts["reward"]) if cfg.reward == "learned" else predicate
+        act = vla.policy(cfg.policy, policy_params, codec, cfg.temperature, net)
+        score = classifier.score(cfg.reward, parts["reward"]) if cfg.dream.reward == "learned" else predicate
         if world is None:
-            simulator = table.world(sim)
+            simulator = table.world(cfg.sim)
         else:
             model = world_model.world(world, parts["world"])
-            simulator = model if cfg.world == "learned" else shadow(model, table.world(sim))
-        return imagine(act, simulator, score, start, k_roll, chunks=cfg.chunks, threshold=parts["threshold"])
+            simulator = model if cfg.dream.world == "learned" else shadow(model, table.world(cfg.sim))
+        return imagine(act, simulator, score, start, k_roll, chunks=cfg.dream.chunks, threshold=parts["threshold"])
 
     return dream
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from wovr_jax.core import history, processes
 from wovr_jax.core.history import CheckpointConfig, History
 from wovr_jax.core.log import Log
 from wovr_jax.train import nonfinite
 from wovr_jax.train.nonfinite import NonFiniteError
-from wovr_jax.train.progress import Progress
 from wovr_jax.train.step import Step, restore
 
 IN_FLIGHT = 2
@@ -35,6 +37,12 @@ SAVE = "save"
 """The wish of a process to write a checkpoint now; the other wishes are names of signals."""
 FORMER_METRICS = {"gradient": "grad_norm"}
 """Names in the facts of older checkpoints, and today's."""
+
+
+LINE_EVERY_S = 20.0
+"""Seconds between progress lines when standard error is not a terminal."""
+SHOWN = 4
+"""Metrics beside the bar or on a line."""
 
 
 class Stopped(processes.Stopping):
@@ -85,7 +93,7 @@ def fit(
       ValueError: when the checkpoint in ``folder`` is further than ``steps``.
     """
     keep = keep or history.current()
-    run = _Fit(name, steps, log, folder, nan_ok, keep)
+    run = _Fit(name, steps, log, History(pathlib.Path(folder) / "fit", keep) if folder is not None else None, nan_ok)
     state, done = run.resume(state)
     # The step donates the state, so what it looks like is noted before: the dump restores into it.
     like = jax.tree.map(nonfinite.describe_leaf, state)
@@ -102,7 +110,7 @@ def _train(
 ) -> Any:
     saved_at, agreed = time.monotonic(), processes.Agreement(IN_FLIGHT)
     in_flight: collections.deque[Any] = collections.deque()
-    with _interrupts() as interrupted, Progress(run.name, done, run.steps) as progress:
+    with _interrupts() as interrupted, _Progress(run.name, done, run.steps) as progress:
         while done < run.steps:
             state, metrics = step(state, jnp.asarray(done, jnp.int32))
             done += 1
@@ -141,23 +149,26 @@ def _wishes(interrupted: list[int], late: bool = False) -> set[str]:
     return {signal.Signals(number).name for number in interrupted} | ({SAVE} if late and processes.first() else set())
 
 
+@dataclasses.dataclass
 class _Fit:
-    """The bookkeeping of one fit: metrics not yet logged, and the checkpoints."""
+    """The bookkeeping of one fit.
 
-    def __init__(
-        self,
-        name: str,
-        steps: int,
-        log: Log | None,
-        folder: str | os.PathLike | None,
-        nan_ok: tuple[str, ...],
-        keep: CheckpointConfig,
-    ):
-        self.name, self.steps, self.log, self.nan_ok = name, steps, log, nan_ok
-        self.history = None if folder is None else History(pathlib.Path(folder) / "fit", keep)
-        self.saved: int | None = None
-        self.window: list[dict[str, Any]] = []
-        self.means: dict[str, float] = {}
+    Attributes:
+      name, steps, log, nan_ok: see :func:`fit`.
+      history: its checkpoints; None for a run that is not resumed.
+      saved: step of the last checkpoint.
+      window: metrics that are not yet logged, step by step; on the device until they are read.
+      means: the metrics logged last.
+    """
+
+    name: str
+    steps: int
+    log: Log | None
+    history: History | None
+    nan_ok: tuple[str, ...]
+    saved: int | None = None
+    window: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    means: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def resume(self, state: Any) -> tuple[Any, int]:
         """Returns the state and step to go on from."""
@@ -239,6 +250,46 @@ class _Fit:
             kept = f"The checkpoint of step {self.saved} in {self.history.folder} is kept."
         advice = "Try a smaller learning rate or look at the data."
         return f"{self.name}: {fault} at step {step} of {self.steps}. {kept} {advice}"
+
+
+class _Progress:
+    """A bar on a terminal, a line every LINE_EVERY_S seconds elsewhere; both on standard error.
+
+    Attributes:
+      metrics: the latest means, set by the loop.
+    """
+
+    def __init__(self, name: str, done: int, steps: int):
+        self.name, self.first, self.steps = name, done, steps
+        self.metrics: dict[str, float] = {}
+        self._begin = self._line = time.monotonic()
+        # Of several processes one draws: their bars would overwrite each other.
+        visible = sys.stderr.isatty() and processes.first()
+        self._bar = tqdm.tqdm(
+            total=steps, initial=done, desc=name, file=sys.stderr, disable=not visible, dynamic_ncols=True
+        )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, done: int) -> None:
+        """Shows that ``done`` steps are taken."""
+        if not self._bar.disable:
+            # Drawn once, by the update that follows.
+            self._bar.set_postfix_str(self._metrics_text(), refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif time.monotonic() - self._line > LINE_EVERY_S:
+            self._line = time.monotonic()
+            # Only steps of this process: those before a resumption took none of its time.
+            rate = (done - self.first) / (self._line - self._begin)
+            left = tqdm.tqdm.format_interval((self.steps - done) / rate)
+            processes.say(f"{self.name} {done}/{self.steps}, {rate:.2f} steps/s, {left} left, {self._metrics_text()}")
+
+    def _metrics_text(self) -> str:
+        return ", ".join(f"{metric} {value:.4g}" for metric, value in list(self.metrics.items())[:SHOWN])
 
 
 def _rename(metrics: dict[str, float]) -> dict[str, float]:

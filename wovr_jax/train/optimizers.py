@@ -1,4 +1,4 @@
-"""The optimizer of every training and its schedules: clip the gradient, then AdamW or Muon.
+"""What an optimizer moves, and how: frozen parameters, schedules, and a clip of the gradient before AdamW or Muon.
 
 Muon orthogonalises the momentum of every matrix (Jordan et al. 2024; optax.contrib.muon). At the
 embedded run's sizes it needs fewer steps than AdamW (docs/tabletop.md). Its extra cost per step does not grow
@@ -7,6 +7,9 @@ with the batch.
 Each schedule comes from its source, and its rounding is part of what was reported: ``warmup_cosine`` (world model,
 fine-tuning, VAE, towers), ``warmup_constant`` (the published recipe of the 5B world model) and ``ramp_cosine``
 (classifier; without its fall the learner of RL).
+
+What is frozen has no gradient, no optimizer state and no update: it is taken out of the tree before the gradient is
+asked for, instead of being multiplied by zero afterwards.
 """
 
 from __future__ import annotations
@@ -17,10 +20,17 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax.typing import ArrayLike
 from optax.contrib import MuonDimensionNumbers, muon
 
 from wovr_jax.types import Array, Params
+
+Path = tuple[Any, ...]
+"""The keys that lead to a parameter."""
+
+Mask = Params | Callable[[Params], Params]
+"""Booleans in the structure of the parameters, or a function that makes them from the parameters; False freezes."""
 
 Name = Literal["adamw", "muon"]
 NEWTON_SCHULZ_STEPS = 4
@@ -120,3 +130,62 @@ def _matrices(params: Params) -> Any:
         return MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(matrix, params)
+
+
+# ---------------------------------------------------------------- what stays as it is
+
+
+def all_but(*names: str) -> Callable[[Params], Params]:
+    """Makes a mask that freezes the subtrees at these paths, e.g. ``all_but("vision/dino")``.
+
+    Raises (when the mask is made): ValueError for a path that names nothing.
+    """
+
+    def mask(params: Params) -> Params:
+        # The slash at the end keeps "dino" from freezing "dino_head" as well.
+        flat = traverse_util.flatten_dict(params)
+        inside = {name: [path for path in flat if f"{_slashed(path)}/".startswith(f"{name}/")] for name in names}
+        for name, paths in inside.items():
+            if not paths:
+                raise ValueError(f"all_but: no parameter under {name!r}; the top level has {sorted(map(str, params))}")
+        frozen = {path for paths in inside.values() for path in paths}
+        return traverse_util.unflatten_dict({path: path not in frozen for path in flat})
+
+    return mask
+
+
+def frozen_paths(params: Params, trainable: Mask | None) -> frozenset[Path]:
+    """Returns the paths that ``trainable`` freezes; without a mask none.
+
+    Raises:
+      ValueError: a mask of another structure, or one that leaves nothing to train.
+    """
+    if trainable is None:
+        return frozenset()
+    mask = trainable(params) if callable(trainable) else trainable
+    # By path, because a mask may be a plain dict where the parameters are another kind of mapping.
+    flat, flags = traverse_util.flatten_dict(params), traverse_util.flatten_dict(mask)
+    if set(flat) != set(flags):
+        odd = sorted(_slashed(path) for path in set(flat) ^ set(flags))
+        raise ValueError(f"trainable: expected one boolean for each parameter; the mask and params differ at {odd[:5]}")
+    frozen = frozenset(path for path, trained in flags.items() if not trained)
+    if len(frozen) == len(flat):
+        raise ValueError(f"trainable: all {len(flat)} parameters are frozen, so there is nothing to train")
+    return frozen
+
+
+def split_frozen(params: Params, frozen: frozenset[Path]) -> tuple[Params, dict[Path, Array]]:
+    """Returns the trained parameters as a nested dict without the frozen ones, and the frozen ones by path."""
+    # The frozen part stays flat: unflattened it would look like a tree of parameters, which half of one is not.
+    flat: dict[Path, Any] = traverse_util.flatten_dict(params)
+    trained = {path: leaf for path, leaf in flat.items() if path not in frozen}
+    return traverse_util.unflatten_dict(trained), {path: flat[path] for path in flat if path in frozen}
+
+
+def merge_frozen(trained: Params, frozen: dict[Path, Array]) -> Params:
+    """Undoes :func:`split_frozen`."""
+    return traverse_util.unflatten_dict(traverse_util.flatten_dict(trained) | frozen)
+
+
+def _slashed(path: Path) -> str:
+    return "/".join(map(str, path))

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -31,10 +32,9 @@ import numpy as np
 from flax import nnx
 
 from wovr_jax.core.config import Count, DType, Faults, Positive, checked
-from wovr_jax.nn.attention import Kernel, attention, rotate_pairs, wan_angles
 from wovr_jax.nn.functional import scan_blocks, stack
 from wovr_jax.nn.lora import LoRAConfig
-from wovr_jax.nn.norms import LayerNorm, RMSNorm
+from wovr_jax.nn.transformer import Kernel, LayerNorm, RMSNorm, attention, rotate_pairs, wan_angles
 from wovr_jax.types import ACTION_DIM, Array
 
 AXES = (
@@ -54,6 +54,11 @@ AXES = (
     ("blocks/*/lora_b", ("layers", None, "embed")),
 )
 """What the axes of the parameters mean (``sharding``). The MLPs of text, actions and time see a few tokens only."""
+
+
+Activation = Callable[[Array], Array]
+EXACT_GELU: Activation = functools.partial(jax.nn.gelu, approximate=False)
+"""By the error function; ``jax.nn.gelu`` itself is the approximation by tanh."""
 
 
 @checked
@@ -78,7 +83,7 @@ class DiTConfig:
       dtype: of matrix products and attention; norms, softmax, time and modulation stay float32.
       residual_dtype: in which the token stream is kept between layers.
       sinusoid_dtype: "bfloat16" rounds the time embedding as RLinf's training did.
-      kernel: attention kernel, see ``nn.attention``.
+      kernel: attention kernel, see ``nn.transformer``.
       remat: whether the backward pass recomputes blocks instead of storing activations; on a CPU
         it is also the quicker way, since the scan would copy what it stores.
     """
@@ -165,16 +170,16 @@ class Context(NamedTuple):
 
 
 class MLP(nnx.Module):
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them; upstream's networks differ in which one."""
 
-    def __init__(self, sizes: tuple[int, int, int], activation: str, dtype: str, *, init=None, rngs: nnx.Rngs):
+    def __init__(self, sizes: tuple[int, int, int], activation: Activation, dtype: str, *, init=None, rngs: nnx.Rngs):
         self.activation = activation
         self.inner = _linear(sizes[0], sizes[1], dtype, init=init, rngs=rngs)
         self.outer = _linear(sizes[1], sizes[2], dtype, init=init, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """Maps the last axis from ``sizes[0]`` to ``sizes[2]``."""
-        return self.outer(_ACTIVATIONS[self.activation](self.inner(x)))
+        return self.outer(self.activation(self.inner(x)))
 
 
 class Attention(nnx.Module):
@@ -215,7 +220,7 @@ class Block(nnx.Module):
         if cfg.action_conditioning != "adaln":
             self.cross_norm = LayerNorm(cfg.dim, eps=cfg.eps)
             self.cross_attn = Attention(cfg, rngs=rngs)
-        self.ffn = MLP((cfg.dim, cfg.ffn, cfg.dim), "gelu_tanh", cfg.dtype, rngs=rngs)
+        self.ffn = MLP((cfg.dim, cfg.ffn, cfg.dim), jax.nn.gelu, cfg.dtype, rngs=rngs)
 
     def __call__(self, token_BfnD: Array, key_value, time_Bf6D: Array, angle_LP: np.ndarray) -> Array:
         """Runs one layer; ``key_value`` is None in a network without the cross channel."""
@@ -255,13 +260,13 @@ class DiT(nnx.Module):
         small = nnx.initializers.normal(0.02)
         self.patch_embedding = _linear(pixel, cfg.dim, cfg.dtype, rngs=rngs)
         # Time and its projection stay float32: modulation multiplies every token of every layer.
-        self.time_embedding = MLP((cfg.freq_dim, cfg.dim, cfg.dim), "silu", "float32", init=small, rngs=rngs)
+        self.time_embedding = MLP((cfg.freq_dim, cfg.dim, cfg.dim), jax.nn.silu, "float32", init=small, rngs=rngs)
         self.time_projection = _linear(cfg.dim, 6 * cfg.dim, "float32", rngs=rngs)
         if cfg.action_conditioning != "adaln":
-            self.action_cross = MLP((cfg.action_dim, cfg.dim, cfg.dim), "gelu", cfg.dtype, rngs=rngs)
+            self.action_cross = MLP((cfg.action_dim, cfg.dim, cfg.dim), EXACT_GELU, cfg.dtype, rngs=rngs)
         if cfg.action_conditioning != "cross":
             group = cfg.frames_per_latent * cfg.action_dim
-            self.action_adaln = MLP((group, 4 * cfg.dim, cfg.dim), "silu", "float32", rngs=rngs)
+            self.action_adaln = MLP((group, 4 * cfg.dim, cfg.dim), jax.nn.silu, "float32", rngs=rngs)
         self.blocks = stack(lambda rngs: Block(cfg, rngs=rngs), cfg.layers, rngs)
         self.head_modulation = _modulation_table(2, cfg.dim, rngs)
         self.head_norm = LayerNorm(cfg.dim, eps=cfg.eps, affine=False)
@@ -378,13 +383,6 @@ def unpatchify(pixel_Bfnp: Array, h: int, w: int, patch: int) -> Array:
     grid = pixel_Bfnp.reshape(b, f, h // patch, w // patch, patch, patch, -1)
     # (b, f, row of tokens, column of tokens, row, column, c) -> (b, f, row of tokens, row, column of tokens, column, c)
     return grid.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, f, h, w, -1)
-
-
-_ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-}
 
 
 def _linear(width_in: int, width_out: int, dtype: str, *, init=None, rngs: nnx.Rngs) -> nnx.Linear:

@@ -24,7 +24,7 @@ from flax import struct
 from wovr_jax.core import config, processes, sharding
 from wovr_jax.core.disk import replace_file
 from wovr_jax.core.pixels import to_float
-from wovr_jax.data.batches import Windows, gather_windows, sample_rows
+from wovr_jax.data.batches import Windows, gather_windows
 from wovr_jax.data.stream import Feed, Stream
 from wovr_jax.types import NULL_ACTION, Array, Params
 from wovr_jax.weights import safetensors
@@ -64,10 +64,6 @@ class Latents:
         """How many windows there are."""
         return self.latent_Ifhwc.shape[0]
 
-    def rows(self, key: Array, size: int, start_share: float) -> Array:
-        """Draws the rows of ``size`` windows, see ``batches.sample_rows``."""
-        return sample_rows(key, size, self.starts, self.count, start_share)
-
     def take(self, row_B: Array, static_B: Array) -> Batch:
         """Returns the windows of ``row_B``; where ``static_B``, the first frame held under the null action."""
         # A picture at which nothing happens: it teaches that without motion commanded nothing moves.
@@ -98,10 +94,6 @@ class Frames:
         """How many windows there are."""
         return self.row_I2.shape[0]
 
-    def rows(self, key: Array, size: int, start_share: float) -> Array:
-        """Draws rows as ``Latents.rows`` does."""
-        return sample_rows(key, size, self.starts, self.count, start_share)
-
     def take(self, row_B: Array, static_B: Array) -> Batch:
         """Returns windows as ``Latents.take`` does, encoded now."""
         return _encode(self.cfg, self.vae, *gather_windows(self.windows, self.row_I2[row_B]), static_B)
@@ -123,14 +115,8 @@ class HostBatch:
     vae: Params
     cfg: WorldConfig = struct.field(pytree_node=False)
 
-    def rows(self, key: Array, size: int, start_share: float) -> Array:
-        """Returns all rows: the host has drawn already."""
-        del key, start_share
-        return jnp.arange(size)
-
-    def take(self, row_B: Array, static_B: Array) -> Batch:
+    def take_all(self, static_B: Array) -> Batch:
         """Returns all windows as ``Latents.take`` does, encoded now."""
-        del row_B
         return _encode(self.cfg, self.vae, to_float(self.frame_BFHWC), self.action_BFA, static_B)
 
 
@@ -183,22 +169,18 @@ def feed(
     """
     # The host's generators take the words of the key, and the number of the set, so that sets draw differently.
     seed = tuple(np.asarray(jax.random.key_data(key)).tolist())
-    feeds = [_feed(part, size, (*seed, k), steps) for k, (part, size) in enumerate(zip(sets, sizes, strict=False))]
+    # What stays on the devices is copied to all of them once, not at every step.
+    feeds = [
+        part.feed(size, (*seed, k), steps) if isinstance(part, WindowStream) else sharding.whole(part)
+        for k, (part, size) in enumerate(zip(sets, sizes, strict=False))
+    ]
     streams = any(isinstance(part, WindowStream) for part in sets)
 
     def draw(i: Array) -> tuple[tuple[Source, ...], dict[str, float]]:
-        sources, waited = zip(*(read(i) for read in feeds), strict=True)
+        sources, waited = zip(*(feed(int(i)) if callable(feed) else (feed, 0.0) for feed in feeds), strict=True)
         return sources, {"input_wait_ms": 1e3 * sum(waited)} if streams else {}
 
     return draw
-
-
-def _feed(part: Data, size: int, seed: tuple[int, ...], steps: int) -> Callable[[Array], tuple[Source, float]]:
-    if isinstance(part, WindowStream):
-        read = part.feed(size, seed, steps)
-        return lambda i: read(int(i))
-    resident = sharding.whole(part)  # copied to all devices once, not at every step
-    return lambda i: (resident, 0.0)
 
 
 def _encode(cfg: WorldConfig, vae: Params, frame_BFHWC: Array, action_BFA: Array, static_B: Array) -> Batch:
@@ -229,29 +211,25 @@ def encode_windows(
       ValueError: when the windows were cut for another chunk or memory length.
     """
     _check(cfg, windows)
-    _, vae = networks(cfg)
-
-    # Encoded in batches of one shape and kept; the VAE over all windows at once would not fit.
-    # Both programs take the data as arguments: as constants, the pixels would be compiled into them.
-    @jax.jit
-    def encode(params: Params, data: Windows, row_B2: Array) -> Batch:
-        frame_BFHWC, action_BFA = gather_windows(data, row_B2)
-        latent_Bfhwc = vae(params, arrange_frames(frame_BFHWC, cfg), method="encode")
-        return Batch(latent_Bfhwc, arrange_actions(action_BFA, cfg))
-
-    @jax.jit
-    def encode_static(params: Params, data: Windows, episode_B: Array) -> Array:
-        frame_BHWC = to_float(jnp.asarray(data.frame_ESHWC)[episode_B, 0])
-        return vae(params, jnp.repeat(frame_BHWC[:, None], cfg.frames, axis=1), method="encode")
-
     data = jax.device_put(windows)
+
+    # The data are an argument: as constants, the pixels would be compiled into the program.
+    @jax.jit
+    def encode(vae_params: Params, data: Windows, row_B2: Array, static_B: Array) -> Batch:
+        return _encode(cfg, vae_params, *gather_windows(data, row_B2), static_B)
+
+    # In batches of one shape, whose results are kept; the VAE over all windows at once would not fit.
+    def encode_all(row_I2: np.ndarray, static: bool) -> Batch:
+        static_B = np.full(batch, static)
+        return _in_batches(lambda row_B2: encode(vae_params, data, row_B2, static_B), row_I2, batch)
+
     # One picture an episode, held for a whole window: what ``take`` gives where nothing is to move.
-    episode_E = np.arange(len(windows.frame_ESHWC), dtype=np.int32)
-    static_Efhwc = _in_batches(lambda rows: encode_static(vae_params, data, rows), episode_E, batch)
+    begin_E2 = np.array([(episode, 0) for episode in range(len(windows.frame_ESHWC))], np.int32)
+    static_Efhwc = encode_all(begin_E2, True).latent_Bfhwc
 
     def side(index: Any, starts: int) -> Latents:
         row_I2 = np.asarray(index)  # (windows, 2): episode and first frame; the first ``starts`` begin an episode
-        done = _in_batches(lambda rows: encode(vae_params, data, rows), row_I2, batch)
+        done = encode_all(row_I2, False)
         return Latents(done.latent_Bfhwc, done.action_BFA, jnp.asarray(row_I2[:, 0]), static_Efhwc, starts)
 
     return side(windows.train_I2, windows.train_starts), side(windows.val_I2, windows.val_starts)

@@ -22,6 +22,7 @@ import optax
 
 from wovr_jax.core import sharding
 from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, Share, checked
+from wovr_jax.data.batches import sample_rows
 from wovr_jax.data.stream import StreamConfig
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
@@ -31,7 +32,7 @@ from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 from wovr_jax.world import flow, latents
 from wovr_jax.world.dit import AXES, DiT, DiTLoRA
-from wovr_jax.world.latents import Batch, Data, Resident, Source
+from wovr_jax.world.latents import Batch, Data, HostBatch, Resident, Source
 from wovr_jax.world.model import WorldConfig, networks, sample
 
 
@@ -146,8 +147,10 @@ def draw(key: Array, data: Source, size: int, train: WorldTrainConfig) -> Batch:
     """Draws a batch of windows; some begin an episode, some are replaced by a static clip."""
     # A clip in which nothing moves under the null action teaches that standing still keeps the picture.
     k_row, k_static = jax.random.split(key)
-    row_B = data.rows(k_row, size, train.start_share)
-    return data.take(row_B, jax.random.bernoulli(k_static, train.static_share, (size,)))
+    static_B = jax.random.bernoulli(k_static, train.static_share, (size,))
+    if isinstance(data, HostBatch):  # the host has drawn already
+        return data.take_all(static_B)
+    return data.take(sample_rows(k_row, size, data.starts, data.count, train.start_share), static_B)
 
 
 def network(cfg: WorldConfig, adapters: DiTLoRA | None) -> Pure:

@@ -14,55 +14,21 @@ from wovr_jax import learner
 from wovr_jax.core import checkpoint, processes, sharding
 from wovr_jax.core.log import read_metrics
 from wovr_jax.data.starts import Starts
-from wovr_jax.learner import LearnerConfig, PolicyState
+from wovr_jax.learner import PolicyState
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.train import RLPolicy, make_rl_policy
-from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
-from wovr_jax.run.recipe import DreamConfig
+from wovr_jax.run.programs import Improvement
 from wovr_jax.run.stages.episodes import Keys
 from wovr_jax.run.stages.policy import load_policy
 from wovr_jax.run.stages.reward import Judge
 from wovr_jax.sim.arena import Acting, Actor, Arena, Groups
-from wovr_jax.sim.tabletop.table import TabletopConfig
-from wovr_jax.train import freeze, loop
+from wovr_jax.train import loop, optimizers
 from wovr_jax.train.step import ReplayableStep
 from wovr_jax.types import Array, Imagined, Params
 from wovr_jax.world.model import WorldConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Improvement:
-    """Settings of reinforcement learning.
-
-    Attributes:
-      dream: one iteration, and the world and the judge it happens in.
-      learner: how rollouts become optimizer steps.
-      share: of the groups that begin at keyframes.
-      temperature: of the policy's sampling.
-      frozen: parts of the policy that stay as they are.
-      policy: the policy's network.
-      reward: the classifier's network.
-      sim: the embedded table, for worlds that are the truth or know it.
-    """
-
-    dream: DreamConfig
-    learner: LearnerConfig
-    share: float
-    temperature: float
-    frozen: tuple[str, ...]
-    policy: VLAConfig
-    reward: RewardConfig
-    sim: TabletopConfig
-
-    @property
-    def network(self) -> RLPolicy:
-        """The policy as actor and learner run it, with adapters where the learner trains adapters."""
-        return make_rl_policy(self.policy, self.learner.lora, self.frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +36,8 @@ class Imagination:
     """What rollouts are made of; each part is loaded when the first of them begins.
 
     Attributes:
+      arena: the true environment.
+      acting: the policy as functions of its weights, for an arena that explores.
       prompt_KL: (tasks, L) prompt tokens of every task.
       codec: gives the codec between actions and tokens.
       starts: where rollouts begin; None where the arena explores.
@@ -78,6 +46,8 @@ class Imagination:
       reward: the judge; None where the true predicate judges.
     """
 
+    arena: Arena
+    acting: Acting
     prompt_KL: Array
     codec: Callable[[], Codec]
     starts: Product[Starts] | None
@@ -92,8 +62,6 @@ def improve(
     cfg: Improvement,
     policies: Sequence[Product[Params]],
     imagination: Imagination,
-    arena: Arena,
-    acting: Acting,
     key: Keys,
 ) -> Product[Params]:
     """The policy after a round of masked GRPO.
@@ -104,20 +72,18 @@ def improve(
       cfg: settings.
       policies: the base policy, and those after each round so far.
       imagination: what rollouts are made of.
-      arena: the true environment.
-      acting: the policy as functions of its weights, for an arena that explores.
       key: of the run, by name.
     """
     name, updates = f"grpo-{round_ + 1}", cfg.dream.updates[round_]
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
-        state, step = begin(round_, cfg, policies, imagination, arena, acting, key(name), key)
+        state, step = begin(round_, cfg, policies, imagination, key(name), key)
         state = loop.fit(name, state, step, updates, log=run.log, folder=folder, log_every=1)
         checkpoint.save(folder / "policy", cfg.network.plain(state.params))
         curve = [line for line in read_metrics(run.folder) if line["stage"] == name]
-        if remark := learner.idle(curve):
+        if remark := learner.explain_idle(curve):
             processes.say(f"{name}: {remark}")
-        facts = _count_steps(cfg, updates, arena, curve)
+        facts = _count_steps(cfg, updates, imagination.arena, curve)
         return facts | {"skipped": sum(line["skipped"] for line in curve), "said": remark}
 
     return run.stage(name, make, lambda folder: load_policy(cfg.policy, folder))
@@ -128,8 +94,6 @@ def begin(
     cfg: Improvement,
     policies: Sequence[Product[Params]],
     imagination: Imagination,
-    arena: Arena,
-    acting: Acting,
     round_key: Array,
     key: Keys,
 ) -> tuple[PolicyState, Callable]:
@@ -138,7 +102,7 @@ def begin(
     Args: as for :func:`improve`; ``round_key`` is that of the round's draws.
     """
     network = cfg.network
-    rollout = _explore(cfg, arena, acting) if imagination.starts is None else _dream(cfg, network, imagination)
+    rollout = _explore(cfg, imagination) if imagination.starts is None else _dream(cfg, imagination)
     params = network.begin(policies[round_].value, key("adapters", round_))
     # The regulariser holds the policy to the base policy, not to the one that it was a round ago.
     reference = network.begin(policies[0].value, key("adapters", 0)) if cfg.learner.grpo.kl else None
@@ -151,29 +115,18 @@ def begin(
     def step(state: PolicyState, i: Array) -> tuple[PolicyState, dict[str, Array]]:
         return update(state, *roll(state, i), reference)
 
-    trainable = freeze.all_but(*cfg.frozen) if cfg.frozen else None
+    trainable = optimizers.all_but(*cfg.frozen) if cfg.frozen else None
     # Rounds beyond the list take its last rate.
     rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
     state = learner.create(cfg.learner, params, lora.mask if cfg.learner.lora else trainable, rate, vla.AXES)
     return state, ReplayableStep(step, roll, on_policy=True)
 
 
-def _dream(cfg: Improvement, network: RLPolicy, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
+def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
     """Rollouts of one compiled program, policy, world and judge in one scan."""
     assert given.starts is not None
     world = None if given.vae is None else given.vae.value[0]
-    dream = programs.dream(
-        cfg.dream,
-        cfg.learner.grpo.group,
-        cfg.share,
-        cfg.policy,
-        network.net,
-        given.codec(),
-        cfg.temperature,
-        world,
-        cfg.reward,
-        cfg.sim,
-    )
+    dream = programs.dream(cfg, given.codec(), world)
     table = sharding.whole(jax.device_put(given.starts.value))
     # Arguments of the compiled program, not constants in it.
     parts: dict[str, Any] = {"starts": table, "prompt_KL": given.prompt_KL, "threshold": jnp.float32(0.5)}
@@ -186,11 +139,11 @@ def _dream(cfg: Improvement, network: RLPolicy, given: Imagination) -> Callable[
     return lambda params, i, key: dream(params, parts, key)
 
 
-def _explore(cfg: Improvement, arena: Arena, acting: Acting) -> Callable[[Params, Array, Array], Imagined]:
+def _explore(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
     """Rollouts of a simulator on the host (online RL)."""
-    explore, groups = arena.explore, Groups(cfg.dream.groups, cfg.learner.grpo.group, cfg.dream.chunks)
+    explore, groups = given.arena.explore, Groups(cfg.dream.groups, cfg.learner.grpo.group, cfg.dream.chunks)
     assert explore is not None
-    return lambda params, i, key: explore(int(i), Actor(acting, lambda: params, key, cfg.temperature), groups)
+    return lambda params, i, key: explore(int(i), Actor(given.acting, lambda: params, key, cfg.temperature), groups)
 
 
 def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, int]:

@@ -16,7 +16,6 @@ from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.train import PolicyAdapters, SFTConfig
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.run.environment import Environment
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.stages.episodes import Demonstrations, Keys
 from wovr_jax.train import loop
@@ -47,11 +46,8 @@ def start_policy(cfg: VLAConfig, weights: str, towers: Sequence[str], folder: pa
     return sharding.place(jax.tree.map(jnp.asarray, params), vla.AXES)
 
 
-def choose_codec(environment: Environment, demonstrations: Product[Demonstrations]) -> Codec:
-    """Between environment actions and tokens: a released policy's own, or from the demonstrations' statistics."""
-    if environment.codec:
-        return environment.codec
-    name = environment.arena.name
+def fit_codec(name: str, demonstrations: Product[Demonstrations]) -> Codec:
+    """Returns the codec between actions of the environment ``name`` and tokens, from the demonstrations' statistics."""
     return Codec.from_statistics(normalize.statistics(demonstrations.value.train, name)[name]["action"])
 
 

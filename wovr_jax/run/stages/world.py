@@ -18,6 +18,7 @@ import numpy as np
 from wovr_jax.core import checkpoint, pixels, sharding
 from wovr_jax.data import batches, stream
 from wovr_jax.data import episodes as disk
+from wovr_jax.data.batches import Layout
 from wovr_jax.nn import lora
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
@@ -156,11 +157,12 @@ def windows(
     Raises:
       ValueError: ``latents="disk"`` without a folder.
     """
-    layout: dict[str, Any] = {"start_cap": train.start_cap or None, "stride": train.stride, "partial": True}
-    layout |= {"memory": cfg.slots, "new": cfg.chunk}
+    cap = train.start_cap or None
+    # Keyframes and refreshes begin anywhere in an episode, so the memory may reach before its first frame.
+    layout = Layout(cfg.slots, cfg.chunk, cap, train.stride, partial=True, start_share=train.start_share)
     if train.latents == "stream":
         return _stream(cfg, train, vae_params, episodes, layout, held_out)
-    cut = batches.windows(episodes, **layout, val_share=held_out)
+    cut = batches.windows(episodes, layout, val_share=held_out)
     if train.latents == "fly":
         return latents.frames(cfg, vae_params, cut)
     if train.latents == "memory":
@@ -175,17 +177,16 @@ def _stream(
     train: WorldTrainConfig,
     vae_params: Params,
     episodes: Sequence[Episode],
-    layout: dict[str, Any],
+    layout: Layout,
     held_out: float,
 ) -> tuple[Data, Resident]:
     """The training side read from disk step by step; of the held-out side as many episodes as are kept in memory."""
     heads = disk.heads(episodes)
     held_E = batches.split(heads, held_out)
     steps_E = np.array([head.steps for head in heads])
-    where = stream.Layout(start_share=train.start_share, **layout)
-    data = latents.WindowStream(stream.Stream(episodes, steps_E, ~held_E, where, train.stream), vae_params, cfg)
+    data = latents.WindowStream(stream.Stream(episodes, steps_E, ~held_E, layout, train.stream), vae_params, cfg)
     some = [episodes[e] for e in np.flatnonzero(held_E)[:VALIDATED]]
-    kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], **layout, val_share=0.0))
+    kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], layout, val_share=0.0))
     return data, kept if some else none
 
 

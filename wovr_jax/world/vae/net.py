@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wovr_jax.core.config import Count, DType, Faults, Finite, Positive, checked
-from wovr_jax.nn.attention import attention
 from wovr_jax.nn.conv import CausalConv3D, Conv2D, Implementation
+from wovr_jax.nn.transformer import attention
 from wovr_jax.types import Array
 
 # Mean and deviation of each of the 48 latent channels, as published with the weights: the transformer sees latents of
@@ -200,7 +200,7 @@ class Middle(nnx.Module):
 class Down(nnx.Module):
     """An encoder level: residual blocks, and below the last level a halving of space and perhaps time."""
 
-    def __init__(self, inputs: int, outputs: int, cfg: VAEConfig, rngs: nnx.Rngs, *, space: int, time: int):
+    def __init__(self, inputs: int, outputs: int, cfg: VAEConfig, rngs: nnx.Rngs, space: int, time: int):
         self.outputs, self.space, self.time = outputs, space, time
         widths = [inputs] + [outputs] * cfg.res_blocks
         self.res = nnx.List([ResidualBlock(a, b, cfg, rngs) for a, b in zip(widths, widths[1:])])
@@ -228,7 +228,7 @@ class Down(nnx.Module):
 class Up(nnx.Module):
     """A decoder level: residual blocks, and above the last level a doubling of space and perhaps time."""
 
-    def __init__(self, inputs: int, outputs: int, cfg: VAEConfig, rngs: nnx.Rngs, *, space: int, time: int):
+    def __init__(self, inputs: int, outputs: int, cfg: VAEConfig, rngs: nnx.Rngs, space: int, time: int):
         self.outputs, self.space, self.time = outputs, space, time
         widths = [inputs] + [outputs] * (cfg.res_blocks + 1)
         self.res = nnx.List([ResidualBlock(a, b, cfg, rngs) for a, b in zip(widths, widths[1:])])
@@ -263,12 +263,8 @@ class Encoder(nnx.Module):
     def __init__(self, cfg: VAEConfig, rngs: nnx.Rngs):
         widths = [cfg.encoder_dim * m for m in (1, *cfg.dim_mult)]
         self.conv_in = _conv(cfg.channels * cfg.patch**2, widths[0], cfg, rngs)
-        self.down = nnx.List(
-            [
-                Down(a, b, cfg, rngs, space=space, time=time)
-                for a, b, (space, time) in zip(widths, widths[1:], [*cfg.factors, (1, 1)])
-            ]
-        )
+        factors = [*cfg.factors, (1, 1)]
+        self.down = nnx.List([Down(a, b, cfg, rngs, *by) for a, b, by in zip(widths, widths[1:], factors)])
         self.mid = Middle(widths[-1], cfg, rngs)
         self.norm_out = ChannelNorm(widths[-1])
         self.conv_out = _conv(widths[-1], 2 * cfg.z_dim, cfg, rngs)
@@ -288,12 +284,8 @@ class Decoder(nnx.Module):
         widths = [cfg.decoder_dim * m for m in (cfg.dim_mult[-1], *reversed(cfg.dim_mult))]
         self.conv_in = _conv(cfg.z_dim, widths[0], cfg, rngs)
         self.mid = Middle(widths[0], cfg, rngs)
-        self.up = nnx.List(
-            [
-                Up(a, b, cfg, rngs, space=space, time=time)
-                for a, b, (space, time) in zip(widths, widths[1:], [*reversed(cfg.factors), (1, 1)])
-            ]
-        )
+        factors = [*reversed(cfg.factors), (1, 1)]
+        self.up = nnx.List([Up(a, b, cfg, rngs, *by) for a, b, by in zip(widths, widths[1:], factors)])
         self.norm_out = ChannelNorm(widths[-1])
         self.conv_out = _conv(widths[-1], cfg.channels * cfg.patch**2, cfg, rngs)
 

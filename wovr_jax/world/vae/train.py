@@ -139,7 +139,7 @@ def make(cfg: VAEConfig, training: VAETraining, draw: Draw, *data: Any) -> tuple
     return train_step.make(VAEObjective(cfg, training, draw), params, train_step.resident(data), k_data)
 
 
-def normalised(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> VAEConfig:
+def with_latent_statistics(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> VAEConfig:
     """Returns ``cfg`` with the mean and standard deviation of each latent channel over ``windows``."""
     moments = jax.jit(lambda p, x: network(cfg)(p, x, method="moments")[0])
     # (B, f, h, w, c) -> (N, c): every latent of every window counts alike.

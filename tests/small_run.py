@@ -1,0 +1,64 @@
+"""A whole run at the smallest size: its settings, and random stand-ins of the pretrained parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from wovr_jax.core.config import to_dict
+from wovr_jax.grpo import GRPOConfig
+from wovr_jax.learner import LearnerConfig
+from wovr_jax.policy import vla
+from wovr_jax.policy.train import SFTConfig
+from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.run.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
+from wovr_jax.sim.tabletop.expert import ExpertConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.weights import native
+from wovr_jax.world.model import WorldConfig, networks
+from wovr_jax.world.train import WorldTrainConfig
+
+
+def save_parts(folder: pathlib.Path) -> pathlib.Path:
+    """Writes a VAE and two towers of the fake sizes into ``folder``."""
+    world, policy = WorldConfig.fake(), VLAConfig.fake()
+    weights = vla.network(policy).init(jax.random.key(0))
+    vae = networks(world)[1].init(jax.random.key(1))
+    for name, cfg, params in (
+        ("vae", world.vae, vae),
+        ("dino", policy.dino, weights["dino"]),
+        ("siglip", policy.siglip, weights["siglip"]),
+    ):
+        native.save_asset(name, cfg, params, training={}, scores={}, folder=folder)
+    return folder
+
+
+def small_settings(parts: pathlib.Path, **changes: Any) -> dict[str, Any]:
+    """Settings of a run whose pretrained parts lie in ``parts``."""
+    recipe = Recipe(
+        policy=VLAConfig.fake(),
+        world=WorldConfig.fake(),
+        reward=RewardConfig.fake(),
+        assets=str(parts),
+        vae="vae",
+        towers=("dino", "siglip"),
+        temperature=1.0,
+        sim=TabletopConfig.fake(),
+        expert=ExpertConfig(flawed_share=0.5),
+        collect=CollectConfig(demonstrations=32, validation=4, first=8, again=8, batch=8),
+        sft=SFTConfig.fake(),
+        world_train=WorldTrainConfig.fake(),
+        refresh=RefreshConfig(steps=2),
+        reward_train=RewardTrainConfig.fake(steps=4, extra=0.25),
+        starts=StartsConfig(share=0.5),
+        dream=DreamConfig(groups=4, chunks=2, updates=(2, 1)),
+        # At this size all rollouts of a group end alike; the entropy bonus moves the policy all the same.
+        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
+        evaluate=EvaluateConfig(episodes=8, compare=8, videos=1),
+    )
+    return to_dict(dataclasses.replace(recipe, **changes))
