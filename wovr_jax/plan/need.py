@@ -108,7 +108,8 @@ def find_smallest_slice(name: str, recipe: Recipe, generation: str) -> tuple[Rec
       the recipe with that mesh, the slice, and the need; of the largest slice, when the phase fits on none.
 
     Raises:
-      ShardingError: when a mesh does not divide a batch or a parameter.
+      ConfigError: when a mesh does not divide a batch of the recipe.
+      ShardingError: when it does not divide a parameter.
     """
     for shape in SLICES[generation]:
         where = topology(f"{generation}:{shape}")
