@@ -38,7 +38,7 @@ from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages import world as world_stage
 from wovr_jax.run.stages.episodes import join_rounds
 from wovr_jax.sim.tabletop.expert import ExpertConfig
-from wovr_jax.studies.variants import merged
+from wovr_jax.studies.variants import merge_settings
 from wovr_jax.train import loop
 from wovr_jax.weights import native
 
@@ -284,7 +284,7 @@ def test_without_a_refresh_later_rounds_dream_in_the_first_world(
 def test_a_run_that_streams_leaves_its_episodes_on_disk(
     reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = merged(reference.settings, {"world_train": {"latents": "stream"}})
+    settings = merge_settings(reference.settings, {"world_train": {"latents": "stream"}})
     run = Run(tmp_path / "run", settings)
     (run.folder / "stages").mkdir()
     for name in ("demonstrations", "sft", "grpo-1", "collect-0", "collect-1"):
@@ -317,7 +317,7 @@ def test_a_reward_that_never_or_always_says_success_leaves_the_policy_and_says_s
     reference: Reference, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], threshold: float, rate: str
 ) -> None:
     plain = {"grpo": to_dict(GRPOConfig.fake(group=4, filter=True))}
-    settings = merged(reference.settings, {"learner": plain})
+    settings = merge_settings(reference.settings, {"learner": plain})
     stages = tmp_path / "run" / "stages"
     for name in ("demonstrations", "sft", "evaluate-0", "collect-0", "world-0", "reward-0", "starts-0"):
         shutil.copytree(reference.folder / "stages" / name, stages / name)

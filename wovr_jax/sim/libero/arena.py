@@ -52,6 +52,7 @@ class Libero:
 
     def __init__(self, cfg: LiberoConfig, *, seed: int, batch: int, chunk: int, memory: int, prompt_KL: np.ndarray):
         self.cfg, self.seed, self.batch, self.chunk, self.memory = cfg, seed, batch, chunk, memory
+        # Manifests and statistics go by the suite: its tasks have their own indices.
         self.name, self.steps, self.hold = cfg.suite, cfg.steps, cfg.scene.hold
         suite = tasks(cfg.suite)
         if wrong := [index for index in cfg.tasks if not 0 <= index < len(suite)]:
@@ -77,6 +78,7 @@ class Libero:
         return dataclasses.replace(protocol(self.cfg.protocol), horizons={self.name: steps or self.steps}, stops=stops)
 
     def _pool(self, trials: int) -> Pool:
+        # A worker takes a gigabyte, and one without a trial would take it for nothing.
         return Pool(min(self.cfg.workers, trials), self.cfg.scene)
 
     # --- demonstrations ---------------------------------------------------------------------
@@ -112,7 +114,9 @@ class Libero:
             if episode.frame_SHWC.shape[1:3] != (size, size):
                 shape = episode.frame_SHWC.shape[1:3]
                 raise disk.EpisodesError(f"{where}: frames of {shape} pixels, the run has {size} (libero.scene.size).")
+            # Episodes of tasks that the run leaves out go nowhere.
             by_task.get(episode.task, []).append(episode)
+        # Tasks take turns, so that the first so many are balanced whatever the order in the folder.
         turns = itertools.zip_longest(*by_task.values())
         episodes = [episode for turn in turns for episode in turn if episode is not None][: count + validation]
         if len(episodes) < count + validation:
@@ -157,6 +161,7 @@ class Libero:
         batch, wanted = self.batch, self.trials("evaluate", count)
         row_B, put = sharding.rows(batch)
         parts = [wanted[low : low + batch] for low in range(0, count, batch)]
+        # The last batch is filled up with its own trials again.
         mine = [[part[row % len(part)] for row in row_B] for part in parts]
         turn = -(-self.cfg.workers // len(row_B))  # batches that keep all workers busy
         with self._progress(count, "comparison") as bar, self._pool(min(count, turn * len(row_B))) as pool:
@@ -202,6 +207,7 @@ class Libero:
         Raises:
           LiberoError: a trial was lost as often as it was begun.
         """
+        # Counted up from the first iteration: a run that is taken up begins where an unbroken one would.
         wanted = self.trials("online", (number + 1) * groups.groups)[number * groups.groups :]
         repeats = [dataclasses.replace(trial, repeat=n) for trial in wanted for n in range(groups.size)]
         rules = self._protocol(stops=True, steps=groups.chunks * self.chunk)
