@@ -131,24 +131,10 @@ def play_demonstrations(
     play: Callable = experts.demonstrate,
 ) -> Iterator[Episode]:
     """Yields scripted episodes, one for each reset seed; ``play`` is ``expert.demonstrate`` or ``wander.wander``."""
-
-    @jax.jit
-    def play_batch(seed_B: Array, key: Array) -> dict[str, Array]:
-        # The seed decides the layout, the key flaw and noise: the same layouts can be shown under other noise.
-        keys = jax.random.split(key, seed_B.shape[0])
-        states, label, action = jax.vmap(lambda s, k: play(s, k, expert, cfg))(seed_B, keys)
-        return {
-            "frame": jax.vmap(jax.vmap(lambda s: tabletop.render(s, cfg)))(states),
-            "success": jax.vmap(jax.vmap(lambda s: tabletop.success(s, cfg)))(states),
-            "task": tabletop.task_of(states)[:, 0],
-            "action": action,
-            "label": label,
-        }
-
     for low in range(0, len(seeds), batch):
         part = np.asarray(seeds[low : low + batch], np.int32)
         padded = np.resize(part, batch)  # one compiled shape; the padding is dropped below
-        out = sharding.host(play_batch(padded, jax.random.fold_in(key, low)))
+        out = sharding.host(_demonstrate(padded, jax.random.fold_in(key, low), play, expert, cfg))
         for b in range(len(part)):
             yield Episode(
                 frame_SHWC=to_uint8(out["frame"][b]),
@@ -160,6 +146,23 @@ def play_demonstrations(
                 actor="expert",
                 label_SA=out["label"][b],
             )
+
+
+# Of the module, so that the runs of a study, which differ in their seeds, share one program.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _demonstrate(
+    seed_B: Array, key: Array, play: Callable, expert: ExpertConfig, cfg: TabletopConfig
+) -> dict[str, Array]:
+    # The seed decides the layout, the key flaw and noise: the same layouts can be shown under other noise.
+    keys = jax.random.split(key, seed_B.shape[0])
+    states, label, action = jax.vmap(lambda s, k: play(s, k, expert, cfg))(seed_B, keys)
+    return {
+        "frame": jax.vmap(jax.vmap(lambda s: tabletop.render(s, cfg)))(states),
+        "success": jax.vmap(jax.vmap(lambda s: tabletop.success(s, cfg)))(states),
+        "task": tabletop.task_of(states)[:, 0],
+        "action": action,
+        "label": label,
+    }
 
 
 def split_episodes(rollout: Imagined, seeds: Sequence[int] | np.ndarray, actor: str) -> Iterator[Episode]:
