@@ -124,6 +124,10 @@ class Starts:
         ]
 
 
+COLUMNS = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
+"""The arrays of a table, each a file of its own."""
+
+
 def initial(episodes: Sequence[Episode], *, memory: int = 4) -> Starts:
     """Returns one start at the reset of each episode.
 
@@ -361,8 +365,7 @@ def save(
     if folder.exists() and not (overwrite and _complete(folder)):
         raise disk.EpisodesError(f"{folder} exists already; pass overwrite=True to replace start states.")
     fresh = fresh_folder(folder)
-    columns = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
-    for name in columns:
+    for name in COLUMNS:
         # No pickle: a folder from elsewhere must not be able to run anything when it is read.
         np.save(fresh / f"{name}.npy", np.asarray(getattr(table, name)), allow_pickle=False)
     facts = {"format": "wovr_jax starts", "schema": 1, "initials": table.initials, "rows": len(table)}
@@ -381,9 +384,8 @@ def load(folder: str | os.PathLike) -> Starts:
     if not _complete(folder):
         raise disk.EpisodesError(f"no start states at {folder}: {INDEX} is missing.")
     facts = read_json(folder / INDEX)
-    columns = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
     arrays = {}
-    for name in columns:
+    for name in COLUMNS:
         path = folder / f"{name}.npy"
         try:
             arrays[name] = np.load(path, allow_pickle=False)
