@@ -1,9 +1,8 @@
 """Start states of imagined rollouts: episode starts, and keyframes out of failed episodes (KIR).
 
-A keyframe-initialised rollout begins in the middle of an episode, close to where it went
-wrong, so that a group of rollouts from it is neither all failure nor all success (WoVR,
-section 4.2; file semantics of RLinf:rlinf/data/datasets/world_model.py). The anchor is the
-true first frame of the episode, as in training of the world model.
+A keyframe-initialised rollout begins in the middle of an episode, close to where it went wrong, so that a group of
+rollouts from it is neither all failure nor all success (WoVR, section 4.2; file semantics of
+RLinf:rlinf/data/datasets/world_model.py). The anchor is the true first frame, as in training of the world model.
 """
 
 from __future__ import annotations
@@ -92,8 +91,7 @@ class Starts:
       anchor_KHWC: uint8, first frame of the episode.
       memory_KMHWC: uint8, the last M frames up to ``step_K``; frame 0 repeated before the episode.
       action_KMA: float32, the actions that produced them; null where none did.
-      played_KSA: float32, the actions from the reset up to ``step_K`` and null actions after
-        that: with ``seed_K`` they bring the true simulator to this state.
+      played_KSA: float32, actions up to ``step_K``, then null ones: with ``seed_K`` they bring the simulator here.
       task_K, step_K, seed_K: int32.
       episode_K: int32, row of the episode among those given.
       rule_K: int32, index into ``RULES``; it is on disk too, so new rules go to the end.
@@ -320,12 +318,10 @@ def gather(table: Starts, row_B: Array, prompt_KL: Array) -> Start:
     """Gathers the starts of ``row_B`` on the device.
 
     Args:
-      table: start states; a device table is indexed there, also under jit, a host table (one
-        too large for the device) on the host.
+      table: start states, indexed where they lie: on the device, also under jit, or on the host if they are too large.
       row_B: (B,) rows, from :func:`draw` for instance.
       prompt_KL: (tasks, L) int32 prompt tokens of every task.
     """
-
     chex.assert_rank([row_B, prompt_KL], [1, 2])
     chex.assert_type([table.anchor_KHWC, table.memory_KMHWC], np.uint8)
 
