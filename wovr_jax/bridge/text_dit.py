@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
 from flax import nnx
 
 from wovr_jax.core.config import Count, checked
@@ -36,7 +37,7 @@ class TextDiT(DiT):
         super().__init__(cfg, rngs=rngs)
         del self.action_cross  # the text takes its place
         small = nnx.initializers.normal(0.02)
-        self.text_embedding = MLP((cfg.text_dim, cfg.dim, cfg.dim), "gelu_tanh", cfg.dtype, init=small, rngs=rngs)
+        self.text_embedding = MLP((cfg.text_dim, cfg.dim, cfg.dim), jax.nn.gelu, cfg.dtype, init=small, rngs=rngs)
 
     def context(self, action_BFA: Array | None) -> Context:
         """Refuses actions, of which this network knows nothing.
