@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.demos import GRIPPERS, ROTATIONS, Conventions, Demo, SourceError, to_episode
-from wovr_jax.core.log import text_table
+from wovr_jax.core.disk import write_json
+from wovr_jax.core.tables import text_table
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import normalize
 from wovr_jax.data.merge import merge
@@ -86,10 +87,22 @@ def convert(
     for message in refused:
         print(f"skipped: {message}", file=sys.stderr)
     facts = merge(parts, out, meta=asked | {"skipped": refused}, overwrite=overwrite)
-    normalize.save(out / "dataset_statistics.json", normalize.statistics(disk.EpisodeSource(out), key))
+    save_statistics(out / "dataset_statistics.json", normalize.statistics(disk.EpisodeSource(out), key))
     # Only now, when the whole folder is in place.
     shutil.rmtree(parts_folder)
     return facts
+
+
+def save_statistics(path: pathlib.Path, table: dict[str, Any]) -> None:
+    """Writes ``dataset_statistics.json``.
+
+    Raises:
+      StatisticsError: for an entry that ``normalize.check`` refuses; nothing is written then.
+    """
+    # All entries before the first byte: a file that was good is not replaced by one that is not.
+    for key, entry in table.items():
+        normalize.check(entry.get("action", {}), f"statistics {key!r}")
+    write_json(path, table, indent=2, each=True)
 
 
 def _episodes(

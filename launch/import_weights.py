@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, Any
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from launch import command
+from launch.progress import bar
 
 if TYPE_CHECKING:
     from wovr_jax.bridge.adapters import Adapters
@@ -113,13 +114,13 @@ def import_all(args: argparse.Namespace) -> None:
     """Imports every part that the source holds. In a folder, what is no known weights is passed over and named."""
     from wovr_jax.bridge import adapters, formats, importer, rest
     from wovr_jax.bridge.sources import FileError, find, open_source
-    from wovr_jax.weights import native
+    from wovr_jax.weights.source import is_native
 
     # Everything is read and checked before the first file is written.
     ready, passed = [], []
     for path in find(args.source):
         try:
-            if native.is_native(path.with_suffix(".json")):
+            if is_native(path.with_suffix(".json")):
                 raise FileError(
                     f"{path} is imported already; give {path.with_suffix('.json')} and --to to write it back."
                 )
@@ -156,7 +157,7 @@ def import_all(args: argparse.Namespace) -> None:
             check_free(args, f"{name}.json", f"{name}.safetensors", rest.folder_name(name))
         check_space(args, sum(part.bytes for part in ready))
         for part in ready:
-            with command.bar(part.kind.part, part.bytes) as progress:
+            with bar(part.kind.part, part.bytes) as progress:
                 written = importer.write_import(part, args.out, args.name, progress)
             print(written)
         if loose:
@@ -185,7 +186,7 @@ def open_adapters(args: argparse.Namespace, ready: list[Import]) -> Adapters:
 def export(args: argparse.Namespace) -> None:
     """Writes imported weights in an outside format."""
     from wovr_jax.bridge import adapters, exporter, formats
-    from wovr_jax.weights import native
+    from wovr_jax.weights.source import open_native
 
     # Adapters are not weights of ours with a table of their own: they have their own writer.
     if args.to == "peft":
@@ -193,7 +194,7 @@ def export(args: argparse.Namespace) -> None:
         print("\n".join(map(str, adapters.export(args.source, args.out))))
         return
     # Verified, because what goes out is used where nobody can check it against the import.
-    cfg, source, _ = native.open_native(args.source, verify=True)
+    cfg, source, _ = open_native(args.source, verify=True)
     kind = formats.named(cfg, args.to)
     if kind.part == "policy" and args.out.is_dir():  # a folder of its own, with names that the release chose
         check_free(args, *(path.name for path in args.out.iterdir()))
@@ -202,7 +203,7 @@ def export(args: argparse.Namespace) -> None:
     check_space(args, size)
     # Decimal gigabytes, as the hubs count them.
     most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
-    with command.bar(f"{kind.part} to {args.to}", size) as progress:
+    with bar(f"{kind.part} to {args.to}", size) as progress:
         written = exporter.write_export(args.source, args.to, args.out, shard_bytes=most, progress=progress)
     print("\n".join(map(str, written)))
 

@@ -76,7 +76,7 @@ def main() -> None:
 def plan(recipe: Recipe, phases: list[str], options: Any) -> None:
     """Prints what each phase needs on the devices of ``--topology``, or on the smallest slice of its kind."""
     from wovr_jax.plan import chips, measure
-    from wovr_jax.plan.need import need, smallest
+    from wovr_jax.plan.need import find_smallest_slice, need
 
     # A kind of chip alone, v5e, leaves the size of the slice open: each phase finds its own.
     fixed = None if options.topology in chips.SLICES else chips.topology(options.topology)
@@ -88,12 +88,12 @@ def plan(recipe: Recipe, phases: list[str], options: Any) -> None:
         if fixed:
             where, required = fixed, need(phase, recipe, fixed)
         else:
-            resharded, where, required = smallest(phase, recipe, options.topology)
+            resharded, where, required = find_smallest_slice(phase, recipe, options.topology)
             print(f"\n{_head(where, resharded)}")
         print(_paragraph(required, where, options.efficiency, time.perf_counter() - begin), flush=True)
         needs.append(required)
         if options.measure:
-            runs.append(measure.measured(phase, recipe, where, options.measure))
+            runs.append(measure.measure_phase(phase, recipe, where, options.measure))
             print(_against(required, where, runs[-1]), flush=True)
     if fixed and len(needs) > 1:
         print(_largest(needs, runs))

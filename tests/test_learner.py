@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from tests.compiles import count_compiles
 from tests.surrogate import surrogate
 from wovr_jax import grpo, learner
 from wovr_jax.core import checkpoint
-from wovr_jax.core.machine import count_compiles
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.train.optimizers import all_but

@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.compiles import count_compiles
 from tests.small_run import save_parts, small_settings
 from wovr_jax import pace
-from wovr_jax.core import checkpoint, machine
+from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.core.log import read_metrics
 from wovr_jax.data import episodes as disk
@@ -37,7 +38,7 @@ from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages import world as world_stage
 from wovr_jax.run.stages.episodes import join_rounds
 from wovr_jax.sim.tabletop.expert import ExpertConfig
-from wovr_jax.studies.variants import merged
+from wovr_jax.studies.variants import merge_settings
 from wovr_jax.train import loop
 from wovr_jax.weights import native
 
@@ -85,7 +86,7 @@ def _count_by_stage(patch: pytest.MonkeyPatch) -> dict[str, collections.Counter[
 
     def counting(run: Run, name: str, make: Callable, folder: pathlib.Path) -> None:
         outer.append(collections.Counter())
-        with machine.count_compiles() as seen:
+        with count_compiles() as seen:
             make_stage(run, name, make, folder)
         compiled[name] = seen - outer.pop()
         outer[-1] += seen
@@ -110,7 +111,7 @@ def test_imagination_moved_the_policy(reference: Reference) -> None:
     assert not _same(policies[0], policies[1]) and not _same(policies[1], policies[2])
 
 
-PROGRAMS = ("live", "replay", "dream", "update", "step", "measure", "encode_static", "_demonstrate")
+PROGRAMS = ("live", "replay", "dream", "update", "step", "measure", "encode_batch", "play_batch")
 
 
 def test_a_stage_compiles_its_programs_once_and_a_round_reuses_them(reference: Reference) -> None:
@@ -120,14 +121,14 @@ def test_a_stage_compiles_its_programs_once_and_a_round_reuses_them(reference: R
         for stage, counter in reference.compiled.items()
     }
     assert {stage: programs for stage, programs in compiled.items() if programs} == {
-        "demonstrations": {"_demonstrate": 1},
+        "demonstrations": {"play_batch": 1},
         "sft": {"step": 1, "measure": 1},
         "evaluate-0": {"live": 2},  # sampled and greedy: the temperature is a constant of the program
-        "world-0": {"encode_static": 1, "step": 1, "measure": 1},
+        "world-0": {"encode_batch": 1, "step": 1, "measure": 1},
         "reward-0": {"replay": 1, "step": 1},
         "grpo-1": {"dream": 1, "update": 1},
         # Round 2. A refresh draws from new and old windows, which the first training did not have ...
-        "world-1": {"encode_static": 2, "step": 1, "measure": 1},
+        "world-1": {"encode_batch": 2, "step": 1, "measure": 1},
         # ... and the pools of frames and of start states, arguments of these two programs, have grown.
         "reward-1": {"step": 1},
         "grpo-2": {"dream": 1},
@@ -283,7 +284,7 @@ def test_without_a_refresh_later_rounds_dream_in_the_first_world(
 def test_a_run_that_streams_leaves_its_episodes_on_disk(
     reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = merged(reference.settings, {"world_train": {"latents": "stream"}})
+    settings = merge_settings(reference.settings, {"world_train": {"latents": "stream"}})
     run = Run(tmp_path / "run", settings)
     (run.folder / "stages").mkdir()
     for name in ("demonstrations", "sft", "grpo-1", "collect-0", "collect-1"):
@@ -316,7 +317,7 @@ def test_a_reward_that_never_or_always_says_success_leaves_the_policy_and_says_s
     reference: Reference, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], threshold: float, rate: str
 ) -> None:
     plain = {"grpo": to_dict(GRPOConfig.fake(group=4, filter=True))}
-    settings = merged(reference.settings, {"learner": plain})
+    settings = merge_settings(reference.settings, {"learner": plain})
     stages = tmp_path / "run" / "stages"
     for name in ("demonstrations", "sft", "evaluate-0", "collect-0", "world-0", "reward-0", "starts-0"):
         shutil.copytree(reference.folder / "stages" / name, stages / name)

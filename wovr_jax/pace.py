@@ -77,6 +77,7 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
     with run.stop_after(job.until):
         made.demonstrations = do.demonstrate()
         made.policies += [do.fine_tune(made.demonstrations)]
+        # What the base policy can do is what every gain is held against.
         if job.measured is None or 0 in job.measured:
             do.measure(0)
 
@@ -91,6 +92,7 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
                 if judges:
                     learned = (made.vae, made.worlds[-1])
                     made.rewards += [do.fit_reward(round_, *learned, made.rollouts, made.demonstrations)]
+                # An arena that explores begins its own episodes.
                 if do.explore is None:
                     made.starts += [do.choose_starts(round_, [] if online else made.rollouts, made.demonstrations)]
                 if job.compares:
@@ -124,8 +126,10 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
     if job not in JOBS:
         raise config.ConfigError(f"config.job: expected one of {', '.join(JOBS)}, got {job!r}.")
     recipe, begin = config.from_dict(Recipe, settings), time.perf_counter()
+    # Every array of the run lies on this mesh, so it comes before the first of them.
     with sharding.use(recipe.mesh), history.use(recipe.checkpoints):
         opened = Run(folder, config.to_dict(recipe), allow_change=allow_change)
+        # Beside the run and not in it: runs of one folder share their programs.
         machine.enable_compile_cache(opened.folder.parent / ".jax_cache")
         pace(recipe, opened, JOBS[job])
         results = summarize_run(recipe, opened, time.perf_counter() - begin)

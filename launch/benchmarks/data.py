@@ -44,8 +44,9 @@ def run(args: argparse.Namespace) -> None:
 
     from wovr_jax.core import config
     from wovr_jax.data import episodes as disk
+    from wovr_jax.data.batches import Layout
     from wovr_jax.data.records import decode
-    from wovr_jax.data.stream import Feed, Layout, Stream, StreamConfig
+    from wovr_jax.data.stream import Feed, Stream, StreamConfig
 
     source = disk.EpisodeSource(args.episodes, verify=False)
     heads = disk.heads(source)

@@ -11,7 +11,8 @@ import pytest
 
 from wovr_jax.bridge import torch_io
 from wovr_jax.bridge.sources import open_source
-from wovr_jax.weights.safetensors import Fact, Source
+from wovr_jax.weights.safetensors import Fact
+from wovr_jax.weights.source import Source
 
 FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(jnp.bfloat16)
 

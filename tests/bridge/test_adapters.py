@@ -24,6 +24,7 @@ from wovr_jax.policy.weights import adapter_table, unused_layers
 from wovr_jax.weights import native
 from wovr_jax.weights.plan import KeymapError
 from wovr_jax.weights.safetensors import header
+from wovr_jax.weights.source import open_native
 
 CLOSE = 1e-5
 FRAME = np.random.default_rng(1).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
@@ -165,7 +166,7 @@ def test_merged_on_the_way_in(folder, foreign, tmp_path):
     ready = opened(folder, merge=there)
     assert any("merged in float32" in line for line in ready.report())
     card = importer.write_import(ready, tmp_path / "ours")
-    cfg, params = native.load(card, put=jnp.asarray)
+    cfg, params = native.load(card, put=lambda _, leaf: jnp.asarray(leaf))
     assert far(slots(vla.network(cfg), params), want) <= CLOSE
     # ... and the exported folder is the sum in torch too, in the layers that the policy does not run as well
     exporter.write_export(card, "openvla", tmp_path / "out")
@@ -184,7 +185,7 @@ def test_a_folder_goes_in_and_out_without_a_changed_bit(base, foreign, tmp_path)
     cfg, _ = base
     there, _ = foreign
     card = adapters.write_native(adapters.open_peft(there, cfg), tmp_path / "ours")
-    about = native.open_native(card)[0]
+    about = open_native(card)[0]
     assert about.network == cfg and about.lora.rank == 3
     assert sorted(path.name for path in card.parent.iterdir()) == ["lora.json", "lora.rest", "lora.safetensors"]
     adapters.export(card, tmp_path / "back")

@@ -17,6 +17,7 @@ from wovr_jax.bridge.sources import FileError, find, open_source
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.weights import native, safetensors
 from wovr_jax.weights.safetensors import Fact
+from wovr_jax.weights.source import open_native
 
 EVERY = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -182,7 +183,7 @@ def imported(tmp_path):
 
 def test_imported_weights_load_and_run(imported):
     card, ready = imported
-    cfg, params = native.load(card, dtype=jnp.float32, put=jax.device_put)
+    cfg, params = native.load(card, put=lambda _, leaf: jnp.asarray(leaf, jnp.float32))
     assert cfg == ready.cfg and isinstance(params["stem"]["kernel"], jax.Array)
     logit = formats.network(cfg)(params, jnp.zeros((2, 32, 32, 3)), jnp.array([0, 1]))
     assert logit.shape == (2,)
@@ -194,23 +195,23 @@ def test_imported_weights_load_and_run(imported):
 
 def test_our_own_form_is_checked(imported):
     card, _ = imported
-    native.open_native(card, verify=True)
+    open_native(card, verify=True)
     weights = card.with_suffix(".safetensors")
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(FileError, match="has SHA-256 .*, judge.json says"):
-        native.open_native(card, verify=True)
+        open_native(card, verify=True)
     facts = json.loads(card.read_text())
     card.write_text(json.dumps(facts | {"config_class": "os:system"}))
     with pytest.raises(FileError, match="is not a class of this package"):
-        native.open_native(card)
+        open_native(card)
     card.write_text("{")
     with pytest.raises(FileError, match="is not JSON"):
-        native.open_native(card)
+        open_native(card)
     card.write_text("{}")
     with pytest.raises(FileError, match="does not describe imported weights"):
-        native.open_native(card)
+        open_native(card)
 
 
 def test_an_interrupted_import_leaves_what_was_there(imported):

@@ -53,7 +53,7 @@ def imported(tmp_path_factory):
     ready = opened(release(there / "release"), images=2, state=True)
     assert f"with {FILE}, the projector of the robot's state" in ready.report()
     card = importer.write_import(ready, there / "ours")
-    return *native.load(card, put=jax.device_put), card
+    return *native.load(card, put=lambda _, leaf: jax.device_put(leaf)), card
 
 
 @functools.cache

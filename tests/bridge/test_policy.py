@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,6 +31,7 @@ from wovr_jax.policy.weights import vla_table
 from wovr_jax.weights import native
 from wovr_jax.weights.plan import KeymapError, plan_export
 from wovr_jax.weights.safetensors import Fact
+from wovr_jax.weights.source import open_native
 
 TINY = openvla_config(num_attention_heads=4, vocab_size=392, pad_token_id=327) | {"pad_token_id": 327}
 
@@ -146,7 +146,7 @@ def test_every_tensor_stands_where_it_belongs(tmp_path):
 def test_imported_weights_load_and_run(tmp_path):
     ready = opened(openvla_folder(tmp_path / "release", tiny(BFLOAT16), TINY))
     card = importer.write_import(ready, tmp_path / "ours")
-    cfg, params = native.load(card, dtype=jnp.float32, put=jax.device_put)
+    cfg, params = native.load(card, put=lambda _, leaf: jnp.asarray(leaf, jnp.float32))
     assert cfg == ready.cfg and cfg.llm.dtype == "bfloat16" and cfg.pad == 327 and cfg.vocab_size == 328
     prompt = jnp.array([[1, 5, 9]])
     logits = formats.network(cfg)(params, jnp.zeros((1, 8, 8, 3)), prompt)
@@ -159,7 +159,7 @@ def test_a_cast_import_casts_what_it_keeps(tmp_path):
     card = importer.write_import(
         importer.read_import(open_source(file), heads=2, dtype="float32", recipe="oft"), tmp_path / "ours"
     )
-    assert native.open_native(card)[0].recipe == "oft"
+    assert open_native(card)[0].recipe == "oft"
     exporter.write_export(card, "openvla", tmp_path / "out")
     same(read(tmp_path / "out" / "model.safetensors"), {name: a.astype(np.float32) for name, a in theirs.items()})
 

@@ -38,7 +38,7 @@ def imported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vla")
     (file,) = find(openvla_folder(folder / "release", weights(), CONFIG, 3))
     card = importer.write_import(importer.read_import(open_source(file), heads=HEADS), folder / "ours")
-    return *native.load(card, put=jax.device_put), card
+    return *native.load(card, put=lambda _, leaf: jax.device_put(leaf)), card
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from tests import joined  # noqa: F401  # before anything is computed
 from wovr_jax import learner
 from wovr_jax.core import sharding
 from wovr_jax.data import stream
+from wovr_jax.data.batches import Layout
 from wovr_jax.imagine import imagine
 from wovr_jax.policy import train as sft
 from wovr_jax.policy import vla
@@ -57,7 +58,7 @@ def read() -> list[float]:
     rng, steps = np.random.default_rng(0), np.full(4, 24)
     frame, action = rng.integers(0, 256, (4, 25, 4, 4, 3), np.uint8), rng.normal(size=(4, 24, 7)).astype(np.float32)
     made = [Episode(frame[e], action[e], np.zeros(25, bool), "reach", 0, e, "base", action[e]) for e in range(4)]
-    reader = stream.Stream(made, steps, np.ones(4, bool), stream.Layout(4, 8), stream.StreamConfig(visit=2))
+    reader = stream.Stream(made, steps, np.ones(4, bool), Layout(), stream.StreamConfig(visit=2))
     feed = stream.Feed(reader, BATCH, (1,), STEPS)
     found = [feed(i)["action"] for i in range(STEPS)]
     _spread(found)

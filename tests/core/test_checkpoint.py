@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from wovr_jax.core import checkpoint, machine
+from tests.compiles import count_compiles
+from wovr_jax.core import checkpoint
 from wovr_jax.core.checkpoint import CheckpointError
 
 
@@ -136,6 +137,6 @@ def test_a_restored_array_is_compiled_for_once(tmp_path):
         return tree["w"] * 2
 
     once = jax.jit(once)
-    with machine.count_compiles() as compiles:
+    with count_compiles() as compiles:
         once(fresh), once(back), once(described)
     assert compiles["once"] == 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import pytest
 
-from wovr_jax.core.log import Log, read_metrics, text_table
+from wovr_jax.core.log import Log, read_metrics
+from wovr_jax.core.tables import text_table
 
 
 def test_log_writes_lines_and_rewinds(tmp_path):

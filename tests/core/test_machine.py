@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.compiles import count_compiles
 from wovr_jax.core import machine
 
 
@@ -18,7 +19,7 @@ def test_compiles_are_counted_by_function():
         return x * 2 + 1
 
     step = jax.jit(grown)
-    with machine.count_compiles() as compiles:
+    with count_compiles() as compiles:
         step(jnp.ones(3))
         step(jnp.zeros(3))
         assert compiles["grown"] == 1

@@ -11,7 +11,7 @@ import pytest
 
 from wovr_jax.core import keys
 from wovr_jax.data import batches
-from wovr_jax.data.batches import NoDataError
+from wovr_jax.data.batches import Layout, NoDataError
 from wovr_jax.types import NULL_ACTION, Episode
 
 NULL = np.asarray(NULL_ACTION, np.float32)
@@ -61,9 +61,9 @@ def test_window_index():
     data = batches.windows([numbered(24)], val_share=0.0)
     assert data.train_I2.tolist() == [[0, -3]] + [[0, start] for start in range(14)]
     assert data.train_starts == 1 and len(data.val_I2) == 0
-    capped = batches.windows([numbered(24)], val_share=0.0, start_cap=3)
+    capped = batches.windows([numbered(24)], Layout(start_cap=3), val_share=0.0)
     assert capped.train_I2[:, 1].tolist() == [-3, 0, 1, 2]
-    partial = batches.windows([numbered(24)], val_share=0.0, partial=True)
+    partial = batches.windows([numbered(24)], Layout(partial=True), val_share=0.0)
     assert partial.train_I2[:, 1].tolist() == list(range(-3, 14))
     frame, action = batches.gather_windows(partial, jnp.array([[0, -1]]))
     assert frame_numbers(frame)[0] == [0, 0, 0, *range(1, 11)]

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from wovr_jax.core import keys
+from wovr_jax.core.config import ConfigError
 from wovr_jax.data import starts
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.data.episodes import EpisodesError
+from wovr_jax.data.starts import StartsConfig
 from wovr_jax.types import NULL_ACTION, Episode, Start
 
 NULL = np.asarray(NULL_ACTION, np.float32)
@@ -29,6 +31,10 @@ def numbered(
     frame = np.broadcast_to(np.arange(steps + 1, dtype=np.uint8)[:, None, None, None], (steps + 1, 2, 2, 3))
     success = np.arange(steps + 1) >= (steps + 1 if won_at is None else won_at)
     return Episode(frame.copy(), action, success, "x", seed % 2, seed, "base", action)
+
+
+def keyframes(episodes, rule, before=6, rng=0, *, each=1, **options) -> starts.Starts:
+    return starts.keyframes(episodes, StartsConfig(rule=rule, before=before, each=each, **options), rng)
 
 
 def frame_numbers(frame) -> list[int]:
@@ -57,7 +63,7 @@ def test_initial_starts():
 def at(step: int) -> Start:
     """The start at ``step``, through the uniform rule."""
     for seed in range(1000):
-        table = starts.keyframes([numbered(seed=7)], "uniform", rng=seed)
+        table = keyframes([numbered(seed=7)], "uniform", rng=seed)
         if table.step_K[0] == step:
             return starts.gather(table, np.array([0]), PROMPTS)
     raise AssertionError(f"step {step} was never drawn")
@@ -94,45 +100,47 @@ def test_memory_and_the_actions_that_produced_it(step, memory, actions):
     ],
 )
 def test_where_keyframes_fall(rule, options, allowed):
-    table = starts.keyframes([numbered()], rule, each=400, rng=0, **options)
+    table = keyframes([numbered()], rule, each=400, rng=0, **options)
     assert set(table.step_K.tolist()) == allowed
     assert table.initials == 0 and {row["rule"] for row in table.provenance()} == {rule}
 
 
 def test_failure_without_a_gripper_event_is_the_end():
-    table = starts.keyframes([numbered(closed=None)], "before_failure", before=3, each=100)
+    table = keyframes([numbered(closed=None)], "before_failure", before=3, each=100)
     assert set(table.step_K.tolist()) == {21, 22, 23}
 
 
 def test_keyframes_come_from_failures():
     mixed = [numbered(seed=0, won_at=18), numbered(seed=1), numbered(seed=2, won_at=1)]
-    table = starts.keyframes(mixed, "uniform", each=50)
+    table = keyframes(mixed, "uniform", each=50)
     assert set(table.episode_K.tolist()) == {1}
 
 
 def test_no_keyframe_and_wrong_settings():
     with pytest.raises(NoDataError, match="rule 'uniform' finds no keyframe in 1 episodes, of which 0 failed"):
-        starts.keyframes([numbered(won_at=3)], "uniform")
+        keyframes([numbered(won_at=3)], "uniform")
     with pytest.raises(NoDataError, match="rule 'gripper_event' finds no keyframe in 1 episodes, of which 1 failed"):
-        starts.keyframes([numbered(closed=None)], "gripper_event")
-    with pytest.raises(ValueError, match="unknown keyframe rule 'gripper'; one of before_failure"):
-        starts.keyframes([numbered()], "gripper")
-    with pytest.raises(ValueError, match="one of any, open, close"):
-        starts.keyframes([numbered()], "gripper_event", event="shut")
-    with pytest.raises(ValueError, match="1 <= least <= before"):
-        starts.keyframes([numbered()], "uniform", before=0)
+        keyframes([numbered(closed=None)], "gripper_event")
+    with pytest.raises(ConfigError, match="rule: expected one of 'before_failure', .*, got 'gripper'"):
+        StartsConfig(rule="gripper")
+    with pytest.raises(ConfigError, match="event: expected one of 'any', 'open', 'close', got 'shut'"):
+        StartsConfig(event="shut")
+    with pytest.raises(ConfigError, match="before: expected at least 1, got 0"):
+        StartsConfig(before=0)
+    with pytest.raises(ConfigError, match="least: expected at most before=3, got 4"):
+        StartsConfig(before=3, least=4)
     with pytest.raises(NoDataError):
         starts.initial([])
 
 
 def test_the_same_seed_gives_the_same_keyframes():
     episodes = [numbered(seed=seed) for seed in range(20)]
-    first, again, other = (starts.keyframes(episodes, "gripper_event", rng=seed).step_K for seed in (1, 1, 2))
+    first, again, other = (keyframes(episodes, "gripper_event", rng=seed).step_K for seed in (1, 1, 2))
     assert first.tolist() == again.tolist() != other.tolist()
 
 
 def test_played_actions_lead_to_the_step():
-    table = starts.keyframes([numbered(steps=10), numbered(steps=24, seed=5)], "progress", rng=0)
+    table = keyframes([numbered(steps=10), numbered(steps=24, seed=5)], "progress", rng=0)
     recorded = numbered().action_SA
     assert table.played_KSA.shape == (2, 24, 7)
     for row, step in enumerate(table.step_K.tolist()):
@@ -142,7 +150,7 @@ def test_played_actions_lead_to_the_step():
 
 def table_of_both() -> starts.Starts:
     episodes = [numbered(seed=seed) for seed in range(10)]
-    return starts.join(starts.initial(episodes), starts.keyframes([numbered(steps=30, seed=11)], "uniform", each=5))
+    return starts.join(starts.initial(episodes), keyframes([numbered(steps=30, seed=11)], "uniform", each=5))
 
 
 def test_drawn_groups_are_equal_rows_with_the_share_of_keyframes():
@@ -154,7 +162,7 @@ def test_drawn_groups_are_equal_rows_with_the_share_of_keyframes():
     start = jax.jit(starts.gather)(table, row, PROMPTS)
     assert start.keyframe_B.reshape(12, 8)[:, 0].sum() == 4
     assert (starts.draw(starts.initial([numbered()]), keys.key(0), 3, 2) == 0).all()
-    only = starts.keyframes([numbered()], "uniform", each=4)
+    only = keyframes([numbered()], "uniform", each=4)
     assert len(starts.draw(only, keys.key(0), 3, 2, share=0.0)) == 6
 
 
@@ -183,7 +191,7 @@ def test_disk_round_trip(tmp_path):
 
 
 def test_join_refuses_the_wrong_order():
-    key = starts.keyframes([numbered()], "uniform")
+    key = keyframes([numbered()], "uniform")
     with pytest.raises(ValueError, match="episode starts first"):
         starts.join(key, key)
 
@@ -206,19 +214,19 @@ def test_a_contact_is_where_closing_fingers_stop_before_they_meet():
     assert starts.contacts(held).tolist() == [6]
     empty = gripping([*closing, 0.03, 0.015, 0.004, 0.0005, 0.0004, 0.0004, 0.02, 0.04])
     assert starts.contacts(empty).tolist() == []
-    table = starts.keyframes([held], "contact", 2, each=4)
+    table = keyframes([held], "contact", 2, each=4)
     assert set(table.step_K.tolist()) <= {4, 5} and {row["rule"] for row in table.provenance()} == {"contact"}
     with pytest.raises(NoDataError, match="finds no keyframe in 1 episodes"):
-        starts.keyframes([empty], "contact")
+        keyframes([empty], "contact")
     with pytest.raises(NoDataError, match="reads the fingers off the robot's state, which is not here"):
-        starts.keyframes([numbered()], "contact")
+        keyframes([numbered()], "contact")
 
 
 def test_a_release_ends_what_was_carried_and_not_a_tremor():
     closing = [0.08, 0.08, 0.08, 0.079, 0.07, 0.055, 0.045]
     carried = gripping([*closing, *[0.0448] * 9, 0.06, 0.08, 0.08], until=16)
     assert starts.contacts(carried).tolist() == [6] and starts.releases(carried).tolist() == [16]
-    table = starts.keyframes([carried], "release", 4, each=8, least=3)
+    table = keyframes([carried], "release", 4, each=8, least=3)
     assert set(table.step_K.tolist()) == {12, 13} and {row["rule"] for row in table.provenance()} == {"release"}
     touched = gripping([*closing, *[0.0448] * 5, 0.06, 0.08, 0.08])
     assert starts.contacts(touched).tolist() == [6] and starts.releases(touched).tolist() == []

@@ -13,7 +13,8 @@ import pytest
 from wovr_jax.core import pixels
 from wovr_jax.data import batches, stream
 from wovr_jax.data import episodes as disk
-from wovr_jax.data.stream import Feed, Layout, Stream, StreamConfig
+from wovr_jax.data.batches import Layout
+from wovr_jax.data.stream import Feed, Stream, StreamConfig
 from wovr_jax.types import Episode
 
 LAYOUT = Layout(memory=4, new=4, partial=True, start_share=0.25)
@@ -43,7 +44,7 @@ def drawn(feed: Feed, steps) -> list[np.ndarray]:
 
 def test_a_window_is_the_one_that_is_cut_on_the_device() -> None:
     made = [episodes()[1]]
-    cut = batches.windows(made, memory=4, new=4, partial=True, val_share=0.0)
+    cut = batches.windows(made, LAYOUT, val_share=0.0)
     frames, actions = batches.gather_windows(cut, jnp.asarray(cut.train_I2))
     for (_, start), frame_FHWC, action_FA in zip(cut.train_I2, frames, actions, strict=True):
         ours, action = stream.window(made[0], int(start), LAYOUT)

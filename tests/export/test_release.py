@@ -42,7 +42,7 @@ def test_a_bundle_of_a_release_acts_as_the_release(door, ours, tmp_path):  # noq
 
     frames = contract.choose_frames(episodes, 3, 8)
     texts = (*frames.instruction_K[:2], "close  the top DRAWER")
-    cfg, params = native.load(card, put=jax.device_put)
+    cfg, params = native.load(card, put=lambda _, leaf: jax.device_put(leaf))
     folder = card.with_name("policy.rest") / "files"
     codec = source.Codec.from_statistics(normalize.load(folder, KEY)["action"])
     tokens = ReleaseTokenizer(folder, cfg.vocab_size, stop=cfg.stop, pad=cfg.pad, length=40).prompts(
@@ -151,7 +151,7 @@ def test_torch_acts_on_the_exported_folder_as_the_policy_does(door, tmp_path):  
     frame = np.random.default_rng(5).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     ids = [1, 17, 5, 80, 33, 9]
     best = np.stack([theirs.slots(frame[b : b + 1], ids, "rlinf").argmax(-1) for b in range(2)]).reshape(2, 8, 7)
-    cfg, params = native.load(card, put=jax.device_put)
+    cfg, params = native.load(card, put=lambda _, leaf: jax.device_put(leaf))
     with jax.default_matmul_precision("highest"):
         act = vla.policy(cfg, params, source.Codec(), 0.0)
         token, _, _ = jax.jit(act)(frame, jnp.array([ids] * 2), jax.random.split(jax.random.key(0), 2))

@@ -118,7 +118,7 @@ def test_an_import_becomes_the_folder_it_was(door, release, card, tmp_path):
 
 
 def test_a_policy_trained_further_takes_the_files_of_its_import(release, card, tmp_path):
-    cfg, params = native.load(card, dtype=np.float32)
+    cfg, params = native.load(card, put=lambda _, leaf: leaf.astype(np.float32))
     moved = {name: leaf + np.float32(0.25) for name, leaf in source.flatten_dotted(params).items()}
     facts = {name: Fact(leaf.shape, leaf.dtype) for name, leaf in moved.items()}
     around = {"statistics": {}, "key": "", "tokens": len, "prompt": {}, "frame": (8, 8, 3), "image": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -20,12 +21,13 @@ from wovr_jax.learner import LearnerConfig
 from wovr_jax.plan import chips, flops, measure
 from wovr_jax.plan import need as plan
 from wovr_jax.plan.need import GIB, _exhausted, need
-from wovr_jax.plan.phases import PHASES, On, Phase
+from wovr_jax.plan.phases import PHASES, Phase, Placement
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run import programs
+from wovr_jax.run.bind import improvement
 from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe
 from wovr_jax.run.stages.world import windows
 from wovr_jax.sim.tabletop import arena
@@ -51,12 +53,11 @@ RECIPE = Recipe(
 
 def test_what_is_planned_are_the_programs_that_run() -> None:
     """The same jitted functions, not functions like them: a change of the run is a change of the plan."""
-    on, net = On(mesh(RECIPE.mesh)), vla.network(RECIPE.policy)
+    on, net = Placement(mesh(RECIPE.mesh)), vla.network(RECIPE.policy)
     objective = train.WorldObjective(RECIPE.world, RECIPE.world_train, (4,))
     assert PHASES["world"](RECIPE, on).program is train_step.compile_programs(objective).step
     assert PHASES["update"](RECIPE, on).program is programs.update(RECIPE.learner, net, RECIPE.temperature)
-    dream = (RECIPE.dream, RECIPE.learner.grpo.group, RECIPE.starts.share, RECIPE.policy, net, Codec(), 1.0)
-    assert PHASES["imagine"](RECIPE, on).program is programs.dream(*dream, RECIPE.world, RECIPE.reward, RECIPE.sim)
+    assert PHASES["imagine"](RECIPE, on).program is programs.dream(improvement(RECIPE), Codec(), RECIPE.world)
 
 
 def test_what_is_planned_has_the_shapes_of_what_runs() -> None:
@@ -67,7 +68,7 @@ def test_what_is_planned_has_the_shapes_of_what_runs() -> None:
     params = model.init(cfg, jax.random.key(0))
     data, _ = windows(cfg, how, params["vae"], made)
     state, _ = train.make(cfg, how, params["dit"], data, jax.random.key(0))
-    planned = PHASES["world"](RECIPE, On(mesh(RECIPE.mesh)))
+    planned = PHASES["world"](RECIPE, Placement(mesh(RECIPE.mesh)))
 
     def shape(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
@@ -88,7 +89,7 @@ def test_the_start_states_that_are_planned_are_as_a_stage_makes_them() -> None:
     seeds = np.arange(RECIPE.collect.first)
     made = list(arena.play_demonstrations(seeds, jax.random.key(0), RECIPE.expert, RECIPE.sim))
     table = start_states.initial(made, memory=RECIPE.world.slots)
-    planned = PHASES["imagine"](RECIPE, On(mesh(RECIPE.mesh))).args[1]["starts"]
+    planned = PHASES["imagine"](RECIPE, Placement(mesh(RECIPE.mesh))).args[1]["starts"]
     columns = ((name, getattr(planned, name), getattr(table, name)) for name in vars(table) if name != "initials")
     assert {name: (b.shape[1:], b.dtype) for name, _, b in columns} == {
         name: (getattr(planned, name).shape[1:], getattr(planned, name).dtype)
@@ -100,7 +101,7 @@ def test_the_start_states_that_are_planned_are_as_a_stage_makes_them() -> None:
 
 
 def test_what_a_phase_leaves_in_memory_beside_it_is_counted() -> None:
-    on = On(mesh(RECIPE.mesh))
+    on = Placement(mesh(RECIPE.mesh))
     dream, update = PHASES["imagine"](RECIPE, on), PHASES["update"](RECIPE, on)
     assert set(dream.beside) == {"optimizer"} and {"world", "reward", "starts"} <= set(update.beside)
     assert jax.tree.structure(dream.beside["optimizer"]) == jax.tree.structure(update.held["optimizer"])
@@ -109,20 +110,20 @@ def test_what_a_phase_leaves_in_memory_beside_it_is_counted() -> None:
 def test_a_measured_phase_takes_what_was_made_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred MiB of numbers are found within a tenth, and flags are not all alike: no success, nothing to learn."""
     here = chips.topology("here")
-    large = On(mesh(RECIPE.mesh)).rows(25, 2**20)
+    large = Placement(mesh(RECIPE.mesh)).rows(25, 2**20)
     trial = Phase(jax.jit(lambda x: x * 2.0), (large,), {}, {}, 1, chains=False)
     monkeypatch.setitem(PHASES, "world", lambda recipe, on: trial)
-    found = measure.measured("world", RECIPE, here, runs=3)
+    found = measure.measure_phase("world", RECIPE, here, runs=3)
     assert found.bytes == pytest.approx(2 * 100 * 2**20, rel=0.1) and len(found.seconds) == 3
     # A donated argument is used up: the result takes its place.
     used = trial._replace(program=jax.jit(lambda x: (x * 2.0, 0), donate_argnums=0), chains=True)
     monkeypatch.setitem(PHASES, "world", lambda recipe, on: used)
-    found = measure.measured("world", RECIPE, here, runs=2)
+    found = measure.measure_phase("world", RECIPE, here, runs=2)
     assert found.bytes == pytest.approx(100 * 2**20, rel=0.1) and len(found.seconds) == 2
     monkeypatch.setattr(measure, "CLEAR", ROOT / "not-linux")
     with pytest.raises(measure.MeasureError, match="measured by Linux, through .*not-linux"):
-        measure.measured("world", RECIPE, here)
-    flags = measure._made(On(mesh(RECIPE.mesh)).rows(4, 3, 2, dtype=bool))
+        measure.measure_phase("world", RECIPE, here)
+    flags = measure._make_array(Placement(mesh(RECIPE.mesh)).rows(4, 3, 2, dtype=bool))
     assert flags.sum() == 2 and flags[1, -1, -1] and flags[3, -1, -1]
 
 
@@ -165,11 +166,17 @@ def test_the_smallest_slice_is_looked_for_where_it_can_be(monkeypatch: pytest.Mo
         return plan.Need(name, {"all": int(gib[recipe.mesh.fsdp] * GIB)}, {}, 3 * GIB, 1, 1, {})
 
     slices = {f"v5e:{shape}": size for shape, size in zip(chips.SLICES["v5e"], (1, 4, 8, 16), strict=False)}
-    describe = lambda name: chips.Topology(name, [None] * slices[name], chips.TPUS["v5e"])  # noqa: E731
+
+    def describe(name: str) -> chips.Topology:
+        return chips.Topology(name, [None] * slices[name], chips.TPUS["v5e"])
+
     monkeypatch.setattr(plan, "topology", describe)
-    monkeypatch.setattr(plan, "given", lambda name, recipe, where: gib[len(where.devices)] * GIB)
+    monkeypatch.setattr(plan, "count_held_bytes", lambda name, recipe, where: gib[len(where.devices)] * GIB)
     monkeypatch.setattr(plan, "need", found)
-    recipe, where, need = plan.smallest("update", RECIPE, "v5e")
+    # Batches that sixteen chips divide; a recipe refuses a mesh that does not divide them.
+    batches = {"world_train": WorldTrainConfig.fake(batch=16), "learner": LearnerConfig.fake(microbatch=16)}
+    divisible = dataclasses.replace(RECIPE, dream=DreamConfig(groups=8, chunks=2), **batches)
+    recipe, where, need = plan.find_smallest_slice("update", divisible, "v5e")
     assert (asked, where.name, recipe.mesh.fsdp, need.fits(where)) == ([8, 16], "v5e:4x4", 16, True)
 
 
@@ -181,9 +188,9 @@ def test_topologies_that_nobody_makes_are_refused(name: str) -> None:
 
 def test_devices_that_are_here_are_known_by_their_name() -> None:
     assert chips.topology("here").devices == jax.devices()
-    assert chips._known("NVIDIA H100 80GB HBM3") == chips.GPUS["h100"]
-    assert chips._known("TPU v5 lite") == chips.TPUS["v5e"] and chips._known("TPU v5") == chips.TPUS["v5p"]
-    assert chips._known("cpu").gib == 0.0
+    assert chips._find_chip("NVIDIA H100 80GB HBM3") == chips.GPUS["h100"]
+    assert chips._find_chip("TPU v5 lite") == chips.TPUS["v5e"] and chips._find_chip("TPU v5") == chips.TPUS["v5p"]
+    assert chips._find_chip("cpu").gib == 0.0
 
 
 @pytest.mark.slow

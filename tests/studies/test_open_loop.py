@@ -61,12 +61,12 @@ def test_later_chunks_are_imagined_from_imagined_frames(monkeypatch):
 
 def test_an_error_is_in_the_chunk_where_it_happens(params):
     first, _, true = open_loop.stack_episodes(episodes(), 8)
-    same = open_loop.errors(CFG, params["vae"], first, true, true)
+    same = open_loop.measure_errors(CFG, params["vae"], first, true, true)
     np.testing.assert_array_equal(same["latent_N"], 0.0)
     np.testing.assert_allclose(same["psnr_N"], 106.02, atol=0.01)  # the cap: equal frames are not infinitely good
 
     off = true.at[:, 1].set(-true[:, 1])
-    found = open_loop.errors(CFG, params["vae"], first, true, off)
+    found = open_loop.measure_errors(CFG, params["vae"], first, true, off)
     want = 10 * np.log10(4.0 / np.mean((2 * np.asarray(true[:, 1])) ** 2))
     np.testing.assert_allclose(found["psnr_N"][1], want, rtol=1e-5)
     assert found["psnr_N"][0] > 100 and found["psnr_N"][2] > 100
@@ -81,7 +81,7 @@ def test_an_error_is_in_the_chunk_where_it_happens(params):
 
 def test_the_reference_without_a_model_is_the_vae_alone(params):
     first, _, true = open_loop.stack_episodes(episodes(), 8)
-    seen = open_loop.reconstructed(CFG, params["vae"], first, true)
+    seen = open_loop.reconstruct(CFG, params["vae"], first, true)
     assert seen.shape == true.shape
     vae = model.networks(CFG)[1]
     window = jnp.concatenate([first[:, None], jnp.repeat(first[:, None], 4, axis=1), true[:, 0]], axis=1)

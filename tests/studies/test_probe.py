@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.sim.tabletop import eye as sight
+from wovr_jax.sim.tabletop import eye
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.studies import open_loop, probe
@@ -40,11 +40,11 @@ def test_the_eye_finds_the_gripper_anywhere_open_and_closed() -> None:
     place = jax.random.uniform(jax.random.key(0), (32, 2), minval=0.1, maxval=0.9)
     for closed in (False, True):
         shown = state.replace(gripper=place, closed=jnp.full(32, closed))
-        seen = sight.locate_gripper(jax.vmap(lambda s: tabletop.render(s, SIM))(shown))
+        seen = eye.locate_gripper(jax.vmap(lambda s: tabletop.render(s, SIM))(shown))
         assert float(jnp.abs(seen.xy - place).max() * SIM.size) < 0.5  # pixels
         assert float(jnp.abs(seen.closed - closed).max()) < 0.1
         assert float(seen.area.min()) > 0.0015  # a third of the disc or more, whatever lies below it
-    empty = sight.locate_gripper(jax.vmap(lambda s: tabletop.render(s, SIM))(state.replace(gripper=place + 5.0)))
+    empty = eye.locate_gripper(jax.vmap(lambda s: tabletop.render(s, SIM))(state.replace(gripper=place + 5.0)))
     assert float(empty.area.max()) < 0.0005
 
 

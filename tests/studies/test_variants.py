@@ -29,7 +29,7 @@ RECIPE = Recipe(
 def test_every_variant_is_a_valid_recipe(name: str) -> None:
     settings = config.to_dict(RECIPE)
     for variant in studies.variants(name, RECIPE):
-        config.from_dict(Recipe, studies.merged(settings, variant.change))
+        config.from_dict(Recipe, studies.merge_settings(settings, variant.change))
 
 
 def test_online_rl_gets_the_true_budget_of_the_loop_and_no_more() -> None:
@@ -54,7 +54,7 @@ def test_named_variants_run_beside_the_full_one_that_they_are_held_against() -> 
 
 def test_a_change_is_laid_over_group_by_group_and_leaves_the_original_alone() -> None:
     settings = {"a": {"x": 1, "y": 2}, "b": 3}
-    assert studies.merged(settings, {"a": {"y": 5}}) == {"a": {"x": 1, "y": 5}, "b": 3}
+    assert studies.merge_settings(settings, {"a": {"y": 5}}) == {"a": {"x": 1, "y": 5}, "b": 3}
     assert settings["a"]["y"] == 2
 
 
@@ -64,7 +64,7 @@ def test_only_finished_shared_stages_are_linked(tmp_path: pathlib.Path) -> None:
         folder.mkdir(parents=True)
         if done:
             (folder / MARK).write_text("{}")
-    studies.link(Variant("v", "", {}, ("sft", "world-0")), tmp_path / "full", tmp_path / "v")
+    studies.link_stages(Variant("v", "", {}, ("sft", "world-0")), tmp_path / "full", tmp_path / "v")
     assert [path.name for path in (tmp_path / "v" / "stages").iterdir()] == ["sft"]
     assert (tmp_path / "v" / "stages" / "sft" / MARK).read_text() == "{}"
 

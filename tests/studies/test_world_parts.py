@@ -22,7 +22,7 @@ from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.sim.tabletop.wander import wander
 from wovr_jax.studies import runner
 from wovr_jax.studies import world_parts as world_study
-from wovr_jax.studies.variants import merged
+from wovr_jax.studies.variants import merge_settings
 from wovr_jax.train import loop
 from wovr_jax.weights import native
 from wovr_jax.world.model import WorldConfig, networks
@@ -54,7 +54,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 def test_every_variant_differs_from_the_full_model_in_one_thing(recipe: Recipe) -> None:
     settings = to_dict(recipe)
-    worlds = [from_dict(Recipe, merged(settings, {"world": one.change})).world for one in world_study.VARIANTS]
+    worlds = [from_dict(Recipe, merge_settings(settings, {"world": one.change})).world for one in world_study.VARIANTS]
     assert len(set(worlds)) == 6
     assert (worlds[0].anchor, worlds[0].memory, worlds[0].noisy_context) == (True, 4, True)
     assert worlds[0].dit.action_conditioning == "dual"

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from wovr_jax.core import keys, machine
+from tests.compiles import count_compiles
+from wovr_jax.core import keys
 from wovr_jax.core.history import CheckpointConfig, History
 from wovr_jax.core.log import Log, read_metrics
 from wovr_jax.train import loop
@@ -118,7 +119,7 @@ def test_one_compilation_and_few_reads(monkeypatch):
     def once(state, i):
         return state + 1, {"loss": state}
 
-    with machine.count_compiles() as compiles:
+    with count_compiles() as compiles:
         loop.fit("sft", jnp.float32(0), jax.jit(once), 20, log_every=10)
     assert compiles["once"] == 1
     assert len(reads) == 2
@@ -126,16 +127,14 @@ def test_one_compilation_and_few_reads(monkeypatch):
 
 def test_means_over_the_window_and_extra_scalars(tmp_path):
     log = Log(tmp_path, tensorboard=False)
-    step = jax.jit(lambda state, i: (state, {"loss": i.astype(jnp.float32), "rate": jnp.nan}))
-    loop.fit(
-        "x", 0, step, 5, log=log, log_every=2, nan_ok=("rate",), on_step=lambda n, s: {"eval": n} if n == 3 else None
-    )
+    step = jax.jit(lambda state, i: (state, {"loss": i.astype(jnp.float32), "rate": 0.25}))
+    loop.fit("x", 0, step, 5, log=log, log_every=2, on_step=lambda n, s: {"eval": n} if n == 3 else None)
     lines = [{key: line[key] for key in line if key != "time"} for line in read_metrics(tmp_path)]
     assert lines == [
-        {"stage": "x", "step": 2, "loss": 0.5, "rate": None},
+        {"stage": "x", "step": 2, "loss": 0.5, "rate": 0.25},
         {"stage": "x", "step": 3, "eval": 3.0},
-        {"stage": "x", "step": 4, "loss": 2.5, "rate": None},
-        {"stage": "x", "step": 5, "loss": 4.0, "rate": None},
+        {"stage": "x", "step": 4, "loss": 2.5, "rate": 0.25},
+        {"stage": "x", "step": 5, "loss": 4.0, "rate": 0.25},
     ]
 
 

@@ -14,10 +14,10 @@ import optax
 import pytest
 from flax import struct
 
+from tests.compiles import count_compiles
 from wovr_jax.core import checkpoint
 from wovr_jax.core.history import CheckpointConfig, History
 from wovr_jax.core.log import Log, read_metrics
-from wovr_jax.core.machine import count_compiles
 from wovr_jax.policy import towers_train, vla
 from wovr_jax.policy import train as sft
 from wovr_jax.policy.actions import Codec

@@ -123,10 +123,10 @@ def test_the_host_holds_one_leaf(saved, monkeypatch, verify):
         return tensor
 
     monkeypatch.setattr(safetensors, "_read_tensor", watched)
-    _, shapes = native.load(folder / "small.json", put=lambda leaf: leaf.shape, verify=verify)
+    _, shapes = native.load(folder / "small.json", put=lambda name, leaf: leaf.shape, verify=verify)
     assert len(alive) == len(jax.tree.leaves(params))
     assert native.flatten(shapes) == {path: leaf.shape for path, leaf in native.flatten(params).items()}
-    # Without a dtype to cast to, what the caller keeps is what was read: then the watch must bite.
+    # Without a cast, what the caller keeps is what was read: then the watch must bite.
     with pytest.raises(AssertionError, match="lives on"):
         native.load(folder / "small.json", verify=verify)
 
@@ -173,11 +173,8 @@ def test_gaps_and_empty_tensors_count_in_the_hash(tmp_path):
     data = (tmp_path / "w.safetensors").read_bytes() + b"more"
     (tmp_path / "w.safetensors").write_bytes(data)
 
-    class Bytes(bytearray):
-        update = bytearray.extend
-
-    seen = Bytes()
-    back = dict(safetensors.read_all(safetensors.header(tmp_path / "w.safetensors"), seen))
+    seen = bytearray()
+    back = dict(safetensors.read_all(safetensors.header(tmp_path / "w.safetensors"), seen.extend))
     assert seen == data
     for name, array in arrays.items():
         np.testing.assert_array_equal(back[name], array)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.data.batches import windows
+from wovr_jax.data.batches import Layout, windows
 from wovr_jax.types import NULL_ACTION, Episode
 from wovr_jax.world import latents, model
 from wovr_jax.world.model import WorldConfig
@@ -114,8 +114,8 @@ def test_whatever_decides_the_latents_is_in_their_name(vae_params):
             (dataclasses.replace(CFG, memory=2), vae_params, index),
             (dataclasses.replace(CFG, anchor=False), vae_params, index),
             (CFG, vae_params, windows(episodes(seed=1), val_share=0.4)),
-            (CFG, vae_params, windows(episodes(), val_share=0.4, partial=True)),
-            (CFG, vae_params, windows(episodes(), val_share=0.4, start_cap=2)),
+            (CFG, vae_params, windows(episodes(), Layout(partial=True), val_share=0.4)),
+            (CFG, vae_params, windows(episodes(), Layout(start_cap=2), val_share=0.4)),
         )
     }
     assert len(names) == 7
@@ -127,4 +127,4 @@ def test_whatever_decides_the_latents_is_in_their_name(vae_params):
 def test_windows_cut_for_another_memory_are_refused():
     for how in (latents.encode_windows, latents.frames):
         with pytest.raises(ValueError, match=r"3 \+ 8 frames after the anchor"):
-            how(CFG, {}, windows(episodes(), memory=3))
+            how(CFG, {}, windows(episodes(), Layout(memory=3)))

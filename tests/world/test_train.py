@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.core.machine import count_compiles
+from tests.compiles import count_compiles
 from wovr_jax.nn import lora
 from wovr_jax.types import NULL_ACTION
 from wovr_jax.world import flow, model, train

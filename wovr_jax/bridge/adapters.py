@@ -31,6 +31,7 @@ from wovr_jax.policy.weights import PEFT, adapter_table
 from wovr_jax.weights import native, safetensors
 from wovr_jax.weights.plan import Plan, plan_export, plan_import
 from wovr_jax.weights.safetensors import Fact, FileError
+from wovr_jax.weights.source import open_native
 
 CONFIG, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "lora_adapter"
 OTHER_KINDS = ("use_rslora", "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")
@@ -188,7 +189,7 @@ def export(path: str | os.PathLike, folder: str | os.PathLike) -> list[pathlib.P
         shapes = _shapes(about.network, about.lora.targets, about.lora.rank)
         like = native.unflatten({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
         return write_peft(folder, about, native.flatten(checkpoint.restore(path, like)))
-    about, source, card = native.open_native(path, verify=True)
+    about, source, card = open_native(path, verify=True)
     if not isinstance(about, PolicyAdapters):
         raise FileError(f"{path} holds no adapters; --to peft writes adapters only.")
     leaves = {name: source.read(name) for name in source.facts}

@@ -15,9 +15,10 @@ from wovr_jax.bridge.formats import Format
 from wovr_jax.bridge.sources import INDEX
 from wovr_jax.bridge.text_dit import diffusers_of_text_dit_config
 from wovr_jax.core import disk
-from wovr_jax.weights import native, safetensors
+from wovr_jax.weights import safetensors
 from wovr_jax.weights.plan import plan_export
-from wovr_jax.weights.safetensors import Fact, FileError, Progress, Source
+from wovr_jax.weights.safetensors import Fact, FileError, Progress
+from wovr_jax.weights.source import Source, open_native
 from wovr_jax.world import weights
 
 POLICY_SHARD = 5_000_000_000
@@ -49,7 +50,7 @@ def write_export(
       FileError: not ours, or the format has no place for this network.
       KeymapError: with everything that does not fit.
     """
-    cfg, source, about = native.open_native(path)
+    cfg, source, about = open_native(path)
     kind = formats.named(cfg, to)
     origin = about.get("source", {})
     folder = pathlib.Path(folder)

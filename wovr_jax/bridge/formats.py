@@ -16,7 +16,8 @@ from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.weights import reward_config, reward_table
 from wovr_jax.weights.native import flatten
-from wovr_jax.weights.safetensors import FileError, Source
+from wovr_jax.weights.safetensors import FileError
+from wovr_jax.weights.source import Source
 from wovr_jax.weights.table import Table
 from wovr_jax.weights.transforms import Shape
 from wovr_jax.world import weights

@@ -22,7 +22,8 @@ from wovr_jax.core import disk
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.weights import native
 from wovr_jax.weights.plan import Plan, plan_import
-from wovr_jax.weights.safetensors import Fact, FileError, Progress, Source
+from wovr_jax.weights.safetensors import Fact, FileError, Progress
+from wovr_jax.weights.source import Source
 from wovr_jax.world import weights
 from wovr_jax.world.vae.net import VAEConfig
 

@@ -12,7 +12,8 @@ from typing import Any
 from wovr_jax.bridge import torch_io
 from wovr_jax.core import disk
 from wovr_jax.weights import safetensors
-from wovr_jax.weights.safetensors import FileError, Source
+from wovr_jax.weights.safetensors import FileError
+from wovr_jax.weights.source import Source
 
 PREFIXES = ("pipe.dit.", "model.diffusion_model.", "model.")
 """What training scripts put before every name of a network; the first that fits counts."""

@@ -18,7 +18,8 @@ import numpy as np
 from wovr_jax.bridge import torch_io
 from wovr_jax.core import disk
 from wovr_jax.policy.weights import STATE
-from wovr_jax.weights.safetensors import FileError, Source
+from wovr_jax.weights.safetensors import FileError
+from wovr_jax.weights.source import Source
 
 PATTERN, NAMES, WRAPPED = "proprio_projector--*.pt", f"{STATE}.", "module."
 

@@ -95,7 +95,7 @@ def restore(path: str | os.PathLike, like: Any) -> Any:
     """
     folder = _locate(path)
     verify(folder)  # first: files that are damaged would be reported as leaves that do not fit
-    _compare(folder, like)
+    compare(folder, like)
     return jax.tree.map(_revive, like, _read(folder, jax.tree.map(_target, like)))
 
 
@@ -105,7 +105,21 @@ def compare(path: str | os.PathLike, like: Any) -> None:
     Raises:
       CheckpointError: as :func:`restore`.
     """
-    _compare(_locate(path), like)
+    folder = _locate(path)
+    # By path and not by structure: Orbax gives tuples and optax's states back as dicts and lists.
+    stored, wanted = _describe_leaves(_stored(folder)), _describe_leaves(like)
+    differences = [
+        f"{name}: expected {wanted.get(name, 'nothing')}, got {stored.get(name, 'nothing')}"
+        for name in wanted | stored
+        if wanted.get(name) != stored.get(name)
+    ]
+    if differences:
+        rest = [f"... and {len(differences) - LISTED} more"] if len(differences) > LISTED else []
+        lines = "\n  ".join(differences[:LISTED] + rest)
+        raise CheckpointError(
+            f"{folder} does not fit the tree to restore: {len(differences)} leaves differ "
+            f"(was it written with another config?).\n  {lines}"
+        )
 
 
 def load(path: str | os.PathLike) -> Any:
@@ -293,21 +307,3 @@ def _describe_leaves(tree: Any) -> dict[str, str]:
         name = jax.tree_util.keystr(keys, simple=True, separator="/")
         described[name] = f"{dtype.name}[{','.join(map(str, shape))}]"
     return described
-
-
-def _compare(folder: pathlib.Path, like: Any) -> None:
-    """Raises a CheckpointError unless the stored leaves are exactly those of ``like``."""
-    # By path and not by structure: Orbax gives tuples and optax's states back as dicts and lists.
-    stored, wanted = _describe_leaves(_stored(folder)), _describe_leaves(like)
-    differences = [
-        f"{name}: expected {wanted.get(name, 'nothing')}, got {stored.get(name, 'nothing')}"
-        for name in wanted | stored
-        if wanted.get(name) != stored.get(name)
-    ]
-    if differences:
-        rest = [f"... and {len(differences) - LISTED} more"] if len(differences) > LISTED else []
-        lines = "\n  ".join(differences[:LISTED] + rest)
-        raise CheckpointError(
-            f"{folder} does not fit the tree to restore: {len(differences)} leaves differ "
-            f"(was it written with another config?).\n  {lines}"
-        )

@@ -166,8 +166,7 @@ def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     """
     flat_a, flat_b = flatten(to_dict(a)), flatten(to_dict(b))
     # In the order of a, so that differences are listed as the config declares its fields.
-    names = list(flat_a) + [name for name in flat_b if name not in flat_a]
-    pairs = {name: (flat_a.get(name), flat_b.get(name)) for name in names}
+    pairs = {name: (flat_a.get(name), flat_b.get(name)) for name in flat_a | flat_b}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 

@@ -1,6 +1,6 @@
-"""What a run says: scalars on disk, and tables of text for a terminal.
+"""What a run says while it goes on: scalars.
 
-Scalars go to ``metrics.jsonl``, one line of JSON for each call, which the report reads and which is whole after a
+They go to ``metrics.jsonl``, one line of JSON for each call, which the report reads and which is whole after a
 crash but for its last line; and to TensorBoard, which people watch meanwhile.
 """
 
@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from wovr_jax.core import processes
@@ -102,20 +102,3 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
     # Every whole line ends in a newline, so what comes after the last one is empty or cut short.
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
-
-
-def text_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Returns rows as lines with columns of equal width and a rule under the first row, which is the head.
-
-    Args:
-      rows: equally many cells each.
-      left: columns that begin at the left, as words do; the others end at the right, as numbers do.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    if len(widths) - 1 in left:
-        widths[-1] = 0  # words at the end of a line need no padding
-    lines = [
-        "  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

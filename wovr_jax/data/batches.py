@@ -8,6 +8,7 @@ constant closed over would be compiled in, and compiled again for the next round
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 
@@ -86,6 +87,41 @@ def _stack(arrays: Sequence[np.ndarray], fill: np.ndarray | None = None) -> np.n
 # ---------------------------------------------------------------- windows for the world model
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which windows are cut from an episode (DiffSynth fork: trainers/utils.py, RLinfNpyDataset).
+
+    Attributes:
+      memory: frames of memory.
+      new: frames to generate.
+      start_cap: windows begin below this frame. The reference uses 250 for episodes of more
+        than 256 frames; None allows every window.
+      stride: steps between the starts of an episode's windows.
+      partial: also windows whose memory reaches one or more frames before the episode, which
+        keyframes in the first ``memory - 1`` steps lead to.
+      start_share: share of the windows drawn that begin an episode, see :func:`sample_rows`.
+    """
+
+    memory: int = 4
+    new: int = 8
+    start_cap: int | None = None
+    stride: int = 1
+    partial: bool = False
+    start_share: float = 0.05
+
+    @property
+    def first(self) -> int:
+        """Start of an episode's first window, whose memory is all copies of frame 0, as at the start of a rollout."""
+        return 1 - self.memory
+
+    def later(self, steps: int) -> range:
+        """Returns the starts of the windows of an episode of ``steps`` steps, but for the first one."""
+        # Frames are 0 ... steps, and the last of the window is start + memory + new - 1.
+        end = steps + 1 - (self.memory + self.new) + 1
+        begin = 2 - self.memory if self.partial else 0
+        return range(begin, end if self.start_cap is None else min(end, self.start_cap), self.stride)
+
+
 @struct.dataclass
 class Windows:
     """Episodes on the device and the windows that may be cut from them.
@@ -113,27 +149,12 @@ class Windows:
     new: int = struct.field(pytree_node=False, default=8)
 
 
-def windows(
-    episodes: Sequence[Episode],
-    *,
-    memory: int = 4,
-    new: int = 8,
-    start_cap: int | None = None,
-    stride: int = 1,
-    partial: bool = False,
-    val_share: float = 0.1,
-) -> Windows:
-    """Returns all world-model windows of ``episodes`` (DiffSynth fork: trainers/utils.py, RLinfNpyDataset).
+def windows(episodes: Sequence[Episode], layout: Layout = Layout(), *, val_share: float = 0.1) -> Windows:
+    """Returns all world-model windows of ``episodes``.
 
     Args:
-      episodes: of any lengths; one shorter than ``new`` steps gives no window.
-      memory: frames of memory.
-      new: frames to generate.
-      start_cap: windows begin below this frame. The reference uses 250 for episodes of more
-        than 256 frames; None allows every window.
-      stride: steps between the starts of an episode's windows.
-      partial: also windows whose memory reaches one or more frames before the episode, which
-        keyframes in the first ``memory - 1`` steps lead to.
+      episodes: of any lengths; one shorter than ``layout.new`` steps gives no window.
+      layout: of the windows.
       val_share: share of episodes held out.
 
     Raises:
@@ -141,13 +162,13 @@ def windows(
     """
     # By episode and not by window: neighbouring windows share most of their frames.
     val_E = split(episodes, val_share) if episodes else np.zeros(0, bool)
-    layout = (memory, new, start_cap, stride, partial)
-    train_I2, train_starts = _window_rows(episodes, ~val_E, *layout)
-    val_I2, val_starts = _window_rows(episodes, val_E, *layout)
+    train_I2, train_starts = _window_rows(episodes, ~val_E, layout)
+    val_I2, val_starts = _window_rows(episodes, val_E, layout)
     if not len(train_I2):
         longest = max((len(episode.action_SA) for episode in episodes), default=0)
         raise NoDataError(
-            f"no world-model window: a window needs {new} steps, the longest of {len(episodes)} episodes has {longest}."
+            f"no world-model window: a window needs {layout.new} steps, the longest of {len(episodes)} episodes has "
+            f"{longest}."
         )
     return Windows(
         frame_ESHWC=_stack([episode.frame_SHWC for episode in episodes]),
@@ -157,35 +178,17 @@ def windows(
         train_starts=train_starts,
         val_I2=val_I2,
         val_starts=val_starts,
-        memory=memory,
-        new=new,
+        memory=layout.memory,
+        new=layout.new,
     )
 
 
-def _window_rows(
-    episodes: Sequence[Episode],
-    keep_E: np.ndarray,
-    memory: int,
-    new: int,
-    start_cap: int | None,
-    stride: int,
-    partial: bool,
-) -> tuple[np.ndarray, int]:
+def _window_rows(episodes: Sequence[Episode], keep_E: np.ndarray, layout: Layout) -> tuple[np.ndarray, int]:
     """Returns rows (episode, start) of the episodes in ``keep_E``, episode starts first, and how many those are."""
     lengths = [(e, len(episode.action_SA)) for e, episode in enumerate(episodes) if keep_E[e]]
-    # Memory that is all copies of frame 0, as at the first chunk of every rollout.
-    begin = [(e, 1 - memory) for e, steps in lengths if steps >= new]
-    later = []
-    for e, steps in lengths:
-        later += [(e, start) for start in later_starts(steps, memory, new, start_cap, stride, partial)]
+    begin = [(e, layout.first) for e, steps in lengths if steps >= layout.new]
+    later = [(e, start) for e, steps in lengths for start in layout.later(steps)]
     return np.array(begin + later, np.int32).reshape(-1, 2), len(begin)
-
-
-def later_starts(steps: int, memory: int, new: int, start_cap: int | None, stride: int, partial: bool) -> range:
-    """Returns the starts of an episode's windows but for its first one; see :func:`windows`."""
-    # Frames are 0 ... steps, and the last of the window is start + memory + new - 1.
-    end = steps + 1 - (memory + new) + 1
-    return range(2 - memory if partial else 0, end if start_cap is None else min(end, start_cap), stride)
 
 
 def sample_rows(key: Array, batch: int, starts: int, rows: int, start_share: float = 0.05) -> Array:

@@ -131,16 +131,12 @@ class EpisodeWriter:
 
     def _count(self, episode: Episode) -> None:
         """Adds an episode to the sums of the manifest."""
-        success = bool(episode.success_S.any())
-        self._facts["episodes"] += 1
-        self._facts["steps"] += len(episode.action_SA)
-        self._facts["successes"] += success
-        self._facts["actors"][episode.actor] = self._facts["actors"].get(episode.actor, 0) + 1
-        blank = {"instruction": episode.instruction, "episodes": 0, "successes": 0}
+        counts = {"episodes": 1, "successes": int(episode.success_S.any())}
         # Numbers become text, as they would in JSON: the manifest in memory is the one that is read back.
-        task = self._facts["tasks"].setdefault(str(episode.task), blank)
-        task["episodes"] += 1
-        task["successes"] += success
+        tasks = {str(episode.task): {"instruction": episode.instruction, **counts}}
+        add_counts(
+            self._facts, counts | {"steps": len(episode.action_SA), "actors": {episode.actor: 1}, "tasks": tasks}
+        )
 
     def _end_shard(self) -> None:
         if self._shard is not None:
@@ -172,6 +168,18 @@ def write(
         collections.deque(episodes, maxlen=0)
     # The others get the manifest from the first one and not from the disk, which may show them the folder later.
     return processes.once(lambda: manifest(folder), f"write {folder}")
+
+
+def add_counts(total: dict[str, Any], part: Mapping[str, Any]) -> None:
+    """Adds the sums of the manifest ``part``, which may be that of one episode, to those of ``total``."""
+    for name in ("episodes", "steps", "successes"):
+        total[name] += part[name]
+    for actor, count in part["actors"].items():
+        total["actors"][actor] = total["actors"].get(actor, 0) + count
+    for task, counts in part["tasks"].items():
+        known = total["tasks"].setdefault(task, counts | {"episodes": 0, "successes": 0})
+        known["episodes"] += counts["episodes"]
+        known["successes"] += counts["successes"]
 
 
 def manifest(folder: str | os.PathLike) -> dict[str, Any]:
@@ -272,10 +280,6 @@ class Lazy(Sequence[Episode]):
         source, number = self.places[index]
         return source[number]
 
-    def heads(self) -> list[Head]:
-        """Returns the head of each episode; none is decoded."""
-        return [source.head(number) for source, number in self.places]
-
 
 def join(parts: Iterable[Sequence[Episode]]) -> Sequence[Episode]:
     """Joins several sequences of episodes; what comes of it stays on disk if all of them do, empty ones aside."""
@@ -294,7 +298,7 @@ def heads(episodes: Sequence[Episode]) -> list[Head]:
     if isinstance(episodes, EpisodeSource):
         return [episodes.head(index) for index in range(len(episodes))]
     if isinstance(episodes, Lazy):
-        return episodes.heads()
+        return [source.head(number) for source, number in episodes.places]
     return [Head(len(episode.action_SA), episode.task, episode.seed) for episode in episodes]
 
 

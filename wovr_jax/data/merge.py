@@ -13,14 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wovr_jax.core.disk import fresh_folder, replace_folder, write_json
-from wovr_jax.data.episodes import (
-    FORMAT,
-    MANIFEST,
-    SCHEMA,
-    EpisodesError,
-    EpisodeSource,
-    manifest,
-)
+from wovr_jax.data.episodes import FORMAT, MANIFEST, SCHEMA, EpisodesError, EpisodeSource, add_counts, manifest
 
 ALIKE = ("frame", "wrist", "state", "action")
 """What all episodes of a folder have in common."""
@@ -80,18 +73,13 @@ def _sum(manifests: Sequence[Mapping[str, Any]], parts: Sequence[str | os.PathLi
                 raise EpisodesError(
                     f"{part}: {name} is {facts.get(name)}, in {parts[0]} it is {first[name]}; not merged."
                 )
-        for name in ("episodes", "steps", "successes"):
-            total[name] += facts[name]
-        for actor, count in facts["actors"].items():
-            total["actors"][actor] = total["actors"].get(actor, 0) + count
         for task, counts in facts["tasks"].items():
             # Equal numbers have to mean equal tasks, or a policy would be asked for one and shown another.
-            known = total["tasks"].setdefault(task, counts | {"episodes": 0, "successes": 0})
+            known = total["tasks"].get(task, counts)
             if known["instruction"] != counts["instruction"]:
                 raise EpisodesError(
                     f"{part}: task {task} is {counts['instruction']!r}, elsewhere {known['instruction']!r}; "
                     "the parts number their tasks differently."
                 )
-            known["episodes"] += counts["episodes"]
-            known["successes"] += counts["successes"]
+        add_counts(total, facts)
     return total

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.core.disk import read_json, write_json
+from wovr_jax.core.disk import read_json
 from wovr_jax.types import ACTION_DIM, Episode
 
 FILE, CONFIG = "dataset_statistics.json", "config.json"
@@ -61,23 +61,6 @@ def statistics(episodes: Sequence[Episode], key: str) -> dict[str, Any]:
     # The gripper is a command, not a motion: it is not scaled.
     action["mask"] = [True] * (ACTION_DIM - 1) + [False]
     return {key: {"action": action, "num_transitions": len(action_NA), "num_trajectories": len(episodes)}}
-
-
-def mask_of(entry: Mapping[str, Any]) -> list[bool]:
-    """Returns which dimensions are normalised; all of them when the file has no mask, as in OpenVLA."""
-    return list(entry.get("mask", [True] * len(entry["q01"])))
-
-
-def save(path: str | os.PathLike, table: Mapping[str, Any]) -> None:
-    """Writes ``dataset_statistics.json``.
-
-    Raises:
-      StatisticsError: for an entry that :func:`check` refuses; nothing is written then.
-    """
-    # All entries before the first byte: a file that was good is not replaced by one that is not.
-    for key, entry in table.items():
-        check(entry.get("action", {}), f"statistics {key!r}")
-    write_json(path, table, indent=2, each=True)
 
 
 def load(folder: str | os.PathLike, key: str | None = None) -> dict[str, Any]:

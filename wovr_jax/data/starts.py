@@ -22,6 +22,7 @@ import numpy as np
 from flax import struct
 
 from wovr_jax.core import processes
+from wovr_jax.core.config import Count, Faults, Share, checked
 from wovr_jax.core.disk import fresh_folder, read_json, replace_folder, settle_folder, write_json
 from wovr_jax.core.pixels import to_float
 from wovr_jax.data import episodes as disk
@@ -43,6 +44,44 @@ INDEX = "starts.json"
 
 Column = Array | np.ndarray
 """One array of a table, on the host or on the device."""
+
+
+@checked
+@dataclasses.dataclass(frozen=True)
+class StartsConfig:
+    """Where imagined rollouts begin.
+
+    A rule gives a step t in [1, S) of a failed episode; ``u`` is uniform on ``least`` ... ``before``:
+
+    * ``gripper_event``: t = i - u (at least 1), i a step whose action opens or closes the gripper;
+    * ``before_failure``: the same for the last such i, the attempt that failed; u steps before
+      the end of an episode that never moved the gripper;
+    * ``contact``: the same, i a step in which fingers that close meet something; needs the robot's state;
+    * ``release``: the same, i a step whose action lets go of what was carried; a policy that failed goes on opening and
+      closing, and the last time says little about why;
+    * ``progress``: a quarter, half or three quarters of the episode;
+    * ``uniform``: any step.
+
+    Attributes:
+      share: of the groups that begin at keyframes (KIR); 0 switches KIR off.
+      rule: which.
+      before: how far before the event at most, in steps.
+      event: gripper changes that count.
+      each: keyframes drawn from each episode.
+      least: how far before the event at least; ``least=8`` stays one chunk away from it.
+    """
+
+    share: Share = 1 / 3
+    rule: Rule = "before_failure"
+    before: Count = 6
+    event: Event = "any"
+    each: Count = 2
+    least: Count = 1
+
+    def faults(self) -> Faults:
+        """Yields an interval of steps without a step."""
+        if self.least > self.before:
+            yield "least", f"expected at most before={self.before}, got {self.least}"
 
 
 @struct.dataclass
@@ -98,70 +137,34 @@ def initial(episodes: Sequence[Episode], *, memory: int = 4) -> Starts:
 
 
 def keyframes(
-    episodes: Sequence[Episode],
-    rule: str = "before_failure",
-    before: int = 6,
-    rng: np.random.Generator | int = 0,
-    *,
-    each: int = 1,
-    least: int = 1,
-    event: str = "any",
-    memory: int = 4,
+    episodes: Sequence[Episode], cfg: StartsConfig, rng: np.random.Generator | int = 0, *, memory: int = 4
 ) -> Starts:
     """Returns starts in the middle of failed episodes.
-
-    Rules, each giving a step t in [1, S); ``u`` is uniform on ``least`` ... ``before``:
-
-    * ``gripper_event``: t = i - u (at least 1), i a step whose action opens or closes the gripper;
-    * ``before_failure``: the same for the last such i, the attempt that failed; u steps before
-      the end of an episode that never moved the gripper;
-    * ``contact``: the same, i a step in which fingers that close meet something; needs the robot's state;
-    * ``release``: the same, i a step whose action lets go of what was carried; a policy that failed goes on opening and
-      closing, and the last time says little about why;
-    * ``progress``: a quarter, half or three quarters of the episode;
-    * ``uniform``: any step.
 
     Args:
       episodes: rollouts; only those without a success are used. A group of rollouts that begins in a success would
         mostly succeed, and a group that ends alike teaches nothing.
-      rule: which.
-      before: how far before the event at most, in steps.
+      cfg: the rule, and how far before an event.
       rng: generator or seed.
-      each: keyframes drawn from each episode.
-      least: how far before the event at least; ``least=8`` stays one chunk away from it.
-      event: ``"any"``, ``"open"`` or ``"close"``: gripper changes that count.
       memory: M.
 
     Raises:
       NoDataError: when no episode gives a keyframe.
-      ValueError: for an unknown rule or event, or unless 1 <= ``least`` <= ``before``.
     """
-    # Settings first: with no failure among the episodes a wrong one would never be met.
-    check_rule(rule, least, before, event)
     # A generator is used as it is; a number begins a new one.
     rng = np.random.default_rng(rng)
     picks = []
     for e, episode in enumerate(episodes):
         if not episode.success_S.any():
-            steps = [_pick(episode, rule, (least, before), event, rng) for _ in range(each)]
-            picks += [(e, step, rule) for step in steps if step is not None]
+            steps = [_pick(episode, cfg, rng) for _ in range(cfg.each)]
+            picks += [(e, step, cfg.rule) for step in steps if step is not None]
     if not picks:
         failed = sum(not episode.success_S.any() for episode in episodes)
         raise NoDataError(
-            f"rule {rule!r} finds no keyframe in {len(episodes)} episodes, of which {failed} failed. "
+            f"rule {cfg.rule!r} finds no keyframe in {len(episodes)} episodes, of which {failed} failed. "
             f"Use another rule, or no keyframe starts."
         )
     return _build(episodes, picks, memory)
-
-
-def check_rule(rule: str, least: int, before: int, event: str) -> None:
-    """Raises a ValueError for settings that :func:`keyframes` does not know."""
-    if rule not in RULES[1:]:
-        raise ValueError(f"unknown keyframe rule {rule!r}; one of {', '.join(RULES[1:])}.")
-    if event not in ("any", "open", "close"):
-        raise ValueError(f"unknown gripper event {event!r}; one of any, open, close.")
-    if not 1 <= least <= before:
-        raise ValueError(f"expected 1 <= least <= before, got least {least} and before {before}.")
 
 
 def gripper_events(action_SA: np.ndarray, event: str = "any") -> np.ndarray:
@@ -208,31 +211,31 @@ def releases(episode: Episode) -> np.ndarray:
     return np.unique(steps).astype(int)
 
 
-def _pick(episode: Episode, rule: str, back: tuple[int, int], event: str, rng: np.random.Generator) -> int | None:
+def _pick(episode: Episode, cfg: StartsConfig, rng: np.random.Generator) -> int | None:
     """Draws a step in [1, S) of an episode of S steps; None where the rule finds none."""
     end = len(episode.action_SA)
     # The one step is the reset, which is an episode start and no keyframe.
     if end < 2:
         return None
-    if rule == "uniform":
+    if cfg.rule == "uniform":
         return int(rng.integers(1, end))
-    if rule == "progress":
+    if cfg.rule == "progress":
         return int(np.clip(round(end * rng.choice(PROGRESS)), 1, end - 1))
-    if rule == "contact":
+    if cfg.rule == "contact":
         events = contacts(episode)
-    elif rule == "release":
+    elif cfg.rule == "release":
         events = releases(episode)
     else:
-        events = gripper_events(episode.action_SA, event)
+        events = gripper_events(episode.action_SA, cfg.event)
     # An event in step 0 leaves no room for a start before it.
     events = events[(events >= 1) & (events < end)]
     # The last one is the attempt that failed. Without any, the failure is taken to be the end itself.
-    if rule == "before_failure":
+    if cfg.rule == "before_failure":
         events = events[-1:] if len(events) else np.array([end])
     if not len(events):
         return None
     # The event is drawn before the distance: the order of the draws is part of what a seed means.
-    return int(np.clip(rng.choice(events) - rng.integers(back[0], back[1] + 1), 1, end - 1))
+    return int(np.clip(rng.choice(events) - rng.integers(cfg.least, cfg.before + 1), 1, end - 1))
 
 
 def _build(episodes: Sequence[Episode], picks: Sequence[tuple[int, int, str]], memory: int) -> Starts:

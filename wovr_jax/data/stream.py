@@ -23,7 +23,7 @@ from grain import experimental
 
 from wovr_jax.core import sharding
 from wovr_jax.core.config import Count, Natural, checked
-from wovr_jax.data import batches
+from wovr_jax.data.batches import Layout, NoDataError
 from wovr_jax.types import NULL_ACTION, Array, Episode
 
 Host = dict[str, np.ndarray]
@@ -47,22 +47,6 @@ class StreamConfig:
     threads: Count = 8
     workers: Natural = 0
     ahead: Count = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Which windows there are, see ``batches.windows``, and the share of those that begin an episode."""
-
-    memory: int
-    new: int
-    start_cap: int | None = None
-    stride: int = 1
-    partial: bool = False
-    start_share: float = 0.05
-
-    def later(self, steps: int) -> range:
-        """Returns the starts of the windows of an episode of ``steps`` steps, but for the first one."""
-        return batches.later_starts(steps, self.memory, self.new, self.start_cap, self.stride, self.partial)
 
 
 class Stream:
@@ -89,7 +73,7 @@ class Stream:
         self._until_E = np.cumsum(np.where(use_E, windows_E, 0))
         # Said here and not at the first batch, which a training asks for after minutes of building.
         if not self.count:
-            raise batches.NoDataError(
+            raise NoDataError(
                 f"no world-model window: a window needs {layout.new} steps, the longest of {int(use_E.sum())} episodes "
                 f"has {int(max(steps_E[use_E], default=0))}."
             )
@@ -105,7 +89,7 @@ class Stream:
         rng = np.random.default_rng([*seed, group, row])
         index = int(np.searchsorted(self._until_E, rng.integers(self.count), side="right"))
         later = self.layout.later(int(self.steps_E[index]))
-        first, share = 1 - self.layout.memory, self.layout.start_share if later else 1.0
+        first, share = self.layout.first, self.layout.start_share if later else 1.0
         # The share is drawn for every window: one visit may begin its episode several times, or never.
         begins_K = rng.random(self.cfg.visit) < share
         starts_K = [first if begins else int(rng.choice(later)) for begins in begins_K]

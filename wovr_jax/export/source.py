@@ -29,6 +29,7 @@ from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.weights import native
 from wovr_jax.weights.safetensors import Fact
+from wovr_jax.weights.source import open_native
 
 BASE, DEMONSTRATIONS = "sft", "demonstrations"
 """Names of a run's stages: its base policy, and the episodes whose statistics scale its actions."""
@@ -175,7 +176,7 @@ def from_import(
     """
     card = pathlib.Path(card).expanduser().absolute()
     # Verified once, here: leaves are then read many times.
-    cfg, weights, _ = native.open_native(card, verify=True)
+    cfg, weights, _ = open_native(card, verify=True)
     if not isinstance(cfg, VLAConfig):
         raise SourceError(f"{card} is a {type(cfg).__name__}, not a policy.")
     # Beside the card, because an import folder may be moved as a whole.

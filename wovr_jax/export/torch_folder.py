@@ -22,6 +22,7 @@ from wovr_jax.core.disk import fresh_folder, replace_folder
 from wovr_jax.export.robot import BundleError
 from wovr_jax.export.source import Policy
 from wovr_jax.weights import native
+from wovr_jax.weights.source import open_native
 
 FORMAT = "openvla"
 
@@ -51,7 +52,7 @@ def write(
       FileError: when ``card`` is no imported policy, or the files that it kept are damaged.
     """
     card, folder = pathlib.Path(card), pathlib.Path(folder).expanduser().absolute()
-    cfg, _, about = native.open_native(card, verify=True)
+    cfg, _, about = open_native(card, verify=True)
     origin = about.get("source", {})
     kept = {pathlib.PurePath(name) for name in origin.get("rest", {}) if name != rest.TENSORS}
     # Names that an earlier export of this import would have written; anything else in the folder is someone's work.
@@ -96,7 +97,7 @@ def check_vacant(folder: pathlib.Path, expected: set[str], overwrite: bool) -> N
 
 def _retrained(card: pathlib.Path, about: dict[str, Any], trained: Policy, work: pathlib.Path) -> pathlib.Path:
     """Writes the import ``card`` with other weights into ``work``, and returns the new card."""
-    cfg, source, _ = native.open_native(card)
+    cfg, source, _ = open_native(card)
     # Shapes alone would not tell: heads and normalization leave no trace in them.
     if trained.cfg != cfg:
         raise BundleError(
@@ -119,7 +120,7 @@ def _retrained(card: pathlib.Path, about: dict[str, Any], trained: Policy, work:
 
 def _read_back(card: pathlib.Path, cfg: Any, folder: pathlib.Path) -> None:
     """Compares the folder with the card: every leaf, every kept tensor, every other file."""
-    _, source, about = native.open_native(card)
+    _, source, about = open_native(card)
     kept = rest.open_rest(card.with_name(rest.folder_name(card.stem)), about["source"]["rest"])
     (weights,) = find(folder)
     back = importer.read_import(open_source(weights), cfg=cfg)

@@ -62,7 +62,7 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """``v5e:4x4`` and the like, ``h200`` or ``h100:8``, or ``here`` for JAX's own devices.
+    """Returns the devices of a name: ``v5e:4x4`` and the like, ``h200`` or ``h100:8``, ``here`` for JAX's own.
 
     TPUs are compiled for with libtpu, which needs no TPU. XLA compiles for a GPU only where there is one: away from
     it, libtpu's v5p stands in, so arguments are exact and temporary memory is an estimate.
@@ -71,21 +71,22 @@ def topology(name: str) -> Topology:
       ShardingError: for a topology that is not known, or without libtpu.
     """
     if name == "here":
-        found = jax.devices()
-        return Topology(name, found, _known(found[0].device_kind))
+        devices = jax.devices()
+        return Topology(name, devices, _find_chip(devices[0].device_kind))
     kind, _, shape = name.partition(":")
     if kind in TPUS and re.fullmatch(r"\d+(x\d+)+", shape):
-        return Topology(name, _described(name), TPUS[kind])
+        return Topology(name, _describe_slice(name), TPUS[kind])
+    # One GPU may be asked for without a number. Only counts that a v5p slice has can be stood in for.
     if kind in GPUS and int(shape or 1 if shape.isdigit() or not shape else 0) in STAND_INS:
-        return Topology(name, _described(f"v5p:{STAND_INS[int(shape or 1)]}"), GPUS[kind], exact=False)
+        return Topology(name, _describe_slice(f"v5p:{STAND_INS[int(shape or 1)]}"), GPUS[kind], exact=False)
     raise ShardingError(
         f"topology: expected here, <generation>:<shape> of {', '.join(TPUS)}, such as v5e:4x4 or v5p:2x2x4, or one of "
         f"{', '.join(GPUS)} with {', '.join(map(str, STAND_INS))} devices, such as h200 or h100:8; got {name}"
     )
 
 
-def _described(name: str) -> Sequence[Any]:
-    """Descriptions of a slice's devices, by libtpu."""
+def _describe_slice(name: str) -> Sequence[Any]:
+    """Returns descriptions of a slice's devices, by libtpu."""
     chips = math.prod(map(int, name.partition(":")[2].split("x")))
     # A host has four chips, unless it is told otherwise.
     options = {"chips_per_host_bounds": [1, 1, 1]} if chips == 1 else {}
@@ -98,7 +99,9 @@ def _described(name: str) -> Sequence[Any]:
         ) from error
 
 
-def _known(kind: str) -> Chip:
-    """The chip that calls itself ``kind``, such as NVIDIA H100 80GB HBM3 or TPU v5 lite."""
-    said = kind.lower().replace("tpu v5 lite", "v5e").replace("tpu v6 lite", "v6e").replace("tpu v5", "v5p")
-    return next((chip for name, chip in (GPUS | TPUS).items() if name in said), Chip(0.0, 0.0))
+def _find_chip(kind: str) -> Chip:
+    """Returns the chip that calls itself ``kind``, such as NVIDIA H100 80GB HBM3 or TPU v5 lite."""
+    # The driver's name for v5p is TPU v5, so the lite ones have to be replaced before it.
+    name_of_kind = kind.lower().replace("tpu v5 lite", "v5e").replace("tpu v6 lite", "v6e").replace("tpu v5", "v5p")
+    # A device that is not known can still be compiled for: only whether it fits, and how fast it is, stays open.
+    return next((chip for name, chip in (GPUS | TPUS).items() if name in name_of_kind), Chip(0.0, 0.0))

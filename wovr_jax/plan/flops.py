@@ -12,29 +12,33 @@ from jax.extend import core
 
 
 def count(jaxpr: core.Jaxpr) -> int:
-    """Floating-point operations, two for each multiplication and addition. Of a branch, the longer side.
+    """Counts floating-point operations, two for each multiplication and addition; of a branch, the longer side.
 
     A loop of unknown length counts as one turn; the programs of this package have none.
     """
-    return sum(_of(eqn) for eqn in jaxpr.eqns)
+    return sum(_count_equation(eqn) for eqn in jaxpr.eqns)
 
 
-def _of(eqn: Any) -> int:
-    name, given = eqn.primitive.name, eqn.params
+def _count_equation(eqn: Any) -> int:
+    name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
-        (contracted, _), _ = given["dimension_numbers"]
+        # Each output sums as many products as the contracted axes have places.
+        (contracted, _), _ = params["dimension_numbers"]
         return 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        kernel, out = eqn.invars[1].aval, given["dimension_numbers"].rhs_spec[0]
+        # Each output sums over its own kernel: the whole kernel divided by the output channels that share it out.
+        kernel, out = eqn.invars[1].aval, params["dimension_numbers"].rhs_spec[0]
         return 2 * eqn.outvars[0].aval.size * (kernel.size // kernel.shape[out])
-    inner = [count(jaxpr) for jaxpr in _inside(given)]
+    # Everything else either holds programs of its own or is work that the matrix unit does not see.
+    inner = [count(jaxpr) for jaxpr in _find_programs(params)]
     if name == "cond":
         return max(inner)
-    return sum(inner) * (given["length"] if name == "scan" else 1)
+    return sum(inner) * (params["length"] if name == "scan" else 1)
 
 
-def _inside(given: dict[str, Any]) -> list[core.Jaxpr]:
-    """Programs among the parameters of an operation."""
-    values = [one for value in given.values() for one in (value if isinstance(value, tuple | list) else [value])]
-    closed = [one.jaxpr if isinstance(one, core.ClosedJaxpr) else one for one in values]
-    return [one for one in closed if isinstance(one, core.Jaxpr)]
+def _find_programs(params: dict[str, Any]) -> list[core.Jaxpr]:
+    """Returns the programs among the parameters of an operation."""
+    # A scan has one, a branch a tuple of them; by their type, so that new operations are counted without a list here.
+    values = [item for value in params.values() for item in (value if isinstance(value, tuple | list) else [value])]
+    opened = [item.jaxpr if isinstance(item, core.ClosedJaxpr) else item for item in values]
+    return [item for item in opened if isinstance(item, core.Jaxpr)]

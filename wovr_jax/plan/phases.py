@@ -1,4 +1,4 @@
-"""The programs of a run and the shapes of what they are given, on a mesh; no number is computed.
+"""Describes the programs of a run and the shapes of what they are given, on a mesh; no number is computed.
 
 They are those that run, taken from where the run takes them (``train.step``, ``run.programs``) and lowered for shapes:
 the step that trains the world model, the imagination of one iteration of RL, the update of the policy on it. The size
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wovr_jax import learner
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import BATCH, Axes
-from wovr_jax.data.batches import later_starts
+from wovr_jax.data.batches import Layout
 from wovr_jax.data.starts import Starts
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
@@ -25,6 +25,7 @@ from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.train import RLPolicy, make_rl_policy
 from wovr_jax.reward import classifier
 from wovr_jax.run import programs
+from wovr_jax.run.bind import improvement
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.world import HELD_OUT
 from wovr_jax.train import optimizers
@@ -60,32 +61,32 @@ class Phase(NamedTuple):
     chains: bool = True
 
 
-class On:
+class Placement:
     """Shapes of what lies on a mesh."""
 
     def __init__(self, over: Mesh):
         self._over = over
 
-    def placed(self, tree: Any, axes: Axes) -> Any:
-        """Parameters and states, cut as ``axes`` say."""
+    def place(self, tree: Any, axes: Axes) -> Any:
+        """Returns parameters and states, cut as ``axes`` say."""
         where = sharding.shardings(tree, axes, self._over)
         return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, where)
 
     def rows(self, *shape: int, dtype: Any = jnp.float32) -> Any:
-        """A batch, cut along its first axis."""
+        """Returns a batch, cut along its first axis."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self._over, PartitionSpec(BATCH)))
 
     def whole(self, tree: Any) -> Any:
-        """A copy on every device."""
-        return self.placed(tree, sharding.WHOLE)
+        """Returns a copy on every device."""
+        return self.place(tree, sharding.WHOLE)
 
     def key(self) -> Any:
-        """A random key."""
+        """Returns a random key."""
         return self.whole(jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def world(recipe: Recipe, on: On) -> Phase:
-    """A step of training, on windows of the first collection and the demonstrations."""
+def world(recipe: Recipe, on: Placement) -> Phase:
+    """Describes a step of training, on windows of the first collection and the demonstrations."""
     cfg, train = recipe.world, recipe.world_train
     plain = world_model.networks(cfg)[0].shapes()
     objective = WorldObjective(cfg, train, (train.batch,))
@@ -93,39 +94,33 @@ def world(recipe: Recipe, on: On) -> Phase:
     def begin(plain: Params) -> train_step.TrainState:
         return train_step.create(objective, world_train.pick_trained(train, plain, jax.random.key(0)))
 
-    state = on.placed(jax.eval_shape(begin, plain), dit.AXES)
-    fixed = None if train.lora is None else on.placed(plain, dit.AXES)
+    # Shapes alone: the parameters of a full-size network would not fit in the memory of the machine that plans.
+    state = on.place(jax.eval_shape(begin, plain), dit.AXES)
+    # Adapters learn beside weights that stay, and that the step reads too.
+    fixed = None if train.lora is None else on.place(plain, dit.AXES)
     data = _windows(recipe, on)
     number = on.whole(jax.ShapeDtypeStruct((), jnp.int32))
+    # Every round after the first refreshes the world model, where the run does at all.
     times = train.steps + recipe.refresh.steps * (recipe.rounds - 1 if recipe.pace else 0)
     held = {"parameters": (state.params, state.ema, fixed), "optimizer": state.opt_state, "data": data}
     program = train_step.compile_programs(objective).step
     return Phase(program, (state, number, fixed, (data,), on.key()), held, {}, times)
 
 
-def dream(recipe: Recipe, on: On) -> Phase:
-    """The rollouts of one iteration of RL."""
-    network, state = _policy(recipe, on)
+def dream(recipe: Recipe, on: Placement) -> Phase:
+    """Describes the rollouts of one iteration of RL."""
+    _, state = _policy(recipe, on)
     parts = _parts(recipe, on)
-    program = programs.dream(
-        recipe.dream,
-        recipe.learner.grpo.group,
-        recipe.starts.share,
-        recipe.policy,
-        network.net,
-        Codec(),
-        recipe.temperature,
-        None if recipe.dream.world == "true" else recipe.world,
-        recipe.reward,
-        recipe.sim,
-    )
+    world = None if recipe.dream.world == "true" else recipe.world
+    program = programs.dream(improvement(recipe), Codec(), world)
     held = {"policy": state.params, **{name: parts[name] for name in sorted(parts)}}
     args = (state.params, parts, on.key())
+    # The optimizer's state waits on the devices for the update that follows.
     return Phase(program, args, held, {"optimizer": state.opt_state}, sum(recipe.dream.updates), chains=False)
 
 
-def update(recipe: Recipe, on: On) -> Phase:
-    """The update of the policy on the rollouts of one iteration."""
+def update(recipe: Recipe, on: Placement) -> Phase:
+    """Describes the update of the policy on the rollouts of one iteration."""
     cfg, side = recipe.learner, pixels(recipe)
     network, state = _policy(recipe, on)
     count, chunks = recipe.dream.groups * cfg.grpo.group, recipe.dream.chunks
@@ -140,29 +135,32 @@ def update(recipe: Recipe, on: On) -> Phase:
         prob_BNT=on.rows(*acted[:3]),
         success_BNT=on.rows(*acted[:3], dtype=bool),
     )
+    # The regulariser holds the policy to the base policy, which is then a second set of parameters.
     base = state.params if cfg.grpo.kl else None
     program = programs.update(cfg, network.net, recipe.temperature)
     held = {"policy": (state.params, base), "optimizer": state.opt_state, "rollouts": rollouts}
+    # World model, judge and start states stay for the next iteration's imagination.
     return Phase(program, (state, rollouts, on.key(), base), held, _parts(recipe, on), sum(recipe.dream.updates))
 
 
-PHASES: dict[str, Callable[[Recipe, On], Phase]] = {"world": world, "imagine": dream, "update": update}
+PHASES: dict[str, Callable[[Recipe, Placement], Phase]] = {"world": world, "imagine": dream, "update": update}
 
 
-def _policy(recipe: Recipe, on: On) -> tuple[RLPolicy, learner.PolicyState]:
-    """The policy as RL runs it, and its state."""
+def _policy(recipe: Recipe, on: Placement) -> tuple[RLPolicy, learner.PolicyState]:
+    """Returns the policy as RL runs it, and its state."""
     cfg, frozen = recipe.learner, recipe.sft.frozen
     network = make_rl_policy(recipe.policy, cfg.lora, frozen)
+    # What is not trained has no moments in the optimizer, which are twice the size of what is.
     mask = lora.mask if cfg.lora else optimizers.all_but(*frozen) if frozen else None
 
     def begin(plain: Params) -> learner.PolicyState:
         return learner.create(cfg, network.begin(plain, jax.random.key(0)), mask, axes=vla.AXES)
 
-    return network, on.placed(jax.eval_shape(begin, vla.network(recipe.policy).shapes()), vla.AXES)
+    return network, on.place(jax.eval_shape(begin, vla.network(recipe.policy).shapes()), vla.AXES)
 
 
-def _windows(recipe: Recipe, on: On) -> Any:
-    """What the batches of a first training of the world model are drawn from."""
+def _windows(recipe: Recipe, on: Placement) -> Any:
+    """Returns what the batches of a first training of the world model are drawn from."""
     cfg, train, side = recipe.world, recipe.world_train, pixels(recipe)
     vae = world_model.networks(cfg)[1]
     if train.latents in ("fly", "stream"):
@@ -170,8 +168,10 @@ def _windows(recipe: Recipe, on: On) -> Any:
         frames = on.rows(train.batch, cfg.frames, side, side, 3, dtype=jnp.uint8)
         return HostBatch(frames, on.rows(train.batch, cfg.frames, ACTION_DIM), on.whole(vae.shapes()), cfg)
     episodes = recipe.collect.first + recipe.collect.demonstrations
+    # As the stage cuts them: held-out episodes are no windows to learn from.
     learned = episodes - round(episodes * HELD_OUT)
-    starts = later_starts(steps(recipe), cfg.slots, cfg.chunk, train.start_cap or None, train.stride, partial=True)
+    starts = Layout(cfg.slots, cfg.chunk, train.start_cap or None, train.stride, partial=True).later(steps(recipe))
+    # A window at the start of each episode, and those behind it.
     count, latent = learned * (1 + len(starts)), (cfg.latents, *latent_size(recipe), cfg.dit.channels)
 
     def whole(*shape: int, dtype: Any = jnp.float32) -> Any:
@@ -181,8 +181,8 @@ def _windows(recipe: Recipe, on: On) -> Any:
     return Latents(*columns, whole(episodes, *latent), learned)
 
 
-def _parts(recipe: Recipe, on: On) -> dict[str, Any]:
-    """What imagination reads besides the policy."""
+def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
+    """Returns what imagination reads besides the policy."""
     cfg, side = recipe.world, pixels(recipe)
     # At most as many keyframes as are wanted of every episode of the first collection.
     count = recipe.collect.first * (1 + (recipe.starts.each if recipe.starts.share else 0))
@@ -205,9 +205,10 @@ def _parts(recipe: Recipe, on: On) -> dict[str, Any]:
     prompts = on.whole(jax.ShapeDtypeStruct((recipe.reward.tasks, PROMPT), jnp.int32))
     threshold = on.whole(jax.ShapeDtypeStruct((), jnp.float32))
     parts: dict[str, Any] = {"starts": starts, "prompt_KL": prompts, "threshold": threshold}
+    # As ``improve`` packs them: only what this world and this judge read.
     if recipe.dream.world != "true":
         shapes = jax.eval_shape(lambda: world_model.init(cfg, jax.random.key(0)))
-        parts["world"] = on.placed(shapes, world_model.AXES)
+        parts["world"] = on.place(shapes, world_model.AXES)
     if recipe.dream.reward == "learned":
         parts["reward"] = on.whole(classifier.network(recipe.reward).shapes())
     if recipe.dream.world != "learned":
@@ -216,7 +217,7 @@ def _parts(recipe: Recipe, on: On) -> dict[str, Any]:
 
 
 def latent_size(recipe: Recipe) -> tuple[int, int]:
-    """Height and width of a frame's latents."""
+    """Returns height and width of a frame's latents."""
     side, vae = pixels(recipe), world_model.networks(recipe.world)[1]
     pixel_B1HWC = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32)
     latent = jax.eval_shape(lambda params, frames: vae(params, frames, method="encode"), vae.shapes(), pixel_B1HWC)
@@ -224,10 +225,10 @@ def latent_size(recipe: Recipe) -> tuple[int, int]:
 
 
 def pixels(recipe: Recipe) -> int:
-    """Height and width of a frame."""
+    """Returns height and width of a frame, which is square."""
     return recipe.sim.size if recipe.libero is None else recipe.libero.scene.size
 
 
 def steps(recipe: Recipe) -> int:
-    """Steps of an episode."""
+    """Returns the steps of an episode."""
     return recipe.sim.horizon if recipe.libero is None else recipe.libero.steps

@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wovr_jax.data import normalize
 from wovr_jax.policy import jpeg
 from wovr_jax.types import Array
 
@@ -155,6 +154,7 @@ def proprio(statistics: Mapping[str, Any], state: Array) -> Array:
     low, high = (jnp.asarray(statistics[name], jnp.float32) for name in ("q01", "q99"))
     if state.shape[-1:] != low.shape:
         raise ValueError(f"robot state: expected {len(low)} values, as in the statistics, got shape {state.shape}")
+    mask = jnp.asarray(statistics.get("mask", [True] * len(low)))
     # As actions are scaled (``actions.Codec.normalise``), but clipped: a joint may go beyond what training saw.
     scaled = 2.0 * (state - low) / (high - low + 1e-8) - 1.0
-    return jnp.clip(jnp.where(jnp.asarray(normalize.mask_of(statistics)), scaled, state), -1.0, 1.0)
+    return jnp.clip(jnp.where(mask, scaled, state), -1.0, 1.0)

@@ -11,8 +11,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wovr_jax.core.log import text_table
 from wovr_jax.core.stats import wilson
+from wovr_jax.core.tables import text_table
 
 Results = Mapping[str, Any]
 Rows = list[tuple[str, ...]]

@@ -15,16 +15,16 @@ from wovr_jax.core import keys
 from wovr_jax.core.config import ConfigError
 from wovr_jax.data import normalize
 from wovr_jax.data.starts import Starts
-from wovr_jax.learner import PolicyState
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
+from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
 from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, no_demonstrations
-from wovr_jax.run.stages.improve import Imagination, Improvement, begin, improve
+from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward
 from wovr_jax.run.stages.starts import choose_starts
@@ -86,10 +86,12 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     start_dit = functools.partial(start_world, recipe.world, recipe.world_weights, key)
     rl = improvement(recipe)
     acting = programs.acting(recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.sim, memory)
+    imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
 
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""
+        # Episodes remember who acted, and the report tells policies apart by it.
         name = f"grpo-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
@@ -104,16 +106,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         where = (arena, recipe.evaluate, act(round_, "evaluate"), recipe.reward)
         return compare(run, round_, len(made.worlds) - 1, *where, *learned, key)
 
-    def improve_policy(round_: int) -> Product[Params]:
-        return improve(run, round_, rl, made.policies, newest(recipe.dream, made, env, codec, acting), key)
-
-    def begin_round(round_: int, round_key: Array) -> tuple[PolicyState, Callable]:
-        """The learner's first state and step of a round, for whoever takes the steps by hand."""
-        return begin(round_, rl, made.policies, newest(recipe.dream, made, env, codec, acting), round_key, key)
-
     return SimpleNamespace(
-        environment=env,
-        codec=codec,
         act=act,
         explore=arena.explore if recipe.dream.world == "true" else None,
         demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
@@ -127,8 +120,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, recipe.seed),
         measure=measure_policy,
         compare=compare_policy,
-        improve=improve_policy,
-        begin=begin_round,
+        improve=functools.partial(improve, run, rl, made.policies, imagination, key),
     )
 
 
@@ -175,7 +167,7 @@ def open_environment(recipe: Recipe) -> Environment:
     Raises:
       LiberoError: LIBERO is not installed, or a task that the suite does not have.
       ConfigError: a policy whose vocabulary is not that of the instructions.
-      ShardingError: several processes whose devices do not suit simulators of their own, see ``sim.libero.hosts``.
+      ShardingError: several processes whose devices do not suit simulators of their own, see ``sim.libero.actors``.
     """
     cfg, policy = recipe.libero, recipe.policy
     how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
@@ -183,12 +175,13 @@ def open_environment(recipe: Recipe) -> Environment:
         words = jnp.asarray(Tokenizer.tabletop().prompts(Tabletop.instructions))
         return Environment(Tabletop(recipe.sim, recipe.expert, **how, prompt_KL=words), words, None)
     # Imported here, so that whoever runs on the table need not have LIBERO.
+    from wovr_jax.sim.libero import actors
     from wovr_jax.sim.libero import arena as libero
-    from wovr_jax.sim.libero import hosts
 
     prompt_KL, codec = _libero_words(cfg, policy, libero.instructions(cfg.suite))
     arena = libero.Libero(cfg, chunk=policy.chunk, prompt_KL=prompt_KL, **how)
-    hosts.check(vla.network(policy).shapes(), vla.AXES)
+    # Each process steps simulators of its own, which not every mesh allows.
+    actors.check_mesh(vla.network(policy).shapes(), vla.AXES)
     return Environment(arena, jnp.asarray(prompt_KL), codec)
 
 
@@ -217,6 +210,7 @@ def check_weights(recipe: Recipe) -> None:
       ConfigError: weights to start from are missing.
       FileError: there is no such pretrained VAE.
     """
+    # By shapes alone: no weights are read, and no network is made.
     networks = {"policy_weights": vla.network(recipe.policy), "world_weights": world_model.networks(recipe.world)[0]}
     for setting, network in networks.items():
         if where := getattr(recipe, setting):

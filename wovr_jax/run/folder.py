@@ -26,14 +26,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from wovr_jax.core import config, processes
-from wovr_jax.core.disk import not_written, write_json
+from wovr_jax.core.disk import not_written, read_json, write_json
 from wovr_jax.core.log import Log
 from wovr_jax.run.recipe import differences
 
 T = TypeVar("T")
 
 MARK = "done.json"
+# What a claim about sample efficiency is made of: true steps are what the method saves, imagined ones what it pays.
 COUNTED = ("true_steps", "imagined_frames")
+# Numbers depend a little on the mesh, by the order of sums; but a run that lost its machine must be able to go on.
 FREE = ("mesh", "checkpoints", "seeds", "variants")
 """Settings that say where a run computes, what it keeps, or how much of a study, not what comes out: it may go on with
 others."""
@@ -85,6 +87,7 @@ class Run:
         self.settings = config.to_dict(settings)
         with _explained(self.folder, "the run cannot begin"):
             processes.once(lambda: self._claim(allow_change), "open the run folder")
+            # Only now: the log makes the folder, and one that is there must have been judged first.
             self.log = Log(self.folder)
         # Of every finished stage, whether or not it is asked for again: the ledger of a resumed run is the whole run's.
         self.facts: dict[str, dict[str, Any]] = processes.once(self._marked, "look for finished stages")
@@ -93,13 +96,15 @@ class Run:
         self._inside_s = 0.0
 
     def _marked(self) -> dict[str, Any]:
+        # In the order in which they were finished, which no name tells.
         marks = sorted(self.folder.glob(f"stages/*/{MARK}"), key=lambda mark: mark.stat().st_mtime)
-        return {mark.parent.name: json.loads(mark.read_text()) for mark in marks}
+        return {mark.parent.name: read_json(mark) for mark in marks}
 
     def _claim(self, allow_change: bool) -> None:
         mark = self.folder / "config.json"
         if mark.exists():
             self._compare(mark, allow_change)
+        # A mistyped --run must not fill somebody's folder.
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise RunError(
                 f"{self.folder} is not empty and is not a run folder (no config.json in it). "
@@ -116,6 +121,7 @@ class Run:
             raise RunError(
                 f"{mark} is not readable JSON ({error}); this is not a run folder of this project."
             ) from error
+        # What was computed on other devices may go on here, so such settings are not compared.
         settings = ({k: v for k, v in part.items() if k not in FREE} for part in (there, self.settings))
         different = differences(*settings)
         if not different:
@@ -129,6 +135,7 @@ class Run:
                 "another folder with --run=..., ask for what is there, or go on with --allow_config_change: finished "
                 f"stages then stay as they are.\n  {lines}"
             )
+        # Each change is kept, so that the numbers of a finished stage can be traced to the settings that made it.
         earlier = len(list(self.folder.glob("config-before-*.json")))
         print(f"{self.folder} goes on with another configuration:\n  {lines}", file=sys.stderr, flush=True)
         write_json(self.folder / f"config-before-{earlier + 1}.json", there)
@@ -146,17 +153,19 @@ class Run:
         Raises:
           RunError: when the disk is full or closed to us. Earlier stages and checkpoints are as they were.
         """
+        # By an exception: nothing that stands between this stage and the end of the block may run either.
         if self._reached:
             raise _Reached
         folder = self.folder / "stages" / name
 
         def read_mark() -> dict[str, Any] | None:
-            mark = folder / MARK
-            return json.loads(mark.read_text()) if mark.exists() else None
+            # Not only when the run is opened: a study links finished stages of one run into another that is open.
+            return read_json(folder / MARK) if (folder / MARK).exists() else None
 
         facts = processes.once(read_mark, f"look whether {name} is done")
         if facts is None:
             self._make(name, make, folder)
+            # Read back like the product, so that they are in every process and every try what JSON made of them.
             facts = processes.once(read_mark, f"finish {name}")
         self.facts[name] = facts
         self._reached = name == self._last
@@ -180,12 +189,14 @@ class Run:
         with _explained(folder, f"{name} cannot go on"):
             folder.mkdir(parents=True, exist_ok=True)
             tried = folder / "tried.json"
-            before = json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
+            # Tries that were interrupted have cost their seconds too.
+            before = read_json(tried)["seconds"] if tried.exists() else 0.0
             processes.say(f"== {name}")
             begin, around_s, self._inside_s = time.perf_counter(), self._inside_s, 0.0
             try:
                 facts = dict(make(folder))
                 seconds = before + time.perf_counter() - begin - self._inside_s
+                # The mark comes last: until it is there the stage counts as not made, whatever lies in its folder.
                 write_json(folder / MARK, facts | {"seconds": seconds})
             except BaseException:
                 seconds = before + time.perf_counter() - begin - self._inside_s
@@ -200,6 +211,7 @@ class Run:
 
         The claim "the learner used no true simulator step" is ``ledger()["grpo-1"]["true_steps"] == 0``.
         """
+        # Of stages that another command finished too: a result has cost what all tries together have cost.
         return {
             name: {count: facts.get(count, 0) for count in COUNTED} | {"seconds": facts["seconds"]}
             for name, facts in self.facts.items()

@@ -26,6 +26,7 @@ from wovr_jax.learner import LearnerConfig
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
+from wovr_jax.policy.train import RLPolicy, make_rl_policy
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
@@ -61,6 +62,7 @@ def acting(
       memory: M, memory frames of a start state.
     """
 
+    # The codec is asked for when somebody acts, because it may come from demonstrations that are not collected yet.
     def choose(
         params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array, temperature: float
     ) -> Array:
@@ -82,6 +84,7 @@ def roll_on_table(cfg: VLAConfig, codec: Codec, temperature: float, sim: Tableto
 
     @jax.jit
     def live(params: Params, seed_B: Array, prompt_KL: Array, key: Array) -> Imagined:
+        # The true table is a world like the learned one, so the same scan plays both.
         act = vla.policy(cfg, params, codec, temperature)
         start = arena.make_starts(seed_B, prompt_KL, sim, memory)
         return imagine(act, world, predicate, start, key, chunks=chunks, video=True)
@@ -121,49 +124,70 @@ def _fold_rows(key: Array, seed_B: Array) -> Array:
 # ---------------------------------------------------------------- imagination
 
 
-@functools.cache
-def dream(
-    cfg: DreamConfig,
-    group: int,
-    share: float,
-    policy: VLAConfig,
-    net: Pure,
-    codec: Codec,
-    temperature: float,
-    world: WorldConfig | None,
-    reward: RewardConfig,
-    sim: TabletopConfig,
-) -> Callable[[Params, dict[str, Any], Array], Imagined]:
-    """``dream(policy, parts, key)``: the rollouts of one iteration of RL, from drawn start states.
+@dataclasses.dataclass(frozen=True)
+class Improvement:
+    """Settings of reinforcement learning.
 
-    ``parts`` holds ``starts`` (the table), ``prompt_KL``, ``threshold`` and, as ``cfg`` asks for them, the weights
-    ``world`` and ``reward`` and the simulator's states ``sim`` of the starts.
-
-    Args:
-      cfg: groups, chunks, and which world and judge.
-      group: rollouts from each start state.
+    Attributes:
+      dream: one iteration, and the world and the judge it happens in.
+      learner: how rollouts become optimizer steps.
       share: of the groups that begin at keyframes.
-      policy, net, codec, temperature: the policy, the network that computes it, and how it samples.
-      world: the learned world, its VAE's statistics filled in; None where ``cfg.world`` is "true".
-      reward: the classifier, for ``cfg.reward`` "learned".
+      temperature: of the policy's sampling.
+      frozen: parts of the policy that stay as they are.
+      policy: the policy's network.
+      reward: the classifier's network.
       sim: the embedded table, for worlds that are the truth or know it.
     """
 
+    dream: DreamConfig
+    learner: LearnerConfig
+    share: float
+    temperature: float
+    frozen: tuple[str, ...]
+    policy: VLAConfig
+    reward: RewardConfig
+    sim: TabletopConfig
+
+    @property
+    def network(self) -> RLPolicy:
+        """The policy as actor and learner run it, with adapters where the learner trains adapters."""
+        return make_rl_policy(self.policy, self.learner.lora, self.frozen)
+
+
+@functools.cache
+def dream(
+    cfg: Improvement, codec: Codec, world: WorldConfig | None
+) -> Callable[[Params, dict[str, Any], Array], Imagined]:
+    """``dream(policy, parts, key)``: the rollouts of one iteration of RL, from drawn start states.
+
+    ``parts`` holds ``starts`` (the table), ``prompt_KL``, ``threshold`` and, as ``cfg.dream`` asks for them, the
+    weights ``world`` and ``reward`` and the simulator's states ``sim`` of the starts.
+
+    Args:
+      cfg: settings; of the learner's only the size of a group matters here.
+      codec: between actions and tokens.
+      world: the learned world, its VAE's statistics filled in; None where ``cfg.dream.world`` is "true".
+    """
+    group, net = cfg.learner.grpo.group, cfg.network.net
+
+    # One program: neither frames nor tokens leave the device between two chunks.
     @jax.jit
     def dream(policy_params: Params, parts: dict[str, Any], key: Array) -> Imagined:
         k_draw, k_roll = jax.random.split(key)
-        row_B = start_states.draw(parts["starts"], k_draw, cfg.groups, group, share=share)
+        row_B = start_states.draw(parts["starts"], k_draw, cfg.dream.groups, group, share=cfg.share)
         start = start_states.gather(parts["starts"], row_B, parts["prompt_KL"])
         if "sim" in parts:
+            # The simulator begins in the very state that the frames of the start show.
             start = dataclasses.replace(start, sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
-        act = vla.policy(policy, policy_params, codec, temperature, net)
-        score = classifier.score(reward, parts["reward"]) if cfg.reward == "learned" else predicate
+        act = vla.policy(cfg.policy, policy_params, codec, cfg.temperature, net)
+        # The predicate looks into the simulator, so it needs a world that has one.
+        score = classifier.score(cfg.reward, parts["reward"]) if cfg.dream.reward == "learned" else predicate
         if world is None:
-            simulator = table.world(sim)
+            simulator = table.world(cfg.sim)
         else:
             model = world_model.world(world, parts["world"])
-            simulator = model if cfg.world == "learned" else shadow(model, table.world(sim))
-        return imagine(act, simulator, score, start, k_roll, chunks=cfg.chunks, threshold=parts["threshold"])
+            simulator = model if cfg.dream.world == "learned" else shadow(model, table.world(cfg.sim))
+        return imagine(act, simulator, score, start, k_roll, chunks=cfg.dream.chunks, threshold=parts["threshold"])
 
     return dream
 
@@ -177,6 +201,7 @@ def update(cfg: LearnerConfig, net: Pure, temperature: float) -> learner.Update:
 def true_states(starts: Starts, sim: TabletopConfig) -> Any:
     """The table's own states at start states, for worlds that are the truth."""
     seed_K, played_KSA, step_K = map(jnp.asarray, (starts.seed_K, starts.played_KSA, starts.step_K))
+    # A state is not stored but played again: seed and actions are small, and other versions can read them.
     return table.replay(seed_K, played_KSA, step_K, sim)
 
 
@@ -190,6 +215,7 @@ def replay(world: WorldConfig, reward: RewardConfig | None = None) -> Callable[.
     Without a classifier (``reward`` None, and None for its weights) the success probabilities are zero.
     """
 
+    # For the films of a world model's training, before which there is no judge.
     def unscored(frame_BTHWC: Array, task_B: Array, truth_BT: Array | None) -> Array:
         del task_B, truth_BT
         return jnp.zeros(frame_BTHWC.shape[:2])
@@ -229,13 +255,16 @@ def replay_episodes(
     """
     starts = start_states.initial(episodes, memory=memory)
     for low in range(0, len(episodes), batch):
+        # The last batch is filled up with its own rows: another size would be another program, compiled for one batch.
         rows = np.resize(np.arange(low, min(low + batch, len(episodes))), batch).tolist()
+        # After the end of an episode the arm rests; those frames are cut off below.
         action_BSA = np.tile(np.asarray(NULL_ACTION, np.float32), (batch, steps, 1))
         for b, row in enumerate(rows):
             action_BSA[b, : len(episodes[row].action_SA)] = episodes[row].action_SA
         # (B, S, A) -> (B, N, T, A): the spine counts in chunks.
         action_BNTA = jnp.asarray(action_BSA.reshape(batch, -1, chunk, action_BSA.shape[-1]))
         start = start_states.gather(starts, jnp.asarray(rows), prompt_KL)
+        # To the host batch by batch: the films of a whole collection would not fit on the device.
         rollout = sharding.host(play(start, action_BNTA, low))
         video_BSHWC = to_uint8(rollout.video_BNTHWC).reshape(batch, -1, *rollout.frame_BNHWC.shape[2:])
         for row, video_SHWC in list(zip(rows, video_BSHWC, strict=True))[: len(episodes) - low]:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from wovr_jax.core import config
-from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, Share, checked
+from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, checked
 from wovr_jax.core.history import CheckpointConfig
 from wovr_jax.core.sharding import MeshConfig
-from wovr_jax.data import starts as start_states
+from wovr_jax.data.starts import StartsConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.train import SFTConfig
@@ -88,29 +88,6 @@ class RefreshConfig:
 
     steps: Natural = 400
     lr: Positive = 5e-4
-
-
-@checked
-@dataclasses.dataclass(frozen=True)
-class StartsConfig:
-    """Where imagined rollouts begin.
-
-    Attributes:
-      share: of the groups that begin at keyframes (KIR); 0 switches KIR off.
-      rule, before, least, event, each: see ``data.starts.keyframes``.
-    """
-
-    share: Share = 1 / 3
-    rule: start_states.Rule = "before_failure"
-    before: Count = 6
-    event: start_states.Event = "any"
-    each: Count = 2
-    least: Count = 1
-
-    def faults(self) -> Faults:
-        """Yields an interval of steps without a step."""
-        if self.least > self.before:
-            yield "least", f"expected at most before={self.before}, got {self.least}"
 
 
 @checked

@@ -24,7 +24,8 @@ SPAN = 10_000_000
 
 
 def layouts(seed: int, purpose: str, count: int) -> np.ndarray:
-    """Reset seeds, disjoint between runs and purposes: evaluate, online, demonstrations, ``"collect-<round>"``."""
+    """Returns reset seeds of a purpose: evaluate, online, demonstrations or ``"collect-<round>"``; all are disjoint."""
+    # Disjoint for all rounds, so that evaluation stays held out whatever has been collected.
     if purpose in ("evaluate", "online"):
         # The last two millions of the run's range; collections count up from the second million.
         low = SPAN - 1_000_000 * (1 + (purpose == "online"))
@@ -32,6 +33,7 @@ def layouts(seed: int, purpose: str, count: int) -> np.ndarray:
         low = 0
     else:
         low = 1_000_000 * (1 + int(purpose.removeprefix("collect-")))
+    # int32, as the table's reset takes it: the seeds go into a compiled program.
     return seed * SPAN + low + np.arange(count, dtype=np.int32)
 
 
@@ -67,6 +69,7 @@ class Actor:
     """
 
     acting: Acting
+    # A function, since whoever resumes a finished stage does not act and should not read 7B parameters.
     load: Callable[[], Params]
     key: Array
     temperature: float
@@ -87,6 +90,7 @@ class Measured(NamedTuple):
       steps: simulator steps that it took.
     """
 
+    # Single outcomes and no rate, so that policies can be compared layout by layout.
     success_B: np.ndarray
     subgoals: dict[str, float]
     steps: int
@@ -101,6 +105,7 @@ class Played(NamedTuple):
       count: of the rows that were asked for.
     """
 
+    # Padded to one size, since what replays them is one compiled program.
     start: Start
     rollout: Imagined
     count: int
@@ -132,6 +137,7 @@ class Arena(Protocol):
         environment is a compiled program, and part of the one that imagines.
     """
 
+    # Written out and no base class: arenas share no code, only what a stage may ask of them.
     name: str
     instructions: tuple[str, ...]
     steps: int

@@ -21,7 +21,7 @@ from wovr_jax.world.model import WorldConfig, networks
 
 
 def stack_episodes(episodes: Sequence[Episode], chunk: int) -> tuple[Array, Array, Array]:
-    """First frames (B, H, W, C), actions (B, N, T, A) and true frames (B, N, T, H, W, C) of equally long episodes.
+    """Stacks episodes of one length: first frames (B, H, W, C), actions (B, N, T, A), true frames (B, N, T, H, W, C).
 
     Raises:
       ValueError: when their length is no whole number of chunks, or differs.
@@ -39,9 +39,10 @@ def stack_episodes(episodes: Sequence[Episode], chunk: int) -> tuple[Array, Arra
 
 
 def play(cfg: WorldConfig, params: Params, frame_BHWC: Array, action_BNTA: Array, key: Array) -> Array:
-    """The frames (B, N, T, H, W, C) of actions from first frames, in the world with weights ``params``."""
+    """Returns the frames (B, N, T, H, W, C) of actions from first frames, in the world with weights ``params``."""
     batch = len(frame_BHWC)
     none_B = jnp.zeros(batch, jnp.int32)
+    # As at the reset of an episode: the memory is the first frame, held still under the null action.
     start = Start(
         anchor_BHWC=frame_BHWC,
         memory_BMHWC=jnp.repeat(frame_BHWC[:, None], cfg.slots, axis=1),
@@ -57,44 +58,52 @@ def play(cfg: WorldConfig, params: Params, frame_BHWC: Array, action_BNTA: Array
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def errors(
+def measure_errors(
     cfg: WorldConfig, vae_params: Params, frame_BHWC: Array, true_BNTHWC: Array, seen_BNTHWC: Array
 ) -> dict[str, Array]:
-    """Distance of imagined from true videos with the same first frames, chunk by chunk.
+    """Measures the distance of imagined from true videos with the same first frames, chunk by chunk.
 
     Returns:
       ``latent_N``, the mean squared difference of the chunk's normalised latents, each video encoded in windows of
       its own (first frame, the M frames before the chunk, the chunk), the same windows whatever ``cfg`` was trained
       to see; ``psnr_N`` in dB, of all pixels of the chunk together.
     """
-    known = cfg.context_latents
-    encode = lambda window: networks(cfg)[1](vae_params, window, method="encode")[:, known:]  # noqa: E731
+
+    def encode(window_BFHWC: Array) -> Array:
+        # The first latents are those of anchor and memory; only those of the chunk itself are compared.
+        return networks(cfg)[1](vae_params, window_BFHWC, method="encode")[:, cfg.context_latents :]
 
     def latent(windows: tuple[Array, Array]) -> Array:
         return jnp.square(encode(windows[0]) - encode(windows[1])).mean()
 
-    pair = (_windows(cfg, frame_BHWC, true_BNTHWC), _windows(cfg, frame_BHWC, seen_BNTHWC))
+    # (B, N, T, H, W, C) -> (N,): the mean comes before the logarithm, so that a bad rollout counts in full.
     pixel_N = jnp.square(true_BNTHWC - seen_BNTHWC).mean(axis=(0, 2, 3, 4, 5))
+    pair = (_cut_windows(cfg, frame_BHWC, true_BNTHWC), _cut_windows(cfg, frame_BHWC, seen_BNTHWC))
+    # Chunk by chunk: all windows of a long video at once would not fit into memory.
     return {"latent_N": jax.lax.map(latent, pair), "psnr_N": psnr(pixel_N)}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def reconstructed(cfg: WorldConfig, vae_params: Params, frame_BHWC: Array, true_BNTHWC: Array) -> Array:
-    """The true frames through the VAE and back: what a model without any error of its own would show."""
+def reconstruct(cfg: WorldConfig, vae_params: Params, frame_BHWC: Array, true_BNTHWC: Array) -> Array:
+    """Puts the true frames through the VAE and back: what a model without any error of its own would show."""
     _, vae = networks(cfg)
 
     def chunk(window_BFHWC: Array) -> Array:
+        # The whole window goes through, as the VAE looks back in time, and the chunk at its end is kept.
         latent_Bfhwc = vae(vae_params, window_BFHWC, method="encode")
         return jnp.clip(vae(vae_params, latent_Bfhwc, method="decode")[:, -cfg.chunk :], -1.0, 1.0)
 
-    return jnp.swapaxes(jax.lax.map(chunk, _windows(cfg, frame_BHWC, true_BNTHWC)), 0, 1)
+    # (N, B, T, H, W, C) -> (B, N, T, H, W, C)
+    return jnp.swapaxes(jax.lax.map(chunk, _cut_windows(cfg, frame_BHWC, true_BNTHWC)), 0, 1)
 
 
-def _windows(cfg: WorldConfig, frame_BHWC: Array, video_BNTHWC: Array) -> Array:
-    """(N, B, F, H, W, C): the window of each chunk, anchor and memory in full."""
+def _cut_windows(cfg: WorldConfig, frame_BHWC: Array, video_BNTHWC: Array) -> Array:
+    """Cuts (N, B, F, H, W, C): the window of each chunk, anchor and memory in full."""
     batch, chunks, steps = video_BNTHWC.shape[:3]
+    # Before the first chunk the memory is the first frame again and again, so there are as many of it in front.
     anchor_BFHWC = jnp.repeat(frame_BHWC[:, None], cfg.slots, axis=1)
     all_BFHWC = jnp.concatenate([anchor_BFHWC, video_BNTHWC.reshape(batch, -1, *frame_BHWC.shape[1:])], axis=1)
+    # Chunk n sees the frames that end where it does; with the padding in front they begin at n * T.
     place_NF = steps * np.arange(chunks)[:, None] + np.arange(cfg.slots + steps)
     window_BNFHWC = jnp.concatenate(
         [jnp.repeat(frame_BHWC[:, None, None], chunks, axis=1), all_BFHWC[:, place_NF]], axis=2

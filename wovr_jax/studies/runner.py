@@ -108,16 +108,18 @@ def probe(folder: pathlib.Path, stage: str | None, starts: int) -> tuple[str, Re
     key, seeds = keys.key(recipe.seed, "probe"), layouts(recipe.seed, "evaluate", starts)
     numbers = probing.probe(cfg, params, recipe.sim, seeds, key)
     sheet = probing.sheet(cfg, params, recipe.sim, seeds[0], key)
+    # The numbers go beside the picture, so that several stages can be held against each other later.
     picture = pixels.image(folder / "probe" / f"{stage}.png", sheet)
     write_json(picture.with_suffix(".json"), {"stage": stage, "starts": starts, **numbers})
     return stage, numbers, picture
 
 
 def _choose_model(folder: pathlib.Path, job: str, stage: str | None) -> str:
-    """The name of a finished stage that holds a world model: ``stage``, or the one that finished last."""
+    """Returns the name of a finished stage that holds a world model: ``stage``, or the one that finished last."""
     pattern = "*-seed*" if job == world_parts.JOB else "world-*"
     # A world model is whole weights, or adapters beside those that it began with.
     products = [*folder.glob(f"stages/{pattern}/dit"), *folder.glob(f"stages/{pattern}/adapters")]
+    # Without its mark a stage is still in the making, and its weights are those of an earlier step or half written.
     done = [path.parent for path in products if (path.parent / MARK).is_file()]
     names = [path.name for path in sorted(done, key=lambda path: (path / MARK).stat().st_mtime)]
     if not names:
@@ -128,7 +130,7 @@ def _choose_model(folder: pathlib.Path, job: str, stage: str | None) -> str:
 
 
 def _load_model(recipe: Recipe, opened: Run, stage: str) -> tuple[Recipe, WorldConfig, Params]:
-    """The recipe (with the seed of the stage), and settings and weights of a stage's world model."""
+    """Returns the recipe, with the seed of the stage, and settings and weights of the stage's world model."""
     if recipe.job == world_parts.JOB:
         return world_parts.load(recipe, opened, *stage.rsplit("-seed", 1))
     # Passes the finished stages on the way to this one and loads none of them: nothing is trained. A run that learns in

@@ -89,49 +89,53 @@ STUDIES = {"ladder": LADDER, "ablations": ABLATIONS}
 
 
 def variants(name: str, recipe: Recipe) -> list[Variant]:
-    """The variants of a study, with the numbers of updates that depend on the recipe filled in."""
+    """Returns the variants of a study, with the numbers of updates that depend on the recipe filled in."""
     updates, rollouts = sum(recipe.dream.updates), recipe.dream.groups * recipe.learner.grpo.group
+    # Online RL gets as many true rollouts as the loop collects, or the comparison would be one of budgets.
     budget = recipe.collect.first + (recipe.rounds - 1) * recipe.collect.again
     counts = {"a": 2 * updates, "online": max(budget // rollouts, 1)}
-    return [_with_updates(one, counts.get(one.name)) for one in chosen(STUDIES[name], recipe.variants)]
+    return [_set_updates(one, counts.get(one.name)) for one in choose_variants(STUDIES[name], recipe.variants)]
 
 
-def chosen(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:
-    """The reference, against which the others are held, and those named; all where none is.
+def choose_variants(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:
+    """Returns the reference, against which the others are held, and those named; all where none is.
 
     Raises:
       ConfigError: when a name is not there.
     """
-    there = [variant.name for variant in variants]
-    if unknown := set(names) - set(there):
+    known = [variant.name for variant in variants]
+    if unknown := set(names) - set(known):
         raise config.ConfigError(
-            f"config.variants: expected names out of {', '.join(there)}; got {', '.join(sorted(unknown))}"
+            f"config.variants: expected names out of {', '.join(known)}; got {', '.join(sorted(unknown))}"
         )
     return [variant for variant in variants if not names or variant.name in (REFERENCE, *names)]
 
 
-def _with_updates(variant: Variant, updates: int | None) -> Variant:
+def _set_updates(variant: Variant, updates: int | None) -> Variant:
     if updates is None:
         return variant
     return dataclasses.replace(
-        variant, change=merged({"dream": {}} | dict(variant.change), {"dream": {"updates": [updates]}})
+        variant, change=merge_settings({"dream": {}} | dict(variant.change), {"dream": {"updates": [updates]}})
     )
 
 
-def merged(settings: Mapping[str, Any], change: Mapping[str, Any]) -> Settings:
-    """``settings`` with ``change`` laid over it, group by group."""
+def merge_settings(settings: Mapping[str, Any], change: Mapping[str, Any]) -> Settings:
+    """Returns ``settings`` with ``change`` laid over it, group by group."""
+    # A copy: several variants are made from one reference.
     out = copy.deepcopy(dict(settings))
     for name, value in change.items():
-        out[name] = merged(out.get(name, {}), value) if isinstance(value, Mapping) else value
+        out[name] = merge_settings(out.get(name, {}), value) if isinstance(value, Mapping) else value
     return out
 
 
-def link(variant: Variant, reference: pathlib.Path, folder: pathlib.Path) -> None:
+def link_stages(variant: Variant, reference: pathlib.Path, folder: pathlib.Path) -> None:
     """Links the finished shared stages of ``reference`` into the run ``folder``."""
     for name in variant.share:
+        # Only what is finished: two runs would make a stage in one folder.
         source, target = reference / "stages" / name, folder / "stages" / name
         if (source / MARK).exists() and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
+            # Relative, so that the folder of a study can be moved.
             target.symlink_to(os.path.relpath(source, target.parent), target_is_directory=True)
 
 
@@ -147,21 +151,24 @@ def study(
     rows, settings = variants(name, recipe), config.to_dict(recipe)
     outcomes: dict[str, list[tuple[list[int], list[int]]]] = {variant.name: [] for variant in rows}
     for variant in rows:  # what cannot be is said before anything runs
-        config.from_dict(Recipe, merged(settings, variant.change))
+        config.from_dict(Recipe, merge_settings(settings, variant.change))
     # The reference first: the others link its stages.
     order = sorted(rows, key=lambda variant: variant.name != REFERENCE)
     for count, (seed, variant) in enumerate(itertools.product(recipe.seeds, order), 1):
         print(
             f"== {variant.name}, seed {seed}: {count} of {len(recipe.seeds) * len(order)}", file=sys.stderr, flush=True
         )
+        # Settings as a run of its own would have them: so it can be taken up, or made on another machine.
         alone = {"job": "pace", "seed": seed, "seeds": [seed], "variants": [], "name": variant.name}
-        one = merged(settings, variant.change) | alone
+        variant_settings = merge_settings(settings, variant.change) | alone
         where = folder / f"{variant.name}-seed{seed}"
-        run = Run(where, one)
-        link(variant, folder / f"{REFERENCE}-seed{seed}", where)
-        own = config.from_dict(Recipe, one)
-        pace(own, run, Job(measured=(0, own.rounds), compares=False))
-        ends = [run.facts[f"evaluate-{round_}"]["outcomes"] for round_ in (0, own.rounds)]
+        run = Run(where, variant_settings)
+        link_stages(variant, folder / f"{REFERENCE}-seed{seed}", where)
+        variant_recipe = config.from_dict(Recipe, variant_settings)
+        rounds = (0, variant_recipe.rounds)
+        # A study asks for success before and after; what lies between, and how honest the world is, costs true steps.
+        pace(variant_recipe, run, Job(measured=rounds, compares=False))
+        ends = [run.facts[f"evaluate-{round_}"]["outcomes"] for round_ in rounds]
         outcomes[variant.name].append((ends[0], ends[1]))
         run.log.close()
         keep(table(rows, outcomes))
@@ -169,18 +176,20 @@ def study(
 
 
 def table(rows: Sequence[Variant], outcomes: Mapping[str, Ends]) -> list[Settings]:
-    """A row for every variant that has run; ``against`` holds it against the reference on the seeds that both have."""
+    """Returns a row for every variant that has run; ``against`` compares it with the reference on the seeds of both."""
     reference = outcomes[REFERENCE]
-    made = [_row(variant, outcomes[variant.name]) for variant in rows if outcomes[variant.name]]
-    for row in made:
+    lines = [_row(variant, outcomes[variant.name]) for variant in rows if outcomes[variant.name]]
+    for row in lines:
+        # Seeds run in the same order everywhere, and zip ends with the shorter of the two: both have had what is left.
         ours, theirs = ([after for _, after in ends] for ends in zip(*zip(outcomes[row["variant"]], reference)))
         row["against"] = None if row["variant"] == REFERENCE else _paired(ours, theirs)
-    return made
+    return lines
 
 
 def _row(variant: Variant, ends: Ends) -> Settings:
-    """Success before and after, and the paired difference with its interval, over all seeds."""
-    before, after = ([one for seed in side for one in seed] for side in zip(*ends))
+    """Returns success before and after, and the paired difference with its interval, over all seeds."""
+    # [(before, after) of each seed] -> all outcomes before, and all after, in the same order.
+    before, after = ([outcome for seed in side for outcome in seed] for side in zip(*ends))
     return {
         "variant": variant.name,
         "says": variant.says,
@@ -192,5 +201,6 @@ def _row(variant: Variant, ends: Ends) -> Settings:
 
 
 def _paired(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Difference of two success rates over the same layouts, seeds pooled, with its 95 % interval."""
+    """Returns the difference of two success rates over the same layouts, seeds pooled, with its 95 % interval."""
+    # Paired by layout: what makes a layout hard is the same on both sides and cancels.
     return stats.gain(*(np.concatenate([np.asarray(seed, bool) for seed in side]) for side in (ours, theirs)))

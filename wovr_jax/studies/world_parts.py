@@ -28,7 +28,7 @@ from wovr_jax.sim.arena import layouts
 from wovr_jax.sim.tabletop import arena
 from wovr_jax.sim.tabletop.wander import wander
 from wovr_jax.studies import open_loop
-from wovr_jax.studies.variants import REFERENCE, Settings, Variant, chosen, merged
+from wovr_jax.studies.variants import REFERENCE, Settings, Variant, choose_variants, merge_settings
 from wovr_jax.train import loop
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
@@ -49,7 +49,7 @@ VARIANTS = (
     Variant("cross", "actions through cross-attention only", {"dit": {"action_conditioning": "cross"}}),
 )
 """``change`` is laid over the world model's settings."""
-Found = dict[str, dict[str, dict[str, list[float]]]]
+Errors = dict[str, dict[str, dict[str, list[float]]]]
 """Name -> seed -> ``latent`` and ``psnr``, each a list over chunks."""
 REFERENCES = {"still": "(first frame held still)", "vae": "(true frames through the VAE)"}
 
@@ -70,25 +70,27 @@ def study(recipe: Recipe, run: Run, keep: Callable[[dict[str, Any]], None] = lam
             f"config.sim.horizon: chunk {max(CHUNKS)} of an episode ends at step {needed}, so the horizon should be "
             f"that or a longer multiple of {recipe.world.chunk}, got {recipe.sim.horizon}"
         )
-    variants = chosen(VARIANTS, recipe.variants)
-    found: Found = {name: {} for name in (*(variant.name for variant in variants), *REFERENCES)}
+    variants = choose_variants(VARIANTS, recipe.variants)
+    errors: Errors = {name: {} for name in (*(variant.name for variant in variants), *REFERENCES)}
+    # Seed by seed, so that whatever is there at any time compares all variants on the same episodes.
     for seed in recipe.seeds:
-        one = _Seed(dataclasses.replace(recipe, seed=seed), run)
-        for name in found:
-            facts = one.measure(name)
-            found[name][str(seed)] = {key: facts[key] for key in ("latent", "psnr")}
-            keep(_results(found))
-    return _results(found)
+        one_seed = _Seed(dataclasses.replace(recipe, seed=seed), run)
+        for name in errors:
+            facts = one_seed.measure(name)
+            errors[name][str(seed)] = {key: facts[key] for key in ("latent", "psnr")}
+            keep(_results(errors))
+    return _results(errors)
 
 
-def _results(found: Found) -> dict[str, Any]:
-    return {JOB: found, "tables": [table(found)]}
+def _results(errors: Errors) -> dict[str, Any]:
+    return {JOB: errors, "tables": [table(errors)]}
 
 
 def load(recipe: Recipe, run: Run, name: str, seed: str | int) -> tuple[Recipe, WorldConfig, Params]:
-    """Recipe, settings and weights of a finished variant on a seed."""
-    one = _Seed(dataclasses.replace(recipe, seed=int(seed)), run)
-    return one.recipe, *one.train(next(variant for variant in VARIANTS if variant.name == name))
+    """Returns recipe, settings and weights of a finished variant on a seed."""
+    trained = _Seed(dataclasses.replace(recipe, seed=int(seed)), run)
+    # Its stage is marked as done, so this reads and does not train.
+    return trained.recipe, *trained.train(next(variant for variant in VARIANTS if variant.name == name))
 
 
 class _Seed:
@@ -98,11 +100,12 @@ class _Seed:
         self.recipe, self.run, self.key = recipe, run, functools.partial(keys.key, recipe.seed)
 
     def measure(self, name: str) -> Settings:
-        """Errors by chunk of a variant or a reference."""
+        """Returns the errors by chunk of a variant or a reference."""
         known = {variant.name: variant for variant in VARIANTS}
 
         def make(folder: pathlib.Path) -> Settings:
             first_BHWC, action_BNTA, true_BNTHWC = self.held_out
+            # The reference's settings for all: the same windows are encoded, whatever a variant was trained to see.
             cfg, vae_params = self.vae(self.recipe.world)
             if name in known:
                 world = self.train(known[name])
@@ -110,8 +113,8 @@ class _Seed:
             elif name == "still":
                 seen_BNTHWC = jnp.broadcast_to(first_BHWC[:, None, None], true_BNTHWC.shape)
             else:
-                seen_BNTHWC = open_loop.reconstructed(cfg, vae_params, first_BHWC, true_BNTHWC)
-            errors = open_loop.errors(cfg, vae_params, first_BHWC, true_BNTHWC, seen_BNTHWC)
+                seen_BNTHWC = open_loop.reconstruct(cfg, vae_params, first_BHWC, true_BNTHWC)
+            errors = open_loop.measure_errors(cfg, vae_params, first_BHWC, true_BNTHWC, seen_BNTHWC)
             frames = int(np.prod(seen_BNTHWC.shape[:3]))
             return {key: errors[f"{key}_N"].tolist() for key in ("latent", "psnr")} | {"imagined_frames": frames}
 
@@ -121,7 +124,7 @@ class _Seed:
 
     @functools.cached_property
     def episodes(self) -> list[Episode]:
-        """Those to train on."""
+        """The episodes to train on."""
         return self._wander("train", "demonstrations", self.recipe.collect.demonstrations)
 
     @functools.cached_property
@@ -134,6 +137,7 @@ class _Seed:
         cfg, key = self.recipe, self.key("wander", part)
 
         def make(folder: pathlib.Path) -> Settings:
+            # The purpose keeps the layouts of training and of evaluation apart.
             seeds = layouts(cfg.seed, purpose, count)
             made = arena.play_demonstrations(seeds, key, cfg.expert, cfg.sim, cfg.collect.batch, wander)
             facts = disk.write(folder / "episodes", made, meta={"sim": "tabletop"}, overwrite=True)
@@ -142,20 +146,22 @@ class _Seed:
         return self.run.stage(self._name(part), make, lambda folder: disk.read(folder / "episodes")).value
 
     def vae(self, world: WorldConfig) -> tuple[WorldConfig, Params]:
-        """A world model's settings with the statistics of the VAE that all variants share, and its weights."""
+        """Returns a world model's settings with the statistics of the VAE that all variants share, and its weights."""
+        # Loaded when a VAE is to be trained; the package's own needs no episode.
         episodes = Product(lambda: Demonstrations(self.episodes, []))
         folder = pathlib.Path(self.recipe.assets) if self.recipe.assets else native.FOLDER
         return open_vae(self.run, world, self.recipe.vae, folder, self.recipe.vae_train, episodes).value
 
     def train(self, variant: Variant) -> tuple[WorldConfig, Params]:
-        """Settings and weights of a variant's world model."""
-        changed = config.from_dict(Recipe, merged(config.to_dict(self.recipe), {"world": variant.change})).world
+        """Trains a variant's world model, or reads it; returns its settings and weights."""
+        changed = config.from_dict(Recipe, merge_settings(config.to_dict(self.recipe), {"world": variant.change})).world
         train, name = self.recipe.world_train, self._name(variant.name)
         cfg, vae_params = self.vae(changed)
 
         def make(folder: pathlib.Path) -> Settings:
             start = start_world(cfg, self.recipe.world_weights, self.key)
             data, _ = windows(cfg, train, vae_params, self.episodes, self.run.folder / "latents", held_out=0.0)
+            # The key does not depend on the variant: all draw the same windows and the same noise.
             state, step = training.make(cfg, train, start, data, self.key("world study"))
             state = loop.fit(name, state, step, train.steps, log=self.run.log, folder=folder)
             checkpoint.save(folder / "dit", training.merge_weights(train, state.result, start))
@@ -170,16 +176,18 @@ class _Seed:
         return f"{kind}-seed{self.recipe.seed}"
 
 
-def table(found: Found) -> dict[str, Any]:
-    """Mean and standard deviation over seeds, chunk by chunk, and on how many seeds the full model is ahead."""
+def table(errors: Errors) -> dict[str, Any]:
+    """Tables mean and standard deviation over seeds, chunk by chunk, and on how many seeds the full model is ahead."""
     head = ["variant", *(f"latent error, chunk {n}" for n in CHUNKS), *(f"PSNR {n}" for n in CHUNKS)]
-    rows, full = [[*head, f"behind full at chunk {CHUNKS[-1]}"]], found[REFERENCE]
-    for name, says in ({one.name: one.says for one in VARIANTS} | REFERENCES).items():
-        if seeds := found.get(name):
-            cells = [_spread([one["latent"][n - 1] for one in seeds.values()], 3) for n in CHUNKS]
-            cells += [_spread([one["psnr"][n - 1] for one in seeds.values()], 1) for n in CHUNKS]
+    rows, full = [[*head, f"behind full at chunk {CHUNKS[-1]}"]], errors[REFERENCE]
+    for name, says in ({variant.name: variant.says for variant in VARIANTS} | REFERENCES).items():
+        if seeds := errors.get(name):
+            # Chunks are counted from 1 in the table, lists from 0.
+            cells = [_format_spread([error["latent"][n - 1] for error in seeds.values()], 3) for n in CHUNKS]
+            cells += [_format_spread([error["psnr"][n - 1] for error in seeds.values()], 1) for n in CHUNKS]
             last = CHUNKS[-1] - 1
-            behind = sum(one["latent"][last] > full[seed]["latent"][last] for seed, one in seeds.items())
+            # The last chunk decides: errors that feed on themselves show there, and a short rollout hides them.
+            behind = sum(error["latent"][last] > full[seed]["latent"][last] for seed, error in seeds.items())
             compared = name != REFERENCE and name not in REFERENCES
             rows.append([says, *cells, f"{behind} of {len(seeds)} seeds" if compared else "-"])
     return {
@@ -191,6 +199,7 @@ def table(found: Found) -> dict[str, Any]:
     }
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def _format_spread(values: Sequence[float], digits: int) -> str:
+    # One seed has no spread to tell; of several it is that of a sample.
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
@@ -67,7 +68,6 @@ def fit(
     keep: CheckpointConfig | None = None,
     log_every: int = 20,
     on_step: Callable[[int, Any], dict[str, float] | None] | None = None,
-    nan_ok: tuple[str, ...] = (),
 ) -> Any:
     """Runs ``state, metrics = step(state, i)`` for i in [0, steps) and returns the last state.
 
@@ -82,7 +82,6 @@ def fit(
       log_every: steps between reads of the metrics. The device is never waited for in between.
       on_step: called as ``on_step(done, state)`` after each step, ``done`` counting from 1. It
         must not keep ``state``, which the next step may donate. Scalars that it returns are logged.
-      nan_ok: metrics that may be NaN (a mean over nothing, say).
 
     Raises:
       NonFiniteError: naming stage, step and metric; the last good checkpoint stays. What the step trained on is in
@@ -92,7 +91,7 @@ def fit(
       ValueError: when the checkpoint in ``folder`` is further than ``steps``.
     """
     keep = keep or history.current()
-    run = _Fit(name, steps, log, folder, nan_ok, keep)
+    run = _Fit(name, steps, log, None if folder is None else History(pathlib.Path(folder) / "fit", keep))
     state, done = run.resume(state)
     # The step donates the state, so what it looks like is noted before: the dump restores into it.
     like = jax.tree.map(nonfinite.describe_leaf, state)
@@ -148,23 +147,25 @@ def _wishes(interrupted: list[int], late: bool = False) -> set[str]:
     return {signal.Signals(number).name for number in interrupted} | ({SAVE} if late and processes.first() else set())
 
 
+@dataclasses.dataclass
 class _Fit:
-    """The bookkeeping of one fit: metrics not yet logged, and the checkpoints."""
+    """The bookkeeping of one fit.
 
-    def __init__(
-        self,
-        name: str,
-        steps: int,
-        log: Log | None,
-        folder: str | os.PathLike | None,
-        nan_ok: tuple[str, ...],
-        keep: CheckpointConfig,
-    ):
-        self.name, self.steps, self.log, self.nan_ok = name, steps, log, nan_ok
-        self.history = None if folder is None else History(pathlib.Path(folder) / "fit", keep)
-        self.saved: int | None = None
-        self.window: list[dict[str, Any]] = []
-        self.means: dict[str, float] = {}
+    Attributes:
+      name, steps, log: see :func:`fit`.
+      history: its checkpoints; None for a run that is not resumed.
+      saved: step of the last checkpoint.
+      window: metrics that are not yet logged, step by step; on the device until they are read.
+      means: the metrics logged last.
+    """
+
+    name: str
+    steps: int
+    log: Log | None
+    history: History | None
+    saved: int | None = None
+    window: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    means: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def resume(self, state: Any) -> tuple[Any, int]:
         """Returns the state and step to go on from."""
@@ -199,7 +200,7 @@ class _Fit:
         self.window = [
             {name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self.window)
         ]
-        if bad := nonfinite.find_in_metrics(self.window, self.nan_ok):
+        if bad := nonfinite.find_in_metrics(self.window):
             place, name, value = bad
             step = done - len(self.window) + place + 1  # the window ends with step ``done``
             raise NonFiniteError(self._explain(f"metric {name!r} is {value}", step), step)

@@ -33,17 +33,12 @@ class NonFiniteError(FloatingPointError):
         self.step = step
 
 
-def find_in_metrics(window: Sequence[Mapping[str, float]], allowed: Sequence[str]) -> tuple[int, str, float] | None:
-    """Returns place, name and value of the first metric that is not finite; None when all are.
-
-    Args:
-      window: metrics of consecutive steps.
-      allowed: names that may be NaN.
-    """
+def find_in_metrics(window: Sequence[Mapping[str, float]]) -> tuple[int, str, float] | None:
+    """Returns place, name and value of the first metric that is not finite, in consecutive steps; None when all are."""
     # A NaN in the state spoils every later step: the first one is the update that did it.
     for place, metrics in enumerate(window):
         for name, value in metrics.items():
-            if name not in allowed and not np.isfinite(value):
+            if not np.isfinite(value):
                 return place, name, value
     return None
 

@@ -15,7 +15,7 @@ import importlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ import numpy as np
 from wovr_jax.core import checkpoint, config, disk, processes, sharding
 from wovr_jax.types import Params
 from wovr_jax.weights import safetensors
-from wovr_jax.weights.safetensors import Fact, FileError, Source, facts_of
+from wovr_jax.weights.safetensors import Fact, FileError, facts_of
 
 FOLDER = pathlib.Path(__file__).parents[1] / "assets"
 """Where the pretrained parts of the package lie; ``launch/`` has the program that makes them again."""
@@ -130,13 +130,6 @@ def save_asset(
 # ---------------------------------------------------------------- reading
 
 
-def is_native(path: pathlib.Path) -> bool:
-    """Returns whether ``path`` is the json of our own form."""
-    whole = path.suffix == ".json" and path.is_file() and path.with_suffix(".safetensors").is_file()
-    # A release has a config.json beside its weights too; ours alone says of which class the config is.
-    return whole and '"config_class"' in path.read_text(encoding="utf-8", errors="replace")
-
-
 def describe(path: str | os.PathLike) -> dict[str, Any]:
     """Returns everything that the json says; reads no weights.
 
@@ -163,15 +156,18 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
     return about
 
 
-def open_native(path: str | os.PathLike, *, verify: bool = False) -> tuple[Any, Source, dict[str, Any]]:
-    """Opens weights without reading them.
+def load(
+    path: str | os.PathLike,
+    *,
+    put: Callable[[str, np.ndarray], Any] = lambda name, leaf: leaf,
+    verify: bool = False,
+) -> tuple[Any, Params]:
+    """Reads the config and the parameters.
 
     Args:
       path: the json.
-      verify: also compare the SHA-256, which reads the whole file.
-
-    Returns:
-      the config, the leaves as a source with paths for names, and all that the json says.
+      put: what is made of each leaf, by its path, before the next one is read: a cast, a place on a device.
+      verify: also compare the SHA-256, in the same pass.
 
     Raises:
       FileError: a file is missing, damaged, or not of this form.
@@ -179,40 +175,15 @@ def open_native(path: str | os.PathLike, *, verify: bool = False) -> tuple[Any, 
     """
     path = pathlib.Path(path)
     about = describe(path)
-    weights = path.with_suffix(".safetensors")
-    if verify:  # a pass of its own: whoever opens a source reads its leaves in any order
-        _compare_digest(path, about, disk.sha256(weights))
-    cfg = _config(path, about)
-    opened = safetensors.header(weights)
-    facts = {name.replace(".", "/"): fact for name, fact in opened.facts.items()}
-    return cfg, Source(str(path), facts, lambda leaf: safetensors.read(opened, leaf.replace("/", "."))), about
-
-
-def load(
-    path: str | os.PathLike,
-    *,
-    dtype: Any = None,
-    put: Callable[[np.ndarray], Any] = lambda leaf: leaf,
-    verify: bool = False,
-) -> tuple[Any, Params]:
-    """Reads the config and the parameters.
-
-    Args:
-      path: the json.
-      dtype: that all leaves are cast to; as they are by default.
-      put: what is done with each leaf before the next is read, ``jax.device_put`` for instance.
-      verify: also compare the SHA-256, in the same pass.
-
-    Raises:
-      FileError, config.ConfigError: as :func:`open_native`.
-    """
-    path = pathlib.Path(path)
-    about = describe(path)
-    cfg = _config(path, about)
+    cfg = read_config(path, about)
+    opened, digest = safetensors.header(path.with_suffix(".safetensors")), hashlib.sha256()
     leaves: dict[str, Any] = {}
-    for name, leaf in _stream(path, about, verify):
-        leaves[name] = put(leaf if dtype is None else leaf.astype(dtype, copy=False))
+    for dotted, leaf in safetensors.read_all(opened, digest.update if verify else None):
+        name = dotted.replace(".", "/")
+        leaves[name] = put(name, leaf)
         del leaf  # or it would live on while the next one is read
+    if verify:
+        compare_digest(path, about, digest.hexdigest())
     return cfg, unflatten(leaves)
 
 
@@ -220,23 +191,13 @@ def load_asset(name: str, folder: pathlib.Path = FOLDER) -> tuple[Any, Params]:
     """Reads the config and the float32 parameters (numpy) of a pretrained part, and compares its SHA-256.
 
     Raises:
-      FileError, config.ConfigError: as :func:`open_native`.
+      FileError, config.ConfigError: as :func:`load`.
     """
-    return load(folder / f"{name}.json", dtype=np.float32, verify=True)
+    return load(folder / f"{name}.json", put=lambda name, leaf: leaf.astype(np.float32, copy=False), verify=True)
 
 
-def _stream(path: pathlib.Path, about: Mapping[str, Any], verify: bool) -> Iterator[tuple[str, np.ndarray]]:
-    """Path and value of every leaf in the order of the file; holds one of them. The hash is compared at the end."""
-    digest = hashlib.sha256() if verify else None
-    opened = safetensors.header(path.with_suffix(".safetensors"))
-    for name, leaf in safetensors.read_all(opened, digest):
-        yield name.replace(".", "/"), leaf
-        del leaf
-    if digest is not None:
-        _compare_digest(path, about, digest.hexdigest())
-
-
-def _compare_digest(path: pathlib.Path, about: Mapping[str, Any], digest: str) -> None:
+def compare_digest(path: pathlib.Path, about: Mapping[str, Any], digest: str) -> None:
+    """Raises a FileError unless the weights of the json at ``path`` have the SHA-256 that it says."""
     if digest != about["sha256"]:
         raise FileError(
             f"{path.with_suffix('.safetensors')} has SHA-256 {digest}, {path.name} says {about['sha256']}. "
@@ -244,7 +205,8 @@ def _compare_digest(path: pathlib.Path, about: Mapping[str, Any], digest: str) -
         )
 
 
-def _config(path: pathlib.Path, about: Mapping[str, Any]) -> Any:
+def read_config(path: pathlib.Path, about: Mapping[str, Any]) -> Any:
+    """Returns the network's config that a json describes."""
     place: str = about["config_class"]
     module, _, name = MOVED.get(place, place).partition(":")
     if not module.startswith("wovr_jax."):  # a json from elsewhere must not import what it likes
@@ -298,37 +260,27 @@ def load_weights(setting: str, where: str, shapes: Params, axes: sharding.Axes) 
       config.ConfigError: nothing there, damaged, or weights of another network.
     """
     path = pathlib.Path(where).expanduser()
-    over = sharding.current()
-    places = None if over is None else sharding.shardings(shapes, axes, over)
+    # Of a checkpoint each process and device reads its own pieces only, for Orbax is told where they lie.
+    like = sharding.describe(shapes, axes)
     try:
-        return _read_card(path, shapes, places) if path.suffix == ".json" else _restore(path, shapes, places)
+        return _read_card(path, like) if path.suffix == ".json" else checkpoint.restore(path, like)
     except ValueError as error:
         raise config.ConfigError(f"config.{setting}: {error}") from error
 
 
-def _read_card(path: pathlib.Path, shapes: Params, places: Any) -> Params:
-    """Reads our own form to ``places``, leaf by leaf."""
-    about = describe(path)
-    _config(path, about)  # of a class and with fields that this version knows
-    _refuse_another_network(path, shapes)
-    wanted, place = flatten(shapes), None if places is None else flatten(places)
-    params: dict[str, Any] = {}
-    for name, leaf in _stream(path, about, verify=True):
-        leaf = leaf.astype(wanted[name].dtype, copy=False)
-        array = jnp.asarray(leaf) if place is None else sharding.put(leaf, place[name])
+def _read_card(path: pathlib.Path, like: Params) -> Params:
+    """Reads our own form leaf by leaf, each to the dtype and place of that leaf in ``like``."""
+    read_config(path, describe(path))  # of a class and with fields that this version knows
+    _refuse_another_network(path, like)
+    wanted = flatten(like)
+
+    def put(name: str, leaf: np.ndarray) -> Any:
+        leaf, place = leaf.astype(wanted[name].dtype, copy=False), wanted[name].sharding
+        array = jnp.asarray(leaf) if place is None else sharding.put(leaf, place)
         # An accelerator's copy goes on behind the call; without waiting, leaves would gather on the host.
-        params[name] = jax.block_until_ready(array)
-        del leaf, array
-    return unflatten(params)
+        return jax.block_until_ready(array)
 
-
-def _restore(path: pathlib.Path, shapes: Params, places: Any) -> Params:
-    """Reads a checkpoint to ``places``, of which each process and device reads its own pieces only."""
-    if places is None:
-        return checkpoint.restore(path, shapes)
-    # Orbax reads for each device the pieces that lie on it.
-    like = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, places)
-    return checkpoint.restore(path, like)
+    return load(path, put=put, verify=True)[1]
 
 
 def _refuse_another_network(path: pathlib.Path, shapes: Params) -> None:

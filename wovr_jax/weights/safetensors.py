@@ -10,14 +10,13 @@ tensor's begin and end after the header; the data (huggingface/safetensors:READM
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -101,38 +100,6 @@ class Header(NamedTuple):
     metadata: dict[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """An opened file, or set of shards; nothing but headers was read.
-
-    Attributes:
-      name: for messages.
-      facts: name without prefix -> shape and dtype.
-      read: name without prefix -> the tensor.
-      doubled: names that are there more than once.
-      prefix: what stood before every name.
-      container: key under which a ``.pth`` kept its state dict.
-      others: what a ``.pth`` held beside it.
-      config: the ``config.json`` beside the file, or None.
-      files: what was opened: the file, or the shards and their index.
-    """
-
-    name: str
-    facts: dict[str, Fact]
-    read: Callable[[str], np.ndarray]
-    doubled: list[str] = dataclasses.field(default_factory=list)
-    prefix: str = ""
-    container: str | None = None
-    others: list[str] = dataclasses.field(default_factory=list)
-    config: dict[str, Any] | None = None
-    files: tuple[pathlib.Path, ...] = ()
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name without prefix -> shape."""
-        return {name: fact.shape for name, fact in self.facts.items()}
-
-
 # ---------------------------------------------------------------- reading
 
 
@@ -199,40 +166,32 @@ def read(opened: Header, name: str) -> np.ndarray:
         return _read_tensor(file, opened, name)
 
 
-class Hash(Protocol):
-    """What :func:`read_all` needs of an object of hashlib."""
-
-    def update(self, data: Any, /) -> None: ...
-
-
-def read_all(opened: Header, digest: Hash | None = None) -> Iterator[tuple[str, np.ndarray]]:
+def read_all(opened: Header, hashed: Callable[[Any], None] | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """Reads all tensors in the order of the file, each once the one before it was taken; keeps none of them.
 
     Args:
       opened: the header.
-      digest: updated with every byte of the file in order, so that reading and hashing are one pass. It is complete
-        when the iteration has ended.
+      hashed: takes every byte of the file in order, ``hashlib.sha256().update`` for instance, so that reading and
+        hashing are one pass. It has taken all of them when the iteration has ended.
     """
     # By begin, and by size because tensors without a number begin where the next one does.
     order = sorted(opened.facts, key=lambda name: (opened.begin[name], opened.facts[name].nbytes))
     with opened.path.open("rb", buffering=0) as file:
+
+        def pass_over(end: int) -> None:
+            # What lies before the first tensor (the header), between tensors, and behind the last one.
+            while hashed and (missing := end - file.tell()) > 0 and (piece := file.read(min(missing, _PIECE))):
+                hashed(piece)
+
         for name in order:
-            if digest is not None:
-                _hash_until(file, opened.begin[name], digest)
+            pass_over(opened.begin[name])
             file.seek(opened.begin[name])
             tensor = _read_tensor(file, opened, name)
-            if digest is not None:
-                digest.update(_bytes_of(tensor))
+            if hashed:
+                hashed(_bytes_of(tensor))
             yield name, tensor
             del tensor  # before the next one is made: this one is the caller's
-        if digest is not None:
-            _hash_until(file, opened.path.stat().st_size, digest)
-
-
-def _hash_until(file: io.FileIO, end: int, digest: Hash) -> None:
-    """Hashes from where ``file`` stands to ``end``: the header, or what lies between tensors."""
-    while (missing := end - file.tell()) > 0 and (piece := file.read(min(missing, _PIECE))):
-        digest.update(piece)
+        pass_over(opened.path.stat().st_size)
 
 
 def _read_tensor(file: io.FileIO, opened: Header, name: str) -> np.ndarray:

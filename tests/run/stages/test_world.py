@@ -11,7 +11,8 @@ import pytest
 from wovr_jax.core import checkpoint
 from wovr_jax.core.log import read_metrics
 from wovr_jax.data import episodes as disk
-from wovr_jax.data.stream import Layout, StreamConfig, window
+from wovr_jax.data.batches import Layout
+from wovr_jax.data.stream import StreamConfig, window
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import RefreshConfig
 from wovr_jax.run.stages import world as stage

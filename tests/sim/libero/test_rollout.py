@@ -255,9 +255,12 @@ def test_every_task_of_a_suite_is_built_reset_and_played(suite: str, rules: str)
     """Two chunks of random motion and the frame after each; under rlinf's rules an episode goes on after a success."""
     brief = dataclasses.replace(protocol(rules), horizons=dict.fromkeys(SUITES, 16))
     wanted = trials(suite, [0])
-    acts = lambda views: np.stack([ACTION_SA[:8]] * len(views))  # noqa: E731
+
+    def act(views):
+        return np.stack([ACTION_SA[:8]] * len(views))
+
     with Pool(1, SceneConfig(size=64, wrist=False, drawing="fast")) as pool:
-        ends = list(rollout.rollouts(pool, acts, wanted, brief, tries=1))
+        ends = list(rollout.rollouts(pool, act, wanted, brief, tries=1))
     assert {out.trial.task.index: out.lost for out in ends if out.lost} == {}
     assert [out.steps for out in ends] == [16] * len(wanted)
 

@@ -50,6 +50,7 @@ def demonstrate(run: Run, arena: Arena, cfg: CollectConfig, key: Keys, *, lazily
         return arena.demonstrate(folder, key("demonstrations"), cfg.demonstrations, cfg.validation)
 
     def load(folder: pathlib.Path) -> Demonstrations:
+        # Two folders, so that no later stage can train on what imitation is judged by.
         return Demonstrations(*(read_in_turn(folder / part, lazily=lazily) for part in ("episodes", "validation")))
 
     return run.stage("demonstrations", make, load)
@@ -59,6 +60,7 @@ def collect(
     run: Run, arena: Arena, cfg: CollectConfig, round_: int, actor: Actor, *, lazily: bool
 ) -> Product[Sequence[Episode]]:
     """True rollouts of the policy of a round: the only true steps that training consumes."""
+    # The first world model begins from nothing and needs more than a refresh (1,500 and 1,000 in the paper).
     name, count = f"collect-{round_}", cfg.again if round_ else cfg.first
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
@@ -69,6 +71,7 @@ def collect(
 
 def join_rounds(rollouts: Sequence[Product[Sequence[Episode]]]) -> Sequence[Episode]:
     """All true rollouts of some rounds, the oldest first."""
+    # The oldest first: whoever wants the newest takes them from the end.
     return disk.join(product.value for product in rollouts)
 
 
@@ -80,5 +83,6 @@ def read_in_turn(folder: pathlib.Path, *, lazily: bool = False) -> Sequence[Epis
     """
     if not lazily:
         return sorted(disk.read(folder), key=lambda episode: episode.seed)
+    # Heads only: sorting must not decode what is to stay on the disk.
     source = disk.EpisodeSource(folder)
     return disk.Lazy([(source, e) for e in sorted(range(len(source)), key=lambda e: source.head(e).seed)])

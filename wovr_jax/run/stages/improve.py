@@ -14,55 +14,21 @@ from wovr_jax import learner
 from wovr_jax.core import checkpoint, processes, sharding
 from wovr_jax.core.log import read_metrics
 from wovr_jax.data.starts import Starts
-from wovr_jax.learner import LearnerConfig, PolicyState
+from wovr_jax.learner import PolicyState
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.train import RLPolicy, make_rl_policy
-from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
-from wovr_jax.run.recipe import DreamConfig
+from wovr_jax.run.programs import Improvement
 from wovr_jax.run.stages.episodes import Keys
 from wovr_jax.run.stages.policy import load_policy
 from wovr_jax.run.stages.reward import Judge
 from wovr_jax.sim.arena import Acting, Actor, Arena, Groups
-from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.train import loop, optimizers
 from wovr_jax.train.step import ReplayableStep
 from wovr_jax.types import Array, Imagined, Params
 from wovr_jax.world.model import WorldConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Improvement:
-    """Settings of reinforcement learning.
-
-    Attributes:
-      dream: one iteration, and the world and the judge it happens in.
-      learner: how rollouts become optimizer steps.
-      share: of the groups that begin at keyframes.
-      temperature: of the policy's sampling.
-      frozen: parts of the policy that stay as they are.
-      policy: the policy's network.
-      reward: the classifier's network.
-      sim: the embedded table, for worlds that are the truth or know it.
-    """
-
-    dream: DreamConfig
-    learner: LearnerConfig
-    share: float
-    temperature: float
-    frozen: tuple[str, ...]
-    policy: VLAConfig
-    reward: RewardConfig
-    sim: TabletopConfig
-
-    @property
-    def network(self) -> RLPolicy:
-        """The policy as actor and learner run it, with adapters where the learner trains adapters."""
-        return make_rl_policy(self.policy, self.learner.lora, self.frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +58,11 @@ class Imagination:
 
 def improve(
     run: Run,
-    round_: int,
     cfg: Improvement,
     policies: Sequence[Product[Params]],
-    imagination: Imagination,
+    imagine: Callable[[], Imagination],
     key: Keys,
+    round_: int,
 ) -> Product[Params]:
     """The policy after a round of masked GRPO.
 
@@ -105,16 +71,20 @@ def improve(
       round_: the round in which the policy learns, from 0; the stage has the number of the policy that it makes.
       cfg: settings.
       policies: the base policy, and those after each round so far.
-      imagination: what rollouts are made of.
+      imagine: gives what rollouts are made of, the newest of each; asked when the stage is made.
       key: of the run, by name.
     """
     name, updates = f"grpo-{round_ + 1}", cfg.dream.updates[round_]
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
+        imagination = imagine()
         state, step = begin(round_, cfg, policies, imagination, key(name), key)
+        # An iteration is minutes long on a real policy, so each of them is logged.
         state = loop.fit(name, state, step, updates, log=run.log, folder=folder, log_every=1)
+        # Adapters are merged: the next round may train others, and evaluation and export know plain weights only.
         checkpoint.save(folder / "policy", cfg.network.plain(state.params))
         curve = [line for line in read_metrics(run.folder) if line["stage"] == name]
+        # A judge that always or never says success gives no advantage; the loss would not show it.
         if remark := learner.explain_idle(curve):
             processes.say(f"{name}: {remark}")
         facts = _count_steps(cfg, updates, imagination.arena, curve)
@@ -136,13 +106,15 @@ def begin(
     Args: as for :func:`improve`; ``round_key`` is that of the round's draws.
     """
     network = cfg.network
-    rollout = _explore(cfg, imagination) if imagination.starts is None else _dream(cfg, network, imagination)
+    # Without start states the arena itself begins its episodes.
+    rollout = _explore(cfg, imagination) if imagination.starts is None else _dream(cfg, imagination)
     params = network.begin(policies[round_].value, key("adapters", round_))
     # The regulariser holds the policy to the base policy, not to the one that it was a round ago.
     reference = network.begin(policies[0].value, key("adapters", 0)) if cfg.learner.grpo.kl else None
     update = programs.update(cfg.learner, network.net, cfg.temperature)
 
     def roll(state: PolicyState, i: Array) -> tuple[Imagined, Array]:
+        # By the number of the iteration, so that a resumed round draws what the uninterrupted one would have.
         k_dream, k_update = jax.random.split(jax.random.fold_in(round_key, i))
         return rollout(state.params, i, k_dream), k_update
 
@@ -153,25 +125,15 @@ def begin(
     # Rounds beyond the list take its last rate.
     rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
     state = learner.create(cfg.learner, params, lora.mask if cfg.learner.lora else trainable, rate, vla.AXES)
+    # Its batch depends on the state: after a bad update the rollouts can only be made again from the state before it.
     return state, ReplayableStep(step, roll, on_policy=True)
 
 
-def _dream(cfg: Improvement, network: RLPolicy, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
+def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
     """Rollouts of one compiled program, policy, world and judge in one scan."""
     assert given.starts is not None
     world = None if given.vae is None else given.vae.value[0]
-    dream = programs.dream(
-        cfg.dream,
-        cfg.learner.grpo.group,
-        cfg.share,
-        cfg.policy,
-        network.net,
-        given.codec(),
-        cfg.temperature,
-        world,
-        cfg.reward,
-        cfg.sim,
-    )
+    dream = programs.dream(cfg, given.codec(), world)
     table = sharding.whole(jax.device_put(given.starts.value))
     # Arguments of the compiled program, not constants in it.
     parts: dict[str, Any] = {"starts": table, "prompt_KL": given.prompt_KL, "threshold": jnp.float32(0.5)}
@@ -181,6 +143,7 @@ def _dream(cfg: Improvement, network: RLPolicy, given: Imagination) -> Callable[
         parts |= {"reward": given.reward.value.params, "threshold": jnp.float32(given.reward.value.threshold)}
     if cfg.dream.world != "learned":
         parts["sim"] = programs.true_states(table, cfg.sim)
+    # The number of the iteration is for simulators on the host, which take new layouts with it.
     return lambda params, i, key: dream(params, parts, key)
 
 
@@ -195,6 +158,7 @@ def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[
     """What the round consumed: imagined frames, or true steps where the world is the truth."""
     steps = updates * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
     if cfg.dream.world == "learned":
+        # A step of a chunk is a frame, and the world model makes all of them, also those after a success.
         return {"imagined_frames": steps}
     if arena.explore and curve:  # there, episodes end at their first success
         steps = round(steps * arena.hold * sum(line["length"] for line in curve) / len(curve))

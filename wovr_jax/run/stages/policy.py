@@ -40,8 +40,10 @@ def start_policy(cfg: VLAConfig, weights: str, towers: Sequence[str], folder: pa
     network = vla.network(cfg)
     if weights:
         return native.load_weights("policy_weights", weights, network.shapes(), vla.AXES)
+    # The language model starts at random here; only a release brings one that was pretrained.
     params = network.init(key("policy"))
     for part, name in zip(("dino", "siglip"), towers):
+        # Towers keep what they saw in pretraining: demonstrations are too few to learn to see from.
         params[part] = native.load_asset(name, folder)[1]
     return sharding.place(jax.tree.map(jnp.asarray, params), vla.AXES)
 
@@ -76,6 +78,7 @@ def fine_tune(
       prompt_KL: prompt tokens of every task.
       key: of the run, by name.
     """
+    # No stage then: nothing was made, and weights from outside are not copied into the run.
     if not train.steps:
         return Product(start)
 
@@ -92,11 +95,13 @@ def fine_tune(
             return {name: float(value) for name, value in validate(state).items()}
 
         def watch(done: int, state: TrainState) -> dict[str, float] | None:
+            # The last step is always measured: it is the policy that goes on.
             due = train.validate_every and done % train.validate_every == 0
             return measure(state) if due or done == train.steps else None
 
         state = loop.fit("sft", state, step, train.steps, log=run.log, folder=folder, on_step=watch)
         if train.lora:
+            # Adapters mean nothing without the network and the layers that they were trained on.
             about = PolicyAdapters(cfg, sft.resolve_targets(cfg, train.lora, train.frozen))
             checkpoint.save(folder / "adapters", state.params, config.to_dict(about))
         checkpoint.save(folder / "policy", sft.merge_weights(cfg, train, params, state))

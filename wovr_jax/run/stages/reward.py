@@ -85,12 +85,14 @@ def fit_reward(
         # A better policy fails less: held-out episodes of earlier rounds bring failures to choose the threshold on.
         judging_E = batches.split(disk.heads(before), HELD_OUT)
         judging = [before[e] for e in np.flatnonzero(judging_E).tolist()]
+        # Demonstrations mostly succeed, so a third as many give successes where the policy has few.
         episodes = [*newest, *demos[: len(newest) // 3], *judging]
 
         start, world_cfg = start_reward(cfg, key), vae.value[0]
 
         def play(start_B: Start, action_BNTA: Array, low: int) -> Imagined:
             replay = programs.replay(world_cfg, cfg)
+            # The program of the comparison, which scores as well; scores of random weights, which nobody looks at here.
             return replay(world.value, start, start_B, action_BNTA, key("retold", round_, low))
 
         size = {"batch": collected.batch, "steps": steps, "chunk": world_cfg.chunk, "memory": world_cfg.slots}
@@ -100,6 +102,7 @@ def fit_reward(
         checkpoint.save(folder / "reward", params)
         return facts | {"imagined_frames": sum(len(episode.action_SA) for episode in imagined)}
 
+    # The threshold is a fact of the stage: a reader of the run folder needs no weights for it.
     params = run.stage(name, make, lambda folder: load_reward(cfg, folder))
     return Product(lambda: Judge(params.value, params.facts["threshold"]), name, params.facts)
 
@@ -159,6 +162,7 @@ def fit(
     frame, label, task = (np.concatenate([columns[part] for columns in learn]) for part in ("frame", "label", "task"))
     extra = np.concatenate([np.full(len(columns["label"]), i > 0) for i, columns in enumerate(learn)])
     data = training.dataset(frame, label, task, extra)
+    # Without imagined frames there is no pool to draw a share of the batch from.
     how = train if imagined else dataclasses.replace(train, extra=0.0)
     state, step = training.make(cfg, how, params, data, key)
     state = loop.fit(name, state, step, train.steps, log=log, folder=folder)
@@ -175,6 +179,7 @@ def _label_frames(episodes: Sequence[Episode], stride: int) -> dict[str, np.ndar
             f"none of {len(episodes)} episodes {kind}: the success classifier needs both kinds. Collect more episodes, "
             "or let the demonstrations be better (or worse)."
         )
+    # By layout, so an imagined episode is never trained on while its true twin judges; both kinds on both sides.
     held_E = batches.split(episodes, HELD_OUT, won_E)
     count_E = [len(episode.success_S[::stride]) for episode in episodes]
     return {
@@ -193,6 +198,7 @@ def _select(frames: dict[str, np.ndarray], where: np.ndarray) -> dict[str, np.nd
 def _judge(
     cfg: RewardConfig, train: RewardTrainConfig, params: Params, held: dict[str, dict[str, np.ndarray]]
 ) -> dict[str, Any]:
+    # By frame and by episode: the classifier sees frames, and a rollout is believed by the best of its frames.
     prob = {kind: training.predict(cfg, params, frames["frame"], frames["task"]) for kind, frames in held.items()}
     pairs = {kind: (prob[kind], frames["label"]) for kind, frames in held.items()}
     whole = {kind: calibrate.by_episode(*pairs[kind], frames["episode"]) for kind, frames in held.items()}

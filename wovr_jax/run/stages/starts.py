@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.data import starts as start_states
-from wovr_jax.data.starts import Starts
+from wovr_jax.data.starts import Starts, StartsConfig
 from wovr_jax.run.folder import Product, Run
-from wovr_jax.run.recipe import StartsConfig
 from wovr_jax.run.stages.episodes import Demonstrations, join_rounds
 from wovr_jax.types import Episode
 
@@ -41,12 +40,12 @@ def choose_starts(
     name = f"starts-{round_}"
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
+        # Every episode that was ever begun shows a true first frame, so those of all rounds serve.
         table = start_states.initial(join_rounds(rollouts) if rollouts else demonstrations.value.train, memory=memory)
         if cfg.share:
+            # Keyframes are of the newest policy's failures alone: what it fails at today is what it has to learn.
             rng = np.random.default_rng([seed, round_])
-            how = {"each": cfg.each, "least": cfg.least, "event": cfg.event, "memory": memory}
-            keyframes = start_states.keyframes(rollouts[-1].value, cfg.rule, cfg.before, rng, **how)
-            table = start_states.join(table, keyframes)
+            table = start_states.join(table, start_states.keyframes(rollouts[-1].value, cfg, rng, memory=memory))
         start_states.save(folder / "starts", table, overwrite=True)
         # Keyframes stand behind the episode starts.
         steps, rules = (np.asarray(column[table.initials :]) for column in (table.step_K, table.rule_K))

@@ -36,6 +36,7 @@ def measure(run: Run, round_: int, arena: Arena, cfg: EvaluateConfig, sampled: A
     """
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
+        # As it was trained, which is what RL improves, and greedy, as a robot would run it.
         ways = {"sampled": sampled, "greedy": greedy}
         found = {how: arena.measure(folder / how, cfg.episodes, actor) for how, actor in ways.items()}
         return {
@@ -80,14 +81,18 @@ def compare(
     def make(folder: pathlib.Path) -> dict[str, Any]:
         judge, replay = reward.value, programs.replay(vae.value[0], reward_cfg)
         pairs, loose = [], collections.defaultdict(list)
+        # True rollouts first, then the same actions in the learned world: only the world differs.
         for played in arena.play(cfg.compare, actor):
 
             def imagine(action_BNTA: Any, start: Start = played.start) -> Imagined:
                 return replay(world.value, judge.params, start, jnp.asarray(action_BNTA), key(name))
 
+            # On the host, for the frames of all episodes together are too many for the device.
             pairs.append(sharding.host((played.rollout, imagine(played.rollout.action_BNTA))))
+            # A world model that shows success whatever the fingers do has learned the films and not the physics.
             for how, action_BNTA in evaluate.loosen_gripper(played.rollout).items():
                 loose[how].append(sharding.host(imagine(action_BNTA).prob_BNT))
+        # Batches are padded to one size; the padding is cut off here, before anything is counted.
         true, imagined = (evaluate.join(side, cfg.compare) for side in zip(*pairs, strict=True))
         films = [f"episode-{i}.mp4" for i in range(min(cfg.videos, cfg.compare))]
         for i, film in enumerate(films):

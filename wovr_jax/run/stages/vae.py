@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from wovr_jax.core import sharding
 from wovr_jax.data import batches
-from wovr_jax.data.batches import Windows
+from wovr_jax.data.batches import Layout, Windows
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.stages.episodes import Demonstrations
 from wovr_jax.train import loop
@@ -63,11 +63,13 @@ def open_vae(
         params, key = state.params, jax.random.key(train.seed)
         draw = jax.jit(draw_windows, static_argnums=1)
         seen = (draw(jax.random.fold_in(key, i), train.batch, data) for i in range(32))
+        # The transformer is trained on latents of mean 0 and deviation 1, which are known only now.
         vae_cfg = vae_train.with_latent_statistics(cfg.vae, params, seen)
         # About 64 held-out windows, evenly spread, in batches of eight.
         rows = jnp.asarray(data.val_I2)[:: max(1, len(data.val_I2) // 64)]
         held_out = [batches.gather_windows(data, rows[low : low + 8])[0] for low in range(0, len(rows) // 8 * 8, 8)]
         scores = vae_train.scores(vae_cfg, params, held_out) if held_out else {}
+        # In the form of a pretrained part, so that the next run can begin with it.
         native.save_asset(NAME, vae_cfg, params, training=train, scores=scores, folder=folder)
         return {"windows": len(data.train_I2), **scores}
 
@@ -81,11 +83,12 @@ def _load(cfg: WorldConfig, name: str, folder: pathlib.Path) -> VAE:
 
 def cut_windows(cfg: WorldConfig, episodes: Any) -> Windows:
     """The windows of a world model, on the device."""
-    windows = batches.windows(episodes, memory=cfg.slots, new=cfg.chunk, partial=True, val_share=HELD_OUT)
+    windows = batches.windows(episodes, Layout(cfg.slots, cfg.chunk, partial=True), val_share=HELD_OUT)
     return sharding.whole(jax.device_put(windows))
 
 
 def draw_windows(key: Array, batch: int, data: Windows) -> Array:
     """(batch, F, H, W, 3) windows to train on."""
+    # The VAE sees what the world model will: first chunks, whose memory repeats one frame, are rare among all windows.
     row_B = batches.sample_rows(key, batch, data.train_starts, len(data.train_I2), START_SHARE)
     return batches.gather_windows(data, jnp.asarray(data.train_I2)[row_B])[0]

@@ -18,6 +18,7 @@ import numpy as np
 from wovr_jax.core import checkpoint, pixels, sharding
 from wovr_jax.data import batches, stream
 from wovr_jax.data import episodes as disk
+from wovr_jax.data.batches import Layout
 from wovr_jax.nn import lora
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
@@ -102,6 +103,7 @@ def fit_world(
     def make(folder: pathlib.Path) -> dict[str, Any]:
         (cfg, vae_params), start_dit, train_key = vae.value, start(), key(name)
         new = disk.join([rollouts[-1].value, demonstrations.value.train if round_ == 0 else []])
+        # A refresh on the newest episodes alone would forget what the others showed, so old windows are mixed in.
         old = join_rounds(rollouts[:-1])
         data, held_out = windows(cfg, train, vae_params, new, run.folder / "latents")
         replayed = windows(cfg, train, vae_params, old, run.folder / "latents")[0] if old else None
@@ -113,6 +115,7 @@ def fit_world(
         def watch(done: int, state: TrainState) -> dict[str, float] | None:
             if not train.validate_every or done % train.validate_every:
                 return None
+            # The result, so the average where there is one: it is what imagination will use.
             params = {"dit": training.merge_weights(train, state.result, start_dit), "vae": vae_params}
             if filmed:
                 _film(cfg, params, filmed, prompt_KL, folder / "films" / f"step-{done:06d}.mp4", train_key)
@@ -120,7 +123,9 @@ def fit_world(
 
         state = loop.fit(name, state, step, train.steps, log=run.log, folder=folder, on_step=watch)
         kept = state.result
+        # Adapters alone where only they were trained: of a 5B model they are a hundredth.
         checkpoint.save(folder / _product_name(train), kept)
+        # Of the weights that were kept, not of the last step that happened to be validated.
         final = _floats(measure(training.merge_weights(train, kept, start_dit)))
         run.log.scalars(name, train.steps, final)
         return final | {"windows": data.count}
@@ -138,6 +143,7 @@ def load_world(cfg: WorldConfig, train: WorldTrainConfig, start: Callable[[], Pa
     adapters = train.lora
     if adapters is None:
         return checkpoint.restore(folder / _product_name(train), shapes)
+    # By shapes: the weights that they sit beside are not read for that.
     like = jax.eval_shape(lambda: lora.init(jax.random.key(0), shapes, adapters))
     return training.merge_weights(train, checkpoint.restore(folder / _product_name(train), like), start())
 
@@ -156,11 +162,13 @@ def windows(
     Raises:
       ValueError: ``latents="disk"`` without a folder.
     """
-    layout: dict[str, Any] = {"start_cap": train.start_cap or None, "stride": train.stride, "partial": True}
-    layout |= {"memory": cfg.slots, "new": cfg.chunk}
+    cap = train.start_cap or None
+    # Keyframes and refreshes begin anywhere in an episode, so the memory may reach before its first frame.
+    layout = Layout(cfg.slots, cfg.chunk, cap, train.stride, partial=True, start_share=train.start_share)
+    # By what fits where: pixels, read step by step or held; or latents, which a folder may keep for other trainings.
     if train.latents == "stream":
         return _stream(cfg, train, vae_params, episodes, layout, held_out)
-    cut = batches.windows(episodes, **layout, val_share=held_out)
+    cut = batches.windows(episodes, layout, val_share=held_out)
     if train.latents == "fly":
         return latents.frames(cfg, vae_params, cut)
     if train.latents == "memory":
@@ -175,17 +183,16 @@ def _stream(
     train: WorldTrainConfig,
     vae_params: Params,
     episodes: Sequence[Episode],
-    layout: dict[str, Any],
+    layout: Layout,
     held_out: float,
 ) -> tuple[Data, Resident]:
     """The training side read from disk step by step; of the held-out side as many episodes as are kept in memory."""
     heads = disk.heads(episodes)
     held_E = batches.split(heads, held_out)
     steps_E = np.array([head.steps for head in heads])
-    where = stream.Layout(start_share=train.start_share, **layout)
-    data = latents.WindowStream(stream.Stream(episodes, steps_E, ~held_E, where, train.stream), vae_params, cfg)
+    data = latents.WindowStream(stream.Stream(episodes, steps_E, ~held_E, layout, train.stream), vae_params, cfg)
     some = [episodes[e] for e in np.flatnonzero(held_E)[:VALIDATED]]
-    kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], **layout, val_share=0.0))
+    kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], layout, val_share=0.0))
     return data, kept if some else none
 
 
@@ -195,6 +202,7 @@ def _choose_filmed(episodes: Sequence[Episode], chunk: int) -> list[Episode]:
     longest = max(head.steps for head in heads)
     held_E = batches.split(heads, HELD_OUT)
     long = [e for e, head in enumerate(heads) if held_E[e] and head.steps == longest]
+    # Of equal length, so that one program plays them and one film holds them.
     return [episodes[e] for e in long[:FILMED]] if longest % chunk == 0 else []
 
 

@@ -20,15 +20,15 @@ import numpy as np
 from tqdm import tqdm
 
 from wovr_jax.core import config, processes, sharding
-from wovr_jax.core.pixels import to_float
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
 from wovr_jax.sim.arena import Actor, Groups, Measured, Played, layouts
-from wovr_jax.sim.libero import collect, hosts, rollout, setup
+from wovr_jax.sim.libero import collect, rollout, setup
+from wovr_jax.sim.libero.actors import RolloutRecorder, make_act, on_own_devices, stack_episodes
 from wovr_jax.sim.libero.pool import Pool
-from wovr_jax.sim.libero.rollout import Act, Outcome, View
+from wovr_jax.sim.libero.rollout import Outcome
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, draw_seed, protocol, tasks
+from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, protocol, tasks
 from wovr_jax.types import Array, Episode, Imagined, Start
 
 Play = Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]
@@ -52,6 +52,7 @@ class Libero:
 
     def __init__(self, cfg: LiberoConfig, *, seed: int, batch: int, chunk: int, memory: int, prompt_KL: np.ndarray):
         self.cfg, self.seed, self.batch, self.chunk, self.memory = cfg, seed, batch, chunk, memory
+        # Manifests and statistics go by the suite: its tasks have their own indices.
         self.name, self.steps, self.hold = cfg.suite, cfg.steps, cfg.scene.hold
         suite = tasks(cfg.suite)
         if wrong := [index for index in cfg.tasks if not 0 <= index < len(suite)]:
@@ -77,6 +78,7 @@ class Libero:
         return dataclasses.replace(protocol(self.cfg.protocol), horizons={self.name: steps or self.steps}, stops=stops)
 
     def _pool(self, trials: int) -> Pool:
+        # A worker takes a gigabyte, and one without a trial would take it for nothing.
         return Pool(min(self.cfg.workers, trials), self.cfg.scene)
 
     # --- demonstrations ---------------------------------------------------------------------
@@ -112,7 +114,9 @@ class Libero:
             if episode.frame_SHWC.shape[1:3] != (size, size):
                 shape = episode.frame_SHWC.shape[1:3]
                 raise disk.EpisodesError(f"{where}: frames of {shape} pixels, the run has {size} (libero.scene.size).")
+            # Episodes of tasks that the run leaves out go nowhere.
             by_task.get(episode.task, []).append(episode)
+        # Tasks take turns, so that the first so many are balanced whatever the order in the folder.
         turns = itertools.zip_longest(*by_task.values())
         episodes = [episode for turn in turns for episode in turn if episode is not None][: count + validation]
         if len(episodes) < count + validation:
@@ -126,7 +130,7 @@ class Libero:
 
     def collect(self, folder: pathlib.Path, purpose: str, count: int, actor: Actor) -> dict[str, Any]:
         """Writes rollouts of the whole horizon with every frame; in a share of them the gripper is not the policy's."""
-        with hosts.on_own_devices(actor) as own:
+        with on_own_devices(actor) as own:
             play = self._roll_whole(own, self.cfg.intervened_share)
             facts = self._record(folder, self.trials(purpose, count), play)
         steps = facts["steps"] * self.cfg.scene.hold
@@ -141,7 +145,7 @@ class Libero:
         asked = json.dumps([self._settings(), actor.temperature])
         folder = folder.with_name(f"{folder.name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}")
         folder.mkdir(parents=True, exist_ok=True)
-        with hosts.on_own_devices(actor) as own, self._progress(count, folder.parent.name) as bar:
+        with on_own_devices(actor) as own, self._progress(count, folder.parent.name) as bar:
 
             def play(left: Sequence[Trial]) -> Iterator[Outcome]:
                 with self._pool(len(left)) as pool:
@@ -157,6 +161,7 @@ class Libero:
         batch, wanted = self.batch, self.trials("evaluate", count)
         row_B, put = sharding.rows(batch)
         parts = [wanted[low : low + batch] for low in range(0, count, batch)]
+        # The last batch is filled up with its own trials again.
         mine = [[part[row % len(part)] for row in row_B] for part in parts]
         turn = -(-self.cfg.workers // len(row_B))  # batches that keep all workers busy
         with self._progress(count, "comparison") as bar, self._pool(min(count, turn * len(row_B))) as pool:
@@ -172,7 +177,7 @@ class Libero:
     ) -> Iterator[tuple[Start, Imagined]]:
         """Yields the rows of some batches, on the host; trials that fill a batch up are played once."""
         wanted = list(dict.fromkeys(itertools.chain(*batches)))
-        with hosts.on_own_devices(actor) as own:
+        with on_own_devices(actor) as own:
             outcomes = self._finish(self._roll_whole(own)(pool, wanted), wanted)
             episode_of = {outcome.trial: outcome.episode for outcome in outcomes if outcome.episode is not None}
             episodes = [[episode_of[trial] for trial in batch] for batch in batches]
@@ -202,12 +207,13 @@ class Libero:
         Raises:
           LiberoError: a trial was lost as often as it was begun.
         """
+        # Counted up from the first iteration: a run that is taken up begins where an unbroken one would.
         wanted = self.trials("online", (number + 1) * groups.groups)[number * groups.groups :]
         repeats = [dataclasses.replace(trial, repeat=n) for trial in wanted for n in range(groups.size)]
         rules = self._protocol(stops=True, steps=groups.chunks * self.chunk)
         row_B, put = sharding.rows(len(repeats))
         mine = [repeats[row] for row in row_B]
-        with hosts.on_own_devices(actor) as own, self._pool(len(mine)) as pool:
+        with on_own_devices(actor) as own, self._pool(len(mine)) as pool:
             recorder = RolloutRecorder(own, self.prompt_KL, len(pool))
             outcomes = self._finish(rollout.rollouts(pool, recorder.act, mine, rules), mine)
             rolled = recorder.stack(outcomes, groups.chunks)
@@ -251,98 +257,3 @@ def instructions(suite: str) -> tuple[str, ...]:
       LiberoError: LIBERO is not installed.
     """
     return tuple(task.instruction for task in tasks(suite))
-
-
-# --- a policy between the chunks ------------------------------------------------------------
-
-
-def make_act(actor: Actor, prompt_KL: np.ndarray, batch: int) -> Act:
-    """Returns a policy as what ``rollouts`` asks."""
-
-    def act(views: Sequence[View]) -> np.ndarray:
-        frame_BHWC, prompt_BL, seed_B = _fill_batch(views, batch, prompt_KL)
-        action_BTA = actor.acting.act(actor.params, frame_BHWC, prompt_BL, actor.key, seed_B, actor.temperature)
-        return np.asarray(action_BTA)[: len(views)]
-
-    return act
-
-
-def _fill_batch(views: Sequence[View], batch: int, prompt_KL: np.ndarray) -> tuple[Array, Array, Array]:
-    """Returns frames, prompts and seeds of the views, which are repeated until the batch is full."""
-    # Always a batch of one size, so that one program is compiled; answers to the repeats are dropped.
-    rows = [views[n % len(views)] for n in range(batch)]
-    return (
-        jnp.asarray(np.stack([view.frame_HWC for view in rows])),
-        jnp.asarray(prompt_KL[[view.trial.task.index for view in rows]]),
-        jnp.asarray([draw_seed(view.trial, view.chunk) for view in rows], jnp.uint32),
-    )
-
-
-class RolloutRecorder:
-    """A policy that acts for ``rollouts`` and keeps what a learner has to know: frames, tokens, log-probabilities."""
-
-    def __init__(self, actor: Actor, prompt_KL: np.ndarray, batch: int):
-        self._actor, self._prompt_KL, self._batch = actor, prompt_KL, batch
-        self._chunks: dict[tuple[Trial, int], tuple[np.ndarray, ...]] = {}
-
-    def act(self, views: Sequence[View]) -> np.ndarray:
-        """Chooses a chunk for each view."""
-        frame_BHWC, prompt_BL, seed_B = _fill_batch(views, self._batch, self._prompt_KL)
-        choice = self._actor.acting.sample(self._actor.params, frame_BHWC, prompt_BL, self._actor.key, seed_B)
-        token_BTA, logp_BTA, action_BTA = (np.asarray(part) for part in choice)
-        for n, view in enumerate(views):
-            self._chunks[view.trial, view.chunk] = (view.frame_HWC, token_BTA[n], logp_BTA[n], action_BTA[n])
-        return action_BTA[: len(views)]
-
-    def stack(self, outcomes: Sequence[Outcome], chunks: int) -> Imagined:
-        """Returns trials as rows. After its first success nothing of a row is true; a learner's mask leaves it out."""
-        rows = []
-        for trial in (outcome.trial for outcome in outcomes):
-            played = [self._chunks[trial, n] for n in range(chunks) if (trial, n) in self._chunks]
-            columns = [np.stack(column) for column in zip(*played, strict=True)]
-            # All rows have as many chunks; those after the end are zeros.
-            rows.append(
-                [np.pad(column, [(0, chunks - len(played))] + [(0, 0)] * (column.ndim - 1)) for column in columns]
-            )
-        frame_BNHWC, token_BNTA, logp_BNTA, action_BNTA = (np.stack(column) for column in zip(*rows, strict=True))
-        steps = chunks * token_BNTA.shape[2]
-        # A success holds from its step on; without one the end lies behind the last step.
-        end_B = np.array([outcome.steps if outcome.success else steps + 1 for outcome in outcomes])
-        success_BS = np.arange(1, steps + 1) >= end_B[:, None]
-        return _rollout(
-            frame_BNHWC=to_float(frame_BNHWC),
-            task_B=np.array([outcome.trial.task.index for outcome in outcomes], np.int32),
-            prompt_KL=self._prompt_KL,
-            token_BNTA=token_BNTA,
-            logp_BNTA=logp_BNTA,
-            action_BNTA=action_BNTA,
-            success_BNT=success_BS.reshape(token_BNTA.shape[:3]),
-        )
-
-
-def stack_episodes(episodes: Sequence[Episode], prompt_KL: np.ndarray, chunk: int) -> Imagined:
-    """Returns episodes of one length as a batch of rollouts, with video.
-
-    To be looked at, not learnt from: episodes do not keep tokens, which are zero here as their log-probabilities are.
-    """
-    frame_BSHWC = to_float(np.stack([episode.frame_SHWC for episode in episodes]))
-    action_BSA = np.stack([episode.action_SA for episode in episodes])
-    # (B, S, A) -> (B, N, T, A); of the S + 1 frames the first of each chunk is what the policy saw.
-    action_BNTA = action_BSA.reshape(len(episodes), -1, chunk, action_BSA.shape[-1])
-    success_BS = np.stack([episode.success_S[1:] for episode in episodes])
-    return _rollout(
-        frame_BNHWC=frame_BSHWC[:, :-1:chunk],
-        task_B=np.array([episode.task for episode in episodes], np.int32),
-        prompt_KL=prompt_KL,
-        token_BNTA=np.zeros(action_BNTA.shape, np.int32),
-        logp_BNTA=np.zeros(action_BNTA.shape, np.float32),
-        action_BNTA=action_BNTA,
-        success_BNT=success_BS.reshape(action_BNTA.shape[:3]),
-        video_BNTHWC=frame_BSHWC[:, 1:].reshape(*action_BNTA.shape[:3], *frame_BSHWC.shape[2:]),
-    )
-
-
-def _rollout(*, prompt_KL: np.ndarray, task_B: np.ndarray, success_BNT: np.ndarray, **columns: Any) -> Imagined:
-    """Returns a true rollout, whose judge is the truth."""
-    columns |= {"prob_BNT": success_BNT.astype(np.float32), "success_BNT": success_BNT, "truth_BNT": success_BNT}
-    return Imagined(prompt_BL=prompt_KL[task_B], task_B=task_B, **columns)

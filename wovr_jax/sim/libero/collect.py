@@ -162,7 +162,7 @@ def measure(
     act: Run,
     wanted: Sequence[Trial],
     folder: pathlib.Path,
-    tell: Callable[[Mapping[str, Any]], None] = lambda line: None,
+    tell: Callable[[Mapping[str, Any]], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Runs the trials that have no line in ``folder`` yet and returns all lines, in the order of ``wanted``.
 
