@@ -111,7 +111,7 @@ def test_imagination_moved_the_policy(reference: Reference) -> None:
     assert not _same(policies[0], policies[1]) and not _same(policies[1], policies[2])
 
 
-PROGRAMS = ("live", "replay", "dream", "update", "step", "measure", "encode", "_demonstrate")
+PROGRAMS = ("live", "replay", "dream", "update", "step", "measure", "encode_batch", "play_batch")
 
 
 def test_a_stage_compiles_its_programs_once_and_a_round_reuses_them(reference: Reference) -> None:
@@ -121,14 +121,14 @@ def test_a_stage_compiles_its_programs_once_and_a_round_reuses_them(reference: R
         for stage, counter in reference.compiled.items()
     }
     assert {stage: programs for stage, programs in compiled.items() if programs} == {
-        "demonstrations": {"_demonstrate": 1},
+        "demonstrations": {"play_batch": 1},
         "sft": {"step": 1, "measure": 1},
         "evaluate-0": {"live": 2},  # sampled and greedy: the temperature is a constant of the program
-        "world-0": {"encode": 1, "step": 1, "measure": 1},
+        "world-0": {"encode_batch": 1, "step": 1, "measure": 1},
         "reward-0": {"replay": 1, "step": 1},
         "grpo-1": {"dream": 1, "update": 1},
         # Round 2. A refresh draws from new and old windows, which the first training did not have ...
-        "world-1": {"encode": 2, "step": 1, "measure": 1},
+        "world-1": {"encode_batch": 2, "step": 1, "measure": 1},
         # ... and the pools of frames and of start states, arguments of these two programs, have grown.
         "reward-1": {"step": 1},
         "grpo-2": {"dream": 1},

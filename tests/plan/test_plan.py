@@ -174,7 +174,11 @@ def test_the_smallest_slice_is_looked_for_where_it_can_be(monkeypatch: pytest.Mo
     monkeypatch.setattr(plan, "count_held_bytes", lambda name, recipe, where: gib[len(where.devices)] * GIB)
     monkeypatch.setattr(plan, "need", found)
     # Batches that sixteen chips divide; a recipe refuses a mesh that does not divide them.
-    batches = {"world_train": WorldTrainConfig.fake(batch=16), "learner": LearnerConfig.fake(microbatch=16)}
+    batches: dict[str, Any] = {
+        "world_train": WorldTrainConfig.fake(batch=16),
+        "learner": LearnerConfig.fake(microbatch=16),
+    }
+    batches["collect"] = dataclasses.replace(RECIPE.collect, batch=16)
     divisible = dataclasses.replace(RECIPE, dream=DreamConfig(groups=8, chunks=2), **batches)
     recipe, where, need = plan.find_smallest_slice("update", divisible, "v5e")
     assert (asked, where.name, recipe.mesh.fsdp, need.fits(where)) == ([8, 16], "v5e:4x4", 16, True)

@@ -264,20 +264,16 @@ def _read(hint: Any, value: Any, where: str, faults: list[Fault]) -> Any:
                 faults.append((where, f"expected {range_}, got {value!r}."))
         return value
     if origin in (typing.Union, types.UnionType):
-        return _read_union(arguments, value, where, faults)
+        # ``LoRAConfig | None``: settings have no other unions, which would leave open what a value was meant to be.
+        (option,) = (argument for argument in arguments if argument is not type(None))
+        return None if value is None else _read(option, value, where, faults)
     if origin is Literal:
         # A list cannot be looked up by its hash, and True equals 1: compare one by one, type and value.
         if not any(type(value) is type(option) and value == option for option in arguments):
             faults.append((where, f"expected one of {', '.join(map(repr, arguments))}, got {value!r}."))
         return value
-    if origin is tuple or hint is tuple:
+    if origin is tuple:
         return _read_tuple(arguments, value, where, faults)
-    if origin is dict or hint is dict:
-        if not isinstance(value, Mapping):
-            faults.append((where, f"expected a mapping, got {_show(value)}."))
-            return value
-        item = arguments[1] if arguments else Any
-        return {name: _read(item, one, _join(where, name), faults) for name, one in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         # An instance has checked itself when it was made.
         return value if isinstance(value, hint) else _build(hint, value, where, faults)
@@ -290,29 +286,10 @@ def _read(hint: Any, value: Any, where: str, faults: list[Fault]) -> Any:
     return value
 
 
-def _read_union(options: tuple[Any, ...], value: Any, where: str, faults: list[Fault]) -> Any:
-    if value is None and type(None) in options:
-        return None
-    options = tuple(option for option in options if option is not type(None))
-    for option in options:
-        problems: list[Fault] = []
-        result = _read(option, value, where, problems)
-        if not problems:
-            return result
-        if len(options) == 1:  # LoRAConfig | None: the one option knows best what is wrong
-            faults.extend(problems)
-            return value
-    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    faults.append((where, f"expected {names}, got {_show(value)}."))
-    return value
-
-
 def _read_tuple(hints: tuple[Any, ...], value: Any, where: str, faults: list[Fault]) -> Any:
     if not isinstance(value, list | tuple):
         faults.append((where, f"expected a list or tuple, got {_show(value)}."))
         return value
-    if not hints:
-        return tuple(value)
     if len(hints) == 2 and hints[1] is Ellipsis:  # tuple[int, ...], as long as the value is
         hints = (hints[0],) * len(value)
     if len(hints) != len(value):
@@ -323,13 +300,13 @@ def _read_tuple(hints: tuple[Any, ...], value: Any, where: str, faults: list[Fau
 
 
 def _merge(cls: Any, base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Lays ``change`` over ``base``, both fields of ``cls`` (or of a plain dictionary, None), group by group."""
+    """Lays ``change`` over ``base``, both fields of ``cls``, group by group."""
     merged = dict(base)
     for name, value in change.items():
-        nested = _nested(_hints(cls).get(name)) if cls else None
+        nested = _nested(_hints(cls).get(name))
         # A group that names a size of its own begins with that, not with what it has in the size around it.
-        sized = nested and isinstance(value, Mapping) and SIZE in value and SIZE not in _hints(nested)
-        both = isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
+        both = nested and isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
+        sized = both and SIZE in value and SIZE not in _hints(nested)
         merged[name] = _merge(nested, base[name], value) if both and not sized else value
     return merged
 

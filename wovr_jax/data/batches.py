@@ -258,9 +258,7 @@ def sft_chunks(
     """
     if not episodes:
         raise NoDataError("no episodes to imitate.")
-    columns: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("frame_BHWC", "label_BTA", "task_B", "episode_B", "step_B")
-    }
+    parts: list[dict[str, np.ndarray]] = []
     for e, episode in enumerate(episodes):
         steps = np.arange(0, len(episode.label_SA), stride, dtype=np.int32)
         # Repeated rows cost memory on the device, and keep drawing a batch a single uniform draw.
@@ -269,9 +267,12 @@ def sft_chunks(
         still_TA = np.zeros((chunk, ACTION_DIM), np.float32)
         still_TA[:, -1] = episode.label_SA[-1, -1]
         label_SA = np.concatenate([episode.label_SA, still_TA])
-        columns["frame_BHWC"].append(episode.frame_SHWC[steps])
-        columns["label_BTA"].append(label_SA[steps[:, None] + np.arange(chunk)])
-        columns["task_B"].append(np.full(len(steps), episode.task, np.int32))
-        columns["episode_B"].append(np.full(len(steps), e, np.int32))
-        columns["step_B"].append(steps)
-    return {name: np.concatenate(parts) for name, parts in columns.items()}
+        part = {
+            "frame_BHWC": episode.frame_SHWC[steps],
+            "label_BTA": label_SA[steps[:, None] + np.arange(chunk)],
+            "task_B": np.full(len(steps), episode.task, np.int32),
+            "episode_B": np.full(len(steps), e, np.int32),
+            "step_B": steps,
+        }
+        parts.append(part)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,9 +1,8 @@
 """Start states of imagined rollouts: episode starts, and keyframes out of failed episodes (KIR).
 
-A keyframe-initialised rollout begins in the middle of an episode, close to where it went
-wrong, so that a group of rollouts from it is neither all failure nor all success (WoVR,
-section 4.2; file semantics of RLinf:rlinf/data/datasets/world_model.py). The anchor is the
-true first frame of the episode, as in training of the world model.
+A keyframe-initialised rollout begins in the middle of an episode, close to where it went wrong, so that a group of
+rollouts from it is neither all failure nor all success (WoVR, section 4.2; file semantics of
+RLinf:rlinf/data/datasets/world_model.py). The anchor is the true first frame, as in training of the world model.
 """
 
 from __future__ import annotations
@@ -92,8 +91,7 @@ class Starts:
       anchor_KHWC: uint8, first frame of the episode.
       memory_KMHWC: uint8, the last M frames up to ``step_K``; frame 0 repeated before the episode.
       action_KMA: float32, the actions that produced them; null where none did.
-      played_KSA: float32, the actions from the reset up to ``step_K`` and null actions after
-        that: with ``seed_K`` they bring the true simulator to this state.
+      played_KSA: float32, actions up to ``step_K``, then null ones: with ``seed_K`` they bring the simulator here.
       task_K, step_K, seed_K: int32.
       episode_K: int32, row of the episode among those given.
       rule_K: int32, index into ``RULES``; it is on disk too, so new rules go to the end.
@@ -122,6 +120,10 @@ class Starts:
             {"episode": e, "seed": seed, "task": task, "step": step, "rule": RULES[rule]}
             for e, seed, task, step, rule in rows
         ]
+
+
+COLUMNS = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
+"""The arrays of a table, each a file of its own."""
 
 
 def initial(episodes: Sequence[Episode], *, memory: int = 4) -> Starts:
@@ -316,12 +318,10 @@ def gather(table: Starts, row_B: Array, prompt_KL: Array) -> Start:
     """Gathers the starts of ``row_B`` on the device.
 
     Args:
-      table: start states; a device table is indexed there, also under jit, a host table (one
-        too large for the device) on the host.
+      table: start states, indexed where they lie: on the device, also under jit, or on the host if they are too large.
       row_B: (B,) rows, from :func:`draw` for instance.
       prompt_KL: (tasks, L) int32 prompt tokens of every task.
     """
-
     chex.assert_rank([row_B, prompt_KL], [1, 2])
     chex.assert_type([table.anchor_KHWC, table.memory_KMHWC], np.uint8)
 
@@ -361,8 +361,7 @@ def save(
     if folder.exists() and not (overwrite and _complete(folder)):
         raise disk.EpisodesError(f"{folder} exists already; pass overwrite=True to replace start states.")
     fresh = fresh_folder(folder)
-    columns = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
-    for name in columns:
+    for name in COLUMNS:
         # No pickle: a folder from elsewhere must not be able to run anything when it is read.
         np.save(fresh / f"{name}.npy", np.asarray(getattr(table, name)), allow_pickle=False)
     facts = {"format": "wovr_jax starts", "schema": 1, "initials": table.initials, "rows": len(table)}
@@ -381,9 +380,8 @@ def load(folder: str | os.PathLike) -> Starts:
     if not _complete(folder):
         raise disk.EpisodesError(f"no start states at {folder}: {INDEX} is missing.")
     facts = read_json(folder / INDEX)
-    columns = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
     arrays = {}
-    for name in columns:
+    for name in COLUMNS:
         path = folder / f"{name}.npy"
         try:
             arrays[name] = np.load(path, allow_pickle=False)

@@ -66,7 +66,7 @@ class LoRAConfig:
 
 def _find_kernels(params: Params) -> dict[str, tuple[Keys, Any]]:
     """Returns the layers that can be adapted: path -> keys and kernel of the layer, in the order of ``params``."""
-    leaves = traverse_util.flatten_dict(params).items()
+    leaves = _flatten(params).items()
     # (in, out), (layers, in, out), (height, width, in, out); a causal convolution over time has five axes.
     kernels = [(keys[:-1], leaf) for keys, leaf in leaves if keys[-1] == "kernel" and leaf.ndim in (2, 3, 4)]
     return {"/".join(map(str, keys)): (keys, kernel) for keys, kernel in kernels}
@@ -131,7 +131,7 @@ def merge(params: Params, adapters: Params, cfg: LoRAConfig) -> Params:
       ValueError: when an adapter has no layer, or not its shape.
     """
     _check(params, adapters)
-    leaves, beside = traverse_util.flatten_dict(params), traverse_util.flatten_dict(adapters)
+    leaves, beside = _flatten(params), _flatten(adapters)
     for (*above, name), down in beside.items():
         if name == DOWN:
             kernel = leaves[*above, "kernel"]
@@ -149,12 +149,12 @@ def join(params: Params, adapters: Params) -> Params:
       ValueError: as ``merge``.
     """
     _check(params, adapters)
-    return traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | traverse_util.flatten_dict(adapters))
+    return traverse_util.unflatten_dict(_flatten(params) | _flatten(adapters))
 
 
 def separate(joined: Params) -> tuple[Params, Params]:
     """Undoes :func:`join`: returns the plain network's parameters, and the adapters."""
-    leaves: dict[Keys, Any] = traverse_util.flatten_dict(joined)
+    leaves = _flatten(joined)
     plain = {keys: leaf for keys, leaf in leaves.items() if keys[-1] not in (DOWN, UP)}
     adapters = {keys: leaf for keys, leaf in leaves.items() if keys not in plain}
     return traverse_util.unflatten_dict(plain), traverse_util.unflatten_dict(adapters)
@@ -162,7 +162,7 @@ def separate(joined: Params) -> tuple[Params, Params]:
 
 def mask(joined: Params) -> Params:
     """Returns True for every leaf of an adapter and False for the network's: what is trained of ``join``'s result."""
-    return traverse_util.path_aware_map(lambda keys, leaf: keys[-1] in (DOWN, UP), joined)
+    return traverse_util.unflatten_dict({keys: keys[-1] in (DOWN, UP) for keys in _flatten(joined)})
 
 
 def adapt(module: nnx.Module, cfg: LoRAConfig) -> nnx.Module:
@@ -242,8 +242,12 @@ def columns(layer: nnx.Module, x: Array, first: int, count: int) -> Array:
     return y + layer.scale * ((x @ down.astype(x.dtype)) @ up.astype(x.dtype))
 
 
+def _flatten(params: Params) -> dict[Keys, Any]:
+    return traverse_util.flatten_dict(params)
+
+
 def _check(params: Params, adapters: Params) -> None:
-    known, beside, problems = _find_kernels(params), traverse_util.flatten_dict(adapters), []
+    known, beside, problems = _find_kernels(params), _flatten(adapters), []
     for (*above, name), down in beside.items():
         if name == DOWN:
             path, shape = "/".join(map(str, above)), (*down.shape[:-1], beside[*above, UP].shape[-1])

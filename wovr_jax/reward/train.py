@@ -148,8 +148,6 @@ class RewardObjective(Objective):
     cfg: RewardConfig
     train: RewardTrainConfig
 
-    is_statistic = staticmethod(classifier.is_statistic)
-
     def optimizer(self) -> optax.GradientTransformation:
         """Clipped AdamW on everything but the running statistics."""
         rate = optimizers.ramp_cosine(self.train.lr, self.train.warmup, self.train.steps)
@@ -172,6 +170,10 @@ class RewardObjective(Objective):
         # A logit above 0 is a probability above a half; the threshold of use is chosen after training.
         accuracy = jnp.mean((logit_B > 0) == label_B, dtype=jnp.float32)
         return cross_entropy(logit_B, label_B, self.train.pos_weight), {"accuracy": accuracy}, seen
+
+    def is_statistic(self, path: tuple[Any, ...]) -> bool:
+        """See ``classifier.is_statistic``."""
+        return classifier.is_statistic(path)
 
 
 def make(

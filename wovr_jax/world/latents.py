@@ -215,13 +215,13 @@ def encode_windows(
 
     # The data are an argument: as constants, the pixels would be compiled into the program.
     @jax.jit
-    def encode(vae_params: Params, data: Windows, row_B2: Array, static_B: Array) -> Batch:
+    def encode_batch(vae_params: Params, data: Windows, row_B2: Array, static_B: Array) -> Batch:
         return _encode(cfg, vae_params, *gather_windows(data, row_B2), static_B)
 
     # In batches of one shape, whose results are kept; the VAE over all windows at once would not fit.
     def encode_all(row_I2: np.ndarray, static: bool) -> Batch:
         static_B = np.full(batch, static)
-        return _in_batches(lambda row_B2: encode(vae_params, data, row_B2, static_B), row_I2, batch)
+        return _in_batches(lambda row_B2: encode_batch(vae_params, data, row_B2, static_B), row_I2, batch)
 
     # One picture an episode, held for a whole window: what ``take`` gives where nothing is to move.
     begin_E2 = np.array([(episode, 0) for episode in range(len(windows.frame_ESHWC))], np.int32)

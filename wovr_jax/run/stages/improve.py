@@ -78,7 +78,7 @@ def improve(
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         imagination = imagine()
-        state, step = begin(round_, cfg, policies, imagination, key(name), key)
+        state, step = begin(cfg, policies, imagination, key, round_)
         # An iteration is minutes long on a real policy, so each of them is logged.
         state = loop.fit(name, state, step, updates, log=run.log, folder=folder, log_every=1)
         # Adapters are merged: the next round may train others, and evaluation and export know plain weights only.
@@ -94,17 +94,13 @@ def improve(
 
 
 def begin(
-    round_: int,
-    cfg: Improvement,
-    policies: Sequence[Product[Params]],
-    imagination: Imagination,
-    round_key: Array,
-    key: Keys,
+    cfg: Improvement, policies: Sequence[Product[Params]], imagination: Imagination, key: Keys, round_: int
 ) -> tuple[PolicyState, Callable]:
     """First learner state and ``step(state, i)``: draw starts, roll, score, update, all on the device.
 
-    Args: as for :func:`improve`; ``round_key`` is that of the round's draws.
+    Args: as for :func:`improve`.
     """
+    round_key = key(f"grpo-{round_ + 1}")
     network = cfg.network
     # Without start states the arena itself begins its episodes.
     rollout = _explore(cfg, imagination) if imagination.starts is None else _dream(cfg, imagination)

@@ -167,7 +167,14 @@ def windows(
     layout = Layout(cfg.slots, cfg.chunk, cap, train.stride, partial=True, start_share=train.start_share)
     # By what fits where: pixels, read step by step or held; or latents, which a folder may keep for other trainings.
     if train.latents == "stream":
-        return _stream(cfg, train, vae_params, episodes, layout, held_out)
+        heads = disk.heads(episodes)
+        held_E = batches.split(heads, held_out)
+        steps_E = np.array([head.steps for head in heads])
+        data = latents.WindowStream(stream.Stream(episodes, steps_E, ~held_E, layout, train.stream), vae_params, cfg)
+        # Validation draws from memory, so of the held-out side there are as many episodes as may stay there.
+        some = [episodes[e] for e in np.flatnonzero(held_E)[:VALIDATED]]
+        kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], layout, val_share=0.0))
+        return data, kept if some else none
     cut = batches.windows(episodes, layout, val_share=held_out)
     if train.latents == "fly":
         return latents.frames(cfg, vae_params, cut)
@@ -176,24 +183,6 @@ def windows(
     if not cache:
         raise ValueError("world training: latents='disk' needs a folder to keep them in, got none")
     return latents.encode_once(cache, cfg, vae_params, cut)
-
-
-def _stream(
-    cfg: WorldConfig,
-    train: WorldTrainConfig,
-    vae_params: Params,
-    episodes: Sequence[Episode],
-    layout: Layout,
-    held_out: float,
-) -> tuple[Data, Resident]:
-    """The training side read from disk step by step; of the held-out side as many episodes as are kept in memory."""
-    heads = disk.heads(episodes)
-    held_E = batches.split(heads, held_out)
-    steps_E = np.array([head.steps for head in heads])
-    data = latents.WindowStream(stream.Stream(episodes, steps_E, ~held_E, layout, train.stream), vae_params, cfg)
-    some = [episodes[e] for e in np.flatnonzero(held_E)[:VALIDATED]]
-    kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], layout, val_share=0.0))
-    return data, kept if some else none
 
 
 def _choose_filmed(episodes: Sequence[Episode], chunk: int) -> list[Episode]:

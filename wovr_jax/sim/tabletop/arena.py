@@ -134,7 +134,7 @@ def play_demonstrations(
     for low in range(0, len(seeds), batch):
         part = np.asarray(seeds[low : low + batch], np.int32)
         padded = np.resize(part, batch)  # one compiled shape; the padding is dropped below
-        out = sharding.host(_demonstrate(padded, jax.random.fold_in(key, low), play, expert, cfg))
+        out = sharding.host(play_batch(padded, jax.random.fold_in(key, low), play, expert, cfg))
         for b in range(len(part)):
             yield Episode(
                 frame_SHWC=to_uint8(out["frame"][b]),
@@ -150,9 +150,10 @@ def play_demonstrations(
 
 # Of the module, so that the runs of a study, which differ in their seeds, share one program.
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _demonstrate(
+def play_batch(
     seed_B: Array, key: Array, play: Callable, expert: ExpertConfig, cfg: TabletopConfig
 ) -> dict[str, Array]:
+    """Plays one scripted episode for each reset seed, as columns with the batch in front."""
     # The seed decides the layout, the key flaw and noise: the same layouts can be shown under other noise.
     keys = jax.random.split(key, seed_B.shape[0])
     states, label, action = jax.vmap(lambda s, k: play(s, k, expert, cfg))(seed_B, keys)
