@@ -29,7 +29,6 @@ from typing import NoReturn
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from launch import command
-from launch.progress import bar
 
 
 def main() -> None:
@@ -97,7 +96,7 @@ def to_torch(args: argparse.Namespace) -> None:
     # A run gives the numbers; the import that it began with gives the release's names and its other files.
     trained = source.from_run(args.run, args.round) if args.run else None
     most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
-    with bar("to torch") as progress:
+    with command.bar("to torch") as progress:
         files = torch_folder.write(
             args.policy, args.out, trained=trained, shard_bytes=most, overwrite=args.overwrite, progress=progress
         )
@@ -113,7 +112,7 @@ def to_jax(args: argparse.Namespace) -> None:
         policy = source.from_run(args.run, args.round, episodes=args.episodes)
     else:
         policy = source.from_import(args.policy, args.episodes, key=args.key, instructions=args.instruction)
-    with bar("to jax", bundle.size(policy)) as progress:
+    with command.bar("to jax", bundle.size(policy)) as progress:
         manifest = bundle.write(policy, args.out, frames=args.frames, overwrite=args.overwrite, progress=progress)
     print(f"{args.out}: {manifest['policy']}, {manifest['parameters']:,} parameters")
     for name, facts in manifest["files"].items():

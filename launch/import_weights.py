@@ -44,7 +44,6 @@ from typing import TYPE_CHECKING, Any
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from launch import command
-from launch.progress import bar
 
 if TYPE_CHECKING:
     from wovr_jax.bridge.adapters import Adapters
@@ -157,7 +156,7 @@ def import_all(args: argparse.Namespace) -> None:
             check_free(args, f"{name}.json", f"{name}.safetensors", rest.folder_name(name))
         check_space(args, sum(part.bytes for part in ready))
         for part in ready:
-            with bar(part.kind.part, part.bytes) as progress:
+            with command.bar(part.kind.part, part.bytes) as progress:
                 written = importer.write_import(part, args.out, args.name, progress)
             print(written)
         if loose:
@@ -203,7 +202,7 @@ def export(args: argparse.Namespace) -> None:
     check_space(args, size)
     # Decimal gigabytes, as the hubs count them.
     most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
-    with bar(f"{kind.part} to {args.to}", size) as progress:
+    with command.bar(f"{kind.part} to {args.to}", size) as progress:
         written = exporter.write_export(args.source, args.to, args.out, shard_bytes=most, progress=progress)
     print("\n".join(map(str, written)))
 
