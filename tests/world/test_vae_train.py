@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -82,8 +83,8 @@ def test_focus_weighs_moving_pixels_and_keeps_the_scale():
     params = vae.init(jax.random.key(0))
     frame = draw(jax.random.key(1), 2)
 
-    @jax.jit
-    def total(focus: jax.Array) -> jax.Array:
+    @functools.partial(jax.jit, static_argnums=0)  # a setting, not an array
+    def total(focus: float) -> jax.Array:
         training = dataclasses.replace(TRAINING, focus=focus)
         return vae_train.loss(vae, params, training, frame, jax.random.key(2))[0]
 
