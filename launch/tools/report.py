@@ -23,7 +23,9 @@ def main() -> None:
     parser = command.Parser(__doc__)
     parser.add_argument("run", type=pathlib.Path, help="the run folder")
     run = parser.parse_args().run.expanduser()
-    with command.explain_errors("Stopped.", place=run, kept="A report is made of a run folder's results.json."):
+    if not (run / "results.json").is_file():
+        command.refuse(f"{run} holds no results.json; a report is made of what launch/train.py has written there.")
+    with command.explain_errors("Stopped.", place=run):
         from wovr_jax.core.disk import read_json
         from wovr_jax.report import page, tables
 

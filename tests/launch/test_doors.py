@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -134,3 +135,13 @@ def test_refusals_of_the_package_are_said_and_bugs_keep_their_traceback(capsys: 
     with pytest.raises(SystemExit) as end, command.explain_errors("Go on with the same command."):
         raise KeyboardInterrupt
     assert end.value.code == 130 and "Go on with the same command." in capsys.readouterr().err
+
+
+def test_a_report_is_made_again_of_a_run_folder_and_of_nothing_else(opened, tmp_path):
+    results = {"name": "pace", "job": "pace", "seed": 0, "versions": {}, "device": "cpu", "seconds": 1.0, "phases": []}
+    status, _, _ = opened("tools/report.py", tmp_path)
+    assert "holds no results.json" in str(status)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    status, out, err = opened("tools/report.py", tmp_path)
+    assert status in (0, None) and not err and out.strip().endswith("report.html")
+    assert "<html" in (tmp_path / "report.html").read_text()
