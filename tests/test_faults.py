@@ -55,7 +55,10 @@ def train(
     """
     numbers = jnp.asarray(np.where(np.arange(100)[:, None] == bad, value, np.arange(300.0).reshape(100, 3)), np.float32)
     drawn(numbers, jnp.int32(0))
-    step = lambda state, i: add(state, i, numbers)  # noqa: E731
+
+    def step(state, i):
+        return add(state, i, numbers)
+
     made = ReplayableStep(step, lambda _, i: drawn(numbers, i), on_policy=rolls) if batch else step
     return loop.fit("world-0", {"w": jnp.zeros(2)}, made, steps, folder=folder, keep=EVERY_STEP, log_every=3)
 

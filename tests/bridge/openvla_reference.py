@@ -79,9 +79,16 @@ class Reference:
     def _dino(self, transformers, act, state):
         width, depth, mlp = SIZES["dino"]
         config = transformers.Dinov2WithRegistersConfig(
-            hidden_size=width, num_hidden_layers=depth, num_attention_heads=HEADS, mlp_ratio=mlp // width,
-            hidden_act=act, layer_norm_eps=1e-6, image_size=16, patch_size=4, num_register_tokens=4,
-        )  # fmt: skip
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=HEADS,
+            mlp_ratio=mlp // width,
+            hidden_act=act,
+            layer_norm_eps=1e-6,
+            image_size=16,
+            patch_size=4,
+            num_register_tokens=4,
+        )
         model = transformers.Dinov2WithRegistersModel(config).eval()
         zero = self.torch.zeros(1, 1, width)
         found = {
@@ -105,9 +112,16 @@ class Reference:
     def _siglip(self, transformers, act, state):
         width, depth, mlp = SIZES["siglip"]
         config = transformers.SiglipVisionConfig(
-            hidden_size=width, num_hidden_layers=depth, num_attention_heads=HEADS, intermediate_size=mlp,
-            hidden_act=act, layer_norm_eps=1e-6, image_size=16, patch_size=4, vision_use_head=False,
-        )  # fmt: skip
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=HEADS,
+            intermediate_size=mlp,
+            hidden_act=act,
+            layer_norm_eps=1e-6,
+            image_size=16,
+            patch_size=4,
+            vision_use_head=False,
+        )
         model = transformers.SiglipVisionModel(config).eval()
         found = {
             "embeddings.position_embedding.weight": state["pos_embed"][0],
@@ -139,10 +153,14 @@ class Reference:
         width, depth, mlp = SIZES["llm"]
         theta = 1e8 if self.mistake == "rope theta 1e4 times larger" else 1e4
         config = transformers.LlamaConfig(
-            vocab_size=SIZES["rows"], hidden_size=width, intermediate_size=mlp, num_hidden_layers=depth,
-            num_attention_heads=LLM_HEADS, rms_norm_eps=1e-5 if self.mistake == "rms eps 1e-5" else 1e-6,
+            vocab_size=SIZES["rows"],
+            hidden_size=width,
+            intermediate_size=mlp,
+            num_hidden_layers=depth,
+            num_attention_heads=LLM_HEADS,
+            rms_norm_eps=1e-5 if self.mistake == "rms eps 1e-5" else 1e-6,
             rope_parameters={"rope_type": "default", "rope_theta": theta},
-        )  # fmt: skip
+        )
         config.is_causal = self.mistake == "causal mask"
         model = transformers.LlamaForCausalLM(config).eval()
         model.load_state_dict(state, strict=True)

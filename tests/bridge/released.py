@@ -96,9 +96,13 @@ class Policy(nn.Module):
         self.projector.fc1, self.projector.fc2 = nn.Linear(vision, 4 * vision), nn.Linear(4 * vision, width)
         self.projector.fc3 = nn.Linear(width, width)
         config = transformers.LlamaConfig(
-            vocab_size=SIZES["rows"], hidden_size=width, intermediate_size=hidden, num_hidden_layers=depth,
-            num_attention_heads=LLM_HEADS, rms_norm_eps=1e-6,
-        )  # fmt: skip
+            vocab_size=SIZES["rows"],
+            hidden_size=width,
+            intermediate_size=hidden,
+            num_hidden_layers=depth,
+            num_attention_heads=LLM_HEADS,
+            rms_norm_eps=1e-6,
+        )
         config.is_causal = False
         self.language_model = transformers.LlamaForCausalLM(config)
 

@@ -148,7 +148,10 @@ def test_projectors_that_are_not_there_or_do_not_fit(tmp_path):
 def test_inputs_that_are_not_the_configs(imported):
     cfg, _, _ = imported
     shapes = network(cfg).shapes()
-    call = lambda *inputs: jax.eval_shape(lambda p: network(cfg)(p, *inputs), shapes)  # noqa: E731
+
+    def call(*inputs):
+        return jax.eval_shape(lambda p: network(cfg)(p, *inputs), shapes)
+
     with pytest.raises(ValueError, match=r"expected frames \(B, 2, H, W, 3\), got shape \(3, 16, 16, 3\)"):
         call(FRAME[:, 0], PROMPT, STATE)
     with pytest.raises(ValueError, match="expected 8 numbers of the robot's state, got None"):

@@ -123,9 +123,14 @@ def test_a_policy_trained_further_takes_the_files_of_its_import(release, card, t
     facts = {name: Fact(leaf.shape, leaf.dtype) for name, leaf in moved.items()}
     around = {"statistics": {}, "key": "", "tokens": len, "prompt": {}, "frame": (8, 8, 3), "image": None}
     trained = source.Policy(
-        name="trained", cfg=cfg, facts=facts, leaves=lambda: iter(moved.items()), **around, temperature=1.0,
+        name="trained",
+        cfg=cfg,
+        facts=facts,
+        leaves=lambda: iter(moved.items()),
+        **around,
+        temperature=1.0,
         recorded=tmp_path,
-    )  # fmt: skip
+    )
     torch_folder.write(card, tmp_path / "robot", trained=trained)
     (before,), (after,) = find(release), find(tmp_path / "robot")
     old, new = read(before), read(after)

@@ -89,8 +89,11 @@ def test_a_run_that_stops_or_loses_its_slice_is_begun_again_and_the_slice_remove
     assert done.returncode == 0, done.stderr
     turns = [line for line in (tmp_path / "wovr_jax" / "run.log").read_text().splitlines() if line.startswith("turn")]
     assert turns == [f"turn {n}: launch/train.py {' '.join(TRAIN)}" for n in range(3)]
-    calls = [line.split("queued-resources ")[1].split()[0] for line in (tmp_path / "calls").read_text().splitlines()
-             if "queued-resources" in line and "describe" not in line]  # fmt: skip
+    calls = [
+        line.split("queued-resources ")[1].split()[0]
+        for line in (tmp_path / "calls").read_text().splitlines()
+        if "queued-resources" in line and "describe" not in line
+    ]
     assert calls == ["create", "delete", "create", "delete"]
     assert "status 143; begun again (1 of 100)" in done.stderr and "status GONE; begun again (2 of 100)" in done.stderr
     assert (tmp_path / "wovr_jax" / "launch" / "train.py").is_file()  # the project was unpacked there

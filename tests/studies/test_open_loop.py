@@ -73,7 +73,9 @@ def test_an_error_is_in_the_chunk_where_it_happens(params):
     # Chunk 3 remembers the end of chunk 2, so its latents differ; chunk 1 knows nothing of it.
     assert found["latent_N"][0] == 0.0 and found["latent_N"][1] > 0.0
 
-    encode = lambda window: model.networks(CFG)[1](params["vae"], window, method="encode")  # noqa: E731
+    def encode(window):
+        return model.networks(CFG)[1](params["vae"], window, method="encode")
+
     windows = [jnp.concatenate([first[:, None], true[:, 0, 4:], video[:, 1]], axis=1) for video in (true, off)]
     a, b = (jax.jit(encode)(window)[:, 2:] for window in windows)
     np.testing.assert_allclose(found["latent_N"][1], jnp.square(a - b).mean(), rtol=1e-3)
@@ -85,5 +87,8 @@ def test_the_reference_without_a_model_is_the_vae_alone(params):
     assert seen.shape == true.shape
     vae = model.networks(CFG)[1]
     window = jnp.concatenate([first[:, None], jnp.repeat(first[:, None], 4, axis=1), true[:, 0]], axis=1)
-    there_and_back = lambda x: vae(params["vae"], vae(params["vae"], x, method="encode"), method="decode")  # noqa: E731
+
+    def there_and_back(x):
+        return vae(params["vae"], vae(params["vae"], x, method="encode"), method="decode")
+
     np.testing.assert_allclose(seen[:, 0], jnp.clip(jax.jit(there_and_back)(window)[:, 5:], -1, 1), atol=1e-4)

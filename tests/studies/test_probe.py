@@ -64,7 +64,9 @@ def test_a_world_that_turns_every_command_around_is_found_out(monkeypatch: pytes
 
 
 def test_a_world_that_stands_still_follows_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    still = lambda cfg, params, frame, action, key: jnp.repeat(frame[:, None, None], 8, axis=2)  # noqa: E731
+    def still(cfg, params, frame, action, key):
+        return jnp.repeat(frame[:, None, None], 8, axis=2)
+
     found = measured(monkeypatch, still)
     assert found["x"]["sign"] == found["y"]["sign"] == 0.0
     assert abs(found["x"]["slope"]) < 1e-6
@@ -72,7 +74,9 @@ def test_a_world_that_stands_still_follows_none(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_world_that_loses_the_gripper_is_not_credited(monkeypatch: pytest.MonkeyPatch) -> None:
-    blank = lambda cfg, params, frame, action, key: jnp.full((len(frame), 1, 8, 32, 32, 3), 0.2)  # noqa: E731
+    def blank(cfg, params, frame, action, key):
+        return jnp.full((len(frame), 1, 8, 32, 32, 3), 0.2)
+
     found = measured(monkeypatch, blank)
     assert found["y"]["lost"] == found["jaws"]["lost"] == 1.0
     assert found["y"]["sign"] == found["jaws"]["sign"] == 0.0

@@ -130,8 +130,14 @@ def test_the_table_is_mean_and_spread_over_the_seeds_that_are_there() -> None:
     found = {name: seeds(0.1, 0.1) for name in names} | {"memory_1": seeds(0.3, 0.05), "cross": seeds(0.2), "adaln": {}}
     rows = {row[0]: row[1:] for row in world_study.table(found)["rows"]}
     assert rows["one memory frame"] == [
-        "0.100 ± 0.000", "0.100 ± 0.000", "0.175 ± 0.177", "30.0 ± 0.0", "30.0 ± 0.0", "28.5 ± 0.7", "1 of 2 seeds",
-    ]  # fmt: skip
+        "0.100 ± 0.000",
+        "0.100 ± 0.000",
+        "0.175 ± 0.177",
+        "30.0 ± 0.0",
+        "30.0 ± 0.0",
+        "28.5 ± 0.7",
+        "1 of 2 seeds",
+    ]
     assert rows["full"][-1] == "-"
     assert rows["actions through cross-attention only"][2:] == ["0.200", "30.0", "30.0", "28.0", "1 of 1 seeds"]
     assert "actions through AdaLN only" not in rows  # not run yet

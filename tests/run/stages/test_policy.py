@@ -72,7 +72,10 @@ def test_the_state_holds_adapters_only_and_only_they_move(params, made):
     state, step = fresh(made), made[1]
     own = train.resolve_targets(CFG, TRAIN.lora, TRAIN.frozen)
     assert jax.tree.structure(state.params) == jax.tree.structure(lora.init(KEY, params, own))
-    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+
+    def size(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
     assert size(state.opt_state) <= 2 * size(state.params) + 8 < size(params)
     before = jax.tree.map(np.array, params)
     for i in range(3):

@@ -90,8 +90,14 @@ def test_training_never_begins_where_evaluation_does(fake_libero):
     arena = open_libero()
     measured = arena.trials("evaluate", 8)
     assert [(t.task.index, t.init, t.seed) for t in measured[:7]] == [
-        (0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 2, 0), (1, 2, 0), (0, 0, 1),
-    ]  # fmt: skip
+        (0, 0, 0),
+        (1, 0, 0),
+        (0, 1, 0),
+        (1, 1, 0),
+        (0, 2, 0),
+        (1, 2, 0),
+        (0, 0, 1),
+    ]
     purposes = ("demonstrations", "collect-0", "collect-1", "online")
     trained = [t for purpose in purposes for t in arena.trials(purpose, 6)]
     assert {t.init for t in trained} == {DRAWN} and len({t.seed for t in trained}) == 24
