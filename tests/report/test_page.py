@@ -81,7 +81,8 @@ def results() -> dict:
         },
         "remarks": ["grpo-1: 3 of 12 updates had nothing to learn from"],
         "ledger": {
-            "demonstrations": {"true_steps": 0, "imagined_frames": 0, "seconds": 8.1},
+            "pretrained": {"true_steps": 0, "pretrained_frames": 486400, "imagined_frames": 0, "seconds": 0.1},
+            "demonstrations": {"episodes": 800, "true_steps": 19200, "imagined_frames": 0, "seconds": 8.0},
             "sft": {"true_steps": 0, "imagined_frames": 0, "seconds": 131.0},
             "collect-0": {"true_steps": 9216, "imagined_frames": 0, "seconds": 9.9},
             "world-0": {"true_steps": 0, "imagined_frames": 0, "seconds": 311.0},
@@ -235,7 +236,7 @@ def test_the_table_of_the_terminal():
     assert lines[8].split()[-3:] == ["28.8", "25.4", "23.9"]
     assert lines[9].startswith("after PACE, round 2")
     assert lines[9].split()[4:8] == ["148", "61", "14", "33"]
-    assert re.search(r"(?m)^all +9,216 +27,648 +12 min 46 s$", "\n".join(lines))
+    assert re.search(r"(?m)^all +800 +28,416 +486,400 +27,648 +12 min 46 s$", "\n".join(lines))
     assert len({len(line) for line in lines[:5]}) == 1
     assert any(line.startswith("The collections took 9,216 steps") for line in lines)
 

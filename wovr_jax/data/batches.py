@@ -30,19 +30,21 @@ class NoDataError(ValueError):
     """A training set that would be empty or one-sided; the message says what is missing."""
 
 
-def split(
-    episodes: Sequence[Episode | Head], val_share: float, flags: Sequence[bool] | np.ndarray | None = None
-) -> np.ndarray:
-    """Returns (E,) bool, which episodes validate; that is stable when the data grows.
+HELD_OUT = 0.15
+"""Share of the episodes that VAE, world model and success classifier all hold out: one that judges trained none."""
 
-    An episode's side depends only on its task and seed, so a start layout stays on its side
-    when a later collection is added. Shares are approximate; but where there are two
-    episodes (of each kind, with ``flags``) neither side is empty.
+
+def split(episodes: Sequence[Episode | Head], val_share: float = HELD_OUT, *, borrow: bool = False) -> np.ndarray:
+    """Returns (E,) bool, which episodes are held out.
+
+    An episode's side depends only on its task and seed: it is the same in every stage and every round, with whatever
+    other episodes it is asked for. Shares are approximate.
 
     Args:
       episodes: the episodes.
       val_share: expected share in [0, 1).
-      flags: optionally a kind of each episode, say success, to be present on both sides.
+      borrow: of several episodes of which none is held out, hold out one. Who trains on the others then has something
+        to validate on; only they may, for another stage trains on the one that was borrowed.
 
     Raises:
       ValueError: for a share outside [0, 1).
@@ -52,18 +54,8 @@ def split(
     # A number of each episode's own, against the share: no other episode has a say in it.
     place_E = np.array([_place(episode) for episode in episodes])
     val_E = place_E < val_share
-    kinds = np.zeros(len(episodes), int) if flags is None else np.asarray(flags, int)
-    for kind in np.unique(kinds):
-        member = np.flatnonzero(kinds == kind)
-        if len(member) == 1:
-            val_E[member] = False  # the only one is for training
-        elif val_share:
-            # In the order of their numbers, so that growth of the data rarely moves the borrowed ones.
-            order = member[np.argsort(place_E[member], kind="stable")]
-            if not val_E[member].any():
-                val_E[order[0]] = True
-            if val_E[member].all():
-                val_E[order[-1]] = False
+    if borrow and val_share and len(val_E) > 1 and not val_E.any():
+        val_E[np.argmin(place_E)] = True
     return val_E
 
 
@@ -149,7 +141,7 @@ class Windows:
     new: int = struct.field(pytree_node=False, default=8)
 
 
-def windows(episodes: Sequence[Episode], layout: Layout = Layout(), *, val_share: float = 0.1) -> Windows:
+def windows(episodes: Sequence[Episode], layout: Layout = Layout(), *, val_share: float = HELD_OUT) -> Windows:
     """Returns all world-model windows of ``episodes``.
 
     Args:
@@ -158,17 +150,17 @@ def windows(episodes: Sequence[Episode], layout: Layout = Layout(), *, val_share
       val_share: share of episodes held out.
 
     Raises:
-      NoDataError: when no episode is long enough.
+      NoDataError: when no episode to learn from is long enough.
     """
     # By episode and not by window: neighbouring windows share most of their frames.
-    val_E = split(episodes, val_share) if episodes else np.zeros(0, bool)
+    val_E = split(episodes, val_share, borrow=True)
     train_I2, train_starts = _window_rows(episodes, ~val_E, layout)
     val_I2, val_starts = _window_rows(episodes, val_E, layout)
     if not len(train_I2):
         longest = max((len(episode.action_SA) for episode in episodes), default=0)
         raise NoDataError(
             f"no world-model window: a window needs {layout.new} steps, the longest of {len(episodes)} episodes has "
-            f"{longest}."
+            f"{longest}, and {int(val_E.sum())} of them are held out."
         )
     return Windows(
         frame_ESHWC=_stack([episode.frame_SHWC for episode in episodes]),

@@ -89,12 +89,17 @@ def _state_agreement(row: Results) -> str:
 
 def _state_cost(ledger: Mapping[str, Results]) -> str:
     def total(kind: str, what: str) -> int:
-        return sum(account[what] for stage, account in ledger.items() if stage.startswith(kind))
+        return sum(account.get(what, 0) for stage, account in ledger.items() if stage.startswith(kind))
 
+    seen = total("pretrained", "pretrained_frames") or total("demonstrations", "true_steps")
+    before = (
+        f" Before that the expert took {total('demonstrations', 'true_steps'):,} true steps, and pretrained parts had "
+        f"seen {total('pretrained', 'pretrained_frames'):,} frames."
+    )
     return (
         f"The collections took {total('collect-', 'true_steps'):,} steps of the true simulator. The learner took "
         f"{total(LEARNER, 'true_steps'):,}; it learnt from {total(LEARNER, 'imagined_frames'):,} imagined frames."
-    )
+    ) + (before if seen else "")
 
 
 def _judge(difference: Results, above: str, below: str, neither: str) -> str:
@@ -158,13 +163,14 @@ def world_rows(comparison: Sequence[Results]) -> Rows:
 
 def cost_rows(ledger: Mapping[str, Results]) -> Rows:
     """Returns what each stage took, and what all of them took together."""
-    names = ("true_steps", "imagined_frames", "seconds")
-    total = {name: sum(account[name] for account in ledger.values()) for name in names}
+    # Runs of earlier versions counted less.
+    names = ("episodes", "true_steps", "pretrained_frames", "imagined_frames", "seconds")
+    total = {name: sum(account.get(name, 0) for account in ledger.values()) for name in names}
     rows = [
-        (stage, *(f"{account[name]:,}" for name in names[:2]), format_duration(account["seconds"]))
+        (stage, *(f"{account.get(name, 0):,}" for name in names[:-1]), format_duration(account["seconds"]))
         for stage, account in ({**ledger, "all": total} if ledger else {}).items()
     ]
-    return [("stage", "true steps", "imagined frames", "time"), *rows]
+    return [("stage", "true episodes", "true steps", "frames of pretraining", "imagined frames", "time"), *rows]
 
 
 # ---------------------------------------------------------------- numbers in words

@@ -152,10 +152,11 @@ def _explore(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, A
 
 def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, int]:
     """What the round consumed: imagined frames, or true steps where the world is the truth."""
-    steps = updates * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
+    rollouts = updates * cfg.dream.groups * cfg.learner.grpo.group
+    steps = rollouts * cfg.dream.chunks * cfg.policy.chunk
     if cfg.dream.world == "learned":
         # A step of a chunk is a frame, and the world model makes all of them, also those after a success.
         return {"imagined_frames": steps}
     if arena.explore and curve:  # there, episodes end at their first success
         steps = round(steps * arena.hold * sum(line["length"] for line in curve) / len(curve))
-    return {"true_steps": steps}
+    return {"episodes": rollouts, "true_steps": steps}

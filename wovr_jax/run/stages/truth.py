@@ -44,6 +44,7 @@ def measure(run: Run, round_: int, arena: Arena, cfg: EvaluateConfig, sampled: A
             "greedy": evaluate.summarize_outcomes(found["greedy"].success_B),
             "subgoals": found["sampled"].subgoals,
             "outcomes": found["sampled"].success_B.astype(int).tolist(),
+            "episodes": cfg.episodes * len(ways),
             "true_steps": sum(measured.steps for measured in found.values()),
         }
 
@@ -101,6 +102,7 @@ def compare(
         loose_BNT = {how: np.concatenate(parts)[: cfg.compare] for how, parts in loose.items()}
         return evaluate.compare_verdicts(true, imagined, loose_BNT, judge.threshold) | {
             "videos": films,
+            "episodes": cfg.compare,
             "true_steps": frames,
             "imagined_frames": 3 * frames,  # as played, and with the two ways of loosening
         }

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from wovr_jax.core import config, processes, sharding
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
-from wovr_jax.sim.arena import Actor, Groups, Measured, Played, layouts
+from wovr_jax.sim.arena import Actor, Groups, Measured, Played, add_halves, layouts
 from wovr_jax.sim.libero import collect, rollout, setup
 from wovr_jax.sim.libero.actors import RolloutRecorder, make_act, on_own_devices, stack_episodes
 from wovr_jax.sim.libero.pool import Pool
@@ -95,7 +95,7 @@ class Libero:
         else:
             wanted = self.trials("demonstrations", count + validation)
             facts = [self._record(folder / name, wanted[half], self._play_expert) for name, half in halves.items()]
-        return {"episodes": facts[0]["episodes"], "successes": facts[0]["successes"]}
+        return add_halves(facts, self.hold)
 
     def _play_expert(self, pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
         return rollout.demonstrations(pool, trials, self._protocol(stops=False), self.cfg.expert)
