@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from wovr_jax.core import keys
-from wovr_jax.data import batches
+from wovr_jax.data import batches, records
 from wovr_jax.data.batches import Layout, NoDataError
 from wovr_jax.types import NULL_ACTION, Episode
 
@@ -101,22 +102,26 @@ def test_rows_are_drawn_on_the_device_with_the_start_share():
     assert (batches.sample_rows(keys.key(0), 5, short.train_starts, len(short.train_I2)) == 0).all()
 
 
-def test_split_is_of_each_episode_alone_and_may_borrow_one():
+def test_split_is_stable_under_growth_and_never_one_sided():
     first = [numbered(12, seed) for seed in range(200)]
     val = batches.split(first, 0.1)
     assert 0.04 < val.mean() < 0.18
     grown = batches.split(first + [numbered(12, seed) for seed in range(200, 300)], 0.1)
     np.testing.assert_array_equal(grown[:200], val)
     assert not batches.split(first, 0.0).any()
-    # Whatever others are there, also where that leaves a side empty ...
-    np.testing.assert_array_equal([batches.split([one], 0.1)[0] for one in first], val)
-    train = [one for one, held in zip(first, val, strict=True) if not held]
-    assert not batches.split(train, 0.1).any() and not batches.split([], 0.1).any()
-    # ... unless somebody wants one to validate on; never the only one.
-    borrowed = batches.split(train, 0.1, borrow=True)
-    assert borrowed.sum() == 1 and not batches.split(train[:1], 0.1, borrow=True).any()
-    np.testing.assert_array_equal(batches.split(first, 0.1, borrow=True), val)
-    assert not batches.split(train, 0.0, borrow=True).any()
+    for seed in range(20):
+        assert batches.split([numbered(12, seed), numbered(12, seed + 50)], 0.01).sum() == 1
+        assert not batches.split([numbered(12, seed)], 0.9).any()
+    won = [index % 50 == 0 for index in range(200)]
+    mixed = [dataclasses.replace(one, success_S=one.success_S | wins) for one, wins in zip(first, won, strict=True)]
+    both = batches.split(mixed, 0.01)
+    assert 1 <= both[won].sum() < 4
+    assert batches.split([mixed[0], mixed[1]], 0.01).sum() == 1, "one success and one failure"
+    # What others did changes nothing, not even where something had to be moved to the other side; nor does the disk.
+    others = [dataclasses.replace(one, actor="another") for one in mixed]
+    np.testing.assert_array_equal(batches.split(others[:70] + mixed, 0.01)[70:], both)
+    np.testing.assert_array_equal(batches.split([records.peek(records.encode(one)) for one in mixed], 0.01), both)
+    assert batches.split([]).tolist() == []
     with pytest.raises(ValueError, match=r"val_share must be in \[0, 1\)"):
         batches.split(first, 1.0)
 

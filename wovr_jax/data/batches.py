@@ -34,28 +34,39 @@ HELD_OUT = 0.15
 """Share of the episodes that VAE, world model and success classifier all hold out: one that judges trained none."""
 
 
-def split(episodes: Sequence[Episode | Head], val_share: float = HELD_OUT, *, borrow: bool = False) -> np.ndarray:
-    """Returns (E,) bool, which episodes are held out.
+def split(episodes: Sequence[Episode | Head], val_share: float = HELD_OUT) -> np.ndarray:
+    """Returns (E,) bool, which episodes are held out: the same ones in whatever stage and round, whoever else is there.
 
-    An episode's side depends only on its task and seed: it is the same in every stage and every round, with whatever
-    other episodes it is asked for. Shares are approximate.
+    An episode's side depends on its task and seed, and where that would leave a side empty, on the others of its
+    collection, all of which have to be among the episodes. A collection is what one actor did. Shares are approximate;
+    but of several successes (failures) in a collection some are on each side, and of several episodes one is held out.
 
     Args:
-      episodes: the episodes.
+      episodes: whole collections.
       val_share: expected share in [0, 1).
-      borrow: of several episodes of which none is held out, hold out one. Who trains on the others then has something
-        to validate on; only they may, for another stage trains on the one that was borrowed.
 
     Raises:
       ValueError: for a share outside [0, 1).
     """
     if not 0.0 <= val_share < 1.0:
         raise ValueError(f"val_share must be in [0, 1), got {val_share}.")
-    # A number of each episode's own, against the share: no other episode has a say in it.
+    val_E = np.zeros(len(episodes), bool)
+    if not val_share:
+        return val_E
     place_E = np.array([_place(episode) for episode in episodes])
-    val_E = place_E < val_share
-    if borrow and val_share and len(val_E) > 1 and not val_E.any():
-        val_E[np.argmin(place_E)] = True
+    won_E = np.array([one.won if isinstance(one, Head) else one.success_S.any() for one in episodes], bool)
+    actor_E = np.array([episode.actor for episode in episodes])
+    for actor in np.unique(actor_E):
+        acted_E = actor_E == actor
+        for won in (False, True):
+            # In the order of a number of each episode's own; the first of several always, the last never.
+            order = np.flatnonzero(acted_E & (won_E == won))
+            order = order[np.argsort(place_E[order], kind="stable")]
+            val_E[order] = place_E[order] < val_share
+            val_E[order[:1]] = len(order) > 1
+            val_E[order[-1:]] = False
+        if acted_E.sum() > 1 and not val_E[acted_E].any():  # one success and one failure
+            val_E[np.argmin(np.where(acted_E, place_E, 1.0))] = True
     return val_E
 
 
@@ -150,17 +161,17 @@ def windows(episodes: Sequence[Episode], layout: Layout = Layout(), *, val_share
       val_share: share of episodes held out.
 
     Raises:
-      NoDataError: when no episode to learn from is long enough.
+      NoDataError: when no episode is long enough.
     """
     # By episode and not by window: neighbouring windows share most of their frames.
-    val_E = split(episodes, val_share, borrow=True)
+    val_E = split(episodes, val_share)
     train_I2, train_starts = _window_rows(episodes, ~val_E, layout)
     val_I2, val_starts = _window_rows(episodes, val_E, layout)
     if not len(train_I2):
         longest = max((len(episode.action_SA) for episode in episodes), default=0)
         raise NoDataError(
             f"no world-model window: a window needs {layout.new} steps, the longest of {len(episodes)} episodes has "
-            f"{longest}, and {int(val_E.sum())} of them are held out."
+            f"{longest}."
         )
     return Windows(
         frame_ESHWC=_stack([episode.frame_SHWC for episode in episodes]),

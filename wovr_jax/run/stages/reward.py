@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,13 +84,14 @@ def fit_reward(
     name = f"reward-{round_}"
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
-        demos, every, before = demonstrations.value.train, join_rounds(rollouts), join_rounds(rollouts[:-1])
-        newest = every[-collected.retold :]
-        # A better policy fails less: held-out episodes of earlier rounds bring failures to choose the threshold on.
-        judging_E = batches.split(disk.heads(before))
-        judging = [before[e] for e in np.flatnonzero(judging_E).tolist()]
+        every, demos = join_rounds(rollouts), demonstrations.value.train
+        real, newest = disk.join([every, demos]), range(len(every))[-collected.retold :]
         # Demonstrations mostly succeed, so a third as many give successes where the policy has few.
-        episodes = [*newest, *demos[: len(newest) // 3], *judging]
+        rows = [*newest, *range(len(every), len(real))[: len(newest) // 3]]
+        # A better policy fails less: held-out episodes of earlier rounds bring failures to choose the threshold on.
+        judging_E = batches.split(disk.heads(real))[: len(every) - len(rollouts[-1].value)]
+        rows = list(dict.fromkeys([*rows, *np.flatnonzero(judging_E).tolist()]))
+        episodes = [real[row] for row in rows]
 
         first, world_cfg = start(), vae.value[0]
 
@@ -100,11 +101,11 @@ def fit_reward(
             return replay(world.value, first, start_B, action_BNTA, key("retold", round_, low))
 
         size = {"batch": collected.batch, "steps": steps, "chunk": world_cfg.chunk, "memory": world_cfg.slots}
-        imagined = _relabel(episodes, programs.replay_episodes(play, episodes, prompt_KL, **size))
-        real = disk.join([every, demos])
+        videos = programs.replay_episodes(play, episodes, prompt_KL, **size)
+        imagined = dict(zip(rows, _relabel(episodes, videos), strict=True))
         params, facts = fit(cfg, train, first, real, imagined, key(name), name=name, log=run.log, folder=folder)
         checkpoint.save(folder / "reward", params)
-        return facts | {"imagined_frames": sum(len(episode.action_SA) for episode in imagined)}
+        return facts | {"imagined_frames": sum(len(episode.action_SA) for episode in imagined.values())}
 
     # The threshold is a fact of the stage: a reader of the run folder needs no weights for it.
     params = run.stage(name, make, lambda folder: load_reward(cfg, folder))
@@ -144,7 +145,7 @@ def load_reward(cfg: RewardConfig, folder: pathlib.Path) -> Params:
     return checkpoint.restore(folder / "reward", sharding.describe(classifier.network(cfg).shapes(), sharding.WHOLE))
 
 
-def _relabel(episodes: list[Episode], videos: Iterable[np.ndarray]) -> list[Episode]:
+def _relabel(episodes: Sequence[Episode], videos: Iterable[np.ndarray]) -> list[Episode]:
     """Imagined frames under the true labels of the episodes whose actions led to them.
 
     A classifier that sees them learns how far imagination is to be believed, not only what success looks like.
@@ -158,7 +159,7 @@ def fit(
     train: RewardTrainConfig,
     params: Params,
     real: Sequence[Episode],
-    imagined: Sequence[Episode],
+    imagined: Mapping[int, Episode],
     key: Array,
     *,
     name: str = "reward",
@@ -170,9 +171,9 @@ def fit(
     Args:
       cfg, train: network and training; ``train.steps`` steps are taken.
       params: where to start.
-      real: true episodes.
-      imagined: episodes with imagined frames and true labels; an episode is on the same side of
-        the split as its true twin. They are the extra pool of a batch. No world model was trained on those that judge.
+      real: true episodes, whole collections.
+      imagined: row among them -> the episode with imagined frames and true labels, which is on the same side of the
+        split as its true twin. They are the extra pool of a batch. No world model was trained on those that judge.
       key: of the batches.
       name, log, folder: see ``loop.fit``.
 
@@ -184,8 +185,10 @@ def fit(
       NoDataError: when no episode, or every episode, succeeds; of those that judge this is no matter to a fixed
         threshold.
     """
-    kinds = {"real": real, "imagined": imagined} if imagined else {"real": real}
-    frames = {kind: _label_frames(episodes, train.stride) for kind, episodes in kinds.items()}
+    held_E = batches.split(disk.heads(real))
+    frames = {"real": _label_frames(real, held_E, train.stride)}
+    if imagined:
+        frames["imagined"] = _label_frames(list(imagined.values()), held_E[list(imagined)], train.stride)
     held = {kind: _select(columns, columns["held"]) for kind, columns in frames.items()}
     if train.rule != "fixed":  # now, and not when the training is over
         label_X = held["real"]["label"]
@@ -201,11 +204,9 @@ def fit(
     return state.params, _judge(cfg, train, state.params, held)
 
 
-def _label_frames(episodes: Sequence[Episode], stride: int) -> dict[str, np.ndarray]:
+def _label_frames(episodes: Sequence[Episode], held_E: np.ndarray, stride: int) -> dict[str, np.ndarray]:
     """Every ``stride``-th frame of every episode, with label, task, episode index and side of the split."""
     _check_kinds(np.array([episode.success_S.any() for episode in episodes]))
-    # By layout, so nothing is trained on an episode that judges: neither on its imagined twin, nor a world model on it.
-    held_E = batches.split(episodes)
     count_E = [len(episode.success_S[::stride]) for episode in episodes]
     return {
         "frame": np.concatenate([episode.frame_SHWC[::stride] for episode in episodes]),

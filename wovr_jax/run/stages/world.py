@@ -171,7 +171,7 @@ def windows(
     # By what fits where: pixels, read step by step or held; or latents, which a folder may keep for other trainings.
     if train.latents == "stream":
         heads = disk.heads(episodes)
-        held_E = batches.split(heads, held_out, borrow=True)
+        held_E = batches.split(heads, held_out)
         steps_E = np.array([head.steps for head in heads])
         data = latents.WindowStream(stream.Stream(episodes, steps_E, ~held_E, layout, train.stream), vae_params, cfg)
         # Validation draws from memory, so of the held-out side there are as many episodes as may stay there.
@@ -192,7 +192,7 @@ def _choose_filmed(episodes: Sequence[Episode], chunk: int) -> list[Episode]:
     """Some held-out episodes as long as the longest; none where no whole number of chunks fits."""
     heads = disk.heads(episodes)
     longest = max(head.steps for head in heads)
-    held_E = batches.split(heads, borrow=True)
+    held_E = batches.split(heads)
     long = [e for e, head in enumerate(heads) if held_E[e] and head.steps == longest]
     # Of equal length, so that one program plays them and one film holds them.
     return [episodes[e] for e in long[:FILMED]] if longest % chunk == 0 else []
