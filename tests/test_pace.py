@@ -378,7 +378,7 @@ def test_a_reward_that_never_or_always_says_success_leaves_the_policy_and_says_s
 
     results = pace.run("grpo", settings, stages.parent)
 
-    (remark,) = results["remarks"]
+    _, remark = results["remarks"]  # the first is of the pretrained stand-ins
     assert f"grpo-1: 2 of 2 iterations changed nothing: judged success was {rate}" in remark
     assert "The policy is as it was" in remark
     assert remark in capsys.readouterr().err
