@@ -212,7 +212,7 @@ def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
     if recipe.dream.reward == "learned":
         parts["reward"] = on.whole(classifier.network(recipe.reward).shapes())
     if recipe.dream.world != "learned":
-        parts["sim"] = on.whole(jax.eval_shape(lambda table: programs.true_states(table, recipe.sim), starts))
+        parts["sim"] = on.whole(jax.eval_shape(lambda table: programs.true_states(table, recipe.embedded), starts))
     return parts
 
 
@@ -226,9 +226,9 @@ def latent_size(recipe: Recipe) -> tuple[int, int]:
 
 def pixels(recipe: Recipe) -> int:
     """Returns height and width of a frame, which is square."""
-    return recipe.sim.size if recipe.libero is None else recipe.libero.scene.size
+    return recipe.embedded.size if recipe.libero is None else recipe.libero.scene.size
 
 
 def steps(recipe: Recipe) -> int:
     """Returns the steps of an episode."""
-    return recipe.sim.horizon if recipe.libero is None else recipe.libero.steps
+    return recipe.embedded.horizon if recipe.libero is None else recipe.libero.steps

@@ -32,8 +32,8 @@ from wovr_jax.run.stages.truth import compare, measure
 from wovr_jax.run.stages.vae import VAE, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
 from wovr_jax.sim.arena import Acting, Actor, Arena
+from wovr_jax.sim.embedded import Embedded, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
-from wovr_jax.sim.tabletop.arena import Tabletop
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
 from wovr_jax.world import model as world_model
@@ -85,7 +85,9 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     start = functools.partial(start_policy, recipe.policy, recipe.policy_weights, recipe.towers, folder, key)
     start_dit = functools.partial(start_world, recipe.world, recipe.world_weights, key)
     rl = improvement(recipe)
-    acting = programs.acting(recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.sim, memory)
+    acting = programs.acting(
+        recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.embedded, memory
+    )
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
 
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
@@ -134,7 +136,7 @@ def improvement(recipe: Recipe) -> Improvement:
         recipe.sft.frozen,
         recipe.policy,
         recipe.reward,
-        recipe.sim,
+        recipe.embedded,
     )
 
 
@@ -162,7 +164,7 @@ def assets_folder(recipe: Recipe) -> pathlib.Path:
 
 
 def open_environment(recipe: Recipe) -> Environment:
-    """Opens the true environment of a recipe, the embedded table or LIBERO.
+    """Opens the true environment of a recipe, an embedded simulator or LIBERO.
 
     Raises:
       LiberoError: LIBERO is not installed, or a task that the suite does not have.
@@ -172,9 +174,9 @@ def open_environment(recipe: Recipe) -> Environment:
     cfg, policy = recipe.libero, recipe.policy
     how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
     if cfg is None:
-        words = jnp.asarray(Tokenizer.tabletop().prompts(Tabletop.instructions))
-        return Environment(Tabletop(recipe.sim, recipe.expert, **how, prompt_KL=words), words, None)
-    # Imported here, so that whoever runs on the table need not have LIBERO.
+        words = jnp.asarray(Tokenizer.tabletop().prompts(suite_of(recipe.embedded).instructions))
+        return Environment(Embedded(recipe.embedded, recipe.expert, **how, prompt_KL=words), words, None)
+    # Imported here, so that whoever runs an embedded one need not have LIBERO.
     from wovr_jax.sim.libero import actors
     from wovr_jax.sim.libero import arena as libero
 

@@ -22,9 +22,10 @@ from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.sim.embedded import Simulator, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
 from wovr_jax.sim.tabletop.expert import ExpertConfig
-from wovr_jax.sim.tabletop.table import INSTRUCTIONS, TabletopConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import ACTION_DIM
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
@@ -208,6 +209,11 @@ class Recipe:
         """Rounds of imagined RL; every round after the first begins with a refresh (PACE)."""
         return len(self.dream.updates)
 
+    @property
+    def embedded(self) -> Simulator:
+        """The embedded simulator in use, where ``libero`` is None."""
+        return self.sim
+
 
 def _fit_networks(recipe: Recipe) -> Faults:
     """Yields where policy, world model, classifier and environment do not speak of the same things."""
@@ -226,17 +232,17 @@ def _fit_networks(recipe: Recipe) -> Faults:
         yield "sft.frozen", f"expected parts of the policy, {', '.join(vla.PARTS)}, got {', '.join(sorted(unknown))}"
 
     # Rollouts are made of whole chunks, and what is left of an episode would be cut off without a word.
-    name, steps = ("sim.horizon", recipe.sim.horizon) if libero is None else ("libero.steps", libero.steps)
+    name, steps = ("sim.horizon", recipe.embedded.horizon) if libero is None else ("libero.steps", libero.steps)
     if steps % policy.chunk:
         yield name, f"expected a multiple of the policy's chunk, {policy.chunk}, got {steps}"
-    name, size = ("sim.size", recipe.sim.size) if libero is None else ("libero.scene.size", libero.scene.size)
+    name, size = ("sim.size", recipe.embedded.size) if libero is None else ("libero.scene.size", libero.scene.size)
     # A token of the transformer is a square of latents, and a latent one of pixels.
     side = world.vae.space * world.dit.patch
     if not size or size % side:
         yield name, f"expected a multiple of {side} pixels, the side of a token of the world model, got {size}"
 
     # The classifier embeds the index of a task; on LIBERO it is the index in the suite, whichever tasks are in use.
-    tasks = len(INSTRUCTIONS) if libero is None else libero.last_task + 1
+    tasks = len(suite_of(recipe.embedded).instructions) if libero is None else libero.last_task + 1
     if recipe.reward.head == "task" and recipe.reward.tasks < tasks:
         yield "reward.tasks", f"expected at least the {tasks} tasks of the environment, got {recipe.reward.tasks}"
     if recipe.reward_train.swap and recipe.reward.head != "task":

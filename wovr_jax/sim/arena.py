@@ -1,7 +1,7 @@
 """What a run asks of its true environment, whichever it is.
 
 The stages know no simulator. They ask an arena for instructions, demonstrations, true rollouts of a policy and its true
-success; ``sim.tabletop.arena`` answers with compiled programs on the device, ``sim.libero.arena`` with worker processes
+success; ``sim.embedded`` answers with compiled programs on the device, ``sim.libero.arena`` with worker processes
 on the host. An arena knows no network: a policy comes to it as plain functions of its weights (``Actor``). Start states
 are named by a purpose and a number, and those of two purposes are never the same.
 """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wovr_jax.core import pixels
-from wovr_jax.sim.tabletop import arena
+from wovr_jax.sim import embedded
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
@@ -72,7 +72,7 @@ def test_frames_are_in_range_and_show_the_gripper_command() -> None:
 
 
 def _demos(cfg: ExpertConfig, count: int) -> list:
-    return list(arena.play_demonstrations(range(count), jax.random.key(1), cfg, CFG, batch=64))
+    return list(embedded.play_demonstrations(range(count), jax.random.key(1), cfg, CFG, batch=64))
 
 
 def test_flawless_expert_succeeds_and_flawed_one_fails() -> None:
@@ -89,7 +89,7 @@ def test_unknown_flaw_is_refused() -> None:
 
 def test_seed_and_actions_replay_an_episode_exactly() -> None:
     episode = _demos(ExpertConfig(), 3)[2]
-    state = tabletop.replay(
+    state = embedded.replay(
         jnp.array([episode.seed]), jnp.asarray(episode.action_SA)[None], jnp.array([CFG.horizon]), CFG
     )
     frame = tabletop.render(jax.tree.map(lambda leaf: leaf[0], state), CFG)
@@ -106,4 +106,4 @@ def test_labels_are_clean_and_executed_actions_are_not() -> None:
 def test_episodes_refuse_a_rollout_without_video() -> None:
     empty = Imagined(*([jnp.zeros(1)] * 8))
     with pytest.raises(ValueError, match="video=True"):
-        list(arena.split_episodes(empty, [0], "base"))
+        list(embedded.split_episodes(empty, [0], "base", tabletop.INSTRUCTIONS))
