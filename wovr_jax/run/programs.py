@@ -186,10 +186,24 @@ def dream(
             simulator = table.world(cfg.sim)
         else:
             model = world_model.world(world, parts["world"])
-            simulator = model if cfg.dream.world == "learned" else shadow(model, table.world(cfg.sim))
+            # A learned reward looks at frames alone, so what the shadow knows of such a rollout is only reported.
+            simulator = shadow(model, table.world(cfg.sim)) if "sim" in parts else model
         return imagine(act, simulator, score, start, k_roll, chunks=cfg.dream.chunks, threshold=parts["threshold"])
 
     return dream
+
+
+@functools.cache
+def roll_in_world(cfg: Improvement, codec: Codec, world: WorldConfig) -> Callable[..., Imagined]:
+    """``roll(policy, world, reward, start, key)``: plain weights act in the learned world, before the learned judge."""
+
+    @jax.jit
+    def roll(policy_params: Params, params: Params, reward_params: Params, start: Start, key: Array) -> Imagined:
+        act = vla.policy(cfg.policy, policy_params, codec, cfg.temperature)
+        model, score = world_model.world(world, params), classifier.score(cfg.reward, reward_params)
+        return imagine(act, model, score, start, key, chunks=cfg.dream.chunks)
+
+    return roll
 
 
 @functools.cache

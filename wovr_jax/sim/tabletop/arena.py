@@ -20,6 +20,7 @@ import numpy as np
 from wovr_jax.core import sharding
 from wovr_jax.core.pixels import to_uint8
 from wovr_jax.data import episodes as disk
+from wovr_jax.data.starts import Starts
 from wovr_jax.sim.arena import Actor, Groups, Measured, Played, layouts
 from wovr_jax.sim.tabletop import expert as experts
 from wovr_jax.sim.tabletop import table as tabletop
@@ -83,6 +84,11 @@ class Tabletop:
             start = make_starts(padded_B, self.prompt_KL, self.sim, self.memory)
             # Imagination begins from what a camera sees, not from the simulator's state.
             yield Played(dataclasses.replace(start, sim=None), rollout, len(seeds))
+
+    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray) -> np.ndarray:
+        """Returns true success after each action, all rows in one program."""
+        reached = (np.asarray(column)[row_K] for column in (table.seed_K, table.played_KSA, table.step_K))
+        return np.asarray(_follow(*reached, action_KSA, self.sim))
 
     def _roll(self, seeds: np.ndarray, actor: Actor) -> Iterator[tuple[np.ndarray, Imagined]]:
         """Yields rollouts in equal batches of seeds, so that one program does; rows beyond the seeds are padding."""
@@ -193,6 +199,13 @@ def split_episodes(rollout: Imagined, seeds: Sequence[int] | np.ndarray, actor: 
             actor=actor,
             label_SA=action_BSA[b],
         )
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _follow(seed_B: Array, played_BSA: Array, step_B: Array, action_BSA: Array, cfg: TabletopConfig) -> Array:
+    state = tabletop.replay(seed_B, played_BSA, step_B, cfg)
+    states_BS = jax.vmap(lambda s, a: tabletop.roll(s, a, cfg))(state, action_BSA)
+    return jax.vmap(jax.vmap(lambda s: tabletop.success(s, cfg)))(states_BS)
 
 
 def measure_subgoals(rollout: Imagined, seed_B: Array, cfg: TabletopConfig) -> dict[str, float]:
