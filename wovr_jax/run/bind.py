@@ -128,7 +128,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         fit_reward=functools.partial(
             fit_reward, run, recipe.reward, recipe.reward_train, recipe.collect, prompt_KL, arena.steps, key
         ),
-        choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, recipe.seed),
+        choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, arena.steps, recipe.seed),
         measure=measure_policy,
         compare=compare_policy,
         close_loop=close_policy,
@@ -148,6 +148,7 @@ def improvement(recipe: Recipe) -> Improvement:
         recipe.policy,
         recipe.reward,
         recipe.sim,
+        recipe.steps if recipe.starts.deadline else None,
     )
 
 

@@ -137,6 +137,7 @@ class Improvement:
       policy: the policy's network.
       reward: the classifier's network.
       sim: the embedded table, for worlds that are the truth or know it.
+      steps: of a true episode, at whose end a rollout's successes end too; None where a keyframe has a whole budget.
     """
 
     dream: DreamConfig
@@ -147,6 +148,7 @@ class Improvement:
     policy: VLAConfig
     reward: RewardConfig
     sim: TabletopConfig
+    steps: int | None
 
     @property
     def network(self) -> RLPolicy:
@@ -188,7 +190,8 @@ def dream(
             model = world_model.world(world, parts["world"])
             # A learned reward looks at frames alone, so what the shadow knows of such a rollout is only reported.
             simulator = shadow(model, table.world(cfg.sim)) if "sim" in parts else model
-        return imagine(act, simulator, score, start, k_roll, chunks=cfg.dream.chunks, threshold=parts["threshold"])
+        how = {"chunks": cfg.dream.chunks, "threshold": parts["threshold"], "steps": cfg.steps}
+        return imagine(act, simulator, score, start, k_roll, **how)
 
     return dream
 
@@ -267,7 +270,7 @@ def replay_episodes(
     Yields:
       (S + 1, H, W, 3) uint8 of each episode, its own first frame included.
     """
-    starts = start_states.initial(episodes, memory=memory)
+    starts = start_states.initial(episodes, memory=memory, intervened=True)  # a row for each
     for low in range(0, len(episodes), batch):
         # The last batch is filled up with its own rows: another size would be another program, compiled for one batch.
         rows = np.resize(np.arange(low, min(low + batch, len(episodes))), batch).tolist()

@@ -48,6 +48,13 @@ RETIRED = {
 }
 """Settings that a ``config.json`` of before may hold -> the setting that says the same now, empty where none does."""
 
+RENAMED = {"starts.rule=before_failure": "last_event"}
+"""Values that a ``config.json`` of before may hold -> their names now."""
+
+FORMER: dict[str, dict[str, Any]] = {"starts": {"deadline": False, "room": 0}}
+"""Groups of settings -> what runs did before they could say it, where today's default is something else. Such a run
+must not change its rule half way without a word."""
+
 
 @checked
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +236,11 @@ class Recipe:
         """Rounds of imagined RL; every round after the first begins with a refresh (PACE)."""
         return len(self.dream.updates)
 
+    @property
+    def steps(self) -> int:
+        """Steps of a policy in an episode of the true environment."""
+        return self.sim.horizon if self.libero is None else self.libero.steps
+
 
 def _fit_networks(recipe: Recipe) -> Faults:
     """Yields where policy, world model, classifier and environment do not speak of the same things."""
@@ -323,6 +335,8 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
     if not recipe.seeds:  # a study without a run has no table
         yield "seeds", "expected the seed of at least one run, got none"
+    if recipe.starts.share and recipe.starts.room >= recipe.steps:
+        yield "starts.room", f"expected below the {recipe.steps} steps of an episode, got {recipe.starts.room}"
     # Without PACE there is one collection, however many rounds follow.
     if recipe.pace and recipe.rounds > COLLECTIONS:
         yield "dream.updates", f"expected at most {COLLECTIONS} rounds, each with a collection, got {recipe.rounds}"
@@ -358,18 +372,18 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
     if contradictions:
         name, (there, now) = next(iter(contradictions.items()))
         raise config.ConfigError(f"config.{name}: {there!r} contradicts {RETIRED[name]}={now!r}.")
-    return config.from_dict(Recipe, _without_retired(settings))
+    return config.from_dict(Recipe, _modernise(settings))
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Where the settings of a run folder differ from those asked for: dotted path -> (there, asked).
 
     A retired setting is a difference only where it contradicts its successor, and one that was not known yet only where
-    it is asked for with another value than its default.
+    something else is asked for than what was done without it (``FORMER``, or its default).
     """
     # Not by way of from_dict: a folder may hold what would be refused today, and its differences are to be told all the
     # same.
-    present = (config.complete(Recipe, _without_retired(settings)) for settings in (there, asked))
+    present = (config.complete(Recipe, _modernise(settings)) for settings in (there, asked))
     return config.diff(*present) | _contradictions(there, asked)
 
 
@@ -381,9 +395,12 @@ def _contradictions(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _without_retired(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def _modernise(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Returns settings of before as today's say the same."""
     kept = {name: value for name, value in settings.items() if f"{path}{name}" not in RETIRED}
-    return {
-        name: _without_retired(value, f"{path}{name}.") if isinstance(value, Mapping) else value
+    return FORMER.get(path[:-1], {}) | {
+        name: _modernise(value, f"{path}{name}.")
+        if isinstance(value, Mapping)
+        else RENAMED.get(f"{path}{name}={value}", value)
         for name, value in kept.items()
     }
