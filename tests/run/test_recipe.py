@@ -151,6 +151,9 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("dream__updates", (12, -1), "at least 0"),
     ("dream__rates", (1.0, NAN), "at least 0"),
     ("dream__world", "real", "'learned', 'true', 'shadow'"),
+    ("dream__select", "best", "'last', 'closed_loop'"),
+    ("dream__false_success", 1.1, "at most 1"),
+    ("evaluate__closed", -1, "at least 0"),
     ("learner__lr", -3e-4, "above 0"),
     ("learner__betas", (0.9, 1.0), "below 1"),
     ("learner__epochs", 0, "at least 1"),
@@ -275,6 +278,7 @@ PAIRS: list[tuple[dict[str, Any], str]] = [
     ({"collect__demonstrations": 999_999}, r"collect\.validation: expected at most 1_000_000 episodes together"),
     ({"dream__updates": (1,) * 8}, r"dream\.updates: expected at most 7 rounds, each with a collection, got 8"),
     ({"dream__updates": ()}, r"dream\.updates: expected a number for each round"),
+    ({"dream__select": "closed_loop", "dream__watch": False}, r"dream\.select: .*which failures a learned reward pays"),
     ({"dream__reward": "true"}, r"dream\.reward: 'true' needs a world that knows the truth"),
     ({"starts__least": 7}, r"starts\.least: expected at most before=6, got 7"),
     ({"starts__room": 24}, r"starts\.room: expected below the 24 steps of an episode, got 24"),
@@ -311,6 +315,7 @@ PAIRS_ON_LIBERO: list[tuple[dict[str, Any], str]] = [
     ({"libero__suite": "libero_90", "libero__tasks": ()}, r"reward\.tasks: expected at least the 90 tasks"),
     ({"libero__demonstrations": "some"}, r"libero\.scene\.hold: .*use hold=1, or the expert"),
     ({"dream__world": "shadow"}, r"dream\.world: .*which LIBERO is not"),
+    ({"dream__select": "closed_loop"}, r"dream\.select: .*LIBERO is not"),
 ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from wovr_jax.core import keys
 from wovr_jax.core.config import ConfigError
 from wovr_jax.data import normalize
-from wovr_jax.data.starts import Starts
+from wovr_jax.data.starts import Starts, initial
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
@@ -23,12 +23,12 @@ from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
-from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, no_demonstrations
+from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, join_rounds, no_demonstrations
 from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward
 from wovr_jax.run.stages.starts import choose_starts
-from wovr_jax.run.stages.truth import compare, measure
+from wovr_jax.run.stages.truth import close_loop, compare, measure
 from wovr_jax.run.stages.vae import VAE, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
 from wovr_jax.sim.arena import Acting, Actor, Arena
@@ -108,6 +108,17 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         where = (arena, recipe.evaluate, act(round_, "evaluate"), recipe.reward)
         return compare(run, round_, len(made.worlds) - 1, *where, *learned, key)
 
+    def close_policy(round_: int) -> Product[None] | None:
+        """In the same world as the comparison, from the newest start states."""
+        if not recipe.evaluate.closed:
+            return None
+        assert made.vae is not None
+        # An arena that explores has no start states of its own; what was collected for its world model began somewhere.
+        starts = made.starts[-1] if made.starts else Product(lambda: initial(join_rounds(made.rollouts), memory=memory))
+        where = (arena, recipe.evaluate.closed, recipe.collect.batch, rl, codec, prompt_KL)
+        learned = (made.vae, made.worlds[-1], made.rewards[-1])
+        return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
+
     return SimpleNamespace(
         act=act,
         explore=arena.explore if recipe.dream.world == "true" else None,
@@ -122,6 +133,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, arena.steps, recipe.seed),
         measure=measure_policy,
         compare=compare_policy,
+        close_loop=close_policy,
         improve=functools.partial(improve, run, rl, made.policies, imagination, key),
     )
 
@@ -129,7 +141,8 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
 def improvement(recipe: Recipe) -> Improvement:
     """What reinforcement learning has to know of a recipe."""
     return Improvement(
-        recipe.dream,
+        # Whatever steps on the host cannot follow a compiled program.
+        recipe.dream if recipe.libero is None else dataclasses.replace(recipe.dream, watch=False),
         recipe.learner,
         recipe.starts.share,
         recipe.temperature,

@@ -188,11 +188,25 @@ def dream(
             simulator = embedded.world(cfg.sim)
         else:
             model = world_model.world(world, parts["world"])
-            simulator = model if cfg.dream.world == "learned" else shadow(model, embedded.world(cfg.sim))
+            # A learned reward looks at frames alone, so what the shadow knows of such a rollout is only reported.
+            simulator = shadow(model, embedded.world(cfg.sim)) if "sim" in parts else model
         how = {"chunks": cfg.dream.chunks, "threshold": parts["threshold"], "steps": cfg.steps}
         return imagine(act, simulator, score, start, k_roll, **how)
 
     return dream
+
+
+@functools.cache
+def roll_in_world(cfg: Improvement, codec: Codec, world: WorldConfig) -> Callable[..., Imagined]:
+    """``roll(policy, world, reward, start, key)``: plain weights act in the learned world, before the learned judge."""
+
+    @jax.jit
+    def roll(policy_params: Params, params: Params, reward_params: Params, start: Start, key: Array) -> Imagined:
+        act = vla.policy(cfg.policy, policy_params, codec, cfg.temperature)
+        model, score = world_model.world(world, params), classifier.score(cfg.reward, reward_params)
+        return imagine(act, model, score, start, key, chunks=cfg.dream.chunks)
+
+    return roll
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from wovr_jax.core import config
-from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, checked
+from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, Share, checked
 from wovr_jax.core.history import CheckpointConfig
 from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data.starts import StartsConfig
@@ -111,6 +111,11 @@ class DreamConfig:
       world: ``learned``; ``true`` is online RL; ``shadow`` shows the policy learned frames
         while the simulator follows the same actions (for ``reward="true"``).
       reward: ``learned`` classifier, or the ``true`` predicate.
+      watch: whether an embedded simulator follows the actions of every imagined rollout, for the curves alone: how many
+        of its failures are paid as successes. LIBERO cannot be watched so.
+      select: the policy that a round ends with: its ``last``, or, by ``closed_loop``, the last one of which a smoothed
+        share of at most ``false_success`` of the true failures was paid. What is watched then costs true steps.
+      false_success: see ``select``.
     """
 
     groups: Count = 12
@@ -119,6 +124,14 @@ class DreamConfig:
     rates: tuple[NonNegative, ...] = (1.0,)
     world: Literal["learned", "true", "shadow"] = "learned"
     reward: Literal["learned", "true"] = "learned"
+    watch: bool = True
+    select: Literal["last", "closed_loop"] = "last"
+    false_success: Share = 0.3
+
+    @property
+    def knows_truth(self) -> bool:
+        """Whether a true simulator goes along with every rollout, as the world, behind it or to watch."""
+        return self.world != "learned" or self.watch
 
     def faults(self) -> Faults:
         """Yields rounds without a number, and a true reward of a world that does not know it."""
@@ -127,6 +140,11 @@ class DreamConfig:
                 yield name, "expected a number for each round, got none"
         if self.reward == "true" and self.world == "learned":
             yield "reward", "'true' needs a world that knows the truth: dream.world='shadow' or 'true'"
+        if self.select == "closed_loop" and not (self.watch and self.reward == "learned"):
+            yield (
+                "select",
+                "'closed_loop' asks which failures a learned reward pays: watch=True, reward='learned'",
+            )
 
 
 @checked
@@ -138,11 +156,14 @@ class EvaluateConfig:
       episodes: per policy, on the same layouts for every policy of the run.
       compare: the first so many of them are replayed in the world model, to hold its verdict against the truth.
       videos: side-by-side videos kept of each comparison, at most one an episode.
+      closed: rollouts from episode starts, and as many from keyframes, that each policy plays in the learned world and
+        whose actions the true simulator follows; fewer where there are not so many. 0 leaves the closed loop out.
     """
 
     episodes: SomeLayouts = 512
     compare: SomeLayouts = 256
     videos: Natural = 3
+    closed: Natural = 128
 
     def faults(self) -> Faults:
         """Yields a comparison with episodes that were not measured."""
@@ -338,6 +359,12 @@ def _fit_environment(recipe: Recipe) -> Faults:
             f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={share} need a "
             "simulator that a compiled program can hold, which LIBERO is not; use 'learned' for both, 'true' for "
             "both with starts.share=0 (online RL), or the embedded table",
+        )
+    if recipe.libero and recipe.dream.select == "closed_loop":
+        yield (
+            "dream.select",
+            "'closed_loop' needs a simulator in a compiled program, which follows every imagined rollout and which "
+            "LIBERO is not; use 'last'",
         )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from wovr_jax.core import sharding
 from wovr_jax.core.pixels import to_uint8
 from wovr_jax.data import episodes as disk
+from wovr_jax.data.starts import Starts
 from wovr_jax.sim.arena import Actor, Groups, Measured, Played, layouts
 from wovr_jax.sim.tabletop import expert as tabletop_expert
 from wovr_jax.sim.tabletop import table as tabletop
@@ -218,6 +219,11 @@ class Embedded:
             # Imagination begins from what a camera sees, not from the simulator's state.
             yield Played(dataclasses.replace(start, sim=None), rollout, len(seeds))
 
+    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray) -> np.ndarray:
+        """Returns true success after each action, all rows in one program."""
+        reached = (np.asarray(column)[row_K] for column in (table.seed_K, table.played_KSA, table.step_K))
+        return np.asarray(_follow(*reached, action_KSA, self.sim))
+
     def _roll(self, seeds: np.ndarray, actor: Actor) -> Iterator[tuple[np.ndarray, Imagined]]:
         """Yields rollouts in equal batches of seeds, so that one program does; rows beyond the seeds are padding."""
         for low in range(0, len(seeds), self.batch):
@@ -328,6 +334,12 @@ def split_episodes(
             actor=actor,
             label_SA=action_BSA[b],
         )
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _follow(seed_B: Array, played_BSA: Array, step_B: Array, action_BSA: Array, sim: Simulator) -> Array:
+    states_BS = jax.vmap(lambda s, a: roll(s, a, sim))(replay(seed_B, played_BSA, step_B, sim), action_BSA)
+    return jax.vmap(jax.vmap(lambda s: suite_of(sim).success(s, sim)))(states_BS)
 
 
 def measure_subgoals(rollout: Imagined, seed_B: Array, sim: Simulator) -> dict[str, float]:

@@ -110,6 +110,6 @@ def fine_tune(
     return run.stage("sft", make, lambda folder: load_policy(cfg, folder))
 
 
-def load_policy(cfg: VLAConfig, folder: pathlib.Path) -> Params:
+def load_policy(cfg: VLAConfig, folder: pathlib.Path, name: str = "policy") -> Params:
     """The policy that a stage left in its folder, on the mesh in use."""
-    return checkpoint.restore(folder / "policy", sharding.describe(vla.network(cfg).shapes(), vla.AXES))
+    return checkpoint.restore(folder / name, sharding.describe(vla.network(cfg).shapes(), vla.AXES))
