@@ -187,6 +187,27 @@ def test_the_page_says_what_the_results_say(page):
     assert "17 min 23 s" in text
 
 
+def with_temperatures() -> dict:
+    shown = results()
+    for phase, counts in zip(shown["phases"], ((211, 400, 300), (274, 350, 268), (321, 410, 330)), strict=True):
+        phase["temperatures"] = [{"temperature": t} | rate(k) for t, k in zip((1.0, 0.3, 0.0), counts, strict=True)]
+    shown["phases"][-1] |= {"greedy_gain": gain(50, 20), "best_gain": gain(30, 20)}
+    return shown
+
+
+def test_success_is_held_against_temperature():
+    page, text = report.render(with_temperatures()), tables.render_text(with_temperatures())
+    said = " ".join(text.split())
+    assert "With its most likely actions: 33.2%, then 64.5%, +5.9 points (95% between" in said
+    assert "At the temperature that suits each best: 78.1% (T = 0.3), then 80.1% (T = 0.3), +2.0 points" in said
+    rows = [line.split() for line in text.splitlines()]
+    assert ["true", "success", "at", "T", "=", "1", "T", "=", "0.3", "greedy"] in rows
+    assert ["base", "41.2%", "78.1%", "58.6%"] in rows
+    outline = Outline(page)
+    assert "after PACE, temperature 0.3: 80.1%, 95% between" in outline.text
+    assert page.count('class="dot series') == 9, "three policies at three temperatures"
+
+
 def test_a_film_says_who_acts_and_marks_the_wrong_verdict(page):
     text = Outline(page).text
     assert "policy: after PACE; true left, imagined right (world model of round 2)" in text

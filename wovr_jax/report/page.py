@@ -107,12 +107,23 @@ def _render_success(phases: Sequence[Results]) -> str:
         rows.append((phase["name"], marks, tables.format_rate(true["rate"])))
     if not rows:
         return ""
-    subgoals = tables.subgoal_rows(phases)
+    further = [rows for rows in (tables.temperature_rows(phases), tables.subgoal_rows(phases)) if rows]
     return (
         figures.draw_intervals(rows)
         + _render_table(tables.policy_rows(phases))
-        + (_render_table(subgoals) if subgoals else "")
+        + _draw_temperatures(phases)
+        + "".join(map(_render_table, further))
     )
+
+
+def _draw_temperatures(phases: Sequence[Results]) -> str:
+    lines = [
+        (phase["name"], [tuple(level[part] for part in ("temperature", "rate", "low", "high")) for level in levels])
+        for phase in phases
+        # From the lowest to the highest, as an axis goes.
+        if (levels := list(reversed(phase.get("temperatures") or ())))
+    ]
+    return figures.draw_rates(lines, "temperature") if lines else ""
 
 
 def _render_study(study: Sequence[Results]) -> str:

@@ -7,7 +7,7 @@ the results of an old run folder can be put together again without building anyt
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wovr_jax.core import machine, stats
@@ -87,11 +87,24 @@ def _summarize_policy(round_: int, facts: Facts, about: Mapping[str, Any]) -> Re
     # Success in the dreams that taught it, which may flatter it; the newer world is in the comparisons.
     comparison = facts.get(f"compare-{round_}-in-world-{training_world(round_, about['pace'])}", {})
     phase = {"name": _name_policy(round_, about), "imagined_success": comparison.get("imagined_success")}
-    phase |= {key: evaluation[key] for key in ("true_success", "greedy", "subgoals")}
+    phase |= {key: evaluation[key] for key in ("true_success", "greedy", "subgoals", "outcomes")}
+    # Runs of earlier versions measured two temperatures, and kept the outcomes of one.
+    levels = phase["temperatures"] = evaluation.get("temperatures") or []
     # The base has nothing to gain over itself.
     if round_:
-        phase["gain"] = stats.gain(evaluation["outcomes"], facts["evaluate-0"]["outcomes"])
+        base = facts["evaluate-0"]
+        phase["gain"] = stats.gain(evaluation["outcomes"], base["outcomes"])
+        if levels and base.get("temperatures"):
+            pairs = {"greedy_gain": (levels[-1], base["temperatures"][-1])}
+            pairs["best_gain"] = (best_level(levels), best_level(base["temperatures"]))
+            phase |= {name: stats.gain(ours["outcomes"], its["outcomes"]) for name, (ours, its) in pairs.items()}
     return phase
+
+
+def best_level(levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Returns the temperature of the largest success rate, the highest of those that have it."""
+    # In descending order, and max takes the first.
+    return max(levels, key=lambda level: level["rate"])
 
 
 def _summarize_comparison(round_: int, world: int, facts: Facts, about: Mapping[str, Any]) -> Results:

@@ -13,6 +13,7 @@ from typing import Any
 
 from wovr_jax.core.stats import wilson
 from wovr_jax.core.tables import text_table
+from wovr_jax.report.results import best_level
 
 Results = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
@@ -28,6 +29,7 @@ def render_text(results: Results) -> str:
     """Returns the results as a few lines of plain text, for the end of a run."""
     tables = (
         policy_rows(results.get("phases") or ()),
+        temperature_rows(results.get("phases") or ()),
         variant_rows(results.get("study") or ()),
         *(table["rows"] for table in results.get("tables") or ()),
         world_rows(results.get("comparison") or ()),
@@ -61,8 +63,16 @@ def _state_success(phases: Sequence[Results]) -> str:
     verdict = _judge(gain, "The policy truly got better.", "The policy truly got worse.", "That may be chance.")
     before = f"{phases[0]['true_success']['rate']:.1%} ({phases[0]['name']})"
     # Sampling is how it acts in training; the most likely actions are what a robot would run.
-    likely = f"With its most likely actions: {phases[0]['greedy']['rate']:.1%}, then {last['greedy']['rate']:.1%}."
-    return f"True success went from {before} to {now}: {_state_difference(gain)}, {where}. {verdict} {likely}"
+    likely = f"With its most likely actions: {phases[0]['greedy']['rate']:.1%}, then {last['greedy']['rate']:.1%}"
+    said = f"True success went from {before} to {now}: {_state_difference(gain)}, {where}. {verdict} {likely}"
+    # Runs of earlier versions did not measure between the two.
+    if not last.get("best_gain"):
+        return f"{said}."
+    # A base that a lower temperature repairs needed no training: each policy is given the one that suits it best.
+    tops = [best_level(phase["temperatures"]) for phase in (phases[0], last)]
+    first, then = (f"{top['rate']:.1%} ({name_temperature(top['temperature'])})" for top in tops)
+    best = f"At the temperature that suits each best: {first}, then {then}, {_state_difference(last['best_gain'])}."
+    return f"{said}, {_state_difference(last['greedy_gain'])}. {best}"
 
 
 def _state_study(study: Sequence[Results]) -> str:
@@ -112,6 +122,19 @@ def policy_rows(phases: Sequence[Results]) -> Rows:
         rates = (format_rate(phase["greedy"]["rate"]), format_rate(phase["imagined_success"]))
         rows.append((phase["name"], *_rate_cells(phase["true_success"]), *_gain_cells(phase.get("gain")), *rates))
     return rows
+
+
+def temperature_rows(phases: Sequence[Results]) -> Rows:
+    """Returns a row for each policy: true success at each temperature; nothing where runs did not measure it."""
+    rows = [
+        (phase["name"], *(format_rate(level["rate"]) for level in phase["temperatures"]))
+        for phase in phases
+        if phase.get("temperatures")
+    ]
+    if not rows:
+        return []
+    levels = next(phase["temperatures"] for phase in phases if phase.get("temperatures"))
+    return [("true success at", *(name_temperature(level["temperature"]) for level in levels)), *rows]
 
 
 def subgoal_rows(phases: Sequence[Results]) -> Rows:
@@ -180,6 +203,11 @@ def success_rates(row: Results) -> tuple[float, float, int]:
 def format_rate(rate: float | None) -> str:
     """Returns 0.5 as ``50.0%``, and a dash for a rate that nobody measured or that has no cases."""
     return "-" if rate is None or math.isnan(rate) else f"{rate:.1%}"
+
+
+def name_temperature(temperature: float) -> str:
+    """Returns what a reader calls a temperature: ``T = 0.5``, and ``greedy`` for 0."""
+    return f"T = {temperature:g}" if temperature else "greedy"
 
 
 def format_points(share: float) -> str:

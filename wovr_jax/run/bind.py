@@ -96,8 +96,9 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
     def measure_policy(round_: int) -> Product[None]:
-        # Greedy too: sampling at the temperature of training hides what the policy knows.
-        return measure(run, round_, arena, recipe.evaluate, act(round_, "evaluate"), act(round_, "evaluate", 0.0))
+        # Below the temperature of training too: sampling hides what the policy knows.
+        at = functools.partial(act, round_, "evaluate")
+        return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
 
     def compare_policy(round_: int) -> Product[None]:
         """In the newest world: the one that taught the policy, or the one that was refreshed for it."""

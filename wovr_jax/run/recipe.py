@@ -130,11 +130,14 @@ class EvaluateConfig:
       episodes: per policy, on the same layouts for every policy of the run.
       compare: the first so many of them are replayed in the world model, to hold its verdict against the truth.
       videos: side-by-side videos kept of each comparison, at most one an episode.
+      temperatures: at which success is measured too, beside that of training and 0 (the likeliest tokens). What a
+        lower temperature repairs without any training is no merit of training.
     """
 
     episodes: SomeLayouts = 512
     compare: SomeLayouts = 256
     videos: Natural = 3
+    temperatures: tuple[Positive, ...] = (0.5, 0.3)
 
     def faults(self) -> Faults:
         """Yields a comparison with episodes that were not measured."""
