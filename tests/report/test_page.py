@@ -91,20 +91,6 @@ def results() -> dict:
     }
 
 
-def study() -> dict:
-    """A ladder of two variants on two seeds."""
-    row = {"n": 1024, "base": 0.25, "final": 0.5, "seeds": [[0.2, 0.5], [0.3, 0.5]]}
-    return {
-        "job": "ladder",
-        "study": [
-            row | {"variant": "full", "says": "(e) all learned", "against": None} | gain(276, 20, 1024),
-            row
-            | {"variant": "c", "says": "(c) learned world", "final": 0.252, "against": gain(10, 264, 1024)}
-            | gain(32, 30, 1024),
-        ],
-    }
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run folder with everything a report reads."""
@@ -237,7 +223,7 @@ def test_what_is_absent_is_left_out(absent):
 
 
 def test_what_is_empty_is_left_out():
-    hollow = {"phases": [], "study": [], "comparison": [], "reward": {}, "keyframes": {}, "ledger": {}}
+    hollow = {"phases": [], "tables": [], "comparison": [], "reward": {}, "keyframes": {}, "ledger": {}}
     assert "<h2>" not in report.render(hollow)
     assert tables.render_text(hollow) == ""
 
@@ -259,17 +245,6 @@ def test_the_table_of_the_terminal():
     assert re.search(r"(?m)^all +9,216 +27,648 +12 min 46 s$", "\n".join(lines))
     assert len({len(line) for line in lines[:5]}) == 1
     assert any(line.startswith("The collections took 9,216 steps") for line in lines)
-
-
-def test_a_study_is_one_row_a_variant_with_seeds_pooled():
-    lines = tables.render_text(study()).splitlines()
-    assert lines[2].split()[3:8] == ["1024", "25.0%", "50.0%", "46.9%", "-"]
-    assert lines[2].rstrip().endswith("+30.0 +20.0"), "the reference has nothing to be held against"
-    assert lines[3].split("  ")[-1].strip().startswith("-24.8 points (95% between -2")
-    assert lines[3].startswith("(c) learned world")
-    text = Outline(report.render(study())).text
-    assert "Of 2 variants on 2 seeds, 1 truly gained and 0 truly lost. Best: (e) all learned, +25.0 points" in text
-    assert text.count("(c) learned world") == 2, "in the figure and in the table"
 
 
 def test_no_results_no_report(tmp_path):

@@ -16,7 +16,7 @@ Results = dict[str, Any]
 Facts = Mapping[str, Mapping[str, Any]]
 """By stage, what it wrote when it was finished."""
 
-STAGES = ("demonstrations", "sft", "grpo", "evaluate", "collect", "world", "reward", "starts", "compare")
+STAGES = ("demonstrations", "sft", "grpo", "imitate", "evaluate", "collect", "world", "reward", "starts", "compare")
 """The kinds of stages in the order in which a round meets them."""
 
 
@@ -37,7 +37,7 @@ def summarize(
 
     Args:
       about: ``name``, ``job`` and ``seed``; ``rounds``; ``pace``, whether the world model is trained again after each
-        round; ``online``, whether the policy learns in the true environment.
+        round; ``online``, whether the policy learns in the true environment; ``learn``, how it does.
       facts: of every finished stage. Stages that did not run are left out of the results.
       ledger: of every finished stage its ``true_steps``, ``imagined_frames`` and ``seconds``.
       seconds: how long this call of the program has run; a resumed run took longer than that in all.
@@ -74,6 +74,8 @@ def _name_policy(round_: int, about: Mapping[str, Any]) -> str:
     """Returns what a reader calls the policy of a round."""
     if round_ == 0:
         return "base"
+    if about["learn"] == "imitation":
+        return "after imitation of its own successes" + (f", round {round_}" if about["rounds"] > 1 else "")
     if round_ == 1:
         return "after online GRPO" if about["online"] else "after imagined GRPO"
     # Without a refresh the policy goes on in the first world, which is what an ablation calls it.

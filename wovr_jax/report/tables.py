@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wovr_jax.core.stats import wilson
 from wovr_jax.core.tables import text_table
 from wovr_jax.report.results import best_level
 
@@ -30,7 +29,6 @@ def render_text(results: Results) -> str:
     tables = (
         policy_rows(results.get("phases") or ()),
         temperature_rows(results.get("phases") or ()),
-        variant_rows(results.get("study") or ()),
         *(table["rows"] for table in results.get("tables") or ()),
         world_rows(results.get("comparison") or ()),
         cost_rows(results.get("ledger") or {}),
@@ -46,7 +44,6 @@ def state_findings(results: Results) -> list[str]:
     """Says what was reached, whether imagination can be believed and what it cost, one sentence or two each."""
     phases, ledger, remarks = results.get("phases"), results.get("ledger") or {}, results.get("remarks") or []
     sentences = [_state_success(phases)] if phases else []
-    sentences += [_state_study(results["study"])] if results.get("study") else []
     # The last comparison is that of the final policy, in the newest world that it was held against.
     sentences += [_state_agreement(results["comparison"][-1])] if results.get("comparison") else []
     sentences += [_state_cost(ledger)] if any(stage.startswith(LEARNER) for stage in ledger) else []
@@ -73,14 +70,6 @@ def _state_success(phases: Sequence[Results]) -> str:
     first, then = (f"{top['rate']:.1%} ({name_temperature(top['temperature'])})" for top in tops)
     best = f"At the temperature that suits each best: {first}, then {then}, {_state_difference(last['best_gain'])}."
     return f"{said}, {_state_difference(last['greedy_gain'])}. {best}"
-
-
-def _state_study(study: Sequence[Results]) -> str:
-    best = max(study, key=lambda row: row["gain"])
-    # Only what the interval sets apart from no change is called a gain or a loss.
-    won, lost = sum(row["low"] > 0 for row in study), sum(row["high"] < 0 for row in study)
-    count = f"Of {len(study)} variants on {len(best['seeds'])} seeds, {won} truly gained and {lost} truly lost."
-    return f"{count} Best: {best['says']}, {_state_difference(best)}."
 
 
 def _state_agreement(row: Results) -> str:
@@ -146,23 +135,6 @@ def subgoal_rows(phases: Sequence[Results]) -> Rows:
     names = sorted(first, key=lambda name: -first[name])
     rows = [(phase["name"], *(format_rate(phase["subgoals"][name]) for name in names)) for phase in phases]
     return [("episodes with", *(name.replace("_", " ") for name in names)), *rows]
-
-
-def variant_rows(study: Sequence[Results]) -> Rows:
-    """Returns a row for each variant, seeds pooled, with each seed's own gain and the difference from the reference."""
-    # The reference is the row that is held against no other.
-    reference = next((row["says"] for row in study if not row.get("against")), "the reference")
-    rows: Rows = [
-        ("variant", "episodes", "base", "success", "95%", "gain", "95%", "gain by seed", f"against {reference}")
-    ]
-    for row in study:
-        # The results keep the rate; with n it gives the count back exactly.
-        low, high = wilson(round(row["final"] * row["n"]), row["n"])
-        final = _rate_cells({"rate": row["final"], "low": low, "high": high})
-        seeds = " ".join(format_points(after - before) for before, after in row["seeds"])
-        against = _state_difference(row["against"]) if row.get("against") else ""
-        rows.append((row["says"], str(row["n"]), format_rate(row["base"]), *final, *_gain_cells(row), seeds, against))
-    return rows
 
 
 def world_rows(comparison: Sequence[Results]) -> Rows:

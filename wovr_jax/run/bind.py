@@ -23,7 +23,7 @@ from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
-from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, no_demonstrations
+from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, join_rounds, no_demonstrations
 from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward
@@ -88,11 +88,13 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     acting = programs.acting(recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.sim, memory)
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
 
+    learner = "imitate" if recipe.dream.learn == "imitation" else "grpo"
+
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""
         # Episodes remember who acted, and the report tells policies apart by it.
-        name = f"grpo-{round_}" if round_ else "base"
+        name = f"{learner}-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
     def measure_policy(round_: int) -> Product[None]:
@@ -107,6 +109,19 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         where = (arena, recipe.evaluate, act(round_, "evaluate"), recipe.reward)
         return compare(run, round_, len(made.worlds) - 1, *where, *learned, key)
 
+    def imitate(round_: int) -> Product[Params]:
+        """The base policy, fine-tuned on the demonstrations and on every collected success so far."""
+
+        def choose() -> Demonstrations:
+            train, held_out = made.demonstrations.value
+            done = [episode for episode in join_rounds(made.rollouts) if episode.success_S.any()]
+            return Demonstrations([*train, *done], held_out)
+
+        base = made.policies[0]
+        where = (run, recipe.policy, recipe.sft, lambda: base.value, codec, prompt_KL, key)
+        return fine_tune(*where, Product(choose), f"{learner}-{round_ + 1}")
+
+    grpo = functools.partial(improve, run, rl, made.policies, imagination, key)
     return SimpleNamespace(
         act=act,
         explore=arena.explore if recipe.dream.world == "true" else None,
@@ -121,7 +136,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, recipe.seed),
         measure=measure_policy,
         compare=compare_policy,
-        improve=functools.partial(improve, run, rl, made.policies, imagination, key),
+        improve=grpo if learner == "grpo" else imitate,
     )
 
 

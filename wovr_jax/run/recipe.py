@@ -103,6 +103,8 @@ class DreamConfig:
       world: ``learned``; ``true`` is online RL; ``shadow`` shows the policy learned frames
         while the simulator follows the same actions (for ``reward="true"``).
       reward: ``learned`` classifier, or the ``true`` predicate.
+      learn: ``grpo``, or ``imitation``: fine-tuning of the base policy on the demonstrations and on every success that
+        the collections have seen so far, a baseline that needs no world, no reward and no start states.
     """
 
     groups: Count = 12
@@ -111,14 +113,20 @@ class DreamConfig:
     rates: tuple[NonNegative, ...] = (1.0,)
     world: Literal["learned", "true", "shadow"] = "learned"
     reward: Literal["learned", "true"] = "learned"
+    learn: Literal["grpo", "imitation"] = "grpo"
 
     def faults(self) -> Faults:
-        """Yields rounds without a number, and a true reward of a world that does not know it."""
+        """Yields rounds without a number, a true reward of a world that does not know it, imitation in a true world."""
         for name in ("updates", "rates"):
             if not getattr(self, name):
                 yield name, "expected a number for each round, got none"
         if self.reward == "true" and self.world == "learned":
             yield "reward", "'true' needs a world that knows the truth: dream.world='shadow' or 'true'"
+        if self.learn == "imitation" and self.world != "learned":
+            yield (
+                "world",
+                f"expected 'learned' with dream.learn='imitation', which rolls in no world, got {self.world!r}",
+            )
 
 
 @checked
@@ -155,6 +163,7 @@ class Recipe:
       job, name, seed: what to run, how to call it, and the seed of everything random.
       seeds: of the runs of a study; other jobs use ``seed``.
       variants: of a study, by name, beside the full one; empty for all.
+      budgets: true episodes of the points of the study ``budget``.
       assets: folder of the pretrained parts; empty for those of the package.
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP). Without a name the VAE
         of ``world`` is trained on the demonstrations first, as ``vae_train`` says; towers then start at random.
@@ -176,6 +185,7 @@ class Recipe:
     seed: RunSeed = 0
     seeds: tuple[RunSeed, ...] = (0, 1, 2)
     variants: tuple[str, ...] = ()
+    budgets: tuple[SomeLayouts, ...] = (48, 96, 192, 384, 768)
     assets: str = ""
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")
@@ -293,6 +303,8 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "towers", f"expected the names of two towers, DINOv2 and SigLIP, or none, got {recipe.towers}"
 
     # Each of these reads the demonstrations, and some only after hours of other stages.
+    if recipe.dream.learn == "imitation" and not recipe.sft.steps:
+        yield "sft.steps", "expected at least 1, by which dream.learn='imitation' learns, got 0"
     needs = {
         "imitation (sft.steps)": recipe.sft.steps,
         "the run's own VAE (vae)": not recipe.vae,
@@ -303,6 +315,8 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "collect.demonstrations", f"expected at least 1, which {needed} are made of, got 0"
     if recipe.sft.steps and not recipe.collect.validation:
         yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
+    if not recipe.budgets:
+        yield "budgets", "expected at least one number of true episodes, got none"
     if not recipe.seeds:  # a study without a run has no table
         yield "seeds", "expected the seed of at least one run, got none"
     # Without PACE there is one collection, however many rounds follow.
