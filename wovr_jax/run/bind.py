@@ -90,16 +90,19 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     )
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
 
+    learner = "imitate" if recipe.dream.learn == "imitation" else "grpo"
+
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""
         # Episodes remember who acted, and the report tells policies apart by it.
-        name = f"grpo-{round_}" if round_ else "base"
+        name = f"{learner}-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
     def measure_policy(round_: int) -> Product[None]:
-        # Greedy too: sampling at the temperature of training hides what the policy knows.
-        return measure(run, round_, arena, recipe.evaluate, act(round_, "evaluate"), act(round_, "evaluate", 0.0))
+        # Below the temperature of training too: sampling hides what the policy knows.
+        at = functools.partial(act, round_, "evaluate")
+        return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
 
     def compare_policy(round_: int) -> Product[None]:
         """In the newest world: the one that taught the policy, or the one that was refreshed for it."""
@@ -119,6 +122,19 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         learned = (made.vae, made.worlds[-1], made.rewards[-1])
         return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
 
+    def imitate(round_: int) -> Product[Params]:
+        """The base policy, fine-tuned on the demonstrations and on every collected success so far."""
+
+        def choose() -> Demonstrations:
+            train, held_out = made.demonstrations.value
+            done = [episode for episode in join_rounds(made.rollouts) if episode.success_S.any()]
+            return Demonstrations([*train, *done], held_out)
+
+        base = made.policies[0]
+        where = (run, recipe.policy, recipe.sft, lambda: base.value, codec, prompt_KL, key)
+        return fine_tune(*where, Product(choose), f"{learner}-{round_ + 1}")
+
+    grpo = functools.partial(improve, run, rl, made.policies, imagination, key)
     return SimpleNamespace(
         act=act,
         explore=arena.explore if recipe.dream.world == "true" else None,
@@ -134,7 +150,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         measure=measure_policy,
         compare=compare_policy,
         close_loop=close_policy,
-        improve=functools.partial(improve, run, rl, made.policies, imagination, key),
+        improve=grpo if learner == "grpo" else imitate,
     )
 
 

@@ -116,6 +116,8 @@ class DreamConfig:
       select: the policy that a round ends with: its ``last``, or, by ``closed_loop``, the last one of which a smoothed
         share of at most ``false_success`` of the true failures was paid. What is watched then costs true steps.
       false_success: see ``select``.
+      learn: ``grpo``, or ``imitation``: fine-tuning of the base policy on the demonstrations and on every success that
+        the collections have seen so far, a baseline that needs no world, no reward and no start states.
     """
 
     groups: Count = 12
@@ -127,6 +129,7 @@ class DreamConfig:
     watch: bool = True
     select: Literal["last", "closed_loop"] = "last"
     false_success: Share = 0.3
+    learn: Literal["grpo", "imitation"] = "grpo"
 
     @property
     def knows_truth(self) -> bool:
@@ -134,7 +137,7 @@ class DreamConfig:
         return self.world != "learned" or self.watch
 
     def faults(self) -> Faults:
-        """Yields rounds without a number, and a true reward of a world that does not know it."""
+        """Yields rounds without a number, a true reward of a world that does not know it, imitation in a true world."""
         for name in ("updates", "rates"):
             if not getattr(self, name):
                 yield name, "expected a number for each round, got none"
@@ -144,6 +147,11 @@ class DreamConfig:
             yield (
                 "select",
                 "'closed_loop' asks which failures a learned reward pays: watch=True, reward='learned'",
+            )
+        if self.learn == "imitation" and self.world != "learned":
+            yield (
+                "world",
+                f"expected 'learned' with dream.learn='imitation', which rolls in no world, got {self.world!r}",
             )
 
 
@@ -158,12 +166,15 @@ class EvaluateConfig:
       videos: side-by-side videos kept of each comparison, at most one an episode.
       closed: rollouts from episode starts, and as many from keyframes, that each policy plays in the learned world and
         whose actions the true simulator follows; fewer where there are not so many. 0 leaves the closed loop out.
+      temperatures: at which success is measured too, beside that of training and 0 (the likeliest tokens). What a
+        lower temperature repairs without any training is no merit of training.
     """
 
     episodes: SomeLayouts = 512
     compare: SomeLayouts = 256
     videos: Natural = 3
     closed: Natural = 128
+    temperatures: tuple[Positive, ...] = (0.5, 0.3)
 
     def faults(self) -> Faults:
         """Yields a comparison with episodes that were not measured."""
@@ -181,6 +192,7 @@ class Recipe:
       job, name, seed: what to run, how to call it, and the seed of everything random.
       seeds: of the runs of a study; other jobs use ``seed``.
       variants: of a study, by name, beside the full one; empty for all.
+      budgets: true episodes of the points of the study ``budget``.
       assets: folder of the pretrained parts; empty for those of the package.
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP). Without a name the VAE
         of ``world`` is trained on the demonstrations first, as ``vae_train`` says; towers then start at random.
@@ -202,6 +214,7 @@ class Recipe:
     seed: RunSeed = 0
     seeds: tuple[RunSeed, ...] = (0, 1, 2)
     variants: tuple[str, ...] = ()
+    budgets: tuple[SomeLayouts, ...] = (48, 96, 192, 384, 768)
     assets: str = ""
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")
@@ -329,6 +342,8 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "towers", f"expected the names of two towers, DINOv2 and SigLIP, or none, got {recipe.towers}"
 
     # Each of these reads the demonstrations, and some only after hours of other stages.
+    if recipe.dream.learn == "imitation" and not recipe.sft.steps:
+        yield "sft.steps", "expected at least 1, by which dream.learn='imitation' learns, got 0"
     needs = {
         "imitation (sft.steps)": recipe.sft.steps,
         "the run's own VAE (vae)": not recipe.vae,
@@ -339,6 +354,8 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "collect.demonstrations", f"expected at least 1, which {needed} are made of, got 0"
     if recipe.sft.steps and not recipe.collect.validation:
         yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
+    if not recipe.budgets:
+        yield "budgets", "expected at least one number of true episodes, got none"
     if not recipe.seeds:  # a study without a run has no table
         yield "seeds", "expected the seed of at least one run, got none"
     if recipe.starts.share and recipe.starts.room >= recipe.steps:
