@@ -6,6 +6,7 @@ depends on the trial. A demonstration pushes it right, a flawed one (every third
 
 from __future__ import annotations
 
+import pathlib
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +19,8 @@ from wovr_jax.sim.libero.worker import Observations
 THINGS = ("milk", "butter")
 TASKS = tuple(Task("libero_object", i, f"pick_up_the_{name}", f"pick up the {name}") for i, name in enumerate(THINGS))
 PUSH = 0.06
+DEMONSTRATE = pathlib.Path(__file__).with_name("fake_demonstrate.py")
+"""The scripted expert's program with this fake in it."""
 
 
 class FakePool:

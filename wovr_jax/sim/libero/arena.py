@@ -8,10 +8,14 @@ trial, the policy and its key alone, so whatever was interrupted goes on where i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +34,9 @@ from wovr_jax.sim.libero.rollout import Outcome
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, protocol, tasks
 from wovr_jax.types import Array, Episode, Imagined, Start
+
+DEMONSTRATE = pathlib.Path(__file__).resolve().parents[3] / "launch" / "tools" / "demonstrate_libero.py"
+"""The program of the scripted expert, which is not part of training."""
 
 Play = Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]
 """Plays trials in the workers of a pool, and yields their outcomes in any order."""
@@ -73,7 +80,7 @@ class Libero:
         turns = ((self.tasks[n % len(self.tasks)], states[n // len(self.tasks) % len(states)]) for n in range(count))
         return [Trial(task, init, seed) for (task, init), seed in zip(turns, seeds, strict=True)]
 
-    def _protocol(self, *, stops: bool, steps: int = 0) -> EvaluationProtocol:
+    def rules(self, *, stops: bool, steps: int = 0) -> EvaluationProtocol:
         """Returns the settings' protocol; ``stops`` where nothing after the first success matters."""
         return dataclasses.replace(protocol(self.cfg.protocol), horizons={self.name: steps or self.steps}, stops=stops)
 
@@ -84,21 +91,35 @@ class Libero:
     # --- demonstrations ---------------------------------------------------------------------
 
     def demonstrate(self, folder: pathlib.Path, key: Array, count: int, validation: int) -> dict[str, Any]:
-        """Writes episodes of the scripted expert, or those in the folder that the settings name."""
-        del key  # the expert draws from its own seed and the trial's
-        halves = {"episodes": slice(count), "validation": slice(count, None)}
-        if self.cfg.demonstrations:
-            episodes, meta = self._read_demonstrations(count, validation), {"sim": self.name}
-            facts = [
-                disk.write(folder / name, episodes[half], meta=meta, overwrite=True) for name, half in halves.items()
-            ]
-        else:
-            wanted = self.trials("demonstrations", count + validation)
-            facts = [self._record(folder / name, wanted[half], self._play_expert) for name, half in halves.items()]
-        return {"episodes": facts[0]["episodes"], "successes": facts[0]["successes"]}
+        """Writes episodes of the scripted expert, or those in the folder that the settings name.
 
-    def _play_expert(self, pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
-        return rollout.demonstrations(pool, trials, self._protocol(stops=False), self.cfg.expert)
+        Raises:
+          LiberoError: the expert's program failed.
+        """
+        del key  # the expert draws from its own seed and the trial's
+        if not self.cfg.demonstrations:
+            ask = functools.partial(self._call_expert, folder, count, validation)
+            return processes.once(ask, "call the expert", wait_s=collect.PATIENCE_S)
+        episodes, meta = self._read_demonstrations(count, validation), {"sim": self.name}
+        for name, half in halves(count).items():
+            disk.write(folder / name, episodes[half], meta=meta, overwrite=True)
+        return _count_episodes(folder / "episodes")
+
+    def _call_expert(self, folder: pathlib.Path, count: int, validation: int) -> dict[str, Any]:
+        """Has the expert's own program write the demonstrations."""
+        asked = {"cfg": config.to_dict(self.cfg), "seed": self.seed, "count": count, "validation": validation}
+        command = [sys.executable, str(DEMONSTRATE), "--for-run", json.dumps(asked), "--out", str(folder)]
+        # It simulates; an accelerator is this process's.
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        # The program reads from the pipe only that it is closed, which it is however this process ends: it ends too.
+        with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as program:
+            status = program.wait()
+        if status:
+            raise LiberoError(
+                f"{DEMONSTRATE} ended with exit status {status}; what it said stands above. Episodes that are there "
+                "are kept; the same command goes on with them."
+            )
+        return _count_episodes(folder / "episodes")
 
     def _read_demonstrations(self, count: int, validation: int) -> list[Episode]:
         """Returns the first episodes of each task in turn, from the folder that the settings name.
@@ -132,7 +153,7 @@ class Libero:
         """Writes rollouts of the whole horizon with every frame; in a share of them the gripper is not the policy's."""
         with on_own_devices(actor) as own:
             play = self._roll_whole(own, self.cfg.intervened_share)
-            facts = self._record(folder, self.trials(purpose, count), play)
+            facts = self.record(folder, self.trials(purpose, count), play)
         steps = facts["steps"] * self.cfg.scene.hold
         return {"episodes": facts["episodes"], "successes": facts["successes"], "true_steps": steps}
 
@@ -150,7 +171,7 @@ class Libero:
             def play(left: Sequence[Trial]) -> Iterator[Outcome]:
                 with self._pool(len(left)) as pool:
                     act = make_act(own, self.prompt_KL, len(pool))
-                    yield from rollout.rollouts(pool, act, left, self._protocol(stops=True), draw="last")
+                    yield from rollout.rollouts(pool, act, left, self.rules(stops=True), draw="last")
 
             lines = collect.measure(play, self.trials("evaluate", count), folder, lambda line: bar.update())
         steps = sum(line["steps"] for line in lines) * self.cfg.scene.hold
@@ -194,8 +215,9 @@ class Libero:
         """Returns what rolls ``actor`` out to the horizon with every frame, ``share`` of the trials intervened in."""
 
         def play(pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
-            act = rollout.intervene(make_act(actor, self.prompt_KL, len(pool)), share, self.steps)
-            return rollout.rollouts(pool, act, trials, self._protocol(stops=False), draw="all", actor=actor.name)
+            act, rules = make_act(actor, self.prompt_KL, len(pool)), self.rules(stops=False)
+            how = {"draw": "all", "actor": actor.name, "intervened_share": share}
+            return rollout.rollouts(pool, act, trials, rules, **how)
 
         return play
 
@@ -210,7 +232,7 @@ class Libero:
         # Counted up from the first iteration: a run that is taken up begins where an unbroken one would.
         wanted = self.trials("online", (number + 1) * groups.groups)[number * groups.groups :]
         repeats = [dataclasses.replace(trial, repeat=n) for trial in wanted for n in range(groups.size)]
-        rules = self._protocol(stops=True, steps=groups.chunks * self.chunk)
+        rules = self.rules(stops=True, steps=groups.chunks * self.chunk)
         row_B, put = sharding.rows(len(repeats))
         mine = [repeats[row] for row in row_B]
         with on_own_devices(actor) as own, self._pool(len(mine)) as pool:
@@ -233,7 +255,7 @@ class Libero:
 
     # --- onto the disk ----------------------------------------------------------------------
 
-    def _record(self, folder: pathlib.Path, wanted: Sequence[Trial], play: Play) -> Mapping[str, Any]:
+    def record(self, folder: pathlib.Path, wanted: Sequence[Trial], play: Play) -> Mapping[str, Any]:
         """Returns the manifest of the trials' episodes in ``folder``, which are played if they are not there whole."""
         meta = {"sim": self.name, "libero": self._settings()}
         known = processes.once(lambda: disk.manifest(folder) if folder.exists() else None, f"look for {folder}")
@@ -257,3 +279,13 @@ def instructions(suite: str) -> tuple[str, ...]:
       LiberoError: LIBERO is not installed.
     """
     return tuple(task.instruction for task in tasks(suite))
+
+
+def halves(count: int) -> dict[str, slice]:
+    """Returns which of a run's demonstrations go into which folder: ``count`` to learn from, the others to judge on."""
+    return {"episodes": slice(count), "validation": slice(count, None)}
+
+
+def _count_episodes(folder: pathlib.Path) -> dict[str, Any]:
+    facts = disk.manifest(folder)
+    return {"episodes": facts["episodes"], "successes": facts["successes"]}
