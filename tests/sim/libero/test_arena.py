@@ -17,7 +17,9 @@ import pytest
 from tests.sim.libero.fake_libero import TASKS
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
+from wovr_jax.data import starts as start_states
 from wovr_jax.data.episodes import EpisodesError
+from wovr_jax.data.starts import StartsConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import SFTConfig
@@ -291,6 +293,47 @@ def test_a_draw_depends_on_the_trial_and_not_on_its_batch(fake_libero, tmp_path)
 
 
 # ---------------------------------------------------------------- the truth
+
+
+def start_table(episodes):
+    """Resets and moments in the middle of episodes."""
+    cfg = StartsConfig(rule="uniform", each=3)
+    return start_states.join(start_states.initial(episodes), start_states.keyframes(episodes, cfg, 0))
+
+
+@pytest.mark.parametrize("train_inits", [(), (4, 7)])
+def test_actions_followed_from_a_start_state_do_what_they_did(fake_libero, tmp_path, train_inits):
+    arena, (policy, _) = open_libero(train_inits=train_inits), actor(push=0.1)
+    arena.collect(tmp_path / "made", "collect-0", 12, policy)
+    episodes = disk.read(tmp_path / "made")
+    table = start_table(episodes)
+    # Through the disk, and in an order of its own, tasks mixed.
+    start_states.save(tmp_path / "starts", table)
+    table = start_states.load(tmp_path / "starts")
+    row_K = np.arange(len(table))[::-1]
+    sources = [(episodes[table.episode_K[row]], int(table.step_K[row])) for row in row_K]
+    assert max(step for _, step in sources) > 2 and len({episode.task for episode, _ in sources}) == 2
+    # To the end of the episode, where the square halts.
+    actions = np.stack([np.pad(episode.action_SA[step:], ((0, step), (0, 0))) for episode, step in sources])
+    fake_libero.losing = {(0, episodes[0].origin["init"], episodes[0].seed)}
+    success_KS = arena.follow(table, row_K, actions)
+    assert not fake_libero.losing  # a worker was lost, and its row begun again
+    truth_KS = np.stack([np.pad(episode.success_S[step + 1 :], (0, step), "edge") for episode, step in sources])
+    np.testing.assert_array_equal(success_KS, truth_KS)
+    assert success_KS.dtype == bool and success_KS.any() and not success_KS.all()
+
+
+def test_a_start_state_of_unknown_origin_is_not_followed(fake_libero, tmp_path):
+    open_libero().collect(tmp_path / "made", "collect-0", 4, actor()[0])
+    table = start_states.initial(disk.read(tmp_path / "made"))
+    start_states.save(tmp_path / "starts", table)
+    (tmp_path / "starts" / "init_K.npy").unlink()
+    old, actions = start_states.load(tmp_path / "starts"), np.zeros((1, 8, 7), np.float32)
+    assert open_libero().follow(old, np.array([1]), actions).shape == (1, 8)  # the seed says it all
+    foreign = dataclasses.replace(table, init_K=np.full(4, start_states.UNKNOWN, np.int32))
+    for arena, rows in ((open_libero(train_inits=(4, 7)), old), (open_libero(), foreign)):
+        with pytest.raises(LiberoError, match="start state 1 does not say from which initial state"):
+            arena.follow(rows, np.array([1]), actions)
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_alike(fake_libero, tmp_path):

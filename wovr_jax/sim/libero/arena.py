@@ -26,10 +26,11 @@ from tqdm import tqdm
 from wovr_jax.core import config, processes, sharding
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
+from wovr_jax.data.starts import Starts
 from wovr_jax.sim.arena import Actor, Groups, Measured, Played, layouts
-from wovr_jax.sim.libero import collect, rollout, setup
+from wovr_jax.sim.libero import collect, rollout, setup, worker
 from wovr_jax.sim.libero.actors import RolloutRecorder, make_act, on_own_devices, stack_episodes
-from wovr_jax.sim.libero.pool import Pool
+from wovr_jax.sim.libero.pool import Lost, Pool
 from wovr_jax.sim.libero.rollout import Outcome
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, protocol, tasks
@@ -84,9 +85,9 @@ class Libero:
         """Returns the settings' protocol; ``stops`` where nothing after the first success matters."""
         return dataclasses.replace(protocol(self.cfg.protocol), horizons={self.name: steps or self.steps}, stops=stops)
 
-    def _pool(self, trials: int) -> Pool:
+    def _pool(self, trials: int, **scene: Any) -> Pool:
         # A worker takes a gigabyte, and one without a trial would take it for nothing.
-        return Pool(min(self.cfg.workers, trials), self.cfg.scene)
+        return Pool(min(self.cfg.workers, trials), dataclasses.replace(self.cfg.scene, **scene))
 
     # --- demonstrations ---------------------------------------------------------------------
 
@@ -220,6 +221,48 @@ class Libero:
             return rollout.rollouts(pool, act, trials, rules, **how)
 
         return play
+
+    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray) -> np.ndarray:
+        """Returns (K, S) bool, the true success after each of S actions that are played on from K start states.
+
+        What was played up to a start state brings the simulator there, so it has to be of an episode of this suite.
+
+        Args:
+          table: start states.
+          row_K: rows of the table.
+          action_KSA: (K, S, 7) actions from there on.
+
+        Raises:
+          LiberoError: a row that does not say where its episode began, or one that was lost as often as it was begun.
+        """
+        steps, rules = action_KSA.shape[1], self.rules(stops=False)
+        step_K, played_KSA = np.asarray(table.step_K), np.asarray(table.played_KSA)
+        jobs = [
+            (self._trial_of(table, row), rules, np.concatenate([played_KSA[row, : step_K[row]], action_SA]))
+            for row, action_SA in zip(row_K.tolist(), np.asarray(action_KSA), strict=True)
+        ]
+        # Task by task: a worker that changes its task builds another scene.
+        order = sorted(range(len(jobs)), key=lambda k: jobs[k][0].task.index)
+        mine, flags = order[processes.index() :: processes.count()], []
+        with self._progress(len(mine), "true course") as bar, self._pool(len(mine), size=0) as pool:
+            for number, success_S in pool.map(worker.replay, [jobs[k] for k in mine], tries=3):
+                if isinstance(success_S, Lost):
+                    raise LiberoError(f"{jobs[mine[number]][0]} was lost every time: {success_S.reason}")
+                flags.append((mine[number], success_S[-steps:].tolist()))
+                bar.update()
+        every = dict(itertools.chain(*processes.gather(flags, "follow their rows", wait_s=collect.PATIENCE_S)))
+        return np.array([every[k] for k in range(len(jobs))], bool)
+
+    def _trial_of(self, table: Starts, row: int) -> Trial:
+        """Returns the trial that the episode of a start state was."""
+        task, init, seed = (int(np.asarray(column)[row]) for column in (table.task_K, table.init_K, table.seed_K))
+        # Tables of before initial states were kept say BY_SEED of every row.
+        if init == start_states.UNKNOWN or (init == DRAWN and self.cfg.train_inits):
+            raise LiberoError(
+                f"start state {row} does not say from which initial state its episode began, so nothing can be played "
+                "from there. It has to be of an episode that this suite recorded; choose start states anew."
+            )
+        return Trial(tasks(self.cfg.suite)[task], init, seed)
 
     # --- online RL --------------------------------------------------------------------------
 

@@ -268,6 +268,16 @@ def play(state: WorkerState, action_TA: np.ndarray, draw: str, stop: bool) -> Ob
     return state.scene.play(action_TA, draw, stop)
 
 
+def replay(state: WorkerState, trial: Trial, protocol: EvaluationProtocol, action_SA: np.ndarray) -> np.ndarray:
+    """Plays actions from the trial's beginning on; returns (S,) bool, whether the goal held after each."""
+    scene, success = state.open_scene(trial.task), []
+    scene.reset(trial, protocol)
+    for action_A in action_SA:
+        success.append(scene.step(action_A))
+        state.heartbeat()
+    return np.array(success)
+
+
 def serve(line: Connection, cfg: SceneConfig | None, renderer: str | None) -> None:
     """Runs the worker: ``(function, arguments)`` come in, ``(kind, value)`` go out, until None or a broken line."""
     # Ctrl-C reaches the whole group of processes. The main process handles it and ends the workers.
