@@ -76,10 +76,11 @@ class FakePool:
                 break
         return self._seen(index, where, draw)
 
-    def replay(self, trial, protocol, action_SA):
+    def replay(self, trial, protocol, action_SA, first):
         if isinstance(begun := self.begin(0, trial, protocol), Lost):
             return begun
-        return self.play(0, action_SA, "none", False).success_T
+        success_S = self.play(0, action_SA, "none", False).success_T
+        return np.logical_or.accumulate(success_S[first:])
 
     def demonstrate(self, trial, protocol, cfg, draw):
         flaw = "early_release" if trial.seed % 3 == 2 else "none"

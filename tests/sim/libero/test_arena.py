@@ -313,11 +313,14 @@ def test_actions_followed_from_a_start_state_do_what_they_did(fake_libero, tmp_p
     row_K = np.arange(len(table))[::-1]
     sources = [(episodes[table.episode_K[row]], int(table.step_K[row])) for row in row_K]
     assert max(step for _, step in sources) > 2 and len({episode.task for episode, _ in sources}) == 2
-    # To the end of the episode, where the square halts.
-    actions = np.stack([np.pad(episode.action_SA[step:], ((0, step), (0, 0))) for episode, step in sources])
+    # To the end of the episode, and some that would push the square home.
+    actions = np.ones((len(sources), STEPS, 7), np.float32)
+    for action_SA, (episode, step) in zip(actions, sources, strict=True):
+        action_SA[: STEPS - step] = episode.action_SA[step:]
     fake_libero.losing = {(0, episodes[0].origin["init"], episodes[0].seed)}
     success_KS = arena.follow(table, row_K, actions)
     assert not fake_libero.losing  # a worker was lost, and its row begun again
+    # The square only goes right: a success holds on. What would be played after the end of an episode is not.
     truth_KS = np.stack([np.pad(episode.success_S[step + 1 :], (0, step), "edge") for episode, step in sources])
     np.testing.assert_array_equal(success_KS, truth_KS)
     assert success_KS.dtype == bool and success_KS.any() and not success_KS.all()

@@ -98,15 +98,17 @@ class Libero:
           LiberoError: the expert's program failed.
         """
         del key  # the expert draws from its own seed and the trial's
-        if not self.cfg.demonstrations:
+        if self.cfg.demonstrations:
+            episodes, meta = self._read_demonstrations(count, validation), {"sim": self.name}
+            for name, half in halves(count).items():
+                disk.write(folder / name, episodes[half], meta=meta, overwrite=True)
+        else:
             ask = functools.partial(self._call_expert, folder, count, validation)
-            return processes.once(ask, "call the expert", wait_s=collect.PATIENCE_S)
-        episodes, meta = self._read_demonstrations(count, validation), {"sim": self.name}
-        for name, half in halves(count).items():
-            disk.write(folder / name, episodes[half], meta=meta, overwrite=True)
-        return _count_episodes(folder / "episodes")
+            processes.once(ask, "call the expert", wait_s=collect.PATIENCE_S)
+        facts = processes.once(lambda: [disk.manifest(folder / name) for name in halves(count)], f"read {folder}")
+        return {"episodes": facts[0]["episodes"], "successes": facts[0]["successes"]}
 
-    def _call_expert(self, folder: pathlib.Path, count: int, validation: int) -> dict[str, Any]:
+    def _call_expert(self, folder: pathlib.Path, count: int, validation: int) -> None:
         """Has the expert's own program write the demonstrations."""
         asked = {"cfg": config.to_dict(self.cfg), "seed": self.seed, "count": count, "validation": validation}
         command = [sys.executable, str(DEMONSTRATE), "--for-run", json.dumps(asked), "--out", str(folder)]
@@ -120,7 +122,6 @@ class Libero:
                 f"{DEMONSTRATE} ended with exit status {status}; what it said stands above. Episodes that are there "
                 "are kept; the same command goes on with them."
             )
-        return _count_episodes(folder / "episodes")
 
     def _read_demonstrations(self, count: int, validation: int) -> list[Episode]:
         """Returns the first episodes of each task in turn, from the folder that the settings name.
@@ -225,7 +226,8 @@ class Libero:
     def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray) -> np.ndarray:
         """Returns (K, S) bool, the true success after each of S actions that are played on from K start states.
 
-        What was played up to a start state brings the simulator there, so it has to be of an episode of this suite.
+        What was played up to a start state brings the simulator there, so it has to be of an episode of this suite. A
+        success holds on; nothing is played after it, nor after the end of the episode.
 
         Args:
           table: start states.
@@ -235,20 +237,21 @@ class Libero:
         Raises:
           LiberoError: a row that does not say where its episode began, or one that was lost as often as it was begun.
         """
-        steps, rules = action_KSA.shape[1], self.rules(stops=False)
+        rules, steps = self.rules(stops=True), action_KSA.shape[1]
         step_K, played_KSA = np.asarray(table.step_K), np.asarray(table.played_KSA)
-        jobs = [
-            (self._trial_of(table, row), rules, np.concatenate([played_KSA[row, : step_K[row]], action_SA]))
-            for row, action_SA in zip(row_K.tolist(), np.asarray(action_KSA), strict=True)
-        ]
+        jobs = []
+        for row, action_SA in zip(row_K.tolist(), np.asarray(action_KSA), strict=True):
+            whole_SA = np.concatenate([played_KSA[row, : step_K[row]], action_SA])
+            jobs.append((self._trial_of(table, row), rules, whole_SA[: self.steps], int(step_K[row])))
         # Task by task: a worker that changes its task builds another scene.
         order = sorted(range(len(jobs)), key=lambda k: jobs[k][0].task.index)
         mine, flags = order[processes.index() :: processes.count()], []
+        # Nobody sees it, so nothing is drawn.
         with self._progress(len(mine), "true course") as bar, self._pool(len(mine), size=0) as pool:
             for number, success_S in pool.map(worker.replay, [jobs[k] for k in mine], tries=3):
                 if isinstance(success_S, Lost):
                     raise LiberoError(f"{jobs[mine[number]][0]} was lost every time: {success_S.reason}")
-                flags.append((mine[number], success_S[-steps:].tolist()))
+                flags.append((mine[number], np.pad(success_S, (0, steps - len(success_S)), "edge").tolist()))
                 bar.update()
         every = dict(itertools.chain(*processes.gather(flags, "follow their rows", wait_s=collect.PATIENCE_S)))
         return np.array([every[k] for k in range(len(jobs))], bool)
@@ -327,8 +330,3 @@ def instructions(suite: str) -> tuple[str, ...]:
 def halves(count: int) -> dict[str, slice]:
     """Returns which of a run's demonstrations go into which folder: ``count`` to learn from, the others to judge on."""
     return {"episodes": slice(count), "validation": slice(count, None)}
-
-
-def _count_episodes(folder: pathlib.Path) -> dict[str, Any]:
-    facts = disk.manifest(folder)
-    return {"episodes": facts["episodes"], "successes": facts["successes"]}

@@ -268,14 +268,23 @@ def play(state: WorkerState, action_TA: np.ndarray, draw: str, stop: bool) -> Ob
     return state.scene.play(action_TA, draw, stop)
 
 
-def replay(state: WorkerState, trial: Trial, protocol: EvaluationProtocol, action_SA: np.ndarray) -> np.ndarray:
-    """Plays actions from the trial's beginning on; returns (S,) bool, whether the goal held after each."""
-    scene, success = state.open_scene(trial.task), []
+def replay(
+    state: WorkerState, trial: Trial, protocol: EvaluationProtocol, action_SA: np.ndarray, first: int
+) -> np.ndarray:
+    """Plays actions from the trial's beginning to the first success of those from ``first`` on, or to their end.
+
+    Returns:
+      (S - first,) bool, whether the goal held after each of these; it counts as held from its first success on.
+    """
+    scene = state.open_scene(trial.task)
     scene.reset(trial, protocol)
-    for action_A in action_SA:
-        success.append(scene.step(action_A))
+    success_S = np.zeros(len(action_SA), bool)
+    for step, action_A in enumerate(action_SA):
+        if scene.step(action_A) and step >= first:
+            success_S[step:] = True
+            break
         state.heartbeat()
-    return np.array(success)
+    return success_S[first:]
 
 
 def serve(line: Connection, cfg: SceneConfig | None, renderer: str | None) -> None:
