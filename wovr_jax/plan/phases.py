@@ -200,6 +200,7 @@ def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
         task_K=column(),
         step_K=column(),
         seed_K=column(),
+        init_K=column(),
         episode_K=column(),
         rule_K=column(),
         initials=recipe.collect.first,
