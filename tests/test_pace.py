@@ -374,10 +374,10 @@ def test_the_last_good_policy_is_kept_through_kills(
         asked.append(len(shares))
         return len(shares) == 2  # the policy after one update
 
-    facts, _, policy = _improve_again(reference, tmp_path / "none", {"select": "closed_loop"}, threshold=2.0)
+    facts, _, _ = _improve_again(reference, tmp_path / "none", {"select": "closed_loop"}, threshold=2.0)
     assert facts["good"] == 2 and not facts["said"].startswith("Kept"), "nothing is paid: every policy is good"
     monkeypatch.setattr(improve_stage, "is_good", is_good)
-    facts, curve, kept = _improve_again(reference, tmp_path / "whole", {"select": "closed_loop"})
+    facts, _, kept = _improve_again(reference, tmp_path / "whole", {"select": "closed_loop"})
     assert facts["good"] == 1 and facts["said"].startswith("Kept is the policy after 1 of 2 updates")
     assert asked == [1, 2, 3] and not _same(kept, reference.made.policies[1].value)
     once = _improve_again(reference, tmp_path / "once", {"updates": (1, 1)})[2]

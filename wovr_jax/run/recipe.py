@@ -127,11 +127,6 @@ class DreamConfig:
     select: Literal["last", "closed_loop"] = "last"
     false_success: Share = 0.3
 
-    @property
-    def knows_truth(self) -> bool:
-        """Whether a true simulator goes along with every rollout, as the world, behind it or to watch."""
-        return self.world != "learned" or self.watch
-
     def faults(self) -> Faults:
         """Yields rounds without a number, and a true reward of a world that does not know it."""
         for name in ("updates", "rates"):

@@ -204,8 +204,8 @@ def split_episodes(rollout: Imagined, seeds: Sequence[int] | np.ndarray, actor: 
 @functools.partial(jax.jit, static_argnums=4)
 def _follow(seed_B: Array, played_BSA: Array, step_B: Array, action_BSA: Array, cfg: TabletopConfig) -> Array:
     state = tabletop.replay(seed_B, played_BSA, step_B, cfg)
-    states_BS = jax.vmap(lambda s, a: tabletop.roll(s, a, cfg))(state, action_BSA)
-    return jax.vmap(jax.vmap(lambda s: tabletop.success(s, cfg)))(states_BS)
+    # As one chunk of all steps; frames that nobody looks at are not rendered.
+    return tabletop.world(cfg).step(state, action_BSA, None)[2]
 
 
 def measure_subgoals(rollout: Imagined, seed_B: Array, cfg: TabletopConfig) -> dict[str, float]:
