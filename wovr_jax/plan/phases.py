@@ -214,7 +214,7 @@ def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
         parts["world"] = on.place(shapes, world_model.AXES)
     if recipe.dream.reward == "learned":
         parts["reward"] = on.whole(classifier.network(recipe.reward).shapes())
-    if improvement(recipe).dream.knows_truth:
+    if recipe.dream.world != "learned":
         parts["sim"] = on.whole(jax.eval_shape(lambda table: programs.true_states(table, recipe.embedded), starts))
     return parts
 

@@ -170,13 +170,13 @@ def dream(
       codec: between actions and tokens.
       world: the learned world, its VAE's statistics filled in; None where ``cfg.dream.world`` is "true".
     """
-    group, net = cfg.learner.grpo.group, cfg.network.net
+    net = cfg.network.net
 
     # One program: neither frames nor tokens leave the device between two chunks.
     @jax.jit
     def dream(policy_params: Params, parts: dict[str, Any], key: Array) -> Imagined:
         k_draw, k_roll = jax.random.split(key)
-        row_B = start_states.draw(parts["starts"], k_draw, cfg.dream.groups, group, share=cfg.share)
+        row_B = _draw_rows(cfg, parts["starts"], k_draw)
         start = start_states.gather(parts["starts"], row_B, parts["prompt_KL"])
         if "sim" in parts:
             # The simulator begins in the very state that the frames of the start show.
@@ -188,12 +188,34 @@ def dream(
             simulator = embedded.world(cfg.sim)
         else:
             model = world_model.world(world, parts["world"])
-            # A learned reward looks at frames alone, so what the shadow knows of such a rollout is only reported.
-            simulator = shadow(model, embedded.world(cfg.sim)) if "sim" in parts else model
+            simulator = model if cfg.dream.world == "learned" else shadow(model, embedded.world(cfg.sim))
         how = {"chunks": cfg.dream.chunks, "threshold": parts["threshold"], "steps": cfg.steps}
         return imagine(act, simulator, score, start, k_roll, **how)
 
     return dream
+
+
+@functools.cache
+def watch(cfg: Improvement) -> Callable[[Starts, Any, Array, Array], Array]:
+    """``watch(starts, sim, action_BNTA, key) -> truth_BNT``: a simulator follows the rollouts that ``dream`` made.
+
+    ``sim`` holds its states at the starts, ``key`` is that of the rollouts. It is a program of its own, because beside
+    the learned world it would change what the compiler fuses there, and so the last bits of what is learned from.
+    """
+
+    @jax.jit
+    def watch(starts: Starts, sim: Any, action_BNTA: Array, key: Array) -> Array:
+        row_B = _draw_rows(cfg, starts, jax.random.split(key)[0])
+        state = jax.tree.map(lambda leaf: leaf[row_B], sim)
+        # As one chunk of all steps; frames that nobody looks at are not rendered.
+        action_BSA = action_BNTA.reshape(len(row_B), -1, action_BNTA.shape[-1])
+        return embedded.world(cfg.sim).step(state, action_BSA, None)[2].reshape(action_BNTA.shape[:-1])
+
+    return watch
+
+
+def _draw_rows(cfg: Improvement, starts: Starts, key: Array) -> Array:
+    return start_states.draw(starts, key, cfg.dream.groups, cfg.learner.grpo.group, share=cfg.share)
 
 
 @functools.cache

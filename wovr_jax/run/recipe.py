@@ -131,11 +131,6 @@ class DreamConfig:
     false_success: Share = 0.3
     learn: Literal["grpo", "imitation"] = "grpo"
 
-    @property
-    def knows_truth(self) -> bool:
-        """Whether a true simulator goes along with every rollout, as the world, behind it or to watch."""
-        return self.world != "learned" or self.watch
-
     def faults(self) -> Faults:
         """Yields rounds without a number, a true reward of a world that does not know it, imitation in a true world."""
         for name in ("updates", "rates"):

@@ -167,10 +167,18 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
         parts["world"] = given.world.value
     if given.reward is not None:
         parts |= {"reward": given.reward.value.params, "threshold": jnp.float32(given.reward.value.threshold)}
-    if cfg.dream.knows_truth:
-        parts["sim"] = programs.true_states(table, cfg.sim)
     # The number of the iteration is for simulators on the host, which take new layouts with it.
-    return lambda params, i, key: dream(params, parts, key)
+    if cfg.dream.world != "learned":
+        parts["sim"] = programs.true_states(table, cfg.sim)
+    if cfg.dream.world != "learned" or not cfg.dream.watch:
+        return lambda params, i, key: dream(params, parts, key)
+    watch, sim = programs.watch(cfg), programs.true_states(table, cfg.sim)
+
+    def dream_watched(params: Params, i: Array, key: Array) -> Imagined:
+        imagined = dream(params, parts, key)
+        return imagined.replace(truth_BNT=watch(table, sim, imagined.action_BNTA, key))
+
+    return dream_watched
 
 
 def _explore(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
