@@ -22,7 +22,7 @@ S optimizer steps of an iteration.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +42,9 @@ from wovr_jax.types import Array, Imagined, Params
 
 LogitsFn = Callable[[Params, Array, Array], Array]
 """``logits_fn(params, frame_BHWC, prompt_BL) -> logits_BTAK``."""
+
+LogProbs = Callable[[Params, "_Samples"], Array]
+"""``log_probs(params, sample) -> logp_xTAK``, of all K tokens, at the temperature that the actor sampled with."""
 
 Update = Callable[..., tuple["PolicyState", dict[str, Array]]]
 """``update(state, imagined, key, ref_params=None) -> (state, metrics)``."""
@@ -148,10 +151,12 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
       ``update``. Its ``ref_params`` are the reference policy of the exact KL term, wanted when ``cfg.grpo.kl`` is
       not 0 and not looked at otherwise, as it costs a forward pass; they must not share arrays with a state
       (``create`` copies, so the parameters that a state was created from are fine). Its metrics are scalars: loss,
-      policy ratio (mean, max), clip_fraction, approx_kl (to the policy that acted), kl (to the reference), entropy,
-      grad_norm, return_mean, success, length (valid share of the steps), groups, kept_groups, steps (optimizer steps
-      taken), skipped (1 when none was) and ratio_gap: the largest |log ratio| before the first
-      step, which is rounding unless actor and learner disagree about temperature or tokens.
+      policy ratio (mean, max), clip_fraction, kl (to the reference), kl_step (of all steps together, KL(before ||
+      after)), entropy, grad_norm, return_mean, success, length (valid share of the steps), groups, kept_groups, steps
+      (optimizer steps taken), skipped (1 when none was) and ratio_gap: the largest |log ratio| before the first
+      step, which is rounding unless actor and learner disagree about temperature or tokens. Where the rollouts say
+      which of them began at keyframes there are also success and the shares of groups that are mixed, all lost and all
+      won among those of one kind, such as ``won_keyframe``; 0 for a kind of which there is none.
 
     Raises:
       ValueError: a temperature that is not above 0; by ``update``, a KL weight without a reference, or rollouts whose
@@ -172,12 +177,18 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
         samples = _cut_chunks(imagined, signal)
         trained, frozen = optimizers.split_frozen(state.params, state.frozen)
 
-        def loss_fn(trained: Params, index_x: Array, counts_x: Array) -> tuple[Array, grpo.Tally]:
+        def take(index_x: Array, counts_x: Array) -> _Samples:
             sample = sharding.batch(jax.tree.map(lambda leaf: leaf[index_x], samples))
             # What fills a microbatch up is a copy of some sample, which must not count twice.
-            sample = sample.replace(weight_XT=jnp.where(counts_x[:, None], sample.weight_XT, 0.0))
-            params, prompt_xL = optimizers.merge_frozen(trained, frozen), imagined.prompt_BL[sample.row_X]
-            return _loss(cfg, logits_fn, temperature, params, reference, sample, prompt_xL)
+            return sample.replace(weight_XT=jnp.where(counts_x[:, None], sample.weight_XT, 0.0))
+
+        def log_probs(params: Params, sample: _Samples) -> Array:
+            logits_xTAK = logits_fn(params, sample.frame_XHWC, imagined.prompt_BL[sample.row_X])
+            return jax.nn.log_softmax(logits_xTAK.astype(jnp.float32) / temperature)
+
+        def loss_fn(trained: Params, index_x: Array, counts_x: Array) -> tuple[Array, grpo.Tally]:
+            params = optimizers.merge_frozen(trained, frozen)
+            return _loss(cfg, log_probs, params, reference, take(index_x, counts_x))
 
         def minibatch(carry: tuple, batch: tuple[Array, Array]) -> tuple[tuple, dict[str, Any]]:
             trained, opt_state, step = carry
@@ -199,7 +210,11 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
         begin = (trained, state.opt_state, state.step)
         (trained, opt_state, step), report_S = jax.lax.scan(minibatch, begin, batches)
         after = PolicyState(optimizers.merge_frozen(trained, frozen), opt_state, step, state.rate, state.frozen)
-        return sharding.keep(after, axes), _summarise(report_S, signal, imagined, cfg.grpo)
+        # (S, U, x) -> one pass of them, (minibatches * U, x): every sample once.
+        one_pass = jax.tree.map(lambda leaf: leaf[: cfg.minibatches].reshape(-1, leaf.shape[-1]), batches)
+        kl_step = _measure_step(lambda *which: _tell_apart(log_probs, after.params, take(*which)), *one_pass)
+        metrics = _summarise(report_S, signal, imagined, cfg.grpo) | {"kl_step": kl_step}
+        return sharding.keep(after, axes), metrics
 
     return jax.jit(update, donate_argnums=0)
 
@@ -291,31 +306,44 @@ def _accumulate(
 
 
 def _loss(
-    cfg: LearnerConfig,
-    logits_fn: LogitsFn,
-    temperature: float,
-    params: Params,
-    ref_params: Params | None,
-    sample: _Samples,
-    prompt_xL: Array,
+    cfg: LearnerConfig, log_probs: LogProbs, params: Params, ref_params: Params | None, sample: _Samples
 ) -> tuple[Array, grpo.Tally]:
     """Computes the loss of one microbatch, scaled so that a minibatch estimates the loss of the whole batch."""
-
-    def log_probs(params: Params) -> Array:
-        logits_xTAK = logits_fn(params, sample.frame_XHWC, prompt_xL)
-        return jax.nn.log_softmax(logits_xTAK.astype(jnp.float32) / temperature)
-
-    all_xTAK = log_probs(params)
-    # (x, T, A, K) -> (x, T, A): the log-probability of the token that was sampled.
-    logp_xTA = jnp.take_along_axis(all_xTAK, sample.token_XTA[..., None], axis=-1)[..., 0]
+    all_xTAK = log_probs(params, sample)
+    logp_xTA = _pick_tokens(all_xTAK, sample)
     entropy_xTA = -jnp.sum(jnp.exp(all_xTAK) * all_xTAK, axis=-1)
     # With all K probabilities at hand the divergence is exact, where sampled tokens would only estimate it.
-    kl_xTA = None if ref_params is None else grpo.categorical_kl(all_xTAK, jax.lax.stop_gradient(log_probs(ref_params)))
+    kl_xTA = None
+    if ref_params is not None:
+        kl_xTA = grpo.categorical_kl(all_xTAK, jax.lax.stop_gradient(log_probs(ref_params, sample)))
     loss, tally = grpo.chunk_loss(
         logp_xTA, sample.logp_XTA, sample.advantage_X, sample.weight_XT, cfg.grpo, kl_xTA, entropy_xTA
     )
     # The weights have the denominator of all samples, and a minibatch holds one of so many parts of them.
     return loss * cfg.minibatches, tally
+
+
+def _pick_tokens(all_xTAK: Array, sample: _Samples) -> Array:
+    """(x, T, A, K) -> (x, T, A): the log-probability of the token that was sampled."""
+    return jnp.take_along_axis(all_xTAK, sample.token_XTA[..., None], axis=-1)[..., 0]
+
+
+def _measure_step(sum_fn: Callable, index_Ux: Array, counts_Ux: Array) -> Array:
+    """Returns KL(before || after) a token, over the microbatches in which something counts; 0 where nothing does."""
+
+    def microbatch(total_2: Array, xs: tuple[Array, Array]) -> tuple[Array, None]:
+        return jax.lax.cond(jnp.any(xs[1]), lambda: total_2 + sum_fn(*xs), lambda: total_2), None
+
+    total_2 = jax.lax.scan(microbatch, jnp.zeros(2), (index_Ux, counts_Ux))[0]
+    return total_2[0] / jnp.maximum(total_2[1], 1.0)
+
+
+def _tell_apart(log_probs: LogProbs, params: Params, sample: _Samples) -> Array:
+    """Returns the sum of the k3 estimates of the tokens of a microbatch that count, and their number: (2,)."""
+    # The tokens are samples of the policy before, which is what makes the estimate one of KL(before || after).
+    log_ratio_xTA = _pick_tokens(log_probs(params, sample), sample) - sample.logp_XTA
+    valid_xTA = jnp.broadcast_to((sample.weight_XT > 0)[:, :, None], log_ratio_xTA.shape)
+    return jnp.stack([stats.masked_sum(grpo.k3(log_ratio_xTA), valid_xTA), jnp.sum(valid_xTA, dtype=jnp.float32)])
 
 
 def _summarise(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined, cfg: GRPOConfig) -> dict[str, Array]:
@@ -324,34 +352,36 @@ def _summarise(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined
     tally_S, counts_S = report_S["tally"], report_S["counts"]
     tally = jax.lax.scan(lambda total, step: (total.add(step), None), grpo.Tally.zero(), tally_S)[0]
     steps = jnp.sum(counts_S, dtype=jnp.float32)
-    return tally.summary() | {
-        "loss": stats.masked_mean(report_S["loss"], counts_S),
-        "grad_norm": stats.masked_mean(report_S["grad_norm"], counts_S),
-        # Of the first step alone: the policy is then still the one that acted.
-        "ratio_gap": tally_S.gap_max[0],
-        "return_mean": jnp.mean(signal.return_B),
-        "success": jnp.mean(jnp.any(imagined.success_BNT, axis=(1, 2)), dtype=jnp.float32),
-        "length": jnp.mean(signal.valid_BNT, dtype=jnp.float32),
-        "groups": jnp.float32(signal.keep_B.shape[0] // cfg.group),
-        "kept_groups": grpo.kept_groups(signal.keep_B, cfg.group),
-        "steps": steps,
-        "skipped": (steps == 0).astype(jnp.float32),
-    }
-
-
-def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:
-    """Returns what to tell the user about iterations that changed nothing; empty when every one took a step.
-
-    ``curve`` holds the metrics of each iteration.
-    """
-    skipped = [line for line in curve if line["skipped"]]
-    if not skipped:
-        return ""
-    success = sum(line["success"] for line in skipped) / len(skipped)
     return (
-        f"{len(skipped)} of {len(curve)} iterations changed nothing: judged success was {success:.0%} in them, and no "
-        "group of rollouts from one start had enough of both outcomes to learn from. "
-        + ("The policy is as it was. " if len(skipped) == len(curve) else "")
-        + "Look at the reward's threshold and errors, and at the policy's true success; then try more groups "
-        "(dream.groups), larger ones (learner.grpo.group) or a wider filter (learner.grpo.filter_low, filter_high)."
+        tally.summary()
+        | _split_by_kind(imagined, cfg.group)
+        | {
+            "loss": stats.masked_mean(report_S["loss"], counts_S),
+            "grad_norm": stats.masked_mean(report_S["grad_norm"], counts_S),
+            # Of the first step alone: the policy is then still the one that acted.
+            "ratio_gap": tally_S.gap_max[0],
+            "return_mean": jnp.mean(signal.return_B),
+            "success": jnp.mean(jnp.any(imagined.success_BNT, axis=(1, 2)), dtype=jnp.float32),
+            "length": jnp.mean(signal.valid_BNT, dtype=jnp.float32),
+            "groups": jnp.float32(signal.keep_B.shape[0] // cfg.group),
+            "kept_groups": grpo.kept_groups(signal.keep_B, cfg.group),
+            "steps": steps,
+            "skipped": (steps == 0).astype(jnp.float32),
+        }
     )
+
+
+def _split_by_kind(imagined: Imagined, group: int) -> dict[str, Array]:
+    """Returns judged success and what became of the groups, for those that begin with an episode and at a keyframe."""
+    if imagined.keyframe_B is None:
+        return {}
+    won_B = jnp.any(imagined.success_BNT, axis=(1, 2))
+    rate_P = jnp.mean(won_B.reshape(-1, group), axis=1, dtype=jnp.float32)
+    # All rollouts of a group begin in one state.
+    key_P = imagined.keyframe_B[::group]
+    shares = {"success": rate_P, "mixed": (rate_P > 0) & (rate_P < 1), "lost": rate_P == 0, "won": rate_P == 1}
+    return {
+        f"{name}_{kind}": stats.masked_mean(share_P.astype(jnp.float32), of_P)
+        for kind, of_P in (("start", ~key_P), ("keyframe", key_P))
+        for name, share_P in shares.items()
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from wovr_jax import learner
 from wovr_jax.core import checkpoint, processes, sharding
 from wovr_jax.core.log import read_metrics
+from wovr_jax.data import starts as start_states
 from wovr_jax.data.starts import Starts
 from wovr_jax.learner import PolicyState
 from wovr_jax.nn import lora
@@ -84,10 +85,12 @@ def improve(
         # Adapters are merged: the next round may train others, and evaluation and export know plain weights only.
         checkpoint.save(folder / "policy", cfg.network.plain(state.params))
         curve = [line for line in read_metrics(run.folder) if line["stage"] == name]
-        # A judge that always or never says success gives no advantage; the loss would not show it.
-        if remark := learner.explain_idle(curve):
+        # A judge that always or never says success gives no advantage, nor does a start from which all ends alike; the
+        # loss would show neither.
+        if remark := " ".join(filter(None, (explain_idle(curve), explain_flat(curve)))):
             processes.say(f"{name}: {remark}")
-        facts = _count_steps(cfg, updates, imagination.arena, curve)
+        facts: dict[str, Any] = _count_steps(cfg, updates, imagination.arena, curve)
+        facts |= {"flat_keyframes": sum(flat)} if (flat := average_flat(curve)) else {}
         return facts | {"skipped": sum(line["skipped"] for line in curve), "said": remark}
 
     return run.stage(name, make, lambda folder: load_policy(cfg.policy, folder))
@@ -114,8 +117,12 @@ def begin(
         k_dream, k_update = jax.random.split(jax.random.fold_in(round_key, i))
         return rollout(state.params, i, k_dream), k_update
 
+    absent = _absent_kinds(cfg, imagination.starts)
+
     def step(state: PolicyState, i: Array) -> tuple[PolicyState, dict[str, Array]]:
-        return update(state, *roll(state, i), reference)
+        state, metrics = update(state, *roll(state, i), reference)
+        # A share of no groups is not 0.
+        return state, {name: metric for name, metric in metrics.items() if not name.endswith(absent)}
 
     trainable = optimizers.all_but(*cfg.frozen) if cfg.frozen else None
     # Rounds beyond the list take its last rate.
@@ -123,6 +130,15 @@ def begin(
     state = learner.create(cfg.learner, params, lora.mask if cfg.learner.lora else trainable, rate, vla.AXES)
     # Its batch depends on the state: after a bad update the rollouts can only be made again from the state before it.
     return state, ReplayableStep(step, roll, on_policy=True)
+
+
+def _absent_kinds(cfg: Improvement, starts: Product[Starts] | None) -> tuple[str, ...]:
+    """Returns how metrics end that are of a kind of start from which no group begins."""
+    if starts is None:
+        return ()  # nor does the learner know of kinds
+    keys = start_states.count_keyframes(starts.value, cfg.dream.groups, cfg.share)
+    counts = {"_start": cfg.dream.groups - keys, "_keyframe": keys}
+    return tuple(kind for kind, count in counts.items() if not count)
 
 
 def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
@@ -159,3 +175,47 @@ def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[
     if arena.explore and curve:  # there, episodes end at their first success
         steps = round(steps * arena.hold * sum(line["length"] for line in curve) / len(curve))
     return {"true_steps": steps}
+
+
+def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:
+    """Returns what to tell the user about iterations that changed nothing; empty when every one took a step.
+
+    ``curve`` holds the metrics of each iteration.
+    """
+    skipped = [line for line in curve if line["skipped"]]
+    if not skipped:
+        return ""
+    success = sum(line["success"] for line in skipped) / len(skipped)
+    return (
+        f"{len(skipped)} of {len(curve)} iterations changed nothing: judged success was {success:.0%} in them, and no "
+        "group of rollouts from one start had enough of both outcomes to learn from. "
+        + ("The policy is as it was. " if len(skipped) == len(curve) else "")
+        + "Look at the reward's threshold and errors, and at the policy's true success; then try more groups "
+        "(dream.groups), larger ones (learner.grpo.group) or a wider filter (learner.grpo.filter_low, filter_high)."
+    )
+
+
+def average_flat(curve: Sequence[Mapping[str, float]]) -> tuple[float, float] | None:
+    """Returns the mean shares of groups from keyframes that all failed and that all succeeded; None where none began.
+
+    ``curve`` holds the metrics of each iteration.
+    """
+    lines = [line for line in curve if "lost_keyframe" in line]
+    if not lines:
+        return None
+    lost, won = (sum(line[f"{end}_keyframe"] for line in lines) / len(lines) for end in ("lost", "won"))
+    return lost, won
+
+
+def explain_flat(curve: Sequence[Mapping[str, float]]) -> str:
+    """Returns what to tell the user where most groups from keyframes had nothing to teach; empty where most had."""
+    lost, won = average_flat(curve) or (0.0, 0.0)
+    if lost + won <= 0.5:
+        return ""
+    advice = "earlier, or where more time is left (starts.rule, starts.before, starts.room)"
+    return (
+        f"{lost + won:.0%} of the groups that began at keyframes ended alike, so nothing was learned from them: every "
+        f"rollout failed in {lost:.0%} of the groups and succeeded in {won:.0%}. Begin "
+        + (advice if lost > won else "later, nearer to what goes wrong (starts.rule, starts.before)")
+        + ", or at fewer keyframes (starts.share)."
+    )
