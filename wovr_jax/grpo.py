@@ -240,6 +240,7 @@ class Tally(NamedTuple):
     tokens: Array
     ratio: Array
     clipped: Array
+    k3: Array
     kl: Array
     entropy: Array
     ratio_max: Array
@@ -318,6 +319,7 @@ def chunk_loss(
         tokens=jnp.sum(valid_XTA, dtype=jnp.float32),
         ratio=stats.masked_sum(ratio_XTA, valid_XTA),
         clipped=stats.masked_sum(clipped_XTA.astype(jnp.float32), valid_XTA),
+        k3=stats.masked_sum(k3(log_ratio_XTA), valid_XTA),
         kl=stats.masked_sum(nothing_XTA if kl_XTA is None else kl_XTA, valid_XTA),
         entropy=stats.masked_sum(nothing_XTA if entropy_XTA is None else entropy_XTA, valid_XTA),
         ratio_max=jnp.max(jnp.where(valid_XTA, ratio_XTA, 0.0)),

@@ -43,9 +43,6 @@ from wovr_jax.types import Array, Imagined, Params
 LogitsFn = Callable[[Params, Array, Array], Array]
 """``logits_fn(params, frame_BHWC, prompt_BL) -> logits_BTAK``."""
 
-LogProbs = Callable[[Params, "_Samples"], Array]
-"""``log_probs(params, sample) -> logp_xTAK``, of all K tokens, at the temperature that the actor sampled with."""
-
 Update = Callable[..., tuple["PolicyState", dict[str, Array]]]
 """``update(state, imagined, key, ref_params=None) -> (state, metrics)``."""
 
@@ -177,18 +174,12 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
         samples = _cut_chunks(imagined, signal)
         trained, frozen = optimizers.split_frozen(state.params, state.frozen)
 
-        def take(index_x: Array, counts_x: Array) -> _Samples:
+        def loss_fn(trained: Params, index_x: Array, counts_x: Array) -> tuple[Array, grpo.Tally]:
             sample = sharding.batch(jax.tree.map(lambda leaf: leaf[index_x], samples))
             # What fills a microbatch up is a copy of some sample, which must not count twice.
-            return sample.replace(weight_XT=jnp.where(counts_x[:, None], sample.weight_XT, 0.0))
-
-        def log_probs(params: Params, sample: _Samples) -> Array:
-            logits_xTAK = logits_fn(params, sample.frame_XHWC, imagined.prompt_BL[sample.row_X])
-            return jax.nn.log_softmax(logits_xTAK.astype(jnp.float32) / temperature)
-
-        def loss_fn(trained: Params, index_x: Array, counts_x: Array) -> tuple[Array, grpo.Tally]:
-            params = optimizers.merge_frozen(trained, frozen)
-            return _loss(cfg, log_probs, params, reference, take(index_x, counts_x))
+            sample = sample.replace(weight_XT=jnp.where(counts_x[:, None], sample.weight_XT, 0.0))
+            params, prompt_xL = optimizers.merge_frozen(trained, frozen), imagined.prompt_BL[sample.row_X]
+            return _loss(cfg, logits_fn, temperature, params, reference, sample, prompt_xL)
 
         def minibatch(carry: tuple, batch: tuple[Array, Array]) -> tuple[tuple, dict[str, Any]]:
             trained, opt_state, step = carry
@@ -205,15 +196,23 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
             report = {"loss": loss, "tally": tally, "grad_norm": optax.tree.norm(grads), "counts": counts}
             return (trained, opt_state, step + counts.astype(jnp.int32)), report
 
+        def measure(total_2: Array, which: tuple[Array, Array]) -> tuple[Array, None]:
+            # Tokens are samples of the policy before, which makes the k3 of their ratios one of KL(before || after).
+            def add() -> Array:
+                tally = loss_fn(trained, *which)[1]
+                return total_2 + jnp.stack([tally.k3, tally.tokens])
+
+            return jax.lax.cond(jnp.any(which[1]), add, lambda: total_2), None
+
         # Which samples count is the same in every epoch, as the flags are; the order is not.
         batches = _deal(_find_active(samples, cfg.grpo), key, cfg)
         begin = (trained, state.opt_state, state.step)
         (trained, opt_state, step), report_S = jax.lax.scan(minibatch, begin, batches)
+        # (S, U, x) -> (minibatches * U, x): one epoch has every sample once.
+        epoch = jax.tree.map(lambda leaf: leaf[: cfg.minibatches].reshape(-1, leaf.shape[-1]), batches)
+        k3, tokens = jax.lax.scan(measure, jnp.zeros(2), epoch)[0]
         after = PolicyState(optimizers.merge_frozen(trained, frozen), opt_state, step, state.rate, state.frozen)
-        # (S, U, x) -> one pass of them, (minibatches * U, x): every sample once.
-        one_pass = jax.tree.map(lambda leaf: leaf[: cfg.minibatches].reshape(-1, leaf.shape[-1]), batches)
-        kl_step = _measure_step(lambda *which: _tell_apart(log_probs, after.params, take(*which)), *one_pass)
-        metrics = _summarise(report_S, signal, imagined, cfg.grpo) | {"kl_step": kl_step}
+        metrics = _summarise(report_S, signal, imagined, cfg.grpo) | {"kl_step": k3 / jnp.maximum(tokens, 1)}
         return sharding.keep(after, axes), metrics
 
     return jax.jit(update, donate_argnums=0)
@@ -306,44 +305,31 @@ def _accumulate(
 
 
 def _loss(
-    cfg: LearnerConfig, log_probs: LogProbs, params: Params, ref_params: Params | None, sample: _Samples
+    cfg: LearnerConfig,
+    logits_fn: LogitsFn,
+    temperature: float,
+    params: Params,
+    ref_params: Params | None,
+    sample: _Samples,
+    prompt_xL: Array,
 ) -> tuple[Array, grpo.Tally]:
     """Computes the loss of one microbatch, scaled so that a minibatch estimates the loss of the whole batch."""
-    all_xTAK = log_probs(params, sample)
-    logp_xTA = _pick_tokens(all_xTAK, sample)
+
+    def log_probs(params: Params) -> Array:
+        logits_xTAK = logits_fn(params, sample.frame_XHWC, prompt_xL)
+        return jax.nn.log_softmax(logits_xTAK.astype(jnp.float32) / temperature)
+
+    all_xTAK = log_probs(params)
+    # (x, T, A, K) -> (x, T, A): the log-probability of the token that was sampled.
+    logp_xTA = jnp.take_along_axis(all_xTAK, sample.token_XTA[..., None], axis=-1)[..., 0]
     entropy_xTA = -jnp.sum(jnp.exp(all_xTAK) * all_xTAK, axis=-1)
     # With all K probabilities at hand the divergence is exact, where sampled tokens would only estimate it.
-    kl_xTA = None
-    if ref_params is not None:
-        kl_xTA = grpo.categorical_kl(all_xTAK, jax.lax.stop_gradient(log_probs(ref_params, sample)))
+    kl_xTA = None if ref_params is None else grpo.categorical_kl(all_xTAK, jax.lax.stop_gradient(log_probs(ref_params)))
     loss, tally = grpo.chunk_loss(
         logp_xTA, sample.logp_XTA, sample.advantage_X, sample.weight_XT, cfg.grpo, kl_xTA, entropy_xTA
     )
     # The weights have the denominator of all samples, and a minibatch holds one of so many parts of them.
     return loss * cfg.minibatches, tally
-
-
-def _pick_tokens(all_xTAK: Array, sample: _Samples) -> Array:
-    """(x, T, A, K) -> (x, T, A): the log-probability of the token that was sampled."""
-    return jnp.take_along_axis(all_xTAK, sample.token_XTA[..., None], axis=-1)[..., 0]
-
-
-def _measure_step(sum_fn: Callable, index_Ux: Array, counts_Ux: Array) -> Array:
-    """Returns KL(before || after) a token, over the microbatches in which something counts; 0 where nothing does."""
-
-    def microbatch(total_2: Array, xs: tuple[Array, Array]) -> tuple[Array, None]:
-        return jax.lax.cond(jnp.any(xs[1]), lambda: total_2 + sum_fn(*xs), lambda: total_2), None
-
-    total_2 = jax.lax.scan(microbatch, jnp.zeros(2), (index_Ux, counts_Ux))[0]
-    return total_2[0] / jnp.maximum(total_2[1], 1.0)
-
-
-def _tell_apart(log_probs: LogProbs, params: Params, sample: _Samples) -> Array:
-    """Returns the sum of the k3 estimates of the tokens of a microbatch that count, and their number: (2,)."""
-    # The tokens are samples of the policy before, which is what makes the estimate one of KL(before || after).
-    log_ratio_xTA = _pick_tokens(log_probs(params, sample), sample) - sample.logp_XTA
-    valid_xTA = jnp.broadcast_to((sample.weight_XT > 0)[:, :, None], log_ratio_xTA.shape)
-    return jnp.stack([stats.masked_sum(grpo.k3(log_ratio_xTA), valid_xTA), jnp.sum(valid_xTA, dtype=jnp.float32)])
 
 
 def _summarise(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined, cfg: GRPOConfig) -> dict[str, Array]:
@@ -375,10 +361,8 @@ def _split_by_kind(imagined: Imagined, group: int) -> dict[str, Array]:
     """Returns judged success and what became of the groups, for those that begin with an episode and at a keyframe."""
     if imagined.keyframe_B is None:
         return {}
-    won_B = jnp.any(imagined.success_BNT, axis=(1, 2))
-    rate_P = jnp.mean(won_B.reshape(-1, group), axis=1, dtype=jnp.float32)
-    # All rollouts of a group begin in one state.
-    key_P = imagined.keyframe_B[::group]
+    rate_P = jnp.mean(jnp.any(imagined.success_BNT, axis=(1, 2)).reshape(-1, group), axis=1, dtype=jnp.float32)
+    key_P = imagined.keyframe_B[::group]  # all rollouts of a group begin in one state
     shares = {"success": rate_P, "mixed": (rate_P > 0) & (rate_P < 1), "lost": rate_P == 0, "won": rate_P == 1}
     return {
         f"{name}_{kind}": stats.masked_mean(share_P.astype(jnp.float32), of_P)

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from wovr_jax import learner
 from wovr_jax.core import checkpoint, processes, sharding
 from wovr_jax.core.log import read_metrics
-from wovr_jax.data import starts as start_states
-from wovr_jax.data.starts import Starts
+from wovr_jax.data.starts import Starts, count_keyframes
 from wovr_jax.learner import PolicyState
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
@@ -87,11 +86,12 @@ def improve(
         curve = [line for line in read_metrics(run.folder) if line["stage"] == name]
         # A judge that always or never says success gives no advantage, nor does a start from which all ends alike; the
         # loss would show neither.
-        if remark := " ".join(filter(None, (explain_idle(curve), explain_flat(curve)))):
+        flat = average_flat(curve)
+        if remark := " ".join(filter(None, (explain_idle(curve), explain_flat(*flat)))):
             processes.say(f"{name}: {remark}")
-        facts: dict[str, Any] = _count_steps(cfg, updates, imagination.arena, curve)
-        facts |= {"flat_keyframes": sum(flat)} if (flat := average_flat(curve)) else {}
-        return facts | {"skipped": sum(line["skipped"] for line in curve), "said": remark}
+        facts = _count_steps(cfg, updates, imagination.arena, curve)
+        facts |= {"skipped": sum(line["skipped"] for line in curve), "said": remark}
+        return facts | ({"flat_keyframes": sum(flat)} if flat else {})
 
     return run.stage(name, make, lambda folder: load_policy(cfg.policy, folder))
 
@@ -117,11 +117,13 @@ def begin(
         k_dream, k_update = jax.random.split(jax.random.fold_in(round_key, i))
         return rollout(state.params, i, k_dream), k_update
 
-    absent = _absent_kinds(cfg, imagination.starts)
+    groups, table = cfg.dream.groups, imagination.starts
+    at_keys = count_keyframes(table.value, groups, cfg.share) if table else 0
+    # Of a kind of start from which no group begins there is no success, not even 0.
+    absent = tuple(kind for kind, count in (("_start", groups - at_keys), ("_keyframe", at_keys)) if not count)
 
     def step(state: PolicyState, i: Array) -> tuple[PolicyState, dict[str, Array]]:
         state, metrics = update(state, *roll(state, i), reference)
-        # A share of no groups is not 0.
         return state, {name: metric for name, metric in metrics.items() if not name.endswith(absent)}
 
     trainable = optimizers.all_but(*cfg.frozen) if cfg.frozen else None
@@ -130,15 +132,6 @@ def begin(
     state = learner.create(cfg.learner, params, lora.mask if cfg.learner.lora else trainable, rate, vla.AXES)
     # Its batch depends on the state: after a bad update the rollouts can only be made again from the state before it.
     return state, ReplayableStep(step, roll, on_policy=True)
-
-
-def _absent_kinds(cfg: Improvement, starts: Product[Starts] | None) -> tuple[str, ...]:
-    """Returns how metrics end that are of a kind of start from which no group begins."""
-    if starts is None:
-        return ()  # nor does the learner know of kinds
-    keys = start_states.count_keyframes(starts.value, cfg.dream.groups, cfg.share)
-    counts = {"_start": cfg.dream.groups - keys, "_keyframe": keys}
-    return tuple(kind for kind, count in counts.items() if not count)
 
 
 def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
@@ -166,7 +159,7 @@ def _explore(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, A
     return lambda params, i, key: explore(int(i), Actor(given.acting, lambda: params, key, cfg.temperature), groups)
 
 
-def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, int]:
+def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, Any]:
     """What the round consumed: imagined frames, or true steps where the world is the truth."""
     steps = updates * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
     if cfg.dream.world == "learned":
@@ -195,27 +188,17 @@ def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-def average_flat(curve: Sequence[Mapping[str, float]]) -> tuple[float, float] | None:
-    """Returns the mean shares of groups from keyframes that all failed and that all succeeded; None where none began.
-
-    ``curve`` holds the metrics of each iteration.
-    """
+def average_flat(curve: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
+    """Returns the mean shares of groups from keyframes that all failed and that all succeeded; empty without such."""
     lines = [line for line in curve if "lost_keyframe" in line]
-    if not lines:
-        return None
-    lost, won = (sum(line[f"{end}_keyframe"] for line in lines) / len(lines) for end in ("lost", "won"))
-    return lost, won
+    return tuple(sum(line[f"{end}_keyframe"] for line in lines) / len(lines) for end in ("lost", "won") if lines)
 
 
-def explain_flat(curve: Sequence[Mapping[str, float]]) -> str:
-    """Returns what to tell the user where most groups from keyframes had nothing to teach; empty where most had."""
-    lost, won = average_flat(curve) or (0.0, 0.0)
+def explain_flat(lost: float = 0.0, won: float = 0.0) -> str:
+    """Returns what to tell the user where most groups from keyframes had nothing to teach; else nothing."""
     if lost + won <= 0.5:
         return ""
-    advice = "earlier, or where more time is left (starts.rule, starts.before, starts.room)"
     return (
-        f"{lost + won:.0%} of the groups that began at keyframes ended alike, so nothing was learned from them: every "
-        f"rollout failed in {lost:.0%} of the groups and succeeded in {won:.0%}. Begin "
-        + (advice if lost > won else "later, nearer to what goes wrong (starts.rule, starts.before)")
-        + ", or at fewer keyframes (starts.share)."
+        f"{lost + won:.0%} of the groups from keyframes ended alike and taught nothing, {lost:.0%} in failures and "
+        f"{won:.0%} in successes: try others (starts.rule, starts.before, starts.room), or fewer (starts.share)."
     )
