@@ -204,8 +204,11 @@ def open_environment(recipe: Recipe) -> Environment:
     cfg, policy = recipe.libero, recipe.policy
     how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
     if cfg is None:
-        words = jnp.asarray(Tokenizer.tabletop().prompts(suite_of(recipe.embedded).instructions))
-        return Environment(Embedded(recipe.embedded, recipe.expert, **how, prompt_KL=words), words, None)
+        suite = suite_of(recipe.embedded)
+        words = getattr(Tokenizer, suite.name)()
+        _check_words(policy, words, suite.name)
+        prompt_KL = jnp.asarray(words.prompts(suite.instructions))
+        return Environment(Embedded(recipe.embedded, recipe.expert, **how, prompt_KL=prompt_KL), prompt_KL, None)
     # Imported here, so that whoever runs an embedded one need not have LIBERO.
     from wovr_jax.sim.libero import actors
     from wovr_jax.sim.libero import arena as libero
@@ -226,13 +229,17 @@ def _libero_words(
         statistics = normalize.load(cfg.release, cfg.suite)
         return released.prompts(instructions), Codec.from_statistics(statistics["action"])
     words = Tokenizer.libero()
+    _check_words(policy, words, "libero_small", ", or name the folder of its own tokenizer with libero.release=...")
+    return words.prompts(instructions), None
+
+
+def _check_words(policy: VLAConfig, words: Tokenizer, size: str, otherwise: str = "") -> None:
+    """Refuses a policy that reads other words than the environment says."""
     if (policy.vocab_size, policy.pad) != (words.vocab_size, words.pad):
         raise ConfigError(
-            f"config.policy: vocab_size {policy.vocab_size} and pad {policy.pad} are not those of LIBERO's words, "
-            f"{words.vocab_size} and {words.pad}; use size='libero_small', or name the folder of the policy's own "
-            "tokenizer with libero.release=..."
+            f"config.policy: vocab_size {policy.vocab_size} and pad {policy.pad} are not those of the environment's "
+            f"words, {words.vocab_size} and {words.pad}; use size={size!r}{otherwise}"
         )
-    return words.prompts(instructions), None
 
 
 def check_weights(recipe: Recipe) -> None:

@@ -24,6 +24,7 @@ from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.sim.embedded import Simulator, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
+from wovr_jax.sim.relay.table import RelayConfig
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import ACTION_DIM
@@ -196,7 +197,10 @@ class Recipe:
       policy_weights, world_weights: where the policy and the transformer of the world model start: a json of imported
         weights, or the folder of a checkpoint such as `stages/world-0/dit` of a run; empty for random weights.
       temperature: of the policy's sampling, in training and evaluation alike, and of the learner's log-probabilities.
-      libero: LIBERO as the true environment; None for the embedded table, which ``sim`` and ``expert`` describe.
+      sim: the embedded table, the true environment where neither of the next two is one.
+      relay: the embedded simulator with a long horizon as the true environment.
+      libero: LIBERO as the true environment.
+      expert: who demonstrates in an embedded simulator.
       pace: whether a round after the first collects again and refreshes world model, reward and start
         states (PACE); without, every round dreams in the first ones.
     """
@@ -221,6 +225,7 @@ class Recipe:
     pace: bool = True
     sim: TabletopConfig = TabletopConfig()
     expert: ExpertConfig = ExpertConfig()
+    relay: RelayConfig | None = None
     libero: LiberoConfig | None = None
     collect: CollectConfig = CollectConfig()
     sft: SFTConfig = SFTConfig()
@@ -248,7 +253,7 @@ class Recipe:
     @property
     def embedded(self) -> Simulator:
         """The embedded simulator in use, where ``libero`` is None."""
-        return self.sim
+        return self.sim if self.relay is None else self.relay
 
     @property
     def steps(self) -> int:
@@ -273,17 +278,18 @@ def _fit_networks(recipe: Recipe) -> Faults:
         yield "sft.frozen", f"expected parts of the policy, {', '.join(vla.PARTS)}, got {', '.join(sorted(unknown))}"
 
     # Rollouts are made of whole chunks, and what is left of an episode would be cut off without a word.
-    name, steps = ("sim.horizon", recipe.embedded.horizon) if libero is None else ("libero.steps", libero.steps)
+    where, sim = ("sim" if recipe.relay is None else "relay"), recipe.embedded
+    name, steps = (f"{where}.horizon", sim.horizon) if libero is None else ("libero.steps", libero.steps)
     if steps % policy.chunk:
         yield name, f"expected a multiple of the policy's chunk, {policy.chunk}, got {steps}"
-    name, size = ("sim.size", recipe.embedded.size) if libero is None else ("libero.scene.size", libero.scene.size)
+    name, size = (f"{where}.size", sim.size) if libero is None else ("libero.scene.size", libero.scene.size)
     # A token of the transformer is a square of latents, and a latent one of pixels.
     side = world.vae.space * world.dit.patch
     if not size or size % side:
         yield name, f"expected a multiple of {side} pixels, the side of a token of the world model, got {size}"
 
     # The classifier embeds the index of a task; on LIBERO it is the index in the suite, whichever tasks are in use.
-    tasks = len(suite_of(recipe.embedded).instructions) if libero is None else libero.last_task + 1
+    tasks = len(suite_of(sim).instructions) if libero is None else libero.last_task + 1
     if recipe.reward.head == "task" and recipe.reward.tasks < tasks:
         yield "reward.tasks", f"expected at least the {tasks} tasks of the environment, got {recipe.reward.tasks}"
     if recipe.reward_train.swap and recipe.reward.head != "task":
@@ -361,7 +367,13 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
 
 
 def _fit_environment(recipe: Recipe) -> Faults:
-    """Yields what LIBERO, which no compiled program can hold, cannot do."""
+    """Yields what LIBERO, which no compiled program can hold, cannot do, and what relay's expert cannot."""
+    if recipe.relay is not None:
+        if recipe.libero is not None:
+            yield "relay", "expected one true environment, got two: leave out libero or relay"
+        if recipe.expert.flaw != "none" and recipe.expert.flawed_share:
+            what = f"expected 0, since the expert of relay has no flaws, got {recipe.expert.flawed_share}"
+            yield "expert.flawed_share", f"{what}; fewer demonstrations (collect.demonstrations) make a weaker policy"
     # Keyframes start in the middle of an episode, which a simulator on the host cannot be put into.
     kinds = (recipe.dream.world, recipe.dream.reward)
     share = recipe.starts.share

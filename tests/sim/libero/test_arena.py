@@ -134,7 +134,7 @@ def test_what_libero_cannot_do_is_refused_in_words(fake_libero):
     ):
         with pytest.raises(ConfigError, match=says):
             from_dict(Recipe, settings | change)
-    with pytest.raises(ConfigError, match="are not those of LIBERO's words"):
+    with pytest.raises(ConfigError, match="are not those of the environment's words"):
         open_environment(dataclasses.replace(recipe(), policy=VLAConfig.fake()))
     with pytest.raises(LiberoError, match="libero_object has tasks 0 to 1, and 2 was asked for"):
         open_libero(tasks=(2,))
