@@ -47,7 +47,7 @@ def get_config(preset: str = ""):
         },
         refresh={"steps": 300, "lr": 3e-3},
         reward_train={"steps": 400, "batch": 64, "lr": 2e-3, "positive": 0.3, "extra": 0.4, "rule": "rate"},
-        starts={"share": 0.5, "rule": "before_failure", "before": 6, "event": "any", "each": 2},
+        starts={"share": 0.5, "rule": "last_chance", "before": 6, "event": "any", "each": 2},
         dream={
             "groups": 12,
             "chunks": 3,
@@ -120,12 +120,14 @@ def rlinf(settings):
     """After any other: GRPO as RLinf runs it (``GRPOConfig.rlinf``), and the numerics of its world model.
 
     Advantages over the deviation of the group, a mask to the end of the chunk, groups that all agree left out. Times
-    rounded to bfloat16, frames to 256 levels, the same noise in every chunk; the classifier's probability rounded.
+    rounded to bfloat16, frames to 256 levels, the same noise in every chunk; the classifier's probability rounded. From
+    a keyframe a rollout is as long as from the start.
     """
     settings.reward_train.update(rule="fixed", threshold=0.5)
     settings.learner.grpo = common.settings(size="rlinf", group=settings.learner.grpo.group)
     settings.world.update(eight_bit="floor", noise="fixed", dit=common.settings(sinusoid_dtype="bfloat16"))
     settings.world.flow.update(size="rlinf")
+    settings.starts.deadline = False
 
 
 def rlinf_release(settings):
@@ -147,6 +149,7 @@ def rlinf_release(settings):
     settings.world_train.steps = settings.reward_train.steps = 0
     settings.reward_train.update(rule="fixed", threshold=0.5)
     settings.dream.updates = (sum(settings.dream.updates),)
+    settings.evaluate.closed = 0  # the start states do not say in which initial states their episodes began
 
 
 def libero_small(settings):

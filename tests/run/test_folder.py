@@ -97,6 +97,7 @@ def test_the_ledger_of_a_resumed_run_has_every_stage_that_was_made(tmp_path: pat
         "one": {
             "episodes": 0,
             "true_steps": 7,
+            "watched_steps": 0,
             "pretrained_frames": 0,
             "imagined_frames": 0,
             "seconds": pytest.approx(0, abs=60),

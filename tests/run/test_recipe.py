@@ -146,13 +146,17 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("reward_train__rule", "best", "'youden'"),
     ("starts__share", 1.5, "at most 1"),
     ("starts__before", 0, "at least 1"),
-    ("starts__rule", "before_succes", "'before_failure'"),
+    ("starts__rule", "before_failure", "'last_event'"),
+    ("starts__room", -1, "at least 0"),
     ("starts__event", "drop", "'any', 'open', 'close'"),
     ("dream__groups", 0, "at least 1"),
     ("dream__chunks", 0, "at least 1"),
     ("dream__updates", (12, -1), "at least 0"),
     ("dream__rates", (1.0, NAN), "at least 0"),
     ("dream__world", "real", "'learned', 'true', 'shadow'"),
+    ("dream__select", "best", "'last', 'closed_loop'"),
+    ("dream__false_success", 1.1, "at most 1"),
+    ("evaluate__closed", -1, "at least 0"),
     ("learner__lr", -3e-4, "above 0"),
     ("learner__betas", (0.9, 1.0), "below 1"),
     ("learner__epochs", 0, "at least 1"),
@@ -277,8 +281,10 @@ PAIRS: list[tuple[dict[str, Any], str]] = [
     ({"collect__demonstrations": 999_999}, r"collect\.validation: expected at most 1_000_000 episodes together"),
     ({"dream__updates": (1,) * 8}, r"dream\.updates: expected at most 7 rounds, each with a collection, got 8"),
     ({"dream__updates": ()}, r"dream\.updates: expected a number for each round"),
+    ({"dream__select": "closed_loop", "dream__watch": False}, r"dream\.select: .*which failures a learned reward pays"),
     ({"dream__reward": "true"}, r"dream\.reward: 'true' needs a world that knows the truth"),
     ({"starts__least": 7}, r"starts\.least: expected at most before=6, got 7"),
+    ({"starts__room": 24}, r"starts\.room: expected below the 24 steps of an episode, got 24"),
     ({"expert__release_low": 0.5}, r"expert\.release_low: expected at most release_high=0\.44, got 0\.5"),
     ({"expert__speeds": (0.5,)}, r"expert\.speeds: expected shares with 0 and 1 among them"),
     ({"learner__grpo__group": 1, "learner__grpo__normalise": "mean_std"}, r"grpo\.group: .*have no deviation"),
@@ -305,10 +311,6 @@ PAIRS: list[tuple[dict[str, Any], str]] = [
         r"reward_train\.rule: expected 'fixed' for a classifier that is used as it is.*got 'rate'",
     ),
     (
-        {"start_states": "some", "dream__world": "true"},
-        r"start_states: expected none with dream\.world='true'",
-    ),
-    (
         {
             "start_states": "some",
             "world_weights": "some",
@@ -333,6 +335,7 @@ PAIRS_ON_LIBERO: list[tuple[dict[str, Any], str]] = [
     ({"libero__suite": "libero_90", "libero__tasks": ()}, r"reward\.tasks: expected at least the 90 tasks"),
     ({"libero__demonstrations": "some"}, r"libero\.scene\.hold: .*use hold=1, or the expert"),
     ({"dream__world": "shadow"}, r"dream\.world: .*which LIBERO is not"),
+    ({"dream__select": "closed_loop"}, r"dream\.select: .*LIBERO is not"),
 ]
 
 

@@ -56,6 +56,12 @@ def test_what_does_not_fit_is_refused_at_once(tmp_path: pathlib.Path) -> None:
         read_starts(str(tmp_path / "nowhere"), 0.0, 4, 16, SUITE)
 
 
+def test_a_simulator_can_follow_only_from_states_that_say_where_they_began(tmp_path: pathlib.Path) -> None:
+    where = _released(tmp_path / "goal", 1, 9)
+    with pytest.raises(ConfigError, match=r"start_states: .*expected initial states.* use evaluate\.closed=0"):
+        read_starts(where, 1 / 3, 4, 16, SUITE, followed=True)
+
+
 def test_a_table_that_names_no_tasks_has_those_of_the_environment(tmp_path: pathlib.Path) -> None:
     table = rlinf_starts.to_starts([_trajectory(instruction, 1) for instruction in SUITE], SUITE)
     start_states.save(tmp_path / "old", table)

@@ -1,4 +1,4 @@
-"""The stage that chooses where imagined rollouts begin: episode starts, and keyframes before failures (KIR)."""
+"""The stage that chooses where imagined rollouts begin: episode starts, and keyframes of failures (KIR)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def choose_starts(
     cfg: StartsConfig,
     given: Starts | None,
     memory: int,
+    steps: int,
     seed: int,
     instructions: Sequence[str],
     round_: int,
@@ -42,6 +43,7 @@ def choose_starts(
       demonstrations: scripted episodes, at whose beginning rollouts begin where there are no others. Online RL
         without keyframes needs layouts only; its whole budget is for the learner.
       memory: M, memory frames of a start state.
+      steps: of an episode.
       seed: of the run, for the choice among keyframes.
       instructions: of the environment, in the order of its task numbers; they are written down.
     """
@@ -51,21 +53,27 @@ def choose_starts(
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         # Every episode that was ever begun shows a true first frame, so those of all rounds serve.
-        table = start_states.initial(join_rounds(rollouts) if rollouts else demonstrations.value.train, memory=memory)
+        begun = join_rounds(rollouts) if rollouts else demonstrations.value.train
+        table = start_states.initial(begun, memory=memory)
         if cfg.share:
             # Keyframes are of the newest policy's failures alone: what it fails at today is what it has to learn.
             rng = np.random.default_rng([seed, round_])
-            table = start_states.join(table, start_states.keyframes(rollouts[-1].value, cfg, rng, memory=memory))
+            keys = start_states.keyframes(rollouts[-1].value, cfg, rng, steps=steps, memory=memory)
+            table = start_states.join(table, keys)
         start_states.save(folder / "starts", table, meta={"tasks": list(instructions)}, overwrite=True)
         # Keyframes stand behind the episode starts.
-        steps, rules = (np.asarray(column[table.initials :]) for column in (table.step_K, table.rule_K))
+        at, rules = (np.asarray(column[table.initials :]) for column in (table.step_K, table.rule_K))
         counts = {rule: int((rules == i).sum()) for i, rule in enumerate(start_states.RULES) if (rules == i).any()}
-        return {"initials": table.initials, "steps": steps.tolist(), "rules": counts}
+        # Episodes that nothing begins in, because their end was not the policy's own.
+        left_out = sum(map(start_states.is_intervened, begun))
+        return {"initials": table.initials, "steps": at.tolist(), "rules": counts, "intervened": left_out}
 
     return run.stage(name, make, lambda folder: start_states.load(folder / "starts"))
 
 
-def read_starts(where: str, share: float, memory: int, size: int, instructions: Sequence[str]) -> Starts | None:
+def read_starts(
+    where: str, share: float, memory: int, size: int, instructions: Sequence[str], *, followed: bool = False
+) -> Starts | None:
     """Start states from outside the run, under the task numbers of its environment.
 
     Args:
@@ -74,6 +82,7 @@ def read_starts(where: str, share: float, memory: int, size: int, instructions: 
       memory: M, memory frames of the world model.
       size: pixels of the environment's pictures, on a side.
       instructions: of the environment, in the order of its task numbers.
+      followed: whether a simulator that knows its episodes by their initial states plays on from them (``close_loop``).
 
     Raises:
       ConfigError: nothing there, or start states that do not fit these.
@@ -98,6 +107,9 @@ def read_starts(where: str, share: float, memory: int, size: int, instructions: 
         f"expected tasks of the environment, got {[names[t] if 0 <= t < len(names) else t for t in strange]}": strange,
         f"expected keyframes for starts.share={share}, got episode starts only; use starts.share=0": (
             share and not keyframes
+        ),
+        "expected initial states, which a simulator would begin in to follow; use evaluate.closed=0": (
+            followed and (table.init_K == start_states.UNKNOWN).any()
         ),
     }
     if wrong := [what for what, is_so in faults.items() if is_so]:
