@@ -28,9 +28,9 @@ from wovr_jax.policy.towers_train import TowerTraining
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.recipe import COLLECTIONS, Recipe
+from wovr_jax.sim import embedded
 from wovr_jax.sim.arena import RANGES, layouts
 from wovr_jax.sim.libero.evaluate import LiberoEvaluation
-from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.world.flow import FlowConfig
 from wovr_jax.world.train import WorldTrainConfig
 
@@ -376,7 +376,7 @@ def test_any_seed_has_layouts_of_its_remainder_and_draws_of_its_own(seed: int) -
     found = layouts(recipe.seed, "evaluate", 3)
     assert found.dtype == np.int32 and found.tolist() == [seed % 214 * 10_000_000 + 9_000_000 + i for i in range(3)]
     # As the table's reset takes them, and as the other generators take the seed.
-    assert tabletop.reset_batch(found, recipe.sim).gripper.shape[0] == 3
+    assert embedded.reset_batch(found, recipe.sim).gripper.shape[0] == 3
     np.random.default_rng([seed, 1])
     draws = [jax.random.key_data(keys.key(other, "collect-0")).tolist() for other in (seed, seed % 214)]
     assert (draws[0] == draws[1]) == (seed < 214)
