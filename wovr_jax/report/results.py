@@ -88,6 +88,8 @@ def _summarize_policy(round_: int, facts: Facts, about: Mapping[str, Any]) -> Re
     comparison = facts.get(f"compare-{round_}-in-world-{training_world(round_, about['pace'])}", {})
     phase = {"name": _name_policy(round_, about), "imagined_success": comparison.get("imagined_success")}
     phase |= {key: evaluation[key] for key in ("true_success", "greedy", "subgoals")}
+    # Where start states are of several kinds: official and drawn ones of LIBERO.
+    phase["kinds"] = evaluation.get("kinds", {})
     # The base has nothing to gain over itself.
     if round_:
         phase["gain"] = stats.gain(evaluation["outcomes"], facts["evaluate-0"]["outcomes"])

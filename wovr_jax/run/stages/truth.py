@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import EvaluateConfig
 from wovr_jax.run.stages.episodes import Keys
 from wovr_jax.run.stages.reward import Judge
-from wovr_jax.sim.arena import Actor, Arena
+from wovr_jax.sim.arena import Actor, Arena, Measured
 from wovr_jax.types import Imagined, Params, Start
 from wovr_jax.world.model import WorldConfig
 
@@ -45,9 +46,19 @@ def measure(run: Run, round_: int, arena: Arena, cfg: EvaluateConfig, sampled: A
             "subgoals": found["sampled"].subgoals,
             "outcomes": found["sampled"].success_B.astype(int).tolist(),
             "true_steps": sum(measured.steps for measured in found.values()),
+            "kinds": summarize_kinds(found),
         }
 
     return run.stage(f"evaluate-{round_}", make, lambda folder: None)
+
+
+def summarize_kinds(found: Mapping[str, Measured]) -> dict[str, dict[str, Any]]:
+    """Returns by kind of start state, and by the entries of ``found``, the success rate; nothing without kinds."""
+    kinds = np.array(next(iter(found.values())).kind_B)
+    return {
+        str(kind): {how: evaluate.summarize_outcomes(one.success_B[kinds == kind]) for how, one in found.items()}
+        for kind in dict.fromkeys(kinds)
+    }
 
 
 def compare(
