@@ -150,8 +150,8 @@ def to_starts(trajectories: Sequence[Trajectory], instructions: Sequence[str]) -
         steps.append(len(file.frame_SHWC) - 1 if key else 0)
         # The first action led into the anchor, which is before anything that could be played.
         played_SA[: steps[-1]] = file.action_SA[1 : 1 + steps[-1]]
-    # RLinf takes its keyframes before failures, so that is the rule they go by here.
-    rule = [RULES.index("before_failure" if file.is_keyframe else "initial") for file in ordered]
+    # By which rule they were taken the files do not say; ``last_event`` is the nearest of ours.
+    rule = [RULES.index("last_event" if file.is_keyframe else "initial") for file in ordered]
     return Starts(
         anchor_KHWC=np.stack([file.frame_SHWC[0] for file in ordered]),
         memory_KMHWC=np.stack(memories),

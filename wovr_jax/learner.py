@@ -168,7 +168,7 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
             raise ValueError(f"GRPOConfig.kl is {cfg.grpo.kl}: update needs ref_params, the reference policy")
         reference = ref_params if cfg.grpo.kl else None
         # Advantages and weights need whole groups, so they are made before the rollouts are cut up and shuffled.
-        signal = grpo.signal(imagined.success_BNT, cfg.grpo)
+        signal = grpo.signal(imagined.success_BNT, cfg.grpo, imagined.live_BNT)
         samples = _cut_chunks(imagined, signal)
         trained, frozen = optimizers.split_frozen(state.params, state.frozen)
 

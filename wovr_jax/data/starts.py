@@ -21,14 +21,14 @@ import numpy as np
 from flax import struct
 
 from wovr_jax.core import processes
-from wovr_jax.core.config import Count, Faults, Share, checked
+from wovr_jax.core.config import Count, Faults, Natural, Share, checked
 from wovr_jax.core.disk import fresh_folder, read_json, replace_folder, settle_folder, write_json
 from wovr_jax.core.pixels import to_float
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.types import NULL_ACTION, Array, Episode, Start
 
-Rule = Literal["before_failure", "gripper_event", "progress", "uniform", "contact", "release"]
+Rule = Literal["last_event", "gripper_event", "progress", "uniform", "contact", "release", "last_chance"]
 RULES = ("initial", *typing.get_args(Rule))
 Event = Literal["any", "open", "close"]
 PROGRESS = (0.25, 0.5, 0.75)
@@ -52,11 +52,13 @@ Column = Array | np.ndarray
 class StartsConfig:
     """Where imagined rollouts begin.
 
-    A rule gives a step t in [1, S) of a failed episode; ``u`` is uniform on ``least`` ... ``before``:
+    A rule gives a step t of a failed episode, at least 1 and at least ``room`` steps before the end of its time; ``u``
+    is uniform on ``least`` ... ``before``:
 
-    * ``gripper_event``: t = i - u (at least 1), i a step whose action opens or closes the gripper;
-    * ``before_failure``: the same for the last such i, the attempt that failed; u steps before
+    * ``gripper_event``: t = i - u, i a step whose action opens or closes the gripper;
+    * ``last_event``: the same for the last such i, whether it spoilt anything or not; u steps before
       the end of an episode that never moved the gripper;
+    * ``last_chance``: the same for the last such i that leaves the room; the latest t that does where none does;
     * ``contact``: the same, i a step in which fingers that close meet something; needs the robot's state;
     * ``release``: the same, i a step whose action lets go of what was carried; a policy that failed goes on opening and
       closing, and the last time says little about why;
@@ -70,14 +72,19 @@ class StartsConfig:
       event: gripper changes that count.
       each: keyframes drawn from each episode.
       least: how far before the event at least; ``least=8`` stays one chunk away from it.
+      room: steps of its episode that are left to a keyframe at least. From one without time every rollout fails.
+      deadline: whether a rollout from a keyframe may succeed only in what is left of its episode; RLinf gives it as
+        many steps as one from the start.
     """
 
     share: Share = 1 / 3
-    rule: Rule = "before_failure"
+    rule: Rule = "last_chance"
     before: Count = 6
     event: Event = "any"
     each: Count = 2
     least: Count = 1
+    room: Natural = 8
+    deadline: bool = True
 
     def faults(self) -> Faults:
         """Yields an interval of steps without a step."""
@@ -130,28 +137,35 @@ COLUMNS = [field.name for field in dataclasses.fields(Starts) if field.name != "
 """The arrays of a table, each a file of its own."""
 
 
-def initial(episodes: Sequence[Episode], *, memory: int = 4) -> Starts:
-    """Returns one start at the reset of each episode.
+def is_intervened(episode: Episode) -> bool:
+    """Whether somebody else's hand was in it: what it came to is not the policy's doing, and not for it to mend."""
+    return bool(episode.origin.get("intervened"))
+
+
+def initial(episodes: Sequence[Episode], *, memory: int = 4, intervened: bool = False) -> Starts:
+    """Returns one start at the reset of each episode; of intervened ones only where asked for.
 
     Raises:
       NoDataError: when there are no episodes.
     """
-    if not episodes:
-        raise NoDataError("no episodes to take start states from.")
+    rows = [e for e, episode in enumerate(episodes) if intervened or not is_intervened(episode)]
+    if not rows:
+        raise NoDataError(f"no episodes to take start states from: {len(episodes)} were given, all intervened in.")
     # Step 0: nothing was played, so the memory is M copies of the first frame and all its actions are null.
-    return _build(episodes, [(e, 0, "initial") for e in range(len(episodes))], memory)
+    return _build(episodes, [(e, 0, "initial") for e in rows], memory)
 
 
 def keyframes(
-    episodes: Sequence[Episode], cfg: StartsConfig, rng: np.random.Generator | int = 0, *, memory: int = 4
+    episodes: Sequence[Episode], cfg: StartsConfig, rng: np.random.Generator | int = 0, *, steps: int, memory: int = 4
 ) -> Starts:
     """Returns starts in the middle of failed episodes.
 
     Args:
-      episodes: rollouts; only those without a success are used. A group of rollouts that begins in a success would
-        mostly succeed, and a group that ends alike teaches nothing.
+      episodes: rollouts; only those without a success and without an intervention are used. A group of rollouts that
+        begins in a success would mostly succeed, and a group that ends alike teaches nothing.
       cfg: the rule, and how far before an event.
       rng: generator or seed.
+      steps: of an episode that runs to its end, from which ``cfg.room`` is counted.
       memory: M.
 
     Raises:
@@ -159,16 +173,15 @@ def keyframes(
     """
     # A generator is used as it is; a number begins a new one.
     rng = np.random.default_rng(rng)
+    failed = [e for e, episode in enumerate(episodes) if not (episode.success_S.any() or is_intervened(episode))]
     picks = []
-    for e, episode in enumerate(episodes):
-        if not episode.success_S.any():
-            steps = [_pick(episode, cfg, rng) for _ in range(cfg.each)]
-            picks += [(e, step, cfg.rule) for step in steps if step is not None]
+    for e in failed:
+        found = [_pick(episodes[e], cfg, rng, steps) for _ in range(cfg.each)]
+        picks += [(e, step, cfg.rule) for step in found if step is not None]
     if not picks:
-        failed = sum(not episode.success_S.any() for episode in episodes)
         raise NoDataError(
-            f"rule {cfg.rule!r} finds no keyframe in {len(episodes)} episodes, of which {failed} failed. "
-            f"Use another rule, or no keyframe starts."
+            f"rule {cfg.rule!r} finds no keyframe in {len(episodes)} episodes, of which {len(failed)} failed by "
+            f"themselves. Use another rule, less room ({cfg.room} of {steps} steps), or no keyframe starts."
         )
     return _build(episodes, picks, memory)
 
@@ -217,16 +230,17 @@ def releases(episode: Episode) -> np.ndarray:
     return np.unique(steps).astype(int)
 
 
-def _pick(episode: Episode, cfg: StartsConfig, rng: np.random.Generator) -> int | None:
-    """Draws a step in [1, S) of an episode of S steps; None where the rule finds none."""
+def _pick(episode: Episode, cfg: StartsConfig, rng: np.random.Generator, steps: int) -> int | None:
+    """Draws a step of an episode that might have had ``steps``, as the rule says; None where it finds none."""
     end = len(episode.action_SA)
-    # The one step is the reset, which is an episode start and no keyframe.
-    if end < 2:
+    latest = min(end - 1, steps - cfg.room)
+    # Step 0 is the reset, which is an episode start and no keyframe.
+    if latest < 1:
         return None
     if cfg.rule == "uniform":
-        return int(rng.integers(1, end))
+        return int(rng.integers(1, latest + 1))
     if cfg.rule == "progress":
-        return int(np.clip(round(end * rng.choice(PROGRESS)), 1, end - 1))
+        return int(np.clip(round(end * rng.choice(PROGRESS)), 1, latest))
     if cfg.rule == "contact":
         events = contacts(episode)
     elif cfg.rule == "release":
@@ -235,13 +249,17 @@ def _pick(episode: Episode, cfg: StartsConfig, rng: np.random.Generator) -> int 
         events = gripper_events(episode.action_SA, cfg.event)
     # An event in step 0 leaves no room for a start before it.
     events = events[(events >= 1) & (events < end)]
-    # The last one is the attempt that failed. Without any, the failure is taken to be the end itself.
-    if cfg.rule == "before_failure":
+    if cfg.rule == "last_event":
         events = events[-1:] if len(events) else np.array([end])
+    if cfg.rule == "last_chance":
+        # Later ones came when it was over; from a little before this one the policy could still have done otherwise.
+        events = events[events - cfg.least <= latest][-1:]
+        if not len(events):
+            return latest
     if not len(events):
         return None
     # The event is drawn before the distance: the order of the draws is part of what a seed means.
-    return int(np.clip(rng.choice(events) - rng.integers(cfg.least, cfg.before + 1), 1, end - 1))
+    return int(np.clip(rng.choice(events) - rng.integers(cfg.least, cfg.before + 1), 1, latest))
 
 
 def _build(episodes: Sequence[Episode], picks: Sequence[tuple[int, int, str]], memory: int) -> Starts:

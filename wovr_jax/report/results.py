@@ -7,7 +7,7 @@ the results of an old run folder can be put together again without building anyt
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wovr_jax.core import machine, stats
@@ -16,7 +16,10 @@ Results = dict[str, Any]
 Facts = Mapping[str, Mapping[str, Any]]
 """By stage, what it wrote when it was finished."""
 
-STAGES = ("demonstrations", "sft", "grpo", "evaluate", "collect", "world", "reward", "starts", "compare")
+STAGES = (
+    *("demonstrations", "sft", "grpo", "imitate", "evaluate"),
+    *("collect", "world", "reward", "starts", "compare", "closed"),
+)
 """The kinds of stages in the order in which a round meets them."""
 
 
@@ -37,7 +40,7 @@ def summarize(
 
     Args:
       about: ``name``, ``job`` and ``seed``; ``rounds``; ``pace``, whether the world model is trained again after each
-        round; ``online``, whether the policy learns in the true environment.
+        round; ``online``, whether the policy learns in the true environment; ``learn``, how it does.
       facts: of every finished stage. Stages that did not run are left out of the results.
       ledger: of every finished stage its ``true_steps``, ``imagined_frames`` and ``seconds``.
       seconds: how long this call of the program has run; a resumed run took longer than that in all.
@@ -45,13 +48,18 @@ def summarize(
     # A run that was resumed has met its stages in another order than one that went through.
     facts = {name: facts[name] for name in sorted(facts, key=_sort_key)}
     rounds = range(about["rounds"] + 1)
-    pairs = [(k, world) for k in rounds for world in rounds if f"compare-{k}-in-world-{world}" in facts]
+    pairs = [(k, world) for k in rounds for world in rounds]
     return describe_run(about) | {
         "seconds": sum((account["seconds"] for account in ledger.values()), 0.0),
         "seconds_now": seconds,
         "peak_rss_gb": machine.peak_rss_gb(),
         "phases": [_summarize_policy(k, facts, about) for k in rounds if f"evaluate-{k}" in facts],
-        "comparison": [_summarize_comparison(k, world, facts, about) for k, world in pairs],
+        "comparison": [
+            _summarize_comparison(*pair, facts, about) for pair in pairs if _name("compare", *pair) in facts
+        ],
+        "closed_loop": [
+            _summarize_closed_loop(*pair, facts, about) for pair in pairs if _name("closed", *pair) in facts
+        ],
         "reward": {name: fact for name, fact in facts.items() if name.startswith("reward-")},
         "keyframes": {name: fact for name, fact in facts.items() if name.startswith("starts-") and fact["steps"]},
         "remarks": [f"{name}: {fact['said']}" for name, fact in facts.items() if fact.get("said")],
@@ -70,10 +78,16 @@ def _sort_key(stage: str) -> tuple[int, int, str]:
     return int(round_[0]) if round_ else 0, STAGES.index(kind) if kind in STAGES else len(STAGES), stage
 
 
+def _name(kind: str, round_: int, world: int) -> str:
+    return f"{kind}-{round_}-in-world-{world}"
+
+
 def _name_policy(round_: int, about: Mapping[str, Any]) -> str:
     """Returns what a reader calls the policy of a round."""
     if round_ == 0:
         return "base"
+    if about["learn"] == "imitation":
+        return "after imitation of its own successes" + (f", round {round_}" if about["rounds"] > 1 else "")
     if round_ == 1:
         return "after online GRPO" if about["online"] else "after imagined GRPO"
     # Without a refresh the policy goes on in the first world, which is what an ablation calls it.
@@ -85,20 +99,33 @@ def _summarize_policy(round_: int, facts: Facts, about: Mapping[str, Any]) -> Re
     """Returns the true success of a round's policy, its gain over the base, and what its own world model said of it."""
     evaluation = facts[f"evaluate-{round_}"]
     # Success in the dreams that taught it, which may flatter it; the newer world is in the comparisons.
-    comparison = facts.get(f"compare-{round_}-in-world-{training_world(round_, about['pace'])}", {})
+    comparison = facts.get(_name("compare", round_, training_world(round_, about["pace"])), {})
     phase = {"name": _name_policy(round_, about), "imagined_success": comparison.get("imagined_success")}
-    phase |= {key: evaluation[key] for key in ("true_success", "greedy", "subgoals")}
-    # Where start states are of several kinds: official and drawn ones of LIBERO.
+    phase |= {key: evaluation[key] for key in ("true_success", "greedy", "subgoals", "outcomes")}
+    # Official and drawn start states of LIBERO; other environments have one kind.
     phase["kinds"] = evaluation.get("kinds", {})
+    # Runs of earlier versions measured two temperatures, and kept the outcomes of one.
+    levels = phase["temperatures"] = evaluation.get("temperatures") or []
     # The base has nothing to gain over itself.
     if round_:
-        phase["gain"] = stats.gain(evaluation["outcomes"], facts["evaluate-0"]["outcomes"])
+        base = facts["evaluate-0"]
+        phase["gain"] = stats.gain(evaluation["outcomes"], base["outcomes"])
+        if levels and base.get("temperatures"):
+            pairs = {"greedy_gain": (levels[-1], base["temperatures"][-1])}
+            pairs["best_gain"] = (best_level(levels), best_level(base["temperatures"]))
+            phase |= {name: stats.gain(ours["outcomes"], its["outcomes"]) for name, (ours, its) in pairs.items()}
     return phase
+
+
+def best_level(levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Returns the temperature of the largest success rate, the highest of those that have it."""
+    # In descending order, and max takes the first.
+    return max(levels, key=lambda level: level["rate"])
 
 
 def _summarize_comparison(round_: int, world: int, facts: Facts, about: Mapping[str, Any]) -> Results:
     """Returns counts, bias, fidelity and films of a comparison of the two worlds on the same actions."""
-    name = f"compare-{round_}-in-world-{world}"
+    name = _name("compare", round_, world)
     comparison, true = facts[name], facts[f"evaluate-{round_}"]["outcomes"]
     imagined = comparison.get("imagined_outcomes", [None] * len(comparison["videos"]))
     # A paired interval depends on the four counts alone, so any list of episodes that has them will do.
@@ -116,3 +143,9 @@ def _summarize_comparison(round_: int, world: int, facts: Facts, about: Mapping[
         **{how: comparison.get(how) for how in ("open_fingers", "dropped")},
         "videos": [{"path": f"stages/{name}/{film}", "true": was, "imagined": seen} for film, was, seen in films],
     }
+
+
+def _summarize_closed_loop(round_: int, world: int, facts: Facts, about: Mapping[str, Any]) -> Results:
+    """Returns, by kind of start, what a policy was paid for in a learned world and what of it was true."""
+    kinds = {kind: facts[_name("closed", round_, world)][kind] for kind in ("all", "episode_start", "keyframe")}
+    return {"policy": _name_policy(round_, about), "world": f"world model of round {world + 1}"} | kinds

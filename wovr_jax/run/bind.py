@@ -14,7 +14,7 @@ import numpy as np
 from wovr_jax.core import keys
 from wovr_jax.core.config import ConfigError
 from wovr_jax.data import normalize
-from wovr_jax.data.starts import Starts
+from wovr_jax.data.starts import Starts, initial
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
@@ -23,17 +23,17 @@ from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
-from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, no_demonstrations
+from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, join_rounds, no_demonstrations
 from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward
 from wovr_jax.run.stages.starts import choose_starts
-from wovr_jax.run.stages.truth import compare, measure
+from wovr_jax.run.stages.truth import close_loop, compare, measure
 from wovr_jax.run.stages.vae import VAE, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
 from wovr_jax.sim.arena import Acting, Actor, Arena
+from wovr_jax.sim.embedded import Embedded, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
-from wovr_jax.sim.tabletop.arena import Tabletop
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
 from wovr_jax.world import model as world_model
@@ -85,19 +85,24 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     start = functools.partial(start_policy, recipe.policy, recipe.policy_weights, recipe.towers, folder, key)
     start_dit = functools.partial(start_world, recipe.world, recipe.world_weights, key)
     rl = improvement(recipe)
-    acting = programs.acting(recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.sim, memory)
+    acting = programs.acting(
+        recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.embedded, memory
+    )
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
+
+    learner = "imitate" if recipe.dream.learn == "imitation" else "grpo"
 
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""
         # Episodes remember who acted, and the report tells policies apart by it.
-        name = f"grpo-{round_}" if round_ else "base"
+        name = f"{learner}-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
     def measure_policy(round_: int) -> Product[None]:
-        # Greedy too: sampling at the temperature of training hides what the policy knows.
-        return measure(run, round_, arena, recipe.evaluate, act(round_, "evaluate"), act(round_, "evaluate", 0.0))
+        # Below the temperature of training too: sampling hides what the policy knows.
+        at = functools.partial(act, round_, "evaluate")
+        return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
 
     def compare_policy(round_: int) -> Product[None]:
         """In the newest world: the one that taught the policy, or the one that was refreshed for it."""
@@ -106,6 +111,30 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         where = (arena, recipe.evaluate, act(round_, "evaluate"), recipe.reward)
         return compare(run, round_, len(made.worlds) - 1, *where, *learned, key)
 
+    def close_policy(round_: int) -> Product[None] | None:
+        """In the same world as the comparison, from the newest start states."""
+        if not recipe.evaluate.closed:
+            return None
+        assert made.vae is not None
+        # An arena that explores has no start states of its own; what was collected for its world model began somewhere.
+        starts = made.starts[-1] if made.starts else Product(lambda: initial(join_rounds(made.rollouts), memory=memory))
+        where = (arena, recipe.evaluate.closed, recipe.collect.batch, rl, codec, prompt_KL)
+        learned = (made.vae, made.worlds[-1], made.rewards[-1])
+        return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
+
+    def imitate(round_: int) -> Product[Params]:
+        """The base policy, fine-tuned on the demonstrations and on every collected success so far."""
+
+        def choose() -> Demonstrations:
+            train, held_out = made.demonstrations.value
+            done = [episode for episode in join_rounds(made.rollouts) if episode.success_S.any()]
+            return Demonstrations([*train, *done], held_out)
+
+        base = made.policies[0]
+        where = (run, recipe.policy, recipe.sft, lambda: base.value, codec, prompt_KL, key)
+        return fine_tune(*where, Product(choose), f"{learner}-{round_ + 1}")
+
+    grpo = functools.partial(improve, run, rl, made.policies, imagination, key)
     return SimpleNamespace(
         act=act,
         explore=arena.explore if recipe.dream.world == "true" else None,
@@ -117,24 +146,27 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         fit_reward=functools.partial(
             fit_reward, run, recipe.reward, recipe.reward_train, recipe.collect, prompt_KL, arena.steps, key
         ),
-        choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, recipe.seed),
+        choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, arena.steps, recipe.seed),
         measure=measure_policy,
         compare=compare_policy,
-        improve=functools.partial(improve, run, rl, made.policies, imagination, key),
+        close_loop=close_policy,
+        improve=grpo if learner == "grpo" else imitate,
     )
 
 
 def improvement(recipe: Recipe) -> Improvement:
     """What reinforcement learning has to know of a recipe."""
     return Improvement(
-        recipe.dream,
+        # Whatever steps on the host cannot follow a compiled program.
+        recipe.dream if recipe.libero is None else dataclasses.replace(recipe.dream, watch=False),
         recipe.learner,
         recipe.starts.share,
         recipe.temperature,
         recipe.sft.frozen,
         recipe.policy,
         recipe.reward,
-        recipe.sim,
+        recipe.embedded,
+        recipe.steps if recipe.starts.deadline else None,
     )
 
 
@@ -162,7 +194,7 @@ def assets_folder(recipe: Recipe) -> pathlib.Path:
 
 
 def open_environment(recipe: Recipe) -> Environment:
-    """Opens the true environment of a recipe, the embedded table or LIBERO.
+    """Opens the true environment of a recipe, an embedded simulator or LIBERO.
 
     Raises:
       LiberoError: LIBERO is not installed, or a task that the suite does not have.
@@ -172,9 +204,9 @@ def open_environment(recipe: Recipe) -> Environment:
     cfg, policy = recipe.libero, recipe.policy
     how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
     if cfg is None:
-        words = jnp.asarray(Tokenizer.tabletop().prompts(Tabletop.instructions))
-        return Environment(Tabletop(recipe.sim, recipe.expert, **how, prompt_KL=words), words, None)
-    # Imported here, so that whoever runs on the table need not have LIBERO.
+        words = jnp.asarray(Tokenizer.tabletop().prompts(suite_of(recipe.embedded).instructions))
+        return Environment(Embedded(recipe.embedded, recipe.expert, **how, prompt_KL=words), words, None)
+    # Imported here, so that whoever runs an embedded one need not have LIBERO.
     from wovr_jax.sim.libero import actors
     from wovr_jax.sim.libero import arena as libero
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from wovr_jax.core import config
-from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, checked
+from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, Share, checked
 from wovr_jax.core.history import CheckpointConfig
 from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data.starts import StartsConfig
@@ -22,9 +22,10 @@ from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.sim.embedded import Simulator, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
 from wovr_jax.sim.tabletop.expert import ExpertConfig
-from wovr_jax.sim.tabletop.table import INSTRUCTIONS, TabletopConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import ACTION_DIM
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
@@ -47,6 +48,13 @@ RETIRED = {
     "evaluate.batch": "",  # nothing read it: rollouts are made in batches of collect.batch
 }
 """Settings that a ``config.json`` of before may hold -> the setting that says the same now, empty where none does."""
+
+RENAMED = {"starts.rule=before_failure": "last_event"}
+"""Values that a ``config.json`` of before may hold -> their names now."""
+
+FORMER: dict[str, dict[str, Any]] = {"starts": {"deadline": False, "room": 0}}
+"""Groups of settings -> what runs did before they could say it, where today's default is something else. Such a run
+must not change its rule half way without a word."""
 
 
 @checked
@@ -103,6 +111,13 @@ class DreamConfig:
       world: ``learned``; ``true`` is online RL; ``shadow`` shows the policy learned frames
         while the simulator follows the same actions (for ``reward="true"``).
       reward: ``learned`` classifier, or the ``true`` predicate.
+      watch: whether an embedded simulator follows the actions of every imagined rollout, for the curves alone: how many
+        of its failures are paid as successes. LIBERO cannot be watched so.
+      select: the policy that a round ends with: its ``last``, or, by ``closed_loop``, the last one of which a smoothed
+        share of at most ``false_success`` of the true failures was paid. What is watched then costs true steps.
+      false_success: see ``select``.
+      learn: ``grpo``, or ``imitation``: fine-tuning of the base policy on the demonstrations and on every success that
+        the collections have seen so far, a baseline that needs no world, no reward and no start states.
     """
 
     groups: Count = 12
@@ -111,14 +126,28 @@ class DreamConfig:
     rates: tuple[NonNegative, ...] = (1.0,)
     world: Literal["learned", "true", "shadow"] = "learned"
     reward: Literal["learned", "true"] = "learned"
+    watch: bool = True
+    select: Literal["last", "closed_loop"] = "last"
+    false_success: Share = 0.3
+    learn: Literal["grpo", "imitation"] = "grpo"
 
     def faults(self) -> Faults:
-        """Yields rounds without a number, and a true reward of a world that does not know it."""
+        """Yields rounds without a number, a true reward of a world that does not know it, imitation in a true world."""
         for name in ("updates", "rates"):
             if not getattr(self, name):
                 yield name, "expected a number for each round, got none"
         if self.reward == "true" and self.world == "learned":
             yield "reward", "'true' needs a world that knows the truth: dream.world='shadow' or 'true'"
+        if self.select == "closed_loop" and not (self.watch and self.reward == "learned"):
+            yield (
+                "select",
+                "'closed_loop' asks which failures a learned reward pays: watch=True, reward='learned'",
+            )
+        if self.learn == "imitation" and self.world != "learned":
+            yield (
+                "world",
+                f"expected 'learned' with dream.learn='imitation', which rolls in no world, got {self.world!r}",
+            )
 
 
 @checked
@@ -130,11 +159,17 @@ class EvaluateConfig:
       episodes: per policy, on the same layouts for every policy of the run.
       compare: the first so many of them are replayed in the world model, to hold its verdict against the truth.
       videos: side-by-side videos kept of each comparison, at most one an episode.
+      closed: rollouts from episode starts, and as many from keyframes, that each policy plays in the learned world and
+        whose actions the true simulator follows; fewer where there are not so many. 0 leaves the closed loop out.
+      temperatures: at which success is measured too, beside that of training and 0 (the likeliest tokens). What a
+        lower temperature repairs without any training is no merit of training.
     """
 
     episodes: SomeLayouts = 512
     compare: SomeLayouts = 256
     videos: Natural = 3
+    closed: Natural = 128
+    temperatures: tuple[Positive, ...] = (0.5, 0.3)
 
     def faults(self) -> Faults:
         """Yields a comparison with episodes that were not measured."""
@@ -152,6 +187,7 @@ class Recipe:
       job, name, seed: what to run, how to call it, and the seed of everything random.
       seeds: of the runs of a study; other jobs use ``seed``.
       variants: of a study, by name, beside the full one; empty for all.
+      budgets: true episodes of the points of the study ``budget``.
       assets: folder of the pretrained parts; empty for those of the package.
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP). Without a name the VAE
         of ``world`` is trained on the demonstrations first, as ``vae_train`` says; towers then start at random.
@@ -173,6 +209,7 @@ class Recipe:
     seed: RunSeed = 0
     seeds: tuple[RunSeed, ...] = (0, 1, 2)
     variants: tuple[str, ...] = ()
+    budgets: tuple[SomeLayouts, ...] = (48, 96, 192, 384, 768)
     assets: str = ""
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")
@@ -208,6 +245,16 @@ class Recipe:
         """Rounds of imagined RL; every round after the first begins with a refresh (PACE)."""
         return len(self.dream.updates)
 
+    @property
+    def embedded(self) -> Simulator:
+        """The embedded simulator in use, where ``libero`` is None."""
+        return self.sim
+
+    @property
+    def steps(self) -> int:
+        """Steps of a policy in an episode of the true environment."""
+        return self.embedded.horizon if self.libero is None else self.libero.steps
+
 
 def _fit_networks(recipe: Recipe) -> Faults:
     """Yields where policy, world model, classifier and environment do not speak of the same things."""
@@ -226,17 +273,17 @@ def _fit_networks(recipe: Recipe) -> Faults:
         yield "sft.frozen", f"expected parts of the policy, {', '.join(vla.PARTS)}, got {', '.join(sorted(unknown))}"
 
     # Rollouts are made of whole chunks, and what is left of an episode would be cut off without a word.
-    name, steps = ("sim.horizon", recipe.sim.horizon) if libero is None else ("libero.steps", libero.steps)
+    name, steps = ("sim.horizon", recipe.embedded.horizon) if libero is None else ("libero.steps", libero.steps)
     if steps % policy.chunk:
         yield name, f"expected a multiple of the policy's chunk, {policy.chunk}, got {steps}"
-    name, size = ("sim.size", recipe.sim.size) if libero is None else ("libero.scene.size", libero.scene.size)
+    name, size = ("sim.size", recipe.embedded.size) if libero is None else ("libero.scene.size", libero.scene.size)
     # A token of the transformer is a square of latents, and a latent one of pixels.
     side = world.vae.space * world.dit.patch
     if not size or size % side:
         yield name, f"expected a multiple of {side} pixels, the side of a token of the world model, got {size}"
 
     # The classifier embeds the index of a task; on LIBERO it is the index in the suite, whichever tasks are in use.
-    tasks = len(INSTRUCTIONS) if libero is None else libero.last_task + 1
+    tasks = len(suite_of(recipe.embedded).instructions) if libero is None else libero.last_task + 1
     if recipe.reward.head == "task" and recipe.reward.tasks < tasks:
         yield "reward.tasks", f"expected at least the {tasks} tasks of the environment, got {recipe.reward.tasks}"
     if recipe.reward_train.swap and recipe.reward.head != "task":
@@ -290,6 +337,8 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "towers", f"expected the names of two towers, DINOv2 and SigLIP, or none, got {recipe.towers}"
 
     # Each of these reads the demonstrations, and some only after hours of other stages.
+    if recipe.dream.learn == "imitation" and not recipe.sft.steps:
+        yield "sft.steps", "expected at least 1, by which dream.learn='imitation' learns, got 0"
     needs = {
         "imitation (sft.steps)": recipe.sft.steps,
         "the run's own VAE (vae)": not recipe.vae,
@@ -300,8 +349,12 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "collect.demonstrations", f"expected at least 1, which {needed} are made of, got 0"
     if recipe.sft.steps and not recipe.collect.validation:
         yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
+    if not recipe.budgets:
+        yield "budgets", "expected at least one number of true episodes, got none"
     if not recipe.seeds:  # a study without a run has no table
         yield "seeds", "expected the seed of at least one run, got none"
+    if recipe.starts.share and recipe.starts.room >= recipe.steps:
+        yield "starts.room", f"expected below the {recipe.steps} steps of an episode, got {recipe.starts.room}"
     # Without PACE there is one collection, however many rounds follow.
     if recipe.pace and recipe.rounds > COLLECTIONS:
         yield "dream.updates", f"expected at most {COLLECTIONS} rounds, each with a collection, got {recipe.rounds}"
@@ -319,6 +372,12 @@ def _fit_environment(recipe: Recipe) -> Faults:
             "simulator that a compiled program can hold, which LIBERO is not; use 'learned' for both, 'true' for "
             "both with starts.share=0 (online RL), or the embedded table",
         )
+    if recipe.libero and recipe.dream.select == "closed_loop":
+        yield (
+            "dream.select",
+            "'closed_loop' needs a simulator in a compiled program, which follows every imagined rollout and which "
+            "LIBERO is not; use 'last'",
+        )
 
 
 def read_recipe(settings: Mapping[str, Any]) -> Recipe:
@@ -331,18 +390,18 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
     if contradictions:
         name, (there, now) = next(iter(contradictions.items()))
         raise config.ConfigError(f"config.{name}: {there!r} contradicts {RETIRED[name]}={now!r}.")
-    return config.from_dict(Recipe, _without_retired(settings))
+    return config.from_dict(Recipe, _modernise(settings))
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Where the settings of a run folder differ from those asked for: dotted path -> (there, asked).
 
     A retired setting is a difference only where it contradicts its successor, and one that was not known yet only where
-    it is asked for with another value than its default.
+    something else is asked for than what was done without it (``FORMER``, or its default).
     """
     # Not by way of from_dict: a folder may hold what would be refused today, and its differences are to be told all the
     # same.
-    present = (config.complete(Recipe, _without_retired(settings)) for settings in (there, asked))
+    present = (config.complete(Recipe, _modernise(settings)) for settings in (there, asked))
     return config.diff(*present) | _contradictions(there, asked)
 
 
@@ -354,9 +413,12 @@ def _contradictions(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _without_retired(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def _modernise(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Returns settings of before as today's say the same."""
     kept = {name: value for name, value in settings.items() if f"{path}{name}" not in RETIRED}
-    return {
-        name: _without_retired(value, f"{path}{name}.") if isinstance(value, Mapping) else value
+    return FORMER.get(path[:-1], {}) | {
+        name: _modernise(value, f"{path}{name}.")
+        if isinstance(value, Mapping)
+        else RENAMED.get(f"{path}{name}={value}", value)
         for name, value in kept.items()
     }

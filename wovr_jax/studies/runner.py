@@ -69,7 +69,7 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
         if job == world_parts.JOB:
             tables = world_parts.study(recipe, opened, keep)
         else:
-            tables = {"study": variants.study(job, recipe, opened.folder, lambda rows: keep({"study": rows}))}
+            tables = variants.study(job, recipe, opened.folder, keep)
         results = complete(tables) | {"seconds": time.perf_counter() - begin}
     opened.log.close()
     write_json(opened.folder / "results.json", results)

@@ -324,7 +324,7 @@ def test_a_draw_depends_on_the_trial_and_not_on_its_batch(fake_libero, tmp_path)
 def start_table(episodes):
     """Resets and moments in the middle of episodes."""
     cfg = StartsConfig(rule="uniform", each=3)
-    return start_states.join(start_states.initial(episodes), start_states.keyframes(episodes, cfg, 0))
+    return start_states.join(start_states.initial(episodes), start_states.keyframes(episodes, cfg, 0, steps=STEPS))
 
 
 @pytest.mark.parametrize("train_inits", [(), (4, 7)])

@@ -62,6 +62,7 @@ def fine_tune(
     prompt_KL: Array,
     key: Keys,
     demonstrations: Product[Demonstrations],
+    name: str = "sft",
 ) -> Product[Params]:
     """The base policy: ``train.steps`` steps of imitation, adapters merged; without a step, the weights as they start.
 
@@ -77,6 +78,7 @@ def fine_tune(
       codec: gives the codec between tokens and environment actions.
       prompt_KL: prompt tokens of every task.
       key: of the run, by name.
+      name: of the stage; that of the base policy by default.
     """
     # No stage then: nothing was made, and weights from outside are not copied into the run.
     if not train.steps:
@@ -86,7 +88,7 @@ def fine_tune(
         params = start()
         chunks = batches.sft_chunks(demonstrations.value.train, cfg.chunk, early=train.early)
         data = sft.demonstrations(chunks, codec(), prompt_KL)
-        state, step = sft.make(cfg, train, params, data, key("sft"))
+        state, step = sft.make(cfg, train, params, data, key(name))
         # One sample a chunk: neighbouring starts of a held-out episode say nearly the same.
         held_out = batches.sft_chunks(demonstrations.value.held_out, cfg.chunk, stride=cfg.chunk)
         validate = sft.validation(cfg, train, params, codec(), sft.demonstrations(held_out, codec(), prompt_KL))
@@ -99,7 +101,7 @@ def fine_tune(
             due = train.validate_every and done % train.validate_every == 0
             return measure(state) if due or done == train.steps else None
 
-        state = loop.fit("sft", state, step, train.steps, log=run.log, folder=folder, on_step=watch)
+        state = loop.fit(name, state, step, train.steps, log=run.log, folder=folder, on_step=watch)
         if train.lora:
             # Adapters mean nothing without the network and the layers that they were trained on.
             about = PolicyAdapters(cfg, sft.resolve_targets(cfg, train.lora, train.frozen))
@@ -107,9 +109,9 @@ def fine_tune(
         checkpoint.save(folder / "policy", sft.merge_weights(cfg, train, params, state))
         return {"chunks": len(data.token_BTA)} | measure(state)
 
-    return run.stage("sft", make, lambda folder: load_policy(cfg, folder))
+    return run.stage(name, make, lambda folder: load_policy(cfg, folder))
 
 
-def load_policy(cfg: VLAConfig, folder: pathlib.Path) -> Params:
+def load_policy(cfg: VLAConfig, folder: pathlib.Path, name: str = "policy") -> Params:
     """The policy that a stage left in its folder, on the mesh in use."""
-    return checkpoint.restore(folder / "policy", sharding.describe(vla.network(cfg).shapes(), vla.AXES))
+    return checkpoint.restore(folder / name, sharding.describe(vla.network(cfg).shapes(), vla.AXES))

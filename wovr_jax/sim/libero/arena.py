@@ -235,7 +235,7 @@ class Libero:
             yield start, stack_episodes(batch, self.prompt_KL, self.chunk)
 
     def _starts(self, episodes: Sequence[Episode]) -> Start:
-        table = start_states.initial(episodes, memory=self.memory)
+        table = start_states.initial(episodes, memory=self.memory, intervened=True)
         return sharding.host(start_states.gather(table, jnp.arange(len(episodes)), jnp.asarray(self.prompt_KL)))
 
     def _roll_whole(self, actor: Actor, share: float = 0.0) -> Play:

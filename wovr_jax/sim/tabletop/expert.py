@@ -102,27 +102,6 @@ def _digital(wish: Array, cfg: ExpertConfig) -> Array:
     return jnp.sign(wish) * speeds[nearest]
 
 
-def demonstrate(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[TabletopState, Array, Array]:
-    """Plays one demonstration: states (S + 1 leading), clean labels (S, 7), executed actions (S, 7)."""
-    # The policy imitates the clean action in states that noisy ones led to: so it learns to come back.
-    first = tabletop.reset(jax.random.key(seed), sim)
-    k_flaw, k_noise = jax.random.split(key)
-
-    def body(
-        carry: tuple[ExpertState, TabletopState], key: Array
-    ) -> tuple[tuple[ExpertState, TabletopState], tuple[TabletopState, Array, Array]]:
-        expert, state = carry
-        expert, label = act(expert, state, cfg, sim)
-        executed = disturb(label, key, cfg)
-        after = tabletop.step(state, executed, sim)
-        return (expert, after), (after, label, executed)
-
-    keys = jax.random.split(k_noise, sim.horizon)
-    _, (states, label_SA, action_SA) = jax.lax.scan(body, (begin(k_flaw, cfg), first), keys)
-    states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
-    return states, label_SA, action_SA
-
-
 def disturb(label: Array, key: Array, cfg: ExpertConfig) -> Array:
     """Returns what is executed: noisy deltas, and now and then a flipped gripper."""
     k_move, k_flip = jax.random.split(key)

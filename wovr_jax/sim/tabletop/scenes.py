@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wovr_jax.sim.tabletop import expert as experts
+from wovr_jax.sim import embedded
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig, TabletopState
@@ -52,7 +52,7 @@ def _play_all(seed: Array, key: Array, sim: TabletopConfig) -> TabletopState:
     tables = [dataclasses.replace(sim, clutter=clutter) for clutter in (False, True)]
     played = []
     for cfg in (CLEAN, NOISY):
-        played += [experts.demonstrate(seed, key, cfg, table)[0] for table in tables]
+        played += [embedded.demonstrate(seed, key, cfg, table)[0] for table in tables]
     played += [_walk(seed, key, table) for table in tables]
     return jax.tree.map(lambda *leaf: jnp.stack(leaf), *played)
 
@@ -64,7 +64,7 @@ def _walk(seed: Array, key: Array, sim: TabletopConfig) -> TabletopState:
     push = jax.random.normal(k_push, (sim.horizon // 4 + 1, 2)).repeat(4, axis=0)[: sim.horizon]
     jaws = jnp.where(jax.random.bernoulli(k_jaws, 0.4, (sim.horizon // 4 + 1,)), 1.0, -1.0).repeat(4)[: sim.horizon]
     action_SA = jnp.zeros((sim.horizon, 7)).at[:, :2].set(push).at[:, 6].set(jaws)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, tabletop.roll(first, action_SA, sim))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, embedded.roll(first, action_SA, sim))
 
 
 def draw_scenes(key: Array, batch: int, sim: TabletopConfig) -> dict[str, Any]:

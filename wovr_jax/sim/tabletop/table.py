@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from wovr_jax.core.config import Count, Positive, Share, checked
-from wovr_jax.types import Array, Start, World
+from wovr_jax.types import Array
 
 COLOURS = ("red", "green", "blue")
 INSTRUCTIONS = tuple(f"pick up the {colour} block and put it on the plate" for colour in COLOURS)
@@ -178,58 +178,6 @@ def render(state: TabletopState, cfg: TabletopConfig) -> Array:
     palm = jnp.where(state.closed, CLOSED, OPEN)
     image = paint(image, disc(state.gripper, 0.065), palm)
     return 2.0 * image - 1.0
-
-
-def roll(state: TabletopState, action_SA: Array, cfg: TabletopConfig) -> TabletopState:
-    """Returns the states after each of S actions, stacked on a leading axis."""
-
-    def body(state: TabletopState, action_A: Array) -> tuple[TabletopState, TabletopState]:
-        state = step(state, action_A, cfg)
-        return state, state
-
-    return jax.lax.scan(body, state, action_SA)[1]
-
-
-def world(cfg: TabletopConfig) -> World:
-    """Returns the true simulator behind the interface of the learned world model.
-
-    The state is ``Start.sim`` (a batch of ``TabletopState``); the true predicate comes back
-    with the frames.
-    """
-
-    def begin(start: Start) -> TabletopState:
-        if start.sim is None:
-            raise ValueError(
-                "the true simulator needs Start.sim, the simulator state; got None. Build the start states with sim=..."
-            )
-        return start.sim
-
-    def chunk(state: TabletopState, action_BTA: Array, key_B: Array) -> tuple[TabletopState, Array, Array]:
-        del key_B  # the table is deterministic
-        # Rolled first, rendered afterwards: the scan over steps carries a few numbers and no pictures.
-        states_BT = jax.vmap(lambda s, a: roll(s, a, cfg))(state, action_BTA)
-        frame_BTHWC = jax.vmap(jax.vmap(lambda s: render(s, cfg)))(states_BT)
-        truth_BT = jax.vmap(jax.vmap(lambda s: success(s, cfg)))(states_BT)
-        return jax.tree.map(lambda leaf: leaf[:, -1], states_BT), frame_BTHWC, truth_BT
-
-    return World(begin=begin, step=chunk)
-
-
-def reset_batch(seed_B: Array, cfg: TabletopConfig) -> TabletopState:
-    """Resets by integer seeds: one seed gives one layout, wherever and whenever it is computed."""
-    return jax.vmap(lambda seed: reset(jax.random.key(seed), cfg))(seed_B)
-
-
-def replay(seed_B: Array, action_BSA: Array, step_B: Array, cfg: TabletopConfig) -> TabletopState:
-    """Returns the states after ``step_B`` actions of recorded episodes: how ``Start.sim`` is rebuilt."""
-    state = reset_batch(seed_B, cfg)
-
-    def state_after(state: TabletopState, action_SA: Array, count: Array) -> TabletopState:
-        # All S + 1 states, then one of them: rows stop at different steps, and a program has one length.
-        states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), state, roll(state, action_SA, cfg))
-        return jax.tree.map(lambda leaf: leaf[count], states)
-
-    return jax.vmap(state_after)(state, action_BSA, step_B)
 
 
 def subgoals(states_S: TabletopState, cfg: TabletopConfig) -> dict[str, Array]:
