@@ -47,7 +47,7 @@ def get_config(preset: str = ""):
         },
         refresh={"steps": 300, "lr": 3e-3},
         reward_train={"steps": 400, "batch": 64, "lr": 2e-3, "positive": 0.3, "extra": 0.4, "rule": "rate"},
-        starts={"share": 0.5, "rule": "before_failure", "before": 6, "event": "any", "each": 2},
+        starts={"share": 0.5, "rule": "last_chance", "before": 6, "event": "any", "each": 2},
         dream={
             "groups": 12,
             "chunks": 3,
@@ -118,11 +118,13 @@ def rlinf(settings):
     """After any other: GRPO as RLinf runs it (``GRPOConfig.rlinf``), and the numerics of its world model.
 
     Advantages over the deviation of the group, a mask to the end of the chunk, groups that all agree left out. Times
-    rounded to bfloat16, frames to 256 levels, the same noise in every chunk.
+    rounded to bfloat16, frames to 256 levels, the same noise in every chunk. From a keyframe a rollout is as
+    long as from the start.
     """
     settings.learner.grpo = common.settings(size="rlinf", group=settings.learner.grpo.group)
     settings.world.update(eight_bit="floor", noise="fixed", dit=common.settings(sinusoid_dtype="bfloat16"))
     settings.world.flow.update(size="rlinf")
+    settings.starts.deadline = False
 
 
 def libero_small(settings):

@@ -37,7 +37,7 @@ from data_prep.plain_pickle import RefusedError, load
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts
 from wovr_jax.data.batches import NoDataError
-from wovr_jax.data.starts import RULES, Starts
+from wovr_jax.data.starts import RULES, UNKNOWN, Starts
 from wovr_jax.types import ACTION_DIM, NULL_ACTION, Episode
 
 MEMORY = 4
@@ -150,8 +150,8 @@ def to_starts(trajectories: Sequence[Trajectory], instructions: Sequence[str]) -
         steps.append(len(file.frame_SHWC) - 1 if key else 0)
         # The first action led into the anchor, which is before anything that could be played.
         played_SA[: steps[-1]] = file.action_SA[1 : 1 + steps[-1]]
-    # RLinf takes its keyframes before failures, so that is the rule they go by here.
-    rule = [RULES.index("before_failure" if file.is_keyframe else "initial") for file in ordered]
+    # By which rule they were taken the files do not say; ``last_event`` is the nearest of ours.
+    rule = [RULES.index("last_event" if file.is_keyframe else "initial") for file in ordered]
     return Starts(
         anchor_KHWC=np.stack([file.frame_SHWC[0] for file in ordered]),
         memory_KMHWC=np.stack(memories),
@@ -160,6 +160,7 @@ def to_starts(trajectories: Sequence[Trajectory], instructions: Sequence[str]) -
         task_K=np.array([instructions.index(file.instruction) for file in ordered], np.int32),
         step_K=np.array(steps, np.int32),
         seed_K=np.array([file.seed for file in ordered], np.int32),
+        init_K=np.full(len(ordered), UNKNOWN, np.int32),
         episode_K=np.arange(len(ordered), dtype=np.int32),
         rule_K=np.array(rule, np.int32),
         initials=sum(not file.is_keyframe for file in ordered),

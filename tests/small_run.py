@@ -59,6 +59,6 @@ def small_settings(parts: pathlib.Path, **changes: Any) -> dict[str, Any]:
         dream=DreamConfig(groups=4, chunks=2, updates=(2, 1)),
         # At this size all rollouts of a group end alike; the entropy bonus moves the policy all the same.
         learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
-        evaluate=EvaluateConfig(episodes=8, compare=8, videos=1),
+        evaluate=EvaluateConfig(episodes=8, compare=8, videos=1, closed=4),
     )
     return to_dict(dataclasses.replace(recipe, **changes))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from wovr_jax import evaluate
+from wovr_jax.core import stats
 from wovr_jax.types import Imagined
 
 
@@ -57,6 +58,44 @@ def test_a_rate_comes_with_its_interval_and_not_from_nothing() -> None:
     assert (made["n"], made["successes"], made["rate"]) == (4, 3, 0.75) and made["low"] < 0.75 < made["high"]
     with pytest.raises(ValueError, match="got none"):
         evaluate.summarize_outcomes([])
+
+
+def test_a_closed_loop_says_what_was_paid_by_kind_of_start() -> None:
+    imagined, true = [1, 1, 1, 0, 1, 1, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0]
+    made = evaluate.summarize_closed_loop(imagined, true, np.arange(8) >= 4)
+    counts = {kind: [made[kind][count] for count in ("tp", "fp", "fn", "tn")] for kind in made}
+    assert counts == {"all": [2, 3, 1, 2], "episode_start": [2, 1, 1, 0], "keyframe": [0, 2, 0, 2]}
+    false, precision = made["all"]["false_success"], made["all"]["precision"]
+    assert (false["n"], false["rate"], precision["n"], precision["rate"]) == (5, 0.6, 5, 0.4)
+    assert (false["low"], false["high"]) == stats.wilson(3, 5)
+    assert made["keyframe"]["true"]["rate"] == 0.0 and made["keyframe"]["imagined"]["rate"] == 0.5
+    # Nothing fails, nothing is paid, nothing begins at a keyframe: no number is made up.
+    won = evaluate.summarize_closed_loop([1, 0], [1, 1], np.zeros(2, bool))
+    assert won["all"]["false_success"] is None and won["keyframe"] is None
+    assert evaluate.summarize_closed_loop([0], [0], np.zeros(1, bool))["all"]["precision"] is None
+
+
+def watched(paid: list[int], true: list[int], keyframe: list[int], live: list[int] | None = None) -> dict[str, float]:
+    """Shares of rollouts of a single step."""
+    paid_B11, true_B11 = (np.array(flags, bool).reshape(-1, 1, 1) for flags in (paid, true))
+    rolled = rollout([0.0] * len(paid), [False] * len(paid)).replace(success_BNT=paid_B11, truth_BNT=true_B11)
+    live_B11 = None if live is None else np.array(live, bool).reshape(-1, 1, 1)
+    rolled = rolled.replace(keyframe_B=np.array(keyframe, bool), live_BNT=live_B11)
+    return {name: float(value) for name, value in evaluate.watch_rewards(rolled).items()}
+
+
+def test_shares_of_an_iteration_are_split_by_start_and_undefined_without_a_case() -> None:
+    made = watched([1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 1])
+    assert set(made) == set(evaluate.WATCHED)
+    assert made["true_success"] == 0.25 and made["keyframe_true_success"] == 0.0
+    assert made["false_success"] == pytest.approx(2 / 3) and made["keyframe_false_success"] == 1.0
+    assert made["precision"] == pytest.approx(1 / 3) and made["keyframe_precision"] == 0.0
+    assert np.isnan(watched([1], [1], [0])["false_success"]) and np.isnan(watched([0], [0], [0])["precision"])
+
+
+def test_a_true_success_after_the_deadline_is_none() -> None:
+    made = watched([1, 1], [1, 1], [0, 1], live=[1, 0])
+    assert made["true_success"] == 0.5 and made["false_success"] == 0.0, "what is paid after it counts as little"
 
 
 def test_verdicts_on_other_episodes_are_refused() -> None:

@@ -365,6 +365,43 @@ def test_regularisers_enter_with_the_right_sign():
         surrogate(zeros, zeros, *fixed, GRPOConfig.fake(kl=1.0))
 
 
+# ------------------------------------------------------------------ deadlines
+
+
+def test_a_success_after_the_deadline_is_none():
+    """Four rollouts of 2 chunks of 3 steps by hand, of which the second and the fourth have 4 steps left."""
+    success = flags("011|111", "000|011", "000|011", "001|111")
+    live = flags("111|111", "111|100", "111|111", "111|100")
+    signal = grpo.signal(success, GRPOConfig(group=2), live)
+    assert signal.return_B.tolist() == [1, 0, 1, 1] and signal.advantage_B.tolist() == [0.5, -0.5, 0, 0]
+    assert shown(signal.valid_BNT) == ["110|000", "111|100", "111|110", "111|000"]
+    # Each rollout weighs a quarter, however short its time was.
+    np.testing.assert_allclose(signal.weight_BNT.sum((1, 2)), 0.25, rtol=1e-6)
+    np.testing.assert_allclose(signal.weight_BNT[1], [[1 / 16] * 3, [1 / 16, 0, 0]], rtol=1e-6)
+    # Without a mask the deadline still ends what counts.
+    none = grpo.signal(success, GRPOConfig(group=2, granularity="none"), live).valid_BNT
+    np.testing.assert_array_equal(none, live)
+
+
+def test_a_deadline_does_not_take_a_success_back():
+    """RLinf's rewards are differences of the flag: one that is up at the deadline must not fall there."""
+    success = flags("000|111", "000|011")
+    live = flags("111|100", "111|100")
+    signal = grpo.signal(success, GRPOConfig.rlinf(group=2), live)
+    assert signal.return_B.tolist() == [5, 0]
+    np.testing.assert_array_equal(signal.valid_BNT, live)
+    # Both on the same 4 steps: 1 / (4 / 6) / 6 of a half each.
+    np.testing.assert_allclose(signal.weight_BNT, jnp.where(live, 1 / 8, 0), rtol=1e-6)
+
+
+def test_a_start_at_its_deadline_counts_for_nothing():
+    success, live = flags("010", "111"), flags("111", "000")
+    for cfg in (GRPOConfig(group=2), GRPOConfig.rlinf(group=2), GRPOConfig(group=2, length="horizon")):
+        signal = grpo.signal(success, cfg, live)
+        assert signal.return_B.tolist() in ([1, 0], [0, 0]) and (signal.weight_BNT[1] == 0).all()
+        assert all(np.isfinite(part).all() for part in signal)
+
+
 # ------------------------------------------------------------------ config
 
 

@@ -1,9 +1,10 @@
 """Success rates with their intervals, and imagination held against the truth.
 
-Two questions, kept apart. How good is the policy? Roll it in the true simulator, on start
-states that training never saw, with the sampler that acted in training. How honest is the
-world model? Play the same actions from the same start states in both worlds and count where
-the verdicts differ.
+Three questions, kept apart. How good is the policy? Roll it in the true simulator, on start
+states that training never saw, with the sampler that acted in training. What does the world
+model make of actions that were chosen in truth? Replay them in it and count where the verdicts
+differ. And what is the learner paid for? Follow in truth the actions that a policy chose in
+imagination: only this closed loop sees a policy that exploits its world.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ import numpy as np
 
 from wovr_jax.core import pixels, sharding, stats
 from wovr_jax.types import NULL_ACTION, Array, Imagined
+
+KINDS = ("", "keyframe_")
+WATCHED = tuple(f"{kind}{name}" for kind in KINDS for name in ("true_success", "false_success", "precision"))
+"""Of the rollouts of an iteration, and of those from keyframes alone: true success, the share of true failures that are
+paid as successes, and the share of paid successes that are true."""
 
 
 def find_successes(rollout: Imagined) -> np.ndarray:
@@ -61,6 +67,59 @@ def count_verdicts(imagined_B: np.ndarray, true_B: np.ndarray) -> dict[str, Any]
         "tn": tn,
         "tpr": tp / (tp + fn) if tp + fn else None,
         "fpr": fp / (fp + tn) if fp + tn else None,
+    }
+
+
+def summarize_closed_loop(imagined_K: np.ndarray, true_K: np.ndarray, keyframe_K: np.ndarray) -> dict[str, Any]:
+    """Returns what rollouts chosen in imagination were paid for, ready for JSON: all of them, and by kind of start.
+
+    Args:
+      imagined_K, true_K: success of the same actions in either world.
+      keyframe_K: whether a rollout began at a keyframe.
+
+    Returns:
+      ``all``, ``episode_start`` and ``keyframe``, None where there is no such rollout: the four counts, and rates with
+      intervals (see :func:`summarize_outcomes`) of ``imagined`` and ``true`` success, of ``false_success``, the share
+      of true failures that are paid as successes, and of ``precision``, the share of paid successes that are true;
+      these two are None where no rollout fails, or none is paid.
+    """
+    imagined_K, true_K = np.asarray(imagined_K, bool), np.asarray(true_K, bool)
+
+    def summarize(rows_K: np.ndarray) -> dict[str, Any]:
+        imagined, true = imagined_K[rows_K], true_K[rows_K]
+        counts = count_verdicts(imagined, true)
+        shares = {
+            "imagined": imagined,
+            "true": true,
+            "false_success": imagined[~true],
+            "precision": true[imagined],
+        }
+        rates = {name: summarize_outcomes(outcomes) if outcomes.size else None for name, outcomes in shares.items()}
+        return {count: counts[count] for count in ("tp", "fp", "fn", "tn")} | rates
+
+    kinds = {"all": np.ones_like(keyframe_K), "episode_start": ~keyframe_K, "keyframe": keyframe_K}
+    return {kind: summarize(rows_K) if rows_K.any() else None for kind, rows_K in kinds.items()}
+
+
+@jax.jit
+def watch_rewards(imagined: Imagined) -> dict[str, Array]:
+    """Returns the shares ``WATCHED`` of a batch of rollouts that knows the truth; NaN where a share has no cases."""
+    assert imagined.truth_BNT is not None
+    live_BNT = True if imagined.live_BNT is None else imagined.live_BNT
+    paid_B, true_B = (jnp.any(flag & live_BNT, axis=(1, 2)) for flag in (imagined.success_BNT, imagined.truth_BNT))
+    keyframe_B = jnp.zeros_like(true_B) if imagined.keyframe_B is None else imagined.keyframe_B
+
+    def share(flag_B: Array, among_B: Array) -> Array:
+        return jnp.sum(flag_B & among_B) / jnp.sum(among_B)
+
+    return {
+        f"{kind}{name}": value
+        for kind, rows_B in zip(KINDS, (jnp.ones_like(true_B), keyframe_B), strict=True)
+        for name, value in {
+            "true_success": share(true_B, rows_B),
+            "false_success": share(paid_B, rows_B & ~true_B),
+            "precision": share(true_B, rows_B & paid_B),
+        }.items()
     }
 
 

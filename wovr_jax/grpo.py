@@ -122,7 +122,7 @@ class Signal(NamedTuple):
     Attributes:
       return_B: float32.
       advantage_B: float32, one number a trajectory.
-      valid_BNT: bool, up to and including the first success.
+      valid_BNT: bool, up to and including the first success, and before the deadline.
       keep_B: bool, False for the rows of filtered groups.
       weight_BNT: float32, the share of a step in the loss; 0 where it does not count.
     """
@@ -134,10 +134,15 @@ class Signal(NamedTuple):
     weight_BNT: Array
 
 
-def signal(success_BNT: Array, cfg: GRPOConfig) -> Signal:
-    """Computes everything that depends on the success flags only, once per batch of rollouts."""
-    return_B = returns(success_BNT, cfg.gamma, cfg.coef, cfg.flicker)
-    valid_BNT = valid_mask(success_BNT, cfg.granularity)
+def signal(success_BNT: Array, cfg: GRPOConfig, live_BNT: Array | None = None) -> Signal:
+    """Computes everything that depends on the success flags only, once per batch of rollouts.
+
+    Steps that are not in ``live_BNT``, after a trajectory's deadline, pay nothing, weigh nothing and are no part of its
+    length; None where all are before it.
+    """
+    live_BNT = jnp.ones(success_BNT.shape, bool) if live_BNT is None else live_BNT
+    return_B = returns(success_BNT, cfg.gamma, cfg.coef, cfg.flicker, live_BNT)
+    valid_BNT = valid_mask(success_BNT & live_BNT, cfg.granularity) & live_BNT
     keep_B = jnp.ones(return_B.shape, bool)
     if cfg.filter:
         keep_B = group_filter(return_B, cfg.group, cfg.filter_low, cfg.filter_high)
@@ -159,12 +164,14 @@ def valid_mask(success_BNT: Array, granularity: str = "step") -> Array:
     return _none_before(success_BNT.reshape(success_BNT.shape[0], -1)).reshape(success_BNT.shape)
 
 
-def returns(success_BNT: Array, gamma: float = 1.0, coef: float = 1.0, flicker: bool = False) -> Array:
+def returns(
+    success_BNT: Array, gamma: float = 1.0, coef: float = 1.0, flicker: bool = False, live_BNT: Array | bool = True
+) -> Array:
     """Computes the discounted return of each trajectory over its valid steps, the first step undiscounted.
 
     Without ``flicker`` this is ``coef * gamma**t`` at the first success t, whatever follows
     it. With it, rewards are differences of the flag and the sum runs to the end of the chunk:
-    it telescopes to the flag of the last step of that chunk.
+    it telescopes to the flag of the last step of that chunk, or of the last one before the deadline (``live_BNT``).
     """
     batch = success_BNT.shape[0]
     # (B, N, T) -> (B, S): discounts and differences run through the boundaries of chunks, S = N * T.
@@ -173,7 +180,8 @@ def returns(success_BNT: Array, gamma: float = 1.0, coef: float = 1.0, flicker: 
     # A flag that stays up is one success, not many: with the difference it pays when it rises and costs when it falls;
     # without, the mask ends with the first success and only that step pays.
     reward_BS = score_BS - previous_BS if flicker else score_BS
-    valid_BS = valid_mask(success_BNT, "chunk" if flicker else "step").reshape(batch, -1)
+    # Only what is counted is cut at the deadline, not the flag: one that is up there is not taken back by it.
+    valid_BS = (valid_mask(success_BNT, "chunk" if flicker else "step") & live_BNT).reshape(batch, -1)
     # gamma^0 for the first step: a success at once is worth coef, not gamma * coef.
     discount_S = jnp.power(jnp.float32(gamma), jnp.arange(score_BS.shape[1], dtype=jnp.float32))
     return coef * stats.masked_sum(discount_S[None, :] * reward_BS, valid_BS, axis=1)
@@ -212,9 +220,9 @@ def weights(valid_BNT: Array, keep_B: Array, cfg: GRPOConfig) -> Array:
     length_B = jnp.sum(valid_BNT, axis=(1, 2), dtype=jnp.float32)
     # With a constant divisor a trajectory that succeeds early would count less, the fewer steps it took.
     if cfg.length == "valid":
-        per_step_B = 1.0 / length_B
+        per_step_B = 1.0 / jnp.maximum(length_B, 1.0)  # none is left to a start at the deadline, and nothing counts
     elif cfg.length == "ratio":
-        per_step_B = 1.0 / (length_B / (cfg.horizon or places)) / places
+        per_step_B = 1.0 / (jnp.maximum(length_B, 1.0) / (cfg.horizon or places)) / places
     else:
         per_step_B = jnp.full_like(length_B, 1.0 / places)
     # Over all rows, an iteration in which few groups differ has a smaller gradient; over the kept ones, as large a one.
@@ -232,7 +240,7 @@ class Tally(NamedTuple):
     tokens: Array
     ratio: Array
     clipped: Array
-    approx_kl: Array
+    k3: Array
     kl: Array
     entropy: Array
     ratio_max: Array
@@ -254,7 +262,7 @@ class Tally(NamedTuple):
         tokens = jnp.maximum(self.tokens, 1.0)
         # A policy that took no step is the one that acted, so its ratio is 1 and not the 0 of an empty sum.
         one = jnp.where(self.tokens > 0, 0.0, 1.0)
-        means = {name: getattr(self, name) / tokens for name in ("approx_kl", "kl", "entropy")}
+        means = {name: getattr(self, name) / tokens for name in ("kl", "entropy")}
         return means | {
             "ratio_mean": self.ratio / tokens + one,
             "ratio_max": jnp.maximum(self.ratio_max, one),
@@ -311,7 +319,7 @@ def chunk_loss(
         tokens=jnp.sum(valid_XTA, dtype=jnp.float32),
         ratio=stats.masked_sum(ratio_XTA, valid_XTA),
         clipped=stats.masked_sum(clipped_XTA.astype(jnp.float32), valid_XTA),
-        approx_kl=stats.masked_sum(k3(log_ratio_XTA), valid_XTA),
+        k3=stats.masked_sum(k3(log_ratio_XTA), valid_XTA),
         kl=stats.masked_sum(nothing_XTA if kl_XTA is None else kl_XTA, valid_XTA),
         entropy=stats.masked_sum(nothing_XTA if entropy_XTA is None else entropy_XTA, valid_XTA),
         ratio_max=jnp.max(jnp.where(valid_XTA, ratio_XTA, 0.0)),

@@ -37,6 +37,7 @@ def imagine(
     chunks: int,
     threshold: float = 0.5,
     video: bool = False,
+    steps: int | None = None,
 ) -> Imagined:
     """Rolls a batch of start states forward for ``chunks`` chunks.
 
@@ -51,6 +52,7 @@ def imagine(
       chunks: N, a static number.
       threshold: a frame counts as success when its probability is above this.
       video: whether to keep every new frame (B, N, T, H, W, C).
+      steps: of a true episode, of which ``start.step_B`` are over: success after that many is none. None: no deadline.
 
     Returns:
       ``Imagined`` in the layout (B, N, T).
@@ -101,7 +103,12 @@ def imagine(
     # Strictly above, as thresholds are chosen (``reward.calibrate``). Imagination does not stop at a success: the first
     # frame above ends the episode where rewards are counted.
     success_BNT = out["prob_BNT"] > threshold
-    return Imagined(prompt_BL=start.prompt_BL, task_B=start.task_B, success_BNT=success_BNT, **out)
+    if steps is not None:
+        # From the middle of an episode only the rest of it is left, though every rollout has as many chunks.
+        out["live_BNT"] = jnp.arange(success_BNT[0].size).reshape(chunks, -1) < (steps - start.step_B)[:, None, None]
+        success_BNT &= out["live_BNT"]
+    facts = {"prompt_BL": start.prompt_BL, "task_B": start.task_B, "keyframe_B": start.keyframe_B}
+    return Imagined(success_BNT=success_BNT, **facts, **out)
 
 
 def predicate(frame_BTHWC: Array, task_B: Array, truth_BT: Array | None) -> Array:

@@ -99,15 +99,17 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
                     made.starts += [do.choose_starts(round_, [] if online else made.rollouts, made.demonstrations)]
                 if job.compares:
                     do.compare(round_)
+                    do.close_loop(round_)
 
             # Imagine from the newest start states in the newest world, update the policy, and again.
             made.policies += [do.improve(round_)]
 
-            # Ask the truth how good it is now, and whether the world that taught it was honest.
+            # Ask the truth how good it is now, and whether what it was paid for in the world that taught it is true.
             if job.measured is None or round_ + 1 in job.measured:
                 do.measure(round_ + 1)
             if job.compares:
                 do.compare(round_ + 1)
+                do.close_loop(round_ + 1)
     return made
 
 

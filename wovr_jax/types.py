@@ -117,9 +117,11 @@ class Imagined:
       logp_BNTA: float32, their log-probability under the policy that acted.
       action_BNTA: float32, the environment actions they decode to.
       prob_BNT: float32, success probability of each new frame.
-      success_BNT: bool, ``prob_BNT`` above the threshold.
+      success_BNT: bool, ``prob_BNT`` above the threshold, before the deadline.
       truth_BNT: bool, the true predicate where the world knows it, else None.
       video_BNTHWC: float32, the new frames, or None when not asked for.
+      live_BNT: bool, steps before the deadline, which is the end of the true episode; None where all of them are.
+      keyframe_B: bool, which rollouts began at a keyframe; None where nobody says.
     """
 
     frame_BNHWC: Array
@@ -133,6 +135,8 @@ class Imagined:
     success_BNT: Array
     truth_BNT: Array | None = None
     video_BNTHWC: Array | None = None
+    live_BNT: Array | None = None
+    keyframe_B: Array | None = None
 
 
 class World(NamedTuple):

@@ -33,8 +33,10 @@ def numbered(
     return Episode(frame.copy(), action, success, "x", seed % 2, seed, "base", action)
 
 
-def keyframes(episodes, rule, before=6, rng=0, *, each=1, **options) -> starts.Starts:
-    return starts.keyframes(episodes, StartsConfig(rule=rule, before=before, each=each, **options), rng)
+def keyframes(episodes, rule, before=6, rng=0, *, each=1, room=0, steps=24, **options) -> starts.Starts:
+    """Of episodes that may take 24 steps; no time has to be left to a keyframe unless a test asks for it."""
+    cfg = StartsConfig(rule=rule, before=before, each=each, room=room, **options)
+    return starts.keyframes(episodes, cfg, rng, steps=steps)
 
 
 def frame_numbers(frame) -> list[int]:
@@ -94,9 +96,21 @@ def test_memory_and_the_actions_that_produced_it(step, memory, actions):
         ("gripper_event", {"before": 3, "event": "open"}, {12, 13, 14}),
         ("gripper_event", {"before": 9, "event": "close"}, {1, 2, 3, 4, 5}),
         ("gripper_event", {"before": 9, "least": 8, "event": "open"}, {6, 7}),
-        ("before_failure", {"before": 2}, {13, 14}),
+        ("last_event", {"before": 2}, {13, 14}),
         ("progress", {}, {6, 12, 18}),
         ("uniform", {}, set(range(1, 24))),
+        # With 10 of 24 steps left none is later than 14, whatever the rule.
+        ("gripper_event", {"before": 3, "room": 10}, {3, 4, 5, 12, 13, 14}),
+        ("gripper_event", {"before": 3, "room": 12}, {3, 4, 5, 12}),
+        ("last_event", {"before": 2, "room": 16}, {8}),
+        ("progress", {"room": 10}, {6, 12, 14}),
+        ("uniform", {"room": 10}, set(range(1, 15))),
+        # Events at 6 and 15: the later one while a step before it leaves the room, else the earlier one.
+        ("last_chance", {"before": 3}, {12, 13, 14}),
+        ("last_chance", {"before": 3, "room": 10}, {12, 13, 14}),
+        ("last_chance", {"before": 3, "room": 11}, {3, 4, 5}),
+        ("last_chance", {"before": 3, "least": 2, "room": 11}, {12, 13}),
+        ("last_chance", {"before": 3, "room": 20}, {4}),  # both came too late
     ],
 )
 def test_where_keyframes_fall(rule, options, allowed):
@@ -105,9 +119,27 @@ def test_where_keyframes_fall(rule, options, allowed):
     assert table.initials == 0 and {row["rule"] for row in table.provenance()} == {rule}
 
 
-def test_failure_without_a_gripper_event_is_the_end():
-    table = keyframes([numbered(closed=None)], "before_failure", before=3, each=100)
+def test_failure_without_a_gripper_event():
+    table = keyframes([numbered(closed=None)], "last_event", before=3, each=100)
     assert set(table.step_K.tolist()) == {21, 22, 23}
+    assert keyframes([numbered(closed=None)], "last_chance", each=9, room=8).step_K.tolist() == [16] * 9
+
+
+def test_room_is_counted_from_the_end_of_the_episodes_time():
+    """An episode of which only 12 steps are there, and one that is too short for any keyframe."""
+    cut = numbered(steps=12, closed=(6, 20))
+    assert set(keyframes([cut], "uniform", each=99, room=8).step_K.tolist()) == set(range(1, 12))
+    assert set(keyframes([cut], "uniform", each=99, room=8, steps=12).step_K.tolist()) == {1, 2, 3, 4}
+    with pytest.raises(NoDataError, match=r"less room \(24 of 24 steps\)"):
+        keyframes([numbered()], "last_chance", room=24)
+
+
+def test_the_default_rule_has_a_name_that_says_what_it_is():
+    assert StartsConfig().rule == "last_chance" and StartsConfig().deadline and StartsConfig().room == 8
+    # Numbers on the disk keep their meaning.
+    assert starts.RULES[1] == "last_event" and starts.RULES[7] == "last_chance"
+    with pytest.raises(ConfigError, match="'last_event', .*'last_chance', got 'before_failure'"):
+        StartsConfig(rule="before_failure")
 
 
 def test_keyframes_come_from_failures():
@@ -116,12 +148,28 @@ def test_keyframes_come_from_failures():
     assert set(table.episode_K.tolist()) == {1}
 
 
+def test_nothing_begins_in_an_episode_that_was_intervened_in():
+    """Of five failures of the gripper two are scripted: neither their starts nor their keyframes are learned from."""
+    mixed = [numbered(seed=seed) for seed in range(5)]
+    for e in (1, 3):
+        mixed[e] = dataclasses.replace(mixed[e], origin={"suite": "x", "intervened": "twitch"})
+    assert starts.initial(mixed).episode_K.tolist() == [0, 2, 4]
+    assert starts.initial(mixed).seed_K.tolist() == [0, 2, 4]
+    assert keyframes(mixed, "uniform", each=2).episode_K.tolist() == [0, 0, 2, 2, 4, 4]
+    # What replays recorded actions wants a row for each.
+    assert starts.initial(mixed, intervened=True).episode_K.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(NoDataError, match="2 were given, all intervened in"):
+        starts.initial([mixed[1], mixed[3]])
+    with pytest.raises(NoDataError, match="in 2 episodes, of which 0 failed by themselves"):
+        keyframes([mixed[1], mixed[3]], "uniform")
+
+
 def test_no_keyframe_and_wrong_settings():
     with pytest.raises(NoDataError, match="rule 'uniform' finds no keyframe in 1 episodes, of which 0 failed"):
         keyframes([numbered(won_at=3)], "uniform")
     with pytest.raises(NoDataError, match="rule 'gripper_event' finds no keyframe in 1 episodes, of which 1 failed"):
         keyframes([numbered(closed=None)], "gripper_event")
-    with pytest.raises(ConfigError, match="rule: expected one of 'before_failure', .*, got 'gripper'"):
+    with pytest.raises(ConfigError, match="rule: expected one of 'last_event', .*, got 'gripper'"):
         StartsConfig(rule="gripper")
     with pytest.raises(ConfigError, match="event: expected one of 'any', 'open', 'close', got 'shut'"):
         StartsConfig(event="shut")
@@ -150,7 +198,7 @@ def test_played_actions_lead_to_the_step():
 
 def table_of_both() -> starts.Starts:
     episodes = [numbered(seed=seed) for seed in range(10)]
-    return starts.join(starts.initial(episodes), keyframes([numbered(steps=30, seed=11)], "uniform", each=5))
+    return starts.join(starts.initial(episodes), keyframes([numbered(steps=30, seed=11)], "uniform", each=5, steps=30))
 
 
 def test_drawn_groups_are_equal_rows_with_the_share_of_keyframes():

@@ -71,7 +71,7 @@ def test_the_table_is_what_the_reference_resets_to(folder):
     np.testing.assert_allclose(table.action_KMA[2, :, 0], [0.32, 0.33, 0.34, 0.35])
     np.testing.assert_array_equal(table.action_KMA[0], [NULL_ACTION] * 4)
     np.testing.assert_allclose(table.played_KSA[2, :, 0], [0.31, 0.32, 0.33, 0.34, 0.35])
-    assert [row["rule"] for row in table.provenance()] == ["initial", "initial", "before_failure"]
+    assert [row["rule"] for row in table.provenance()] == ["initial", "initial", "last_event"]
 
 
 def test_saved_and_gathered_like_any_other(folder, tmp_path, monkeypatch, capsys):
@@ -92,7 +92,7 @@ def test_keyframes_as_episodes(folder, tmp_path):
     assert episode.frame_SHWC.shape == (6, 4, 6, 3) and not episode.success_S.any()
     np.testing.assert_allclose(episode.action_SA[:, 0], [0.31, 0.32, 0.33, 0.34, 0.35])
     # the same memory as the table gives: our convention and theirs meet
-    ours = starts._build([episode], [(0, 5, "before_failure")], 4)
+    ours = starts._build([episode], [(0, 5, "last_event")], 4)
     theirs = rlinf_starts.to_starts(found[2:], [BOWL])
     np.testing.assert_array_equal(ours.memory_KMHWC, theirs.memory_KMHWC)
     np.testing.assert_array_equal(ours.action_KMA, theirs.action_KMA)

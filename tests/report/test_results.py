@@ -36,6 +36,7 @@ def facts() -> dict:
         "starts-1": {"steps": []},
         "grpo-1": {"said": "nothing to learn from"},
         "compare-0-in-world-0": comparison(None),
+        "closed-2-in-world-1": {"all": {"tp": 3}, "episode_start": {"tp": 2}, "keyframe": None, "true_steps": 9},
         "evaluate-1": evaluation(1),
         "evaluate-0": evaluation(0),
         "sft": {"said": ""},
@@ -50,9 +51,10 @@ def ledger() -> dict:
 def test_stages_come_in_the_order_of_the_loop_whatever_a_run_met_first():
     made = results.summarize(ABOUT, facts(), ledger(), 7.0)
     order = ["demonstrations", "sft", "evaluate-0", "reward-0", "starts-0", "compare-0-in-world-0"]
-    order += ["grpo-1", "evaluate-1", "world-1", "starts-1", "evaluate-2", "compare-2-in-world-1"]
+    order += ["grpo-1", "evaluate-1", "world-1", "starts-1", "evaluate-2"]
+    order += ["compare-2-in-world-1", "closed-2-in-world-1"]
     assert list(made["ledger"]) == order
-    assert made["seconds"] == 6.0 and made["seconds_now"] == 7.0
+    assert made["seconds"] == 6.5 and made["seconds_now"] == 7.0
     assert list(made["reward"]) == ["reward-0"] and list(made["keyframes"]) == ["starts-0"], "no steps, no keyframes"
     assert made["remarks"] == ["grpo-1: nothing to learn from"]
     assert json.loads(json.dumps(made)) == made
@@ -63,6 +65,12 @@ def test_a_policy_is_held_against_the_base_and_the_world_that_trained_it():
     assert "gain" not in base and base["imagined_success"] is None, "an older run did not say what it imagined"
     assert once["imagined_success"] is None and once["gain"] == stats.gain(OUTCOMES[1], OUTCOMES[0])
     assert twice["imagined_success"] == 0.75 and twice["gain"]["gain"] == 0.5
+
+
+def test_a_closed_loop_is_of_a_policy_in_a_world_by_kind_of_start():
+    (made,) = results.summarize(ABOUT, facts(), ledger(), 7.0)["closed_loop"]
+    kinds = {"all": {"tp": 3}, "episode_start": {"tp": 2}, "keyframe": None}
+    assert made == {"policy": "after PACE", "world": "world model of round 2"} | kinds
 
 
 def measured(**outcomes: list[int]) -> dict:
@@ -122,5 +130,7 @@ def test_without_a_refresh_every_policy_learned_in_the_first_world():
 
 def test_a_run_that_has_finished_nothing_has_a_head_only():
     made = results.summarize(ABOUT, {}, {}, 0.0)
-    assert not any(made[part] for part in ("phases", "comparison", "reward", "keyframes", "remarks", "ledger"))
+    assert not any(
+        made[part] for part in ("phases", "comparison", "closed_loop", "reward", "keyframes", "remarks", "ledger")
+    )
     assert made | results.describe_run(ABOUT) == made and made["seconds"] == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -38,8 +39,15 @@ OLD = pathlib.Path(__file__).with_name("old_config.json")
 def test_a_run_of_before_goes_on(tmp_path: pathlib.Path) -> None:
     old = json.loads(OLD.read_text())
     assert old["learner"]["temperature"] == 1.0 and old["evaluate"]["batch"] == 128
-    asked = config.from_dict(Recipe, json.loads(presets.get_config("tiny").to_json()) | {"seed": 3})
+    today = config.from_dict(Recipe, json.loads(presets.get_config("tiny").to_json()) | {"seed": 3})
     folder = _folder(tmp_path, old)
+    # What it did before it could be said is not what a new run does, and is not changed half way without a word.
+    with pytest.raises(RunError, match=r"\(3 settings differ\)(?s:.*)starts\.rule: 'last_event' there") as refused:
+        Run(folder, config.to_dict(today))
+    assert "starts.deadline: False there, True asked" in str(refused.value)
+    assert "starts.room: 0 there, 8 asked" in str(refused.value)
+    former = dataclasses.replace(today.starts, rule="last_event", deadline=False, room=0)
+    asked = dataclasses.replace(today, starts=former)
     Run(folder, config.to_dict(asked))
     assert json.loads((folder / "config.json").read_text()) == old  # and stays as it was written
     assert read_recipe(old) == asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 
@@ -147,6 +148,20 @@ def test_non_finite_metric_names_stage_step_and_checkpoint(tmp_path):
     assert "world-model: metric 'loss' is nan at step 7 of 20" in message
     assert f"The checkpoint of step 4 in {tmp_path / 'fit'} is kept" in message
     assert steps(tmp_path) == [4]
+
+
+def test_a_share_of_nothing_may_be_nan_and_is_a_gap_in_the_log(tmp_path):
+    """A share of failures in an iteration without a failure is no fault; infinity, and any other metric, is one."""
+
+    def step(state, i, bad=np.nan, name="share"):
+        return state, {"loss": 1.0, name: bad if i == 1 else 0.25}
+
+    with Log(tmp_path) as log:
+        loop.fit("x", 0, step, 3, log=log, log_every=1, undefined=("share",), folder=tmp_path)
+    assert [line["share"] for line in read_metrics(tmp_path)] == [0.25, None, 0.25]
+    for wrong in ({"bad": np.inf}, {"name": "rate"}):
+        with pytest.raises(loop.NonFiniteError, match="at step 2 of 3"):
+            loop.fit("x", 0, functools.partial(step, **wrong), 3, log_every=1, undefined=("share",))
 
 
 def test_the_first_of_many_bad_steps_is_named():

@@ -59,8 +59,9 @@ class Log:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._tensorboard:
-            for name, value in numbers.items():
-                self._writer().add_scalar(f"{stage}/{name}", value, int(step))
+            for name, value in finite.items():
+                if value is not None:  # TensorBoard would complain on the terminal at each of them
+                    self._writer().add_scalar(f"{stage}/{name}", value, int(step))
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets the lines of ``stage`` beyond ``step``: a run that resumes there writes them again."""

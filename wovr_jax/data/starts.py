@@ -21,14 +21,14 @@ import numpy as np
 from flax import struct
 
 from wovr_jax.core import processes
-from wovr_jax.core.config import Count, Faults, Share, checked
+from wovr_jax.core.config import Count, Faults, Natural, Share, checked
 from wovr_jax.core.disk import fresh_folder, read_json, replace_folder, settle_folder, write_json
 from wovr_jax.core.pixels import to_float
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.types import NULL_ACTION, Array, Episode, Start
 
-Rule = Literal["before_failure", "gripper_event", "progress", "uniform", "contact", "release"]
+Rule = Literal["last_event", "gripper_event", "progress", "uniform", "contact", "release", "last_chance"]
 RULES = ("initial", *typing.get_args(Rule))
 Event = Literal["any", "open", "close"]
 PROGRESS = (0.25, 0.5, 0.75)
@@ -39,6 +39,8 @@ SHUT, STILL = 2e-3, 5e-4
 """Fingers nearer than this hold nothing; those that closed by less than that in a step have met something."""
 CARRIED = 8
 """Steps for which a thing has to be held, or letting go of it is a finger's tremor."""
+BY_SEED, UNKNOWN = -1, -2
+"""In the place of an initial state's number: the seed alone says where the episode began, or nothing does."""
 INDEX = "starts.json"
 
 Column = Array | np.ndarray
@@ -50,11 +52,12 @@ Column = Array | np.ndarray
 class StartsConfig:
     """Where imagined rollouts begin.
 
-    A rule gives a step t in [1, S) of a failed episode; ``u`` is uniform on ``least`` ... ``before``:
+    A rule gives a step t of a failed episode, at least 1 and at least ``room`` steps before the end of its time; ``u``
+    is uniform on ``least`` ... ``before``:
 
-    * ``gripper_event``: t = i - u (at least 1), i a step whose action opens or closes the gripper;
-    * ``before_failure``: the same for the last such i, the attempt that failed; u steps before
-      the end of an episode that never moved the gripper;
+    * ``gripper_event``: t = i - u, i a step whose action opens or closes the gripper;
+    * ``last_event``: the same for the last such i, which may come long after the failure; the end where there is none;
+    * ``last_chance``: the same for the last such i that leaves the room; the latest t that does where none does;
     * ``contact``: the same, i a step in which fingers that close meet something; needs the robot's state;
     * ``release``: the same, i a step whose action lets go of what was carried; a policy that failed goes on opening and
       closing, and the last time says little about why;
@@ -68,14 +71,18 @@ class StartsConfig:
       event: gripper changes that count.
       each: keyframes drawn from each episode.
       least: how far before the event at least; ``least=8`` stays one chunk away from it.
+      room: steps of its episode that are left to a keyframe at least. From one without time every rollout fails.
+      deadline: whether a rollout may succeed only in what is left of its episode; RLinf gives all of them equal time.
     """
 
     share: Share = 1 / 3
-    rule: Rule = "before_failure"
+    rule: Rule = "last_chance"
     before: Count = 6
     event: Event = "any"
     each: Count = 2
     least: Count = 1
+    room: Natural = 8
+    deadline: bool = True
 
     def faults(self) -> Faults:
         """Yields an interval of steps without a step."""
@@ -93,6 +100,7 @@ class Starts:
       action_KMA: float32, the actions that produced them; null where none did.
       played_KSA: float32, actions up to ``step_K``, then null ones: with ``seed_K`` they bring the simulator here.
       task_K, step_K, seed_K: int32.
+      init_K: int32, number of the initial state that the episode's simulator has, or ``BY_SEED`` or ``UNKNOWN``.
       episode_K: int32, row of the episode among those given.
       rule_K: int32, index into ``RULES``; it is on disk too, so new rules go to the end.
       initials: how many of the first rows are episode starts; the others are keyframes.
@@ -105,6 +113,7 @@ class Starts:
     task_K: Column
     step_K: Column
     seed_K: Column
+    init_K: Column
     episode_K: Column
     rule_K: Column
     initials: int = struct.field(pytree_node=False)
@@ -114,57 +123,60 @@ class Starts:
 
     def provenance(self) -> list[dict[str, Any]]:
         """Returns where each start comes from: episode, seed, task, step, rule."""
-        columns = (self.episode_K, self.seed_K, self.task_K, self.step_K, self.rule_K)
-        rows = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
-        return [
-            {"episode": e, "seed": seed, "task": task, "step": step, "rule": RULES[rule]}
-            for e, seed, task, step, rule in rows
-        ]
+        names = ("episode", "seed", "task", "step", "rule")
+        columns = (np.asarray(getattr(self, f"{name}_K")).tolist() for name in names)
+        rows = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+        return [row | {"rule": RULES[row["rule"]]} for row in rows]
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
 """The arrays of a table, each a file of its own."""
 
 
-def initial(episodes: Sequence[Episode], *, memory: int = 4) -> Starts:
-    """Returns one start at the reset of each episode.
+def is_intervened(episode: Episode) -> bool:
+    """Whether somebody else's hand was in it: what it came to is not the policy's doing, and not for it to mend."""
+    return bool(episode.origin.get("intervened"))
+
+
+def initial(episodes: Sequence[Episode], *, memory: int = 4, intervened: bool = False) -> Starts:
+    """Returns one start at the reset of each episode; of intervened ones only where asked for.
 
     Raises:
       NoDataError: when there are no episodes.
     """
-    if not episodes:
-        raise NoDataError("no episodes to take start states from.")
+    rows = [e for e, episode in enumerate(episodes) if intervened or not is_intervened(episode)]
+    if not rows:
+        raise NoDataError(f"no episodes to take start states from: {len(episodes)} were given, all intervened in.")
     # Step 0: nothing was played, so the memory is M copies of the first frame and all its actions are null.
-    return _build(episodes, [(e, 0, "initial") for e in range(len(episodes))], memory)
+    return _build(episodes, [(e, 0, "initial") for e in rows], memory)
 
 
 def keyframes(
-    episodes: Sequence[Episode], cfg: StartsConfig, rng: np.random.Generator | int = 0, *, memory: int = 4
+    episodes: Sequence[Episode], cfg: StartsConfig, rng: np.random.Generator | int = 0, *, steps: int, memory: int = 4
 ) -> Starts:
     """Returns starts in the middle of failed episodes.
 
     Args:
-      episodes: rollouts; only those without a success are used. A group of rollouts that begins in a success would
-        mostly succeed, and a group that ends alike teaches nothing.
+      episodes: rollouts; only those without a success and without an intervention are used. A group of rollouts that
+        begins in a success would mostly succeed, and a group that ends alike teaches nothing.
       cfg: the rule, and how far before an event.
       rng: generator or seed.
+      steps: of an episode that runs to its end, from which ``cfg.room`` is counted.
       memory: M.
 
     Raises:
       NoDataError: when no episode gives a keyframe.
     """
-    # A generator is used as it is; a number begins a new one.
     rng = np.random.default_rng(rng)
+    failed = [e for e, episode in enumerate(episodes) if not (episode.success_S.any() or is_intervened(episode))]
     picks = []
-    for e, episode in enumerate(episodes):
-        if not episode.success_S.any():
-            steps = [_pick(episode, cfg, rng) for _ in range(cfg.each)]
-            picks += [(e, step, cfg.rule) for step in steps if step is not None]
+    for e in failed:
+        found = [_pick(episodes[e], cfg, rng, steps) for _ in range(cfg.each)]
+        picks += [(e, step, cfg.rule) for step in found if step is not None]
     if not picks:
-        failed = sum(not episode.success_S.any() for episode in episodes)
         raise NoDataError(
-            f"rule {cfg.rule!r} finds no keyframe in {len(episodes)} episodes, of which {failed} failed. "
-            f"Use another rule, or no keyframe starts."
+            f"rule {cfg.rule!r} finds no keyframe in {len(episodes)} episodes, of which {len(failed)} failed by "
+            f"themselves. Use another rule, less room ({cfg.room} of {steps} steps), or no keyframe starts."
         )
     return _build(episodes, picks, memory)
 
@@ -198,11 +210,7 @@ def contacts(episode: Episode) -> np.ndarray:
 
 
 def releases(episode: Episode) -> np.ndarray:
-    """Returns the steps whose action opens fingers that have held something for ``CARRIED`` steps.
-
-    Raises:
-      NoDataError: an episode without the robot's state.
-    """
+    """Returns the steps whose action opens fingers that have held something for ``CARRIED`` steps; see ``contacts``."""
     opens = gripper_events(episode.action_SA, "open")
     steps = []
     for grasp in contacts(episode):
@@ -213,31 +221,33 @@ def releases(episode: Episode) -> np.ndarray:
     return np.unique(steps).astype(int)
 
 
-def _pick(episode: Episode, cfg: StartsConfig, rng: np.random.Generator) -> int | None:
-    """Draws a step in [1, S) of an episode of S steps; None where the rule finds none."""
+def _pick(episode: Episode, cfg: StartsConfig, rng: np.random.Generator, steps: int) -> int | None:
+    """Draws a step of an episode that might have had ``steps``, as the rule says; None where it finds none."""
     end = len(episode.action_SA)
-    # The one step is the reset, which is an episode start and no keyframe.
-    if end < 2:
+    latest = min(end - 1, steps - cfg.room)
+    # Step 0 is the reset, which is an episode start and no keyframe.
+    if latest < 1:
         return None
     if cfg.rule == "uniform":
-        return int(rng.integers(1, end))
+        return int(rng.integers(1, latest + 1))
     if cfg.rule == "progress":
-        return int(np.clip(round(end * rng.choice(PROGRESS)), 1, end - 1))
+        return int(np.clip(round(end * rng.choice(PROGRESS)), 1, latest))
     if cfg.rule == "contact":
         events = contacts(episode)
     elif cfg.rule == "release":
         events = releases(episode)
     else:
         events = gripper_events(episode.action_SA, cfg.event)
-    # An event in step 0 leaves no room for a start before it.
-    events = events[(events >= 1) & (events < end)]
-    # The last one is the attempt that failed. Without any, the failure is taken to be the end itself.
-    if cfg.rule == "before_failure":
+    events = events[(events >= 1) & (events < end)]  # one in step 0 leaves no start before it
+    if cfg.rule == "last_event":
         events = events[-1:] if len(events) else np.array([end])
+    if cfg.rule == "last_chance":
+        # Later ones came when it was over; from a little before this one the policy could still have done otherwise.
+        events = events[events - cfg.least <= latest][-1:]
     if not len(events):
-        return None
+        return latest if cfg.rule == "last_chance" else None
     # The event is drawn before the distance: the order of the draws is part of what a seed means.
-    return int(np.clip(rng.choice(events) - rng.integers(cfg.least, cfg.before + 1), 1, end - 1))
+    return int(np.clip(rng.choice(events) - rng.integers(cfg.least, cfg.before + 1), 1, latest))
 
 
 def _build(episodes: Sequence[Episode], picks: Sequence[tuple[int, int, str]], memory: int) -> Starts:
@@ -263,6 +273,7 @@ def _build(episodes: Sequence[Episode], picks: Sequence[tuple[int, int, str]], m
         task_K=np.array([episode.task for episode in sources], np.int32),
         step_K=np.array([step for _, step, _ in picks], np.int32),
         seed_K=np.array([episode.seed for episode in sources], np.int32),
+        init_K=np.array([episode.origin.get("init", UNKNOWN) for episode in sources], np.int32),
         episode_K=np.array([e for e, _, _ in picks], np.int32),
         # As a number, so that the table is arrays only and goes to the device as a whole.
         rule_K=np.array([RULES.index(rule) for _, _, rule in picks], np.int32),
@@ -271,11 +282,7 @@ def _build(episodes: Sequence[Episode], picks: Sequence[tuple[int, int, str]], m
 
 
 def join(initials: Starts, keys: Starts) -> Starts:
-    """Joins episode starts and keyframes, in this order, into one table.
-
-    Raises:
-      ValueError: when the first table holds keyframes or the second one episode starts.
-    """
+    """Joins episode starts and keyframes, in this order and no other (ValueError), into one table."""
     if initials.initials != len(initials) or keys.initials:
         raise ValueError("join takes episode starts first and keyframes second.")
     # Keyframes may come from longer episodes than the episode starts do.
@@ -292,18 +299,12 @@ def join(initials: Starts, keys: Starts) -> Starts:
 
 
 def draw(table: Starts, key: Array, groups: int, size: int, *, share: float = 1 / 3) -> Array:
-    """Draws (groups * size,) int32 rows for one iteration: ``size`` equal consecutive rows a group.
+    """Draws (groups * size,) int32 rows for one iteration: ``size`` equal consecutive rows for each of ``groups``.
 
-    Args:
-      table: start states.
-      key: of the draw.
-      groups, size: how many groups, of how many rollouts each.
-      share: of the groups, rounded, that begin at keyframes; all where the table has no episode
-        starts, none where it has no keyframes. A third is the share in RLinf's released Goal bundle.
+    So many groups as ``count_keyframes`` says, the last ones, begin at keyframes. A third is the share in RLinf's
+    released Goal bundle.
     """
-    # The number is fixed and not drawn, since the shapes of a program cannot depend on a draw.
-    kir = round(groups * share) if table.initials and len(table) > table.initials else 0
-    kir = groups if not table.initials else kir
+    kir = count_keyframes(table, groups, share)
     k_initial, k_keyframe = jax.random.split(key)
     parts = []
     if groups - kir:
@@ -312,6 +313,14 @@ def draw(table: Starts, key: Array, groups: int, size: int, *, share: float = 1 
         parts.append(jax.random.randint(k_keyframe, (kir,), table.initials, len(table)))
     # All rollouts of a group begin in one state: their returns are compared with each other.
     return jnp.repeat(jnp.concatenate(parts).astype(jnp.int32), size)
+
+
+def count_keyframes(table: Starts, groups: int, share: float) -> int:
+    """Returns ``share`` of the groups, rounded; all of them where there are no episode starts, 0 without keyframes."""
+    # Fixed and not drawn, since the shapes of a program cannot depend on a draw.
+    if not table.initials:
+        return groups
+    return round(groups * share) if len(table) > table.initials else 0
 
 
 def gather(table: Starts, row_B: Array, prompt_KL: Array) -> Start:
@@ -347,8 +356,7 @@ def save(
     """Writes a table as one ``.npy`` a column and a JSON index; whole or not at all. The first process does.
 
     Args:
-      folder: the final folder.
-      table: what to write.
+      folder, table: where, and what.
       meta: facts to keep, such as the manifest's hash of the episodes that the starts come from.
       overwrite: whether start states that are there may be replaced.
 
@@ -383,6 +391,9 @@ def load(folder: str | os.PathLike) -> Starts:
     arrays = {}
     for name in COLUMNS:
         path = folder / f"{name}.npy"
+        if name == "init_K" and not path.exists():  # a folder of before it was kept
+            arrays[name] = np.full(facts["rows"], BY_SEED, np.int32)
+            continue
         try:
             arrays[name] = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:

@@ -134,6 +134,8 @@ def update(recipe: Recipe, on: Placement) -> Phase:
         action_BNTA=on.rows(*acted),
         prob_BNT=on.rows(*acted[:3]),
         success_BNT=on.rows(*acted[:3], dtype=bool),
+        # Without a deadline, which leaves the most work.
+        keyframe_B=on.rows(count, dtype=bool),
     )
     # The regulariser holds the policy to the base policy, which is then a second set of parameters.
     base = state.params if cfg.grpo.kl else None
@@ -170,7 +172,7 @@ def _windows(recipe: Recipe, on: Placement) -> Any:
     episodes = recipe.collect.first + recipe.collect.demonstrations
     # As the stage cuts them: held-out episodes are no windows to learn from.
     learned = episodes - round(episodes * HELD_OUT)
-    starts = Layout(cfg.slots, cfg.chunk, train.start_cap or None, train.stride, partial=True).later(steps(recipe))
+    starts = Layout(cfg.slots, cfg.chunk, train.start_cap or None, train.stride, partial=True).later(recipe.steps)
     # A window at the start of each episode, and those behind it.
     count, latent = learned * (1 + len(starts)), (cfg.latents, *latent_size(recipe), cfg.dit.channels)
 
@@ -194,10 +196,11 @@ def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
         anchor_KHWC=column(side, side, 3, dtype=jnp.uint8),
         memory_KMHWC=column(cfg.slots, side, side, 3, dtype=jnp.uint8),
         action_KMA=column(cfg.slots, ACTION_DIM, dtype=jnp.float32),
-        played_KSA=column(steps(recipe), ACTION_DIM, dtype=jnp.float32),
+        played_KSA=column(recipe.steps, ACTION_DIM, dtype=jnp.float32),
         task_K=column(),
         step_K=column(),
         seed_K=column(),
+        init_K=column(),
         episode_K=column(),
         rule_K=column(),
         initials=recipe.collect.first,
@@ -212,7 +215,7 @@ def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
     if recipe.dream.reward == "learned":
         parts["reward"] = on.whole(classifier.network(recipe.reward).shapes())
     if recipe.dream.world != "learned":
-        parts["sim"] = on.whole(jax.eval_shape(lambda table: programs.true_states(table, recipe.sim), starts))
+        parts["sim"] = on.whole(jax.eval_shape(lambda table: programs.true_states(table, recipe.embedded), starts))
     return parts
 
 
@@ -226,9 +229,4 @@ def latent_size(recipe: Recipe) -> tuple[int, int]:
 
 def pixels(recipe: Recipe) -> int:
     """Returns height and width of a frame, which is square."""
-    return recipe.sim.size if recipe.libero is None else recipe.libero.scene.size
-
-
-def steps(recipe: Recipe) -> int:
-    """Returns the steps of an episode."""
-    return recipe.sim.horizon if recipe.libero is None else recipe.libero.steps
+    return recipe.embedded.size if recipe.libero is None else recipe.libero.scene.size

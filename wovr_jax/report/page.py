@@ -25,7 +25,10 @@ from wovr_jax.core.log import RESERVED, read_metrics
 from wovr_jax.report import figures, tables
 from wovr_jax.report.tables import Results, Rows
 
-FIRST_CURVES = ("success", "return_mean", "loss", "kl", "entropy", "accuracy")
+FIRST_CURVES = (
+    *("success_start", "success_keyframe", "true_success", "false_success"),
+    *("success", "return_mean", "loss", "kl", "entropy", "accuracy"),
+)
 """Shown at once when a stage has them, and other curves to fill up; the rest is behind a fold."""
 CURVES_AT_ONCE = 3
 
@@ -72,6 +75,7 @@ def render(
         "success": _render_success(results.get("phases") or ()),
         # Tables that a study brings along have no section of their own in the template.
         "tables": "".join(map(_render_titled_table, results.get("tables") or ())),
+        "closed": _render_closed_loop(results.get("closed_loop") or ()),
         "comparison": _render_comparison(results.get("comparison") or ()),
         "films": _render_films(results.get("comparison") or (), pathlib.Path(folder)),
         "curves": _render_curves(curves),
@@ -134,6 +138,18 @@ def _render_titled_table(table: Results) -> str:
         # At least ten points to each side, or a study without any effect would look like one with large effects.
         drawn += figures.draw_intervals(rows, min(*ends, -0.1), max(*ends, 0.1))
     return f'<h2>{title}</h2>\n<p class="why">{why}</p>\n{drawn}{_render_table(table["rows"])}'
+
+
+def _render_closed_loop(closed_loop: Sequence[Results]) -> str:
+    rows = []
+    for row in closed_loop:
+        for kind, words in tables.STARTS.items():
+            # All of them together are in the table.
+            if kind != "all" and row[kind]:
+                false = row[kind]["false_success"]
+                paid = f"{false['rate']:.0%} of failures paid" if false else "no failure"
+                rows.append((f"{tables.name_pair(row)}, {words}", row[kind], paid))
+    return figures.draw_agreement(rows) + _render_table(tables.closed_rows(closed_loop)) if rows else ""
 
 
 def _render_comparison(comparison: Sequence[Results]) -> str:

@@ -16,7 +16,10 @@ Results = dict[str, Any]
 Facts = Mapping[str, Mapping[str, Any]]
 """By stage, what it wrote when it was finished."""
 
-STAGES = ("demonstrations", "sft", "grpo", "imitate", "evaluate", "collect", "world", "reward", "starts", "compare")
+STAGES = (
+    *("demonstrations", "sft", "grpo", "imitate", "evaluate"),
+    *("collect", "world", "reward", "starts", "compare", "closed"),
+)
 """The kinds of stages in the order in which a round meets them."""
 
 
@@ -45,13 +48,18 @@ def summarize(
     # A run that was resumed has met its stages in another order than one that went through.
     facts = {name: facts[name] for name in sorted(facts, key=_sort_key)}
     rounds = range(about["rounds"] + 1)
-    pairs = [(k, world) for k in rounds for world in rounds if f"compare-{k}-in-world-{world}" in facts]
+    pairs = [(k, world) for k in rounds for world in rounds]
     return describe_run(about) | {
         "seconds": sum((account["seconds"] for account in ledger.values()), 0.0),
         "seconds_now": seconds,
         "peak_rss_gb": machine.peak_rss_gb(),
         "phases": [_summarize_policy(k, facts, about) for k in rounds if f"evaluate-{k}" in facts],
-        "comparison": [_summarize_comparison(k, world, facts, about) for k, world in pairs],
+        "comparison": [
+            _summarize_comparison(*pair, facts, about) for pair in pairs if _name("compare", *pair) in facts
+        ],
+        "closed_loop": [
+            _summarize_closed_loop(*pair, facts, about) for pair in pairs if _name("closed", *pair) in facts
+        ],
         "reward": {name: fact for name, fact in facts.items() if name.startswith("reward-")},
         "keyframes": {name: fact for name, fact in facts.items() if name.startswith("starts-") and fact["steps"]},
         "remarks": [f"{name}: {fact['said']}" for name, fact in facts.items() if fact.get("said")],
@@ -68,6 +76,10 @@ def _sort_key(stage: str) -> tuple[int, int, str]:
     """Sorts stages by round, then by their place in the loop; ``compare-1-in-world-0`` belongs to round 1."""
     kind, round_ = stage.split("-")[0], re.search(r"\d+", stage)
     return int(round_[0]) if round_ else 0, STAGES.index(kind) if kind in STAGES else len(STAGES), stage
+
+
+def _name(kind: str, round_: int, world: int) -> str:
+    return f"{kind}-{round_}-in-world-{world}"
 
 
 def _name_policy(round_: int, about: Mapping[str, Any]) -> str:
@@ -87,7 +99,7 @@ def _summarize_policy(round_: int, facts: Facts, about: Mapping[str, Any]) -> Re
     """Returns the true success of a round's policy, its gain over the base, and what its own world model said of it."""
     evaluation = facts[f"evaluate-{round_}"]
     # Success in the dreams that taught it, which may flatter it; the newer world is in the comparisons.
-    comparison = facts.get(f"compare-{round_}-in-world-{training_world(round_, about['pace'])}", {})
+    comparison = facts.get(_name("compare", round_, training_world(round_, about["pace"])), {})
     phase = {"name": _name_policy(round_, about), "imagined_success": comparison.get("imagined_success")}
     phase |= {key: evaluation[key] for key in ("true_success", "greedy", "subgoals", "outcomes")}
     # Runs of earlier versions measured two temperatures, and kept the outcomes of one.
@@ -111,7 +123,7 @@ def best_level(levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def _summarize_comparison(round_: int, world: int, facts: Facts, about: Mapping[str, Any]) -> Results:
     """Returns counts, bias, fidelity and films of a comparison of the two worlds on the same actions."""
-    name = f"compare-{round_}-in-world-{world}"
+    name = _name("compare", round_, world)
     comparison, true = facts[name], facts[f"evaluate-{round_}"]["outcomes"]
     imagined = comparison.get("imagined_outcomes", [None] * len(comparison["videos"]))
     # A paired interval depends on the four counts alone, so any list of episodes that has them will do.
@@ -129,3 +141,9 @@ def _summarize_comparison(round_: int, world: int, facts: Facts, about: Mapping[
         **{how: comparison.get(how) for how in ("open_fingers", "dropped")},
         "videos": [{"path": f"stages/{name}/{film}", "true": was, "imagined": seen} for film, was, seen in films],
     }
+
+
+def _summarize_closed_loop(round_: int, world: int, facts: Facts, about: Mapping[str, Any]) -> Results:
+    """Returns, by kind of start, what a policy was paid for in a learned world and what of it was true."""
+    kinds = {kind: facts[_name("closed", round_, world)][kind] for kind in ("all", "episode_start", "keyframe")}
+    return {"policy": _name_policy(round_, about), "world": f"world model of round {world + 1}"} | kinds

@@ -22,6 +22,10 @@ LEARNER = "grpo-"
 """How the names of the learner's stages begin."""
 FINGERS = {"open_fingers": "never close", "dropped": "let go half way"}
 """The actions that a comparison plays again with other fingers, and what those do."""
+STARTS = {"all": "all", "episode_start": "episode starts", "keyframe": "keyframes"}
+"""The kinds of start of a closed loop, and what a reader calls them."""
+COUNTS = {"tp": "both", "fp": "imagined only", "fn": "true only", "tn": "neither"}
+"""The four counts of two verdicts on the same rollouts: success in which world."""
 
 
 def render_text(results: Results) -> str:
@@ -30,6 +34,7 @@ def render_text(results: Results) -> str:
         policy_rows(results.get("phases") or ()),
         temperature_rows(results.get("phases") or ()),
         *(table["rows"] for table in results.get("tables") or ()),
+        closed_rows(results.get("closed_loop") or ()),
         world_rows(results.get("comparison") or ()),
         cost_rows(results.get("ledger") or {}),
     )
@@ -44,7 +49,8 @@ def state_findings(results: Results) -> list[str]:
     """Says what was reached, whether imagination can be believed and what it cost, one sentence or two each."""
     phases, ledger, remarks = results.get("phases"), results.get("ledger") or {}, results.get("remarks") or []
     sentences = [_state_success(phases)] if phases else []
-    # The last comparison is that of the final policy, in the newest world that it was held against.
+    # The last of either is that of the final policy, in the newest world that it was held against.
+    sentences += [_state_closed_loop(results["closed_loop"][-1])] if results.get("closed_loop") else []
     sentences += [_state_agreement(results["comparison"][-1])] if results.get("comparison") else []
     sentences += [_state_cost(ledger)] if any(stage.startswith(LEARNER) for stage in ledger) else []
     return [*sentences, *remarks]
@@ -72,27 +78,43 @@ def _state_success(phases: Sequence[Results]) -> str:
     return f"{said}, {_state_difference(last['greedy_gain'])}. {best}"
 
 
-def _state_agreement(row: Results) -> str:
-    verdict = _judge(
-        row["bias"], "Imagination flattered the policy", "Imagination was too strict", "The difference may be chance"
+def _state_closed_loop(row: Results) -> str:
+    def state(rate: Results) -> str:
+        return f"{rate['rate']:.1%} (95% between {rate['low']:.1%} and {rate['high']:.1%})"
+
+    # By kind of start: a policy may find in the middle of an episode what it does not find from the start.
+    false, paid = row["all"]["false_success"], row["all"]["precision"]
+    kinds = {words: row[kind]["false_success"] for kind, words in STARTS.items() if kind != "all" and row[kind]}
+    split = ", ".join(f"{rate['rate']:.1%} from {words}" for words, rate in kinds.items() if rate)
+    failures = f"of {false['n']} rollouts that fail in truth, {state(false)} are paid as successes" if false else ""
+    also = f" ({split})" if false and len(kinds) > 1 else ""
+    true = f"of {paid['n']} paid ones, {state(paid)} are true" if paid else "none was paid"
+    return (
+        f"Actions chosen in imagination and followed in truth ({row['policy']}, {row['world']}): "
+        f"{failures or 'no rollout fails in truth'}{also}; {true}."
     )
+
+
+def _state_agreement(row: Results) -> str:
     imagined, true, episodes = success_rates(row)
     rates = [f"{row[how]:.1%} with fingers that {words}" for how, words in FINGERS.items() if row.get(how) is not None]
     loose = f" It also calls {' and '.join(rates)} a success." if rates else ""
     return (
-        f"Same actions, two worlds ({row['policy']}, {row['world']}): imagination calls {imagined:.1%} of {episodes} "
-        f"episodes a success, the truth {true:.1%}, a difference of {_state_difference(row['bias'])}. {verdict}; "
+        f"Recorded actions replayed ({row['policy']}, {row['world']}): imagination calls {imagined:.1%} of {episodes} "
+        f"episodes a success, the truth {true:.1%}, a difference of {_state_difference(row['bias'])}; "
         f"{row['fp'] + row['fn']} episodes were misjudged.{loose}"
     )
 
 
 def _state_cost(ledger: Mapping[str, Results]) -> str:
     def total(kind: str, what: str) -> int:
-        return sum(account[what] for stage, account in ledger.items() if stage.startswith(kind))
+        return sum(account.get(what, 0) for stage, account in ledger.items() if stage.startswith(kind))
 
+    watched = total(LEARNER, "watched_steps")
     return (
         f"The collections took {total('collect-', 'true_steps'):,} steps of the true simulator. The learner took "
         f"{total(LEARNER, 'true_steps'):,}; it learnt from {total(LEARNER, 'imagined_frames'):,} imagined frames."
+        + (f" Another {watched:,} true steps only drew its curves and decided nothing." if watched else "")
     )
 
 
@@ -137,29 +159,45 @@ def subgoal_rows(phases: Sequence[Results]) -> Rows:
     return [("episodes with", *(name.replace("_", " ") for name in names)), *rows]
 
 
+def closed_rows(closed_loop: Sequence[Results]) -> Rows:
+    """Returns a row for each policy in each world and kind of start: four counts, and what was paid, with intervals."""
+    shares = {"false_success": "failures paid", "precision": "paid ones true"}
+    title = ("policy, world of", "starts", *COUNTS.values(), "imagined", "true")
+    rows: Rows = [(*title, *(cell for words in shares.values() for cell in (words, "95%")))]
+    for row in closed_loop:
+        for kind, words in STARTS.items():
+            if part := row[kind]:
+                rates = (format_rate(part[name]["rate"]) for name in ("imagined", "true"))
+                cells = (cell for name in shares for cell in (_rate_cells(part[name]) if part[name] else ("-", "-")))
+                rows.append((name_pair(row), words, *(str(part[count]) for count in COUNTS), *rates, *cells))
+    return rows
+
+
 def world_rows(comparison: Sequence[Results]) -> Rows:
     """Returns a row for each comparison: the four counts of two verdicts, their bias and the frames' PSNR."""
-    title = ("policy, world of", "both", "imagined only", "true only", "neither", "bias", "95%", *FINGERS.values())
+    title = ("policy, world of", *COUNTS.values(), "bias", "95%", *FINGERS.values())
     rows: Rows = [(*title, "PSNR by chunk")]
     for row in comparison:
         values = [f"{value:.1f}" for value in row.get("psnr") or ()]
         # It falls from chunk to chunk, so the first and the last say enough.
         psnr = " ".join(values if len(values) < 5 else (values[0], "to", values[-1]))
-        name = f"{row['policy']}, {row['world'].removeprefix('world model of ')}"
-        counts = (str(row[part]) for part in ("tp", "fp", "fn", "tn"))
-        rows.append((name, *counts, *_gain_cells(row["bias"]), *(format_rate(row.get(how)) for how in FINGERS), psnr))
+        counts = (str(row[count]) for count in COUNTS)
+        loose = (format_rate(row.get(how)) for how in FINGERS)
+        rows.append((name_pair(row), *counts, *_gain_cells(row["bias"]), *loose, psnr))
     return rows
 
 
 def cost_rows(ledger: Mapping[str, Results]) -> Rows:
     """Returns what each stage took, and what all of them took together."""
-    names = ("true_steps", "imagined_frames", "seconds")
-    total = {name: sum(account[name] for account in ledger.values()) for name in names}
+    # Runs of earlier versions watched nothing, and most stages do not.
+    watched = any(account.get("watched_steps") for account in ledger.values())
+    names = ("true_steps", *(["watched_steps"] if watched else []), "imagined_frames")
+    total = {name: sum(account.get(name, 0) for account in ledger.values()) for name in (*names, "seconds")}
     rows = [
-        (stage, *(f"{account[name]:,}" for name in names[:2]), format_duration(account["seconds"]))
+        (stage, *(f"{account.get(name, 0):,}" for name in names), format_duration(account["seconds"]))
         for stage, account in ({**ledger, "all": total} if ledger else {}).items()
     ]
-    return [("stage", "true steps", "imagined frames", "time"), *rows]
+    return [("stage", *(name.replace("_", " ") for name in names), "time"), *rows]
 
 
 # ---------------------------------------------------------------- numbers in words
@@ -194,6 +232,11 @@ def format_duration(seconds: float) -> str:
     # Rounded first: 59.7 s after a minute is 2 min 00 s and not 1 min 60 s.
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def name_pair(row: Results) -> str:
+    """Returns which policy met which world, in few words."""
+    return f"{row['policy']}, {row['world'].removeprefix('world model of ')}"
 
 
 def _rate_cells(rate: Results) -> tuple[str, str]:

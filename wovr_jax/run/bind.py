@@ -14,7 +14,7 @@ import numpy as np
 from wovr_jax.core import keys
 from wovr_jax.core.config import ConfigError
 from wovr_jax.data import normalize
-from wovr_jax.data.starts import Starts
+from wovr_jax.data.starts import Starts, initial
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
@@ -28,12 +28,12 @@ from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward
 from wovr_jax.run.stages.starts import choose_starts
-from wovr_jax.run.stages.truth import compare, measure
+from wovr_jax.run.stages.truth import close_loop, compare, measure
 from wovr_jax.run.stages.vae import VAE, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
 from wovr_jax.sim.arena import Acting, Actor, Arena
+from wovr_jax.sim.embedded import Embedded, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
-from wovr_jax.sim.tabletop.arena import Tabletop
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
 from wovr_jax.world import model as world_model
@@ -85,7 +85,9 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     start = functools.partial(start_policy, recipe.policy, recipe.policy_weights, recipe.towers, folder, key)
     start_dit = functools.partial(start_world, recipe.world, recipe.world_weights, key)
     rl = improvement(recipe)
-    acting = programs.acting(recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.sim, memory)
+    acting = programs.acting(
+        recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.embedded, memory
+    )
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
 
     learner = "imitate" if recipe.dream.learn == "imitation" else "grpo"
@@ -108,6 +110,17 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         learned = (made.vae, made.worlds[-1], made.rewards[-1])
         where = (arena, recipe.evaluate, act(round_, "evaluate"), recipe.reward)
         return compare(run, round_, len(made.worlds) - 1, *where, *learned, key)
+
+    def close_policy(round_: int) -> Product[None] | None:
+        """In the same world as the comparison, from the newest start states."""
+        if not recipe.evaluate.closed:
+            return None
+        assert made.vae is not None
+        # An arena that explores has no start states of its own; what was collected for its world model began somewhere.
+        starts = made.starts[-1] if made.starts else Product(lambda: initial(join_rounds(made.rollouts), memory=memory))
+        where = (arena, recipe.evaluate.closed, recipe.collect.batch, rl, codec, prompt_KL)
+        learned = (made.vae, made.worlds[-1], made.rewards[-1])
+        return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
 
     def imitate(round_: int) -> Product[Params]:
         """The base policy, fine-tuned on the demonstrations and on every collected success so far."""
@@ -133,9 +146,10 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         fit_reward=functools.partial(
             fit_reward, run, recipe.reward, recipe.reward_train, recipe.collect, prompt_KL, arena.steps, key
         ),
-        choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, recipe.seed),
+        choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, arena.steps, recipe.seed),
         measure=measure_policy,
         compare=compare_policy,
+        close_loop=close_policy,
         improve=grpo if learner == "grpo" else imitate,
     )
 
@@ -143,14 +157,16 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
 def improvement(recipe: Recipe) -> Improvement:
     """What reinforcement learning has to know of a recipe."""
     return Improvement(
-        recipe.dream,
+        # Whatever steps on the host cannot follow a compiled program.
+        recipe.dream if recipe.libero is None else dataclasses.replace(recipe.dream, watch=False),
         recipe.learner,
         recipe.starts.share,
         recipe.temperature,
         recipe.sft.frozen,
         recipe.policy,
         recipe.reward,
-        recipe.sim,
+        recipe.embedded,
+        recipe.steps if recipe.starts.deadline else None,
     )
 
 
@@ -178,7 +194,7 @@ def assets_folder(recipe: Recipe) -> pathlib.Path:
 
 
 def open_environment(recipe: Recipe) -> Environment:
-    """Opens the true environment of a recipe, the embedded table or LIBERO.
+    """Opens the true environment of a recipe, an embedded simulator or LIBERO.
 
     Raises:
       LiberoError: LIBERO is not installed, or a task that the suite does not have.
@@ -188,9 +204,12 @@ def open_environment(recipe: Recipe) -> Environment:
     cfg, policy = recipe.libero, recipe.policy
     how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
     if cfg is None:
-        words = jnp.asarray(Tokenizer.tabletop().prompts(Tabletop.instructions))
-        return Environment(Tabletop(recipe.sim, recipe.expert, **how, prompt_KL=words), words, None)
-    # Imported here, so that whoever runs on the table need not have LIBERO.
+        suite = suite_of(recipe.embedded)
+        words = getattr(Tokenizer, suite.name)()
+        _check_words(policy, words, suite.name)
+        prompt_KL = jnp.asarray(words.prompts(suite.instructions))
+        return Environment(Embedded(recipe.embedded, recipe.expert, **how, prompt_KL=prompt_KL), prompt_KL, None)
+    # Imported here, so that whoever runs an embedded one need not have LIBERO.
     from wovr_jax.sim.libero import actors
     from wovr_jax.sim.libero import arena as libero
 
@@ -210,13 +229,17 @@ def _libero_words(
         statistics = normalize.load(cfg.release, cfg.suite)
         return released.prompts(instructions), Codec.from_statistics(statistics["action"])
     words = Tokenizer.libero()
+    _check_words(policy, words, "libero_small", ", or name the folder of its own tokenizer with libero.release=...")
+    return words.prompts(instructions), None
+
+
+def _check_words(policy: VLAConfig, words: Tokenizer, size: str, otherwise: str = "") -> None:
+    """Refuses a policy that reads other words than the environment says."""
     if (policy.vocab_size, policy.pad) != (words.vocab_size, words.pad):
         raise ConfigError(
-            f"config.policy: vocab_size {policy.vocab_size} and pad {policy.pad} are not those of LIBERO's words, "
-            f"{words.vocab_size} and {words.pad}; use size='libero_small', or name the folder of the policy's own "
-            "tokenizer with libero.release=..."
+            f"config.policy: vocab_size {policy.vocab_size} and pad {policy.pad} are not those of the environment's "
+            f"words, {words.vocab_size} and {words.pad}; use size={size!r}{otherwise}"
         )
-    return words.prompts(instructions), None
 
 
 def check_weights(recipe: Recipe) -> None:

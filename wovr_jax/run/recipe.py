@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from wovr_jax.core import config
-from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, checked
+from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, Share, checked
 from wovr_jax.core.history import CheckpointConfig
 from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data.starts import StartsConfig
@@ -22,9 +22,11 @@ from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.sim.embedded import Simulator, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
+from wovr_jax.sim.relay.table import RelayConfig
 from wovr_jax.sim.tabletop.expert import ExpertConfig
-from wovr_jax.sim.tabletop.table import INSTRUCTIONS, TabletopConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import ACTION_DIM
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
@@ -47,6 +49,13 @@ RETIRED = {
     "evaluate.batch": "",  # nothing read it: rollouts are made in batches of collect.batch
 }
 """Settings that a ``config.json`` of before may hold -> the setting that says the same now, empty where none does."""
+
+RENAMED = {"starts.rule=before_failure": "last_event"}
+"""Values that a ``config.json`` of before may hold -> their names now."""
+
+FORMER: dict[str, dict[str, Any]] = {"starts": {"deadline": False, "room": 0}}
+"""Groups of settings -> what runs did before they could say it, where today's default is something else. Such a run
+must not change its rule half way without a word."""
 
 
 @checked
@@ -103,6 +112,11 @@ class DreamConfig:
       world: ``learned``; ``true`` is online RL; ``shadow`` shows the policy learned frames
         while the simulator follows the same actions (for ``reward="true"``).
       reward: ``learned`` classifier, or the ``true`` predicate.
+      watch: whether an embedded simulator follows the actions of every imagined rollout, for the curves alone: how many
+        of its failures are paid as successes. LIBERO cannot be watched so.
+      select: the policy that a round ends with: its ``last``, or, by ``closed_loop``, the last one of which a smoothed
+        share of at most ``false_success`` of the true failures was paid. What is watched then costs true steps.
+      false_success: see ``select``.
       learn: ``grpo``, or ``imitation``: fine-tuning of the base policy on the demonstrations and on every success that
         the collections have seen so far, a baseline that needs no world, no reward and no start states.
     """
@@ -113,6 +127,9 @@ class DreamConfig:
     rates: tuple[NonNegative, ...] = (1.0,)
     world: Literal["learned", "true", "shadow"] = "learned"
     reward: Literal["learned", "true"] = "learned"
+    watch: bool = True
+    select: Literal["last", "closed_loop"] = "last"
+    false_success: Share = 0.3
     learn: Literal["grpo", "imitation"] = "grpo"
 
     def faults(self) -> Faults:
@@ -122,6 +139,11 @@ class DreamConfig:
                 yield name, "expected a number for each round, got none"
         if self.reward == "true" and self.world == "learned":
             yield "reward", "'true' needs a world that knows the truth: dream.world='shadow' or 'true'"
+        if self.select == "closed_loop" and not (self.watch and self.reward == "learned"):
+            yield (
+                "select",
+                "'closed_loop' asks which failures a learned reward pays: watch=True, reward='learned'",
+            )
         if self.learn == "imitation" and self.world != "learned":
             yield (
                 "world",
@@ -138,6 +160,8 @@ class EvaluateConfig:
       episodes: per policy, on the same layouts for every policy of the run.
       compare: the first so many of them are replayed in the world model, to hold its verdict against the truth.
       videos: side-by-side videos kept of each comparison, at most one an episode.
+      closed: rollouts from episode starts, and as many from keyframes, that each policy plays in the learned world and
+        whose actions the true simulator follows; fewer where there are not so many. 0 leaves the closed loop out.
       temperatures: at which success is measured too, beside that of training and 0 (the likeliest tokens). What a
         lower temperature repairs without any training is no merit of training.
     """
@@ -145,6 +169,7 @@ class EvaluateConfig:
     episodes: SomeLayouts = 512
     compare: SomeLayouts = 256
     videos: Natural = 3
+    closed: Natural = 128
     temperatures: tuple[Positive, ...] = (0.5, 0.3)
 
     def faults(self) -> Faults:
@@ -172,7 +197,10 @@ class Recipe:
       policy_weights, world_weights: where the policy and the transformer of the world model start: a json of imported
         weights, or the folder of a checkpoint such as `stages/world-0/dit` of a run; empty for random weights.
       temperature: of the policy's sampling, in training and evaluation alike, and of the learner's log-probabilities.
-      libero: LIBERO as the true environment; None for the embedded table, which ``sim`` and ``expert`` describe.
+      sim: the embedded table, the true environment where neither of the next two is one.
+      relay: the embedded simulator with a long horizon as the true environment.
+      libero: LIBERO as the true environment.
+      expert: who demonstrates in an embedded simulator.
       pace: whether a round after the first collects again and refreshes world model, reward and start
         states (PACE); without, every round dreams in the first ones.
     """
@@ -197,6 +225,7 @@ class Recipe:
     pace: bool = True
     sim: TabletopConfig = TabletopConfig()
     expert: ExpertConfig = ExpertConfig()
+    relay: RelayConfig | None = None
     libero: LiberoConfig | None = None
     collect: CollectConfig = CollectConfig()
     sft: SFTConfig = SFTConfig()
@@ -221,6 +250,16 @@ class Recipe:
         """Rounds of imagined RL; every round after the first begins with a refresh (PACE)."""
         return len(self.dream.updates)
 
+    @property
+    def embedded(self) -> Simulator:
+        """The embedded simulator in use, where ``libero`` is None."""
+        return self.sim if self.relay is None else self.relay
+
+    @property
+    def steps(self) -> int:
+        """Steps of a policy in an episode of the true environment."""
+        return self.embedded.horizon if self.libero is None else self.libero.steps
+
 
 def _fit_networks(recipe: Recipe) -> Faults:
     """Yields where policy, world model, classifier and environment do not speak of the same things."""
@@ -239,17 +278,18 @@ def _fit_networks(recipe: Recipe) -> Faults:
         yield "sft.frozen", f"expected parts of the policy, {', '.join(vla.PARTS)}, got {', '.join(sorted(unknown))}"
 
     # Rollouts are made of whole chunks, and what is left of an episode would be cut off without a word.
-    name, steps = ("sim.horizon", recipe.sim.horizon) if libero is None else ("libero.steps", libero.steps)
+    where, sim = ("sim" if recipe.relay is None else "relay"), recipe.embedded
+    name, steps = (f"{where}.horizon", sim.horizon) if libero is None else ("libero.steps", libero.steps)
     if steps % policy.chunk:
         yield name, f"expected a multiple of the policy's chunk, {policy.chunk}, got {steps}"
-    name, size = ("sim.size", recipe.sim.size) if libero is None else ("libero.scene.size", libero.scene.size)
+    name, size = (f"{where}.size", sim.size) if libero is None else ("libero.scene.size", libero.scene.size)
     # A token of the transformer is a square of latents, and a latent one of pixels.
     side = world.vae.space * world.dit.patch
     if not size or size % side:
         yield name, f"expected a multiple of {side} pixels, the side of a token of the world model, got {size}"
 
     # The classifier embeds the index of a task; on LIBERO it is the index in the suite, whichever tasks are in use.
-    tasks = len(INSTRUCTIONS) if libero is None else libero.last_task + 1
+    tasks = len(suite_of(sim).instructions) if libero is None else libero.last_task + 1
     if recipe.reward.head == "task" and recipe.reward.tasks < tasks:
         yield "reward.tasks", f"expected at least the {tasks} tasks of the environment, got {recipe.reward.tasks}"
     if recipe.reward_train.swap and recipe.reward.head != "task":
@@ -319,13 +359,21 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "budgets", "expected at least one number of true episodes, got none"
     if not recipe.seeds:  # a study without a run has no table
         yield "seeds", "expected the seed of at least one run, got none"
+    if recipe.starts.share and recipe.starts.room >= recipe.steps:
+        yield "starts.room", f"expected below the {recipe.steps} steps of an episode, got {recipe.starts.room}"
     # Without PACE there is one collection, however many rounds follow.
     if recipe.pace and recipe.rounds > COLLECTIONS:
         yield "dream.updates", f"expected at most {COLLECTIONS} rounds, each with a collection, got {recipe.rounds}"
 
 
 def _fit_environment(recipe: Recipe) -> Faults:
-    """Yields what LIBERO, which no compiled program can hold, cannot do."""
+    """Yields what LIBERO, which no compiled program can hold, cannot do, and what relay's expert cannot."""
+    if recipe.relay is not None:
+        if recipe.libero is not None:
+            yield "relay", "expected one true environment, got two: leave out libero or relay"
+        if recipe.expert.flaw != "none" and recipe.expert.flawed_share:
+            what = f"expected 0, since the expert of relay has no flaws, got {recipe.expert.flawed_share}"
+            yield "expert.flawed_share", f"{what}; fewer demonstrations (collect.demonstrations) make a weaker policy"
     # Keyframes start in the middle of an episode, which a simulator on the host cannot be put into.
     kinds = (recipe.dream.world, recipe.dream.reward)
     share = recipe.starts.share
@@ -335,6 +383,12 @@ def _fit_environment(recipe: Recipe) -> Faults:
             f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={share} need a "
             "simulator that a compiled program can hold, which LIBERO is not; use 'learned' for both, 'true' for "
             "both with starts.share=0 (online RL), or the embedded table",
+        )
+    if recipe.libero and recipe.dream.select == "closed_loop":
+        yield (
+            "dream.select",
+            "'closed_loop' needs a simulator in a compiled program, which follows every imagined rollout and which "
+            "LIBERO is not; use 'last'",
         )
 
 
@@ -348,18 +402,18 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
     if contradictions:
         name, (there, now) = next(iter(contradictions.items()))
         raise config.ConfigError(f"config.{name}: {there!r} contradicts {RETIRED[name]}={now!r}.")
-    return config.from_dict(Recipe, _without_retired(settings))
+    return config.from_dict(Recipe, _modernise(settings))
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Where the settings of a run folder differ from those asked for: dotted path -> (there, asked).
 
     A retired setting is a difference only where it contradicts its successor, and one that was not known yet only where
-    it is asked for with another value than its default.
+    something else is asked for than what was done without it (``FORMER``, or its default).
     """
     # Not by way of from_dict: a folder may hold what would be refused today, and its differences are to be told all the
     # same.
-    present = (config.complete(Recipe, _without_retired(settings)) for settings in (there, asked))
+    present = (config.complete(Recipe, _modernise(settings)) for settings in (there, asked))
     return config.diff(*present) | _contradictions(there, asked)
 
 
@@ -371,9 +425,12 @@ def _contradictions(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _without_retired(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def _modernise(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Returns settings of before as today's say the same."""
     kept = {name: value for name, value in settings.items() if f"{path}{name}" not in RETIRED}
-    return {
-        name: _without_retired(value, f"{path}{name}.") if isinstance(value, Mapping) else value
+    return FORMER.get(path[:-1], {}) | {
+        name: _modernise(value, f"{path}{name}.")
+        if isinstance(value, Mapping)
+        else RENAMED.get(f"{path}{name}={value}", value)
         for name, value in kept.items()
     }

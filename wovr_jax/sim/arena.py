@@ -1,7 +1,7 @@
 """What a run asks of its true environment, whichever it is.
 
 The stages know no simulator. They ask an arena for instructions, demonstrations, true rollouts of a policy and its true
-success; ``sim.tabletop.arena`` answers with compiled programs on the device, ``sim.libero.arena`` with worker processes
+success; ``sim.embedded`` answers with compiled programs on the device, ``sim.libero.arena`` with worker processes
 on the host. An arena knows no network: a policy comes to it as plain functions of its weights (``Actor``). Start states
 are named by a purpose and a number, and those of two purposes are never the same.
 """
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from wovr_jax.core.sharding import Axes
+from wovr_jax.data.starts import Starts
 from wovr_jax.types import Array, Imagined, Params, Start
 
 SPAN = 10_000_000
@@ -162,4 +163,21 @@ class Arena(Protocol):
 
     def play(self, count: int, actor: Actor) -> Iterator[Played]:
         """Rollouts from the first ``count`` start states of the evaluation, batch by batch."""
+        ...
+
+    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray) -> np.ndarray:
+        """True success of actions that were chosen elsewhere, played from the very states of start-state rows.
+
+        The simulator is brought to each state as the episode came there: reset by ``seed_K``, then ``played_KSA`` up to
+        ``step_K``. From there it plays the actions, a policy step each.
+
+        Args:
+          table: start states; its seeds are of layouts of this arena (``layouts``), whatever their purpose.
+          row_K: rows of the table, some of them perhaps more than once.
+          action_KSA: (K, S, A) environment actions from each of these rows.
+
+        Returns:
+          (K, S) bool, whether the goal holds after each action. What comes after the first success, or after the
+          episode's own end (step ``steps``, counted from its reset), nobody looks at: it need not be played.
+        """
         ...

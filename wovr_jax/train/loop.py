@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -80,6 +80,7 @@ def fit(
     keep: CheckpointConfig | None = None,
     log_every: int = 20,
     on_step: Callable[[int, Any], dict[str, float] | None] | None = None,
+    undefined: Collection[str] = (),
 ) -> Any:
     """Runs ``state, metrics = step(state, i)`` for i in [0, steps) and returns the last state.
 
@@ -96,6 +97,7 @@ def fit(
         must not keep ``state``, which the next step may donate. Scalars that it returns are logged. If it raises
         ``Enough`` the state of this step is returned and no checkpoint of it is kept, so that the training, should it
         be taken up once more, comes to this step and to the same decision.
+      undefined: metrics that may be NaN, as a share of nothing is.
 
     Raises:
       NonFiniteError: naming stage, step and metric; the last good checkpoint stays. What the step trained on is in
@@ -105,7 +107,7 @@ def fit(
       ValueError: when the checkpoint in ``folder`` is further than ``steps``.
     """
     keep = keep or history.current()
-    run = _Fit(name, steps, log, None if folder is None else History(pathlib.Path(folder) / "fit", keep))
+    run = _Fit(name, steps, log, None if folder is None else History(pathlib.Path(folder) / "fit", keep), undefined)
     state, done = run.resume(state)
     # The step donates the state, so what it looks like is noted before: the dump restores into it.
     like = jax.tree.map(nonfinite.describe_leaf, state)
@@ -170,7 +172,7 @@ class _Fit:
     """The bookkeeping of one fit.
 
     Attributes:
-      name, steps, log: see :func:`fit`.
+      name, steps, log, undefined: see :func:`fit`.
       history: its checkpoints; None for a run that is not resumed.
       saved: step of the last checkpoint.
       window: metrics that are not yet logged, step by step; on the device until they are read.
@@ -181,6 +183,7 @@ class _Fit:
     steps: int
     log: Log | None
     history: History | None
+    undefined: Collection[str] = ()
     saved: int | None = None
     window: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     means: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -218,7 +221,7 @@ class _Fit:
         self.window = [
             {name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self.window)
         ]
-        if bad := nonfinite.find_in_metrics(self.window):
+        if bad := nonfinite.find_in_metrics(self.window, self.undefined):
             place, name, value = bad
             step = done - len(self.window) + place + 1  # the window ends with step ``done``
             raise NonFiniteError(self._explain(f"metric {name!r} is {value}", step), step)

@@ -6,7 +6,7 @@ anything, and no checkpoint holds a NaN.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,12 +33,17 @@ class NonFiniteError(FloatingPointError):
         self.step = step
 
 
-def find_in_metrics(window: Sequence[Mapping[str, float]]) -> tuple[int, str, float] | None:
-    """Returns place, name and value of the first metric that is not finite, in consecutive steps; None when all are."""
+def find_in_metrics(
+    window: Sequence[Mapping[str, float]], undefined: Collection[str] = ()
+) -> tuple[int, str, float] | None:
+    """Returns place, name and value of the first metric that is not finite, in consecutive steps; None when all are.
+
+    Those named in ``undefined`` may be NaN.
+    """
     # A NaN in the state spoils every later step: the first one is the update that did it.
     for place, metrics in enumerate(window):
         for name, value in metrics.items():
-            if not np.isfinite(value):
+            if not (np.isfinite(value) or (name in undefined and np.isnan(value))):
                 return place, name, value
     return None
 

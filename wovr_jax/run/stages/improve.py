@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from wovr_jax import learner
+from wovr_jax import evaluate, learner
 from wovr_jax.core import checkpoint, processes, sharding
 from wovr_jax.core.log import read_metrics
-from wovr_jax.data.starts import Starts
+from wovr_jax.data.starts import Starts, count_keyframes
 from wovr_jax.learner import PolicyState
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
@@ -29,6 +31,9 @@ from wovr_jax.train import loop, optimizers
 from wovr_jax.train.step import ReplayableStep
 from wovr_jax.types import Array, Imagined, Params
 from wovr_jax.world.model import WorldConfig
+
+SMOOTHING = 0.5
+"""Weight of the past in the smoothed share of paid failures: an iteration has some forty of them, too few to go by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,27 +83,46 @@ def improve(
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         imagination = imagine()
-        state, step = begin(cfg, policies, imagination, key, round_)
+        selects = cfg.dream.select == "closed_loop"
+        keep = functools.partial(_keep_good, run, name, cfg, folder) if selects else None
+        state, step = begin(cfg, policies, imagination, key, round_, keep)
         # An iteration is minutes long on a real policy, so each of them is logged.
-        state = loop.fit(name, state, step, updates, log=run.log, folder=folder, log_every=1)
+        how = {"log": run.log, "folder": folder, "log_every": 1, "undefined": evaluate.WATCHED}
+        state = loop.fit(name, state, step, updates, **how)
         # Adapters are merged: the next round may train others, and evaluation and export know plain weights only.
-        checkpoint.save(folder / "policy", cfg.network.plain(state.params))
-        curve = [line for line in read_metrics(run.folder) if line["stage"] == name]
-        # A judge that always or never says success gives no advantage; the loss would not show it.
-        if remark := learner.explain_idle(curve):
+        params, facts, remarks = cfg.network.plain(state.params), {}, []
+        if keep:
+            # The last policy has not acted yet.
+            last = jnp.asarray(updates, jnp.int32)
+            keep(state.params, last, evaluate.watch_rewards(step.batch(state, last)[0]))
+            params, facts["good"], remarks = _choose(cfg, folder, updates, policies[round_])
+        checkpoint.save(folder / "policy", params)
+        curve = _read_curve(run, name)
+        # A judge that always or never says success gives no advantage, nor does a start from which all ends alike; the
+        # loss would show neither.
+        flat = average_flat(curve)
+        remark = " ".join(filter(None, (explain_idle(curve), explain_flat(*flat), *remarks)))
+        if remark:
             processes.say(f"{name}: {remark}")
-        facts = _count_steps(cfg, updates, imagination.arena, curve)
-        return facts | {"skipped": sum(line["skipped"] for line in curve), "said": remark}
+        facts |= _count_steps(cfg, updates, imagination.arena, curve)
+        facts |= {"skipped": sum(line["skipped"] for line in curve), "said": remark}
+        return facts | ({"flat_keyframes": sum(flat)} if flat else {})
 
     return run.stage(name, make, lambda folder: load_policy(cfg.policy, folder))
 
 
 def begin(
-    cfg: Improvement, policies: Sequence[Product[Params]], imagination: Imagination, key: Keys, round_: int
-) -> tuple[PolicyState, Callable]:
+    cfg: Improvement,
+    policies: Sequence[Product[Params]],
+    imagination: Imagination,
+    key: Keys,
+    round_: int,
+    judge: Callable[[Params, Array, Mapping[str, Array]], None] | None = None,
+) -> tuple[PolicyState, ReplayableStep]:
     """First learner state and ``step(state, i)``: draw starts, roll, score, update, all on the device.
 
-    Args: as for :func:`improve`.
+    Args: as for :func:`improve`, and ``judge(params, i, watched)``, which is called with the policy that acted before
+      it is updated.
     """
     round_key = key(f"grpo-{round_ + 1}")
     network = cfg.network
@@ -114,8 +138,21 @@ def begin(
         k_dream, k_update = jax.random.split(jax.random.fold_in(round_key, i))
         return rollout(state.params, i, k_dream), k_update
 
+    groups, table = cfg.dream.groups, imagination.starts
+    at_keys = count_keyframes(table.value, groups, cfg.share) if table else 0
+    # Of a kind of start from which no group begins there is no success, not even 0.
+    absent = tuple(kind for kind, count in (("_start", groups - at_keys), ("_keyframe", at_keys)) if not count)
+
     def step(state: PolicyState, i: Array) -> tuple[PolicyState, dict[str, Array]]:
-        return update(state, *roll(state, i), reference)
+        imagined, k_update = roll(state, i)
+        # A true reward pays no failure: there is nothing to watch.
+        watched = imagined.truth_BNT is not None and cfg.dream.reward == "learned"
+        shares = evaluate.watch_rewards(imagined) if watched else {}
+        if judge:
+            judge(state.params, i, shares)
+        # The update is not even shown what was only watched.
+        state, metrics = update(state, imagined.replace(truth_BNT=None), k_update, reference)
+        return state, {name: metric for name, metric in metrics.items() if not name.endswith(absent)} | shares
 
     trainable = optimizers.all_but(*cfg.frozen) if cfg.frozen else None
     # Rounds beyond the list take its last rate.
@@ -137,10 +174,18 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
         parts["world"] = given.world.value
     if given.reward is not None:
         parts |= {"reward": given.reward.value.params, "threshold": jnp.float32(given.reward.value.threshold)}
+    # The number of the iteration is for simulators on the host, which take new layouts with it.
     if cfg.dream.world != "learned":
         parts["sim"] = programs.true_states(table, cfg.sim)
-    # The number of the iteration is for simulators on the host, which take new layouts with it.
-    return lambda params, i, key: dream(params, parts, key)
+    if cfg.dream.world != "learned" or not cfg.dream.watch:
+        return lambda params, i, key: dream(params, parts, key)
+    watch, sim = programs.watch(cfg), programs.true_states(table, cfg.sim)
+
+    def dream_watched(params: Params, i: Array, key: Array) -> Imagined:
+        imagined = dream(params, parts, key)
+        return imagined.replace(truth_BNT=watch(table, sim, imagined.action_BNTA, key))
+
+    return dream_watched
 
 
 def _explore(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
@@ -150,12 +195,96 @@ def _explore(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, A
     return lambda params, i, key: explore(int(i), Actor(given.acting, lambda: params, key, cfg.temperature), groups)
 
 
+def is_good(shares: Sequence[float | None], most: float) -> bool:
+    """Whether the smoothed share of paid failures is at most ``most`` after the last of ``shares``.
+
+    A share of None is of an iteration without a failure, which says nothing; before any failure nothing was paid.
+    """
+    smooth = None
+    for share in shares:
+        if share is not None:
+            smooth = share if smooth is None else SMOOTHING * smooth + (1 - SMOOTHING) * share
+    return smooth is None or smooth <= most
+
+
+def _read_curve(run: Run, name: str) -> list[dict[str, Any]]:
+    """Returns the metrics of each iteration; those of a try that ended before its first checkpoint are there twice."""
+    return list({line["step"]: line for line in read_metrics(run.folder) if line["stage"] == name}.values())
+
+
+def _keep_good(
+    run: Run, name: str, cfg: Improvement, folder: pathlib.Path, params: Params, i: Array, watched: Mapping[str, Array]
+) -> None:
+    """Keeps the policy that has just acted, after ``i`` updates, in place of the one before, if it is good.
+
+    It is judged by the log, so a round that is taken up where it was cut keeps the same policies as one that was not.
+    """
+    done, now = int(i), float(watched["false_success"])
+
+    def read_shares() -> list[float | None]:
+        # Line ``s`` is of the policy that acted before update ``s``; lines beyond were written by a try that was cut.
+        return [line["false_success"] for line in _read_curve(run, name) if line["step"] <= done]
+
+    before = processes.once(read_shares, f"read the curve of {name}")
+    if is_good([*before, None if math.isnan(now) else now], cfg.dream.false_success):
+        checkpoint.save(folder / "good", cfg.network.plain(params), {"iteration": done})
+
+
+def _choose(
+    cfg: Improvement, folder: pathlib.Path, updates: int, before: Product[Params]
+) -> tuple[Params, int | None, list[str]]:
+    """Returns the last good policy of a round, after how many updates it was that, and what to tell the user."""
+    paid = f"at most {cfg.dream.false_success:.0%} of the true failures were paid as successes"
+    if not checkpoint.exists(folder / "good"):
+        return before.value, None, [f"At no time {paid}: the policy is the one from before this round."]
+    good = checkpoint.meta(folder / "good")["iteration"]
+    said = [] if good == updates else [f"Kept is the policy after {good} of {updates} updates, the last when {paid}."]
+    return load_policy(cfg.policy, folder, "good"), good, said
+
+
 def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, int]:
-    """What the round consumed: imagined frames, or true steps where the world is the truth."""
-    steps = updates * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
+    """What the round consumed: imagined frames, and true steps where the world is the truth, or selects."""
+    selects = cfg.dream.select == "closed_loop"
+    # The last policy is rolled out once more to be judged.
+    steps = (updates + selects) * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
     if cfg.dream.world == "learned":
         # A step of a chunk is a frame, and the world model makes all of them, also those after a success.
-        return {"imagined_frames": steps}
+        watched = {"true_steps" if selects else "watched_steps": steps} if cfg.dream.watch else {}
+        return {"imagined_frames": steps} | watched
     if arena.explore and curve:  # there, episodes end at their first success
         steps = round(steps * arena.hold * sum(line["length"] for line in curve) / len(curve))
     return {"true_steps": steps}
+
+
+def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:
+    """Returns what to tell the user about iterations that changed nothing; empty when every one took a step.
+
+    ``curve`` holds the metrics of each iteration.
+    """
+    skipped = [line for line in curve if line["skipped"]]
+    if not skipped:
+        return ""
+    success = sum(line["success"] for line in skipped) / len(skipped)
+    return (
+        f"{len(skipped)} of {len(curve)} iterations changed nothing: judged success was {success:.0%} in them, and no "
+        "group of rollouts from one start had enough of both outcomes to learn from. "
+        + ("The policy is as it was. " if len(skipped) == len(curve) else "")
+        + "Look at the reward's threshold and errors, and at the policy's true success; then try more groups "
+        "(dream.groups), larger ones (learner.grpo.group) or a wider filter (learner.grpo.filter_low, filter_high)."
+    )
+
+
+def average_flat(curve: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
+    """Returns the mean shares of groups from keyframes that all failed and that all succeeded; empty without such."""
+    lines = [line for line in curve if "lost_keyframe" in line]
+    return tuple(sum(line[f"{end}_keyframe"] for line in lines) / len(lines) for end in ("lost", "won") if lines)
+
+
+def explain_flat(lost: float = 0.0, won: float = 0.0) -> str:
+    """Returns what to tell the user where most groups from keyframes had nothing to teach; else nothing."""
+    if lost + won <= 0.5:
+        return ""
+    return (
+        f"{lost + won:.0%} of the groups from keyframes ended alike and taught nothing, {lost:.0%} in failures and "
+        f"{won:.0%} in successes: try others (starts.rule, starts.before, starts.room), or fewer (starts.share)."
+    )

@@ -141,6 +141,6 @@ def _wait(best: pathlib.Path, done: int, params: Params, loss: float) -> int:
     return done - seen["step"]
 
 
-def load_policy(cfg: VLAConfig, folder: pathlib.Path) -> Params:
+def load_policy(cfg: VLAConfig, folder: pathlib.Path, name: str = "policy") -> Params:
     """The policy that a stage left in its folder, on the mesh in use."""
-    return checkpoint.restore(folder / "policy", sharding.describe(vla.network(cfg).shapes(), vla.AXES))
+    return checkpoint.restore(folder / name, sharding.describe(vla.network(cfg).shapes(), vla.AXES))

@@ -1,4 +1,4 @@
-"""The stage that chooses where imagined rollouts begin: episode starts, and keyframes before failures (KIR)."""
+"""The stage that chooses where imagined rollouts begin: episode starts, and keyframes of failures (KIR)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def choose_starts(
     run: Run,
     cfg: StartsConfig,
     memory: int,
+    steps: int,
     seed: int,
     round_: int,
     rollouts: Sequence[Product[Sequence[Episode]]],
@@ -35,21 +36,26 @@ def choose_starts(
       demonstrations: scripted episodes, at whose beginning rollouts begin where there are no others. Online RL
         without keyframes needs layouts only; its whole budget is for the learner.
       memory: M, memory frames of a start state.
+      steps: of an episode.
       seed: of the run, for the choice among keyframes.
     """
     name = f"starts-{round_}"
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         # Every episode that was ever begun shows a true first frame, so those of all rounds serve.
-        table = start_states.initial(join_rounds(rollouts) if rollouts else demonstrations.value.train, memory=memory)
+        begun = join_rounds(rollouts) if rollouts else demonstrations.value.train
+        table = start_states.initial(begun, memory=memory)
         if cfg.share:
             # Keyframes are of the newest policy's failures alone: what it fails at today is what it has to learn.
             rng = np.random.default_rng([seed, round_])
-            table = start_states.join(table, start_states.keyframes(rollouts[-1].value, cfg, rng, memory=memory))
+            keys = start_states.keyframes(rollouts[-1].value, cfg, rng, steps=steps, memory=memory)
+            table = start_states.join(table, keys)
         start_states.save(folder / "starts", table, overwrite=True)
         # Keyframes stand behind the episode starts.
-        steps, rules = (np.asarray(column[table.initials :]) for column in (table.step_K, table.rule_K))
+        at, rules = (np.asarray(column[table.initials :]) for column in (table.step_K, table.rule_K))
         counts = {rule: int((rules == i).sum()) for i, rule in enumerate(start_states.RULES) if (rules == i).any()}
-        return {"initials": table.initials, "steps": steps.tolist(), "rules": counts}
+        # Episodes that nothing begins in, because their end was not the policy's own.
+        left_out = sum(map(start_states.is_intervened, begun))
+        return {"initials": table.initials, "steps": at.tolist(), "rules": counts, "intervened": left_out}
 
     return run.stage(name, make, lambda folder: start_states.load(folder / "starts"))

@@ -106,7 +106,7 @@ class LiberoConfig:
       release: folder with the tokenizer and the action statistics of a released policy, for a run that starts from its
         weights; empty for the package's own words and the statistics of the demonstrations.
       intervened_share: share of the rollouts for world model and classifier in which the gripper does something else
-        than the policy says, see ``rollout.intervene``.
+        than the policy says, see ``rollout.draw_intervention``.
       workers: environments at a time in each process, 1 to 1.5 GB each.
     """
 
@@ -154,6 +154,8 @@ class LiberoConfig:
 
 # --- tasks, initial states and protocols ------------------------------------------------------
 
+OPEN, CLOSE = -1.0, 1.0
+"""The gripper's commands, the last number of an action."""
 DRAWN = -1
 """Stands in the place of an initial state's number for the layout that the task itself draws with the trial's seed."""
 
