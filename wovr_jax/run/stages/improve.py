@@ -144,7 +144,7 @@ def begin(
         if judge:
             judge(state.params, i, shares)
         # The update is not even shown what was only watched.
-        state, metrics = update(state, imagined.replace(truth_BNT=None), k_update, reference)
+        state, metrics = update(state, dataclasses.replace(imagined, truth_BNT=None), k_update, reference)
         return state, metrics | shares
 
     trainable = optimizers.all_but(*cfg.frozen) if cfg.frozen else None
@@ -176,7 +176,7 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
 
     def dream_watched(params: Params, i: Array, key: Array) -> Imagined:
         imagined = dream(params, parts, key)
-        return imagined.replace(truth_BNT=watch(table, sim, imagined.action_BNTA, key))
+        return dataclasses.replace(imagined, truth_BNT=watch(table, sim, imagined.action_BNTA, key))
 
     return dream_watched
 
