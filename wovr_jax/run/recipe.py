@@ -346,7 +346,7 @@ def _fit_environment(recipe: Recipe) -> Faults:
     if recipe.libero and not possible:
         yield (
             "dream.world",
-            f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={share}, dream.select={select!r} need a "
+            f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={share}, select={select!r} need a "
             "simulator that a compiled program can hold, which LIBERO is not; use 'learned' for both, 'true' for "
             "both with starts.share=0 (online RL), select='last', or the embedded table",
         )
