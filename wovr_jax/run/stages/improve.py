@@ -151,8 +151,7 @@ def begin(
             judge(state.params, i, shares)
         # The update is not even shown what was only watched.
         state, metrics = update(state, dataclasses.replace(imagined, truth_BNT=None), k_update, reference)
-        metrics |= shares
-        return state, {name: metric for name, metric in metrics.items() if not name.endswith(absent)}
+        return state, {name: metric for name, metric in (metrics | shares).items() if not name.endswith(absent)}
 
     trainable = optimizers.all_but(*cfg.frozen) if cfg.frozen else None
     # Rounds beyond the list take its last rate.
@@ -179,11 +178,17 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
         parts["sim"] = programs.true_states(table, cfg.sim)
     if cfg.dream.world != "learned" or not cfg.dream.watch:
         return lambda params, i, key: dream(params, parts, key)
-    watch, sim = programs.watch(cfg), programs.true_states(table, cfg.sim)
+    follow, starts = given.arena.follow, given.starts.value
 
     def dream_watched(params: Params, i: Array, key: Array) -> Imagined:
         imagined = dream(params, parts, key)
-        return dataclasses.replace(imagined, truth_BNT=watch(table, sim, imagined.action_BNTA, key))
+        # Afterwards and not in that program: beside the learned world a simulator changes what the compiler fuses
+        # there, and so the last bits of what is learned from.
+        row_B, action_BNTA = sharding.host(
+            (programs.draw_rows(cfg, table, jax.random.split(key)[0]), imagined.action_BNTA)
+        )
+        true_BS = follow(starts, row_B, action_BNTA.reshape(len(row_B), -1, action_BNTA.shape[-1]))
+        return dataclasses.replace(imagined, truth_BNT=true_BS.reshape(action_BNTA.shape[:-1]))
 
     return dream_watched
 
