@@ -192,7 +192,7 @@ def close_loop(
         action_KSA, prob_KS = (x.reshape(len(row_K), -1, *x.shape[3:]) for x in (rollout.action_BNTA, rollout.prob_BNT))
         left_K = arena.steps - np.asarray(table.step_K)[row_K]
         live_KS = np.arange(prob_KS.shape[1]) < left_K[:, None]
-        true_KS = arena.follow(table, row_K, action_KSA)
+        true_KS = arena.follow(table, row_K, np.asarray(action_KSA))
         imagined_K, true_K = (np.any(won & live_KS, axis=1) for won in (prob_KS > judge.threshold, true_KS))
         # Those that brought the simulator to a keyframe are true steps too; those after the end of an episode are none.
         steps = int((arena.steps - left_K + live_KS.sum(axis=1)).sum())
