@@ -309,7 +309,9 @@ def test_true_steps_that_were_only_watched_have_a_column_and_a_sentence():
     ledger = results()["ledger"]
     ledger["grpo-1"]["watched_steps"] = 27648
     text = tables.render_text({"ledger": ledger})
-    assert re.search(r"(?m)^stage +episodes +true steps +watched steps +pretrained frames +imagined frames +time$", text)
+    assert re.search(
+        r"(?m)^stage +episodes +true steps +watched steps +pretrained frames +imagined frames +time$", text
+    )
     assert re.search(r"(?m)^all +800 +28,416 +27,648 +486,400 +27,648 ", text)
     assert "Another 27,648 true steps only drew its curves" in " ".join(text.split())
 

@@ -335,7 +335,7 @@ PAIRS_ON_LIBERO: list[tuple[dict[str, Any], str]] = [
     ({"libero__suite": "libero_90", "libero__tasks": ()}, r"reward\.tasks: expected at least the 90 tasks"),
     ({"libero__demonstrations": "some"}, r"libero\.scene\.hold: .*use hold=1, or the expert"),
     ({"dream__world": "shadow"}, r"dream\.world: .*which LIBERO is not"),
-    ({"dream__select": "closed_loop"}, r"dream\.select: .*LIBERO is not"),
+    ({"dream__select": "closed_loop"}, r"select='closed_loop' need a .*LIBERO is not.*select='last'"),
 ]
 
 
@@ -418,3 +418,9 @@ def test_the_released_parts_of_rlinf_are_a_preset(suite: str, head: str) -> None
     assert recipe.start_states and recipe.reward_weights and recipe.world_weights and recipe.rounds == 1
     assert recipe.reward == RewardConfig(head=head) and recipe.learner.grpo == GRPOConfig.rlinf(group=8)
     assert (recipe.reward_train.rule, recipe.reward_train.threshold, recipe.starts.share) == ("fixed", 0.5, 1 / 3)
+
+
+def test_a_whole_rollout_from_a_keyframe_is_rlinfs_way_and_named() -> None:
+    ours, theirs = changed()["starts"], changed("rlinf")["starts"]
+    assert (ours["deadline"], ours["rule"], ours["room"]) == (True, "last_chance", 8)
+    assert theirs == ours | {"deadline": False}

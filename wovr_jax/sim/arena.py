@@ -100,12 +100,14 @@ class Measured(NamedTuple):
       success_B: bool, start state by start state.
       subgoals: share of the episodes that reached each of them; empty where the environment knows none.
       steps: simulator steps that it took.
+      kind_B: what kind of start state each was, where the environment has several; else empty.
     """
 
     # Single outcomes and no rate, so that policies can be compared layout by layout.
     success_B: np.ndarray
     subgoals: dict[str, float]
     steps: int
+    kind_B: Sequence[str] = ()
 
 
 class Played(NamedTuple):
