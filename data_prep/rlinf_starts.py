@@ -37,7 +37,7 @@ from data_prep.plain_pickle import RefusedError, load
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts
 from wovr_jax.data.batches import NoDataError
-from wovr_jax.data.starts import RULES, Starts
+from wovr_jax.data.starts import RULES, UNKNOWN, Starts
 from wovr_jax.types import ACTION_DIM, NULL_ACTION, Episode
 
 MEMORY = 4
@@ -160,6 +160,7 @@ def to_starts(trajectories: Sequence[Trajectory], instructions: Sequence[str]) -
         task_K=np.array([instructions.index(file.instruction) for file in ordered], np.int32),
         step_K=np.array(steps, np.int32),
         seed_K=np.array([file.seed for file in ordered], np.int32),
+        init_K=np.full(len(ordered), UNKNOWN, np.int32),
         episode_K=np.arange(len(ordered), dtype=np.int32),
         rule_K=np.array(rule, np.int32),
         initials=sum(not file.is_keyframe for file in ordered),

@@ -29,7 +29,8 @@ from typing import Any, NoReturn
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-DOORS = {"evaluate": "evaluate", "ladder": "study", "ablations": "study", "world_study": "study"}
+STUDIES = ("ladder", "ablations", "baselines", "budget", "world_study")
+DOORS = {"evaluate": "evaluate"} | dict.fromkeys(STUDIES, "study")
 """Jobs that have a door of their own; every other job belongs to launch/train.py."""
 
 WORDS = {"true": True, "false": False, "none": None}

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from wovr_jax.imagine import imagine, predicate, shadow
-from wovr_jax.sim.tabletop import arena
-from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.sim import embedded
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import Array, Start, World
 
@@ -44,7 +43,7 @@ def _brightness(frame_BTHWC: Array, task_B: Array, truth_BT: Array | None) -> Ar
 
 
 def _start(batch: int = 4) -> Start:
-    return arena.make_starts(jnp.arange(batch), PROMPT_KL, CFG)
+    return embedded.make_starts(jnp.arange(batch), PROMPT_KL, CFG)
 
 
 def test_fused_scan_equals_a_python_loop_of_the_same_parts() -> None:
@@ -81,13 +80,13 @@ def test_a_row_does_not_depend_on_the_other_rows() -> None:
 
 
 def test_true_world_reports_the_true_predicate() -> None:
-    lived = imagine(_act, tabletop.world(CFG), predicate, _start(), jax.random.key(8), chunks=2)
+    lived = imagine(_act, embedded.world(CFG), predicate, _start(), jax.random.key(8), chunks=2)
     assert lived.truth_BNT is not None
     assert jnp.array_equal(lived.success_BNT, lived.truth_BNT)
 
 
 def test_shadow_gives_imagined_frames_and_true_reward() -> None:
-    world = shadow(_dreaming(), tabletop.world(CFG))
+    world = shadow(_dreaming(), embedded.world(CFG))
     key, start = jax.random.key(9), _start()
     both = imagine(_act, world, predicate, start, key, chunks=2, video=True)
     dream = imagine(_act, _dreaming(), _brightness, start, key, chunks=2, video=True)
@@ -107,7 +106,7 @@ def test_recorded_actions_of_the_wrong_shape_are_named() -> None:
 
 def test_start_without_simulator_state_is_named() -> None:
     with pytest.raises(ValueError, match=r"Start\.sim"):
-        imagine(_act, tabletop.world(CFG), predicate, _start().replace(sim=None), jax.random.key(0), chunks=1)
+        imagine(_act, embedded.world(CFG), predicate, _start().replace(sim=None), jax.random.key(0), chunks=1)
 
 
 def test_what_does_not_have_the_axes_of_its_name_is_refused_while_tracing() -> None:

@@ -118,6 +118,19 @@ def test_the_whole_loop_runs_and_reports(reference: Reference) -> None:
     assert json.loads((reference.folder / "results.json").read_text())["seed"] == 0
 
 
+def test_every_policy_is_measured_at_every_temperature_on_the_same_layouts(reference: Reference) -> None:
+    for phase in reference.results["phases"]:
+        levels = phase["temperatures"]
+        assert [level["temperature"] for level in levels] == [1.0, 0.5, 0.3, 0.0]
+        assert [len(level["outcomes"]) for level in levels] == [8] * 4
+        assert all(sum(level["outcomes"]) == level["successes"] for level in levels)
+        assert phase["true_success"]["successes"] == levels[0]["successes"]
+        assert phase["greedy"]["successes"] == levels[-1]["successes"]
+        assert phase["outcomes"] == levels[0]["outcomes"]
+    # 8 episodes of 16 steps at four temperatures.
+    assert reference.results["ledger"]["evaluate-1"]["true_steps"] == 4 * 8 * 16
+
+
 def test_imagination_moved_the_policy(reference: Reference) -> None:
     policies = [product.value for product in reference.made.policies]
     assert not _same(policies[0], policies[1]) and not _same(policies[1], policies[2])
@@ -135,7 +148,7 @@ def test_a_stage_compiles_its_programs_once_and_a_round_reuses_them(reference: R
     assert {stage: programs for stage, programs in compiled.items() if programs} == {
         "demonstrations": {"play_batch": 1},
         "sft": {"step": 1, "measure": 1},
-        "evaluate-0": {"live": 2},  # sampled and greedy: the temperature is a constant of the program
+        "evaluate-0": {"live": 4},  # the temperature is a constant of the program
         "world-0": {"encode_batch": 1, "step": 1, "measure": 1},
         "reward-0": {"replay": 1, "step": 1},
         "closed-0-in-world-0": {"roll": 1},

@@ -88,13 +88,14 @@ def play(connection: ClientConnection, episodes: int) -> int:
     import numpy as np
 
     from wovr_jax.core.pixels import to_uint8
+    from wovr_jax.sim import embedded
     from wovr_jax.sim.tabletop import table as tabletop
 
     cfg = tabletop.TabletopConfig()
     render = jax.jit(functools.partial(tabletop.render, cfg=cfg))
-    roll = jax.jit(functools.partial(tabletop.roll, cfg=cfg))
+    roll = jax.jit(functools.partial(embedded.roll, cfg=cfg))
     succeeded = jax.jit(jax.vmap(functools.partial(tabletop.success, cfg=cfg)))
-    states = tabletop.reset_batch(LAYOUTS + np.arange(episodes, dtype=np.int32), cfg)
+    states = embedded.reset_batch(LAYOUTS + np.arange(episodes, dtype=np.int32), cfg)
     successes = 0
     for k in range(episodes):
         state = jax.tree.map(lambda leaf: leaf[k], states)  # noqa: B023 (called here)

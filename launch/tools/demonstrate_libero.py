@@ -6,15 +6,20 @@
     python launch/tools/demonstrate_libero.py --suite libero_object --measure      success only, nothing drawn
 
 Needs make libero. The expert knows libero_spatial and libero_object. Begun again, the same command goes on with the
-tasks that are not there yet. Prints success by task with 95 % intervals.
+tasks that are not there yet. Prints success by task with 95 % intervals. A training run on LIBERO calls this program
+for its demonstrations (--for-run) and reads what it has written.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import os
 import pathlib
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +35,11 @@ if TYPE_CHECKING:
 def main() -> None:
     """Runs the expert as the command line says."""
     args = parse()
-
     with command.explain_errors("Stopped. Tasks that are whole are kept; the same command continues."):
-        print(measure(args) if args.measure else record(args))
+        if args.for_run:
+            record_for_run(args)
+        else:
+            print(measure(args) if args.measure else record(args))
 
 
 def parse() -> argparse.Namespace:
@@ -61,6 +68,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, help="episode folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--measure", action="store_true", help="only success, nothing drawn or written")
+    text = "JSON with cfg, seed, count and validation of a training run, in the place of all other flags but --out"
+    parser.add_argument("--for-run", metavar="SETTINGS", help=text)
     args = parser.parse_args()
     # Exactly one of the two.
     if args.measure == bool(args.out):
@@ -80,9 +89,9 @@ def numbers(text: str) -> list[int]:
 def measure(args: argparse.Namespace) -> str:
     """Counts successes; returns their table."""
     from wovr_jax.sim.libero.collect import line_of
+    from wovr_jax.sim.libero.demonstrate import demonstrations
     from wovr_jax.sim.libero.evaluate import table, trials
     from wovr_jax.sim.libero.pool import Pool
-    from wovr_jax.sim.libero.rollout import demonstrations
     from wovr_jax.sim.libero.tasks import SceneConfig, protocol, tasks
 
     wanted = trials(args.suite, args.inits, only=args.tasks, seed=args.seed)
@@ -98,9 +107,9 @@ def record(args: argparse.Namespace) -> str:
     from wovr_jax.core import config
     from wovr_jax.data.episodes import EpisodesError
     from wovr_jax.sim.libero.collect import collect
+    from wovr_jax.sim.libero.demonstrate import demonstrations
     from wovr_jax.sim.libero.evaluate import table, trials
     from wovr_jax.sim.libero.pool import Pool
-    from wovr_jax.sim.libero.rollout import demonstrations
     from wovr_jax.sim.libero.setup import fingerprint
     from wovr_jax.sim.libero.tasks import SceneConfig, protocol, tasks
 
@@ -123,6 +132,29 @@ def record(args: argparse.Namespace) -> str:
     write_films(args)
     rates = table(facts["meta"]["outcomes"], {task.index: task.instruction for task in tasks(args.suite)})
     return f"{rates}\n{args.out}: {facts['episodes']} episodes, {facts['steps']} steps"
+
+
+def record_for_run(args: argparse.Namespace) -> None:
+    """Records the demonstrations of a training run, which has called this program, waits for it and tells the rest."""
+    # Ctrl-C reaches both, and the run answers it: this program ends when the run does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_run, daemon=True).start()
+
+    from wovr_jax.core import config
+    from wovr_jax.sim.libero.demonstrate import demonstrate_run
+    from wovr_jax.sim.libero.tasks import LiberoConfig
+
+    asked = json.loads(args.for_run)
+    cfg = config.from_dict(LiberoConfig, asked.pop("cfg"), "libero")
+    demonstrate_run(args.out.absolute(), cfg, **asked)
+
+
+def end_with_run() -> None:
+    """Ends this process when the run closes its end of the pipe, which the system does for a run that was killed."""
+    # Not sys.stdin: a thread that holds its lock at the end would break the exit.
+    os.read(sys.__stdin__.fileno(), 1)
+    # Parts are written whole or not at all, and workers end when their line breaks.
+    os._exit(1)
 
 
 def drop_failures(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:

@@ -30,7 +30,7 @@ from wovr_jax.run import programs
 from wovr_jax.run.bind import improvement
 from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe
 from wovr_jax.run.stages.world import windows
-from wovr_jax.sim.tabletop import arena
+from wovr_jax.sim import embedded
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.train import step as train_step
 from wovr_jax.world import model, train
@@ -64,7 +64,7 @@ def test_what_is_planned_has_the_shapes_of_what_runs() -> None:
     """A step on real episodes takes the planned state and the planned windows, and needs the planned memory."""
     cfg, how = RECIPE.world, RECIPE.world_train
     seeds = np.arange(RECIPE.collect.first + RECIPE.collect.demonstrations)
-    made = list(arena.play_demonstrations(seeds, jax.random.key(0), RECIPE.expert, RECIPE.sim))
+    made = list(embedded.play_demonstrations(seeds, jax.random.key(0), RECIPE.expert, RECIPE.sim))
     params = model.init(cfg, jax.random.key(0))
     data, _ = windows(cfg, how, params["vae"], made)
     state, _ = train.make(cfg, how, params["dit"], data, jax.random.key(0))
@@ -87,7 +87,7 @@ def test_what_is_planned_has_the_shapes_of_what_runs() -> None:
 
 def test_the_start_states_that_are_planned_are_as_a_stage_makes_them() -> None:
     seeds = np.arange(RECIPE.collect.first)
-    made = list(arena.play_demonstrations(seeds, jax.random.key(0), RECIPE.expert, RECIPE.sim))
+    made = list(embedded.play_demonstrations(seeds, jax.random.key(0), RECIPE.expert, RECIPE.sim))
     table = start_states.initial(made, memory=RECIPE.world.slots)
     planned = PHASES["imagine"](RECIPE, Placement(mesh(RECIPE.mesh))).args[1]["starts"]
     columns = ((name, getattr(planned, name), getattr(table, name)) for name in vars(table) if name != "initials")

@@ -33,6 +33,15 @@ def test_the_bar_of_agreement_shows_both_rates():
     assert "imagined success only: 20 of 100" in drawn
 
 
+def test_rates_lie_where_their_numbers_are_on_either_axis():
+    points = [(100.0, 0.0, 0.0, 0.0), (200.0, 0.5, 0.4, 0.6), (400.0, 1.0, 1.0, 1.0)]
+    for log, middle in ((False, 193.3), (True, 268.0)):
+        drawn = figures.draw_rates([("one <policy>", points), ("other", points[:1])], "episodes", log=log)
+        assert [float(x) for x in re.findall(r'circle class="dot series s0" cx="([\d.]+)"', drawn)] == [44, middle, 492]
+        assert "one &lt;policy&gt;, episodes 200: 50.0%, 95% between 40.0% and 60.0%" in drawn
+        assert "episodes 100: 0.0%<" in drawn, "no interval where there is none"
+
+
 def test_an_interval_is_where_its_numbers_are():
     drawn = figures.draw_intervals([("gain", [("true", 0.1, 0.0, 0.2)], "+10.0")], -0.1, 0.3)
     assert 'left:25.0%;width:50.0%"' in drawn

@@ -111,20 +111,6 @@ def results() -> dict:
     }
 
 
-def study() -> dict:
-    """A ladder of two variants on two seeds."""
-    row = {"n": 1024, "base": 0.25, "final": 0.5, "seeds": [[0.2, 0.5], [0.3, 0.5]]}
-    return {
-        "job": "ladder",
-        "study": [
-            row | {"variant": "full", "says": "(e) all learned", "against": None} | gain(276, 20, 1024),
-            row
-            | {"variant": "c", "says": "(c) learned world", "final": 0.252, "against": gain(10, 264, 1024)}
-            | gain(32, 30, 1024),
-        ],
-    }
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run folder with everything a report reads."""
@@ -215,6 +201,27 @@ def test_the_page_says_what_the_results_say(page):
     assert "17 min 23 s" in text
 
 
+def with_temperatures() -> dict:
+    shown = results()
+    for phase, counts in zip(shown["phases"], ((211, 400, 300), (274, 350, 268), (321, 410, 330)), strict=True):
+        phase["temperatures"] = [{"temperature": t} | rate(k) for t, k in zip((1.0, 0.3, 0.0), counts, strict=True)]
+    shown["phases"][-1] |= {"greedy_gain": gain(50, 20), "best_gain": gain(30, 20)}
+    return shown
+
+
+def test_success_is_held_against_temperature():
+    page, text = report.render(with_temperatures()), tables.render_text(with_temperatures())
+    said = " ".join(text.split())
+    assert "With its most likely actions: 33.2%, then 64.5%, +5.9 points (95% between" in said
+    assert "At the temperature that suits each best: 78.1% (T = 0.3), then 80.1% (T = 0.3), +2.0 points" in said
+    rows = [line.split() for line in text.splitlines()]
+    assert ["true", "success", "at", "T", "=", "1", "T", "=", "0.3", "greedy"] in rows
+    assert ["base", "41.2%", "78.1%", "58.6%"] in rows
+    outline = Outline(page)
+    assert "after PACE, temperature 0.3: 80.1%, 95% between" in outline.text
+    assert page.count('class="dot series') == 9, "three policies at three temperatures"
+
+
 def test_a_film_says_who_acts_and_marks_the_wrong_verdict(page):
     text = Outline(page).text
     assert "policy: after PACE; true left, imagined right (world model of round 2)" in text
@@ -264,7 +271,7 @@ def test_what_is_absent_is_left_out(absent):
 def test_what_is_empty_is_left_out():
     hollow = {
         "phases": [],
-        "study": [],
+        "tables": [],
         "closed_loop": [],
         "comparison": [],
         "reward": {},
@@ -304,17 +311,6 @@ def test_true_steps_that_were_only_watched_have_a_column_and_a_sentence():
     assert re.search(r"(?m)^stage +true steps +watched steps +imagined frames +time$", text)
     assert re.search(r"(?m)^all +9,216 +27,648 +27,648 ", text)
     assert "Another 27,648 true steps only drew its curves" in " ".join(text.split())
-
-
-def test_a_study_is_one_row_a_variant_with_seeds_pooled():
-    lines = tables.render_text(study()).splitlines()
-    assert lines[2].split()[3:8] == ["1024", "25.0%", "50.0%", "46.9%", "-"]
-    assert lines[2].rstrip().endswith("+30.0 +20.0"), "the reference has nothing to be held against"
-    assert lines[3].split("  ")[-1].strip().startswith("-24.8 points (95% between -2")
-    assert lines[3].startswith("(c) learned world")
-    text = Outline(report.render(study())).text
-    assert "Of 2 variants on 2 seeds, 1 truly gained and 0 truly lost. Best: (e) all learned, +25.0 points" in text
-    assert text.count("(c) learned world") == 2, "in the figure and in the table"
 
 
 def test_no_results_no_report(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from wovr_jax.core import stats
 from wovr_jax.report import results
 
-ABOUT = {"name": "a", "job": "pace", "seed": 3, "rounds": 2, "pace": True, "online": False}
+ABOUT = {"name": "a", "job": "pace", "seed": 3, "rounds": 2, "pace": True, "online": False, "learn": "grpo"}
 OUTCOMES = {0: [0, 0, 1, 0], 1: [1, 0, 1, 0], 2: [1, 1, 1, 0]}
 
 
@@ -73,6 +73,31 @@ def test_a_closed_loop_is_of_a_policy_in_a_world_by_kind_of_start():
     assert made == {"policy": "after PACE", "world": "world model of round 2"} | kinds
 
 
+def measured(**outcomes: list[int]) -> dict:
+    """An evaluation at T = 1, 0.5 and 0."""
+    levels = [
+        {"temperature": t, "rate": sum(each) / 4, "outcomes": each}
+        for t, each in zip((1.0, 0.5, 0.0), outcomes.values(), strict=True)
+    ]
+    ends = {"true_success": {"rate": levels[0]["rate"]}, "greedy": {"rate": levels[-1]["rate"]}}
+    return ends | {"subgoals": {}, "outcomes": levels[0]["outcomes"], "temperatures": levels}
+
+
+def test_the_gain_is_said_as_sampled_greedy_and_at_the_temperature_that_suits_each_best():
+    stages = {
+        "evaluate-0": measured(sampled=[0, 0, 0, 0], half=[1, 0, 0, 1], greedy=[1, 1, 0, 0]),
+        "evaluate-2": measured(sampled=[1, 0, 0, 0], half=[1, 0, 1, 0], greedy=[1, 1, 1, 0]),
+    }
+    base, last = results.summarize(ABOUT, stages, {}, 1.0)["phases"]
+    assert "best_gain" not in base and len(last["temperatures"]) == 3
+    assert last["gain"] == stats.gain([1, 0, 0, 0], [0, 0, 0, 0])
+    assert last["greedy_gain"] == stats.gain([1, 1, 1, 0], [1, 1, 0, 0])
+    # Two temperatures suit the base equally well; the higher one is taken, as nothing speaks for the lower.
+    assert last["best_gain"] == stats.gain([1, 1, 1, 0], [1, 0, 0, 1])
+    old = results.summarize(ABOUT, facts(), {}, 1.0)["phases"][-1]
+    assert old["temperatures"] == [] and "best_gain" not in old, "runs of before measured two temperatures"
+
+
 def test_a_comparison_names_its_films_with_both_outcomes():
     old, new = results.summarize(ABOUT, facts(), ledger(), 7.0)["comparison"]
     assert new["policy"] == "after PACE" and new["world"] == "world model of round 2"
@@ -89,6 +114,7 @@ def test_a_comparison_names_its_films_with_both_outcomes():
         ({}, ["base", "after imagined GRPO", "after PACE"]),
         ({"online": True}, ["base", "after online GRPO", "after PACE"]),
         ({"pace": False}, ["base", "after imagined GRPO", "after imagined GRPO without a refresh"]),
+        ({"learn": "imitation", "rounds": 1}, ["base", "after imitation of its own successes"]),
         ({"rounds": 3}, ["base", "after imagined GRPO", "after PACE, round 2"]),
     ],
 )

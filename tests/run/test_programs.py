@@ -20,7 +20,7 @@ from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run import programs
 from wovr_jax.run.bind import improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
-from wovr_jax.sim.tabletop import arena
+from wovr_jax.sim import embedded as arena
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import NULL_ACTION, Episode, Imagined

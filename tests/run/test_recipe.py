@@ -372,3 +372,9 @@ def test_the_reference_bundles_are_presets() -> None:
     assert trained.world_train == WorldTrainConfig.rlinf(latents="disk", validate_every=250)
     assert trained.world == rlinf.world
     assert read(presets, "libero_goal,paper").learner.grpo == GRPOConfig.paper(group=8)
+
+
+def test_a_whole_rollout_from_a_keyframe_is_rlinfs_way_and_named() -> None:
+    ours, theirs = changed()["starts"], changed("rlinf")["starts"]
+    assert (ours["deadline"], ours["rule"], ours["room"]) == (True, "last_chance", 8)
+    assert theirs == ours | {"deadline": False}

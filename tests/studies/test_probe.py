@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wovr_jax.sim import embedded
 from wovr_jax.sim.tabletop import eye
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.table import TabletopConfig
@@ -36,7 +37,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, play) -> dict:
 
 
 def test_the_eye_finds_the_gripper_anywhere_open_and_closed() -> None:
-    state = tabletop.reset_batch(jnp.arange(32), SIM)
+    state = embedded.reset_batch(jnp.arange(32), SIM)
     place = jax.random.uniform(jax.random.key(0), (32, 2), minval=0.1, maxval=0.9)
     for closed in (False, True):
         shown = state.replace(gripper=place, closed=jnp.full(32, closed))

@@ -13,6 +13,7 @@ from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.folder import MARK
 from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe
 from wovr_jax.studies import variants as studies
+from wovr_jax.studies.seeds import Ends
 from wovr_jax.studies.variants import Variant
 from wovr_jax.world.model import WorldConfig
 
@@ -69,15 +70,54 @@ def test_only_finished_shared_stages_are_linked(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "v" / "stages" / "sft" / MARK).read_text() == "{}"
 
 
+def levels(sampled: list[int], greedy: list[int]) -> dict[str, list[int]]:
+    return {"sampled": sampled, "greedy": greedy, "best": greedy}
+
+
 def test_a_row_is_held_against_the_reference_on_the_seeds_that_both_have() -> None:
     rows = [Variant(studies.REFERENCE, "all", {}), Variant("v", "without", {}), Variant("late", "not run yet", {})]
-    outcomes = {
-        studies.REFERENCE: [([0, 0, 0, 0], [1, 1, 1, 0]), ([0, 0, 0, 0], [1, 1, 0, 0])],
-        "v": [([0, 0, 0, 0], [1, 0, 0, 0])],
+    base = levels([0, 0, 0, 0], [0, 0, 0, 1])
+    ends = {
+        studies.REFERENCE: [
+            Ends(3, 96, base, levels([1, 1, 1, 0], [1, 1, 1, 1])),
+            Ends(4, 96, base, levels([1, 1, 0, 0], [1, 1, 0, 0])),
+        ],
+        "v": [Ends(4, 64, base, levels([1, 0, 0, 0], [0, 0, 0, 0]))],
         "late": [],
     }
-    full, without = studies.table(rows, outcomes)
-    assert (full["n"], full["final"], full["against"]) == (8, 5 / 8, None)
-    assert (without["n"], without["gain"], without["seeds"]) == (4, 0.25, [[0.0, 0.25]])
-    assert without["against"]["gain"] == -0.5  # not -0.375, which would hold one seed against two
-    assert without["against"]["low"] < -0.5 < without["against"]["high"]
+    full, without = studies.summarize(rows, ends)["study"]
+    assert full["sampled"]["rate"]["mean"] == 5 / 8 and full["sampled"]["against"] is None
+    assert (without["seeds"], without["episodes"]) == ([4], [64])
+    assert (without["sampled"]["gain"]["mean"], without["greedy"]["gain"]["mean"]) == (0.25, -0.25)
+    against = without["sampled"]["against"]
+    assert against["seeds"] == [-0.25], "seed 4 against seed 4, and not one seed against two"
+    assert against["low"] is None and against["layouts"][0] < -0.25 < against["layouts"][1]
+
+
+def test_true_episodes_are_those_that_training_took() -> None:
+    facts = {"collect-0": {"episodes": 300}, "collect-1": {"episodes": 100}, "evaluate-0": {"true_steps": 9999}}
+    assert studies.count_episodes(RECIPE, facts, 2) == 400
+    assert studies.count_episodes(RECIPE, facts, 1) == 300, "after the first round the second collection is to come"
+    assert studies.count_episodes(RECIPE, {}, 0) == 0
+    online = dataclasses.replace(RECIPE, dream=dataclasses.replace(RECIPE.dream, world="true", reward="true"))
+    assert studies.count_episodes(online, {}, 1) == 4 * 5 * 8
+    assert studies.count_episodes(online, facts, 2) == 400 + 7 * 5 * 8, "keyframes are of collected episodes"
+
+
+def test_baselines_get_the_true_budget_of_the_loop_or_a_multiple_of_it() -> None:
+    rows = {one.name: one for one in studies.variants("baselines", RECIPE)}
+    updates = [rows[name].change["dream"]["updates"] for name in ("online", "online_2", "online_4")]
+    assert updates == [[10], [20], [40]], "400, 800 and 1,600 trajectories, 40 an iteration"
+    assert rows["imitation"].change["collect"] == {"first": 400}
+    assert rows["sft_more"].change == {"sft": {"steps": 2 * RECIPE.sft.steps, "patience": 0}}
+    assert rows["sft_more"].after == 0
+    assert (rows["imagined"].of, rows["imagined"].after) == (studies.REFERENCE, 1)
+
+
+def test_a_budget_has_a_point_of_both_curves_where_both_can_spend_it() -> None:
+    some = dataclasses.replace(RECIPE, budgets=(20, 40, 80))
+    rows = {one.name: one for one in studies.variants("budget", some)}
+    assert list(rows) == ["imagined_20", "imagined_40", studies.REFERENCE, "online_40", "online_80"]
+    assert [one.change["collect"]["first"] for one in rows.values() if "collect" in one.change] == [20, 40, 80]
+    assert [rows[f"online_{n}"].change["dream"]["updates"] for n in (40, 80)] == [[1], [2]]
+    assert {one.curve for one in rows.values()} == {"imagined GRPO", "online GRPO"}

@@ -39,6 +39,8 @@ SHUT, STILL = 2e-3, 5e-4
 """Fingers nearer than this hold nothing; those that closed by less than that in a step have met something."""
 CARRIED = 8
 """Steps for which a thing has to be held, or letting go of it is a finger's tremor."""
+BY_SEED, UNKNOWN = -1, -2
+"""In the place of an initial state's number: the seed alone says where the episode began, or nothing does."""
 INDEX = "starts.json"
 
 Column = Array | np.ndarray
@@ -98,6 +100,7 @@ class Starts:
       action_KMA: float32, the actions that produced them; null where none did.
       played_KSA: float32, actions up to ``step_K``, then null ones: with ``seed_K`` they bring the simulator here.
       task_K, step_K, seed_K: int32.
+      init_K: int32, number of the initial state that the episode's simulator has, or ``BY_SEED`` or ``UNKNOWN``.
       episode_K: int32, row of the episode among those given.
       rule_K: int32, index into ``RULES``; it is on disk too, so new rules go to the end.
       initials: how many of the first rows are episode starts; the others are keyframes.
@@ -110,6 +113,7 @@ class Starts:
     task_K: Column
     step_K: Column
     seed_K: Column
+    init_K: Column
     episode_K: Column
     rule_K: Column
     initials: int = struct.field(pytree_node=False)
@@ -269,6 +273,7 @@ def _build(episodes: Sequence[Episode], picks: Sequence[tuple[int, int, str]], m
         task_K=np.array([episode.task for episode in sources], np.int32),
         step_K=np.array([step for _, step, _ in picks], np.int32),
         seed_K=np.array([episode.seed for episode in sources], np.int32),
+        init_K=np.array([episode.origin.get("init", UNKNOWN) for episode in sources], np.int32),
         episode_K=np.array([e for e, _, _ in picks], np.int32),
         # As a number, so that the table is arrays only and goes to the device as a whole.
         rule_K=np.array([RULES.index(rule) for _, _, rule in picks], np.int32),
@@ -386,6 +391,9 @@ def load(folder: str | os.PathLike) -> Starts:
     arrays = {}
     for name in COLUMNS:
         path = folder / f"{name}.npy"
+        if name == "init_K" and not path.exists():  # a folder of before it was kept
+            arrays[name] = np.full(facts["rows"], BY_SEED, np.int32)
+            continue
         try:
             arrays[name] = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:

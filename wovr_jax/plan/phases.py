@@ -200,6 +200,7 @@ def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
         task_K=column(),
         step_K=column(),
         seed_K=column(),
+        init_K=column(),
         episode_K=column(),
         rule_K=column(),
         initials=recipe.collect.first,
@@ -214,7 +215,7 @@ def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
     if recipe.dream.reward == "learned":
         parts["reward"] = on.whole(classifier.network(recipe.reward).shapes())
     if recipe.dream.world != "learned":
-        parts["sim"] = on.whole(jax.eval_shape(lambda table: programs.true_states(table, recipe.sim), starts))
+        parts["sim"] = on.whole(jax.eval_shape(lambda table: programs.true_states(table, recipe.embedded), starts))
     return parts
 
 
@@ -228,4 +229,4 @@ def latent_size(recipe: Recipe) -> tuple[int, int]:
 
 def pixels(recipe: Recipe) -> int:
     """Returns height and width of a frame, which is square."""
-    return recipe.sim.size if recipe.libero is None else recipe.libero.scene.size
+    return recipe.embedded.size if recipe.libero is None else recipe.libero.scene.size

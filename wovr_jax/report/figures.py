@@ -14,6 +14,10 @@ from collections.abc import Mapping, Sequence
 
 Mark = tuple[str, float, float, float]
 """A class of the style sheet, a value, and the ends of its interval (equal to the value where there is none)."""
+Point = tuple[float, float, float, float]
+"""A place on the axis, a rate, and the ends of its interval."""
+SERIES = 5
+"""Colours of lines in the style sheet; a sixth line begins again."""
 SEGMENTS = {
     "fp": "imagined success only",
     "tp": "success in both",
@@ -127,6 +131,38 @@ def draw_curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
         pen = "M" if y is None else "L"
     parts.append(f'<path class="line" d="{"".join(path)}">{_hover(f"{label}: last {shorten(values[-1])}")}</path>')
     return frame.svg(*parts, label=label)
+
+
+def draw_rates(lines: Sequence[tuple[str, Sequence[Point]]], label: str, *, log: bool = False) -> str:
+    """Draws success rates against one quantity, a line for each name, and a key above them.
+
+    Args:
+      lines: (name, points in ascending order).
+      label: what the quantity is.
+      log: whether it has a logarithmic axis.
+    """
+
+    def across(x: float) -> float:
+        return math.log2(x) if log else x
+
+    xs = sorted({x for _, points in lines for x, *_ in points})
+    frame = Frame(520, 240, (across(xs[0]), across(xs[-1])), (0.0, 1.0), left=44, right=28, bottom=40)
+    parts = [_rule(frame, frame.x[0], y, frame.x[1], y) for y in (0, 0.25, 0.5, 0.75, 1)]
+    parts += [_text(frame.left - 8, frame.at(frame.x[0], y)[1], f"{y:.0%}", dy=4, anchor="end") for y in (0, 0.5, 1)]
+    parts += [_text(*frame.at(across(x), 0), shorten(x), dy=16, anchor="middle") for x in xs]
+    parts.append(_text(*frame.at(sum(frame.x) / 2, 0), label, dy=34, anchor="middle"))
+    key = ""
+    for i, (name, points) in enumerate(lines):
+        kind = f"series s{i % SERIES}"
+        places = [" ".join(map(str, frame.at(across(x), y))) for x, y, *_ in points]
+        parts.append(f'<path class="line {kind}" d="M{"L".join(places)}"/>')
+        for x, y, low, high in points:
+            (cx, cy), numbers = frame.at(across(x), y), f"{name}, {label} {shorten(x)}: {y:.1%}"
+            numbers += f", 95% between {low:.1%} and {high:.1%}" * (low < high)
+            parts.append(_rule(frame, across(x), low, across(x), high, kind=f"line {kind}"))
+            parts.append(f'<circle class="dot {kind}" cx="{cx}" cy="{cy}" r="3.5">{_hover(numbers)}</circle>')
+        key += f'<span><i class="{kind}"></i>{html.escape(name)}</span>'
+    return f'<p class="key">{key}</p>{frame.svg(*parts, label=f"true success against {label}")}'
 
 
 def draw_reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], threshold: float | None) -> str:

@@ -25,8 +25,10 @@ from wovr_jax.core.log import RESERVED, read_metrics
 from wovr_jax.report import figures, tables
 from wovr_jax.report.tables import Results, Rows
 
-FIRST_CURVES = ("success_start", "success_keyframe", "false_success", "success", "true_success")
-FIRST_CURVES += ("return_mean", "loss", "kl", "entropy", "accuracy")
+FIRST_CURVES = (
+    *("success_start", "success_keyframe", "false_success", "true_success"),
+    *("success", "return_mean", "loss", "kl", "entropy", "accuracy"),
+)
 """Shown at once when a stage has them, and other curves to fill up; the rest is behind a fold."""
 CURVES_AT_ONCE = 3
 
@@ -71,7 +73,6 @@ def render(
         "facts": _render_facts(results),
         "lead": "".join(f'<p class="lead">{html.escape(said)}</p>\n' for said in tables.state_findings(results)),
         "success": _render_success(results.get("phases") or ()),
-        "study": _render_study(results.get("study") or ()),
         # Tables that a study brings along have no section of their own in the template.
         "tables": "".join(map(_render_titled_table, results.get("tables") or ())),
         "closed": _render_closed_loop(results.get("closed_loop") or ()),
@@ -109,30 +110,34 @@ def _render_success(phases: Sequence[Results]) -> str:
         rows.append((phase["name"], marks, tables.format_rate(true["rate"])))
     if not rows:
         return ""
-    subgoals = tables.subgoal_rows(phases)
+    further = [rows for rows in (tables.temperature_rows(phases), tables.subgoal_rows(phases)) if rows]
     return (
         figures.draw_intervals(rows)
         + _render_table(tables.policy_rows(phases))
-        + (_render_table(subgoals) if subgoals else "")
+        + _draw_temperatures(phases)
+        + "".join(map(_render_table, further))
     )
 
 
-def _render_study(study: Sequence[Results]) -> str:
-    if not study:
-        return ""
-    rows = []
-    for row in study:
-        marks = [("true", row["gain"], row["low"], row["high"])]
-        rows.append((row["says"], marks, tables.format_points(row["gain"])))
-    low, high = min(row["low"] for row in study), max(row["high"] for row in study)
-    # At least ten points to each side, or a study without any effect would look like one with large effects.
-    return figures.draw_intervals(rows, min(low, -0.1), max(high, 0.1)) + _render_table(tables.variant_rows(study))
+def _draw_temperatures(phases: Sequence[Results]) -> str:
+    lines = [
+        (phase["name"], [tuple(level[part] for part in ("temperature", "rate", "low", "high")) for level in levels])
+        for phase in phases
+        # From the lowest to the highest, as an axis goes.
+        if (levels := list(reversed(phase.get("temperatures") or ())))
+    ]
+    return figures.draw_rates(lines, "temperature") if lines else ""
 
 
 def _render_titled_table(table: Results) -> str:
-    """Returns a table that a job brings along, with its own title and explanation."""
+    """Returns a table that a job brings along, with its own title and explanation, and the picture that it asks for."""
     title, why = (html.escape(table[part]) for part in ("title", "why"))
-    return f'<h2>{title}</h2>\n<p class="why">{why}</p>\n{_render_table(table["rows"])}'
+    drawn = figures.draw_rates(table["lines"], table["label"], log=True) if table.get("lines") else ""
+    if rows := table.get("intervals"):
+        ends = [end for _, marks, _ in rows for _, _, *both in marks for end in both]
+        # At least ten points to each side, or a study without any effect would look like one with large effects.
+        drawn += figures.draw_intervals(rows, min(*ends, -0.1), max(*ends, 0.1))
+    return f'<h2>{title}</h2>\n<p class="why">{why}</p>\n{drawn}{_render_table(table["rows"])}'
 
 
 def _render_closed_loop(closed_loop: Sequence[Results]) -> str:

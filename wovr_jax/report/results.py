@@ -7,7 +7,7 @@ the results of an old run folder can be put together again without building anyt
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wovr_jax.core import machine, stats
@@ -16,7 +16,10 @@ Results = dict[str, Any]
 Facts = Mapping[str, Mapping[str, Any]]
 """By stage, what it wrote when it was finished."""
 
-STAGES = ("demonstrations", "sft", "grpo", "evaluate", "collect", "world", "reward", "starts", "compare", "closed")
+STAGES = (
+    *("demonstrations", "sft", "grpo", "imitate", "evaluate"),
+    *("collect", "world", "reward", "starts", "compare", "closed"),
+)
 """The kinds of stages in the order in which a round meets them."""
 
 
@@ -37,7 +40,7 @@ def summarize(
 
     Args:
       about: ``name``, ``job`` and ``seed``; ``rounds``; ``pace``, whether the world model is trained again after each
-        round; ``online``, whether the policy learns in the true environment.
+        round; ``online``, whether the policy learns in the true environment; ``learn``, how it does.
       facts: of every finished stage. Stages that did not run are left out of the results.
       ledger: of every finished stage its ``true_steps``, ``imagined_frames`` and ``seconds``.
       seconds: how long this call of the program has run; a resumed run took longer than that in all.
@@ -83,6 +86,8 @@ def _name_policy(round_: int, about: Mapping[str, Any]) -> str:
     """Returns what a reader calls the policy of a round."""
     if round_ == 0:
         return "base"
+    if about["learn"] == "imitation":
+        return "after imitation of its own successes" + (f", round {round_}" if about["rounds"] > 1 else "")
     if round_ == 1:
         return "after online GRPO" if about["online"] else "after imagined GRPO"
     # Without a refresh the policy goes on in the first world, which is what an ablation calls it.
@@ -96,11 +101,26 @@ def _summarize_policy(round_: int, facts: Facts, about: Mapping[str, Any]) -> Re
     # Success in the dreams that taught it, which may flatter it; the newer world is in the comparisons.
     comparison = facts.get(_name("compare", round_, training_world(round_, about["pace"])), {})
     phase = {"name": _name_policy(round_, about), "imagined_success": comparison.get("imagined_success")}
-    phase |= {key: evaluation[key] for key in ("true_success", "greedy", "subgoals")}
+    phase |= {key: evaluation[key] for key in ("true_success", "greedy", "subgoals", "outcomes")}
+    # Official and drawn start states of LIBERO; other environments have one kind.
+    phase["kinds"] = evaluation.get("kinds", {})
+    # Runs of earlier versions measured two temperatures, and kept the outcomes of one.
+    levels = phase["temperatures"] = evaluation.get("temperatures") or []
     # The base has nothing to gain over itself.
     if round_:
-        phase["gain"] = stats.gain(evaluation["outcomes"], facts["evaluate-0"]["outcomes"])
+        base = facts["evaluate-0"]
+        phase["gain"] = stats.gain(evaluation["outcomes"], base["outcomes"])
+        if levels and base.get("temperatures"):
+            pairs = {"greedy_gain": (levels[-1], base["temperatures"][-1])}
+            pairs["best_gain"] = (best_level(levels), best_level(base["temperatures"]))
+            phase |= {name: stats.gain(ours["outcomes"], its["outcomes"]) for name, (ours, its) in pairs.items()}
     return phase
+
+
+def best_level(levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Returns the temperature of the largest success rate, the highest of those that have it."""
+    # In descending order, and max takes the first.
+    return max(levels, key=lambda level: level["rate"])
 
 
 def _summarize_comparison(round_: int, world: int, facts: Facts, about: Mapping[str, Any]) -> Results:

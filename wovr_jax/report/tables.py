@@ -11,8 +11,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wovr_jax.core.stats import wilson
 from wovr_jax.core.tables import text_table
+from wovr_jax.report.results import best_level
 
 Results = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
@@ -32,7 +32,7 @@ def render_text(results: Results) -> str:
     """Returns the results as a few lines of plain text, for the end of a run."""
     tables = (
         policy_rows(results.get("phases") or ()),
-        variant_rows(results.get("study") or ()),
+        temperature_rows(results.get("phases") or ()),
         *(table["rows"] for table in results.get("tables") or ()),
         closed_rows(results.get("closed_loop") or ()),
         world_rows(results.get("comparison") or ()),
@@ -49,7 +49,6 @@ def state_findings(results: Results) -> list[str]:
     """Says what was reached, whether imagination can be believed and what it cost, one sentence or two each."""
     phases, ledger, remarks = results.get("phases"), results.get("ledger") or {}, results.get("remarks") or []
     sentences = [_state_success(phases)] if phases else []
-    sentences += [_state_study(results["study"])] if results.get("study") else []
     # The last of either is that of the final policy, in the newest world that it was held against.
     sentences += [_state_closed_loop(results["closed_loop"][-1])] if results.get("closed_loop") else []
     sentences += [_state_agreement(results["comparison"][-1])] if results.get("comparison") else []
@@ -67,16 +66,16 @@ def _state_success(phases: Sequence[Results]) -> str:
     verdict = _judge(gain, "The policy truly got better.", "The policy truly got worse.", "That may be chance.")
     before = f"{phases[0]['true_success']['rate']:.1%} ({phases[0]['name']})"
     # Sampling is how it acts in training; the most likely actions are what a robot would run.
-    likely = f"With its most likely actions: {phases[0]['greedy']['rate']:.1%}, then {last['greedy']['rate']:.1%}."
-    return f"True success went from {before} to {now}: {_state_difference(gain)}, {where}. {verdict} {likely}"
-
-
-def _state_study(study: Sequence[Results]) -> str:
-    best = max(study, key=lambda row: row["gain"])
-    # Only what the interval sets apart from no change is called a gain or a loss.
-    won, lost = sum(row["low"] > 0 for row in study), sum(row["high"] < 0 for row in study)
-    count = f"Of {len(study)} variants on {len(best['seeds'])} seeds, {won} truly gained and {lost} truly lost."
-    return f"{count} Best: {best['says']}, {_state_difference(best)}."
+    likely = f"With its most likely actions: {phases[0]['greedy']['rate']:.1%}, then {last['greedy']['rate']:.1%}"
+    said = f"True success went from {before} to {now}: {_state_difference(gain)}, {where}. {verdict} {likely}"
+    # Runs of earlier versions did not measure between the two.
+    if not last.get("best_gain"):
+        return f"{said}."
+    # A base that a lower temperature repairs needed no training: each policy is given the one that suits it best.
+    tops = [best_level(phase["temperatures"]) for phase in (phases[0], last)]
+    first, then = (f"{top['rate']:.1%} ({name_temperature(top['temperature'])})" for top in tops)
+    best = f"At the temperature that suits each best: {first}, then {then}, {_state_difference(last['best_gain'])}."
+    return f"{said}, {_state_difference(last['greedy_gain'])}. {best}"
 
 
 def _state_closed_loop(row: Results) -> str:
@@ -136,6 +135,19 @@ def policy_rows(phases: Sequence[Results]) -> Rows:
     return rows
 
 
+def temperature_rows(phases: Sequence[Results]) -> Rows:
+    """Returns a row for each policy: true success at each temperature; nothing where runs did not measure it."""
+    rows = [
+        (phase["name"], *(format_rate(level["rate"]) for level in phase["temperatures"]))
+        for phase in phases
+        if phase.get("temperatures")
+    ]
+    if not rows:
+        return []
+    levels = next(phase["temperatures"] for phase in phases if phase.get("temperatures"))
+    return [("true success at", *(name_temperature(level["temperature"]) for level in levels)), *rows]
+
+
 def subgoal_rows(phases: Sequence[Results]) -> Rows:
     """Returns how far the episodes of each policy came; nothing where the environment knows no sub-goals."""
     first = phases[0]["subgoals"]
@@ -145,23 +157,6 @@ def subgoal_rows(phases: Sequence[Results]) -> Rows:
     names = sorted(first, key=lambda name: -first[name])
     rows = [(phase["name"], *(format_rate(phase["subgoals"][name]) for name in names)) for phase in phases]
     return [("episodes with", *(name.replace("_", " ") for name in names)), *rows]
-
-
-def variant_rows(study: Sequence[Results]) -> Rows:
-    """Returns a row for each variant, seeds pooled, with each seed's own gain and the difference from the reference."""
-    # The reference is the row that is held against no other.
-    reference = next((row["says"] for row in study if not row.get("against")), "the reference")
-    rows: Rows = [
-        ("variant", "episodes", "base", "success", "95%", "gain", "95%", "gain by seed", f"against {reference}")
-    ]
-    for row in study:
-        # The results keep the rate; with n it gives the count back exactly.
-        low, high = wilson(round(row["final"] * row["n"]), row["n"])
-        final = _rate_cells({"rate": row["final"], "low": low, "high": high})
-        seeds = " ".join(format_points(after - before) for before, after in row["seeds"])
-        against = _state_difference(row["against"]) if row.get("against") else ""
-        rows.append((row["says"], str(row["n"]), format_rate(row["base"]), *final, *_gain_cells(row), seeds, against))
-    return rows
 
 
 def closed_rows(closed_loop: Sequence[Results]) -> Rows:
@@ -218,6 +213,11 @@ def success_rates(row: Results) -> tuple[float, float, int]:
 def format_rate(rate: float | None) -> str:
     """Returns 0.5 as ``50.0%``, and a dash for a rate that nobody measured or that has no cases."""
     return "-" if rate is None or math.isnan(rate) else f"{rate:.1%}"
+
+
+def name_temperature(temperature: float) -> str:
+    """Returns what a reader calls a temperature: ``T = 0.5``, and ``greedy`` for 0."""
+    return f"T = {temperature:g}" if temperature else "greedy"
 
 
 def format_points(share: float) -> str:

@@ -32,8 +32,8 @@ from wovr_jax.run.stages.truth import close_loop, compare, measure
 from wovr_jax.run.stages.vae import VAE, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
 from wovr_jax.sim.arena import Acting, Actor, Arena
+from wovr_jax.sim.embedded import Embedded, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
-from wovr_jax.sim.tabletop.arena import Tabletop
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
 from wovr_jax.world import model as world_model
@@ -85,19 +85,24 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     start = functools.partial(start_policy, recipe.policy, recipe.policy_weights, recipe.towers, folder, key)
     start_dit = functools.partial(start_world, recipe.world, recipe.world_weights, key)
     rl = improvement(recipe)
-    acting = programs.acting(recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.sim, memory)
+    acting = programs.acting(
+        recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.embedded, memory
+    )
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
+
+    learner = "imitate" if recipe.dream.learn == "imitation" else "grpo"
 
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""
         # Episodes remember who acted, and the report tells policies apart by it.
-        name = f"grpo-{round_}" if round_ else "base"
+        name = f"{learner}-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
     def measure_policy(round_: int) -> Product[None]:
-        # Greedy too: sampling at the temperature of training hides what the policy knows.
-        return measure(run, round_, arena, recipe.evaluate, act(round_, "evaluate"), act(round_, "evaluate", 0.0))
+        # Below the temperature of training too: sampling hides what the policy knows.
+        at = functools.partial(act, round_, "evaluate")
+        return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
 
     def compare_policy(round_: int) -> Product[None]:
         """In the newest world: the one that taught the policy, or the one that was refreshed for it."""
@@ -117,6 +122,19 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         learned = (made.vae, made.worlds[-1], made.rewards[-1])
         return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
 
+    def imitate(round_: int) -> Product[Params]:
+        """The base policy, fine-tuned on the demonstrations and on every collected success so far."""
+
+        def choose() -> Demonstrations:
+            train, held_out = made.demonstrations.value
+            done = [episode for episode in join_rounds(made.rollouts) if episode.success_S.any()]
+            return Demonstrations([*train, *done], held_out)
+
+        base = made.policies[0]
+        where = (run, recipe.policy, recipe.sft, lambda: base.value, codec, prompt_KL, key)
+        return fine_tune(*where, Product(choose), f"{learner}-{round_ + 1}")
+
+    grpo = functools.partial(improve, run, rl, made.policies, imagination, key)
     return SimpleNamespace(
         act=act,
         explore=arena.explore if recipe.dream.world == "true" else None,
@@ -132,7 +150,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         measure=measure_policy,
         compare=compare_policy,
         close_loop=close_policy,
-        improve=functools.partial(improve, run, rl, made.policies, imagination, key),
+        improve=grpo if learner == "grpo" else imitate,
     )
 
 
@@ -147,7 +165,7 @@ def improvement(recipe: Recipe) -> Improvement:
         recipe.sft.frozen,
         recipe.policy,
         recipe.reward,
-        recipe.sim,
+        recipe.embedded,
         recipe.steps if recipe.starts.deadline else None,
     )
 
@@ -176,7 +194,7 @@ def assets_folder(recipe: Recipe) -> pathlib.Path:
 
 
 def open_environment(recipe: Recipe) -> Environment:
-    """Opens the true environment of a recipe, the embedded table or LIBERO.
+    """Opens the true environment of a recipe, an embedded simulator or LIBERO.
 
     Raises:
       LiberoError: LIBERO is not installed, or a task that the suite does not have.
@@ -186,15 +204,20 @@ def open_environment(recipe: Recipe) -> Environment:
     cfg, policy = recipe.libero, recipe.policy
     how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
     if cfg is None:
-        words = jnp.asarray(Tokenizer.tabletop().prompts(Tabletop.instructions))
-        return Environment(Tabletop(recipe.sim, recipe.expert, **how, prompt_KL=words), words, None)
-    # Imported here, so that whoever runs on the table need not have LIBERO.
+        suite = suite_of(recipe.embedded)
+        words = getattr(Tokenizer, suite.name)()
+        _check_words(policy, words, suite.name)
+        prompt_KL = jnp.asarray(words.prompts(suite.instructions))
+        return Environment(Embedded(recipe.embedded, recipe.expert, **how, prompt_KL=prompt_KL), prompt_KL, None)
+    # Imported here, so that whoever runs an embedded one need not have LIBERO.
     from wovr_jax.sim.libero import actors
     from wovr_jax.sim.libero import arena as libero
 
     prompt_KL, codec = _libero_words(cfg, policy, libero.instructions(cfg.suite))
     arena = libero.Libero(cfg, chunk=policy.chunk, prompt_KL=prompt_KL, **how)
-    # Each process steps simulators of its own, which not every mesh allows.
+    # What would end the run hours later: trials that are not distinct, and a mesh that does not allow each process to
+    # step simulators of its own.
+    arena.check_evaluation(recipe.evaluate.episodes)
     actors.check_mesh(vla.network(policy).shapes(), vla.AXES)
     return Environment(arena, jnp.asarray(prompt_KL), codec)
 
@@ -208,13 +231,17 @@ def _libero_words(
         statistics = normalize.load(cfg.release, cfg.suite)
         return released.prompts(instructions), Codec.from_statistics(statistics["action"])
     words = Tokenizer.libero()
+    _check_words(policy, words, "libero_small", ", or name the folder of its own tokenizer with libero.release=...")
+    return words.prompts(instructions), None
+
+
+def _check_words(policy: VLAConfig, words: Tokenizer, size: str, otherwise: str = "") -> None:
+    """Refuses a policy that reads other words than the environment says."""
     if (policy.vocab_size, policy.pad) != (words.vocab_size, words.pad):
         raise ConfigError(
-            f"config.policy: vocab_size {policy.vocab_size} and pad {policy.pad} are not those of LIBERO's words, "
-            f"{words.vocab_size} and {words.pad}; use size='libero_small', or name the folder of the policy's own "
-            "tokenizer with libero.release=..."
+            f"config.policy: vocab_size {policy.vocab_size} and pad {policy.pad} are not those of the environment's "
+            f"words, {words.vocab_size} and {words.pad}; use size={size!r}{otherwise}"
         )
-    return words.prompts(instructions), None
 
 
 def check_weights(recipe: Recipe) -> None:

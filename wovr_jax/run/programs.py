@@ -31,9 +31,9 @@ from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.recipe import DreamConfig
+from wovr_jax.sim import embedded
 from wovr_jax.sim.arena import Acting
-from wovr_jax.sim.tabletop import arena, table
-from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.sim.embedded import Simulator
 from wovr_jax.types import NULL_ACTION, Array, Episode, Imagined, Params, Start
 from wovr_jax.world import model as world_model
 from wovr_jax.world.model import WorldConfig
@@ -47,7 +47,7 @@ def acting(
     codec: Callable[[], Codec],
     prompt_KL: Array,
     temperature: float,
-    sim: TabletopConfig,
+    sim: Simulator,
     memory: int,
 ) -> Acting:
     """The policy as plain functions of its weights, for an arena.
@@ -58,7 +58,7 @@ def acting(
       codec: gives the codec between actions and tokens; asked when somebody acts.
       prompt_KL: (tasks, L) prompt tokens of every task.
       temperature: of training.
-      sim: the embedded table, for ``roll``.
+      sim: the embedded simulator, for ``roll``.
       memory: M, memory frames of a start state.
     """
 
@@ -72,21 +72,21 @@ def acting(
         return sample_on_host(cfg, net, codec(), temperature)(params, frame_BHWC, prompt_BL, key, seed_B)
 
     def roll(params: Params, seed_B: Array, key: Array, temperature: float) -> Imagined:
-        return roll_on_table(cfg, codec(), temperature, sim, memory)(params, seed_B, prompt_KL, key)
+        return roll_in_simulator(cfg, codec(), temperature, sim, memory)(params, seed_B, prompt_KL, key)
 
     return Acting(choose, sample, roll, vla.AXES)
 
 
 @functools.cache
-def roll_on_table(cfg: VLAConfig, codec: Codec, temperature: float, sim: TabletopConfig, memory: int) -> Callable:
+def roll_in_simulator(cfg: VLAConfig, codec: Codec, temperature: float, sim: Simulator, memory: int) -> Callable:
     """``live(params, seed_B, prompt_KL, key) -> Imagined``: a policy in the true simulator, with video."""
-    world, chunks = table.world(sim), sim.horizon // cfg.chunk
+    world, chunks = embedded.world(sim), sim.horizon // cfg.chunk
 
     @jax.jit
     def live(params: Params, seed_B: Array, prompt_KL: Array, key: Array) -> Imagined:
-        # The true table is a world like the learned one, so the same scan plays both.
+        # The true simulator is a world like the learned one, so the same scan plays both.
         act = vla.policy(cfg, params, codec, temperature)
-        start = arena.make_starts(seed_B, prompt_KL, sim, memory)
+        start = embedded.make_starts(seed_B, prompt_KL, sim, memory)
         return imagine(act, world, predicate, start, key, chunks=chunks, video=True)
 
     return live
@@ -136,7 +136,7 @@ class Improvement:
       frozen: parts of the policy that stay as they are.
       policy: the policy's network.
       reward: the classifier's network.
-      sim: the embedded table, for worlds that are the truth or know it.
+      sim: the embedded simulator, for worlds that are the truth or know it.
       steps: of a true episode, at whose end a rollout's successes end too; None where a keyframe has a whole budget.
     """
 
@@ -147,7 +147,7 @@ class Improvement:
     frozen: tuple[str, ...]
     policy: VLAConfig
     reward: RewardConfig
-    sim: TabletopConfig
+    sim: Simulator
     steps: int | None
 
     @property
@@ -185,10 +185,10 @@ def dream(
         # The predicate looks into the simulator, so it needs a world that has one.
         score = classifier.score(cfg.reward, parts["reward"]) if cfg.dream.reward == "learned" else predicate
         if world is None:
-            simulator = table.world(cfg.sim)
+            simulator = embedded.world(cfg.sim)
         else:
             model = world_model.world(world, parts["world"])
-            simulator = model if cfg.dream.world == "learned" else shadow(model, table.world(cfg.sim))
+            simulator = model if cfg.dream.world == "learned" else shadow(model, embedded.world(cfg.sim))
         how = {"chunks": cfg.dream.chunks, "threshold": parts["threshold"], "steps": cfg.steps}
         return imagine(act, simulator, score, start, k_roll, **how)
 
@@ -219,11 +219,11 @@ def update(cfg: LearnerConfig, net: Pure, temperature: float) -> learner.Update:
     return learner.make_update(cfg, net, temperature, vla.AXES)
 
 
-def true_states(starts: Starts, sim: TabletopConfig) -> Any:
-    """The table's own states at start states, for worlds that are the truth."""
+def true_states(starts: Starts, sim: Simulator) -> Any:
+    """The simulator's own states at start states, for worlds that are the truth."""
     seed_K, played_KSA, step_K = map(jnp.asarray, (starts.seed_K, starts.played_KSA, starts.step_K))
     # A state is not stored but played again: seed and actions are small, and other versions can read them.
-    return table.replay(seed_K, played_KSA, step_K, sim)
+    return embedded.replay(seed_K, played_KSA, step_K, sim)
 
 
 # ---------------------------------------------------------------- recorded actions

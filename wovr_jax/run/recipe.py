@@ -22,9 +22,11 @@ from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
+from wovr_jax.sim.embedded import Simulator, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
+from wovr_jax.sim.relay.table import RelayConfig
 from wovr_jax.sim.tabletop.expert import ExpertConfig
-from wovr_jax.sim.tabletop.table import INSTRUCTIONS, TabletopConfig
+from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import ACTION_DIM
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
@@ -115,6 +117,8 @@ class DreamConfig:
       select: the policy that a round ends with: its ``last``, or, by ``closed_loop``, the last one of which a smoothed
         share of at most ``false_success`` of the true failures was paid. What is watched then costs true steps.
       false_success: see ``select``.
+      learn: ``grpo``, or ``imitation``: fine-tuning of the base policy on the demonstrations and on every success that
+        the collections have seen so far, a baseline that needs no world, no reward and no start states.
     """
 
     groups: Count = 12
@@ -126,9 +130,10 @@ class DreamConfig:
     watch: bool = True
     select: Literal["last", "closed_loop"] = "last"
     false_success: Share = 0.3
+    learn: Literal["grpo", "imitation"] = "grpo"
 
     def faults(self) -> Faults:
-        """Yields rounds without a number, and a true reward of a world that does not know it."""
+        """Yields rounds without a number, a true reward of a world that does not know it, imitation in a true world."""
         for name in ("updates", "rates"):
             if not getattr(self, name):
                 yield name, "expected a number for each round, got none"
@@ -138,6 +143,11 @@ class DreamConfig:
             yield (
                 "select",
                 "'closed_loop' asks which failures a learned reward pays: watch=True, reward='learned'",
+            )
+        if self.learn == "imitation" and self.world != "learned":
+            yield (
+                "world",
+                f"expected 'learned' with dream.learn='imitation', which rolls in no world, got {self.world!r}",
             )
 
 
@@ -152,12 +162,15 @@ class EvaluateConfig:
       videos: side-by-side videos kept of each comparison, at most one an episode.
       closed: rollouts from episode starts, and as many from keyframes, that each policy plays in the learned world and
         whose actions the true simulator follows; fewer where there are not so many. 0 leaves the closed loop out.
+      temperatures: at which success is measured too, beside that of training and 0 (the likeliest tokens). What a
+        lower temperature repairs without any training is no merit of training.
     """
 
     episodes: SomeLayouts = 512
     compare: SomeLayouts = 256
     videos: Natural = 3
     closed: Natural = 128
+    temperatures: tuple[Positive, ...] = (0.5, 0.3)
 
     def faults(self) -> Faults:
         """Yields a comparison with episodes that were not measured."""
@@ -175,6 +188,7 @@ class Recipe:
       job, name, seed: what to run, how to call it, and the seed of everything random.
       seeds: of the runs of a study; other jobs use ``seed``.
       variants: of a study, by name, beside the full one; empty for all.
+      budgets: true episodes of the points of the study ``budget``.
       assets: folder of the pretrained parts; empty for those of the package.
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP). Without a name the VAE
         of ``world`` is trained on the demonstrations first, as ``vae_train`` says; towers then start at random.
@@ -183,7 +197,10 @@ class Recipe:
       policy_weights, world_weights: where the policy and the transformer of the world model start: a json of imported
         weights, or the folder of a checkpoint such as `stages/world-0/dit` of a run; empty for random weights.
       temperature: of the policy's sampling, in training and evaluation alike, and of the learner's log-probabilities.
-      libero: LIBERO as the true environment; None for the embedded table, which ``sim`` and ``expert`` describe.
+      sim: the embedded table, the true environment where neither of the next two is one.
+      relay: the embedded simulator with a long horizon as the true environment.
+      libero: LIBERO as the true environment.
+      expert: who demonstrates in an embedded simulator.
       pace: whether a round after the first collects again and refreshes world model, reward and start
         states (PACE); without, every round dreams in the first ones.
     """
@@ -196,6 +213,7 @@ class Recipe:
     seed: RunSeed = 0
     seeds: tuple[RunSeed, ...] = (0, 1, 2)
     variants: tuple[str, ...] = ()
+    budgets: tuple[SomeLayouts, ...] = (48, 96, 192, 384, 768)
     assets: str = ""
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")
@@ -207,6 +225,7 @@ class Recipe:
     pace: bool = True
     sim: TabletopConfig = TabletopConfig()
     expert: ExpertConfig = ExpertConfig()
+    relay: RelayConfig | None = None
     libero: LiberoConfig | None = None
     collect: CollectConfig = CollectConfig()
     sft: SFTConfig = SFTConfig()
@@ -232,9 +251,14 @@ class Recipe:
         return len(self.dream.updates)
 
     @property
+    def embedded(self) -> Simulator:
+        """The embedded simulator in use, where ``libero`` is None."""
+        return self.sim if self.relay is None else self.relay
+
+    @property
     def steps(self) -> int:
         """Steps of a policy in an episode of the true environment."""
-        return self.sim.horizon if self.libero is None else self.libero.steps
+        return self.embedded.horizon if self.libero is None else self.libero.steps
 
 
 def _fit_networks(recipe: Recipe) -> Faults:
@@ -254,17 +278,18 @@ def _fit_networks(recipe: Recipe) -> Faults:
         yield "sft.frozen", f"expected parts of the policy, {', '.join(vla.PARTS)}, got {', '.join(sorted(unknown))}"
 
     # Rollouts are made of whole chunks, and what is left of an episode would be cut off without a word.
-    name, steps = ("sim.horizon", recipe.sim.horizon) if libero is None else ("libero.steps", libero.steps)
+    where, sim = ("sim" if recipe.relay is None else "relay"), recipe.embedded
+    name, steps = (f"{where}.horizon", sim.horizon) if libero is None else ("libero.steps", libero.steps)
     if steps % policy.chunk:
         yield name, f"expected a multiple of the policy's chunk, {policy.chunk}, got {steps}"
-    name, size = ("sim.size", recipe.sim.size) if libero is None else ("libero.scene.size", libero.scene.size)
+    name, size = (f"{where}.size", sim.size) if libero is None else ("libero.scene.size", libero.scene.size)
     # A token of the transformer is a square of latents, and a latent one of pixels.
     side = world.vae.space * world.dit.patch
     if not size or size % side:
         yield name, f"expected a multiple of {side} pixels, the side of a token of the world model, got {size}"
 
     # The classifier embeds the index of a task; on LIBERO it is the index in the suite, whichever tasks are in use.
-    tasks = len(INSTRUCTIONS) if libero is None else libero.last_task + 1
+    tasks = len(suite_of(sim).instructions) if libero is None else libero.last_task + 1
     if recipe.reward.head == "task" and recipe.reward.tasks < tasks:
         yield "reward.tasks", f"expected at least the {tasks} tasks of the environment, got {recipe.reward.tasks}"
     if recipe.reward_train.swap and recipe.reward.head != "task":
@@ -318,6 +343,8 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "towers", f"expected the names of two towers, DINOv2 and SigLIP, or none, got {recipe.towers}"
 
     # Each of these reads the demonstrations, and some only after hours of other stages.
+    if recipe.dream.learn == "imitation" and not recipe.sft.steps:
+        yield "sft.steps", "expected at least 1, by which dream.learn='imitation' learns, got 0"
     needs = {
         "imitation (sft.steps)": recipe.sft.steps,
         "the run's own VAE (vae)": not recipe.vae,
@@ -328,6 +355,8 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "collect.demonstrations", f"expected at least 1, which {needed} are made of, got 0"
     if recipe.sft.steps and not recipe.collect.validation:
         yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
+    if not recipe.budgets:
+        yield "budgets", "expected at least one number of true episodes, got none"
     if not recipe.seeds:  # a study without a run has no table
         yield "seeds", "expected the seed of at least one run, got none"
     if recipe.starts.share and recipe.starts.room >= recipe.steps:
@@ -338,7 +367,13 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
 
 
 def _fit_environment(recipe: Recipe) -> Faults:
-    """Yields what LIBERO, which no compiled program can hold, cannot do."""
+    """Yields what LIBERO, which no compiled program can hold, cannot do, and what relay's expert cannot."""
+    if recipe.relay is not None:
+        if recipe.libero is not None:
+            yield "relay", "expected one true environment, got two: leave out libero or relay"
+        if recipe.expert.flaw != "none" and recipe.expert.flawed_share:
+            what = f"expected 0, since the expert of relay has no flaws, got {recipe.expert.flawed_share}"
+            yield "expert.flawed_share", f"{what}; fewer demonstrations (collect.demonstrations) make a weaker policy"
     # Keyframes start in the middle of an episode, which a simulator on the host cannot be put into.
     kinds, select = (recipe.dream.world, recipe.dream.reward), recipe.dream.select
     share = recipe.starts.share

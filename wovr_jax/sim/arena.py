@@ -1,7 +1,7 @@
 """What a run asks of its true environment, whichever it is.
 
 The stages know no simulator. They ask an arena for instructions, demonstrations, true rollouts of a policy and its true
-success; ``sim.tabletop.arena`` answers with compiled programs on the device, ``sim.libero.arena`` with worker processes
+success; ``sim.embedded`` answers with compiled programs on the device, ``sim.libero.arena`` with worker processes
 on the host. An arena knows no network: a policy comes to it as plain functions of its weights (``Actor``). Start states
 are named by a purpose and a number, and those of two purposes are never the same.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -89,12 +89,14 @@ class Measured(NamedTuple):
       success_B: bool, start state by start state.
       subgoals: share of the episodes that reached each of them; empty where the environment knows none.
       steps: simulator steps that it took.
+      kind_B: what kind of start state each was, where the environment has several; else empty.
     """
 
     # Single outcomes and no rate, so that policies can be compared layout by layout.
     success_B: np.ndarray
     subgoals: dict[str, float]
     steps: int
+    kind_B: Sequence[str] = ()
 
 
 class Played(NamedTuple):

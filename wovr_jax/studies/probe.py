@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wovr_jax.sim import embedded
 from wovr_jax.sim.tabletop import eye
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.table import TabletopConfig, TabletopState
@@ -67,8 +68,8 @@ def true_frames(seed_B: Array, action_BTA: Array, sim: TabletopConfig) -> tuple[
     def render(state: TabletopState) -> Array:
         return tabletop.render(state, sim)
 
-    state = tabletop.reset_batch(seed_B, sim)
-    states_BT = jax.vmap(lambda s, a: tabletop.roll(s, a, sim))(state, action_BTA)
+    state = embedded.reset_batch(seed_B, sim)
+    states_BT = jax.vmap(lambda s, a: embedded.roll(s, a, sim))(state, action_BTA)
     return jax.vmap(render)(state), jax.vmap(jax.vmap(render))(states_BT)
 
 

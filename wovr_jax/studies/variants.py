@@ -1,4 +1,4 @@
-"""Several runs that differ in one thing, and the one table that they end in.
+"""Several runs that differ in one thing, and the tables that they end in.
 
 A study is a list of variants times a list of seeds. Each variant is a run of its own in
 ``<study>/<variant>-seed<n>``; stages that its change cannot touch are shared with the
@@ -7,6 +7,8 @@ reference variant of the same seed by a link, so they are made once and are the 
 * the ladder: which part of the loop fails? true world and true reward, then one learned
   part more on each rung;
 * the ablations: what does each part of WoVR contribute?
+* the baselines: is there a cheaper way to the same success, or a better use of the same true episodes?
+* the budget: from how many true episodes on is imagination no longer ahead of online RL?
 """
 
 from __future__ import annotations
@@ -20,16 +22,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from wovr_jax.core import config, stats
+from wovr_jax.core import config
 from wovr_jax.pace import Job, pace
 from wovr_jax.run.folder import MARK, Run
 from wovr_jax.run.recipe import Recipe
+from wovr_jax.studies import seeds
+from wovr_jax.studies.seeds import Ends
 
 Settings = dict[str, Any]
-Ends = Sequence[tuple[list[int], list[int]]]
-"""For each seed the outcomes of the base policy and of the last one, layout by layout."""
 REFERENCE = "full"
 
 BASE = ("demonstrations", "sft", "evaluate-0")
@@ -45,12 +45,18 @@ class Variant:
       says: one line for the table.
       change: settings laid over the reference's, nested.
       share: stages that are linked from the reference.
+      after: the round after which its policy is measured; None for the last.
+      of: the variant whose run this is a round of; empty for a run of its own.
+      curve: the line of the picture that it is a point of, if it is of one.
     """
 
     name: str
     says: str
     change: Mapping[str, Any]
     share: tuple[str, ...] = BASE
+    after: int | None = None
+    of: str = ""
+    curve: str = ""
 
 
 COLLECTED = (*BASE, "collect-0")
@@ -70,31 +76,90 @@ LADDER = (
     Variant(REFERENCE, "(e) all learned", {}),
 )
 
+ONLINE = {"dream": {"world": "true", "reward": "true"}, "starts": {"share": 0.0}}
+NO_KIR = Variant("no_kir", "no keyframe starts", {"starts": {"share": 0.0}}, MODELLED)
+NO_PACE = Variant("no_pace", "no refresh, as many updates", {"pace": False}, (*STARTED, "grpo-1", "evaluate-1"))
+SAME_BUDGET = Variant("online", "online GRPO, same true budget", ONLINE)
+
 ABLATIONS = (
     Variant(REFERENCE, "all of WoVR", {}),
     Variant("no_anchor", "no first-frame anchor", {"world": {"anchor": False}}, (*COLLECTED, "starts-0")),
     Variant("memory_1", "one memory frame", {"world": {"memory": 1}}, (*COLLECTED, "starts-0")),
     Variant("clean_context", "no noisy context", {"world": {"noisy_context": False}}, (*COLLECTED, "starts-0")),
-    Variant("no_kir", "no keyframe starts", {"starts": {"share": 0.0}}, MODELLED),
+    NO_KIR,
     Variant("no_mask", "no success mask", {"learner": {"grpo": {"granularity": "none"}}}, STARTED),
-    Variant("no_pace", "no refresh, as many updates", {"pace": False}, (*STARTED, "grpo-1", "evaluate-1")),
-    Variant(
-        "online",
-        "online GRPO, same true budget",
-        {"dream": {"world": "true", "reward": "true"}, "starts": {"share": 0.0}},
-    ),
+    NO_PACE,
+    SAME_BUDGET,
 )
 
-STUDIES = {"ladder": LADDER, "ablations": ABLATIONS}
+BASELINES = (
+    Variant(REFERENCE, "PACE", {}),
+    Variant("sft_more", "the base, trained twice as long", {}, ("demonstrations",), after=0),
+    Variant("imitation", "imitation of its own successes", {"dream": {"learn": "imitation", "updates": [1]}}),
+    Variant("imagined", "imagined GRPO, first round", {}, after=1, of=REFERENCE),
+    NO_PACE,
+    NO_KIR,
+    SAME_BUDGET,
+    # Runs of their own and no later rounds of one: a round begins with a fresh optimizer and warms up again.
+    Variant("online_2", "online GRPO, twice the true budget", ONLINE),
+    Variant("online_4", "online GRPO, four times the true budget", ONLINE),
+)
+
+STUDIES: dict[str, tuple[Variant, ...] | None] = {
+    "ladder": LADDER,
+    "ablations": ABLATIONS,
+    "baselines": BASELINES,
+    "budget": None,
+}
+"""Variants by the name of their study; those of None depend on the recipe."""
 
 
 def variants(name: str, recipe: Recipe) -> list[Variant]:
-    """Returns the variants of a study, with the numbers of updates that depend on the recipe filled in."""
-    updates, rollouts = sum(recipe.dream.updates), recipe.dream.groups * recipe.learner.grpo.group
+    """Returns the variants of a study, with the numbers that depend on the recipe filled in."""
+    updates, rollouts = sum(recipe.dream.updates), _count_rollouts(recipe)
     # Online RL gets as many true rollouts as the loop collects, or the comparison would be one of budgets.
     budget = recipe.collect.first + (recipe.rounds - 1) * recipe.collect.again
-    counts = {"a": 2 * updates, "online": max(budget // rollouts, 1)}
-    return [_set_updates(one, counts.get(one.name)) for one in choose_variants(STUDIES[name], recipe.variants)]
+    online = {"online": 1, "online_2": 2, "online_4": 4}
+    counts = {"a": 2 * updates} | {each: max(times * budget // rollouts, 1) for each, times in online.items()}
+    fill: dict[str, Settings] = {each: {"dream": {"updates": [count]}} for each, count in counts.items()}
+    fill["sft_more"] = {"sft": {"steps": 2 * recipe.sft.steps, "patience": 0}}
+    # All of them from the base: what it succeeds in is what it imitates.
+    fill["imitation"] = {"collect": {"first": budget}}
+    return [
+        dataclasses.replace(one, change=merge_settings(one.change, fill.get(one.name, {})))
+        for one in choose_variants(STUDIES[name] or _list_budgets(recipe), recipe.variants)
+    ]
+
+
+def _list_budgets(recipe: Recipe) -> list[Variant]:
+    """Returns a variant of imagined and one of online GRPO for each budget of true episodes."""
+    budgets, rollouts, curves = recipe.budgets, _count_rollouts(recipe), ("imagined GRPO", "online GRPO")
+    imagined = [
+        # The largest is the reference, against which the others are held.
+        Variant(
+            REFERENCE if budget == max(budgets) else f"imagined_{budget}",
+            f"{curves[0]}, {budget:,} true episodes",
+            {"collect": {"first": budget}},
+            curve=curves[0],
+        )
+        for budget in budgets
+    ]
+    online = [
+        Variant(
+            f"online_{budget}",
+            f"{curves[1]}, {budget:,} true episodes",
+            merge_settings(ONLINE, {"dream": {"updates": [budget // rollouts]}}),
+            curve=curves[1],
+        )
+        # An iteration of online RL rolls a number of episodes, and half an iteration would be another learner.
+        for budget in budgets
+        if budget % rollouts == 0
+    ]
+    return [*imagined, *online]
+
+
+def _count_rollouts(recipe: Recipe) -> int:
+    return recipe.dream.groups * recipe.learner.grpo.group
 
 
 def choose_variants(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:
@@ -109,14 +174,6 @@ def choose_variants(variants: Sequence[Variant], names: Sequence[str]) -> list[V
             f"config.variants: expected names out of {', '.join(known)}; got {', '.join(sorted(unknown))}"
         )
     return [variant for variant in variants if not names or variant.name in (REFERENCE, *names)]
-
-
-def _set_updates(variant: Variant, updates: int | None) -> Variant:
-    if updates is None:
-        return variant
-    return dataclasses.replace(
-        variant, change=merge_settings({"dream": {}} | dict(variant.change), {"dream": {"updates": [updates]}})
-    )
 
 
 def merge_settings(settings: Mapping[str, Any], change: Mapping[str, Any]) -> Settings:
@@ -140,67 +197,61 @@ def link_stages(variant: Variant, reference: pathlib.Path, folder: pathlib.Path)
 
 
 def study(
-    name: str, recipe: Recipe, folder: pathlib.Path, keep: Callable[[list[Settings]], None] = lambda rows: None
-) -> list[Settings]:
-    """Runs every variant of ``name`` on every seed of the recipe; returns the table's rows, seeds pooled.
+    name: str, recipe: Recipe, folder: pathlib.Path, keep: Callable[[Settings], None] = lambda results: None
+) -> Settings:
+    """Runs every variant of ``name`` on every seed of the recipe; returns rows, tables and sentences for the results.
 
-    ``keep`` is given the rows so far after every run: a study takes hours, and its table grows meanwhile.
+    ``keep`` is given the same of what is there after every run: a study takes hours, and its tables grow meanwhile.
     The folder of a run knows nothing of the other seeds, so seeds that ran apart (on two machines, say) can be
     moved into one study, which then only has to count.
     """
     rows, settings = variants(name, recipe), config.to_dict(recipe)
-    outcomes: dict[str, list[tuple[list[int], list[int]]]] = {variant.name: [] for variant in rows}
+    ends: dict[str, list[Ends]] = {variant.name: [] for variant in rows}
     for variant in rows:  # what cannot be is said before anything runs
         config.from_dict(Recipe, merge_settings(settings, variant.change))
-    # The reference first: the others link its stages.
+    # The reference first: the others link its stages, and its base policy is what all of them began with.
     order = sorted(rows, key=lambda variant: variant.name != REFERENCE)
     for count, (seed, variant) in enumerate(itertools.product(recipe.seeds, order), 1):
         print(
             f"== {variant.name}, seed {seed}: {count} of {len(recipe.seeds) * len(order)}", file=sys.stderr, flush=True
         )
+        owner = variant.of or variant.name
         # Settings as a run of its own would have them: so it can be taken up, or made on another machine.
-        alone = {"job": "pace", "seed": seed, "seeds": [seed], "variants": [], "name": variant.name}
+        alone = {"job": "pace", "seed": seed, "seeds": [seed], "variants": [], "name": owner}
         variant_settings = merge_settings(settings, variant.change) | alone
-        where = folder / f"{variant.name}-seed{seed}"
+        where = folder / f"{owner}-seed{seed}"
         run = Run(where, variant_settings)
         link_stages(variant, folder / f"{REFERENCE}-seed{seed}", where)
         variant_recipe = config.from_dict(Recipe, variant_settings)
-        rounds = (0, variant_recipe.rounds)
+        last = variant_recipe.rounds if variant.after is None else variant.after
         # A study asks for success before and after; what lies between, and how honest the world is, costs true steps.
-        pace(variant_recipe, run, Job(measured=rounds, compares=False))
-        ends = [run.facts[f"evaluate-{round_}"]["outcomes"] for round_ in rounds]
-        outcomes[variant.name].append((ends[0], ends[1]))
+        pace(variant_recipe, run, Job(f"evaluate-{last}", measured=(0, last), compares=False))
+        final = seeds.read_outcomes(run.facts[f"evaluate-{last}"])
+        # A base that trains longer is held against the one that the reference began with.
+        own = variant.name == REFERENCE
+        base = seeds.read_outcomes(run.facts["evaluate-0"]) if own else ends[REFERENCE][-1].base
+        ends[variant.name].append(Ends(seed, count_episodes(variant_recipe, run.facts, last), base, final))
         run.log.close()
-        keep(table(rows, outcomes))
-    return table(rows, outcomes)
+        results = summarize(rows, ends)
+        keep(results)
+    return results
 
 
-def table(rows: Sequence[Variant], outcomes: Mapping[str, Ends]) -> list[Settings]:
-    """Returns a row for every variant that has run; ``against`` compares it with the reference on the seeds of both."""
-    reference = outcomes[REFERENCE]
-    lines = [_row(variant, outcomes[variant.name]) for variant in rows if outcomes[variant.name]]
-    for row in lines:
-        # Seeds run in the same order everywhere, and zip ends with the shorter of the two: both have had what is left.
-        ours, theirs = ([after for _, after in ends] for ends in zip(*zip(outcomes[row["variant"]], reference)))
-        row["against"] = None if row["variant"] == REFERENCE else _paired(ours, theirs)
-    return lines
+def count_episodes(recipe: Recipe, facts: Mapping[str, Any], last: int) -> int:
+    """Returns the true episodes that training took until a round's policy: collected ones, and the learner's."""
+    collected = sum(facts[name]["episodes"] for k in range(last) if (name := f"collect-{k}") in facts)
+    if recipe.dream.world == "learned":
+        return collected
+    return collected + sum(recipe.dream.updates[:last]) * _count_rollouts(recipe)
 
 
-def _row(variant: Variant, ends: Ends) -> Settings:
-    """Returns success before and after, and the paired difference with its interval, over all seeds."""
-    # [(before, after) of each seed] -> all outcomes before, and all after, in the same order.
-    before, after = ([outcome for seed in side for outcome in seed] for side in zip(*ends))
-    return {
-        "variant": variant.name,
-        "says": variant.says,
-        "n": len(before),
-        "base": sum(before) / len(before),
-        "final": sum(after) / len(after),
-        "seeds": [[sum(part) / len(part) for part in pair] for pair in ends],
-    } | _paired([after], [before])
-
-
-def _paired(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Returns the difference of two success rates over the same layouts, seeds pooled, with its 95 % interval."""
-    # Paired by layout: what makes a layout hard is the same on both sides and cancels.
-    return stats.gain(*(np.concatenate([np.asarray(seed, bool) for seed in side]) for side in (ours, theirs)))
+def summarize(variants: Sequence[Variant], ends: Mapping[str, Sequence[Ends]]) -> Settings:
+    """Returns what the results say of the variants that have run so far."""
+    reference = ends[REFERENCE]
+    rows = [
+        seeds.summarize(one.name, one.says, ends[one.name], None if one.name == REFERENCE else reference)
+        for one in variants
+        if ends[one.name]
+    ]
+    curves = seeds.curves(rows, {one.name: one.curve for one in variants if one.curve})
+    return {"study": rows, "tables": [*curves, *seeds.tables(rows)], "remarks": seeds.state(rows)}

@@ -24,8 +24,8 @@ from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.episodes import Demonstrations
 from wovr_jax.run.stages.vae import open_vae
 from wovr_jax.run.stages.world import start_world, windows
+from wovr_jax.sim import embedded
 from wovr_jax.sim.arena import layouts
-from wovr_jax.sim.tabletop import arena
 from wovr_jax.sim.tabletop.wander import wander
 from wovr_jax.studies import open_loop
 from wovr_jax.studies.variants import REFERENCE, Settings, Variant, choose_variants, merge_settings
@@ -62,8 +62,9 @@ def study(recipe: Recipe, run: Run, keep: Callable[[dict[str, Any]], None] = lam
     Raises:
       ConfigError: when the episodes are too short for the last chunk of the table.
     """
-    if recipe.libero:
-        raise config.ConfigError("config.libero: this study plays episodes of the embedded table only")
+    if recipe.libero or recipe.relay:
+        where = "libero" if recipe.libero else "relay"
+        raise config.ConfigError(f"config.{where}: this study plays episodes of the embedded table only")
     needed = max(CHUNKS) * recipe.world.chunk
     if recipe.sim.horizon < needed or recipe.sim.horizon % recipe.world.chunk:
         raise config.ConfigError(
@@ -139,7 +140,7 @@ class _Seed:
         def make(folder: pathlib.Path) -> Settings:
             # The purpose keeps the layouts of training and of evaluation apart.
             seeds = layouts(cfg.seed, purpose, count)
-            made = arena.play_demonstrations(seeds, key, cfg.expert, cfg.sim, cfg.collect.batch, wander)
+            made = embedded.play_demonstrations(seeds, key, cfg.expert, cfg.sim, cfg.collect.batch, wander)
             facts = disk.write(folder / "episodes", made, meta={"sim": "tabletop"}, overwrite=True)
             return {"episodes": facts["episodes"], "successes": facts["successes"]}
 

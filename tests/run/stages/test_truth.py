@@ -24,7 +24,7 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.reward import Judge
 from wovr_jax.run.stages.truth import close_loop
-from wovr_jax.sim.tabletop import arena
+from wovr_jax.sim import embedded as arena
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import NULL_ACTION, Array, Imagined, Params, Start

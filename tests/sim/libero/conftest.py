@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.libero.fake_libero import TASKS, FakePool
+from tests.sim.libero.fake_libero import DEMONSTRATE, TASKS, FakePool
 from wovr_jax.sim.libero import arena as libero
 
 
@@ -13,6 +13,7 @@ def fake_libero(monkeypatch):
     """Puts the fake in the place of LIBERO."""
     FakePool.opened, FakePool.losing = 0, set()
     monkeypatch.setattr(libero, "Pool", FakePool)
+    monkeypatch.setattr(libero, "DEMONSTRATE", DEMONSTRATE)
     monkeypatch.setattr(libero, "tasks", lambda suite: TASKS)
     monkeypatch.setattr(libero.setup, "fingerprint", lambda renderer: {"renderer": renderer})
     return FakePool

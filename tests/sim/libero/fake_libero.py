@@ -6,6 +6,7 @@ depends on the trial. A demonstration pushes it right, a flawed one (every third
 
 from __future__ import annotations
 
+import pathlib
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +19,8 @@ from wovr_jax.sim.libero.worker import Observations
 THINGS = ("milk", "butter")
 TASKS = tuple(Task("libero_object", i, f"pick_up_the_{name}", f"pick up the {name}") for i, name in enumerate(THINGS))
 PUSH = 0.06
+DEMONSTRATE = pathlib.Path(__file__).with_name("fake_demonstrate.py")
+"""The scripted expert's program with this fake in it."""
 
 
 class FakePool:
@@ -47,9 +50,13 @@ class FakePool:
     def receive(self):
         return self.answers.pop()
 
-    def map(self, function, jobs):
+    def map(self, function, jobs, tries=1):
         for number, job in reversed(list(enumerate(jobs))):
-            yield number, getattr(self, function.__name__)(*job)
+            for _ in range(tries):
+                answer = getattr(self, function.__name__)(*job)
+                if not isinstance(answer, Lost):
+                    break
+            yield number, answer
 
     def begin(self, index, trial, protocol):
         assert protocol.settle == 15
@@ -69,6 +76,12 @@ class FakePool:
                 break
         return self._seen(index, where, draw)
 
+    def replay(self, trial, protocol, action_SA, first):
+        if isinstance(begun := self.begin(0, trial, protocol), Lost):
+            return begun
+        success_S = self.play(0, action_SA, "none", False).success_T
+        return np.logical_or.accumulate(success_S[first:])
+
     def demonstrate(self, trial, protocol, cfg, draw):
         flaw = "early_release" if trial.seed % 3 == 2 else "none"
         push = -1.0 if flaw != "none" else 1.0
@@ -84,5 +97,5 @@ class FakePool:
         for frame_HWC, x in zip(frames, places, strict=True):
             left = int(x * (size - 4))
             frame_HWC[4:8, left : left + 4] = 255
-        drawn = frames if draw == "all" else frames[-1:]
+        drawn = {"all": frames, "last": frames[-1:], "none": frames[:0]}[draw]
         return Observations(drawn, None, np.zeros((len(places), 8), np.float32), np.array(places) > 0.5)

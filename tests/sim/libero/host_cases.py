@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from tests import joined  # noqa: F401  # before anything is computed
-from tests.sim.libero.fake_libero import TASKS, FakePool
+from tests.sim.libero.fake_libero import DEMONSTRATE, TASKS, FakePool
 from tests.sim.libero.test_arena import recipe
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import MeshConfig
@@ -31,6 +31,7 @@ from wovr_jax.sim.libero import collect
 def main(folder: pathlib.Path, mesh: MeshConfig) -> None:
     """Demonstrates, collects, measures, compares and explores."""
     libero.Pool, libero.tasks, collect.PART = FakePool, lambda _: TASKS, 2
+    libero.DEMONSTRATE = DEMONSTRATE
     libero.setup.fingerprint = lambda renderer: {"renderer": renderer}
     with sharding.use(mesh):
         one = recipe()

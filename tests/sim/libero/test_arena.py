@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -11,16 +17,20 @@ import pytest
 from tests.sim.libero.fake_libero import TASKS
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
+from wovr_jax.data import starts as start_states
 from wovr_jax.data.episodes import EpisodesError
+from wovr_jax.data.starts import StartsConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.bind import open_environment
-from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe
+from wovr_jax.run.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe
+from wovr_jax.run.stages import truth
 from wovr_jax.run.stages.episodes import read_in_turn
 from wovr_jax.sim.arena import Acting, Actor, Groups
+from wovr_jax.sim.libero import arena as libero_arena
 from wovr_jax.sim.libero import rollout
 from wovr_jax.sim.libero.arena import Libero
 from wovr_jax.sim.libero.setup import LiberoError
@@ -88,19 +98,18 @@ def test_the_door_to_libero_is_a_setting(fake_libero):
 
 def test_training_never_begins_where_evaluation_does(fake_libero):
     arena = open_libero()
-    measured = arena.trials("evaluate", 8)
-    assert [(t.task.index, t.init, t.seed) for t in measured[:7]] == [
-        (0, 0, 0),
-        (1, 0, 0),
-        (0, 1, 0),
-        (1, 1, 0),
-        (0, 2, 0),
-        (1, 2, 0),
-        (0, 0, 1),
+    measured = arena.trials("evaluate", 10)
+    assert [(t.task.index, t.init, t.seed) for t in measured] == [
+        *((task, init, 0) for init in range(3) for task in range(2)),
+        # Beyond the official states each has its own layout.
+        *((n % 2, DRAWN, 9_000_000 + n) for n in range(4)),
     ]
+    other = open_environment(dataclasses.replace(recipe(), seed=5)).arena
+    assert isinstance(other, Libero) and other.trials("evaluate", 10) == measured  # whatever the seed of the run
     purposes = ("demonstrations", "collect-0", "collect-1", "online")
     trained = [t for purpose in purposes for t in arena.trials(purpose, 6)]
     assert {t.init for t in trained} == {DRAWN} and len({t.seed for t in trained}) == 24
+    assert not {t.seed for t in trained} & {t.seed for t in measured if t.init == DRAWN}
     official = open_libero(train_inits=(3, 5)).trials("collect-0", 5)
     assert [t.init for t in official] == [3, 3, 4, 4, 3] and len({t.seed for t in official}) == 5
 
@@ -109,6 +118,31 @@ def test_shared_states_are_refused_unless_asked_for():
     with pytest.raises(ValueError, match=r"initial states 2 to 2 are both trained on and measured on"):
         LiberoConfig(inits=(0, 3), train_inits=(2, 5))
     assert LiberoConfig(inits=(0, 3), train_inits=(2, 5), overlap=True).overlap
+
+
+def test_a_greedy_policy_is_not_counted_twice_from_one_state(fake_libero, tmp_path, monkeypatch):
+    arena, (policy, _) = open_libero(), actor()
+    greedy = dataclasses.replace(policy, temperature=0.0)
+    measured = arena.measure(tmp_path / "greedy", 10, greedy)
+    assert measured.kind_B == ["official"] * 6 + ["drawn"] * 4
+    kinds = truth.summarize_kinds({"sampled": measured, "greedy": measured})
+    assert {kind: rates["greedy"]["n"] for kind, rates in kinds.items()} == {"official": 6, "drawn": 4}
+    assert sum(rates["sampled"]["successes"] for rates in kinds.values()) == measured.success_B.sum()
+    # Published evaluations begin again in the same states; where a seed moves nothing, greedy trials are then equal.
+    monkeypatch.setattr(libero_arena, "draws_fixtures", lambda task: task.index == 0)
+    settings = recipe(beyond="official")
+    again = open_environment(dataclasses.replace(settings, evaluate=EvaluateConfig(episodes=6, compare=1))).arena
+    assert isinstance(again, Libero)
+    assert [(t.task.index, t.init, t.seed) for t in again.trials("evaluate", 8)][5:] == [
+        (1, 2, 0),
+        (0, 0, 1),
+        (1, 0, 1),
+    ]
+    again.check_evaluation(7)
+    with pytest.raises(LiberoError, match=r"begins 1 of 8 trials where another began.*evaluate\.episodes=6"):
+        again.check_evaluation(8)
+    with pytest.raises(LiberoError, match="a greedy policy would do the same again"):
+        open_environment(dataclasses.replace(settings, evaluate=EvaluateConfig(episodes=8, compare=1)))
 
 
 # ---------------------------------------------------------------- what cannot be
@@ -126,7 +160,7 @@ def test_what_libero_cannot_do_is_refused_in_words(fake_libero):
     ):
         with pytest.raises(ConfigError, match=says):
             from_dict(Recipe, settings | change)
-    with pytest.raises(ConfigError, match="are not those of LIBERO's words"):
+    with pytest.raises(ConfigError, match="are not those of the environment's words"):
         open_environment(dataclasses.replace(recipe(), policy=VLAConfig.fake()))
     with pytest.raises(LiberoError, match="libero_object has tasks 0 to 1, and 2 was asked for"):
         open_libero(tasks=(2,))
@@ -180,10 +214,44 @@ def test_demonstrations_are_recorded_once_and_kept(fake_libero, tmp_path):
     assert (len(made), len(held)) == (6, 2) and facts == {"episodes": 6, "successes": 4}
     assert [one.task for one in made] == [0, 0, 0, 1, 1, 1] and {one.origin["init"] for one in made} == {DRAWN}
     assert {one.origin["flaw"] for one in made if not one.success_S.any()} == {"early_release"}
+    first = tmp_path / "episodes" / "manifest.json"
+    written = first.stat().st_mtime_ns
     arena.demonstrate(tmp_path, jax.random.key(0), 6, 2)  # as after an interruption before the stage was marked
-    assert fake_libero.opened == 2
+    assert first.stat().st_mtime_ns == written
     open_libero(steps=24).demonstrate(tmp_path, jax.random.key(0), 6, 2)
-    assert fake_libero.opened == 4  # other settings, other episodes
+    assert first.stat().st_mtime_ns > written  # other settings, other episodes
+    assert fake_libero.opened == 0  # nothing was simulated in this process
+
+
+def test_what_the_experts_program_refuses_reaches_the_user(fake_libero, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("FAKE_EXPERT", "refuse")
+    with pytest.raises(LiberoError, match=r"ended with exit status 1; what it said stands above\..*the same command"):
+        open_libero().demonstrate(tmp_path, jax.random.key(0), 6, 2)
+    assert "the milk is sour." in capfd.readouterr().err
+    monkeypatch.delenv("FAKE_EXPERT")
+    assert open_libero().demonstrate(tmp_path, jax.random.key(0), 6, 2)["episodes"] == 6
+    assert "validation: 100%" in capfd.readouterr().err  # progress stays to be seen
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_the_experts_program_ends_with_the_run_that_called_it(tmp_path, stop):
+    code = (
+        "import pathlib, sys, jax; from tests.sim.libero import fake_libero, test_arena; "
+        "from wovr_jax.sim.libero import arena; arena.DEMONSTRATE = fake_libero.DEMONSTRATE; "
+        "arena.tasks = lambda _: fake_libero.TASKS; "
+        "test_arena.open_libero().demonstrate(pathlib.Path(sys.argv[1]), jax.random.key(0), 6, 2)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    environment = os.environ | {"FAKE_EXPERT": "wait", "PYTHONPATH": str(pathlib.Path(__file__).parents[3])}
+    # A group of its own, which Ctrl-C reaches as a whole.
+    how = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, env=environment, **how) as run:
+        assert any(line.startswith("expert") for line in run.stderr)  # it has begun
+        (os.killpg if stop == signal.SIGINT else os.kill)(run.pid, stop)
+        # The expert holds this pipe too, and would for a minute: it is at its end when both are gone.
+        begin, said = time.monotonic(), run.stderr.read()
+    assert time.monotonic() - begin < 30
+    assert run.returncode == -stop and ("KeyboardInterrupt" in said) == (stop == signal.SIGINT)
 
 
 def test_demonstrations_may_come_from_a_folder(fake_libero, tmp_path):
@@ -222,12 +290,14 @@ def test_interventions_take_the_gripper_in_their_share_of_a_collection_only(fake
     wanted, policy = (arena := open_libero(intervened_share=0.5)).trials("collect-0", 40), actor()[0]
     found = [rollout.draw_intervention(trial, 0.5, STEPS) for trial in wanted]
     assert 10 < sum(one is not None for one in found) < 30
-    assert {gripper for gripper, *_ in filter(None, found)} == {-1.0, 1.0}
+    assert {one.gripper for one in filter(None, found)} == {-1.0, 1.0}
     arena.collect(tmp_path / "made", "collect-0", 40, policy)
     made = {one.seed: one for one in disk.read(tmp_path / "made")}
     for trial, one in zip(wanted, found, strict=True):
         step_S, action_SA = np.arange(STEPS), made[trial.seed].action_SA
-        gripper, first, end = one or (0.0, 0, 0)
+        # On the disk too: whoever looks for the policy's own failures has to know.
+        assert made[trial.seed].origin.get("intervened") == (one.kind if one else None)
+        gripper, first, end = one[1:] if one else (0.0, 0, 0)
         assert np.array_equal(action_SA[:, 6], np.where((step_S >= first) & (step_S < end), gripper, 0.0))
         assert (action_SA[:, 0] > 0).all()  # the arm stays the policy's
     (part,) = list(arena.play(4, policy))[:1]
@@ -249,6 +319,50 @@ def test_a_draw_depends_on_the_trial_and_not_on_its_batch(fake_libero, tmp_path)
 
 
 # ---------------------------------------------------------------- the truth
+
+
+def start_table(episodes):
+    """Resets and moments in the middle of episodes."""
+    cfg = StartsConfig(rule="uniform", each=3)
+    return start_states.join(start_states.initial(episodes), start_states.keyframes(episodes, cfg, 0, steps=STEPS))
+
+
+@pytest.mark.parametrize("train_inits", [(), (4, 7)])
+def test_actions_followed_from_a_start_state_do_what_they_did(fake_libero, tmp_path, train_inits):
+    arena, (policy, _) = open_libero(train_inits=train_inits), actor(push=0.1)
+    arena.collect(tmp_path / "made", "collect-0", 12, policy)
+    episodes = disk.read(tmp_path / "made")
+    table = start_table(episodes)
+    # Through the disk, and in an order of its own, tasks mixed.
+    start_states.save(tmp_path / "starts", table)
+    table = start_states.load(tmp_path / "starts")
+    row_K = np.arange(len(table))[::-1]
+    sources = [(episodes[table.episode_K[row]], int(table.step_K[row])) for row in row_K]
+    assert max(step for _, step in sources) > 2 and len({episode.task for episode, _ in sources}) == 2
+    # To the end of the episode, and some that would push the square home.
+    actions = np.ones((len(sources), STEPS, 7), np.float32)
+    for action_SA, (episode, step) in zip(actions, sources, strict=True):
+        action_SA[: STEPS - step] = episode.action_SA[step:]
+    fake_libero.losing = {(0, episodes[0].origin["init"], episodes[0].seed)}
+    success_KS = arena.follow(table, row_K, actions)
+    assert not fake_libero.losing  # a worker was lost, and its row begun again
+    # The square only goes right: a success holds on. What would be played after the end of an episode is not.
+    truth_KS = np.stack([np.pad(episode.success_S[step + 1 :], (0, step), "edge") for episode, step in sources])
+    np.testing.assert_array_equal(success_KS, truth_KS)
+    assert success_KS.dtype == bool and success_KS.any() and not success_KS.all()
+
+
+def test_a_start_state_of_unknown_origin_is_not_followed(fake_libero, tmp_path):
+    open_libero().collect(tmp_path / "made", "collect-0", 4, actor()[0])
+    table = start_states.initial(disk.read(tmp_path / "made"))
+    start_states.save(tmp_path / "starts", table)
+    (tmp_path / "starts" / "init_K.npy").unlink()
+    old, actions = start_states.load(tmp_path / "starts"), np.zeros((1, 8, 7), np.float32)
+    assert open_libero().follow(old, np.array([1]), actions).shape == (1, 8)  # the seed says it all
+    foreign = dataclasses.replace(table, init_K=np.full(4, start_states.UNKNOWN, np.int32))
+    for arena, rows in ((open_libero(train_inits=(4, 7)), old), (open_libero(), foreign)):
+        with pytest.raises(LiberoError, match="start state 1 does not say from which initial state"):
+            arena.follow(rows, np.array([1]), actions)
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_alike(fake_libero, tmp_path):

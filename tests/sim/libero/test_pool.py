@@ -27,6 +27,13 @@ def die_on(state, number, fatal):
     return number
 
 
+def die_once(state, mark, dies):
+    if dies and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return mark.exists()
+
+
 def fail(state):
     raise ZeroDivisionError("of the worker")
 
@@ -68,6 +75,14 @@ def test_a_killed_worker_costs_one_call_and_is_replaced(pool):
     assert isinstance(lost, Lost) and "died with exit status -9" in lost.reason
     assert answers == {i: i for i in range(8) if i != 3}
     assert dict(pool.map(double, [(i,) for i in range(4)])) == {i: 2 * i for i in range(4)}
+
+
+def test_a_job_is_begun_again_as_often_as_asked(pool, tmp_path, capfd):
+    jobs = [(tmp_path / str(i), i != 2) for i in range(4)]
+    assert dict(pool.map(die_once, jobs, tries=2)) == {i: i != 2 for i in range(4)}
+    assert capfd.readouterr().err.count("died with exit status -9") == 3
+    ((_, lost),) = pool.map(die_on, [(3, 3)], tries=2)
+    assert isinstance(lost, Lost)
 
 
 def test_a_hung_worker_is_ended_after_the_timeout(pool):

@@ -15,6 +15,7 @@ import pytest
 
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.libero import rollout, setup, worker
+from wovr_jax.sim.libero.demonstrate import demonstrations
 from wovr_jax.sim.libero.evaluate import trials
 from wovr_jax.sim.libero.pool import Lost, Pool
 from wovr_jax.sim.libero.setup import LiberoError
@@ -231,7 +232,7 @@ def test_the_expert_succeeds_and_each_flaw_fails(suite):
     with Pool(1, SceneConfig(size=0, hard_reset=False)) as pool:
         for flaw in FLAWS if suite == "libero_spatial" else ("none", "early_release"):
             cfg = LiberoExpertConfig(flaw=flaw)
-            (out,) = rollout.demonstrations(pool, [trial], protocol("openvla"), cfg, draw="none")
+            (out,) = demonstrations(pool, [trial], protocol("openvla"), cfg, draw="none")
             assert out.success is (flaw == "none"), flaw
             assert out.steps < 220
 
@@ -242,7 +243,7 @@ def test_the_expert_refuses_what_it_cannot_do():
         Pool(1, SceneConfig(size=0, hard_reset=False)) as pool,
         pytest.raises(LiberoError, match="puts one thing onto or into another"),
     ):
-        list(rollout.demonstrations(pool, [opening], protocol("openvla"), draw="none"))
+        list(demonstrations(pool, [opening], protocol("openvla"), draw="none"))
 
 
 # ---------------------------------------------------------------- every task

@@ -12,7 +12,7 @@ import pytest
 from wovr_jax.core import pixels
 from wovr_jax.data import starts
 from wovr_jax.data.starts import StartsConfig
-from wovr_jax.sim.tabletop import arena
+from wovr_jax.sim import embedded
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
@@ -76,7 +76,7 @@ def test_frames_are_in_range_and_show_the_gripper_command() -> None:
 
 
 def _demos(cfg: ExpertConfig, count: int) -> list:
-    return list(arena.play_demonstrations(range(count), jax.random.key(1), cfg, CFG, batch=64))
+    return list(embedded.play_demonstrations(range(count), jax.random.key(1), cfg, CFG, batch=64))
 
 
 def test_the_simulator_follows_actions_from_the_middle_of_episodes_as_they_went_on() -> None:
@@ -86,7 +86,7 @@ def test_the_simulator_follows_actions_from_the_middle_of_episodes_as_they_went_
     hopeless = [dataclasses.replace(episode, success_S=np.zeros_like(episode.success_S)) for episode in episodes]
     table = starts.join(starts.initial(episodes), starts.keyframes(hopeless, how, steps=CFG.horizon))
     words = jnp.zeros((3, 1), jnp.int32)
-    table_arena = arena.Tabletop(CFG, ExpertConfig(), seed=0, batch=8, memory=4, prompt_KL=words)
+    table_arena = embedded.Embedded(CFG, ExpertConfig(), seed=0, batch=8, memory=4, prompt_KL=words)
     row_K = np.arange(len(table))[::-1]
     went_on = np.zeros((len(row_K), CFG.horizon, 7), np.float32)
     for k, row in enumerate(row_K):
@@ -114,7 +114,7 @@ def test_unknown_flaw_is_refused() -> None:
 
 def test_seed_and_actions_replay_an_episode_exactly() -> None:
     episode = _demos(ExpertConfig(), 3)[2]
-    state = tabletop.replay(
+    state = embedded.replay(
         jnp.array([episode.seed]), jnp.asarray(episode.action_SA)[None], jnp.array([CFG.horizon]), CFG
     )
     frame = tabletop.render(jax.tree.map(lambda leaf: leaf[0], state), CFG)
@@ -131,4 +131,4 @@ def test_labels_are_clean_and_executed_actions_are_not() -> None:
 def test_episodes_refuse_a_rollout_without_video() -> None:
     empty = Imagined(*([jnp.zeros(1)] * 8))
     with pytest.raises(ValueError, match="video=True"):
-        list(arena.split_episodes(empty, [0], "base"))
+        list(embedded.split_episodes(empty, [0], "base", tabletop.INSTRUCTIONS))

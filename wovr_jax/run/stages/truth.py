@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,37 +23,55 @@ from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import EvaluateConfig
 from wovr_jax.run.stages.episodes import Keys
 from wovr_jax.run.stages.reward import Judge
-from wovr_jax.sim.arena import Actor, Arena
+from wovr_jax.sim.arena import Actor, Arena, Measured
 from wovr_jax.types import Array, Imagined, Params, Start
 from wovr_jax.world.model import WorldConfig
 
 FILM_FPS = 6
 
 
-def measure(run: Run, round_: int, arena: Arena, cfg: EvaluateConfig, sampled: Actor, greedy: Actor) -> Product[None]:
-    """True success of the policy of a round on start states that no stage trains on, sampled and greedy.
+def measure(
+    run: Run, round_: int, arena: Arena, cfg: EvaluateConfig, temperature: float, act: Callable[[float], Actor]
+) -> Product[None]:
+    """True success of the policy of a round on start states that no stage trains on, temperature by temperature.
 
     Args:
       run: the run.
       round_: the round.
       arena: the true environment.
-      cfg: how many episodes.
-      sampled, greedy: the policy at the temperature of training, and at 0.
+      cfg: how many episodes, and at which temperatures besides that of training and 0.
+      temperature: of training.
+      act: gives the policy at a temperature.
     """
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         # As it was trained, which is what RL improves, and greedy, as a robot would run it.
-        ways = {"sampled": sampled, "greedy": greedy}
-        found = {how: arena.measure(folder / how, cfg.episodes, actor) for how, actor in ways.items()}
+        names = {temperature: "sampled", 0.0: "greedy"}
+        levels = sorted({*names, *cfg.temperatures}, reverse=True)
+        names = {t: names.get(t, f"at-{t:g}") for t in levels}
+        found = {t: arena.measure(folder / names[t], cfg.episodes, act(t)) for t in levels}
+        rates = {t: evaluate.summarize_outcomes(measured.success_B) for t, measured in found.items()}
+        outcomes = {t: measured.success_B.astype(int).tolist() for t, measured in found.items()}
         return {
-            "true_success": evaluate.summarize_outcomes(found["sampled"].success_B),
-            "greedy": evaluate.summarize_outcomes(found["greedy"].success_B),
-            "subgoals": found["sampled"].subgoals,
-            "outcomes": found["sampled"].success_B.astype(int).tolist(),
+            "true_success": rates[temperature],
+            "greedy": rates[0.0],
+            "subgoals": found[temperature].subgoals,
+            "outcomes": outcomes[temperature],
+            "temperatures": [{"temperature": t, **rates[t], "outcomes": outcomes[t]} for t in levels],
             "true_steps": sum(measured.steps for measured in found.values()),
+            "kinds": summarize_kinds({names[t]: measured for t, measured in found.items()}),
         }
 
     return run.stage(f"evaluate-{round_}", make, lambda folder: None)
+
+
+def summarize_kinds(found: Mapping[str, Measured]) -> dict[str, dict[str, Any]]:
+    """Returns by kind of start state, and by the entries of ``found``, the success rates; nothing without kinds."""
+    kinds = np.array(next(iter(found.values())).kind_B)
+    return {
+        str(kind): {how: evaluate.summarize_outcomes(one.success_B[kinds == kind]) for how, one in found.items()}
+        for kind in dict.fromkeys(kinds)
+    }
 
 
 def compare(

@@ -1,17 +1,22 @@
 """The real LIBERO as an arena: worker processes step it, the policy acts between chunks in one compiled program.
 
 Demonstrations and collections begin in layouts that the tasks draw, or in the initial states named for training;
-evaluation and comparison begin in official initial states that training does not see. A trial's course depends on the
-trial, the policy and its key alone, so whatever was interrupted goes on where it stood.
+evaluation and comparison begin in official initial states that training does not see, each once, and then in layouts
+that no training draws. A trial's course depends on the trial, the policy and its key alone, so whatever was interrupted
+goes on where it stood.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,14 +27,18 @@ from tqdm import tqdm
 from wovr_jax.core import config, processes, sharding
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
+from wovr_jax.data.starts import Starts
 from wovr_jax.sim.arena import Actor, Groups, Measured, Played, layouts
-from wovr_jax.sim.libero import collect, rollout, setup
+from wovr_jax.sim.libero import collect, rollout, setup, worker
 from wovr_jax.sim.libero.actors import RolloutRecorder, make_act, on_own_devices, stack_episodes
-from wovr_jax.sim.libero.pool import Pool
+from wovr_jax.sim.libero.pool import Lost, Pool
 from wovr_jax.sim.libero.rollout import Outcome
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, protocol, tasks
+from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, draws_fixtures, protocol, tasks
 from wovr_jax.types import Array, Episode, Imagined, Start
+
+DEMONSTRATE = pathlib.Path(__file__).resolve().parents[3] / "launch" / "tools" / "demonstrate_libero.py"
+"""The program of the scripted expert, which is not part of training."""
 
 Play = Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]
 """Plays trials in the workers of a pool, and yields their outcomes in any order."""
@@ -65,40 +74,77 @@ class Libero:
     def trials(self, purpose: str, count: int) -> list[Trial]:
         """Returns ``count`` trials for a purpose (see ``sim.arena.layouts``), the tasks taking turns."""
         cfg, seeds = self.cfg, layouts(self.seed, purpose, count).tolist()
-        states: Sequence[int] = range(*cfg.train_inits) if cfg.train_inits else (DRAWN,)
         if purpose == "evaluate":
-            states = range(*cfg.inits)
-            # Whoever measures the same trials measures the same, whatever the seed of the run.
-            seeds = [n // (len(self.tasks) * len(states)) for n in range(count)]
+            return self._evaluation_trials(count)
+        states: Sequence[int] = range(*cfg.train_inits) if cfg.train_inits else (DRAWN,)
         turns = ((self.tasks[n % len(self.tasks)], states[n // len(self.tasks) % len(states)]) for n in range(count))
         return [Trial(task, init, seed) for (task, init), seed in zip(turns, seeds, strict=True)]
 
-    def _protocol(self, *, stops: bool, steps: int = 0) -> EvaluationProtocol:
+    def _evaluation_trials(self, count: int) -> list[Trial]:
+        official = [Trial(task, init) for init in range(*self.cfg.inits) for task in self.tasks]
+        if self.cfg.beyond == "official":
+            again = range(-(-count // len(official)))
+            return [dataclasses.replace(trial, seed=seed) for seed in again for trial in official][:count]
+        # Those of seed 0 in every run: whoever measures the same trials measures the same.
+        seeds = layouts(0, "evaluate", max(count - len(official), 0)).tolist()
+        drawn = [Trial(self.tasks[n % len(self.tasks)], DRAWN, seed) for n, seed in enumerate(seeds)]
+        return (official + drawn)[:count]
+
+    def check_evaluation(self, count: int) -> None:
+        """Refuses trials that a greedy policy would play alike, which would count as several.
+
+        Raises:
+          LiberoError: there are some among the first ``count`` of the evaluation.
+        """
+        again = [trial for trial in self.trials("evaluate", count) if trial.init != DRAWN and trial.seed]
+        if twins := [trial for trial in again if not draws_fixtures(trial.task)]:
+            raise LiberoError(
+                f"libero.beyond='official' begins {len(twins)} of {count} trials where another began, and a seed moves "
+                f"nothing there ({twins[0].task.name} has no fixtures to place): a greedy policy would do the same "
+                f"again. Take beyond='drawn', or evaluate.episodes={count - len(again)}."
+            )
+
+    def rules(self, *, stops: bool, steps: int = 0) -> EvaluationProtocol:
         """Returns the settings' protocol; ``stops`` where nothing after the first success matters."""
         return dataclasses.replace(protocol(self.cfg.protocol), horizons={self.name: steps or self.steps}, stops=stops)
 
-    def _pool(self, trials: int) -> Pool:
+    def _pool(self, trials: int, **scene: Any) -> Pool:
         # A worker takes a gigabyte, and one without a trial would take it for nothing.
-        return Pool(min(self.cfg.workers, trials), self.cfg.scene)
+        return Pool(min(self.cfg.workers, trials), dataclasses.replace(self.cfg.scene, **scene))
 
     # --- demonstrations ---------------------------------------------------------------------
 
     def demonstrate(self, folder: pathlib.Path, key: Array, count: int, validation: int) -> dict[str, Any]:
-        """Writes episodes of the scripted expert, or those in the folder that the settings name."""
+        """Writes episodes of the scripted expert, or those in the folder that the settings name.
+
+        Raises:
+          LiberoError: the expert's program failed.
+        """
         del key  # the expert draws from its own seed and the trial's
-        halves = {"episodes": slice(count), "validation": slice(count, None)}
         if self.cfg.demonstrations:
             episodes, meta = self._read_demonstrations(count, validation), {"sim": self.name}
-            facts = [
-                disk.write(folder / name, episodes[half], meta=meta, overwrite=True) for name, half in halves.items()
-            ]
+            for name, half in halves(count).items():
+                disk.write(folder / name, episodes[half], meta=meta, overwrite=True)
         else:
-            wanted = self.trials("demonstrations", count + validation)
-            facts = [self._record(folder / name, wanted[half], self._play_expert) for name, half in halves.items()]
+            ask = functools.partial(self._call_expert, folder, count, validation)
+            processes.once(ask, "call the expert", wait_s=collect.PATIENCE_S)
+        facts = processes.once(lambda: [disk.manifest(folder / name) for name in halves(count)], f"read {folder}")
         return {"episodes": facts[0]["episodes"], "successes": facts[0]["successes"]}
 
-    def _play_expert(self, pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
-        return rollout.demonstrations(pool, trials, self._protocol(stops=False), self.cfg.expert)
+    def _call_expert(self, folder: pathlib.Path, count: int, validation: int) -> None:
+        """Has the expert's own program write the demonstrations."""
+        asked = {"cfg": config.to_dict(self.cfg), "seed": self.seed, "count": count, "validation": validation}
+        command = [sys.executable, str(DEMONSTRATE), "--for-run", json.dumps(asked), "--out", str(folder)]
+        # It simulates; an accelerator is this process's.
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        # The program reads from the pipe only that it is closed, which it is however this process ends: it ends too.
+        with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as program:
+            status = program.wait()
+        if status:
+            raise LiberoError(
+                f"{DEMONSTRATE} ended with exit status {status}; what it said stands above. Episodes that are there "
+                "are kept; the same command goes on with them."
+            )
 
     def _read_demonstrations(self, count: int, validation: int) -> list[Episode]:
         """Returns the first episodes of each task in turn, from the folder that the settings name.
@@ -132,7 +178,7 @@ class Libero:
         """Writes rollouts of the whole horizon with every frame; in a share of them the gripper is not the policy's."""
         with on_own_devices(actor) as own:
             play = self._roll_whole(own, self.cfg.intervened_share)
-            facts = self._record(folder, self.trials(purpose, count), play)
+            facts = self.record(folder, self.trials(purpose, count), play)
         steps = facts["steps"] * self.cfg.scene.hold
         return {"episodes": facts["episodes"], "successes": facts["successes"], "true_steps": steps}
 
@@ -141,6 +187,7 @@ class Libero:
 
         Each trial has a line on the disk as it ends, beside ``folder``.
         """
+        wanted = self.trials("evaluate", count)
         # Other settings, other lines.
         asked = json.dumps([self._settings(), actor.temperature])
         folder = folder.with_name(f"{folder.name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}")
@@ -150,11 +197,12 @@ class Libero:
             def play(left: Sequence[Trial]) -> Iterator[Outcome]:
                 with self._pool(len(left)) as pool:
                     act = make_act(own, self.prompt_KL, len(pool))
-                    yield from rollout.rollouts(pool, act, left, self._protocol(stops=True), draw="last")
+                    yield from rollout.rollouts(pool, act, left, self.rules(stops=True), draw="last")
 
-            lines = collect.measure(play, self.trials("evaluate", count), folder, lambda line: bar.update())
+            lines = collect.measure(play, wanted, folder, lambda line: bar.update())
         steps = sum(line["steps"] for line in lines) * self.cfg.scene.hold
-        return Measured(np.array([bool(line["success"]) for line in lines]), {}, steps)
+        kinds = ["drawn" if trial.init == DRAWN else "official" for trial in wanted]
+        return Measured(np.array([bool(line["success"]) for line in lines]), {}, steps, kinds)
 
     def play(self, count: int, actor: Actor) -> Iterator[Played]:
         """Yields the trials of ``measure`` again, to the end and with every frame; each process plays its rows."""
@@ -194,10 +242,55 @@ class Libero:
         """Returns what rolls ``actor`` out to the horizon with every frame, ``share`` of the trials intervened in."""
 
         def play(pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
-            act = rollout.intervene(make_act(actor, self.prompt_KL, len(pool)), share, self.steps)
-            return rollout.rollouts(pool, act, trials, self._protocol(stops=False), draw="all", actor=actor.name)
+            act, rules = make_act(actor, self.prompt_KL, len(pool)), self.rules(stops=False)
+            how = {"draw": "all", "actor": actor.name, "intervened_share": share}
+            return rollout.rollouts(pool, act, trials, rules, **how)
 
         return play
+
+    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray) -> np.ndarray:
+        """Returns (K, S) bool, the true success after each of S actions that are played on from K start states.
+
+        What was played up to a start state brings the simulator there, so it has to be of an episode of this suite. A
+        success holds on; nothing is played after it, nor after the end of the episode.
+
+        Args:
+          table: start states.
+          row_K: rows of the table.
+          action_KSA: (K, S, 7) actions from there on.
+
+        Raises:
+          LiberoError: a row that does not say where its episode began, or one that was lost as often as it was begun.
+        """
+        rules, steps = self.rules(stops=True), action_KSA.shape[1]
+        step_K, played_KSA = np.asarray(table.step_K), np.asarray(table.played_KSA)
+        jobs = []
+        for row, action_SA in zip(row_K.tolist(), np.asarray(action_KSA), strict=True):
+            whole_SA = np.concatenate([played_KSA[row, : step_K[row]], action_SA])
+            jobs.append((self._trial_of(table, row), rules, whole_SA[: self.steps], int(step_K[row])))
+        # Task by task: a worker that changes its task builds another scene.
+        order = sorted(range(len(jobs)), key=lambda k: jobs[k][0].task.index)
+        mine, flags = order[processes.index() :: processes.count()], []
+        # Nobody sees it, so nothing is drawn.
+        with self._progress(len(mine), "true course") as bar, self._pool(len(mine), size=0) as pool:
+            for number, success_S in pool.map(worker.replay, [jobs[k] for k in mine], tries=3):
+                if isinstance(success_S, Lost):
+                    raise LiberoError(f"{jobs[mine[number]][0]} was lost every time: {success_S.reason}")
+                flags.append((mine[number], np.pad(success_S, (0, steps - len(success_S)), "edge").tolist()))
+                bar.update()
+        every = dict(itertools.chain(*processes.gather(flags, "follow their rows", wait_s=collect.PATIENCE_S)))
+        return np.array([every[k] for k in range(len(jobs))], bool)
+
+    def _trial_of(self, table: Starts, row: int) -> Trial:
+        """Returns the trial that the episode of a start state was."""
+        task, init, seed = (int(np.asarray(column)[row]) for column in (table.task_K, table.init_K, table.seed_K))
+        # Tables of before initial states were kept say BY_SEED of every row.
+        if init == start_states.UNKNOWN or (init == DRAWN and self.cfg.train_inits):
+            raise LiberoError(
+                f"start state {row} does not say from which initial state its episode began, so nothing can be played "
+                "from there. It has to be of an episode that this suite recorded; choose start states anew."
+            )
+        return Trial(tasks(self.cfg.suite)[task], init, seed)
 
     # --- online RL --------------------------------------------------------------------------
 
@@ -210,7 +303,7 @@ class Libero:
         # Counted up from the first iteration: a run that is taken up begins where an unbroken one would.
         wanted = self.trials("online", (number + 1) * groups.groups)[number * groups.groups :]
         repeats = [dataclasses.replace(trial, repeat=n) for trial in wanted for n in range(groups.size)]
-        rules = self._protocol(stops=True, steps=groups.chunks * self.chunk)
+        rules = self.rules(stops=True, steps=groups.chunks * self.chunk)
         row_B, put = sharding.rows(len(repeats))
         mine = [repeats[row] for row in row_B]
         with on_own_devices(actor) as own, self._pool(len(mine)) as pool:
@@ -233,7 +326,7 @@ class Libero:
 
     # --- onto the disk ----------------------------------------------------------------------
 
-    def _record(self, folder: pathlib.Path, wanted: Sequence[Trial], play: Play) -> Mapping[str, Any]:
+    def record(self, folder: pathlib.Path, wanted: Sequence[Trial], play: Play) -> Mapping[str, Any]:
         """Returns the manifest of the trials' episodes in ``folder``, which are played if they are not there whole."""
         meta = {"sim": self.name, "libero": self._settings()}
         known = processes.once(lambda: disk.manifest(folder) if folder.exists() else None, f"look for {folder}")
@@ -246,8 +339,9 @@ class Libero:
             return collect.collect(lambda part: play(pool, part), wanted, folder, meta=meta)
 
     def _settings(self) -> Any:
-        """Returns what decides a trial besides the policy, for JSON; how many run at a time does not."""
-        return config.to_dict(dataclasses.replace(self.cfg, workers=1))
+        """Returns what decides a trial besides the policy, for JSON; how many there are or run at a time does not."""
+        settings = config.to_dict(dataclasses.replace(self.cfg, workers=1))
+        return {name: value for name, value in settings.items() if name != "beyond"}
 
 
 def instructions(suite: str) -> tuple[str, ...]:
@@ -257,3 +351,8 @@ def instructions(suite: str) -> tuple[str, ...]:
       LiberoError: LIBERO is not installed.
     """
     return tuple(task.instruction for task in tasks(suite))
+
+
+def halves(count: int) -> dict[str, slice]:
+    """Returns which of a run's demonstrations go into which folder: ``count`` to learn from, the others to judge on."""
+    return {"episodes": slice(count), "validation": slice(count, None)}

@@ -18,10 +18,9 @@ import numpy as np
 from wovr_jax.sim.libero import grasp
 from wovr_jax.sim.libero.grasp import Heights
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import SUITES, EvaluationProtocol, LiberoExpertConfig, Trial
+from wovr_jax.sim.libero.tasks import CLOSE, OPEN, SUITES, EvaluationProtocol, LiberoExpertConfig, Trial
 from wovr_jax.sim.libero.worker import Observations, Scene, WorkerState
 
-OPEN, CLOSE = -1.0, 1.0
 GAIN, TURN_GAIN = 20.0, 2.0
 """Action for each metre and each radian still to go. Times the controller's 5 cm and 0.5 rad both are 1, so near the
 goal the command is exactly what is left."""

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -100,23 +101,30 @@ class Pool:
                 if silence > (self.timeout if self._slots[index].ready else max(self.timeout, STARTING_S)):
                     return index, self._replace(index, f"was silent for {silence:.0f} s")
 
-    def map(self, function: Callable[..., Any], jobs: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
+    def map(self, function: Callable[..., Any], jobs: Iterable[tuple], tries: int = 1) -> Iterator[tuple[int, Any]]:
         """Calls ``function(state, *job)`` for every job, as workers come free.
+
+        A job whose worker is lost is begun again, ``tries`` times in all.
 
         Yields:
           ``(number of the job, value or Lost)``, in the order in which they end.
         """
-        waiting = collections.deque(enumerate(jobs))
-        numbers: dict[int, int] = {}
+        waiting = collections.deque((number, job, tries) for number, job in enumerate(jobs))
+        running: dict[int, tuple[int, tuple, int]] = {}
         idle = list(range(len(self)))
-        while waiting or numbers:
+        while waiting or running:
             while idle and waiting:
                 index = idle.pop()
-                numbers[index], job = waiting.popleft()
-                self.send(index, function, *job)
+                running[index] = waiting.popleft()
+                self.send(index, function, *running[index][1])
             index, value = self.receive()
             idle.append(index)
-            yield numbers.pop(index), value
+            number, job, left = running.pop(index)
+            if isinstance(value, Lost) and left > 1:
+                print(value.reason, file=sys.stderr, flush=True)
+                waiting.append((number, job, left - 1))
+            else:
+                yield number, value
 
     def _read(self, index: int) -> tuple[Any] | None:
         """Returns a worker's answer in a tuple, or None for a heartbeat; an answer itself may be None."""

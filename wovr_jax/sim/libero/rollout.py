@@ -1,4 +1,4 @@
-"""Trials on the real LIBERO: policies and the scripted expert act in many environments at once.
+"""Trials on the real LIBERO: a policy acts in many environments at once.
 
 ::
 
@@ -18,14 +18,13 @@ import collections
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from wovr_jax.sim.libero import expert, worker
-from wovr_jax.sim.libero.expert import CLOSE, OPEN
+from wovr_jax.sim.libero import worker
 from wovr_jax.sim.libero.pool import Lost, Pool
-from wovr_jax.sim.libero.tasks import EvaluationProtocol, LiberoExpertConfig, Trial, draw_seed
+from wovr_jax.sim.libero.tasks import CLOSE, OPEN, EvaluationProtocol, Trial, draw_seed
 from wovr_jax.sim.libero.worker import Observations
 from wovr_jax.types import Episode
 
@@ -82,6 +81,7 @@ def rollouts(
     *,
     draw: str = "last",
     actor: str = "policy",
+    intervened_share: float = 0.0,
     tries: int = 3,
 ) -> Iterator[Outcome]:
     """Runs a policy in every trial, as many at a time as the pool has workers.
@@ -93,6 +93,8 @@ def rollouts(
       protocol: how episodes begin and end.
       draw: ``"all"`` to record episodes with every frame, ``"last"`` to draw only what the policy sees.
       actor: who is recorded as having acted.
+      intervened_share: share of the trials in which the gripper does something else than the policy says, see
+        ``draw_intervention``. What is recorded is what was done; the episode's origin has the kind as ``intervened``.
       tries: how often a trial is begun whose worker is lost.
 
     Yields:
@@ -103,7 +105,7 @@ def rollouts(
     while waiting or running:
         for index in range(len(pool)):
             if index not in running and waiting:
-                running[index] = _Running(*waiting.popleft(), protocol)
+                running[index] = _Running(*waiting.popleft(), protocol, intervened_share)
                 pool.send(index, worker.begin, running[index].trial, protocol)
         # Episodes that began in this turn are still in their reset; they join the policy's next batch.
         moving = [index for index, run in running.items() if run.observed]
@@ -133,9 +135,10 @@ def rollouts(
 class _Running:
     """An episode in the making."""
 
-    def __init__(self, trial: Trial, lost: tuple[str, ...], protocol: EvaluationProtocol):
+    def __init__(self, trial: Trial, lost: tuple[str, ...], protocol: EvaluationProtocol, intervened_share: float):
         self.trial, self.lost, self.protocol = trial, lost, protocol
         self.horizon = protocol.horizons[trial.task.suite]
+        self.intervention = draw_intervention(trial, intervened_share, self.horizon)
         # The first entry is the moment after the reset, each further one a chunk.
         self.observed: list[Observations] = []
         self.actions: list[np.ndarray] = []
@@ -151,9 +154,15 @@ class _Running:
         return View(self.trial, len(self.observed) - 1, last.frame_FHWC[-1], wrist_HWC, last.state_TD[-1])
 
     def take(self, action_TA: np.ndarray) -> np.ndarray:
-        """Keeps and returns the part of a chunk that the horizon leaves."""
-        self.actions.append(action_TA[: self.horizon - self.steps])
-        return self.actions[-1]
+        """Keeps and returns the part of a chunk that the horizon leaves, with the gripper of an intervention."""
+        # A copy: what the policy returned may be its own buffer.
+        action_TA = np.array(action_TA[: self.horizon - self.steps])
+        if intervention := self.intervention:
+            step_T = self.steps + np.arange(len(action_TA))
+            # The gripper is the last number of an action.
+            action_TA[(step_T >= intervention.first) & (step_T < intervention.end), -1] = intervention.gripper
+        self.actions.append(action_TA)
+        return action_TA
 
     def add(self, part: Observations) -> bool:
         """Keeps what was observed; returns whether the episode is over."""
@@ -169,6 +178,8 @@ class _Running:
             # An episode that stopped at its success has not played the rest of the last chunk.
             action_SA = np.concatenate(self.actions)[: self.steps]
             origin = {"protocol": self.protocol.name, "renderer": renderer}
+            # Whoever begins rollouts in the middle of episodes must know that this one's course is not the policy's.
+            origin |= {"intervened": self.intervention.kind} if self.intervention else {}
             episode = record(self.trial, self.observed, action_SA, action_SA, actor, origin)
         return Outcome(self.trial, bool(success), self.steps, len(self.lost) + 1, self.lost, episode)
 
@@ -198,53 +209,6 @@ def record(
     )
 
 
-def demonstrations(
-    pool: Pool,
-    wanted: Iterable[Trial],
-    protocol: EvaluationProtocol,
-    cfg: LiberoExpertConfig | None = None,
-    *,
-    draw: str = "all",
-    tries: int = 3,
-) -> Iterator[Outcome]:
-    """Runs the scripted expert in every trial; each runs within one worker, as workers come free.
-
-    Args:
-      pool: the environments.
-      wanted: the trials.
-      protocol: how episodes begin, and their horizon.
-      cfg: how demonstrations are made.
-      draw: ``"all"`` to record episodes, ``"none"`` to see only whether they succeed.
-      tries: how often a trial is begun whose worker is lost.
-
-    Yields:
-      an outcome for each trial, in the order in which they end.
-    """
-    # The expert acts within its worker, so frames do not travel between the processes at every step.
-    cfg = cfg or LiberoExpertConfig()
-    left: list[tuple[Trial, tuple[str, ...]]] = [(trial, ()) for trial in wanted]
-    while left:
-        turn, left = left, []
-        jobs = [(trial, protocol, cfg, draw) for trial, _ in turn]
-        for number, answer in pool.map(expert.demonstrate, jobs):
-            trial, lost = turn[number]
-            if isinstance(answer, Lost):
-                lost = (*lost, answer.reason)
-                print(f"{trial}: {answer.reason}", file=sys.stderr, flush=True)
-                if len(lost) < tries:
-                    left.append((trial, lost))
-                else:
-                    yield Outcome(trial, None, 0, len(lost), lost)
-                continue
-            success = any(part.success_T.any() for part in answer.observed)
-            episode = None
-            if draw == "all":
-                origin = {"protocol": protocol.name, "renderer": pool.renderer, "flaw": answer.flaw}
-                # Executed actions beside labels: a world model learns from what was done, a policy from what was meant.
-                episode = record(trial, answer.observed, answer.action_SA, answer.label_SA, "expert", origin)
-            yield Outcome(trial, bool(success), len(answer.action_SA), len(lost) + 1, lost, episode)
-
-
 # --- interventions: the gripper does something else than the policy says ----------------------
 #
 # In a policy's own rollouts the arm gives away what the fingers do: where a thing has slipped, it halts or turns back.
@@ -261,8 +225,23 @@ INTERVENTIONS = {"never closes": 0.2, "lets go": 0.35, "twitches": 0.15, "holds 
 whatever the policy says."""
 
 
-def draw_intervention(trial: Trial, share: float, steps: int) -> tuple[float, int, int] | None:
-    """Returns the gripper's command and the half-open range of steps [first, end) in which a trial gets it.
+class Intervention(NamedTuple):
+    """What the gripper is told in an episode instead of the policy's command.
+
+    Attributes:
+      kind: one of ``INTERVENTIONS``.
+      gripper: the command.
+      first, end: the half-open range of steps [first, end) that get it.
+    """
+
+    kind: str
+    gripper: float
+    first: int
+    end: int
+
+
+def draw_intervention(trial: Trial, share: float, steps: int) -> Intervention | None:
+    """Returns the intervention of a trial.
 
     The trial alone decides, so a trial that is begun again has the same intervention.
 
@@ -274,32 +253,15 @@ def draw_intervention(trial: Trial, share: float, steps: int) -> tuple[float, in
     rng = np.random.default_rng([draw_seed(trial, 0), 1])
     if rng.random() >= share:
         return None
-    kind = rng.choice(list(INTERVENTIONS), p=list(INTERVENTIONS.values()))
+    # As plain text, which JSON can hold.
+    kind = str(rng.choice(list(INTERVENTIONS), p=list(INTERVENTIONS.values())))
     # All three are drawn for every kind, so that the kinds' shares can change without moving the draws.
     ranges = (INTERVENTION_STARTS, GRASP_STARTS, GRASP_ENDS)
     first, grasp_first, grasp_end = (int(rng.uniform(*shares) * steps) for shares in ranges)
     if kind == "never closes":
-        return OPEN, 0, steps
+        return Intervention(kind, OPEN, 0, steps)
     if kind == "lets go":
-        return OPEN, first, steps
+        return Intervention(kind, OPEN, first, steps)
     if kind == "twitches":
-        return OPEN, first, first + int(rng.integers(1, 4))
-    return CLOSE, grasp_first, grasp_end
-
-
-def intervene(act: Act, share: float, steps: int) -> Act:
-    """Returns ``act`` with an intervention in ``share`` of the trials. What is recorded is what was done."""
-
-    def act_with_interventions(views: Sequence[View]) -> np.ndarray:
-        # A copy: what the policy returned may be its own buffer.
-        action_BTA = np.array(act(views))
-        for view, action_TA in zip(views, action_BTA, strict=True):
-            intervention = draw_intervention(view.trial, share, steps)
-            if intervention is not None:
-                gripper, first, end = intervention
-                step_T = view.chunk * len(action_TA) + np.arange(len(action_TA))
-                # The gripper is the last number of an action.
-                action_TA[(step_T >= first) & (step_T < end), -1] = gripper
-        return action_BTA
-
-    return act_with_interventions
+        return Intervention(kind, OPEN, first, first + int(rng.integers(1, 4)))
+    return Intervention(kind, CLOSE, grasp_first, grasp_end)

@@ -268,6 +268,25 @@ def play(state: WorkerState, action_TA: np.ndarray, draw: str, stop: bool) -> Ob
     return state.scene.play(action_TA, draw, stop)
 
 
+def replay(
+    state: WorkerState, trial: Trial, protocol: EvaluationProtocol, action_SA: np.ndarray, first: int
+) -> np.ndarray:
+    """Plays actions from the trial's beginning to the first success of those from ``first`` on, or to their end.
+
+    Returns:
+      (S - first,) bool, whether the goal held after each of these; it counts as held from its first success on.
+    """
+    scene = state.open_scene(trial.task)
+    scene.reset(trial, protocol)
+    success_S = np.zeros(len(action_SA), bool)
+    for step, action_A in enumerate(action_SA):
+        if scene.step(action_A) and step >= first:
+            success_S[step:] = True
+            break
+        state.heartbeat()
+    return success_S[first:]
+
+
 def serve(line: Connection, cfg: SceneConfig | None, renderer: str | None) -> None:
     """Runs the worker: ``(function, arguments)`` come in, ``(kind, value)`` go out, until None or a broken line."""
     # Ctrl-C reaches the whole group of processes. The main process handles it and ends the workers.

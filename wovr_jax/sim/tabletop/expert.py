@@ -85,7 +85,7 @@ def act(expert: ExpertState, state: TabletopState, cfg: ExpertConfig, sim: Table
 
     # A block is taken and let go at rest only; the table ignores jaws that close in full flight.
     rest = placed | lets_go | gives_up | (on_block & ~holding)
-    move = jnp.where(rest, 0.0, _digital(offset / sim.max_move, cfg))
+    move = jnp.where(rest, 0.0, move_digitally(offset / sim.max_move, cfg))
     # Closed on the block and on the way; opened at the goal, after giving up, and at once when it holds the wrong one.
     grip = (holding & ~lets_go) | (on_block & ~holding & ~placed)
     grip = grip & ~gives_up & ~wrong
@@ -93,34 +93,13 @@ def act(expert: ExpertState, state: TabletopState, cfg: ExpertConfig, sim: Table
     return dataclasses.replace(expert, idle=gives_up), action
 
 
-def _digital(wish: Array, cfg: ExpertConfig) -> Array:
+def move_digitally(wish: Array, cfg: ExpertConfig) -> Array:
     """Returns the nearest allowed speed, per axis, with its sign."""
     # A token policy sees few distinct actions this way, and each of them often.
     speeds = jnp.asarray(cfg.speeds)
     size = jnp.clip(jnp.abs(wish), 0.0, 1.0)
     nearest = jnp.argmin(jnp.abs(size[:, None] - speeds[None, :]), axis=-1)
     return jnp.sign(wish) * speeds[nearest]
-
-
-def demonstrate(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[TabletopState, Array, Array]:
-    """Plays one demonstration: states (S + 1 leading), clean labels (S, 7), executed actions (S, 7)."""
-    # The policy imitates the clean action in states that noisy ones led to: so it learns to come back.
-    first = tabletop.reset(jax.random.key(seed), sim)
-    k_flaw, k_noise = jax.random.split(key)
-
-    def body(
-        carry: tuple[ExpertState, TabletopState], key: Array
-    ) -> tuple[tuple[ExpertState, TabletopState], tuple[TabletopState, Array, Array]]:
-        expert, state = carry
-        expert, label = act(expert, state, cfg, sim)
-        executed = disturb(label, key, cfg)
-        after = tabletop.step(state, executed, sim)
-        return (expert, after), (after, label, executed)
-
-    keys = jax.random.split(k_noise, sim.horizon)
-    _, (states, label_SA, action_SA) = jax.lax.scan(body, (begin(k_flaw, cfg), first), keys)
-    states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
-    return states, label_SA, action_SA
 
 
 def disturb(label: Array, key: Array, cfg: ExpertConfig) -> Array:

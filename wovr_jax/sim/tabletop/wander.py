@@ -14,7 +14,7 @@ from wovr_jax.types import ACTION_DIM, Array
 
 
 def wander(seed: Array, key: Array, cfg: ExpertConfig, sim: TabletopConfig) -> tuple[TabletopState, Array, Array]:
-    """Plays like ``expert.demonstrate``, without flaws or an end: once the block lies at its goal, the goal moves.
+    """Plays like ``embedded.demonstrate``, without flaws or an end: once the block lies at its goal, the goal moves.
 
     The first goal is the plate, every later one anywhere on the table. However long the episode, something moves in
     it, which is what a world model is to be asked about at a late chunk. An expert shows few of the motions there are

@@ -1,0 +1,23 @@
+"""Does the loop earn its keep? PACE beside everything cheaper, and beside online RL, three seeds, one table.
+
+    the base trained twice as long          nothing but more of the same: no true episode
+    imitation of its own successes          the episodes of both collections, all from the base; no world, no reward
+    imagined GRPO, first round              the first collection only
+    no refresh, as many updates             all updates in the first world
+    no keyframe starts                      PACE from episode starts only
+    online GRPO at 1, 2 and 4 times         true rollouts of the learner instead of collections
+
+Every policy is measured as sampled, greedy and between the two, and each row says how many true episodes it took.
+
+Command:   python launch/study.py --config=configs/baselines.py[:preset of configs/pace.py]
+Expect:    about six runs of configs/pace.py for each seed; every run is resumable, and stages that a variant cannot
+           change are made once for each seed
+"""
+
+from configs import pace
+
+
+def get_config(preset: str = ""):
+    settings = pace.get_config(preset)
+    settings.job = settings.name = "baselines"
+    return settings
