@@ -90,13 +90,11 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     )
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
 
-    learner = "imitate" if recipe.dream.learn == "imitation" else "grpo"
-
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""
         # Episodes remember who acted, and the report tells policies apart by it.
-        name = f"{learner}-{round_}" if round_ else "base"
+        name = f"grpo-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
     def measure_policy(round_: int) -> Product[None]:
@@ -122,19 +120,6 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         learned = (made.vae, made.worlds[-1], made.rewards[-1])
         return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
 
-    def imitate(round_: int) -> Product[Params]:
-        """The base policy, fine-tuned on the demonstrations and on every collected success so far."""
-
-        def choose() -> Demonstrations:
-            train, held_out = made.demonstrations.value
-            done = [episode for episode in join_rounds(made.rollouts) if episode.success_S.any()]
-            return Demonstrations([*train, *done], held_out)
-
-        base = made.policies[0]
-        where = (run, recipe.policy, recipe.sft, lambda: base.value, codec, prompt_KL, key)
-        return fine_tune(*where, Product(choose), f"{learner}-{round_ + 1}")
-
-    grpo = functools.partial(improve, run, rl, made.policies, imagination, key)
     return SimpleNamespace(
         act=act,
         explore=arena.explore if recipe.dream.world == "true" else None,
@@ -150,7 +135,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         measure=measure_policy,
         compare=compare_policy,
         close_loop=close_policy,
-        improve=grpo if learner == "grpo" else imitate,
+        improve=functools.partial(improve, run, rl, made.policies, imagination, key),
     )
 
 
