@@ -62,6 +62,8 @@ def measure(cfg: LiberoEvaluation, folder: pathlib.Path) -> str:
     wanted = evaluate.trials(cfg.suite, range(*cfg.inits), only=list(cfg.tasks) or None, seed=cfg.seed)
     # Before anything is started: trials that training saw are refused.
     shared = evaluate.check_overlap(wanted, cfg)
+    if remark := evaluate.explain_twins(wanted, cfg):
+        print(remark, file=sys.stderr)
     # How many work at a time decides no outcome, and may change when a run is taken up again.
     Run(folder, {name: value for name, value in dataclasses.asdict(cfg).items() if name != "workers"})
     # The policy is opened when the first trial wants it: a run that is complete is only tabled again.

@@ -315,7 +315,7 @@ PAIRS_ON_LIBERO: list[tuple[dict[str, Any], str]] = [
     ({"libero__suite": "libero_90", "libero__tasks": ()}, r"reward\.tasks: expected at least the 90 tasks"),
     ({"libero__demonstrations": "some"}, r"libero\.scene\.hold: .*use hold=1, or the expert"),
     ({"dream__world": "shadow"}, r"dream\.world: .*which LIBERO is not"),
-    ({"dream__select": "closed_loop"}, r"dream\.select: .*LIBERO is not"),
+    ({"dream__select": "closed_loop"}, r"select='closed_loop' need a .*LIBERO is not.*select='last'"),
 ]
 
 
@@ -372,3 +372,9 @@ def test_the_reference_bundles_are_presets() -> None:
     assert trained.world_train == WorldTrainConfig.rlinf(latents="disk", validate_every=250)
     assert trained.world == rlinf.world
     assert read(presets, "libero_goal,paper").learner.grpo == GRPOConfig.paper(group=8)
+
+
+def test_a_whole_rollout_from_a_keyframe_is_rlinfs_way_and_named() -> None:
+    ours, theirs = changed()["starts"], changed("rlinf")["starts"]
+    assert (ours["deadline"], ours["rule"], ours["room"]) == (True, "last_chance", 8)
+    assert theirs == ours | {"deadline": False}

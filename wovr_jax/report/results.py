@@ -100,6 +100,8 @@ def _summarize_policy(round_: int, facts: Facts, about: Mapping[str, Any]) -> Re
     comparison = facts.get(_name("compare", round_, training_world(round_, about["pace"])), {})
     phase = {"name": _name_policy(round_, about), "imagined_success": comparison.get("imagined_success")}
     phase |= {key: evaluation[key] for key in ("true_success", "greedy", "subgoals", "outcomes")}
+    # Official and drawn start states of LIBERO; other environments have one kind.
+    phase["kinds"] = evaluation.get("kinds", {})
     # Runs of earlier versions measured two temperatures, and kept the outcomes of one.
     levels = phase["temperatures"] = evaluation.get("temperatures") or []
     # The base has nothing to gain over itself.

@@ -200,7 +200,9 @@ def open_environment(recipe: Recipe) -> Environment:
 
     prompt_KL, codec = _libero_words(cfg, policy, libero.instructions(cfg.suite))
     arena = libero.Libero(cfg, chunk=policy.chunk, prompt_KL=prompt_KL, **how)
-    # Each process steps simulators of its own, which not every mesh allows.
+    # What would end the run hours later: trials that are not distinct, and a mesh that does not allow each process to
+    # step simulators of its own.
+    arena.check_evaluation(recipe.evaluate.episodes)
     actors.check_mesh(vla.network(policy).shapes(), vla.AXES)
     return Environment(arena, jnp.asarray(prompt_KL), codec)
 

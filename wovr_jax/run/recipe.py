@@ -363,20 +363,15 @@ def _fit_environment(recipe: Recipe) -> Faults:
             what = f"expected 0, since the expert of relay has no flaws, got {recipe.expert.flawed_share}"
             yield "expert.flawed_share", f"{what}; fewer demonstrations (collect.demonstrations) make a weaker policy"
     # Keyframes start in the middle of an episode, which a simulator on the host cannot be put into.
-    kinds = (recipe.dream.world, recipe.dream.reward)
+    kinds, select = (recipe.dream.world, recipe.dream.reward), recipe.dream.select
     share = recipe.starts.share
-    if recipe.libero and (kinds not in (("learned",) * 2, ("true",) * 2) or ("true" in kinds and share)):
+    possible = kinds in (("learned",) * 2, ("true",) * 2) and not ("true" in kinds and share) and select == "last"
+    if recipe.libero and not possible:
         yield (
             "dream.world",
-            f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={share} need a "
+            f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={share}, select={select!r} need a "
             "simulator that a compiled program can hold, which LIBERO is not; use 'learned' for both, 'true' for "
-            "both with starts.share=0 (online RL), or the embedded table",
-        )
-    if recipe.libero and recipe.dream.select == "closed_loop":
-        yield (
-            "dream.select",
-            "'closed_loop' needs a simulator in a compiled program, which follows every imagined rollout and which "
-            "LIBERO is not; use 'last'",
+            "both with starts.share=0 (online RL), select='last', or the embedded table",
         )
 
 

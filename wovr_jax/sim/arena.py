@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -89,12 +89,14 @@ class Measured(NamedTuple):
       success_B: bool, start state by start state.
       subgoals: share of the episodes that reached each of them; empty where the environment knows none.
       steps: simulator steps that it took.
+      kind_B: what kind of start state each was, where the environment has several; else empty.
     """
 
     # Single outcomes and no rate, so that policies can be compared layout by layout.
     success_B: np.ndarray
     subgoals: dict[str, float]
     steps: int
+    kind_B: Sequence[str] = ()
 
 
 class Played(NamedTuple):

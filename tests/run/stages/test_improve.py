@@ -22,7 +22,7 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import DreamConfig, Recipe
 from wovr_jax.run.stages import improve as stage
 from wovr_jax.run.stages.starts import choose_starts
-from wovr_jax.types import Episode
+from wovr_jax.types import Episode, Imagined
 from wovr_jax.world.model import WorldConfig
 
 METRICS = {"success": 0.5, "success_start": 0.7, "mixed_start": 0.5, "success_keyframe": 0.3, "lost_keyframe": 0.9}
@@ -36,7 +36,7 @@ def episode(seed: int, **origin: Any) -> Episode:
 
 def test_a_kind_of_start_that_no_group_has_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, failed = starts.initial([episode(0)]), starts.keyframes([episode(1)], StartsConfig(), steps=24)
-    both = starts.join(begun, failed)
+    both, unseen = starts.join(begun, failed), Imagined(**dict.fromkeys(Imagined.__dataclass_fields__))
 
     def logged(table: starts.Starts, share: float) -> set[str]:
         recipe = Recipe(
@@ -47,7 +47,7 @@ def test_a_kind_of_start_that_no_group_has_is_not_logged(monkeypatch: pytest.Mon
             dream=DreamConfig(groups=4),
             learner=LearnerConfig.fake(),
         )
-        monkeypatch.setattr(stage, "_dream", lambda cfg, given: lambda params, i, key: None)
+        monkeypatch.setattr(stage, "_dream", lambda cfg, given: lambda params, i, key: unseen)
         monkeypatch.setattr(stage.programs, "update", lambda *_: lambda state, *_: (state, METRICS))
         policy = Product(lambda: vla.network(recipe.policy).init(jax.random.key(0)))
         given: Any = stage.Imagination(*[None] * 4, starts=Product(lambda: table), vae=None, world=None, reward=None)  # type: ignore

@@ -26,9 +26,11 @@ from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.bind import open_environment
-from wovr_jax.run.recipe import CollectConfig, DreamConfig, Recipe
+from wovr_jax.run.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe
+from wovr_jax.run.stages import truth
 from wovr_jax.run.stages.episodes import read_in_turn
 from wovr_jax.sim.arena import Acting, Actor, Groups
+from wovr_jax.sim.libero import arena as libero_arena
 from wovr_jax.sim.libero import rollout
 from wovr_jax.sim.libero.arena import Libero
 from wovr_jax.sim.libero.setup import LiberoError
@@ -96,19 +98,18 @@ def test_the_door_to_libero_is_a_setting(fake_libero):
 
 def test_training_never_begins_where_evaluation_does(fake_libero):
     arena = open_libero()
-    measured = arena.trials("evaluate", 8)
-    assert [(t.task.index, t.init, t.seed) for t in measured[:7]] == [
-        (0, 0, 0),
-        (1, 0, 0),
-        (0, 1, 0),
-        (1, 1, 0),
-        (0, 2, 0),
-        (1, 2, 0),
-        (0, 0, 1),
+    measured = arena.trials("evaluate", 10)
+    assert [(t.task.index, t.init, t.seed) for t in measured] == [
+        *((task, init, 0) for init in range(3) for task in range(2)),
+        # Beyond the official states each has its own layout.
+        *((n % 2, DRAWN, 9_000_000 + n) for n in range(4)),
     ]
+    other = open_environment(dataclasses.replace(recipe(), seed=5)).arena
+    assert isinstance(other, Libero) and other.trials("evaluate", 10) == measured  # whatever the seed of the run
     purposes = ("demonstrations", "collect-0", "collect-1", "online")
     trained = [t for purpose in purposes for t in arena.trials(purpose, 6)]
     assert {t.init for t in trained} == {DRAWN} and len({t.seed for t in trained}) == 24
+    assert not {t.seed for t in trained} & {t.seed for t in measured if t.init == DRAWN}
     official = open_libero(train_inits=(3, 5)).trials("collect-0", 5)
     assert [t.init for t in official] == [3, 3, 4, 4, 3] and len({t.seed for t in official}) == 5
 
@@ -117,6 +118,31 @@ def test_shared_states_are_refused_unless_asked_for():
     with pytest.raises(ValueError, match=r"initial states 2 to 2 are both trained on and measured on"):
         LiberoConfig(inits=(0, 3), train_inits=(2, 5))
     assert LiberoConfig(inits=(0, 3), train_inits=(2, 5), overlap=True).overlap
+
+
+def test_a_greedy_policy_is_not_counted_twice_from_one_state(fake_libero, tmp_path, monkeypatch):
+    arena, (policy, _) = open_libero(), actor()
+    greedy = dataclasses.replace(policy, temperature=0.0)
+    measured = arena.measure(tmp_path / "greedy", 10, greedy)
+    assert measured.kind_B == ["official"] * 6 + ["drawn"] * 4
+    kinds = truth.summarize_kinds({"sampled": measured, "greedy": measured})
+    assert {kind: rates["greedy"]["n"] for kind, rates in kinds.items()} == {"official": 6, "drawn": 4}
+    assert sum(rates["sampled"]["successes"] for rates in kinds.values()) == measured.success_B.sum()
+    # Published evaluations begin again in the same states; where a seed moves nothing, greedy trials are then equal.
+    monkeypatch.setattr(libero_arena, "draws_fixtures", lambda task: task.index == 0)
+    settings = recipe(beyond="official")
+    again = open_environment(dataclasses.replace(settings, evaluate=EvaluateConfig(episodes=6, compare=1))).arena
+    assert isinstance(again, Libero)
+    assert [(t.task.index, t.init, t.seed) for t in again.trials("evaluate", 8)][5:] == [
+        (1, 2, 0),
+        (0, 0, 1),
+        (1, 0, 1),
+    ]
+    again.check_evaluation(7)
+    with pytest.raises(LiberoError, match=r"begins 1 of 8 trials where another began.*evaluate\.episodes=6"):
+        again.check_evaluation(8)
+    with pytest.raises(LiberoError, match="a greedy policy would do the same again"):
+        open_environment(dataclasses.replace(settings, evaluate=EvaluateConfig(episodes=8, compare=1)))
 
 
 # ---------------------------------------------------------------- what cannot be
@@ -298,7 +324,7 @@ def test_a_draw_depends_on_the_trial_and_not_on_its_batch(fake_libero, tmp_path)
 def start_table(episodes):
     """Resets and moments in the middle of episodes."""
     cfg = StartsConfig(rule="uniform", each=3)
-    return start_states.join(start_states.initial(episodes), start_states.keyframes(episodes, cfg, 0))
+    return start_states.join(start_states.initial(episodes), start_states.keyframes(episodes, cfg, 0, steps=STEPS))
 
 
 @pytest.mark.parametrize("train_inits", [(), (4, 7)])

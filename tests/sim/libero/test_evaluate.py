@@ -106,6 +106,15 @@ def test_initial_states_that_training_saw_are_refused(tmp_path):
         check_overlap(WANTED, dataclasses.replace(cfg, trained_on=(str(tmp_path / "foreign"),)))
 
 
+def test_a_seed_that_changes_nothing_is_remarked(monkeypatch):
+    monkeypatch.setattr(evaluate, "draws_fixtures", lambda task: task.index == 0)
+    greedy = LiberoEvaluation("bundle", seed=1)
+    assert "seed=1: 4 of 8 trials are those of seed 0 again" in evaluate.explain_twins(WANTED, greedy)
+    for cfg in (dataclasses.replace(greedy, seed=0), dataclasses.replace(greedy, temperature=1.0)):
+        assert evaluate.explain_twins(WANTED, cfg) == ""
+    assert evaluate.explain_twins(WANTED[:4], greedy) == ""  # a seed places the fixtures of task 0
+
+
 def test_draws_depend_on_trial_and_chunk_alone():
     seeds = {draw_seed(trial, chunk) for trial in WANTED for chunk in range(5)}
     assert len(seeds) == 40 and max(seeds) < 2**32

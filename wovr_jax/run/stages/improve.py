@@ -90,19 +90,18 @@ def improve(
         how = {"log": run.log, "folder": folder, "log_every": 1, "undefined": evaluate.WATCHED}
         state = loop.fit(name, state, step, updates, **how)
         # Adapters are merged: the next round may train others, and evaluation and export know plain weights only.
-        params, facts, remarks = cfg.network.plain(state.params), {}, []
+        params, facts, said = cfg.network.plain(state.params), {}, ""
         if keep:
             # The last policy has not acted yet.
             last = jnp.asarray(updates, jnp.int32)
             keep(state.params, last, evaluate.watch_rewards(step.batch(state, last)[0]))
-            params, facts["good"], remarks = _choose(cfg, folder, updates, policies[round_])
+            params, facts["good"], said = _choose(cfg, folder, updates, policies[round_])
         checkpoint.save(folder / "policy", params)
         curve = _read_curve(run, name)
         # A judge that always or never says success gives no advantage, nor does a start from which all ends alike; the
         # loss would show neither.
         flat = average_flat(curve)
-        remark = " ".join(filter(None, (explain_idle(curve), explain_flat(*flat), *remarks)))
-        if remark:
+        if remark := " ".join(filter(None, (said, explain_idle(curve), explain_flat(*flat)))):
             processes.say(f"{name}: {remark}")
         facts |= _count_steps(cfg, updates, imagination.arena, curve)
         facts |= {"skipped": sum(line["skipped"] for line in curve), "said": remark}
@@ -151,8 +150,8 @@ def begin(
         if judge:
             judge(state.params, i, shares)
         # The update is not even shown what was only watched.
-        state, metrics = update(state, imagined.replace(truth_BNT=None), k_update, reference)
-        return state, {name: metric for name, metric in metrics.items() if not name.endswith(absent)} | shares
+        state, metrics = update(state, dataclasses.replace(imagined, truth_BNT=None), k_update, reference)
+        return state, {name: metric for name, metric in (metrics | shares).items() if not name.endswith(absent)}
 
     trainable = optimizers.all_but(*cfg.frozen) if cfg.frozen else None
     # Rounds beyond the list take its last rate.
@@ -179,11 +178,17 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
         parts["sim"] = programs.true_states(table, cfg.sim)
     if cfg.dream.world != "learned" or not cfg.dream.watch:
         return lambda params, i, key: dream(params, parts, key)
-    watch, sim = programs.watch(cfg), programs.true_states(table, cfg.sim)
+    follow, starts = given.arena.follow, given.starts.value
 
     def dream_watched(params: Params, i: Array, key: Array) -> Imagined:
         imagined = dream(params, parts, key)
-        return imagined.replace(truth_BNT=watch(table, sim, imagined.action_BNTA, key))
+        # Afterwards and not in that program: beside the learned world a simulator changes what the compiler fuses
+        # there, and so the last bits of what is learned from.
+        row_B, action_BNTA = sharding.host(
+            (programs.draw_rows(cfg, table, jax.random.split(key)[0]), imagined.action_BNTA)
+        )
+        true_BS = follow(starts, row_B, action_BNTA.reshape(len(row_B), -1, action_BNTA.shape[-1]))
+        return dataclasses.replace(imagined, truth_BNT=true_BS.reshape(action_BNTA.shape[:-1]))
 
     return dream_watched
 
@@ -232,17 +237,17 @@ def _keep_good(
 
 def _choose(
     cfg: Improvement, folder: pathlib.Path, updates: int, before: Product[Params]
-) -> tuple[Params, int | None, list[str]]:
+) -> tuple[Params, int | None, str]:
     """Returns the last good policy of a round, after how many updates it was that, and what to tell the user."""
     paid = f"at most {cfg.dream.false_success:.0%} of the true failures were paid as successes"
     if not checkpoint.exists(folder / "good"):
-        return before.value, None, [f"At no time {paid}: the policy is the one from before this round."]
+        return before.value, None, f"At no time {paid}: the policy is the one from before this round."
     good = checkpoint.meta(folder / "good")["iteration"]
-    said = [] if good == updates else [f"Kept is the policy after {good} of {updates} updates, the last when {paid}."]
+    said = "" if good == updates else f"Kept is the policy after {good} of {updates} updates, the last when {paid}."
     return load_policy(cfg.policy, folder, "good"), good, said
 
 
-def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, int]:
+def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, Any]:
     """What the round consumed: imagined frames, and true steps where the world is the truth, or selects."""
     selects = cfg.dream.select == "closed_loop"
     # The last policy is rolled out once more to be judged.

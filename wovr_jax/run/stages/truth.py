@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import EvaluateConfig
 from wovr_jax.run.stages.episodes import Keys
 from wovr_jax.run.stages.reward import Judge
-from wovr_jax.sim.arena import Actor, Arena
+from wovr_jax.sim.arena import Actor, Arena, Measured
 from wovr_jax.types import Array, Imagined, Params, Start
 from wovr_jax.world.model import WorldConfig
 
@@ -48,7 +48,8 @@ def measure(
         # As it was trained, which is what RL improves, and greedy, as a robot would run it.
         names = {temperature: "sampled", 0.0: "greedy"}
         levels = sorted({*names, *cfg.temperatures}, reverse=True)
-        found = {t: arena.measure(folder / names.get(t, f"at-{t:g}"), cfg.episodes, act(t)) for t in levels}
+        names = {t: names.get(t, f"at-{t:g}") for t in levels}
+        found = {t: arena.measure(folder / names[t], cfg.episodes, act(t)) for t in levels}
         rates = {t: evaluate.summarize_outcomes(measured.success_B) for t, measured in found.items()}
         outcomes = {t: measured.success_B.astype(int).tolist() for t, measured in found.items()}
         return {
@@ -58,9 +59,19 @@ def measure(
             "outcomes": outcomes[temperature],
             "temperatures": [{"temperature": t, **rates[t], "outcomes": outcomes[t]} for t in levels],
             "true_steps": sum(measured.steps for measured in found.values()),
+            "kinds": summarize_kinds({names[t]: measured for t, measured in found.items()}),
         }
 
     return run.stage(f"evaluate-{round_}", make, lambda folder: None)
+
+
+def summarize_kinds(found: Mapping[str, Measured]) -> dict[str, dict[str, Any]]:
+    """Returns by kind of start state, and by the entries of ``found``, the success rates; nothing without kinds."""
+    kinds = np.array(next(iter(found.values())).kind_B)
+    return {
+        str(kind): {how: evaluate.summarize_outcomes(one.success_B[kinds == kind]) for how, one in found.items()}
+        for kind in dict.fromkeys(kinds)
+    }
 
 
 def compare(
@@ -181,7 +192,7 @@ def close_loop(
         action_KSA, prob_KS = (x.reshape(len(row_K), -1, *x.shape[3:]) for x in (rollout.action_BNTA, rollout.prob_BNT))
         left_K = arena.steps - np.asarray(table.step_K)[row_K]
         live_KS = np.arange(prob_KS.shape[1]) < left_K[:, None]
-        true_KS = arena.follow(table, row_K, action_KSA)
+        true_KS = arena.follow(table, row_K, np.asarray(action_KSA))
         imagined_K, true_K = (np.any(won & live_KS, axis=1) for won in (prob_KS > judge.threshold, true_KS))
         # Those that brought the simulator to a keyframe are true steps too; those after the end of an episode are none.
         steps = int((arena.steps - left_K + live_KS.sum(axis=1)).sum())

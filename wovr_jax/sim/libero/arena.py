@@ -1,8 +1,9 @@
 """The real LIBERO as an arena: worker processes step it, the policy acts between chunks in one compiled program.
 
 Demonstrations and collections begin in layouts that the tasks draw, or in the initial states named for training;
-evaluation and comparison begin in official initial states that training does not see. A trial's course depends on the
-trial, the policy and its key alone, so whatever was interrupted goes on where it stood.
+evaluation and comparison begin in official initial states that training does not see, each once, and then in layouts
+that no training draws. A trial's course depends on the trial, the policy and its key alone, so whatever was interrupted
+goes on where it stood.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from wovr_jax.sim.libero.actors import RolloutRecorder, make_act, on_own_devices
 from wovr_jax.sim.libero.pool import Lost, Pool
 from wovr_jax.sim.libero.rollout import Outcome
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, protocol, tasks
+from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, draws_fixtures, protocol, tasks
 from wovr_jax.types import Array, Episode, Imagined, Start
 
 DEMONSTRATE = pathlib.Path(__file__).resolve().parents[3] / "launch" / "tools" / "demonstrate_libero.py"
@@ -73,13 +74,35 @@ class Libero:
     def trials(self, purpose: str, count: int) -> list[Trial]:
         """Returns ``count`` trials for a purpose (see ``sim.arena.layouts``), the tasks taking turns."""
         cfg, seeds = self.cfg, layouts(self.seed, purpose, count).tolist()
-        states: Sequence[int] = range(*cfg.train_inits) if cfg.train_inits else (DRAWN,)
         if purpose == "evaluate":
-            states = range(*cfg.inits)
-            # Whoever measures the same trials measures the same, whatever the seed of the run.
-            seeds = [n // (len(self.tasks) * len(states)) for n in range(count)]
+            return self._evaluation_trials(count)
+        states: Sequence[int] = range(*cfg.train_inits) if cfg.train_inits else (DRAWN,)
         turns = ((self.tasks[n % len(self.tasks)], states[n // len(self.tasks) % len(states)]) for n in range(count))
         return [Trial(task, init, seed) for (task, init), seed in zip(turns, seeds, strict=True)]
+
+    def _evaluation_trials(self, count: int) -> list[Trial]:
+        official = [Trial(task, init) for init in range(*self.cfg.inits) for task in self.tasks]
+        if self.cfg.beyond == "official":
+            again = range(-(-count // len(official)))
+            return [dataclasses.replace(trial, seed=seed) for seed in again for trial in official][:count]
+        # Those of seed 0 in every run: whoever measures the same trials measures the same.
+        seeds = layouts(0, "evaluate", max(count - len(official), 0)).tolist()
+        drawn = [Trial(self.tasks[n % len(self.tasks)], DRAWN, seed) for n, seed in enumerate(seeds)]
+        return (official + drawn)[:count]
+
+    def check_evaluation(self, count: int) -> None:
+        """Refuses trials that a greedy policy would play alike, which would count as several.
+
+        Raises:
+          LiberoError: there are some among the first ``count`` of the evaluation.
+        """
+        again = [trial for trial in self.trials("evaluate", count) if trial.init != DRAWN and trial.seed]
+        if twins := [trial for trial in again if not draws_fixtures(trial.task)]:
+            raise LiberoError(
+                f"libero.beyond='official' begins {len(twins)} of {count} trials where another began, and a seed moves "
+                f"nothing there ({twins[0].task.name} has no fixtures to place): a greedy policy would do the same "
+                f"again. Take beyond='drawn', or evaluate.episodes={count - len(again)}."
+            )
 
     def rules(self, *, stops: bool, steps: int = 0) -> EvaluationProtocol:
         """Returns the settings' protocol; ``stops`` where nothing after the first success matters."""
@@ -164,6 +187,7 @@ class Libero:
 
         Each trial has a line on the disk as it ends, beside ``folder``.
         """
+        wanted = self.trials("evaluate", count)
         # Other settings, other lines.
         asked = json.dumps([self._settings(), actor.temperature])
         folder = folder.with_name(f"{folder.name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}")
@@ -175,9 +199,10 @@ class Libero:
                     act = make_act(own, self.prompt_KL, len(pool))
                     yield from rollout.rollouts(pool, act, left, self.rules(stops=True), draw="last")
 
-            lines = collect.measure(play, self.trials("evaluate", count), folder, lambda line: bar.update())
+            lines = collect.measure(play, wanted, folder, lambda line: bar.update())
         steps = sum(line["steps"] for line in lines) * self.cfg.scene.hold
-        return Measured(np.array([bool(line["success"]) for line in lines]), {}, steps)
+        kinds = ["drawn" if trial.init == DRAWN else "official" for trial in wanted]
+        return Measured(np.array([bool(line["success"]) for line in lines]), {}, steps, kinds)
 
     def play(self, count: int, actor: Actor) -> Iterator[Played]:
         """Yields the trials of ``measure`` again, to the end and with every frame; each process plays its rows."""
@@ -314,8 +339,9 @@ class Libero:
             return collect.collect(lambda part: play(pool, part), wanted, folder, meta=meta)
 
     def _settings(self) -> Any:
-        """Returns what decides a trial besides the policy, for JSON; how many run at a time does not."""
-        return config.to_dict(dataclasses.replace(self.cfg, workers=1))
+        """Returns what decides a trial besides the policy, for JSON; how many there are or run at a time does not."""
+        settings = config.to_dict(dataclasses.replace(self.cfg, workers=1))
+        return {name: value for name, value in settings.items() if name != "beyond"}
 
 
 def instructions(suite: str) -> tuple[str, ...]:

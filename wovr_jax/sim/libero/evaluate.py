@@ -18,7 +18,7 @@ from wovr_jax.core.disk import write_json
 from wovr_jax.core.stats import paired_difference, wilson
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import Drawing, Init, ProtocolName, Suite, Trial, tasks
+from wovr_jax.sim.libero.tasks import Drawing, Init, ProtocolName, Suite, Trial, draws_fixtures, tasks
 
 RESULTS = "results.json"
 
@@ -85,6 +85,17 @@ def trials(suite: str, inits: Iterable[int], *, only: Sequence[int] | None = Non
     # An iterator would be used up by the first task.
     states = list(inits)
     return [Trial(task, init, seed) for task in wanted for init in states]
+
+
+def explain_twins(wanted: Sequence[Trial], cfg: LiberoEvaluation) -> str:
+    """Returns a remark where another seed only gives the same trials again, which must not be counted twice."""
+    # A greedy policy does the same from the same state, and the scripted expert too.
+    if cfg.temperature or not cfg.seed or not (twins := [one for one in wanted if not draws_fixtures(one.task)]):
+        return ""
+    return (
+        f"seed={cfg.seed}: {len(twins)} of {len(wanted)} trials are those of seed 0 again, as their tasks have no "
+        "fixtures that a seed places and nothing is sampled. They say nothing new; do not add them to those."
+    )
 
 
 def check_overlap(wanted: Sequence[Trial], cfg: LiberoEvaluation) -> int:

@@ -13,6 +13,7 @@ import importlib.util
 import io
 import pathlib
 import pickle
+import re
 import typing
 import zipfile
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ Drawing = Literal["libero", "fast"]
 Flaw = Literal["none", "early_release", "wrong_object", "missed_grasp"]
 FLAWS: tuple[Flaw, ...] = typing.get_args(Flaw)
 ProtocolName = Literal["openvla", "rlinf"]
+Beyond = Literal["drawn", "official"]
 Init = Annotated[int, Between(0, 50)]
 """A bound of a range of official initial states, of which every task has 50."""
 
@@ -97,6 +99,10 @@ class LiberoConfig:
         success in any step counts.
       steps: actions of an episode, a multiple of the policy's chunk. RLinf's evaluation has 512.
       inits: official initial states that evaluation uses: the first, and the one after the last.
+      beyond: where evaluation begins when it is asked for more trials than there are such states. ``"drawn"`` takes
+        layouts that the tasks draw, of seeds that no training uses, and counts them apart. ``"official"`` takes the
+        same states again with seeds 1, 2, ..., as published evaluations do, in suites whose fixtures a seed places;
+        elsewhere a greedy policy would do the same again.
       train_inits: the same for demonstrations and collections. Empty for layouts that the task itself draws, a new
         one for each episode, as the official ones were drawn: objects and arm.
       overlap: whether ``train_inits`` may share states with ``inits``.
@@ -115,6 +121,7 @@ class LiberoConfig:
     protocol: ProtocolName = "rlinf"
     steps: Count = 512
     inits: tuple[Init, Init] = (0, 50)
+    beyond: Beyond = "drawn"
     train_inits: tuple[Init, ...] = ()
     overlap: bool = False
     scene: SceneConfig = SceneConfig(wrist=False)
@@ -280,6 +287,16 @@ def tasks(suite: str) -> tuple[Task, ...]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return tuple(Task(suite, i, name, instruction_of(name)) for i, name in enumerate(module.libero_task_map[suite]))
+
+
+def draws_fixtures(task: Task) -> bool:
+    """Returns whether the seed of a reset moves anything in an official initial state: a cabinet, stove or rack.
+
+    Such fixtures have no joints, so initial states do not hold them. The first fixture of a scene is its table or
+    floor, which stays where it is.
+    """
+    fixtures = re.search(r"\(:fixtures(.*?)\)", task.bddl_file.read_text(), re.DOTALL)
+    return fixtures is not None and fixtures[1].count(" - ") > 1
 
 
 def init_states(task: Task) -> np.ndarray:
