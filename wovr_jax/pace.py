@@ -94,7 +94,7 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
                     made.rewards += [do.fit_reward(round_, *learned, made.rollouts, made.demonstrations)]
                 # An arena that explores begins its own episodes.
                 if do.explore is None:
-                    made.starts += [do.choose_starts(round_, [] if online else made.rollouts, made.demonstrations)]
+                    made.starts += [do.choose_starts(round_, [do.begin()] if online else made.rollouts)]
                 if job.compares:
                     do.compare(round_)
                     do.close_loop(round_)

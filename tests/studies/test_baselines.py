@@ -12,11 +12,16 @@ import pytest
 
 from tests.small_run import save_parts, small_settings
 from wovr_jax.core.config import ConfigError, from_dict
+from wovr_jax.data import episodes as disk
+from wovr_jax.data import starts
 from wovr_jax.run import bind
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.episodes import Demonstrations
 from wovr_jax.run.stages.policy import load_policy
+from wovr_jax.sim.arena import layouts
+from wovr_jax.sim.embedded import begin_episodes
+from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.studies import runner
 from wovr_jax.studies.imitation import add_successes, imitate
 from wovr_jax.types import Episode
@@ -58,6 +63,21 @@ def test_runs_share_what_a_variant_cannot_change(study: tuple[dict, pathlib.Path
     assert made["imitation-seed0"] == ["collect-0", "evaluate-1", "imitate-1"]
     assert made["online-seed0"] == ["evaluate-1", "grpo-1", "starts-0"]
     assert "imagined-seed0" not in made and "evaluate-1" in made["full-seed0"]
+
+
+def test_online_rl_begins_in_layouts_of_its_own_however_few_the_demonstrations_are(
+    study: tuple[dict, pathlib.Path],
+) -> None:
+    _, folder = study
+    table = starts.load(folder / "online-seed0" / "stages" / "starts-0" / "starts")
+    # One update of four groups: a layout for each.
+    assert table.seed_K.tolist() == layouts(0, "online", 4).tolist()
+    # The same layout looks the same, whether it was demonstrated or has only begun.
+    demonstrated = disk.read(folder / "full-seed0" / "stages" / "demonstrations" / "episodes")[:2]
+    begun = begin_episodes(np.array([each.seed for each in demonstrated]), TabletopConfig.fake())
+    for ours, its in zip(begun, demonstrated, strict=True):
+        np.testing.assert_array_equal(ours.frame_SHWC[0], its.frame_SHWC[0])
+        assert (ours.task, ours.seed, ours.instruction) == (its.task, its.seed, its.instruction)
 
 
 def episode(seed: int, success: bool) -> Episode:

@@ -31,8 +31,8 @@ from wovr_jax.run.stages.starts import choose_starts
 from wovr_jax.run.stages.truth import close_loop, compare, measure
 from wovr_jax.run.stages.vae import VAE, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
-from wovr_jax.sim.arena import Acting, Actor, Arena
-from wovr_jax.sim.embedded import Embedded, suite_of
+from wovr_jax.sim.arena import Acting, Actor, Arena, layouts
+from wovr_jax.sim.embedded import Embedded, begin_episodes, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
@@ -120,8 +120,14 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         learned = (made.vae, made.worlds[-1], made.rewards[-1])
         return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
 
+    def begin() -> Product[Sequence[Episode]]:
+        """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
+        seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
+        return Product(lambda: begin_episodes(seeds, recipe.embedded))
+
     return SimpleNamespace(
         act=act,
+        begin=begin,
         explore=arena.explore if recipe.dream.world == "true" else None,
         demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
         fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
