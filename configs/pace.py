@@ -4,8 +4,8 @@ Command:   python launch/train.py --config=configs/pace.py
 Hardware:  two CPU cores, 6 GB of memory; no downloads
 Expect:    see docs/tabletop.md for times and success rates
 
-Presets: smoke and tiny (to check machines), relay (twelve chunks, four sub-goals), lora (RL of adapters), paper and rlinf
-(the two reference bundles); on the real LIBERO (make libero; docs/libero.md):
+Presets: smoke and tiny (to check machines), relay (twelve chunks, four sub-goals), lora (RL of adapters), paper and
+rlinf (the two reference bundles); on the real LIBERO (make libero; docs/libero.md):
 libero_small, and from converted weights libero_spatial, libero_object, libero_goal, libero_10.
 ``:libero_small,libero_smoke`` runs every stage of it with almost nothing in it. Each says below what it needs and
 what to expect.
