@@ -87,9 +87,9 @@ def watched(paid: list[int], true: list[int], keyframe: list[int], live: list[in
 def test_shares_of_an_iteration_are_split_by_start_and_undefined_without_a_case() -> None:
     made = watched([1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 1])
     assert set(made) == set(evaluate.WATCHED)
-    assert made["true_success"] == 0.25 and made["keyframe_true_success"] == 0.0
-    assert made["false_success"] == pytest.approx(2 / 3) and made["keyframe_false_success"] == 1.0
-    assert made["precision"] == pytest.approx(1 / 3) and made["keyframe_precision"] == 0.0
+    assert made["true_success"] == 0.25 and made["true_success_keyframe"] == 0.0
+    assert made["false_success"] == pytest.approx(2 / 3) and made["false_success_keyframe"] == 1.0
+    assert made["precision"] == pytest.approx(1 / 3) and made["precision_keyframe"] == 0.0
     assert np.isnan(watched([1], [1], [0])["false_success"]) and np.isnan(watched([0], [0], [0])["precision"])
 
 

@@ -39,6 +39,11 @@ def make_params(seed=0):
     }
 
 
+def log_probs_of(params, frame, prompt, token, temperature):
+    logits = jax.vmap(logits_fn, (None, 1, None), 1)(params, frame, prompt)
+    return jnp.take_along_axis(jax.nn.log_softmax(logits / temperature), token[..., None], -1)[..., 0]
+
+
 def make_imagined(params, temperature=1.0, success=None, seed=0):
     """Rollouts whose log-probabilities are those of ``params``."""
     rng = np.random.default_rng(seed)
@@ -49,8 +54,7 @@ def make_imagined(params, temperature=1.0, success=None, seed=0):
         success = rng.random((B, N, T)) < 0.2
         success[:4] &= np.arange(4)[:, None, None] % 2 == 0  # so that the first groups of two and of four differ
         success[0, 0, 1] = True
-    logits = jax.vmap(logits_fn, (None, 1, None), 1)(params, frame, prompt)
-    logp = jnp.take_along_axis(jax.nn.log_softmax(logits / temperature), token[..., None], -1)[..., 0]
+    logp = log_probs_of(params, frame, prompt, token, temperature)
     success = jnp.asarray(success)
     return Imagined(
         frame_BNHWC=frame,
@@ -81,14 +85,14 @@ def assert_same(a, b):
 # ------------------------------------------------------------------ direction and size of a step
 
 
-def test_bandit_learns_the_rewarded_token():
-    """One parameter, two tokens, one step: token 0 succeeds and token 1 fails."""
+def bandit(params, frame_BHWC, prompt_BL):
+    """One parameter, two tokens."""
+    return jnp.broadcast_to(jnp.stack([params["theta"], jnp.zeros(())]), (frame_BHWC.shape[0], 1, 1, 2))
 
-    def bandit(params, frame_BHWC, prompt_BL):
-        batch = frame_BHWC.shape[0]
-        return jnp.broadcast_to(jnp.stack([params["theta"], jnp.zeros(())]), (batch, 1, 1, 2))
 
-    imagined = Imagined(
+def pull_both():
+    """Two rollouts of the bandit at even odds: token 0 succeeds and token 1 fails."""
+    return Imagined(
         frame_BNHWC=jnp.zeros((2, 1, 1, 1, 1)),
         prompt_BL=jnp.zeros((2, 1), jnp.int32),
         task_B=jnp.zeros(2, jnp.int32),
@@ -98,6 +102,11 @@ def test_bandit_learns_the_rewarded_token():
         prob_BNT=jnp.array([1.0, 0.0]).reshape(2, 1, 1),
         success_BNT=jnp.array([True, False]).reshape(2, 1, 1),
     )
+
+
+def test_bandit_learns_the_rewarded_token():
+    """One parameter, two tokens, one step: token 0 succeeds and token 1 fails."""
+    imagined = pull_both()
     cfg = LearnerConfig.fake()
     state, metrics = learner.make_update(cfg, bandit, 1.0)(learner.create(cfg, {"theta": jnp.zeros(())}), imagined, KEY)
     # advantages 0.5 and -0.5, d log p / d theta = 0.5 and -0.5: gradient of the loss -(0.25 + 0.25) / 2 = -0.25.
@@ -197,6 +206,71 @@ def test_kl_pulls_back_to_the_reference():
         run(cfg, params, imagined)
 
 
+def test_kl_of_an_update_is_of_the_policy_before_against_after():
+    """The bandit again, whose two rollouts hold both tokens once: the mean over the samples is the exact KL.
+
+    Its only step is taken at ratio 1, so anything measured in that step is 0.
+    """
+    part = pull_both()
+    for cfg in (LearnerConfig.fake(lr=0.5), LearnerConfig.fake(lr=0.5, epochs=3)):
+        update = learner.make_update(cfg, bandit, 1.0)
+        state, metrics = update(learner.create(cfg, {"theta": jnp.zeros(())}), part, KEY)
+        theta = float(state.params["theta"])
+        q = 1 / (1 + np.exp(-theta))
+        exact = 0.5 * np.log(0.5 / q) + 0.5 * np.log(0.5 / (1 - q))
+        assert exact > 0.02  # 0.5 * 0.5 / 8 for a step of half a unit
+        np.testing.assert_allclose(metrics["kl_step"], exact, rtol=1e-5)
+    # Nothing that counts, nothing moved.
+    idle = part.replace(success_BNT=jnp.ones((2, 1, 1), bool))
+    assert update(learner.create(cfg, {"theta": jnp.zeros(())}), idle, KEY)[1]["kl_step"] == 0
+
+
+def test_kl_of_an_update_counts_valid_tokens_once():
+    """Several microbatches, padding among them, masked steps and two passes, against the whole batch at once."""
+    cfg = LearnerConfig.fake(microbatch=5, minibatches=2, epochs=2)
+    params, temperature = make_params(), 1.3
+    imagined = make_imagined(params, temperature)
+    state, metrics = run(cfg, params, imagined, temperature=temperature)
+    signal = grpo.signal(imagined.success_BNT, cfg.grpo)
+    asked = (imagined.frame_BNHWC, imagined.prompt_BL, imagined.token_BNTA)
+    counts = np.asarray(signal.valid_BNT & (signal.advantage_B != 0)[:, None, None])
+    log_ratio = np.asarray(log_probs_of(state.params, *asked, temperature) - imagined.logp_BNTA)[counts]
+    assert 0 < counts.sum() < counts.size
+    np.testing.assert_allclose(metrics["kl_step"], np.mean(np.expm1(log_ratio) - log_ratio), rtol=1e-4)
+    assert "approx_kl" not in metrics
+
+
+# ------------------------------------------------------------------ kinds of start
+
+
+def test_success_and_groups_are_told_apart_by_kind_of_start():
+    """Groups of two: from starts one mixed and one won, from keyframes two lost; half of the rollouts by hand."""
+    won = np.array([True, False, True, True, False, False, False, False])
+    success = np.zeros((B, N, T), bool)
+    success[won, 1, 0] = True
+    imagined = make_imagined(make_params(), success=success).replace(keyframe_B=jnp.arange(B) >= 4)
+    _, metrics = run(LearnerConfig.fake(), imagined=imagined)
+    expected = {"success": 3 / 8, "success_start": 3 / 4, "mixed_start": 0.5, "lost_start": 0, "won_start": 0.5}
+    expected |= {"success_keyframe": 0, "mixed_keyframe": 0, "lost_keyframe": 1, "won_keyframe": 0}
+    assert {name: float(metrics[name]) for name in expected} == pytest.approx(expected)
+    # Rollouts that do not say where they began are not told apart.
+    assert not [name for name in run(LearnerConfig.fake())[1] if name.endswith(("_start", "_keyframe"))]
+
+
+def test_the_learner_keeps_to_the_deadline():
+    """Tokens after it, and a success after it, are as if they had never been."""
+    success = np.zeros((B, N, T), bool)
+    success[0::2, 2, 1] = True
+    live = np.ones((B, N, T), bool)
+    live[:4, 2] = False
+    imagined = make_imagined(make_params(), success=success)
+    late, metrics = run(LearnerConfig.fake(), imagined=imagined.replace(live_BNT=jnp.asarray(live)))
+    np.testing.assert_allclose(metrics["return_mean"], 2 / 8)
+    np.testing.assert_allclose(metrics["length"], (4 * 2 + 4 * 3) / 24)
+    other = imagined.replace(token_BNTA=imagined.token_BNTA.at[:4, 2].set(0), live_BNT=jnp.asarray(live))
+    assert_same(late.params, run(LearnerConfig.fake(), imagined=other)[0].params)
+
+
 # ------------------------------------------------------------------ minibatches
 
 
@@ -242,7 +316,7 @@ def test_masked_chunks_are_not_computed():
     state, metrics = update(learner.create(cfg, params), imagined, KEY)
     jax.block_until_ready(state)
     jax.effects_barrier()
-    assert calls == [4] * 4  # all of them would be 6
+    assert calls == [4] * 8  # for the step, and once more for what it moved; all of them would be 12
     np.testing.assert_allclose(metrics["length"], (4 * 1 + 4 * 6) / 48)
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from wovr_jax.core import pixels, sharding, stats
 from wovr_jax.types import NULL_ACTION, Array, Imagined
 
-KINDS = ("", "keyframe_")
-WATCHED = tuple(f"{kind}{name}" for kind in KINDS for name in ("true_success", "false_success", "precision"))
+KINDS = ("", "_keyframe")
+WATCHED = tuple(f"{name}{kind}" for kind in KINDS for name in ("true_success", "false_success", "precision"))
 """Of the rollouts of an iteration, and of those from keyframes alone: true success, the share of true failures that are
 paid as successes, and the share of paid successes that are true."""
 
@@ -113,7 +113,7 @@ def watch_rewards(imagined: Imagined) -> dict[str, Array]:
         return jnp.sum(flag_B & among_B) / jnp.sum(among_B)
 
     return {
-        f"{kind}{name}": value
+        f"{name}{kind}": value
         for kind, rows_B in zip(KINDS, (jnp.ones_like(true_B), keyframe_B), strict=True)
         for name, value in {
             "true_success": share(true_B, rows_B),

@@ -240,7 +240,7 @@ class Tally(NamedTuple):
     tokens: Array
     ratio: Array
     clipped: Array
-    approx_kl: Array
+    k3: Array
     kl: Array
     entropy: Array
     ratio_max: Array
@@ -262,7 +262,7 @@ class Tally(NamedTuple):
         tokens = jnp.maximum(self.tokens, 1.0)
         # A policy that took no step is the one that acted, so its ratio is 1 and not the 0 of an empty sum.
         one = jnp.where(self.tokens > 0, 0.0, 1.0)
-        means = {name: getattr(self, name) / tokens for name in ("approx_kl", "kl", "entropy")}
+        means = {name: getattr(self, name) / tokens for name in ("kl", "entropy")}
         return means | {
             "ratio_mean": self.ratio / tokens + one,
             "ratio_max": jnp.maximum(self.ratio_max, one),
@@ -319,7 +319,7 @@ def chunk_loss(
         tokens=jnp.sum(valid_XTA, dtype=jnp.float32),
         ratio=stats.masked_sum(ratio_XTA, valid_XTA),
         clipped=stats.masked_sum(clipped_XTA.astype(jnp.float32), valid_XTA),
-        approx_kl=stats.masked_sum(k3(log_ratio_XTA), valid_XTA),
+        k3=stats.masked_sum(k3(log_ratio_XTA), valid_XTA),
         kl=stats.masked_sum(nothing_XTA if kl_XTA is None else kl_XTA, valid_XTA),
         entropy=stats.masked_sum(nothing_XTA if entropy_XTA is None else entropy_XTA, valid_XTA),
         ratio_max=jnp.max(jnp.where(valid_XTA, ratio_XTA, 0.0)),

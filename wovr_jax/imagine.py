@@ -105,8 +105,7 @@ def imagine(
     success_BNT = out["prob_BNT"] > threshold
     if steps is not None:
         # From the middle of an episode only the rest of it is left, though every rollout has as many chunks.
-        step_NT = jnp.arange(success_BNT[0].size).reshape(success_BNT.shape[1:])
-        out["live_BNT"] = step_NT < (steps - start.step_B)[:, None, None]
+        out["live_BNT"] = jnp.arange(success_BNT[0].size).reshape(chunks, -1) < (steps - start.step_B)[:, None, None]
         success_BNT &= out["live_BNT"]
     facts = {"prompt_BL": start.prompt_BL, "task_B": start.task_B, "keyframe_B": start.keyframe_B}
     return Imagined(success_BNT=success_BNT, **facts, **out)

@@ -22,7 +22,7 @@ S optimizer steps of an iteration.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -148,10 +148,12 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
       ``update``. Its ``ref_params`` are the reference policy of the exact KL term, wanted when ``cfg.grpo.kl`` is
       not 0 and not looked at otherwise, as it costs a forward pass; they must not share arrays with a state
       (``create`` copies, so the parameters that a state was created from are fine). Its metrics are scalars: loss,
-      policy ratio (mean, max), clip_fraction, approx_kl (to the policy that acted), kl (to the reference), entropy,
-      grad_norm, return_mean, success, length (valid share of the steps), groups, kept_groups, steps (optimizer steps
-      taken), skipped (1 when none was) and ratio_gap: the largest |log ratio| before the first
-      step, which is rounding unless actor and learner disagree about temperature or tokens.
+      policy ratio (mean, max), clip_fraction, kl (to the reference), kl_step (of all steps together, KL(before ||
+      after)), entropy, grad_norm, return_mean, success, length (valid share of the steps), groups, kept_groups, steps
+      (optimizer steps taken), skipped (1 when none was) and ratio_gap: the largest |log ratio| before the first
+      step, which is rounding unless actor and learner disagree about temperature or tokens. Where the rollouts say
+      which of them began at keyframes there are also success and the shares of groups that are mixed, all lost and all
+      won among those of one kind, such as ``won_keyframe``; 0 for a kind of which there is none.
 
     Raises:
       ValueError: a temperature that is not above 0; by ``update``, a KL weight without a reference, or rollouts whose
@@ -194,12 +196,24 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
             report = {"loss": loss, "tally": tally, "grad_norm": optax.tree.norm(grads), "counts": counts}
             return (trained, opt_state, step + counts.astype(jnp.int32)), report
 
+        def measure(total_2: Array, which: tuple[Array, Array]) -> tuple[Array, None]:
+            # Tokens are samples of the policy before, which makes the k3 of their ratios one of KL(before || after).
+            def add() -> Array:
+                tally = loss_fn(trained, *which)[1]
+                return total_2 + jnp.stack([tally.k3, tally.tokens])
+
+            return jax.lax.cond(jnp.any(which[1]), add, lambda: total_2), None
+
         # Which samples count is the same in every epoch, as the flags are; the order is not.
         batches = _deal(_find_active(samples, cfg.grpo), key, cfg)
         begin = (trained, state.opt_state, state.step)
         (trained, opt_state, step), report_S = jax.lax.scan(minibatch, begin, batches)
+        # (S, U, x) -> (minibatches * U, x): one epoch has every sample once.
+        epoch = jax.tree.map(lambda leaf: leaf[: cfg.minibatches].reshape(-1, leaf.shape[-1]), batches)
+        k3, tokens = jax.lax.scan(measure, jnp.zeros(2), epoch)[0]
         after = PolicyState(optimizers.merge_frozen(trained, frozen), opt_state, step, state.rate, state.frozen)
-        return sharding.keep(after, axes), _summarise(report_S, signal, imagined, cfg.grpo)
+        metrics = _summarise(report_S, signal, imagined, cfg.grpo) | {"kl_step": k3 / jnp.maximum(tokens, 1)}
+        return sharding.keep(after, axes), metrics
 
     return jax.jit(update, donate_argnums=0)
 
@@ -324,34 +338,34 @@ def _summarise(report_S: dict[str, Any], signal: grpo.Signal, imagined: Imagined
     tally_S, counts_S = report_S["tally"], report_S["counts"]
     tally = jax.lax.scan(lambda total, step: (total.add(step), None), grpo.Tally.zero(), tally_S)[0]
     steps = jnp.sum(counts_S, dtype=jnp.float32)
-    return tally.summary() | {
-        "loss": stats.masked_mean(report_S["loss"], counts_S),
-        "grad_norm": stats.masked_mean(report_S["grad_norm"], counts_S),
-        # Of the first step alone: the policy is then still the one that acted.
-        "ratio_gap": tally_S.gap_max[0],
-        "return_mean": jnp.mean(signal.return_B),
-        "success": jnp.mean(jnp.any(imagined.success_BNT, axis=(1, 2)), dtype=jnp.float32),
-        "length": jnp.mean(signal.valid_BNT, dtype=jnp.float32),
-        "groups": jnp.float32(signal.keep_B.shape[0] // cfg.group),
-        "kept_groups": grpo.kept_groups(signal.keep_B, cfg.group),
-        "steps": steps,
-        "skipped": (steps == 0).astype(jnp.float32),
-    }
-
-
-def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:
-    """Returns what to tell the user about iterations that changed nothing; empty when every one took a step.
-
-    ``curve`` holds the metrics of each iteration.
-    """
-    skipped = [line for line in curve if line["skipped"]]
-    if not skipped:
-        return ""
-    success = sum(line["success"] for line in skipped) / len(skipped)
     return (
-        f"{len(skipped)} of {len(curve)} iterations changed nothing: judged success was {success:.0%} in them, and no "
-        "group of rollouts from one start had enough of both outcomes to learn from. "
-        + ("The policy is as it was. " if len(skipped) == len(curve) else "")
-        + "Look at the reward's threshold and errors, and at the policy's true success; then try more groups "
-        "(dream.groups), larger ones (learner.grpo.group) or a wider filter (learner.grpo.filter_low, filter_high)."
+        tally.summary()
+        | _split_by_kind(imagined, cfg.group)
+        | {
+            "loss": stats.masked_mean(report_S["loss"], counts_S),
+            "grad_norm": stats.masked_mean(report_S["grad_norm"], counts_S),
+            # Of the first step alone: the policy is then still the one that acted.
+            "ratio_gap": tally_S.gap_max[0],
+            "return_mean": jnp.mean(signal.return_B),
+            "success": jnp.mean(jnp.any(imagined.success_BNT, axis=(1, 2)), dtype=jnp.float32),
+            "length": jnp.mean(signal.valid_BNT, dtype=jnp.float32),
+            "groups": jnp.float32(signal.keep_B.shape[0] // cfg.group),
+            "kept_groups": grpo.kept_groups(signal.keep_B, cfg.group),
+            "steps": steps,
+            "skipped": (steps == 0).astype(jnp.float32),
+        }
     )
+
+
+def _split_by_kind(imagined: Imagined, group: int) -> dict[str, Array]:
+    """Returns judged success and what became of the groups, for those that begin with an episode and at a keyframe."""
+    if imagined.keyframe_B is None:
+        return {}
+    rate_P = jnp.mean(jnp.any(imagined.success_BNT, axis=(1, 2)).reshape(-1, group), axis=1, dtype=jnp.float32)
+    key_P = imagined.keyframe_B[::group]  # all rollouts of a group begin in one state
+    shares = {"success": rate_P, "mixed": (rate_P > 0) & (rate_P < 1), "lost": rate_P == 0, "won": rate_P == 1}
+    return {
+        f"{name}_{kind}": stats.masked_mean(share_P.astype(jnp.float32), of_P)
+        for kind, of_P in (("start", ~key_P), ("keyframe", key_P))
+        for name, share_P in shares.items()
+    }

@@ -1,16 +1,17 @@
-"""Makes the small pretrained parts that come with the package, for the embedded table.
+"""Makes the small pretrained parts that come with the package, for the embedded simulators.
 
     python launch/tools/pretrain_tabletop.py vae        the causal video VAE of the world model
     python launch/tools/pretrain_tabletop.py dinov2     the policy's first vision tower: where every object is
     python launch/tools/pretrain_tabletop.py siglip     the second: where every object is, seen from the gripper
 
-Each part is trained on fresh scenes of the simulator and written to wovr_jax/assets with the settings that made it.
-``--run`` keeps a checkpoint there and continues from it.
+Each part is trained on fresh scenes of the embedded table, or with ``--suite relay`` of that simulator, and written to
+wovr_jax/assets with the settings that made it. ``--run`` keeps a checkpoint there and continues from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 from typing import Any
@@ -24,8 +25,9 @@ def main() -> None:
     """Trains the part that the command line names, and writes the asset."""
     parser = command.Parser(__doc__)
     parser.add_argument("part", choices=("vae", "dinov2", "siglip"))
+    parser.add_argument("--suite", choices=("tabletop", "relay"), default="tabletop", help="default %(default)s")
     parser.add_argument("--out", type=pathlib.Path, help="where the asset is written; default wovr_jax/assets")
-    parser.add_argument("--name", help="name of the asset; default tabletop_<part>")
+    parser.add_argument("--name", help="name of the asset; default <suite>_<part>")
     parser.add_argument("--run", type=pathlib.Path, help="folder for checkpoint and metrics")
     parser.add_argument("--steps", type=command.positive)
     parser.add_argument("--batch", type=command.positive)
@@ -45,7 +47,7 @@ def main() -> None:
         enable_compile_cache(command.ROOT / ".jax_cache")
         args.log = Log(args.run) if args.run else None
         args.out = args.out or native.FOLDER
-        args.name = args.name or f"tabletop_{args.part}"
+        args.name = args.name or f"{args.suite}_{args.part}"
         pretrain_vae(args) if args.part == "vae" else pretrain_tower(args)
 
 
@@ -55,13 +57,12 @@ def pretrain_vae(args: argparse.Namespace) -> None:
 
     from wovr_jax.core.keys import key
     from wovr_jax.sim.tabletop.scenes import draw_windows
-    from wovr_jax.sim.tabletop.table import TabletopConfig
     from wovr_jax.train import loop
     from wovr_jax.weights import native
     from wovr_jax.world.vae import train as vae_train
     from wovr_jax.world.vae.net import VAEConfig
 
-    sim, cfg = TabletopConfig(), VAEConfig.tabletop()
+    sim, cfg = simulator(args.suite), VAEConfig.tabletop()
     training = change(vae_train.VAETraining(), args)
     state, step = vae_train.make(cfg, training, lambda key, batch: draw_windows(key, batch, sim))
     state = loop.fit("vae", state, step, training.steps, log=args.log, folder=args.run)
@@ -70,8 +71,9 @@ def pretrain_vae(args: argparse.Namespace) -> None:
     draw = jax.jit(draw_windows, static_argnums=(1, 2))
     # Seed 1 draws other scenes than the training, whose seed is 0 unless the command line says otherwise.
     cfg = vae_train.with_latent_statistics(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
-    scores = vae_train.scores(cfg, params, [draw(key(1, "held out", i), 64, sim) for i in range(8)])
-    path = native.save_asset(args.name, cfg, params, training=training, scores=scores, folder=args.out)
+    unseen = [draw(key(1, "held out", i), 64, sim) for i in range(8)]
+    scores, frames = vae_train.scores(cfg, params, unseen), unseen[0].shape[1]
+    path = native.save_asset(args.name, cfg, params, training=training, scores=scores, frames=frames, folder=args.out)
     print(f"{path}: {scores}")
 
 
@@ -82,13 +84,18 @@ def pretrain_tower(args: argparse.Namespace) -> None:
     from wovr_jax.core.keys import key
     from wovr_jax.policy import towers_train
     from wovr_jax.policy.backbones import TowerConfig
-    from wovr_jax.sim.tabletop.scenes import draw_scenes
-    from wovr_jax.sim.tabletop.table import TabletopConfig
+    from wovr_jax.sim.relay import scenes as relay
+    from wovr_jax.sim.tabletop import scenes as tabletop
     from wovr_jax.train import loop
     from wovr_jax.weights import native
 
-    sim, cfg = TabletopConfig(), getattr(TowerConfig, f"tabletop_{args.part}")()
-    training = change(getattr(towers_train.TowerTraining, args.part)(), args)
+    sim, cfg = simulator(args.suite), getattr(TowerConfig, f"tabletop_{args.part}")()
+    training, draw_scenes = getattr(towers_train.TowerTraining, args.part)(), tabletop.draw_scenes
+    if args.suite == "relay":
+        # More things to find: a lid and a button.
+        training = dataclasses.replace(training, objects=relay.OBJECTS, attributes=relay.ATTRIBUTES)
+        draw_scenes = relay.draw_scenes
+    training = change(training, args)
 
     def scenes(key: jax.Array, batch: int) -> towers_train.Scenes:
         return towers_train.Scenes(**draw_scenes(key, batch, sim))
@@ -99,8 +106,16 @@ def pretrain_tower(args: argparse.Namespace) -> None:
     scores = towers_train.scores(cfg, training, state.params, unseen)
     # The heads were only there to train it.
     tower = state.params["tower"]
-    path = native.save_asset(args.name, cfg, tower, training=training, scores=scores, folder=args.out)
+    path = native.save_asset(args.name, cfg, tower, training=training, scores=scores, frames=1, folder=args.out)
     print(f"{path}: {scores}")
+
+
+def simulator(suite: str) -> Any:
+    """The settings of a suite's simulator."""
+    from wovr_jax.sim.relay.table import RelayConfig
+    from wovr_jax.sim.tabletop.table import TabletopConfig
+
+    return {"tabletop": TabletopConfig, "relay": RelayConfig}[suite]()
 
 
 def change(training: Any, args: argparse.Namespace) -> Any:

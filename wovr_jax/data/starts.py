@@ -56,8 +56,7 @@ class StartsConfig:
     is uniform on ``least`` ... ``before``:
 
     * ``gripper_event``: t = i - u, i a step whose action opens or closes the gripper;
-    * ``last_event``: the same for the last such i, whether it spoilt anything or not; u steps before
-      the end of an episode that never moved the gripper;
+    * ``last_event``: the same for the last such i, which may come long after the failure; the end where there is none;
     * ``last_chance``: the same for the last such i that leaves the room; the latest t that does where none does;
     * ``contact``: the same, i a step in which fingers that close meet something; needs the robot's state;
     * ``release``: the same, i a step whose action lets go of what was carried; a policy that failed goes on opening and
@@ -73,8 +72,7 @@ class StartsConfig:
       each: keyframes drawn from each episode.
       least: how far before the event at least; ``least=8`` stays one chunk away from it.
       room: steps of its episode that are left to a keyframe at least. From one without time every rollout fails.
-      deadline: whether a rollout from a keyframe may succeed only in what is left of its episode; RLinf gives it as
-        many steps as one from the start.
+      deadline: whether a rollout may succeed only in what is left of its episode; RLinf gives all of them equal time.
     """
 
     share: Share = 1 / 3
@@ -125,12 +123,10 @@ class Starts:
 
     def provenance(self) -> list[dict[str, Any]]:
         """Returns where each start comes from: episode, seed, task, step, rule."""
-        columns = (self.episode_K, self.seed_K, self.task_K, self.step_K, self.rule_K)
-        rows = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
-        return [
-            {"episode": e, "seed": seed, "task": task, "step": step, "rule": RULES[rule]}
-            for e, seed, task, step, rule in rows
-        ]
+        names = ("episode", "seed", "task", "step", "rule")
+        columns = (np.asarray(getattr(self, f"{name}_K")).tolist() for name in names)
+        rows = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+        return [row | {"rule": RULES[row["rule"]]} for row in rows]
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Starts) if field.name != "initials"]
@@ -171,7 +167,6 @@ def keyframes(
     Raises:
       NoDataError: when no episode gives a keyframe.
     """
-    # A generator is used as it is; a number begins a new one.
     rng = np.random.default_rng(rng)
     failed = [e for e, episode in enumerate(episodes) if not (episode.success_S.any() or is_intervened(episode))]
     picks = []
@@ -215,11 +210,7 @@ def contacts(episode: Episode) -> np.ndarray:
 
 
 def releases(episode: Episode) -> np.ndarray:
-    """Returns the steps whose action opens fingers that have held something for ``CARRIED`` steps.
-
-    Raises:
-      NoDataError: an episode without the robot's state.
-    """
+    """Returns the steps whose action opens fingers that have held something for ``CARRIED`` steps; see ``contacts``."""
     opens = gripper_events(episode.action_SA, "open")
     steps = []
     for grasp in contacts(episode):
@@ -247,17 +238,14 @@ def _pick(episode: Episode, cfg: StartsConfig, rng: np.random.Generator, steps: 
         events = releases(episode)
     else:
         events = gripper_events(episode.action_SA, cfg.event)
-    # An event in step 0 leaves no room for a start before it.
-    events = events[(events >= 1) & (events < end)]
+    events = events[(events >= 1) & (events < end)]  # one in step 0 leaves no start before it
     if cfg.rule == "last_event":
         events = events[-1:] if len(events) else np.array([end])
     if cfg.rule == "last_chance":
         # Later ones came when it was over; from a little before this one the policy could still have done otherwise.
         events = events[events - cfg.least <= latest][-1:]
-        if not len(events):
-            return latest
     if not len(events):
-        return None
+        return latest if cfg.rule == "last_chance" else None
     # The event is drawn before the distance: the order of the draws is part of what a seed means.
     return int(np.clip(rng.choice(events) - rng.integers(cfg.least, cfg.before + 1), 1, latest))
 
@@ -294,11 +282,7 @@ def _build(episodes: Sequence[Episode], picks: Sequence[tuple[int, int, str]], m
 
 
 def join(initials: Starts, keys: Starts) -> Starts:
-    """Joins episode starts and keyframes, in this order, into one table.
-
-    Raises:
-      ValueError: when the first table holds keyframes or the second one episode starts.
-    """
+    """Joins episode starts and keyframes, in this order and no other (ValueError), into one table."""
     if initials.initials != len(initials) or keys.initials:
         raise ValueError("join takes episode starts first and keyframes second.")
     # Keyframes may come from longer episodes than the episode starts do.
@@ -315,18 +299,12 @@ def join(initials: Starts, keys: Starts) -> Starts:
 
 
 def draw(table: Starts, key: Array, groups: int, size: int, *, share: float = 1 / 3) -> Array:
-    """Draws (groups * size,) int32 rows for one iteration: ``size`` equal consecutive rows a group.
+    """Draws (groups * size,) int32 rows for one iteration: ``size`` equal consecutive rows for each of ``groups``.
 
-    Args:
-      table: start states.
-      key: of the draw.
-      groups, size: how many groups, of how many rollouts each.
-      share: of the groups, rounded, that begin at keyframes; all where the table has no episode
-        starts, none where it has no keyframes. A third is the share in RLinf's released Goal bundle.
+    So many groups as ``count_keyframes`` says, the last ones, begin at keyframes. A third is the share in RLinf's
+    released Goal bundle.
     """
-    # The number is fixed and not drawn, since the shapes of a program cannot depend on a draw.
-    kir = round(groups * share) if table.initials and len(table) > table.initials else 0
-    kir = groups if not table.initials else kir
+    kir = count_keyframes(table, groups, share)
     k_initial, k_keyframe = jax.random.split(key)
     parts = []
     if groups - kir:
@@ -335,6 +313,14 @@ def draw(table: Starts, key: Array, groups: int, size: int, *, share: float = 1 
         parts.append(jax.random.randint(k_keyframe, (kir,), table.initials, len(table)))
     # All rollouts of a group begin in one state: their returns are compared with each other.
     return jnp.repeat(jnp.concatenate(parts).astype(jnp.int32), size)
+
+
+def count_keyframes(table: Starts, groups: int, share: float) -> int:
+    """Returns ``share`` of the groups, rounded; all of them where there are no episode starts, 0 without keyframes."""
+    # Fixed and not drawn, since the shapes of a program cannot depend on a draw.
+    if not table.initials:
+        return groups
+    return round(groups * share) if len(table) > table.initials else 0
 
 
 def gather(table: Starts, row_B: Array, prompt_KL: Array) -> Start:
@@ -370,8 +356,7 @@ def save(
     """Writes a table as one ``.npy`` a column and a JSON index; whole or not at all. The first process does.
 
     Args:
-      folder: the final folder.
-      table: what to write.
+      folder, table: where, and what.
       meta: facts to keep, such as the manifest's hash of the episodes that the starts come from.
       overwrite: whether start states that are there may be replaced.
 

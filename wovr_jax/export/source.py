@@ -116,8 +116,8 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
     cfg = config.from_dict(VLAConfig, settings["policy"], f"{folder / 'config.json'}: policy")
     # The vocabulary depends on the simulator, and so does the entry's name in the statistics.
     suite = (settings.get("libero") or {}).get("suite", "")
-    words = Tokenizer.libero() if suite else Tokenizer.tabletop()
-    key = suite or "tabletop"
+    key = suite or ("relay" if settings.get("relay") else "tabletop")
+    words = Tokenizer.libero() if suite else getattr(Tokenizer, key)()
     # A run that began with a release has the release's tokenizer, whose files are with the import.
     if words.vocab_size != cfg.vocab_size:
         raise SourceError(

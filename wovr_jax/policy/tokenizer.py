@@ -36,6 +36,7 @@ alphabet back bbq book both bottle butter cabinet caddy cheese chocolate compart
 inside juice ketchup microwave milk moka mug off pan pot pots pudding rack ramekin salad sauce shelf soup stove them
 tomato under wine wooden
 """
+_RELAY_WORDS = "button press then"
 # A line break, a colon and a question mark are words of their own; all else is cut at spaces.
 _PIECE = re.compile(r"\n|[:?]|[^\s:?]+")
 
@@ -58,6 +59,11 @@ class Tokenizer:
     def tabletop(cls) -> Tokenizer:
         """The words of the embedded table's instructions, and some more."""
         return cls()
+
+    @classmethod
+    def relay(cls) -> Tokenizer:
+        """The words of the table, and those that only ``sim.relay`` says."""
+        return cls((*cls.words, *_RELAY_WORDS.split()))
 
     @classmethod
     def libero(cls) -> Tokenizer:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ import optax
 from flax import struct
 
 from wovr_jax.core import pixels, sharding
-from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, checked
+from wovr_jax.core.config import Count, Decay, Faults, Natural, NonNegative, Positive, checked
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy.actions import BINS, Codec, entropy, greedy, log_prob
@@ -60,7 +60,7 @@ class SFTConfig:
 
     Attributes:
       steps, batch: optimiser steps and chunks in each.
-      lr, warmup: peak of the cosine schedule and steps to reach it.
+      lr, warmup, schedule: peak learning rate, steps to reach it, then "cosine" to zero or "constant".
       optimizer, weight_decay, b2, clip: see ``train.optimizers``.
       blur: standard deviation in bins of a Gaussian that spreads each target over neighbouring bins; 0 is off.
       early: how often samples of the first half chunk are repeated (``data.batches.sft_chunks``).
@@ -68,6 +68,8 @@ class SFTConfig:
       lora: train adapters instead of the weights.
       validate_every: steps between measurements on held-out chunks; one is always made at the end, and with 0 only
         that one.
+      patience: the training stops when ``val_loss`` has not improved for so many measurements, and the policy is that
+        of the best of them; 0 takes all steps and the policy of the last.
     """
 
     steps: Natural = 1000
@@ -83,6 +85,15 @@ class SFTConfig:
     frozen: tuple[str, ...] = ("dino", "siglip")
     lora: PolicyLoRA | None = None
     validate_every: Natural = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    patience: Natural = 0
+
+    def faults(self) -> Faults:
+        """Yields a patience that nothing tries, or that would cut a cosine off at a rate which was to fall."""
+        if self.patience and not self.validate_every:
+            yield "patience", f"expected 0 without validate_every, got {self.patience}"
+        if self.patience and self.schedule == "cosine":
+            yield "patience", f"expected 0 without schedule='constant', got {self.patience}"
 
     @classmethod
     def fake(cls) -> SFTConfig:
@@ -121,9 +132,12 @@ class SFTObjective(Objective):
     axes = AXES
 
     def optimizer(self) -> optax.GradientTransformation:
-        """That of ``train.optimizer``, with warm-up and a cosine to zero."""
+        """That of ``train.optimizer``, with its schedule."""
         how = self.train
-        rate = optimizers.warmup_cosine(how.lr, how.warmup, how.steps)
+        if how.schedule == "cosine":
+            rate = optimizers.warmup_cosine(how.lr, how.warmup, how.steps)
+        else:
+            rate = optimizers.warmup_constant(how.lr, how.warmup)
         return optimizers.build(how.optimizer, rate, clip=how.clip, b2=how.b2, decay=how.weight_decay)
 
     def draw(self, key: Array, data: Demonstrations) -> tuple[Demonstrations, Array]:

@@ -115,6 +115,12 @@ class VLAConfig:
         return cls._from_words(Tokenizer.tabletop(), *towers, (96, 4, 4, 256), recipe)
 
     @classmethod
+    def relay(cls, recipe: Form = "rlinf") -> VLAConfig:
+        """The network of :meth:`tabletop` with the words of ``Tokenizer.relay()``."""
+        towers = TowerConfig.tabletop_dinov2(), TowerConfig.tabletop_siglip()
+        return cls._from_words(Tokenizer.relay(), *towers, (96, 4, 4, 256), recipe)
+
+    @classmethod
     def libero_small(cls, recipe: Form = "rlinf") -> VLAConfig:
         """For a run on LIBERO from nothing: 64-pixel frames, 64 patches, the words of ``Tokenizer.libero()``."""
         towers = TowerConfig.libero_dinov2(), TowerConfig.libero_siglip()

@@ -25,7 +25,8 @@ from wovr_jax.core.log import RESERVED, read_metrics
 from wovr_jax.report import figures, tables
 from wovr_jax.report.tables import Results, Rows
 
-FIRST_CURVES = ("success", "true_success", "false_success", "return_mean", "loss", "kl", "entropy", "accuracy")
+FIRST_CURVES = ("success_start", "success_keyframe", "false_success", "success", "true_success")
+FIRST_CURVES += ("return_mean", "loss", "kl", "entropy", "accuracy")
 """Shown at once when a stage has them, and other curves to fill up; the rest is behind a fold."""
 CURVES_AT_ONCE = 3
 

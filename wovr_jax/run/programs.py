@@ -176,7 +176,7 @@ def dream(
     @jax.jit
     def dream(policy_params: Params, parts: dict[str, Any], key: Array) -> Imagined:
         k_draw, k_roll = jax.random.split(key)
-        row_B = _draw_rows(cfg, parts["starts"], k_draw)
+        row_B = draw_rows(cfg, parts["starts"], k_draw)
         start = start_states.gather(parts["starts"], row_B, parts["prompt_KL"])
         if "sim" in parts:
             # The simulator begins in the very state that the frames of the start show.
@@ -195,26 +195,8 @@ def dream(
     return dream
 
 
-@functools.cache
-def watch(cfg: Improvement) -> Callable[[Starts, Any, Array, Array], Array]:
-    """``watch(starts, sim, action_BNTA, key) -> truth_BNT``: a simulator follows the rollouts that ``dream`` made.
-
-    ``sim`` holds its states at the starts, ``key`` is that of the rollouts. It is a program of its own, because beside
-    the learned world it would change what the compiler fuses there, and so the last bits of what is learned from.
-    """
-
-    @jax.jit
-    def watch(starts: Starts, sim: Any, action_BNTA: Array, key: Array) -> Array:
-        row_B = _draw_rows(cfg, starts, jax.random.split(key)[0])
-        state = jax.tree.map(lambda leaf: leaf[row_B], sim)
-        # As one chunk of all steps; frames that nobody looks at are not rendered.
-        action_BSA = action_BNTA.reshape(len(row_B), -1, action_BNTA.shape[-1])
-        return embedded.world(cfg.sim).step(state, action_BSA, None)[2].reshape(action_BNTA.shape[:-1])
-
-    return watch
-
-
-def _draw_rows(cfg: Improvement, starts: Starts, key: Array) -> Array:
+def draw_rows(cfg: Improvement, starts: Starts, key: Array) -> Array:
+    """Draws the rows of start states that an iteration begins from; ``key`` is the first half of its own."""
     return start_states.draw(starts, key, cfg.dream.groups, cfg.learner.grpo.group, share=cfg.share)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from wovr_jax.core import config
-from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, Share, checked
+from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, Seed, Share, checked
 from wovr_jax.core.history import CheckpointConfig
 from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data.starts import StartsConfig
@@ -24,15 +24,13 @@ from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.sim.embedded import Simulator, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
+from wovr_jax.sim.relay.table import RelayConfig
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import ACTION_DIM
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
 from wovr_jax.world.vae.train import VAETraining
-
-RunSeed = Annotated[int, Between(0, 213)]
-"""A run has ten million layout seeds (``sim.arena.SPAN``), and the last one of run 213 is the last that fits int32."""
 
 Layouts = Annotated[int, Between(0, 1_000_000)]
 """A number of start layouts for one purpose; more would run into those of the next (``sim.arena.layouts``)."""
@@ -184,7 +182,8 @@ class Recipe:
 
     Attributes:
       policy, world, reward: the networks.
-      job, name, seed: what to run, how to call it, and the seed of everything random.
+      job, name, seed: what to run, how to call it, and the seed of everything random. Layouts go by the seed's
+        remainder (``sim.arena.RANGES``).
       seeds: of the runs of a study; other jobs use ``seed``.
       variants: of a study, by name, beside the full one; empty for all.
       budgets: true episodes of the points of the study ``budget``.
@@ -193,10 +192,17 @@ class Recipe:
         of ``world`` is trained on the demonstrations first, as ``vae_train`` says; towers then start at random.
       mesh: devices over which everything runs; its batches have to be multiples of ``data`` times ``fsdp``.
       checkpoints: how often a training keeps its state, and how many of them.
-      policy_weights, world_weights: where the policy and the transformer of the world model start: a json of imported
-        weights, or the folder of a checkpoint such as `stages/world-0/dit` of a run; empty for random weights.
+      policy_weights, world_weights, reward_weights: where the policy, the transformer of the world model and the
+        classifier start: a json of imported weights, or the folder of a checkpoint such as `stages/world-0/dit` of a
+        run; empty for random weights. What then takes no step (``world_train.steps=0``) is used as it is, in every
+        round.
+      start_states: a folder of start states, of `stages/starts-0/starts` of a run or ``data_prep.rlinf_starts``, used
+        in every round in place of those that the run would choose; empty for the run's own.
       temperature: of the policy's sampling, in training and evaluation alike, and of the learner's log-probabilities.
-      libero: LIBERO as the true environment; None for the embedded table, which ``sim`` and ``expert`` describe.
+      sim: the embedded table, the true environment where neither of the next two is one.
+      relay: the embedded simulator with a long horizon as the true environment.
+      libero: LIBERO as the true environment.
+      expert: who demonstrates in an embedded simulator.
       pace: whether a round after the first collects again and refreshes world model, reward and start
         states (PACE); without, every round dreams in the first ones.
     """
@@ -206,8 +212,8 @@ class Recipe:
     reward: RewardConfig
     job: str = "pace"
     name: str = "pace"
-    seed: RunSeed = 0
-    seeds: tuple[RunSeed, ...] = (0, 1, 2)
+    seed: Seed = 0
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     variants: tuple[str, ...] = ()
     budgets: tuple[SomeLayouts, ...] = (48, 96, 192, 384, 768)
     assets: str = ""
@@ -217,10 +223,13 @@ class Recipe:
     checkpoints: CheckpointConfig = CheckpointConfig()
     policy_weights: str = ""
     world_weights: str = ""
+    reward_weights: str = ""
+    start_states: str = ""
     temperature: Positive = 1.6
     pace: bool = True
     sim: TabletopConfig = TabletopConfig()
     expert: ExpertConfig = ExpertConfig()
+    relay: RelayConfig | None = None
     libero: LiberoConfig | None = None
     collect: CollectConfig = CollectConfig()
     sft: SFTConfig = SFTConfig()
@@ -248,7 +257,7 @@ class Recipe:
     @property
     def embedded(self) -> Simulator:
         """The embedded simulator in use, where ``libero`` is None."""
-        return self.sim
+        return self.sim if self.relay is None else self.relay
 
     @property
     def steps(self) -> int:
@@ -273,17 +282,18 @@ def _fit_networks(recipe: Recipe) -> Faults:
         yield "sft.frozen", f"expected parts of the policy, {', '.join(vla.PARTS)}, got {', '.join(sorted(unknown))}"
 
     # Rollouts are made of whole chunks, and what is left of an episode would be cut off without a word.
-    name, steps = ("sim.horizon", recipe.embedded.horizon) if libero is None else ("libero.steps", libero.steps)
+    where, sim = ("sim" if recipe.relay is None else "relay"), recipe.embedded
+    name, steps = (f"{where}.horizon", sim.horizon) if libero is None else ("libero.steps", libero.steps)
     if steps % policy.chunk:
         yield name, f"expected a multiple of the policy's chunk, {policy.chunk}, got {steps}"
-    name, size = ("sim.size", recipe.embedded.size) if libero is None else ("libero.scene.size", libero.scene.size)
+    name, size = (f"{where}.size", sim.size) if libero is None else ("libero.scene.size", libero.scene.size)
     # A token of the transformer is a square of latents, and a latent one of pixels.
     side = world.vae.space * world.dit.patch
     if not size or size % side:
         yield name, f"expected a multiple of {side} pixels, the side of a token of the world model, got {size}"
 
     # The classifier embeds the index of a task; on LIBERO it is the index in the suite, whichever tasks are in use.
-    tasks = len(suite_of(recipe.embedded).instructions) if libero is None else libero.last_task + 1
+    tasks = len(suite_of(sim).instructions) if libero is None else libero.last_task + 1
     if recipe.reward.head == "task" and recipe.reward.tasks < tasks:
         yield "reward.tasks", f"expected at least the {tasks} tasks of the environment, got {recipe.reward.tasks}"
     if recipe.reward_train.swap and recipe.reward.head != "task":
@@ -331,8 +341,18 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
                 f"adapters sit beside weights that know something already, and here they are random; name those to "
                 f"start from with {weights}=..., or train everything with {training}.lora=None",
             )
-    if not recipe.sft.steps and not recipe.policy_weights:
-        yield "sft.steps", "0 leaves the base policy as it starts: name its weights with policy_weights=..."
+    parts = {"sft": "policy", "world_train": "world", "reward_train": "reward"}
+    for training, part in parts.items():
+        if not getattr(recipe, training).steps and not getattr(recipe, f"{part}_weights"):
+            what = f"0 leaves the {'base policy' if part == 'policy' else f'{part} model'} as it starts"
+            yield f"{training}.steps", f"{what}: name its weights with {part}_weights=..."
+    if not recipe.reward_train.steps and recipe.reward_train.rule != "fixed":
+        what = "'fixed' for a classifier that is used as it is: there are no held-out episodes to choose on"
+        yield "reward_train.rule", f"expected {what}, got {recipe.reward_train.rule!r}"
+    learns = recipe.world_train.steps or recipe.reward_train.steps or not recipe.start_states
+    if recipe.pace and recipe.rounds > 1 and recipe.dream.learn == "grpo" and not learns:
+        what = "world model, classifier and start states are all given, and a refresh would change none of them"
+        yield "pace", f"expected False: {what}"
     if len(recipe.towers) not in (0, 2):
         yield "towers", f"expected the names of two towers, DINOv2 and SigLIP, or none, got {recipe.towers}"
 
@@ -361,22 +381,23 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
 
 
 def _fit_environment(recipe: Recipe) -> Faults:
-    """Yields what LIBERO, which no compiled program can hold, cannot do."""
+    """Yields what LIBERO, which no compiled program can hold, cannot do, and what relay's expert cannot."""
+    if recipe.relay is not None:
+        if recipe.libero is not None:
+            yield "relay", "expected one true environment, got two: leave out libero or relay"
+        if recipe.expert.flaw != "none" and recipe.expert.flawed_share:
+            what = f"expected 0, since the expert of relay has no flaws, got {recipe.expert.flawed_share}"
+            yield "expert.flawed_share", f"{what}; fewer demonstrations (collect.demonstrations) make a weaker policy"
     # Keyframes start in the middle of an episode, which a simulator on the host cannot be put into.
-    kinds = (recipe.dream.world, recipe.dream.reward)
+    kinds, select = (recipe.dream.world, recipe.dream.reward), recipe.dream.select
     share = recipe.starts.share
-    if recipe.libero and (kinds not in (("learned",) * 2, ("true",) * 2) or ("true" in kinds and share)):
+    possible = kinds in (("learned",) * 2, ("true",) * 2) and not ("true" in kinds and share) and select == "last"
+    if recipe.libero and not possible:
         yield (
             "dream.world",
-            f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={share} need a "
+            f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={share}, select={select!r} need a "
             "simulator that a compiled program can hold, which LIBERO is not; use 'learned' for both, 'true' for "
-            "both with starts.share=0 (online RL), or the embedded table",
-        )
-    if recipe.libero and recipe.dream.select == "closed_loop":
-        yield (
-            "dream.select",
-            "'closed_loop' needs a simulator in a compiled program, which follows every imagined rollout and which "
-            "LIBERO is not; use 'last'",
+            "both with starts.share=0 (online RL), select='last', or the embedded table",
         )
 
 

@@ -122,7 +122,7 @@ def variants(name: str, recipe: Recipe) -> list[Variant]:
     online = {"online": 1, "online_2": 2, "online_4": 4}
     counts = {"a": 2 * updates} | {each: max(times * budget // rollouts, 1) for each, times in online.items()}
     fill: dict[str, Settings] = {each: {"dream": {"updates": [count]}} for each, count in counts.items()}
-    fill["sft_more"] = {"sft": {"steps": 2 * recipe.sft.steps}}
+    fill["sft_more"] = {"sft": {"steps": 2 * recipe.sft.steps, "patience": 0}}
     # All of them from the base: what it succeeds in is what it imitates.
     fill["imitation"] = {"collect": {"first": budget}}
     return [

@@ -57,6 +57,18 @@ class Stopped(processes.Stopping):
         self.signal = signal.Signals(number)
 
 
+class Enough(Exception):  # noqa: N818  it is no error
+    """What ``on_step`` raises to end a training at this step.
+
+    Attributes:
+      metrics: scalars to log, as if it had returned them.
+    """
+
+    def __init__(self, metrics: dict[str, float]):
+        super().__init__()
+        self.metrics = metrics
+
+
 def fit(
     name: str,
     state: Any,
@@ -82,7 +94,9 @@ def fit(
       keep: how often, and how many of them; by default what is in use (``history.use``).
       log_every: steps between reads of the metrics. The device is never waited for in between.
       on_step: called as ``on_step(done, state)`` after each step, ``done`` counting from 1. It
-        must not keep ``state``, which the next step may donate. Scalars that it returns are logged.
+        must not keep ``state``, which the next step may donate. Scalars that it returns are logged. If it raises
+        ``Enough`` the state of this step is returned and no checkpoint of it is kept, so that the training, should it
+        be taken up once more, comes to this step and to the same decision.
       undefined: metrics that may be NaN, as a share of nothing is.
 
     Raises:
@@ -108,7 +122,7 @@ def fit(
 def _train(
     run: _Fit, state: Any, step: Step, done: int, log_every: int, save_every_s: float, on_step: Callable | None
 ) -> Any:
-    saved_at, agreed = time.monotonic(), processes.Agreement(IN_FLIGHT)
+    saved_at, agreed, last = time.monotonic(), processes.Agreement(IN_FLIGHT), run.steps
     in_flight: collections.deque[Any] = collections.deque()
     with _interrupts() as interrupted, _Progress(run.name, done, run.steps) as progress:
         while done < run.steps:
@@ -125,12 +139,16 @@ def _train(
                 # The step itself is done, and its state is good: save it, then stop.
                 interrupted.append(signal.SIGINT)
                 extra = None
+            except Enough as enough:
+                extra, last = enough.metrics, done
             # The log before the checkpoint: a window that was written is not kept with the state.
-            if done % log_every == 0 or done == run.steps:
+            if done % log_every == 0 or done == last:
                 progress.metrics = run.write(done)
             if extra:
                 run.note(done, extra)
             progress.advance(done)
+            if last < run.steps:
+                return state
             # Checkpoints are written by all processes together, so all of them have to wish for the same.
             if done == run.steps:
                 run.save(done, state, wait=True)

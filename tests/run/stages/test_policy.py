@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.core import checkpoint, config, pixels
+from wovr_jax.core import checkpoint, config, history, pixels
 from wovr_jax.core.log import read_metrics
 from wovr_jax.nn import lora
 from wovr_jax.policy import train
@@ -21,6 +21,7 @@ from wovr_jax.policy.train import PolicyAdapters, SFTConfig
 from wovr_jax.policy.vla import PolicyLoRA, VLAConfig, network
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import Recipe
+from wovr_jax.run.stages import policy as policy_stage
 from wovr_jax.run.stages.episodes import Demonstrations
 from wovr_jax.run.stages.policy import fine_tune
 from wovr_jax.train import loop
@@ -149,6 +150,73 @@ def test_a_whole_fit_logs_its_judgements_and_keeps_its_adapters(params, tmp_path
     own = checkpoint.restore(stage / "adapters", train.make(CFG, TRAIN, params, data(), KEY)[0].params)
     same(product.value, jax.jit(lambda p, a: lora.merge(p, a, about.lora))(params, own))
     assert sorted(path.name for path in stage.iterdir()) == ["adapters", "done.json", "fit", "policy"]
+
+
+EAGER = dataclasses.replace(
+    TRAIN, lora=None, steps=40, warmup=1, schedule="constant", validate_every=2, patience=3, lr=5e-3
+)
+"""On labels without a rule the loss on held-out chunks falls for a few steps and then rises for good."""
+
+
+def tune(folder, params, how=EAGER):
+    prompt = Tokenizer.tabletop().prompts(["pick up the red block"])
+    demos = Demonstrations([episode(steps=4, seed=0), episode(steps=5, seed=1)], [episode(16, seed=2)])
+    run = Run(folder, {})
+    try:
+        product = fine_tune(
+            run, CFG, how, lambda: params, lambda: CODEC, prompt, lambda *_: KEY, Product(lambda: demos)
+        )
+    finally:
+        run.log.close()
+    lines = {line["step"]: line["val_loss"] for line in read_metrics(run.folder) if "val_loss" in line}
+    return product, {name: fact for name, fact in product.facts.items() if name != "seconds"}, lines
+
+
+@pytest.fixture(scope="module")
+def patient(params, tmp_path_factory):
+    return tune(tmp_path_factory.mktemp("patient") / "run", params)
+
+
+def test_training_stops_when_the_held_out_loss_no_longer_falls_and_keeps_the_best(params, patient, tmp_path):
+    product, facts, losses = patient
+    best = min(losses, key=losses.__getitem__)
+    assert facts["best_step"] == best and facts["val_loss"] == pytest.approx(losses[best], rel=1e-6)
+    assert facts["stopped_at"] == max(losses) == best + 3 * 2 < 40, "three measurements without a smaller loss"
+    # At a constant rate it is the policy that a training of just so many steps ends with.
+    just = dataclasses.replace(EAGER, steps=best, patience=0)
+    same(product.value, tune(tmp_path / "run", params, just)[0].value)
+
+
+@pytest.mark.parametrize("place", ["before the best", "at the best, which is kept", "after it", "at the end"])
+def test_a_killed_training_stops_where_an_unbroken_one_does(params, patient, tmp_path, monkeypatch, place):
+    product, facts, losses = patient
+    best = facts["best_step"]
+    killed_at = dict(zip(("before", "at", "after", "end"), (best - 2, best, best + 2, best + 6), strict=True))
+    step = killed_at["end" if place == "at the end" else place.split()[0]]
+    wait = policy_stage._wait
+
+    def kill(folder, done, trained, loss):
+        waited = wait(folder, done, trained, loss)
+        if done == step:
+            raise RuntimeError("killed")
+        return waited
+
+    # A checkpoint after every step, so that the training is taken up right before the step.
+    with history.use(history.CheckpointConfig(every_s=0.0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(policy_stage, "_wait", kill)
+            with pytest.raises(RuntimeError, match="killed"):
+                tune(tmp_path / "run", params)
+        again, its_facts, its_losses = tune(tmp_path / "run", params)
+    assert its_facts == facts and its_losses == losses
+    same(again.value, product.value)
+
+
+def test_a_patience_that_nothing_tries_or_a_cosine_cut_short_is_refused():
+    with pytest.raises(config.ConfigError, match="patience: expected 0 without validate_every, got 2"):
+        SFTConfig(patience=2, validate_every=0, schedule="constant")
+    with pytest.raises(config.ConfigError, match="patience: expected 0 without schedule='constant', got 2"):
+        SFTConfig(patience=2)
 
 
 def test_without_a_step_the_policy_is_what_it_starts_from(params, tmp_path):

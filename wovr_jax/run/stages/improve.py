@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from wovr_jax import evaluate, learner
 from wovr_jax.core import checkpoint, processes, sharding
 from wovr_jax.core.log import read_metrics
-from wovr_jax.data.starts import Starts
+from wovr_jax.data.starts import Starts, count_keyframes
 from wovr_jax.learner import PolicyState
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
@@ -90,21 +90,22 @@ def improve(
         how = {"log": run.log, "folder": folder, "log_every": 1, "undefined": evaluate.WATCHED}
         state = loop.fit(name, state, step, updates, **how)
         # Adapters are merged: the next round may train others, and evaluation and export know plain weights only.
-        params, facts, remarks = cfg.network.plain(state.params), {}, []
+        params, facts, said = cfg.network.plain(state.params), {}, ""
         if keep:
             # The last policy has not acted yet.
             last = jnp.asarray(updates, jnp.int32)
             keep(state.params, last, evaluate.watch_rewards(step.batch(state, last)[0]))
             params, facts["good"], said = _choose(cfg, folder, updates, policies[round_])
-            remarks += said
         checkpoint.save(folder / "policy", params)
         curve = _read_curve(run, name)
-        # A judge that always or never says success gives no advantage; the loss would not show it.
-        remarks = " ".join(filter(None, [learner.explain_idle(curve), *remarks]))
-        if remarks:
-            processes.say(f"{name}: {remarks}")
+        # A judge that always or never says success gives no advantage, nor does a start from which all ends alike; the
+        # loss would show neither.
+        flat = average_flat(curve)
+        if remark := " ".join(filter(None, (said, explain_idle(curve), explain_flat(*flat)))):
+            processes.say(f"{name}: {remark}")
         facts |= _count_steps(cfg, updates, imagination.arena, curve)
-        return facts | {"skipped": sum(line["skipped"] for line in curve), "said": remarks}
+        facts |= {"skipped": sum(line["skipped"] for line in curve), "said": remark}
+        return facts | ({"flat_keyframes": sum(flat)} if flat else {})
 
     return run.stage(name, make, lambda folder: load_policy(cfg.policy, folder))
 
@@ -136,6 +137,11 @@ def begin(
         k_dream, k_update = jax.random.split(jax.random.fold_in(round_key, i))
         return rollout(state.params, i, k_dream), k_update
 
+    groups, table = cfg.dream.groups, imagination.starts
+    at_keys = count_keyframes(table.value, groups, cfg.share) if table else 0
+    # Of a kind of start from which no group begins there is no success, not even 0.
+    absent = tuple(kind for kind, count in (("_start", groups - at_keys), ("_keyframe", at_keys)) if not count)
+
     def step(state: PolicyState, i: Array) -> tuple[PolicyState, dict[str, Array]]:
         imagined, k_update = roll(state, i)
         # A true reward pays no failure: there is nothing to watch.
@@ -144,8 +150,8 @@ def begin(
         if judge:
             judge(state.params, i, shares)
         # The update is not even shown what was only watched.
-        state, metrics = update(state, imagined.replace(truth_BNT=None), k_update, reference)
-        return state, metrics | shares
+        state, metrics = update(state, dataclasses.replace(imagined, truth_BNT=None), k_update, reference)
+        return state, {name: metric for name, metric in (metrics | shares).items() if not name.endswith(absent)}
 
     trainable = optimizers.all_but(*cfg.frozen) if cfg.frozen else None
     # Rounds beyond the list take its last rate.
@@ -172,11 +178,17 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
         parts["sim"] = programs.true_states(table, cfg.sim)
     if cfg.dream.world != "learned" or not cfg.dream.watch:
         return lambda params, i, key: dream(params, parts, key)
-    watch, sim = programs.watch(cfg), programs.true_states(table, cfg.sim)
+    follow, starts = given.arena.follow, given.starts.value
 
     def dream_watched(params: Params, i: Array, key: Array) -> Imagined:
         imagined = dream(params, parts, key)
-        return imagined.replace(truth_BNT=watch(table, sim, imagined.action_BNTA, key))
+        # Afterwards and not in that program: beside the learned world a simulator changes what the compiler fuses
+        # there, and so the last bits of what is learned from.
+        row_B, action_BNTA = sharding.host(
+            (programs.draw_rows(cfg, table, jax.random.split(key)[0]), imagined.action_BNTA)
+        )
+        true_BS = follow(starts, row_B, action_BNTA.reshape(len(row_B), -1, action_BNTA.shape[-1]))
+        return dataclasses.replace(imagined, truth_BNT=true_BS.reshape(action_BNTA.shape[:-1]))
 
     return dream_watched
 
@@ -225,25 +237,61 @@ def _keep_good(
 
 def _choose(
     cfg: Improvement, folder: pathlib.Path, updates: int, before: Product[Params]
-) -> tuple[Params, int | None, list[str]]:
+) -> tuple[Params, int | None, str]:
     """Returns the last good policy of a round, after how many updates it was that, and what to tell the user."""
     paid = f"at most {cfg.dream.false_success:.0%} of the true failures were paid as successes"
     if not checkpoint.exists(folder / "good"):
-        return before.value, None, [f"At no time {paid}: the policy is the one from before this round."]
+        return before.value, None, f"At no time {paid}: the policy is the one from before this round."
     good = checkpoint.meta(folder / "good")["iteration"]
-    said = [] if good == updates else [f"Kept is the policy after {good} of {updates} updates, the last when {paid}."]
+    said = "" if good == updates else f"Kept is the policy after {good} of {updates} updates, the last when {paid}."
     return load_policy(cfg.policy, folder, "good"), good, said
 
 
-def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, int]:
+def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, Any]:
     """What the round consumed: imagined frames, and true steps where the world is the truth, or selects."""
     selects = cfg.dream.select == "closed_loop"
     # The last policy is rolled out once more to be judged.
-    steps = (updates + selects) * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
+    rollouts = (updates + selects) * cfg.dream.groups * cfg.learner.grpo.group
+    steps = rollouts * cfg.dream.chunks * cfg.policy.chunk
     if cfg.dream.world == "learned":
         # A step of a chunk is a frame, and the world model makes all of them, also those after a success.
-        watched = {"true_steps" if selects else "watched_steps": steps} if cfg.dream.watch else {}
-        return {"imagined_frames": steps} | watched
+        # What selects decides something, and is paid for as any true episode.
+        watched = {"episodes": rollouts, "true_steps": steps} if selects else {"watched_steps": steps}
+        return {"imagined_frames": steps} | (watched if cfg.dream.watch else {})
     if arena.explore and curve:  # there, episodes end at their first success
         steps = round(steps * arena.hold * sum(line["length"] for line in curve) / len(curve))
-    return {"true_steps": steps}
+    return {"episodes": rollouts, "true_steps": steps}
+
+
+def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:
+    """Returns what to tell the user about iterations that changed nothing; empty when every one took a step.
+
+    ``curve`` holds the metrics of each iteration.
+    """
+    skipped = [line for line in curve if line["skipped"]]
+    if not skipped:
+        return ""
+    success = sum(line["success"] for line in skipped) / len(skipped)
+    return (
+        f"{len(skipped)} of {len(curve)} iterations changed nothing: judged success was {success:.0%} in them, and no "
+        "group of rollouts from one start had enough of both outcomes to learn from. "
+        + ("The policy is as it was. " if len(skipped) == len(curve) else "")
+        + "Look at the reward's threshold and errors, and at the policy's true success; then try more groups "
+        "(dream.groups), larger ones (learner.grpo.group) or a wider filter (learner.grpo.filter_low, filter_high)."
+    )
+
+
+def average_flat(curve: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
+    """Returns the mean shares of groups from keyframes that all failed and that all succeeded; empty without such."""
+    lines = [line for line in curve if "lost_keyframe" in line]
+    return tuple(sum(line[f"{end}_keyframe"] for line in lines) / len(lines) for end in ("lost", "won") if lines)
+
+
+def explain_flat(lost: float = 0.0, won: float = 0.0) -> str:
+    """Returns what to tell the user where most groups from keyframes had nothing to teach; else nothing."""
+    if lost + won <= 0.5:
+        return ""
+    return (
+        f"{lost + won:.0%} of the groups from keyframes ended alike and taught nothing, {lost:.0%} in failures and "
+        f"{won:.0%} in successes: try others (starts.rule, starts.before, starts.room), or fewer (starts.share)."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -66,6 +67,8 @@ def fine_tune(
 ) -> Product[Params]:
     """The base policy: ``train.steps`` steps of imitation, adapters merged; without a step, the weights as they start.
 
+    With ``train.patience`` it is the policy of the step with the smallest loss on held-out chunks.
+
     The stage's checkpoint holds what is trained and the optimizer's state, and a fit that was interrupted goes on from
     it. Adapters are also kept alone, in ``adapters`` with what they belong to.
 
@@ -93,23 +96,49 @@ def fine_tune(
         held_out = batches.sft_chunks(demonstrations.value.held_out, cfg.chunk, stride=cfg.chunk)
         validate = sft.validation(cfg, train, params, codec(), sft.demonstrations(held_out, codec(), prompt_KL))
 
+        limit = train.patience * train.validate_every
+
         def measure(state: TrainState) -> dict[str, float]:
             return {name: float(value) for name, value in validate(state).items()}
 
         def watch(done: int, state: TrainState) -> dict[str, float] | None:
             # The last step is always measured: it is the policy that goes on.
             due = train.validate_every and done % train.validate_every == 0
-            return measure(state) if due or done == train.steps else None
+            if not due and done < train.steps:
+                return None
+            metrics = measure(state)
+            if train.patience and _wait(folder / "best", done, state.params, metrics["val_loss"]) >= limit:
+                raise loop.Enough(metrics)
+            return metrics
 
         state = loop.fit(name, state, step, train.steps, log=run.log, folder=folder, on_step=watch)
+        facts: dict[str, Any] = {"chunks": len(data.token_BTA)}
+        if train.patience:
+            state = state.replace(params=checkpoint.restore(folder / "best", state.params))
+            best = checkpoint.meta(folder / "best")["step"]
+            facts |= {"best_step": best, "stopped_at": min(best + limit, train.steps)}
         if train.lora:
             # Adapters mean nothing without the network and the layers that they were trained on.
             about = PolicyAdapters(cfg, sft.resolve_targets(cfg, train.lora, train.frozen))
             checkpoint.save(folder / "adapters", state.params, config.to_dict(about))
         checkpoint.save(folder / "policy", sft.merge_weights(cfg, train, params, state))
-        return {"chunks": len(data.token_BTA)} | measure(state)
+        return facts | measure(state)
 
     return run.stage(name, make, lambda folder: load_policy(cfg, folder))
+
+
+def _wait(best: pathlib.Path, done: int, params: Params, loss: float) -> int:
+    """Returns for how many steps no loss was smaller; parameters of the smallest are kept in the folder ``best``.
+
+    The folder is all that is to know, so a training that is resumed waits for as long as an unbroken one.
+    """
+    seen = checkpoint.meta(best) if checkpoint.exists(best) else {"step": 0, "loss": math.inf}
+    if done <= seen["step"]:
+        return 0  # resumed from before the best one, it comes by the same losses again
+    if loss < seen["loss"]:
+        checkpoint.save(best, params, {"step": done, "loss": loss})
+        return 0
+    return done - seen["step"]
 
 
 def load_policy(cfg: VLAConfig, folder: pathlib.Path, name: str = "policy") -> Params:

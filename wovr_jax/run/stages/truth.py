@@ -58,6 +58,7 @@ def measure(
             "subgoals": found[temperature].subgoals,
             "outcomes": outcomes[temperature],
             "temperatures": [{"temperature": t, **rates[t], "outcomes": outcomes[t]} for t in levels],
+            "episodes": cfg.episodes * len(levels),
             "true_steps": sum(measured.steps for measured in found.values()),
             "kinds": summarize_kinds({names[t]: measured for t, measured in found.items()}),
         }
@@ -128,6 +129,7 @@ def compare(
         loose_BNT = {how: np.concatenate(parts)[: cfg.compare] for how, parts in loose.items()}
         return evaluate.compare_verdicts(true, imagined, loose_BNT, judge.threshold) | {
             "videos": films,
+            "episodes": cfg.compare,
             "true_steps": frames,
             "imagined_frames": 3 * frames,  # as played, and with the two ways of loosening
         }
@@ -192,11 +194,12 @@ def close_loop(
         action_KSA, prob_KS = (x.reshape(len(row_K), -1, *x.shape[3:]) for x in (rollout.action_BNTA, rollout.prob_BNT))
         left_K = arena.steps - np.asarray(table.step_K)[row_K]
         live_KS = np.arange(prob_KS.shape[1]) < left_K[:, None]
-        true_KS = arena.follow(table, row_K, action_KSA)
+        true_KS = arena.follow(table, row_K, np.asarray(action_KSA))
         imagined_K, true_K = (np.any(won & live_KS, axis=1) for won in (prob_KS > judge.threshold, true_KS))
         # Those that brought the simulator to a keyframe are true steps too; those after the end of an episode are none.
         steps = int((arena.steps - left_K + live_KS.sum(axis=1)).sum())
         return evaluate.summarize_closed_loop(imagined_K, true_K, row_K >= table.initials) | {
+            "episodes": len(row_K),
             "true_steps": steps * arena.hold,
             "imagined_frames": prob_KS.size,
         }

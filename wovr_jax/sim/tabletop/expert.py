@@ -85,7 +85,7 @@ def act(expert: ExpertState, state: TabletopState, cfg: ExpertConfig, sim: Table
 
     # A block is taken and let go at rest only; the table ignores jaws that close in full flight.
     rest = placed | lets_go | gives_up | (on_block & ~holding)
-    move = jnp.where(rest, 0.0, _digital(offset / sim.max_move, cfg))
+    move = jnp.where(rest, 0.0, move_digitally(offset / sim.max_move, cfg))
     # Closed on the block and on the way; opened at the goal, after giving up, and at once when it holds the wrong one.
     grip = (holding & ~lets_go) | (on_block & ~holding & ~placed)
     grip = grip & ~gives_up & ~wrong
@@ -93,7 +93,7 @@ def act(expert: ExpertState, state: TabletopState, cfg: ExpertConfig, sim: Table
     return dataclasses.replace(expert, idle=gives_up), action
 
 
-def _digital(wish: Array, cfg: ExpertConfig) -> Array:
+def move_digitally(wish: Array, cfg: ExpertConfig) -> Array:
     """Returns the nearest allowed speed, per axis, with its sign."""
     # A token policy sees few distinct actions this way, and each of them often.
     speeds = jnp.asarray(cfg.speeds)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from wovr_jax.sim.tabletop import table as tabletop
+from wovr_jax.sim import drawing
 from wovr_jax.types import Array
 
 REACH = 0.45
@@ -33,10 +33,10 @@ class Sight(NamedTuple):
 
 def locate_gripper(frame_HWC: Array) -> Sight:
     """Measures the gripper in frames (..., H, W, 3) in [-1, 1]."""
-    open_HW, closed_HW = (_match(frame_HWC, colour) for colour in (tabletop.OPEN, tabletop.CLOSED))
+    open_HW, closed_HW = (_match(frame_HWC, colour) for colour in (drawing.OPEN, drawing.CLOSED))
     weight_HW = open_HW + closed_HW
     height, width = frame_HWC.shape[-3:-1]
-    # Centres of the pixels, as the table renders them; the position is the mean over them, weighted by likeness.
+    # Centres of the pixels, as the simulator renders them; the position is the mean over them, weighted by likeness.
     y_H1 = ((jnp.arange(height) + 0.5) / height)[:, None]
     x_1W = ((jnp.arange(width) + 0.5) / width)[None, :]
     # Where no gripper is seen at all the mean is 0 / 1e-6 and not NaN; ``area`` says that it means nothing.

@@ -1,4 +1,4 @@
-"""Random scenes and windows of the embedded table, to pretrain the parts that the package ships.
+"""Random windows of the embedded simulators and scenes of the table, to pretrain the parts that the package ships.
 
 Nothing here is reached by training: launch/tools/pretrain_tabletop.py draws from it.
 """
@@ -6,12 +6,14 @@ Nothing here is reached by training: launch/tools/pretrain_tabletop.py draws fro
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from wovr_jax.sim import embedded
+from wovr_jax.sim import drawing, embedded
+from wovr_jax.sim.embedded import Simulator, suite_of
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig, TabletopState
@@ -22,7 +24,7 @@ ACTORS = (0.45, 0.35, 0.2)
 """Shares of the expert (flawed or not), the expert under heavy noise, and a random walk."""
 
 
-def draw_windows(key: Array, batch: int, sim: TabletopConfig, frames: int = 13, memory: int = 4) -> Array:
+def draw_windows(key: Array, batch: int, sim: Simulator, frames: int = 13, memory: int = 4) -> Array:
     """(batch, frames, size, size, 3): the anchor, ``memory`` frames up to a random moment, and those after it.
 
     Three actors, as a policy in training does a bit of each. Half of the tables are cluttered. A sixth of the windows
@@ -33,23 +35,31 @@ def draw_windows(key: Array, batch: int, sim: TabletopConfig, frames: int = 13, 
     at_B = jax.random.randint(k_at, (batch,), 0, sim.horizon - new + 1)
     at_B = jnp.where(jax.random.bernoulli(k_first, 1 / 6, (batch,)), 0, at_B)
     seed_B = jax.random.randint(k_seed, (batch,), 0, jnp.iinfo(jnp.int32).max)
-    # Each actor twice, without clutter and with it.
-    kind_B = jax.random.choice(k_kind, 6, (batch,), p=jnp.array(ACTORS).repeat(2) / 2)
+    tables = _variants(sim)
+    # Each actor on each table.
+    share = jnp.array(ACTORS).repeat(len(tables)) / len(tables)
+    kind_B = jax.random.choice(k_kind, len(share), (batch,), p=share)
 
     def draw(seed: Array, key: Array, kind: Array, at: Array) -> Array:
-        states = jax.tree.map(lambda leaf: leaf[kind], _play_all(seed, key, sim))
+        states = jax.tree.map(lambda leaf: leaf[kind], _play_all(seed, key, tables))
         # A memory that would reach before the episode is filled with its first frame.
         index_F = jnp.maximum(at + jnp.arange(1 - memory, new + 1), 0)
         index_F = jnp.concatenate([jnp.zeros(1, index_F.dtype), index_F])
         window = jax.tree.map(lambda leaf: leaf[index_F], states)
-        return jax.vmap(lambda state: tabletop.render(state, sim))(window)
+        return jax.vmap(lambda state: suite_of(sim).render(state, sim))(window)
 
     return jax.vmap(draw)(seed_B, jax.random.split(k_actor, batch), kind_B, at_B)
 
 
-def _play_all(seed: Array, key: Array, sim: TabletopConfig) -> TabletopState:
-    """Three actors, each without and with clutter: leaves (6, horizon + 1, ...)."""
-    tables = [dataclasses.replace(sim, clutter=clutter) for clutter in (False, True)]
+def _variants(sim: Simulator) -> list[Simulator]:
+    """The table without clutter and with it; another simulator as it is."""
+    if not isinstance(sim, TabletopConfig):
+        return [sim]
+    return [dataclasses.replace(sim, clutter=clutter) for clutter in (False, True)]
+
+
+def _play_all(seed: Array, key: Array, tables: Sequence[Simulator]) -> Any:
+    """Three actors, each on each table: leaves (actors x tables, horizon + 1, ...)."""
     played = []
     for cfg in (CLEAN, NOISY):
         played += [embedded.demonstrate(seed, key, cfg, table)[0] for table in tables]
@@ -57,9 +67,9 @@ def _play_all(seed: Array, key: Array, sim: TabletopConfig) -> TabletopState:
     return jax.tree.map(lambda *leaf: jnp.stack(leaf), *played)
 
 
-def _walk(seed: Array, key: Array, sim: TabletopConfig) -> TabletopState:
+def _walk(seed: Array, key: Array, sim: Simulator) -> Any:
     """A walk that keeps its direction and its jaws for four steps at a time."""
-    first = tabletop.reset(jax.random.key(seed), sim)
+    first = suite_of(sim).reset(jax.random.key(seed), sim)
     k_push, k_jaws = jax.random.split(key)
     push = jax.random.normal(k_push, (sim.horizon // 4 + 1, 2)).repeat(4, axis=0)[: sim.horizon]
     jaws = jnp.where(jax.random.bernoulli(k_jaws, 0.4, (sim.horizon // 4 + 1,)), 1.0, -1.0).repeat(4)[: sim.horizon]
@@ -73,16 +83,24 @@ def draw_scenes(key: Array, batch: int, sim: TabletopConfig) -> dict[str, Any]:
     Returns:
       The fields of ``policy.towers_train.Scenes``.
     """
-    state_B = jax.vmap(lambda k: _draw_state(k, sim))(jax.random.split(key, batch))
-    frame_BHWC = jax.vmap(lambda state: tabletop.render(state, sim))(state_B)
-    position_BO2, present_BO, attribute_BE = jax.vmap(_label)(state_B)
+    radii = [drawing.GRIPPER, *[drawing.BLOCK] * 3, sim.plate_radius]
+    return draw_labelled(key, batch, sim, _draw_state, _label, radii)
+
+
+def draw_labelled(
+    key: Array, batch: int, sim: Simulator, draw: Callable, label: Callable, radii: Sequence[float]
+) -> dict[str, Any]:
+    """Draws states with ``draw(key, sim)``, renders them, and labels them with ``label(state, sim)``."""
+    state_B = jax.vmap(lambda k: draw(k, sim))(jax.random.split(key, batch))
+    frame_BHWC = jax.vmap(lambda state: suite_of(sim).render(state, sim))(state_B)
+    position_BO2, present_BO, attribute_BE = jax.vmap(lambda state: label(state, sim))(state_B)
     return {
         # Rounded to what an 8-bit picture can hold, as every frame is that comes from a disk.
         "frame_BHWC": jnp.round((frame_BHWC + 1.0) * 127.5) / 127.5 - 1.0,
         "position_BO2": position_BO2,
         "present_BO": present_BO,
         "attribute_BE": attribute_BE,
-        "radius_O": jnp.array([0.065, 0.085, 0.085, 0.085, sim.plate_radius]),
+        "radius_O": jnp.array(radii),
     }
 
 
@@ -114,8 +132,9 @@ def _draw_state(key: Array, sim: TabletopConfig) -> TabletopState:
     return state.replace(gripper=gripper, closed=holds | closed, held=held, block_K2=block_K2)
 
 
-def _label(state: TabletopState) -> tuple[Array, Array, Array]:
+def _label(state: TabletopState, sim: TabletopConfig) -> tuple[Array, Array, Array]:
     """Position (5, 2), presence (5,) and attributes (7,) of a scene."""
+    del sim
     # Blocks are labelled by their colour P, and a scene may lack a colour: it is then in the middle, and not present.
     colour_P2 = jnp.full((3, 2), 0.5).at[state.colour_K].set(state.block_K2)
     there_P = jnp.zeros(3, bool).at[state.colour_K].set(jnp.all(state.block_K2 <= 1.0, axis=-1))

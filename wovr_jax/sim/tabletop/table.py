@@ -19,21 +19,16 @@ import jax.numpy as jnp
 from flax import struct
 
 from wovr_jax.core.config import Count, Positive, Share, checked
+from wovr_jax.sim import drawing
+from wovr_jax.sim.drawing import Canvas
 from wovr_jax.types import Array
 
 COLOURS = ("red", "green", "blue")
 INSTRUCTIONS = tuple(f"pick up the {colour} block and put it on the plate" for colour in COLOURS)
 """The tasks of this simulator; a task index is an index into this tuple."""
 
-# RGB from 0 to 1. Open and closed jaws are far from each other and from everything else, so that a blurred gripper is
-# still told apart.
-_RGB = jnp.array([[0.86, 0.20, 0.18], [0.20, 0.66, 0.30], [0.20, 0.36, 0.85]])
-_TABLE = jnp.array([0.62, 0.54, 0.45])
-_PLATE = jnp.array([0.96, 0.96, 0.94])
-OPEN = jnp.array([0.12, 0.12, 0.14])
 _AWAY = 10.0
 """Added to the position of a block that is not on the table."""
-CLOSED = jnp.array([0.98, 0.80, 0.16])
 
 
 @checked
@@ -146,38 +141,14 @@ def success(state: TabletopState, cfg: TabletopConfig) -> Array:
 
 
 def render(state: TabletopState, cfg: TabletopConfig) -> Array:
-    """Renders (size, size, 3) float32 in [-1, 1], seen from above.
-
-    Every edge is a sigmoid about a pixel wide and nothing is thinner than four pixels: the
-    picture is band-limited, so a small video model can carry it. A held block is drawn
-    larger (it is nearer to the camera) and closed jaws change colour.
-    """
-    axis = (jnp.arange(cfg.size) + 0.5) / cfg.size
-    y_HW, x_HW = jnp.meshgrid(axis, axis, indexing="ij")
-    sharp = 1.6 * cfg.size  # of the sigmoids: from a tenth to nine tenths within 2.7 pixels
-
-    def disc(centre: Array, radius: float) -> Array:
-        # 1e-8: the root has no derivative at 0.
-        distance = jnp.sqrt((x_HW - centre[0]) ** 2 + (y_HW - centre[1]) ** 2 + 1e-8)
-        return jax.nn.sigmoid((radius - distance) * sharp)
-
-    def square(centre: Array, half: Array) -> Array:
-        distance = jnp.maximum(jnp.abs(x_HW - centre[0]), jnp.abs(y_HW - centre[1]))
-        return jax.nn.sigmoid((half - distance) * sharp)
-
-    def paint(image: Array, mask_HW: Array, colour: Array) -> Array:
-        return image + mask_HW[..., None] * (colour - image)
-
-    # From the back to the front: table (a little darker towards the viewer), plate and its rim, blocks, gripper.
-    image = _TABLE * (1.0 - 0.12 * y_HW[..., None])
-    image = paint(image, disc(state.plate, cfg.plate_radius), _PLATE)
-    image = paint(image, disc(state.plate, 0.7 * cfg.plate_radius), 0.93 * _PLATE)
+    """Renders (size, size, 3) float32 in [-1, 1], seen from above; see ``sim.drawing``."""
+    canvas = Canvas(cfg.size)
+    canvas.draw_plate(state.plate, cfg.plate_radius)
     for k in (1, 0):  # the target last, above the other
-        half = jnp.where(state.held == k, 0.105, 0.085)
-        image = paint(image, square(state.block_K2[k], half), _RGB[state.colour_K[k]])
-    palm = jnp.where(state.closed, CLOSED, OPEN)
-    image = paint(image, disc(state.gripper, 0.065), palm)
-    return 2.0 * image - 1.0
+        half = jnp.where(state.held == k, drawing.HELD, drawing.BLOCK)
+        canvas.draw_square(state.block_K2[k], half, drawing.BLOCKS[state.colour_K[k]])
+    canvas.draw_gripper(state.gripper, state.closed)
+    return canvas.picture()
 
 
 def subgoals(states_S: TabletopState, cfg: TabletopConfig) -> dict[str, Array]:
