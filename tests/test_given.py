@@ -44,6 +44,8 @@ def test_a_run_whose_imagination_is_given_trains_the_policy_alone(tmp_path: path
     assert {name for name, account in ledger.items() if account["true_steps"]} == {
         *("demonstrations", *base, *once, *twice)
     }
+    steps = settings["sim"]["horizon"]
+    assert (ledger["demonstrations"]["episodes"], ledger["demonstrations"]["true_steps"]) == (36, 36 * steps)
     made = pace.pace(from_dict(Recipe, settings), Run(tmp_path / "run", settings))
     assert _same(made.worlds[0].value, theirs.worlds[0].value) and made.rewards[0].value.threshold == 0.6
     assert _same(made.rewards[0].value.params, theirs.rewards[0].value.params)

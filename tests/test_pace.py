@@ -113,11 +113,8 @@ def test_the_whole_loop_runs_and_reports(reference: Reference) -> None:
         # Each policy in the world that taught it, and in the one that was refreshed for it.
         after = [("after imagined GRPO", "1"), ("after imagined GRPO", "2"), ("after PACE", "2")]
         assert pairs == [("base", "1"), *after], part
-    # What came before the first rollout; these stand-ins were never trained, and nobody makes a number up for them.
-    ledger, steps = results["ledger"], reference.settings["sim"]["horizon"]
-    assert (ledger["demonstrations"]["episodes"], ledger["demonstrations"]["true_steps"]) == (36, 36 * steps)
-    assert ledger["collect-0"]["episodes"] == 8 and ledger["pretrained"]["pretrained_frames"] == 0
-    assert any("vae, dino, siglip saw" in remark for remark in results["remarks"])
+    # Nobody makes a number up for stand-ins that were never trained.
+    assert results["ledger"]["pretrained"]["pretrained_frames"] == 0 and "vae, dino, siglip" in results["remarks"][0]
     assert page.write(reference.folder) == reference.folder / "report.html"
     assert "after PACE" in (reference.folder / "report.html").read_text()
     assert json.loads((reference.folder / "results.json").read_text())["seed"] == 0
