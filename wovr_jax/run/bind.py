@@ -89,11 +89,11 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     start_judge = functools.cache(
         functools.partial(start_reward, recipe.reward, recipe.reward_weights, arena.instructions, key)
     )
-    # Now, hours before the first rollout begins in one of them.
-    size = recipe.libero.scene.size if recipe.libero else recipe.embedded.size
-    follows = bool(recipe.libero and recipe.evaluate.closed)
-    fits = (recipe.starts.share, memory, size, arena.instructions)
-    given = read_starts(recipe.start_states, *fits, followed=follows)
+    judging, choosing = (recipe.reward, recipe.reward_train, start_judge), (recipe.seed, arena.instructions)
+    # Both now, hours before the first rollout: whether they fit is known when they are read.
+    given = open_starts(recipe, arena)
+    if recipe.reward_weights:
+        start_judge()
     rl = improvement(recipe)
     acting = programs.acting(
         recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.embedded, memory
@@ -148,25 +148,20 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         collect=functools.partial(collect, run, arena, recipe.collect, lazily=lazily),
         open_vae=functools.partial(open_vae, run, recipe.world, recipe.vae, folder, recipe.vae_train),
         fit_world=functools.partial(fit_world, run, recipe.world_train, recipe.refresh, start_dit, prompt_KL, key),
-        fit_reward=functools.partial(
-            fit_reward,
-            run,
-            recipe.reward,
-            recipe.reward_train,
-            start_judge,
-            recipe.collect,
-            prompt_KL,
-            arena.steps,
-            key,
-        ),
-        choose_starts=functools.partial(
-            choose_starts, run, recipe.starts, given, memory, arena.steps, recipe.seed, arena.instructions
-        ),
+        fit_reward=functools.partial(fit_reward, run, *judging, recipe.collect, prompt_KL, arena.steps, key),
+        choose_starts=functools.partial(choose_starts, run, recipe.starts, given, memory, arena.steps, *choosing),
         measure=measure_policy,
         compare=compare_policy,
         close_loop=close_policy,
         improve=functools.partial(improve, run, rl, made.policies, imagination, key),
     )
+
+
+def open_starts(recipe: Recipe, arena: Arena) -> Starts | None:
+    """The start states from outside that a recipe names, if it does; see ``run.stages.starts.read_starts``."""
+    size = recipe.libero.scene.size if recipe.libero else recipe.embedded.size
+    fits = (recipe.starts.share, recipe.world.slots, size, arena.instructions)
+    return read_starts(recipe.start_states, *fits, followed=bool(recipe.libero and recipe.evaluate.closed))
 
 
 def improvement(recipe: Recipe) -> Improvement:
