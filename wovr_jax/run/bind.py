@@ -7,6 +7,7 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
-from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, join_rounds, no_demonstrations
+from wovr_jax.run.stages.episodes import Demonstrations, Keys, collect, demonstrate, join_rounds, no_demonstrations
 from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward, start_reward
@@ -86,9 +87,8 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     start = functools.partial(start_policy, recipe.policy, recipe.policy_weights, recipe.towers, folder, key)
     start_dit = functools.partial(start_world, recipe.world, recipe.world_weights, key)
     # Read once, for every round scores with it where it is not trained.
-    start_judge = functools.cache(
-        functools.partial(start_reward, recipe.reward, recipe.reward_weights, arena.instructions, key)
-    )
+    start_judge = functools.partial(start_reward, recipe.reward, recipe.reward_weights, arena.instructions, key)
+    judge = (recipe.reward, recipe.reward_train, functools.cache(start_judge))
     # Now, hours before the first rollout begins in one of them.
     size = recipe.libero.scene.size if recipe.libero else recipe.embedded.size
     follows = bool(recipe.libero and recipe.evaluate.closed)
@@ -111,6 +111,52 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         name = f"{learner}-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
+    def imitate(round_: int) -> Product[Params]:
+        """The base policy, fine-tuned on the demonstrations and on every collected success so far."""
+        base, both = made.policies[0], Product(lambda: _add_successes(made.demonstrations, made.rollouts))
+        how = (run, recipe.policy, recipe.sft, lambda: base.value, codec, prompt_KL, key)
+        return fine_tune(*how, both, f"{learner}-{round_ + 1}")
+
+    grpo = functools.partial(improve, run, rl, made.policies, imagination, key)
+    return SimpleNamespace(
+        act=act,
+        count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
+        explore=arena.explore if recipe.dream.world == "true" else None,
+        demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
+        fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
+        collect=functools.partial(collect, run, arena, recipe.collect, lazily=lazily),
+        open_vae=functools.partial(open_vae, run, recipe.world, recipe.vae, folder, recipe.vae_train),
+        fit_world=functools.partial(fit_world, run, recipe.world_train, recipe.refresh, start_dit, prompt_KL, key),
+        fit_reward=functools.partial(fit_reward, run, *judge, recipe.collect, prompt_KL, arena.steps, key),
+        choose_starts=functools.partial(
+            choose_starts, run, recipe.starts, given, memory, arena.steps, recipe.seed, arena.instructions
+        ),
+        improve=grpo if learner == "grpo" else imitate,
+        **_bind_truth(recipe, run, made, env, act, rl, codec, key),
+    )
+
+
+def _add_successes(
+    demonstrations: Product[Demonstrations], rollouts: Sequence[Product[Sequence[Episode]]]
+) -> Demonstrations:
+    train, held_out = demonstrations.value
+    done = [episode for episode in join_rounds(rollouts) if episode.success_S.any()]
+    return Demonstrations([*train, *done], held_out)
+
+
+def _bind_truth(
+    recipe: Recipe,
+    run: Run,
+    made: Products,
+    env: Environment,
+    act: Callable[..., Actor],
+    rl: Improvement,
+    codec: Callable[[], Codec],
+    key: Keys,
+) -> dict[str, Callable[[int], Any]]:
+    """Returns what asks the truth of the policy of a round, by the names of the stages."""
+    arena = env.arena
+
     def measure_policy(round_: int) -> Product[None]:
         # Below the temperature of training too: sampling hides what the policy knows.
         at = functools.partial(act, round_, "evaluate")
@@ -129,52 +175,13 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
             return None
         assert made.vae is not None
         # An arena that explores has no start states of its own; what was collected for its world model began somewhere.
-        starts = made.starts[-1] if made.starts else Product(lambda: initial(join_rounds(made.rollouts), memory=memory))
-        where = (arena, recipe.evaluate.closed, recipe.collect.batch, rl, codec, prompt_KL)
+        begun = Product(lambda: initial(join_rounds(made.rollouts), memory=recipe.world.slots))
+        starts = made.starts[-1] if made.starts else begun
+        where = (arena, recipe.evaluate.closed, recipe.collect.batch, rl, codec, env.prompt_KL)
         learned = (made.vae, made.worlds[-1], made.rewards[-1])
         return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
 
-    def imitate(round_: int) -> Product[Params]:
-        """The base policy, fine-tuned on the demonstrations and on every collected success so far."""
-
-        def choose() -> Demonstrations:
-            train, held_out = made.demonstrations.value
-            done = [episode for episode in join_rounds(made.rollouts) if episode.success_S.any()]
-            return Demonstrations([*train, *done], held_out)
-
-        base = made.policies[0]
-        where = (run, recipe.policy, recipe.sft, lambda: base.value, codec, prompt_KL, key)
-        return fine_tune(*where, Product(choose), f"{learner}-{round_ + 1}")
-
-    grpo = functools.partial(improve, run, rl, made.policies, imagination, key)
-    return SimpleNamespace(
-        act=act,
-        count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
-        explore=arena.explore if recipe.dream.world == "true" else None,
-        demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
-        fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
-        collect=functools.partial(collect, run, arena, recipe.collect, lazily=lazily),
-        open_vae=functools.partial(open_vae, run, recipe.world, recipe.vae, folder, recipe.vae_train),
-        fit_world=functools.partial(fit_world, run, recipe.world_train, recipe.refresh, start_dit, prompt_KL, key),
-        fit_reward=functools.partial(
-            fit_reward,
-            run,
-            recipe.reward,
-            recipe.reward_train,
-            start_judge,
-            recipe.collect,
-            prompt_KL,
-            arena.steps,
-            key,
-        ),
-        choose_starts=functools.partial(
-            choose_starts, run, recipe.starts, given, memory, arena.steps, recipe.seed, arena.instructions
-        ),
-        measure=measure_policy,
-        compare=compare_policy,
-        close_loop=close_policy,
-        improve=grpo if learner == "grpo" else imitate,
-    )
+    return {"measure": measure_policy, "compare": compare_policy, "close_loop": close_policy}
 
 
 def improvement(recipe: Recipe) -> Improvement:
