@@ -98,9 +98,9 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
     def measure_policy(round_: int) -> Product[None]:
-        # Below the temperature of training too: sampling hides what the policy knows.
-        at = functools.partial(act, round_, "evaluate")
-        return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
+        return measure(
+            run, round_, arena, recipe.evaluate, recipe.temperature, functools.partial(act, round_, "evaluate")
+        )
 
     def compare_policy(round_: int) -> Product[None]:
         """In the newest world: the one that taught the policy, or the one that was refreshed for it."""
@@ -120,14 +120,9 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         learned = (made.vae, made.worlds[-1], made.rewards[-1])
         return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
 
-    def begin() -> Product[Sequence[Episode]]:
-        """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
-        seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
-        return Product(lambda: begin_episodes(seeds, recipe.embedded))
-
     return SimpleNamespace(
         act=act,
-        begin=begin,
+        begin=functools.partial(begin_online, recipe),
         explore=arena.explore if recipe.dream.world == "true" else None,
         demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
         fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
@@ -143,6 +138,12 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         close_loop=close_policy,
         improve=functools.partial(improve, run, rl, made.policies, imagination, key),
     )
+
+
+def begin_online(recipe: Recipe) -> Product[Sequence[Episode]]:
+    """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
+    seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
+    return Product(lambda: begin_episodes(seeds, recipe.embedded))
 
 
 def improvement(recipe: Recipe) -> Improvement:
