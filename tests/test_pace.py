@@ -38,6 +38,7 @@ from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages import improve as improve_stage
 from wovr_jax.run.stages import world as world_stage
 from wovr_jax.run.stages.episodes import join_rounds
+from wovr_jax.run.stages.vae import count_pretraining
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.studies.variants import merge_settings
 from wovr_jax.train import loop
@@ -136,6 +137,7 @@ def test_imagination_moved_the_policy(reference: Reference) -> None:
     assert not _same(policies[0], policies[1]) and not _same(policies[1], policies[2])
 
 
+PARTS = ("vae", "dino", "siglip")
 PROGRAMS = ("live", "replay", "dream", "roll", "update", "step", "measure", "encode_batch", "play_batch")
 
 
@@ -159,6 +161,55 @@ def test_a_stage_compiles_its_programs_once_and_a_round_reuses_them(reference: R
         "reward-1": {"step": 1},
         "grpo-2": {"dream": 1},
     }
+
+
+def test_a_run_whose_imagination_is_given_trains_the_policy_alone(
+    reference: Reference, parts: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    stages = reference.folder / "stages"
+    given = {"world_weights": "world-0/dit", "reward_weights": "reward-0/reward", "start_states": "starts-0/starts"}
+    settings = merge_settings(
+        small_settings(parts, **{name: str(stages / where) for name, where in given.items()}),
+        {
+            "pace": False,
+            "world_train": {"steps": 0},
+            "reward_train": {"steps": 0, "rule": "fixed", "threshold": 0.6},
+        },
+    )
+    ledger = pace.run("pace", settings, tmp_path / "run")["ledger"]
+    kinds = ("evaluate-{}", "compare-{}-in-world-0", "closed-{}-in-world-0")
+    base, once, twice = ([kind.format(policy) for kind in kinds] for policy in range(3))
+    assert list(ledger) == ["pretrained", "demonstrations", "sft", *base, "grpo-1", *once, "grpo-2", *twice]
+    assert {name for name, account in ledger.items() if account["true_steps"]} == {
+        *("demonstrations", *base, *once, *twice)
+    }
+    made = pace.pace(from_dict(Recipe, settings), Run(tmp_path / "run", settings))
+    ours, theirs = made.worlds[0].value, reference.made.worlds[0].value
+    assert _same(ours, theirs) and made.rewards[0].value.threshold == 0.6
+    assert _same(made.rewards[0].value.params, reference.made.rewards[0].value.params)
+    assert _same(made.starts[0].value, reference.made.starts[0].value)
+    assert not _same(made.policies[0].value, made.policies[2].value)
+
+
+def test_the_ledger_counts_what_came_before_the_first_rollout(reference: Reference) -> None:
+    ledger, small = reference.results["ledger"], reference.settings["sim"]["horizon"]
+    assert (ledger["demonstrations"]["episodes"], ledger["demonstrations"]["true_steps"]) == (36, 36 * small)
+    assert ledger["collect-0"]["episodes"] == 8 and ledger["evaluate-0"]["episodes"] % 8 == 0
+    # These stand-ins were never trained, and nobody makes a number up for them.
+    assert ledger["pretrained"]["pretrained_frames"] == 0 and set(reference.results["pretrained"]) == set(PARTS)
+    assert any("vae, dino, siglip saw" in remark for remark in reference.results["remarks"])
+
+
+def test_the_package_says_what_its_parts_have_seen(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path / "run", {})
+    facts = count_pretraining(run, native.FOLDER, ["tabletop_vae", "tabletop_dinov2", "tabletop_siglip"]).facts
+    assert facts["parts"]["tabletop_vae"] == {"steps": 1600, "frames": 1600 * 8 * 13}
+    assert facts["parts"]["tabletop_siglip"] == {"steps": 2500, "frames": 2500 * 64}
+    for name, per in (("vae", 13), ("dinov2", 1), ("siglip", 1)):
+        about = native.describe(native.FOLDER / f"tabletop_{name}.json")
+        train, seen = about["training"], about["seen"]
+        assert seen == {"steps": train["steps"], "frames": train["steps"] * train["batch"] * per}
+    assert run.ledger()["pretrained"]["pretrained_frames"] == 166_400 + 2 * 160_000 and not facts["said"]
 
 
 # --- interruptions --------------------------------------------------------------------------
@@ -439,7 +490,7 @@ def test_a_reward_that_never_or_always_says_success_leaves_the_policy_and_says_s
 
     results = pace.run("grpo", settings, stages.parent)
 
-    (remark,) = results["remarks"]
+    _, remark = results["remarks"]  # the first is of the pretrained stand-ins
     assert f"grpo-1: 2 of 2 iterations changed nothing: judged success was {rate}" in remark
     assert "The policy is as it was" in remark
     assert remark in capsys.readouterr().err

@@ -73,8 +73,16 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
     online = recipe.dream.world == "true" and not recipe.starts.share
     judges = job.compares or recipe.dream.reward == "learned"
     imagines = judges or recipe.dream.world != "true"
+    # True episodes are for whoever learns from them; where all of imagination is given, nobody does.
+    collects = bool(
+        (imagines and recipe.world_train.steps)
+        or (judges and recipe.reward_train.steps)
+        or not (online or recipe.start_states)
+    )
 
     with run.stop_after(job.until):
+        # What comes from outside was paid for as well.
+        do.count_pretraining()
         made.demonstrations = do.demonstrate()
         made.policies += [do.fine_tune(made.demonstrations)]
         # What the base policy can do is what every gain is held against.
@@ -84,7 +92,7 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
         for round_ in range(recipe.rounds):
             # The policy shows where it is now, and what imagination is made of catches up with it.
             if round_ == 0 or recipe.pace:
-                if imagines or not online:
+                if collects:
                     made.rollouts += [do.collect(round_, do.act(round_, f"collect-{round_}"))]
                 if imagines:
                     made.vae = made.vae or do.open_vae(made.demonstrations)

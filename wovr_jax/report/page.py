@@ -25,8 +25,10 @@ from wovr_jax.core.log import RESERVED, read_metrics
 from wovr_jax.report import figures, tables
 from wovr_jax.report.tables import Results, Rows
 
-FIRST_CURVES = ("success_start", "success_keyframe", "false_success", "success", "true_success")
-FIRST_CURVES += ("return_mean", "loss", "kl", "entropy", "accuracy")
+FIRST_CURVES = (
+    *("success_start", "success_keyframe", "false_success", "true_success"),
+    *("success", "return_mean", "loss", "kl", "entropy", "accuracy"),
+)
 """Shown at once when a stage has them, and other curves to fill up; the rest is behind a fold."""
 CURVES_AT_ONCE = 3
 

@@ -17,7 +17,7 @@ Facts = Mapping[str, Mapping[str, Any]]
 """By stage, what it wrote when it was finished."""
 
 STAGES = (
-    *("demonstrations", "sft", "grpo", "evaluate"),
+    *("pretrained", "demonstrations", "sft", "grpo", "evaluate"),
     *("collect", "world", "reward", "starts", "compare", "closed"),
 )
 """The kinds of stages in the order in which a round meets them."""
@@ -42,7 +42,7 @@ def summarize(
       about: ``name``, ``job`` and ``seed``; ``rounds``; ``pace``, whether the world model is trained again after each
         round; ``online``, whether the policy learns in the true environment.
       facts: of every finished stage. Stages that did not run are left out of the results.
-      ledger: of every finished stage its ``true_steps``, ``imagined_frames`` and ``seconds``.
+      ledger: of every finished stage what it consumed, see ``run.folder.Run.ledger``.
       seconds: how long this call of the program has run; a resumed run took longer than that in all.
     """
     # A run that was resumed has met its stages in another order than one that went through.
@@ -63,6 +63,7 @@ def summarize(
         "reward": {name: fact for name, fact in facts.items() if name.startswith("reward-")},
         "keyframes": {name: fact for name, fact in facts.items() if name.startswith("starts-") and fact["steps"]},
         "remarks": [f"{name}: {fact['said']}" for name, fact in facts.items() if fact.get("said")],
+        "pretrained": facts.get("pretrained", {}).get("parts", {}),
         "ledger": {name: ledger[name] for name in facts if name in ledger},
     }
 

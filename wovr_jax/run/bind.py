@@ -19,6 +19,7 @@ from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
 from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.reward import classifier
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
@@ -26,10 +27,10 @@ from wovr_jax.run.recipe import DreamConfig, Recipe
 from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, join_rounds, no_demonstrations
 from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
-from wovr_jax.run.stages.reward import Judge, fit_reward
-from wovr_jax.run.stages.starts import choose_starts
+from wovr_jax.run.stages.reward import Judge, fit_reward, start_reward
+from wovr_jax.run.stages.starts import choose_starts, read_starts
 from wovr_jax.run.stages.truth import close_loop, compare, measure
-from wovr_jax.run.stages.vae import VAE, open_vae
+from wovr_jax.run.stages.vae import VAE, count_pretraining, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
 from wovr_jax.sim.arena import Acting, Actor, Arena, layouts
 from wovr_jax.sim.embedded import Embedded, begin_episodes, suite_of
@@ -84,11 +85,23 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     codec = functools.cache(lambda: env.codec or fit_codec(arena.name, made.demonstrations))
     start = functools.partial(start_policy, recipe.policy, recipe.policy_weights, recipe.towers, folder, key)
     start_dit = functools.partial(start_world, recipe.world, recipe.world_weights, key)
+    # Read once, for every round scores with it where it is not trained.
+    start_judge = functools.cache(
+        functools.partial(start_reward, recipe.reward, recipe.reward_weights, arena.instructions, key)
+    )
+    # Now, hours before the first rollout begins in one of them.
+    size = recipe.libero.scene.size if recipe.libero else recipe.embedded.size
+    follows = bool(recipe.libero and recipe.evaluate.closed)
+    fits = (recipe.starts.share, memory, size, arena.instructions)
+    given = read_starts(recipe.start_states, *fits, followed=follows)
     rl = improvement(recipe)
     acting = programs.acting(
         recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.embedded, memory
     )
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
+
+    # A policy that begins with weights of its own brings its towers.
+    pretrained = [*filter(None, [recipe.vae]), *(() if recipe.policy_weights else recipe.towers)]
 
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
@@ -98,9 +111,8 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
     def measure_policy(round_: int) -> Product[None]:
-        return measure(
-            run, round_, arena, recipe.evaluate, recipe.temperature, functools.partial(act, round_, "evaluate")
-        )
+        at = functools.partial(act, round_, "evaluate")
+        return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
 
     def compare_policy(round_: int) -> Product[None]:
         """In the newest world: the one that taught the policy, or the one that was refreshed for it."""
@@ -123,6 +135,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     return SimpleNamespace(
         act=act,
         begin=functools.partial(begin_online, recipe),
+        count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
         explore=arena.explore if recipe.dream.world == "true" else None,
         demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
         fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
@@ -130,9 +143,19 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         open_vae=functools.partial(open_vae, run, recipe.world, recipe.vae, folder, recipe.vae_train),
         fit_world=functools.partial(fit_world, run, recipe.world_train, recipe.refresh, start_dit, prompt_KL, key),
         fit_reward=functools.partial(
-            fit_reward, run, recipe.reward, recipe.reward_train, recipe.collect, prompt_KL, arena.steps, key
+            fit_reward,
+            run,
+            recipe.reward,
+            recipe.reward_train,
+            start_judge,
+            recipe.collect,
+            prompt_KL,
+            arena.steps,
+            key,
         ),
-        choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, arena.steps, recipe.seed),
+        choose_starts=functools.partial(
+            choose_starts, run, recipe.starts, given, memory, arena.steps, recipe.seed, arena.instructions
+        ),
         measure=measure_policy,
         compare=compare_policy,
         close_loop=close_policy,
@@ -244,7 +267,11 @@ def check_weights(recipe: Recipe) -> None:
       FileError: there is no such pretrained VAE.
     """
     # By shapes alone: no weights are read, and no network is made.
-    networks = {"policy_weights": vla.network(recipe.policy), "world_weights": world_model.networks(recipe.world)[0]}
+    networks = {
+        "policy_weights": vla.network(recipe.policy),
+        "world_weights": world_model.networks(recipe.world)[0],
+        "reward_weights": classifier.network(recipe.reward),
+    }
     for setting, network in networks.items():
         if where := getattr(recipe, setting):
             native.check_weights(setting, where, network.shapes())

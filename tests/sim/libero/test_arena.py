@@ -258,7 +258,8 @@ def test_demonstrations_may_come_from_a_folder(fake_libero, tmp_path):
     open_libero().demonstrate(tmp_path / "a", jax.random.key(0), 6, 2)
     where = str(tmp_path / "a" / "episodes")
     facts = open_libero(demonstrations=where).demonstrate(tmp_path / "b", jax.random.key(0), 3, 1)
-    assert facts["episodes"] == 3 and [one.task for one in disk.read(tmp_path / "b" / "episodes")] == [0, 1, 0]
+    assert facts["episodes"] == 4 and facts["true_steps"] > 0  # those to be judged on too
+    assert [one.task for one in disk.read(tmp_path / "b" / "episodes")] == [0, 1, 0]
     for arena, says in (
         (
             open_libero(demonstrations=where),
