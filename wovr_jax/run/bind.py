@@ -111,15 +111,10 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         name = f"grpo-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
-    def begin() -> Product[Sequence[Episode]]:
-        """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
-        seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
-        return Product(lambda: begin_episodes(seeds, recipe.embedded))
-
     return SimpleNamespace(
         act=act,
         count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
-        begin=begin,
+        begin=functools.partial(begin_online, recipe),
         explore=arena.explore if recipe.dream.world == "true" else None,
         demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
         fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
@@ -149,7 +144,6 @@ def _bind_truth(
     arena = env.arena
 
     def measure_policy(round_: int) -> Product[None]:
-        # Below the temperature of training too: sampling hides what the policy knows.
         at = functools.partial(act, round_, "evaluate")
         return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
 
@@ -180,6 +174,12 @@ def open_starts(recipe: Recipe, arena: Arena) -> Starts | None:
     size = recipe.libero.scene.size if recipe.libero else recipe.embedded.size
     fits = (recipe.starts.share, recipe.world.slots, size, arena.instructions)
     return read_starts(recipe.start_states, *fits, followed=bool(recipe.libero and recipe.evaluate.closed))
+
+
+def begin_online(recipe: Recipe) -> Product[Sequence[Episode]]:
+    """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
+    seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
+    return Product(lambda: begin_episodes(seeds, recipe.embedded))
 
 
 def improvement(recipe: Recipe) -> Improvement:
