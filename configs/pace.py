@@ -4,9 +4,10 @@ Command:   python launch/train.py --config=configs/pace.py
 Hardware:  two CPU cores, 6 GB of memory; no downloads
 Expect:    see docs/tabletop.md for times and success rates
 
-Presets: smoke and tiny (of the embedded table, to check machines), lora (RL of adapters), paper and rlinf (the two
-reference bundles); on the real LIBERO (make libero; docs/libero.md): libero_small, and from converted weights
-libero_spatial, libero_object, libero_goal, libero_10, with rlinf_release after it RLinf's world model as released.
+Presets: smoke and tiny (to check machines), relay (twelve chunks, four sub-goals), lora (RL of adapters), paper and
+rlinf (the two reference bundles); on the real LIBERO (make libero; docs/libero.md): libero_small, and from converted
+weights libero_spatial, libero_object, libero_goal, libero_10, with rlinf_release after it RLinf's world model as
+released.
 ``:libero_small,libero_smoke`` runs every stage of it with almost nothing in it. Each says below what it needs and
 what to expect.
 
@@ -69,7 +70,7 @@ def get_config(preset: str = ""):
     )
     suites = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
     presets = {"smoke": smoke, "tiny": tiny, "lora": lora, "libero_small": libero_small, "libero_smoke": libero_smoke}
-    presets |= {"paper": paper, "rlinf": rlinf, "rlinf_release": rlinf_release}
+    presets |= {"relay": relay, "paper": paper, "rlinf": rlinf, "rlinf_release": rlinf_release}
     return common.with_preset(settings, preset, presets | {suite: on(suite) for suite in suites})
 
 
@@ -99,6 +100,24 @@ def tiny(settings):
     # All rollouts of a group end alike at this size; the entropy bonus moves the policy all the same.
     settings.learner.update(microbatch=8, grpo=common.settings(group=4, entropy=0.1))
     settings.evaluate.update(episodes=8, compare=8, videos=1)
+
+
+def relay(settings):
+    """A horizon at which errors add up: lid aside, block onto a plate that moves, button; twelve chunks of eight.
+
+    The demonstrations are few and clean, so the base policy fails where it has seen too little.
+
+    Command:   python launch/train.py --config=configs/pace.py:relay
+    Hardware:  two CPU cores, 6 GB of memory; no downloads
+    """
+    settings.name = "relay"
+    settings.relay = common.settings()
+    settings.policy.size = "relay"
+    settings.vae, settings.towers = "relay_vae", ("relay_dinov2", "relay_siglip")
+    settings.expert.flawed_share = 0.0
+    settings.collect.update(demonstrations=48, first=384, again=192, retold=192)
+    settings.world_train.stride = 4
+    settings.dream.update(chunks=12, updates=(10, 10))
 
 
 def lora(settings):

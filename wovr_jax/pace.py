@@ -71,14 +71,11 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
     # Online RL needs no learned world, unless the policy is to be seen in it; without keyframes it needs layouts only,
     # and its whole budget is for the learner.
     online = recipe.dream.world == "true" and not recipe.starts.share
-    # Imitation of successes needs the collections alone.
-    rolls = recipe.dream.learn == "grpo"
-    judges = job.compares or (rolls and recipe.dream.reward == "learned")
-    imagines = judges or (rolls and recipe.dream.world != "true")
+    judges = job.compares or recipe.dream.reward == "learned"
+    imagines = judges or recipe.dream.world != "true"
     # True episodes are for whoever learns from them; where all of imagination is given, nobody does.
     collects = bool(
-        not rolls
-        or (imagines and recipe.world_train.steps)
+        (imagines and recipe.world_train.steps)
         or (judges and recipe.reward_train.steps)
         or not (online or recipe.start_states)
     )
@@ -104,8 +101,8 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
                     learned = (made.vae, made.worlds[-1])
                     made.rewards += [do.fit_reward(round_, *learned, made.rollouts, made.demonstrations)]
                 # An arena that explores begins its own episodes.
-                if rolls and do.explore is None:
-                    made.starts += [do.choose_starts(round_, [] if online else made.rollouts, made.demonstrations)]
+                if do.explore is None:
+                    made.starts += [do.choose_starts(round_, [do.begin()] if online else made.rollouts)]
                 if job.compares:
                     do.compare(round_)
                     do.close_loop(round_)
@@ -154,5 +151,4 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
 def summarize_run(recipe: Recipe, run: Run, seconds: float) -> Results:
     """``results.json``: phases in order, verdicts, rewards, keyframes, ledger, machine."""
     about = {name: getattr(recipe, name) for name in ("name", "job", "seed", "rounds", "pace")}
-    about |= {"online": recipe.dream.world == "true", "learn": recipe.dream.learn}
-    return summarize(about, run.facts, run.ledger(), seconds)
+    return summarize(about | {"online": recipe.dream.world == "true"}, run.facts, run.ledger(), seconds)

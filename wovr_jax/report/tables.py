@@ -143,15 +143,10 @@ def policy_rows(phases: Sequence[Results]) -> Rows:
 
 def temperature_rows(phases: Sequence[Results]) -> Rows:
     """Returns a row for each policy: true success at each temperature; nothing where runs did not measure it."""
-    rows = [
-        (phase["name"], *(format_rate(level["rate"]) for level in phase["temperatures"]))
-        for phase in phases
-        if phase.get("temperatures")
-    ]
-    if not rows:
-        return []
-    levels = next(phase["temperatures"] for phase in phases if phase.get("temperatures"))
-    return [("true success at", *(name_temperature(level["temperature"]) for level in levels)), *rows]
+    shown = [phase for phase in phases if phase.get("temperatures")]
+    heads = [name_temperature(level["temperature"]) for phase in shown[:1] for level in phase["temperatures"]]
+    rows = [(phase["name"], *(format_rate(level["rate"]) for level in phase["temperatures"])) for phase in shown]
+    return [("true success at", *heads), *rows] if shown else []
 
 
 def subgoal_rows(phases: Sequence[Results]) -> Rows:

@@ -32,8 +32,8 @@ from wovr_jax.run.stages.starts import choose_starts, read_starts
 from wovr_jax.run.stages.truth import close_loop, compare, measure
 from wovr_jax.run.stages.vae import VAE, count_pretraining, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
-from wovr_jax.sim.arena import Acting, Actor, Arena
-from wovr_jax.sim.embedded import Embedded, suite_of
+from wovr_jax.sim.arena import Acting, Actor, Arena, layouts
+from wovr_jax.sim.embedded import Embedded, begin_episodes, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
@@ -102,13 +102,12 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
 
     # A policy that begins with weights of its own brings its towers.
     pretrained = [*filter(None, [recipe.vae]), *(() if recipe.policy_weights else recipe.towers)]
-    learner = "imitate" if recipe.dream.learn == "imitation" else "grpo"
 
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""
         # Episodes remember who acted, and the report tells policies apart by it.
-        name = f"{learner}-{round_}" if round_ else "base"
+        name = f"grpo-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
     def measure_policy(round_: int) -> Product[None]:
@@ -134,22 +133,15 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         learned = (made.vae, made.worlds[-1], made.rewards[-1])
         return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
 
-    def imitate(round_: int) -> Product[Params]:
-        """The base policy, fine-tuned on the demonstrations and on every collected success so far."""
+    def begin() -> Product[Sequence[Episode]]:
+        """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
+        seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
+        return Product(lambda: begin_episodes(seeds, recipe.embedded))
 
-        def choose() -> Demonstrations:
-            train, held_out = made.demonstrations.value
-            done = [episode for episode in join_rounds(made.rollouts) if episode.success_S.any()]
-            return Demonstrations([*train, *done], held_out)
-
-        base = made.policies[0]
-        where = (run, recipe.policy, recipe.sft, lambda: base.value, codec, prompt_KL, key)
-        return fine_tune(*where, Product(choose), f"{learner}-{round_ + 1}")
-
-    grpo = functools.partial(improve, run, rl, made.policies, imagination, key)
     return SimpleNamespace(
         act=act,
         count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
+        begin=begin,
         explore=arena.explore if recipe.dream.world == "true" else None,
         demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
         fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
@@ -173,7 +165,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         measure=measure_policy,
         compare=compare_policy,
         close_loop=close_policy,
-        improve=grpo if learner == "grpo" else imitate,
+        improve=functools.partial(improve, run, rl, made.policies, imagination, key),
     )
 
 

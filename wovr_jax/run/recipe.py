@@ -114,8 +114,6 @@ class DreamConfig:
       select: the policy that a round ends with: its ``last``, or, by ``closed_loop``, the last one of which a smoothed
         share of at most ``false_success`` of the true failures was paid. What is watched then costs true steps.
       false_success: see ``select``.
-      learn: ``grpo``, or ``imitation``: fine-tuning of the base policy on the demonstrations and on every success that
-        the collections have seen so far, a baseline that needs no world, no reward and no start states.
     """
 
     groups: Count = 12
@@ -127,10 +125,9 @@ class DreamConfig:
     watch: bool = True
     select: Literal["last", "closed_loop"] = "last"
     false_success: Share = 0.3
-    learn: Literal["grpo", "imitation"] = "grpo"
 
     def faults(self) -> Faults:
-        """Yields rounds without a number, a true reward of a world that does not know it, imitation in a true world."""
+        """Yields rounds without a number, a true reward of a world without one, and a choice by what is not seen."""
         for name in ("updates", "rates"):
             if not getattr(self, name):
                 yield name, "expected a number for each round, got none"
@@ -140,11 +137,6 @@ class DreamConfig:
             yield (
                 "select",
                 "'closed_loop' asks which failures a learned reward pays: watch=True, reward='learned'",
-            )
-        if self.learn == "imitation" and self.world != "learned":
-            yield (
-                "world",
-                f"expected 'learned' with dream.learn='imitation', which rolls in no world, got {self.world!r}",
             )
 
 
@@ -350,15 +342,13 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         what = "'fixed' for a classifier that is used as it is: there are no held-out episodes to choose on"
         yield "reward_train.rule", f"expected {what}, got {recipe.reward_train.rule!r}"
     learns = recipe.world_train.steps or recipe.reward_train.steps or not recipe.start_states
-    if recipe.pace and recipe.rounds > 1 and recipe.dream.learn == "grpo" and not learns:
+    if recipe.pace and recipe.rounds > 1 and not learns:
         what = "world model, classifier and start states are all given, and a refresh would change none of them"
         yield "pace", f"expected False: {what}"
     if len(recipe.towers) not in (0, 2):
         yield "towers", f"expected the names of two towers, DINOv2 and SigLIP, or none, got {recipe.towers}"
 
     # Each of these reads the demonstrations, and some only after hours of other stages.
-    if recipe.dream.learn == "imitation" and not recipe.sft.steps:
-        yield "sft.steps", "expected at least 1, by which dream.learn='imitation' learns, got 0"
     needs = {
         "imitation (sft.steps)": recipe.sft.steps,
         "the run's own VAE (vae)": not recipe.vae,
@@ -369,8 +359,6 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "collect.demonstrations", f"expected at least 1, which {needed} are made of, got 0"
     if recipe.sft.steps and not recipe.collect.validation:
         yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
-    if not recipe.budgets:
-        yield "budgets", "expected at least one number of true episodes, got none"
     if not recipe.seeds:  # a study without a run has no table
         yield "seeds", "expected the seed of at least one run, got none"
     if recipe.starts.share and recipe.starts.room >= recipe.steps:

@@ -276,6 +276,18 @@ def make_starts(seed_B: Array, prompt_KL: Array, sim: Simulator, memory: int = 4
     )
 
 
+def begin_episodes(seeds: np.ndarray, sim: Simulator) -> list[Episode]:
+    """Returns an episode for each reset seed in which nothing has happened yet; a beginning costs no step."""
+    suite, state = suite_of(sim), reset_batch(jnp.asarray(seeds), sim)
+    frame_BHWC = to_uint8(jax.vmap(lambda s: suite.render(s, sim))(state))
+    none, rest = np.zeros(1, bool), np.asarray([NULL_ACTION], np.float32)
+    rows = zip(frame_BHWC, np.asarray(suite.task_of(state)).tolist(), np.asarray(seeds).tolist(), strict=True)
+    return [
+        Episode(frame_HWC[None], rest, none, suite.instructions[task], task, seed, "nobody", rest)
+        for frame_HWC, task, seed in rows
+    ]
+
+
 def play_demonstrations(
     seeds: Sequence[int] | np.ndarray,
     key: Array,

@@ -239,7 +239,7 @@ def _choose(
     cfg: Improvement, folder: pathlib.Path, updates: int, before: Product[Params]
 ) -> tuple[Params, int | None, str]:
     """Returns the last good policy of a round, after how many updates it was that, and what to tell the user."""
-    paid = f"at most {cfg.dream.false_success:.0%} of the true failures were paid as successes"
+    paid = f"at most {cfg.dream.false_success:.0%} of the true failures (smoothed) were paid as successes"
     if not checkpoint.exists(folder / "good"):
         return before.value, None, f"At no time {paid}: the policy is the one from before this round."
     good = checkpoint.meta(folder / "good")["iteration"]

@@ -15,7 +15,7 @@ from wovr_jax.data import starts as start_states
 from wovr_jax.data.records import EpisodesError
 from wovr_jax.data.starts import Starts, StartsConfig
 from wovr_jax.run.folder import Product, Run
-from wovr_jax.run.stages.episodes import Demonstrations, join_rounds
+from wovr_jax.run.stages.episodes import join_rounds
 from wovr_jax.types import Episode
 
 
@@ -29,7 +29,6 @@ def choose_starts(
     instructions: Sequence[str],
     round_: int,
     rollouts: Sequence[Product[Sequence[Episode]]],
-    demonstrations: Product[Demonstrations],
 ) -> Product[Starts]:
     """The start states of a round.
 
@@ -40,8 +39,6 @@ def choose_starts(
       given: those of every round, from outside the run; None where the run chooses.
       rollouts: true episodes of every round so far: a rollout may begin where any of them began, or at a keyframe of
         one of the newest.
-      demonstrations: scripted episodes, at whose beginning rollouts begin where there are no others. Online RL
-        without keyframes needs layouts only; its whole budget is for the learner.
       memory: M, memory frames of a start state.
       steps: of an episode.
       seed: of the run, for the choice among keyframes.
@@ -53,7 +50,7 @@ def choose_starts(
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         # Every episode that was ever begun shows a true first frame, so those of all rounds serve.
-        begun = join_rounds(rollouts) if rollouts else demonstrations.value.train
+        begun = join_rounds(rollouts)
         table = start_states.initial(begun, memory=memory)
         if cfg.share:
             # Keyframes are of the newest policy's failures alone: what it fails at today is what it has to learn.
