@@ -230,7 +230,7 @@ def test_what_the_experts_program_refuses_reaches_the_user(fake_libero, tmp_path
         open_libero().demonstrate(tmp_path, jax.random.key(0), 6, 2)
     assert "the milk is sour." in capfd.readouterr().err
     monkeypatch.delenv("FAKE_EXPERT")
-    assert open_libero().demonstrate(tmp_path, jax.random.key(0), 6, 2)["episodes"] == 6
+    assert open_libero().demonstrate(tmp_path, jax.random.key(0), 6, 2)["episodes"] == 8
     assert "validation: 100%" in capfd.readouterr().err  # progress stays to be seen
 
 
