@@ -7,6 +7,7 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
-from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, join_rounds, no_demonstrations
+from wovr_jax.run.stages.episodes import Demonstrations, Keys, collect, demonstrate, join_rounds, no_demonstrations
 from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward, start_reward
@@ -89,11 +90,11 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     start_judge = functools.cache(
         functools.partial(start_reward, recipe.reward, recipe.reward_weights, arena.instructions, key)
     )
-    # Now, hours before the first rollout begins in one of them.
-    size = recipe.libero.scene.size if recipe.libero else recipe.embedded.size
-    follows = bool(recipe.libero and recipe.evaluate.closed)
-    fits = (recipe.starts.share, memory, size, arena.instructions)
-    given = read_starts(recipe.start_states, *fits, followed=follows)
+    judge = (recipe.reward, recipe.reward_train, start_judge)
+    # Both now, hours before the first rollout: whether they fit is known when they are read.
+    given = open_starts(recipe, arena)
+    if recipe.reward_weights:
+        start_judge()
     rl = improvement(recipe)
     acting = programs.acting(
         recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.embedded, memory
@@ -110,7 +111,45 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         name = f"grpo-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
+    def begin() -> Product[Sequence[Episode]]:
+        """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
+        seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
+        return Product(lambda: begin_episodes(seeds, recipe.embedded))
+
+    return SimpleNamespace(
+        act=act,
+        count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
+        begin=begin,
+        explore=arena.explore if recipe.dream.world == "true" else None,
+        demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
+        fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
+        collect=functools.partial(collect, run, arena, recipe.collect, lazily=lazily),
+        open_vae=functools.partial(open_vae, run, recipe.world, recipe.vae, folder, recipe.vae_train),
+        fit_world=functools.partial(fit_world, run, recipe.world_train, recipe.refresh, start_dit, prompt_KL, key),
+        fit_reward=functools.partial(fit_reward, run, *judge, recipe.collect, prompt_KL, arena.steps, key),
+        choose_starts=functools.partial(
+            choose_starts, run, recipe.starts, given, memory, arena.steps, recipe.seed, arena.instructions
+        ),
+        improve=functools.partial(improve, run, rl, made.policies, imagination, key),
+        **_bind_truth(recipe, run, made, env, act, rl, codec, key),
+    )
+
+
+def _bind_truth(
+    recipe: Recipe,
+    run: Run,
+    made: Products,
+    env: Environment,
+    act: Callable[..., Actor],
+    rl: Improvement,
+    codec: Callable[[], Codec],
+    key: Keys,
+) -> dict[str, Callable[[int], Any]]:
+    """Returns what asks the truth of the policy of a round, by the names of the stages."""
+    arena = env.arena
+
     def measure_policy(round_: int) -> Product[None]:
+        # Below the temperature of training too: sampling hides what the policy knows.
         at = functools.partial(act, round_, "evaluate")
         return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
 
@@ -127,46 +166,20 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
             return None
         assert made.vae is not None
         # An arena that explores has no start states of its own; what was collected for its world model began somewhere.
-        starts = made.starts[-1] if made.starts else Product(lambda: initial(join_rounds(made.rollouts), memory=memory))
-        where = (arena, recipe.evaluate.closed, recipe.collect.batch, rl, codec, prompt_KL)
+        begun = Product(lambda: initial(join_rounds(made.rollouts), memory=recipe.world.slots))
+        starts = made.starts[-1] if made.starts else begun
+        where = (arena, recipe.evaluate.closed, recipe.collect.batch, rl, codec, env.prompt_KL)
         learned = (made.vae, made.worlds[-1], made.rewards[-1])
         return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
 
-    return SimpleNamespace(
-        act=act,
-        begin=functools.partial(begin_online, recipe),
-        count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
-        explore=arena.explore if recipe.dream.world == "true" else None,
-        demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
-        fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
-        collect=functools.partial(collect, run, arena, recipe.collect, lazily=lazily),
-        open_vae=functools.partial(open_vae, run, recipe.world, recipe.vae, folder, recipe.vae_train),
-        fit_world=functools.partial(fit_world, run, recipe.world_train, recipe.refresh, start_dit, prompt_KL, key),
-        fit_reward=functools.partial(
-            fit_reward,
-            run,
-            recipe.reward,
-            recipe.reward_train,
-            start_judge,
-            recipe.collect,
-            prompt_KL,
-            arena.steps,
-            key,
-        ),
-        choose_starts=functools.partial(
-            choose_starts, run, recipe.starts, given, memory, arena.steps, recipe.seed, arena.instructions
-        ),
-        measure=measure_policy,
-        compare=compare_policy,
-        close_loop=close_policy,
-        improve=functools.partial(improve, run, rl, made.policies, imagination, key),
-    )
+    return {"measure": measure_policy, "compare": compare_policy, "close_loop": close_policy}
 
 
-def begin_online(recipe: Recipe) -> Product[Sequence[Episode]]:
-    """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
-    seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
-    return Product(lambda: begin_episodes(seeds, recipe.embedded))
+def open_starts(recipe: Recipe, arena: Arena) -> Starts | None:
+    """The start states from outside that a recipe names, if it does; see ``run.stages.starts.read_starts``."""
+    size = recipe.libero.scene.size if recipe.libero else recipe.embedded.size
+    fits = (recipe.starts.share, recipe.world.slots, size, arena.instructions)
+    return read_starts(recipe.start_states, *fits, followed=bool(recipe.libero and recipe.evaluate.closed))
 
 
 def improvement(recipe: Recipe) -> Improvement:
