@@ -144,6 +144,7 @@ def _bind_truth(
     arena = env.arena
 
     def measure_policy(round_: int) -> Product[None]:
+        # Below the temperature of training too: sampling hides what the policy knows.
         at = functools.partial(act, round_, "evaluate")
         return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
 
