@@ -183,11 +183,11 @@ def test_non_finite_state_is_not_saved(tmp_path):
 
 
 def test_plain_lines_when_not_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(loop, "LINE_EVERY_S", -1.0)
+    monkeypatch.setattr("wovr_jax.core.log.LINE_EVERY_S", -1.0)
     loop.fit("reward", jnp.float32(0), jax.jit(lambda s, i: (s, {"loss": 0.25})), 2, log_every=1)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "reward 2/2" in captured.err and "loss 0.25" in captured.err and "left" in captured.err
-    monkeypatch.setattr(loop, "LINE_EVERY_S", 20.0)
+    monkeypatch.setattr("wovr_jax.core.log.LINE_EVERY_S", 20.0)
     loop.fit("reward", jnp.float32(0), jax.jit(lambda s, i: (s, {"loss": 0.25})), 2)
     assert capsys.readouterr().err == ""

@@ -26,6 +26,9 @@ from wovr_jax.types import ACTION_DIM, Episode
 SCHEMA = 2
 FORMAT = "wovr_jax episodes"
 MANIFEST = "manifest.json"
+SHARD = "shard-{:05d}.array_record"
+LAYOUT = ("frame", "wrist", "state", "action")
+"""What all episodes of a folder have in common."""
 
 
 class EpisodeWriter:
@@ -88,9 +91,14 @@ class EpisodeWriter:
         where = f"episode {self._facts['episodes']} for {self.folder}"
         # Before anything is written: a malformed episode costs the block, never a shard that cannot be read back.
         check(episode, where)
-        self._settle_layout(episode, where)
+        layout = {
+            "frame": list(episode.frame_SHWC.shape[1:]),
+            "wrist": None if episode.wrist_SHWC is None else list(episode.wrist_SHWC.shape[1:]),
+            "state": None if episode.state_SD is None else episode.state_SD.shape[1],
+        }
+        self._settle_layout(layout, where)
         if self._shard is None:
-            name = f"shard-{len(self._shards):05d}.array_record"
+            name = SHARD.format(len(self._shards))
             self._shards.append({"file": name, "episodes": 0})
             # Records are compressed already; groups of one make each of them addressable.
             self._shard = ArrayRecordWriter(str(self._fresh / name), "group_size:1,uncompressed")
@@ -99,6 +107,24 @@ class EpisodeWriter:
         self._count(episode)
         if self._shards[-1]["episodes"] == self._per_shard:
             self._end_shard()
+
+    def append(self, source: EpisodeSource) -> None:
+        """Copies the shards of a folder as they are, without decoding an episode."""
+        theirs, ours, where = source.manifest, self._facts, str(source.folder)
+        self._settle_layout({name: theirs.get(name) for name in LAYOUT}, where)
+        for task, counts in theirs["tasks"].items():
+            # Equal numbers have to mean equal tasks, or a policy would be asked for one and shown another.
+            known = ours["tasks"].get(task, counts)
+            if known["instruction"] != counts["instruction"]:
+                raise EpisodesError(
+                    f"{where}: task {task} is {counts['instruction']!r}, elsewhere {known['instruction']!r}; "
+                    "the parts number their tasks differently."
+                )
+        add_counts(ours, theirs)
+        for shard in theirs["shards"]:
+            # Every folder begins to count its shards at 0. The hash of its manifest is the copy's too.
+            self._shards.append(shard | {"file": SHARD.format(len(self._shards))})
+            shutil.copyfile(source.folder / shard["file"], self._fresh / self._shards[-1]["file"])
 
     def close(self) -> None:
         """Finishes the manifest and puts the folder in place."""
@@ -109,19 +135,15 @@ class EpisodeWriter:
             raise EpisodesError(f"no episodes were given for {self.folder}; an empty folder is not written.")
         for shard in self._shards:
             path = self._fresh / shard["file"]
-            shard |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            # A copied shard has the hash that it was checked by.
+            shard |= {"bytes": path.stat().st_size, "sha256": shard.get("sha256") or sha256(path)}
         # Last, because its presence says that the folder is whole. Whoever writes an episode folder has been chosen
         # already (each process of a LIBERO collection writes its parts), so this does not ask for the first process.
         write_json(self._fresh / MANIFEST, self._facts | {"shards": self._shards}, each=True)
         replace_folder(self._fresh, self.folder)
 
-    def _settle_layout(self, episode: Episode, where: str) -> None:
+    def _settle_layout(self, layout: Mapping[str, Any], where: str) -> None:
         """Takes from the first episode what all must hold: size of frames, wrist camera or none, state or none."""
-        layout = {
-            "frame": list(episode.frame_SHWC.shape[1:]),
-            "wrist": None if episode.wrist_SHWC is None else list(episode.wrist_SHWC.shape[1:]),
-            "state": None if episode.state_SD is None else episode.state_SD.shape[1],
-        }
         for name, shape in layout.items():
             if self._facts["episodes"] and shape != self._facts[name]:
                 raise EpisodesError(
@@ -168,6 +190,24 @@ def write(
         collections.deque(episodes, maxlen=0)
     # The others get the manifest from the first one and not from the disk, which may show them the folder later.
     return processes.once(lambda: manifest(folder), f"write {folder}")
+
+
+def merge(
+    parts: Sequence[str | os.PathLike], folder: str | os.PathLike, *, meta: Mapping[str, Any], overwrite: bool = False
+) -> dict[str, Any]:
+    """Writes the episodes of the folders ``parts``, in their order, to ``folder`` and returns its manifest.
+
+    Long conversions and collections write a folder for each part, so that an interruption costs one part. The parts
+    stay; their shards are copied as they are and their hashes taken over.
+
+    Raises:
+      EpisodesError: no parts, a damaged shard, parts of different kinds, or a folder that may not be replaced.
+    """
+    with EpisodeWriter(folder, meta=meta, overwrite=overwrite) as writer:
+        # All are opened before a byte is copied: a damaged shard would be copied with a hash that it does not have.
+        for source in [EpisodeSource(part) for part in parts]:
+            writer.append(source)
+    return manifest(folder)
 
 
 def add_counts(total: dict[str, Any], part: Mapping[str, Any]) -> None:

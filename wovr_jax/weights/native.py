@@ -1,4 +1,4 @@
-"""Our own form of weights: ``<name>.safetensors`` and ``<name>.json``; the one reader and writer of it.
+"""Our own form of weights: ``<name>.safetensors`` and ``<name>.json``; the one reader of it.
 
 The small pretrained parts that come with the package (``assets/``) have this form, and so have weights that
 ``bridge`` imported. The names are parameter paths joined by dots, layers of a stack in one array; the json holds the
@@ -15,17 +15,18 @@ import importlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
 from wovr_jax.core import checkpoint, config, disk, processes, sharding
 from wovr_jax.types import Params
 from wovr_jax.weights import safetensors
-from wovr_jax.weights.safetensors import Fact, FileError, facts_of
+from wovr_jax.weights.safetensors import FileError
 
 FOLDER = pathlib.Path(__file__).parents[1] / "assets"
 """Where the pretrained parts of the package lie; ``launch/`` has the program that makes them again."""
@@ -70,9 +71,9 @@ def write(
     folder: str | os.PathLike,
     name: str,
     cfg: Any,
-    facts: Mapping[str, Fact],
-    leaves: Iterable[tuple[str, np.ndarray]],
+    parameters: int,
     about: Mapping[str, Any],
+    save: Callable[[pathlib.Path], object],
 ) -> pathlib.Path:
     """Writes both files, whole or not at all, and returns the json's path.
 
@@ -80,20 +81,19 @@ def write(
       folder: where; made if it is not there.
       name: of both files.
       cfg: config of the network.
-      facts: path -> shape and dtype of every leaf.
-      leaves: the leaves, in any order.
+      parameters: how many numbers it has.
       about: JSON facts on the origin.
+      save: writes the weights to the path that it is given.
     """
     card = pathlib.Path(folder) / f"{name}.json"
     # The weights are renamed after the card was written, so an error in either leaves both as they were.
     with disk.replace_file(card) as fresh_card, disk.replace_file(card.with_suffix(".safetensors")) as fresh:
-        dotted = {path.replace("/", "."): fact for path, fact in facts.items()}
-        safetensors.write(fresh, dotted, ((path.replace("/", "."), leaf) for path, leaf in leaves))
+        save(fresh)
         described = {
             "config_class": f"{type(cfg).__module__}:{type(cfg).__qualname__}",
             "config": config.to_dict(cfg),
             **about,  # before the sum, which nothing said about the origin may replace
-            "parameters": sum(fact.size for fact in facts.values()),
+            "parameters": parameters,
             "sha256": disk.sha256(fresh),
         }
         fresh_card.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -117,14 +117,16 @@ def save_asset(
       FileError: a parameter is not finite in float16.
     """
     with np.errstate(over="ignore"):  # what overflows is reported below, by name
-        half = {path: np.asarray(leaf, np.float16) for path, leaf in flatten(params).items()}
-    bad = [path.replace("/", ".") for path, leaf in half.items() if not np.isfinite(leaf).all()]
+        half = {path.replace("/", "."): np.asarray(leaf, np.float16) for path, leaf in flatten(params).items()}
+    bad = [path for path, leaf in half.items() if not np.isfinite(leaf).all()]
     if bad:
         raise FileError(f"asset {name!r}: {bad[0]!r} is not finite in float16 ({len(bad)} such parameters)")
     if not processes.first():  # after the arrays came to the host, in which all processes may have a part
         return folder / f"{name}.json"
     about = {"training": config.to_dict(training), "scores": dict(scores)}
-    return write(folder, name, cfg, facts_of(half), half.items(), about)
+    parameters = sum(leaf.size for leaf in half.values())
+    # All at once, by the library: the parts that come with the package are small.
+    return write(folder, name, cfg, parameters, about, lambda fresh: save_file(half, fresh))
 
 
 # ---------------------------------------------------------------- reading
