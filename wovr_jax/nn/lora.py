@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, traverse_util
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from wovr_jax.core.config import Count, Faults, Positive, checked
 from wovr_jax.types import Array, Params
@@ -66,7 +67,7 @@ class LoRAConfig:
 
 def _find_kernels(params: Params) -> dict[str, tuple[Keys, Any]]:
     """Returns the layers that can be adapted: path -> keys and kernel of the layer, in the order of ``params``."""
-    leaves = _flatten(params).items()
+    leaves = flatten_dict(params).items()
     # (in, out), (layers, in, out), (height, width, in, out); a causal convolution over time has five axes.
     kernels = [(keys[:-1], leaf) for keys, leaf in leaves if keys[-1] == "kernel" and leaf.ndim in (2, 3, 4)]
     return {"/".join(map(str, keys)): (keys, kernel) for keys, kernel in kernels}
@@ -104,7 +105,7 @@ def init(key: Array, params: Params, cfg: LoRAConfig) -> Params:
             # One of the two is zero, so the product is; not both, or neither would have a gradient.
             adapters[*keys, DOWN] = _draw(jax.random.fold_in(key, place), down, cfg)
             adapters[*keys, UP] = jnp.zeros(up, jnp.float32)
-    return traverse_util.unflatten_dict(adapters)
+    return unflatten_dict(adapters)
 
 
 def shapes(kernel: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -131,7 +132,7 @@ def merge(params: Params, adapters: Params, cfg: LoRAConfig) -> Params:
       ValueError: when an adapter has no layer, or not its shape.
     """
     _check(params, adapters)
-    leaves, beside = _flatten(params), _flatten(adapters)
+    leaves, beside = flatten_dict(params), flatten_dict(adapters)
     for (*above, name), down in beside.items():
         if name == DOWN:
             kernel = leaves[*above, "kernel"]
@@ -139,7 +140,7 @@ def merge(params: Params, adapters: Params, cfg: LoRAConfig) -> Params:
             product = jnp.matmul(down, beside[*above, UP], precision="highest", preferred_element_type=jnp.float32)
             # In bfloat16 a small product would vanish in the sum: half of a kernel's last place is often more than it.
             leaves[*above, "kernel"] = (kernel.astype(jnp.float32) + cfg.scale * product).astype(kernel.dtype)
-    return traverse_util.unflatten_dict(leaves)
+    return unflatten_dict(leaves)
 
 
 def join(params: Params, adapters: Params) -> Params:
@@ -149,20 +150,20 @@ def join(params: Params, adapters: Params) -> Params:
       ValueError: as ``merge``.
     """
     _check(params, adapters)
-    return traverse_util.unflatten_dict(_flatten(params) | _flatten(adapters))
+    return unflatten_dict(flatten_dict(params) | flatten_dict(adapters))
 
 
 def separate(joined: Params) -> tuple[Params, Params]:
     """Undoes :func:`join`: returns the plain network's parameters, and the adapters."""
-    leaves = _flatten(joined)
+    leaves = flatten_dict(joined)
     plain = {keys: leaf for keys, leaf in leaves.items() if keys[-1] not in (DOWN, UP)}
     adapters = {keys: leaf for keys, leaf in leaves.items() if keys not in plain}
-    return traverse_util.unflatten_dict(plain), traverse_util.unflatten_dict(adapters)
+    return unflatten_dict(plain), unflatten_dict(adapters)
 
 
 def mask(joined: Params) -> Params:
     """Returns True for every leaf of an adapter and False for the network's: what is trained of ``join``'s result."""
-    return traverse_util.unflatten_dict({keys: keys[-1] in (DOWN, UP) for keys in _flatten(joined)})
+    return unflatten_dict({keys: keys[-1] in (DOWN, UP) for keys in flatten_dict(joined)})
 
 
 def adapt(module: nnx.Module, cfg: LoRAConfig) -> nnx.Module:
@@ -242,12 +243,8 @@ def columns(layer: nnx.Module, x: Array, first: int, count: int) -> Array:
     return y + layer.scale * ((x @ down.astype(x.dtype)) @ up.astype(x.dtype))
 
 
-def _flatten(params: Params) -> dict[Keys, Any]:
-    return traverse_util.flatten_dict(params)
-
-
 def _check(params: Params, adapters: Params) -> None:
-    known, beside, problems = _find_kernels(params), _flatten(adapters), []
+    known, beside, problems = _find_kernels(params), flatten_dict(adapters), []
     for (*above, name), down in beside.items():
         if name == DOWN:
             path, shape = "/".join(map(str, above)), (*down.shape[:-1], beside[*above, UP].shape[-1])

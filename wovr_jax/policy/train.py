@@ -134,10 +134,7 @@ class SFTObjective(Objective):
     def optimizer(self) -> optax.GradientTransformation:
         """That of ``train.optimizer``, with its schedule."""
         how = self.train
-        if how.schedule == "cosine":
-            rate = optimizers.warmup_cosine(how.lr, how.warmup, how.steps)
-        else:
-            rate = optimizers.warmup_constant(how.lr, how.warmup)
+        rate = optimizers.warm_up(how.schedule, how.lr, how.warmup, how.steps)
         return optimizers.build(how.optimizer, rate, clip=how.clip, b2=how.b2, decay=how.weight_decay)
 
     def draw(self, key: Array, data: Demonstrations) -> tuple[Demonstrations, Array]:

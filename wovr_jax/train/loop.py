@@ -15,7 +15,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -225,10 +225,11 @@ class _Fit:
         self.window = [
             {name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self.window)
         ]
-        if bad := _find_in_metrics(self.window, self.undefined):
-            place, name, value = bad
-            step = done - len(self.window) + place + 1  # the window ends with step ``done``
-            raise NonFiniteError(self._explain(f"metric {name!r} is {value}", step), step)
+        # A NaN in the state spoils every later step: the first one is the update that did it.
+        for step, metrics in enumerate(self.window, done - len(self.window) + 1):
+            for name, value in metrics.items():
+                if not (np.isfinite(value) or (name in self.undefined and np.isnan(value))):
+                    raise NonFiniteError(self._explain(f"metric {name!r} is {value}", step), step)
 
     def write(self, done: int) -> dict[str, float]:
         """Logs the means of the window and empties it."""
@@ -308,21 +309,6 @@ def _interrupts() -> Iterator[list[int]]:
 #
 # Metrics are looked at where they leave the device for the log, and the state before it is saved: looking costs no step
 # anything, and no checkpoint holds a NaN.
-
-
-def _find_in_metrics(
-    window: Sequence[Mapping[str, float]], undefined: Collection[str] = ()
-) -> tuple[int, str, float] | None:
-    """Returns place, name and value of the first metric that is not finite, in consecutive steps; None when all are.
-
-    Those named in ``undefined`` may be NaN.
-    """
-    # A NaN in the state spoils every later step: the first one is the update that did it.
-    for place, metrics in enumerate(window):
-        for name, value in metrics.items():
-            if not (np.isfinite(value) or (name in undefined and np.isnan(value))):
-                return place, name, value
-    return None
 
 
 def _find_in_state(state: Any) -> str | None:

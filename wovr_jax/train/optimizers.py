@@ -49,6 +49,11 @@ def warmup_constant(lr: float, warmup: int) -> optax.Schedule:
     return optax.linear_schedule(lr / max(warmup, 1), lr, max(warmup - 1, 1))
 
 
+def warm_up(schedule: str, lr: float, warmup: int, steps: int) -> optax.Schedule:
+    """Returns ``warmup_cosine`` for the schedule "cosine", ``warmup_constant`` for "constant"."""
+    return warmup_cosine(lr, warmup, steps) if schedule == "cosine" else warmup_constant(lr, warmup)
+
+
 def ramp_cosine(lr: float, warmup: int, steps: int = 0) -> optax.Schedule:
     """The rise of ``warmup_constant`` times a cosine that falls from the first step on and is 0 at ``steps``.
 

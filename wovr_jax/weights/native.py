@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from safetensors.numpy import save_file
 
 from wovr_jax.core import checkpoint, config, disk, processes, sharding
@@ -42,26 +43,20 @@ SHOWN = 12
 """Leaves that an error spells out; the rest are counted."""
 
 
-def flatten(tree: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
+def flatten(tree: Params) -> dict[str, Any]:
     """Returns nested parameters as ``path -> leaf``, the path joined by ``/``."""
-    leaves: dict[str, Any] = {}  # not JAX's tree functions: shardings and shapes are leaves here as well
-    for key, value in tree.items():
-        path = f"{above}/{key}" if above else str(key)
-        leaves |= flatten(value, path) if isinstance(value, Mapping) else {path: value}
-    return leaves
+    # Not JAX's tree functions: shardings and shapes are leaves here as well.
+    return {"/".join(map(str, keys)): leaf for keys, leaf in traverse_util.flatten_dict(tree).items()}
 
 
 def unflatten(leaves: Mapping[str, Any]) -> Params:
     """Returns the nested parameters of :func:`flatten`; a part of digits is an index, an integer key."""
-    tree: Params = {}
-    for path, leaf in leaves.items():
+
+    def keys(path: str) -> tuple[int | str, ...]:
         # flax.nnx keeps the modules of a list under integers.
-        *parents, last = (int(part) if part.isdigit() else part for part in path.split("/"))
-        node: Any = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = leaf
-    return tree
+        return tuple(int(part) if part.isdigit() else part for part in path.split("/"))
+
+    return traverse_util.unflatten_dict({keys(path): leaf for path, leaf in leaves.items()})
 
 
 # ---------------------------------------------------------------- writing
@@ -139,16 +134,14 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
       FileError: a file is missing, or the json is not of this form.
     """
     path = pathlib.Path(path)
+    expected = f"{path}: expected the .json of imported weights, with a .safetensors of that name beside it"
     if path.suffix != ".json":
-        raise FileError(f"{path}: expected the .json of imported weights, with a .safetensors of that name beside it.")
+        raise FileError(f"{expected}.")
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         raise FileError(f"{path} is missing. Weights there: {known}.")
     if not path.with_suffix(".safetensors").is_file():
-        raise FileError(
-            f"{path}: expected the .json of imported weights, with a .safetensors of that name beside it; "
-            f"{path.with_suffix('.safetensors').name} is missing."
-        )
+        raise FileError(f"{expected}; {path.with_suffix('.safetensors').name} is missing.")
     try:
         about = disk.read_json(path)
     except ValueError as error:
