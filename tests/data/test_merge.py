@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.shards import write_shards
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.episodes import EpisodesError
 from wovr_jax.types import Episode
@@ -23,7 +24,7 @@ def make(seed: int, task: int = 0, size: int = 6) -> Episode:
 def test_merged_is_the_same_as_written_at_once(tmp_path):
     made = [make(i, task=i % 2) for i in range(5)]
     disk.write(tmp_path / "a", made[:2])
-    disk.write(tmp_path / "b", made[2:], per_shard=2)
+    write_shards(tmp_path / "b", made[2:], per_shard=2)
     facts = disk.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "whole", meta={"from": "parts"})
     disk.write(tmp_path / "once", made, meta={"from": "parts"})
     once = disk.manifest(tmp_path / "once")

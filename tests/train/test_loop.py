@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -156,7 +157,7 @@ def test_a_share_of_nothing_may_be_nan_and_is_a_gap_in_the_log(tmp_path):
     def step(state, i, bad=np.nan, name="share"):
         return state, {"loss": 1.0, name: bad if i == 1 else 0.25}
 
-    with Log(tmp_path) as log:
+    with contextlib.closing(Log(tmp_path)) as log:
         loop.fit("x", 0, step, 3, log=log, log_every=1, undefined=("share",), folder=tmp_path)
     assert [line["share"] for line in read_metrics(tmp_path)] == [0.25, None, 0.25]
     for wrong in ({"bad": np.inf}, {"name": "rate"}):

@@ -88,12 +88,6 @@ class Log:
             self._events.close()
             self._events = None
 
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _writer(self) -> Any:
         if self._events is None:
             from tensorboardX import SummaryWriter  # only when a scalar is written: it starts a thread

@@ -26,7 +26,8 @@ from wovr_jax.types import ACTION_DIM, Episode
 SCHEMA = 2
 FORMAT = "wovr_jax episodes"
 MANIFEST = "manifest.json"
-SHARD = "shard-{:05d}.array_record"
+SHARD, PER_SHARD = "shard-{:05d}.array_record", 256
+"""Name of a shard, and the episodes in it."""
 LAYOUT = ("frame", "wrist", "state", "action")
 """What all episodes of a folder have in common."""
 
@@ -43,21 +44,13 @@ class EpisodeWriter:
       folder: the final folder.
       meta: JSON facts to keep in the manifest, such as the simulator's config.
       overwrite: whether an episode folder that is there may be replaced.
-      per_shard: episodes in a shard.
 
     Raises:
       EpisodesError: when ``folder`` exists and ``overwrite`` is not set or it holds something
         else, when an episode is malformed, or when none was added.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        *,
-        meta: Mapping[str, Any] | None = None,
-        overwrite: bool = False,
-        per_shard: int = 256,
-    ):
+    def __init__(self, folder: str | os.PathLike, *, meta: Mapping[str, Any] | None = None, overwrite: bool = False):
         self.folder = settle_folder(folder, _complete)
         if self.folder.exists() and not overwrite:
             raise EpisodesError(
@@ -66,7 +59,6 @@ class EpisodeWriter:
         # Not even with overwrite: a mistyped path must not cost somebody's other folder.
         if self.folder.exists() and not _complete(self.folder):
             raise EpisodesError(f"{self.folder} exists and is not an episode folder; it is not replaced.")
-        self._per_shard = per_shard
         # On the same disk as the final folder, for a rename cannot cross disks.
         self._fresh = fresh_folder(self.folder)
         self._shard: Any = None
@@ -105,7 +97,7 @@ class EpisodeWriter:
         self._shard.write(encode(episode))
         self._shards[-1]["episodes"] += 1
         self._count(episode)
-        if self._shards[-1]["episodes"] == self._per_shard:
+        if self._shards[-1]["episodes"] == PER_SHARD:
             self._end_shard()
 
     def append(self, source: EpisodeSource) -> None:
@@ -167,12 +159,7 @@ class EpisodeWriter:
 
 
 def write(
-    folder: str | os.PathLike,
-    episodes: Iterable[Episode],
-    *,
-    meta: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    per_shard: int = 256,
+    folder: str | os.PathLike, episodes: Iterable[Episode], *, meta: Mapping | None = None, overwrite: bool = False
 ) -> dict[str, Any]:
     """Writes all ``episodes`` to ``folder`` and returns the manifest; see :class:`EpisodeWriter` for the arguments.
 
@@ -182,7 +169,7 @@ def write(
       EpisodesError: as :class:`EpisodeWriter`.
     """
     if processes.first():
-        with EpisodeWriter(folder, meta=meta, overwrite=overwrite, per_shard=per_shard) as writer:
+        with EpisodeWriter(folder, meta=meta, overwrite=overwrite) as writer:
             for episode in episodes:
                 writer.add(episode)
     else:

@@ -67,7 +67,7 @@ class LoRAConfig:
 
 def _find_kernels(params: Params) -> dict[str, tuple[Keys, Any]]:
     """Returns the layers that can be adapted: path -> keys and kernel of the layer, in the order of ``params``."""
-    leaves = flatten_dict(params).items()
+    leaves = _flatten(params).items()
     # (in, out), (layers, in, out), (height, width, in, out); a causal convolution over time has five axes.
     kernels = [(keys[:-1], leaf) for keys, leaf in leaves if keys[-1] == "kernel" and leaf.ndim in (2, 3, 4)]
     return {"/".join(map(str, keys)): (keys, kernel) for keys, kernel in kernels}
@@ -132,7 +132,7 @@ def merge(params: Params, adapters: Params, cfg: LoRAConfig) -> Params:
       ValueError: when an adapter has no layer, or not its shape.
     """
     _check(params, adapters)
-    leaves, beside = flatten_dict(params), flatten_dict(adapters)
+    leaves, beside = _flatten(params), _flatten(adapters)
     for (*above, name), down in beside.items():
         if name == DOWN:
             kernel = leaves[*above, "kernel"]
@@ -150,12 +150,12 @@ def join(params: Params, adapters: Params) -> Params:
       ValueError: as ``merge``.
     """
     _check(params, adapters)
-    return unflatten_dict(flatten_dict(params) | flatten_dict(adapters))
+    return unflatten_dict(_flatten(params) | _flatten(adapters))
 
 
 def separate(joined: Params) -> tuple[Params, Params]:
     """Undoes :func:`join`: returns the plain network's parameters, and the adapters."""
-    leaves = flatten_dict(joined)
+    leaves = _flatten(joined)
     plain = {keys: leaf for keys, leaf in leaves.items() if keys[-1] not in (DOWN, UP)}
     adapters = {keys: leaf for keys, leaf in leaves.items() if keys not in plain}
     return unflatten_dict(plain), unflatten_dict(adapters)
@@ -163,7 +163,7 @@ def separate(joined: Params) -> tuple[Params, Params]:
 
 def mask(joined: Params) -> Params:
     """Returns True for every leaf of an adapter and False for the network's: what is trained of ``join``'s result."""
-    return unflatten_dict({keys: keys[-1] in (DOWN, UP) for keys in flatten_dict(joined)})
+    return unflatten_dict({keys: keys[-1] in (DOWN, UP) for keys in _flatten(joined)})
 
 
 def adapt(module: nnx.Module, cfg: LoRAConfig) -> nnx.Module:
@@ -243,8 +243,12 @@ def columns(layer: nnx.Module, x: Array, first: int, count: int) -> Array:
     return y + layer.scale * ((x @ down.astype(x.dtype)) @ up.astype(x.dtype))
 
 
+def _flatten(params: Params) -> dict[Keys, Any]:
+    return flatten_dict(params)
+
+
 def _check(params: Params, adapters: Params) -> None:
-    known, beside, problems = _find_kernels(params), flatten_dict(adapters), []
+    known, beside, problems = _find_kernels(params), _flatten(adapters), []
     for (*above, name), down in beside.items():
         if name == DOWN:
             path, shape = "/".join(map(str, above)), (*down.shape[:-1], beside[*above, UP].shape[-1])

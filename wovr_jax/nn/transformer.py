@@ -32,14 +32,7 @@ K_MASK = -1e30
 """Logit of a pair that may not meet: finite, so that a row without keys is no NaN."""
 
 
-def attention(
-    q_BLHD: Array,
-    k_BKHD: Array,
-    v_BKHD: Array,
-    mask: Array | None = None,
-    *,
-    kernel: str = "xla",
-) -> Array:
+def attention(q_BLHD: Array, k_BKHD: Array, v_BKHD: Array, mask: Array | None = None, *, kernel: str = "xla") -> Array:
     """softmax(q k^T / sqrt(D)) v over the keys, with logits and softmax in float32.
 
     Args:

@@ -159,7 +159,7 @@ class Classifier(nnx.Module):
             x_BHWC = nnx.relu(self.stem_norm(x_BHWC, use_running_average=not train))
             if self.cfg.stem_pool:
                 # Padded with minus infinity, as torch does, so that no pixel beyond the edge ever wins.
-                x_BHWC = nnx.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+                x_BHWC = nnx.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore
         for name, _, _ in _blocks(self.cfg):
             with jax.named_scope(name):
                 x_BHWC = self.blocks[name](x_BHWC, train)

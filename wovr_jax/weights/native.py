@@ -39,9 +39,6 @@ MOVED = {
 }
 """Place of a config's class in files of before -> where it is now."""
 
-SHOWN = 12
-"""Leaves that an error spells out; the rest are counted."""
-
 
 def flatten(tree: Params) -> dict[str, Any]:
     """Returns nested parameters as ``path -> leaf``, the path joined by ``/``."""
@@ -152,10 +149,7 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def load(
-    path: str | os.PathLike,
-    *,
-    put: Callable[[str, np.ndarray], Any] = lambda name, leaf: leaf,
-    verify: bool = False,
+    path: str | os.PathLike, *, put: Callable[[str, np.ndarray], Any] = lambda name, leaf: leaf, verify: bool = False
 ) -> tuple[Any, Params]:
     """Reads the config and the parameters.
 
@@ -284,8 +278,5 @@ def _refuse_another_network(path: pathlib.Path, shapes: Params) -> None:
     facts = safetensors.header(path.with_suffix(".safetensors")).facts
     file = {name: str(fact.shape) for name, fact in facts.items()}
     network = {name.replace("/", "."): str(tuple(leaf.shape)) for name, leaf in flatten(shapes).items()}
-    names = sorted(name for name in file.keys() | network.keys() if file.get(name) != network.get(name))
-    if names:
-        lines = [f"{name}: {file.get(name)} there, {network.get(name)} here" for name in names[:SHOWN]]
-        lines += [f"... and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-        raise FileError(f"{path} is of another network, {len(names)} differ:\n  " + "\n  ".join(lines))
+    if differences := checkpoint.list_differences(network, file):
+        raise FileError(f"{path} is of another network: {differences}")

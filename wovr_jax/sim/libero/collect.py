@@ -42,13 +42,7 @@ Run = Callable[[Sequence[Trial]], Iterable[Outcome]]
 """Runs trials and yields their outcomes in any order."""
 
 
-def collect(
-    act: Run,
-    wanted: Sequence[Trial],
-    folder: str | os.PathLike,
-    *,
-    meta: Mapping[str, Any],
-) -> dict[str, Any]:
+def collect(act: Run, wanted: Sequence[Trial], folder: str | os.PathLike, *, meta: Mapping[str, Any]) -> dict[str, Any]:
     """Writes the episodes of ``wanted`` to ``folder``, in the place of those that are there; returns the manifest.
 
     Args:

@@ -327,12 +327,7 @@ def read_init_states(path: pathlib.Path) -> np.ndarray:
 class _ArraysOnly(pickle.Unpickler):
     """Resolves only the four names that an array of numbers needs, because a pickle may call whatever it can name."""
 
-    NAMES = (
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("_codecs", "encode"),
-    )
+    NAMES = (("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"), ("_codecs", "encode"))
 
     def find_class(self, module: str, name: str) -> Any:
         # The four names build an array and call nothing else.
