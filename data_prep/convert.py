@@ -25,7 +25,6 @@ from wovr_jax.core.disk import write_json
 from wovr_jax.core.tables import text_table
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import normalize
-from wovr_jax.data.merge import merge
 from wovr_jax.types import Episode
 
 Read = Callable[[Any], Iterable[Demo]]
@@ -86,7 +85,7 @@ def convert(
         raise SourceError("\n".join(["These sources cannot be read; --skip leaves them out.", *refused]))
     for message in refused:
         print(f"skipped: {message}", file=sys.stderr)
-    facts = merge(parts, out, meta=asked | {"skipped": refused}, overwrite=overwrite)
+    facts = disk.merge(parts, out, meta=asked | {"skipped": refused}, overwrite=overwrite)
     save_statistics(out / "dataset_statistics.json", normalize.statistics(disk.EpisodeSource(out), key))
     # Only now, when the whole folder is in place.
     shutil.rmtree(parts_folder)

@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -230,20 +230,6 @@ def explain_errors(stopped: str, *, place: object = None, kept: str = "") -> Ite
         print(f"\n{stopped}", file=sys.stderr)
         # A training that was asked to stop by SIGTERM says so in ``signal``.
         sys.exit(128 + getattr(stop, "signal", signal.SIGINT))
-
-
-@contextlib.contextmanager
-def bar(name: str, size: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar over bytes on stderr; gives the function that moves it on."""
-    from tqdm import tqdm
-
-    # Twice a second: a bar that is drawn for every tensor fills the log of a scheduler.
-    with tqdm(total=size, desc=name, unit="B", unit_scale=True, mininterval=0.5) as progress:
-
-        def advance(size: int) -> None:
-            progress.update(size)
-
-        yield advance
 
 
 def show_report(run: pathlib.Path) -> int:

@@ -91,12 +91,13 @@ def check(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
 
 def to_torch(args: argparse.Namespace) -> None:
     """Writes the folder for PyTorch."""
+    from wovr_jax.core.tables import progress_bar
     from wovr_jax.export import source, torch_folder
 
     # A run gives the numbers; the import that it began with gives the release's names and its other files.
     trained = source.from_run(args.run, args.round) if args.run else None
     most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
-    with command.bar("to torch") as progress:
+    with progress_bar("to torch") as progress:
         files = torch_folder.write(
             args.policy, args.out, trained=trained, shard_bytes=most, overwrite=args.overwrite, progress=progress
         )
@@ -105,6 +106,7 @@ def to_torch(args: argparse.Namespace) -> None:
 
 def to_jax(args: argparse.Namespace) -> None:
     """Writes the bundle and says what the contract found."""
+    from wovr_jax.core.tables import progress_bar
     from wovr_jax.export import bundle, source
 
     # A run knows its episodes, statistics and instructions; an import has none of them.
@@ -112,7 +114,7 @@ def to_jax(args: argparse.Namespace) -> None:
         policy = source.from_run(args.run, args.round, episodes=args.episodes)
     else:
         policy = source.from_import(args.policy, args.episodes, key=args.key, instructions=args.instruction)
-    with command.bar("to jax", bundle.size(policy)) as progress:
+    with progress_bar("to jax", bundle.size(policy)) as progress:
         manifest = bundle.write(policy, args.out, frames=args.frames, overwrite=args.overwrite, progress=progress)
     print(f"{args.out}: {manifest['policy']}, {manifest['parameters']:,} parameters")
     for name, facts in manifest["files"].items():

@@ -113,6 +113,7 @@ def import_all(args: argparse.Namespace) -> None:
     """Imports every part that the source holds. In a folder, what is no known weights is passed over and named."""
     from wovr_jax.bridge import adapters, formats, importer, rest
     from wovr_jax.bridge.sources import FileError, find, open_source
+    from wovr_jax.core.tables import progress_bar
     from wovr_jax.weights.source import is_native
 
     # Everything is read and checked before the first file is written.
@@ -156,7 +157,7 @@ def import_all(args: argparse.Namespace) -> None:
             check_free(args, f"{name}.json", f"{name}.safetensors", rest.folder_name(name))
         check_space(args, sum(part.bytes for part in ready))
         for part in ready:
-            with command.bar(part.kind.part, part.bytes) as progress:
+            with progress_bar(part.kind.part, part.bytes) as progress:
                 written = importer.write_import(part, args.out, args.name, progress)
             print(written)
         if loose:
@@ -185,6 +186,7 @@ def open_adapters(args: argparse.Namespace, ready: list[Import]) -> Adapters:
 def export(args: argparse.Namespace) -> None:
     """Writes imported weights in an outside format."""
     from wovr_jax.bridge import adapters, exporter, formats
+    from wovr_jax.core.tables import progress_bar
     from wovr_jax.weights.source import open_native
 
     # Adapters are not weights of ours with a table of their own: they have their own writer.
@@ -202,7 +204,7 @@ def export(args: argparse.Namespace) -> None:
     check_space(args, size)
     # Decimal gigabytes, as the hubs count them.
     most = None if args.shard_gb is None else int(args.shard_gb * 1e9)
-    with command.bar(f"{kind.part} to {args.to}", size) as progress:
+    with progress_bar(f"{kind.part} to {args.to}", size) as progress:
         written = exporter.write_export(args.source, args.to, args.out, shard_bytes=most, progress=progress)
     print("\n".join(map(str, written)))
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.shards import write_shards
 from wovr_jax.core import checkpoint, sharding
 from wovr_jax.core.history import CheckpointConfig
 from wovr_jax.data import episodes as disk
@@ -129,7 +130,7 @@ def collected(folder: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     frame, action = rng.integers(0, 256, (5, 8, 8, 3), np.uint8), np.zeros((4, 7), np.float32)
     one = Episode(frame, action, np.zeros(5, bool), "reach", 0, 0, "base", action)
-    disk.write(folder / "episodes", [dataclasses.replace(one, seed=i) for i in range(6)], per_shard=2)
+    write_shards(folder / "episodes", [dataclasses.replace(one, seed=i) for i in range(6)], per_shard=2)
 
 
 def an_episode_is_damaged(folder: pathlib.Path) -> None:

@@ -105,7 +105,7 @@ def write_random(path: pathlib.Path, cfg: DiTConfig | VLAConfig, kind: formats.F
     import numpy as np
 
     from wovr_jax.bridge import formats
-    from wovr_jax.weights import safetensors
+    from wovr_jax.weights import writer
     from wovr_jax.weights.plan import plan_export
     from wovr_jax.weights.safetensors import Fact
 
@@ -121,7 +121,7 @@ def write_random(path: pathlib.Path, cfg: DiTConfig | VLAConfig, kind: formats.F
         for i, (name, fact) in enumerate(facts.items()):
             yield name, np.resize(np.roll(noise, 7919 * i), fact.shape)
 
-    safetensors.write(path, facts, draw(), {"format": "pt"})
+    writer.write(path, facts, draw(), {"format": "pt"})
 
 
 def time_process(what: str, size: int, *command: str) -> None:

@@ -28,7 +28,7 @@ from wovr_jax.bridge import exporter, formats, importer
 from wovr_jax.bridge.sources import FileError, find, open_source
 from wovr_jax.bridge.text_dit import TextDiTConfig
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.weights import native, safetensors
+from wovr_jax.weights import native, writer
 from wovr_jax.weights.plan import KeymapError, plan_export
 from wovr_jax.weights.safetensors import Fact
 from wovr_jax.world.dit import DiTConfig
@@ -59,7 +59,7 @@ def test_full_size_key_lists_of_the_releases():
 def test_the_header_of_the_released_action_model_has_the_known_length():
     """RLinf's Goal file is 10,050,753,584 bytes: 2 for each parameter and 84,656 of header. Names decide the length."""
     shapes = dit_shapes(**FULL, action=7)
-    before, _, size = safetensors.layout(facts(shapes, BFLOAT16), {"format": "pt"})
+    before, _, size = writer.layout(facts(shapes, BFLOAT16), {"format": "pt"})
     assert (len(before), size) == (84_656, 10_050_753_584)
 
 
@@ -162,7 +162,7 @@ def test_an_export_of_weights_trained_here_counts_no_batches(tmp_path):
     cfg = RewardConfig.fake(head="plain")
     leaves = native.flatten(jax.tree.map(np.asarray, formats.network(cfg).init(jax.random.key(0))))
     about = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
-    card = native.write(tmp_path, "mine", cfg, about, leaves.items(), {})
+    card = writer.write_native(tmp_path, "mine", cfg, about, leaves.items(), {})
     (back,) = exporter.write_export(card, "rlinf", tmp_path / "out")
     theirs = read(back)
     assert theirs["net.0.1.num_batches_tracked"] == 0 and theirs["net.0.1.num_batches_tracked"].dtype == np.int64

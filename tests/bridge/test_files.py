@@ -15,7 +15,7 @@ from tests.bridge.layouts import BFLOAT16, FLOAT32, arrays, read, reward_shapes,
 from wovr_jax.bridge import formats
 from wovr_jax.bridge.sources import FileError, find, open_source
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.weights import native, safetensors
+from wovr_jax.weights import native, writer
 from wovr_jax.weights.safetensors import Fact
 from wovr_jax.weights.source import open_native
 
@@ -31,7 +31,7 @@ EVERY = {
 
 def ours(path, content):
     facts = {name: Fact(array.shape, array.dtype) for name, array in content.items()}
-    safetensors.write(path, facts, reversed(content.items()))
+    writer.write(path, facts, reversed(content.items()))
     return path
 
 
@@ -44,9 +44,9 @@ def test_the_library_reads_what_we_write_and_we_what_it_writes(tmp_path):
 def test_what_was_announced_must_come(tmp_path):
     fact = {"a": Fact((2,), FLOAT32)}
     with pytest.raises(ValueError, match="1 tensors did not come"):
-        safetensors.write(tmp_path / "x", fact, [])
+        writer.write(tmp_path / "x", fact, [])
     with pytest.raises(ValueError, match=r"float64\[2\] came, float32\[2\] was announced"):
-        safetensors.write(tmp_path / "x", fact, [("a", np.zeros(2))])
+        writer.write(tmp_path / "x", fact, [("a", np.zeros(2))])
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -223,5 +223,5 @@ def test_an_interrupted_import_leaves_what_was_there(imported):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        native.write(card.parent, "judge", RewardConfig.fake(), ready.facts, dying(), {})
+        writer.write_native(card.parent, "judge", RewardConfig.fake(), ready.facts, dying(), {})
     assert {path.name: path.read_bytes() for path in card.parent.iterdir()} == before

@@ -28,7 +28,7 @@ from wovr_jax.bridge.rest import other_files
 from wovr_jax.bridge.sources import FileError, find, open_source
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.policy.weights import vla_table
-from wovr_jax.weights import native
+from wovr_jax.weights import native, writer
 from wovr_jax.weights.plan import KeymapError, plan_export
 from wovr_jax.weights.safetensors import Fact
 from wovr_jax.weights.source import open_native
@@ -258,7 +258,7 @@ def test_a_policy_of_our_own_is_no_release(tmp_path):
     cfg = VLAConfig.fake()
     leaves = {path: np.ones(shape, np.float32) for path, shape in formats.shapes(cfg).items()}
     facts = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
-    card = native.write(tmp_path, "mine", cfg, facts, leaves.items(), {})
+    card = writer.write_native(tmp_path, "mine", cfg, facts, leaves.items(), {})
     with pytest.raises(FileError, match="Only a policy that was imported from a release"):
         exporter.write_export(card, "openvla", tmp_path / "out")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax.numpy as jnp
 import pytest
 
@@ -10,7 +12,7 @@ from wovr_jax.core.tables import text_table
 
 
 def test_log_writes_lines_and_rewinds(tmp_path):
-    with Log(tmp_path) as log:
+    with contextlib.closing(Log(tmp_path)) as log:
         for step in (10, 20, 30):
             log.scalars("sft", step, {"loss": jnp.float32(1 / step), "rate": float("nan")})
         log.scalars("grpo", 30, {"loss": 2})

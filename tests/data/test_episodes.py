@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.shards import write_shards
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import records
 from wovr_jax.data.episodes import EpisodesError
@@ -37,7 +38,7 @@ def same(a: Episode, b: Episode) -> bool:
 
 def test_round_trip_over_shards_and_lengths(tmp_path):
     originals = [make(i, steps=8 + i) for i in range(7)]
-    facts = disk.write(tmp_path / "base", iter(originals), meta={"sim": {"size": 8}}, per_shard=3)
+    facts = write_shards(tmp_path / "base", iter(originals), meta={"sim": {"size": 8}}, per_shard=3)
     assert [shard["episodes"] for shard in facts["shards"]] == [3, 3, 1]
     read = disk.read(tmp_path / "base")
     assert len(read) == 7 and all(same(a, b) for a, b in zip(originals, read, strict=True))
@@ -49,7 +50,7 @@ def test_round_trip_over_shards_and_lengths(tmp_path):
 
 def test_episodes_that_stay_on_disk_are_those_of_the_list(tmp_path, monkeypatch):
     originals = [make(i, steps=8 + i) for i in range(5)]
-    disk.write(tmp_path / "base", originals, per_shard=2)
+    write_shards(tmp_path / "base", originals, per_shard=2)
     source = disk.EpisodeSource(tmp_path / "base")
     lazy = disk.Lazy([(source, e) for e in (4, 0, 3)])
     assert same(lazy[0], originals[4]) and same(lazy[-1], originals[3])
@@ -128,7 +129,7 @@ def test_a_newer_schema(tmp_path):
 
 
 def test_shards_cut_short_changed_or_missing(tmp_path):
-    disk.write(tmp_path / "base", [make(i) for i in range(4)], per_shard=2)
+    write_shards(tmp_path / "base", [make(i) for i in range(4)], per_shard=2)
     shard = tmp_path / "base" / "shard-00001.array_record"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-100])
@@ -161,7 +162,7 @@ def test_malformed_episodes_are_not_written(tmp_path, changes, message):
 def test_a_stored_episode_of_another_robot_names_file_and_record(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "check", lambda episode, where: None)
     two_arms = np.zeros((12, 14), np.float32)
-    disk.write(tmp_path / "base", [make(0), make(1), make(2, action_SA=two_arms, label_SA=two_arms)], per_shard=2)
+    write_shards(tmp_path / "base", [make(0), make(1), make(2, action_SA=two_arms, label_SA=two_arms)], per_shard=2)
     monkeypatch.undo()
     with pytest.raises(EpisodesError, match=r"shard-00001.array_record, record 0: expected .*7\), got \(12, 14\)"):
         disk.read(tmp_path / "base")

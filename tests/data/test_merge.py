@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
+from tests.shards import write_shards
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.episodes import EpisodesError
-from wovr_jax.data.merge import merge
 from wovr_jax.types import Episode
 
 
@@ -24,8 +24,8 @@ def make(seed: int, task: int = 0, size: int = 6) -> Episode:
 def test_merged_is_the_same_as_written_at_once(tmp_path):
     made = [make(i, task=i % 2) for i in range(5)]
     disk.write(tmp_path / "a", made[:2])
-    disk.write(tmp_path / "b", made[2:], per_shard=2)
-    facts = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "whole", meta={"from": "parts"})
+    write_shards(tmp_path / "b", made[2:], per_shard=2)
+    facts = disk.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "whole", meta={"from": "parts"})
     disk.write(tmp_path / "once", made, meta={"from": "parts"})
     once = disk.manifest(tmp_path / "once")
     assert {k: v for k, v in facts.items() if k != "shards"} == {k: v for k, v in once.items() if k != "shards"}
@@ -39,16 +39,16 @@ def test_unlike_parts_are_refused_and_nothing_is_written(tmp_path):
     disk.write(tmp_path / "a", [make(0)])
     disk.write(tmp_path / "small", [make(1, size=4)])
     disk.write(tmp_path / "other", [dataclasses.replace(make(2), instruction="something else")])
-    with pytest.raises(EpisodesError, match=r"small: frame is \[4, 4, 3\], in .*a it is \[6, 6, 3\]"):
-        merge([tmp_path / "a", tmp_path / "small"], tmp_path / "whole")
+    with pytest.raises(EpisodesError, match=r"small: frame is \[4, 4, 3\], before it was \[6, 6, 3\]"):
+        disk.merge([tmp_path / "a", tmp_path / "small"], tmp_path / "whole", meta={})
     with pytest.raises(EpisodesError, match="number their tasks differently"):
-        merge([tmp_path / "a", tmp_path / "other"], tmp_path / "whole")
-    with pytest.raises(EpisodesError, match="no parts"):
-        merge([], tmp_path / "whole")
+        disk.merge([tmp_path / "a", tmp_path / "other"], tmp_path / "whole", meta={})
+    with pytest.raises(EpisodesError, match="no episodes were given"):
+        disk.merge([], tmp_path / "whole", meta={})
     assert not (tmp_path / "whole").exists()
-    merge([tmp_path / "a"], tmp_path / "whole")
+    disk.merge([tmp_path / "a"], tmp_path / "whole", meta={})
     with pytest.raises(EpisodesError, match="exists already"):
-        merge([tmp_path / "a"], tmp_path / "whole")
+        disk.merge([tmp_path / "a"], tmp_path / "whole", meta={})
 
 
 def test_a_damaged_part_is_named(tmp_path):
@@ -56,7 +56,7 @@ def test_a_damaged_part_is_named(tmp_path):
     shard = tmp_path / "a" / "shard-00000.array_record"
     shard.write_bytes(shard.read_bytes()[:-8])
     with pytest.raises(EpisodesError, match="a/shard-00000.array_record is cut short"):
-        merge([tmp_path / "a"], tmp_path / "whole")
+        disk.merge([tmp_path / "a"], tmp_path / "whole", meta={})
 
 
 def test_parts_of_the_first_schema_have_no_wrist(tmp_path):
@@ -66,4 +66,4 @@ def test_parts_of_the_first_schema_have_no_wrist(tmp_path):
     facts = json.loads(path.read_text()) | {"schema": 1}
     del facts["wrist"], facts["state"]
     path.write_text(json.dumps(facts))
-    assert merge([tmp_path / "old", tmp_path / "a"], tmp_path / "whole")["episodes"] == 2
+    assert disk.merge([tmp_path / "old", tmp_path / "a"], tmp_path / "whole", meta={})["episodes"] == 2

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.shards import write_shards
 from wovr_jax.core import pixels
 from wovr_jax.data import batches, stream
 from wovr_jax.data import episodes as disk
@@ -85,7 +86,7 @@ def test_processes_read_their_own_rows_of_one_batch() -> None:
 
 
 def test_the_folder_gives_what_the_list_gives_and_is_not_decoded_to_be_counted(tmp_path, monkeypatch) -> None:
-    disk.write(tmp_path / "base", episodes(), per_shard=2)
+    write_shards(tmp_path / "base", episodes(), per_shard=2)
     source = disk.EpisodeSource(tmp_path / "base")
     with monkeypatch.context() as patch:
         patch.setattr(disk, "decode", None)
@@ -98,7 +99,7 @@ def test_the_folder_gives_what_the_list_gives_and_is_not_decoded_to_be_counted(t
 
 
 def test_a_damaged_record_is_named(tmp_path) -> None:
-    disk.write(tmp_path / "base", episodes(), per_shard=2)
+    write_shards(tmp_path / "base", episodes(), per_shard=2)
     source = disk.EpisodeSource(tmp_path / "base")
     records = list(source._records)
     source._records = [record[:-9] if e == 3 else record for e, record in enumerate(records)]

@@ -220,12 +220,12 @@ def test_a_bundle_that_was_written_before_still_opens(made, robot, frames, tmp_p
 
 def perturbed(monkeypatch, leaf, change):
     """Exports write another value into one leaf."""
-    write = bundle.safetensors.write
+    write = bundle.writer.write
 
     def wrong(path, facts, leaves):
         write(path, facts, ((name, change(value.copy()) if name == leaf else value) for name, value in leaves))
 
-    monkeypatch.setattr(bundle.safetensors, "write", wrong)
+    monkeypatch.setattr(bundle.writer, "write", wrong)
 
 
 def one_number(value):

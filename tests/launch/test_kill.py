@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import pathlib
 import shutil
@@ -46,7 +47,7 @@ def runs(tmp_path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         (stage / "done.json").write_text(json.dumps({"seconds": seconds, "loss": 0.5}))
         (stage / "film.mp4").write_bytes(b"film")
         (run / "results.json").write_text(json.dumps({"seconds_now": seconds, "phases": [{"true_success": 1}]}))
-        with Log(run, tensorboard=False) as log:
+        with contextlib.closing(Log(run, tensorboard=False)) as log:
             for _ in others[:2]:  # the second run wrote the line again
                 log.scalars("world-0", 4, {"loss": 0.25})
     return whole, cut
@@ -61,7 +62,7 @@ def test_one_bit_one_metric_one_file_and_one_fact_are_seen(runs: tuple[pathlib.P
     checkpoint.save(cut / "stages" / "world-0" / "dit", {"w": jnp.array([0.0, 1.0, 2.0000002])})
     (cut / "stages" / "world-0" / "film.mp4").write_bytes(b"films")
     (cut / "stages" / "world-0" / "done.json").write_text(json.dumps({"seconds": 9.0, "loss": 0.51}))
-    with Log(cut, tensorboard=False) as log:
+    with contextlib.closing(Log(cut, tensorboard=False)) as log:
         log.scalars("world-0", 4, {"loss": 0.26})
     shutil.rmtree(cut / "stages" / "world-0" / "fit")
     assert sorted(kill_test.differences(*runs)) == [

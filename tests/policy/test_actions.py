@@ -74,11 +74,11 @@ def test_statistics_file():
 
 
 def test_wrong_action_dimension_is_named():
-    with pytest.raises(ValueError, match=r"7 action dimensions.*\(2, 8, 6\)"):
+    with pytest.raises(AssertionError, match="dimensions of the statistics"):
         Codec().encode(jnp.zeros((2, 8, 6)))
     with pytest.raises(ValueError, match="one length"):
         Codec(q01=(0.0,), q99=(1.0, 1.0))
-    with pytest.raises(ValueError, match="256"):
+    with pytest.raises(AssertionError, match="256"):
         actions.sample(jnp.zeros((1, 8, 7, 255)), jax.random.split(jax.random.key(0), 1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import html.parser
 import json
@@ -119,7 +120,7 @@ def run(tmp_path_factory):
     (folder / "results.json").write_text(json.dumps(results()))
     (folder / "config.json").write_text(json.dumps({"job": "pace", "world": {"chunk": 8}}))
     rng = np.random.default_rng(1)
-    with Log(folder, tensorboard=False) as log:
+    with contextlib.closing(Log(folder, tensorboard=False)) as log:
         for step in range(600):
             noise = rng.normal()
             log.scalars("world-0", step, {"loss": 2 / (1 + step / 40) + 0.05 * noise, "grad_norm": 1 + 0.1 * noise})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -156,7 +157,7 @@ def test_a_share_of_nothing_may_be_nan_and_is_a_gap_in_the_log(tmp_path):
     def step(state, i, bad=np.nan, name="share"):
         return state, {"loss": 1.0, name: bad if i == 1 else 0.25}
 
-    with Log(tmp_path) as log:
+    with contextlib.closing(Log(tmp_path)) as log:
         loop.fit("x", 0, step, 3, log=log, log_every=1, undefined=("share",), folder=tmp_path)
     assert [line["share"] for line in read_metrics(tmp_path)] == [0.25, None, 0.25]
     for wrong in ({"bad": np.inf}, {"name": "rate"}):
@@ -183,11 +184,11 @@ def test_non_finite_state_is_not_saved(tmp_path):
 
 
 def test_plain_lines_when_not_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(loop, "LINE_EVERY_S", -1.0)
+    monkeypatch.setattr("wovr_jax.core.log.LINE_EVERY_S", -1.0)
     loop.fit("reward", jnp.float32(0), jax.jit(lambda s, i: (s, {"loss": 0.25})), 2, log_every=1)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "reward 2/2" in captured.err and "loss 0.25" in captured.err and "left" in captured.err
-    monkeypatch.setattr(loop, "LINE_EVERY_S", 20.0)
+    monkeypatch.setattr("wovr_jax.core.log.LINE_EVERY_S", 20.0)
     loop.fit("reward", jnp.float32(0), jax.jit(lambda s, i: (s, {"loss": 0.25})), 2)
     assert capsys.readouterr().err == ""

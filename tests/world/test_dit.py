@@ -139,7 +139,7 @@ def test_refuses_what_does_not_fit():
         call(latent, time)
     with pytest.raises(ValueError, match="latents: expected"):
         call(latent[..., :3], time, action)
-    with pytest.raises(ValueError, match="time: expected"):
+    with pytest.raises(AssertionError, match="one level for each latent frame"):
         call(latent, time[:, :3], action)
     with pytest.raises(ValueError, match="action_conditioning"):
         DiTConfig(action_conditioning="concat")

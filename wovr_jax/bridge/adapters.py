@@ -28,10 +28,10 @@ from wovr_jax.policy import vla
 from wovr_jax.policy.train import PolicyAdapters
 from wovr_jax.policy.vla import PolicyLoRA, VLAConfig
 from wovr_jax.policy.weights import PEFT, adapter_table
-from wovr_jax.weights import native, safetensors
+from wovr_jax.weights import native, safetensors, writer
 from wovr_jax.weights.plan import Plan, plan_export, plan_import
 from wovr_jax.weights.safetensors import Fact, FileError
-from wovr_jax.weights.source import open_native
+from wovr_jax.weights.source import open_native, read_by_name
 
 CONFIG, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "lora_adapter"
 OTHER_KINDS = ("use_rslora", "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")
@@ -121,7 +121,7 @@ def open_peft(folder: str | os.PathLike, network: VLAConfig) -> Adapters:
         raise FileError(f"{folder / WEIGHTS} adapts no layer that the policy runs.")
     init = "gaussian" if settings.get("init_lora_weights") == "gaussian" else "kaiming"
     cfg = PolicyLoRA(rank, float(settings["lora_alpha"]), tuple(sorted(targets)), init)
-    return Adapters(folder, PolicyAdapters(network, cfg), checked, lambda name: safetensors.read(header, name))
+    return Adapters(folder, PolicyAdapters(network, cfg), checked, lambda name: read_by_name(header, name))
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def write_native(opened: Adapters, folder: str | os.PathLike, name: str = "lora"
         kept = ((name, opened.read(name)) for name in opened.plan.kept)
         digests = rest.write(fresh, opened.plan.kept, kept, opened.folder, files)
         about = {"source": {"file": opened.folder.name, "format": "peft", "rest": digests}}
-        card = native.write(folder, name, opened.about, opened.plan.leaf, opened.leaves.items(), about)
+        card = writer.write_native(folder, name, opened.about, opened.plan.leaf, opened.leaves.items(), about)
         disk.replace_folder(fresh, beside)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -209,7 +209,7 @@ def write_peft(
     checked = plan_export("adapters", adapter_table(about.network, about.lora.rank, beside), facts, beside)
     stream = [*checked.tensors(leaves.__getitem__), *((name, kept.read(name)) for name in beside if kept)]
     with disk.replace_file(folder / WEIGHTS) as fresh:
-        safetensors.write(fresh, {**checked.tensor, **checked.kept}, stream, {"format": "pt"})
+        writer.write(fresh, {**checked.tensor, **checked.kept}, stream, {"format": "pt"})
     # A folder that came from PEFT gets its own config back, byte for byte, among the other files.
     if kept:
         return [folder / WEIGHTS, *kept.copy_files(folder)]

@@ -15,7 +15,7 @@ from wovr_jax.bridge.formats import Format
 from wovr_jax.bridge.sources import INDEX
 from wovr_jax.bridge.text_dit import diffusers_of_text_dit_config
 from wovr_jax.core import disk
-from wovr_jax.weights import safetensors
+from wovr_jax.weights import writer
 from wovr_jax.weights.plan import plan_export
 from wovr_jax.weights.safetensors import Fact, FileError, Progress
 from wovr_jax.weights.source import Source, open_native
@@ -131,7 +131,7 @@ def _write_shards(
     groups = shards(path.name, facts, most)
     for name, group in groups:
         with disk.replace_file(path.with_name(name)) as fresh:
-            safetensors.write(fresh, group, itertools.islice(stream, len(group)), {"format": "pt"})
+            writer.write(fresh, group, itertools.islice(stream, len(group)), {"format": "pt"})
     written = [path.with_name(name) for name, _ in groups]
     if len(groups) > 1:
         written.append(path.with_name(path.stem + INDEX))

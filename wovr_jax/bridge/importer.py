@@ -20,7 +20,7 @@ from wovr_jax.bridge.formats import Format
 from wovr_jax.bridge.text_dit import TextDiTConfig, with_actions
 from wovr_jax.core import disk
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.weights import native
+from wovr_jax.weights import native, writer
 from wovr_jax.weights.plan import Plan, plan_import
 from wovr_jax.weights.safetensors import Fact, FileError, Progress
 from wovr_jax.weights.source import Source
@@ -230,7 +230,7 @@ def write_import(
         if ready.kept:
             origin["rest"] = rest.write(fresh, ready.kept, ready.rest(progress), ready.folder, ready.files)
         about = {"source": origin, "report": ready.report()[1:]}
-        card = native.write(folder, name, ready.cfg, ready.facts, ready.leaves(progress), about)
+        card = writer.write_native(folder, name, ready.cfg, ready.facts, ready.leaves(progress), about)
         if ready.kept:
             disk.replace_folder(fresh, kept)
     finally:

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from wovr_jax.core import disk
-from wovr_jax.weights import safetensors
+from wovr_jax.weights import safetensors, writer
 from wovr_jax.weights.safetensors import Fact, FileError
+from wovr_jax.weights.source import read_by_name
 
 TENSORS, FILES = "tensors.safetensors", "files"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
@@ -64,7 +65,7 @@ def write(
       source: folder of the release.
       files: to copy, relative to ``source``.
     """
-    safetensors.write(folder / TENSORS, facts, kept)
+    writer.write(folder / TENSORS, facts, kept)
     for file in files:
         (folder / FILES / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file, folder / FILES / file)  # of a link, what it leads to
@@ -113,7 +114,7 @@ def open_rest(folder: pathlib.Path, digests: Mapping[str, str]) -> Rest:
         )
     opened = safetensors.header(folder / TENSORS)
     files = [pathlib.Path(name).relative_to(FILES) for name in digests if name != TENSORS]
-    return Rest(folder, opened.facts, lambda name: safetensors.read(opened, name), files)
+    return Rest(folder, opened.facts, lambda name: read_by_name(opened, name), files)
 
 
 def _all_files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -13,7 +13,7 @@ from wovr_jax.bridge import torch_io
 from wovr_jax.core import disk
 from wovr_jax.weights import safetensors
 from wovr_jax.weights.safetensors import FileError
-from wovr_jax.weights.source import Source
+from wovr_jax.weights.source import Source, read_by_name
 
 PREFIXES = ("pipe.dit.", "model.diffusion_model.", "model.")
 """What training scripts put before every name of a network; the first that fits counts."""
@@ -120,7 +120,7 @@ def _open_safetensors(path: pathlib.Path, files: list[pathlib.Path]) -> Source:
             raise FileError(f"{path} and its shards disagree about {len(wrong)} tensors, {wrong[0]!r} among them.")
     facts = {name: header.facts[name] for name, header in home.items()}
     opened = tuple(dict.fromkeys((path, *files)))
-    return Source(str(path), facts, lambda name: safetensors.read(home[name], name), sorted(doubled), files=opened)
+    return Source(str(path), facts, lambda name: read_by_name(home[name], name), sorted(doubled), files=opened)
 
 
 def _weight_map(path: pathlib.Path) -> dict[str, str]:

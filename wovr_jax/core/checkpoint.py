@@ -107,19 +107,19 @@ def compare(path: str | os.PathLike, like: Any) -> None:
     """
     folder = _locate(path)
     # By path and not by structure: Orbax gives tuples and optax's states back as dicts and lists.
-    stored, wanted = _describe_leaves(_stored(folder)), _describe_leaves(like)
-    differences = [
+    if differences := list_differences(_describe_leaves(like), _describe_leaves(_stored(folder))):
+        raise CheckpointError(f"{folder} does not fit the tree to restore (of another config?): {differences}")
+
+
+def list_differences(wanted: Mapping[str, str], stored: Mapping[str, str]) -> str:
+    """Says which leaves differ, given what each of them is; empty when none does."""
+    lines = [
         f"{name}: expected {wanted.get(name, 'nothing')}, got {stored.get(name, 'nothing')}"
-        for name in wanted | stored
+        for name in {**wanted, **stored}
         if wanted.get(name) != stored.get(name)
     ]
-    if differences:
-        rest = [f"... and {len(differences) - LISTED} more"] if len(differences) > LISTED else []
-        lines = "\n  ".join(differences[:LISTED] + rest)
-        raise CheckpointError(
-            f"{folder} does not fit the tree to restore: {len(differences)} leaves differ "
-            f"(was it written with another config?).\n  {lines}"
-        )
+    rest = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "\n  ".join([f"{len(lines)} leaves differ.", *lines[:LISTED], *rest]) if lines else ""
 
 
 def load(path: str | os.PathLike) -> Any:

@@ -1,8 +1,11 @@
-"""Tables of text for a terminal."""
+"""Tables of text and bars over bytes, for a terminal; training does not import this file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from tqdm import tqdm
 
 
 def text_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
@@ -20,3 +23,15 @@ def text_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str
         for row in rows
     ]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+@contextlib.contextmanager
+def progress_bar(name: str, size: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Shows a progress bar over bytes on stderr; gives the function that moves it on."""
+    # Twice a second: a bar that is drawn for every tensor fills the log of a scheduler.
+    with tqdm(total=size, desc=name, unit="B", unit_scale=True, mininterval=0.5) as progress:
+
+        def advance(size: int) -> None:
+            progress.update(size)
+
+        yield advance

@@ -26,6 +26,10 @@ from wovr_jax.types import ACTION_DIM, Episode
 SCHEMA = 2
 FORMAT = "wovr_jax episodes"
 MANIFEST = "manifest.json"
+SHARD, PER_SHARD = "shard-{:05d}.array_record", 256
+"""Name of a shard, and the episodes in it."""
+LAYOUT = ("frame", "wrist", "state", "action")
+"""What all episodes of a folder have in common."""
 
 
 class EpisodeWriter:
@@ -40,21 +44,13 @@ class EpisodeWriter:
       folder: the final folder.
       meta: JSON facts to keep in the manifest, such as the simulator's config.
       overwrite: whether an episode folder that is there may be replaced.
-      per_shard: episodes in a shard.
 
     Raises:
       EpisodesError: when ``folder`` exists and ``overwrite`` is not set or it holds something
         else, when an episode is malformed, or when none was added.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        *,
-        meta: Mapping[str, Any] | None = None,
-        overwrite: bool = False,
-        per_shard: int = 256,
-    ):
+    def __init__(self, folder: str | os.PathLike, *, meta: Mapping[str, Any] | None = None, overwrite: bool = False):
         self.folder = settle_folder(folder, _complete)
         if self.folder.exists() and not overwrite:
             raise EpisodesError(
@@ -63,7 +59,6 @@ class EpisodeWriter:
         # Not even with overwrite: a mistyped path must not cost somebody's other folder.
         if self.folder.exists() and not _complete(self.folder):
             raise EpisodesError(f"{self.folder} exists and is not an episode folder; it is not replaced.")
-        self._per_shard = per_shard
         # On the same disk as the final folder, for a rename cannot cross disks.
         self._fresh = fresh_folder(self.folder)
         self._shard: Any = None
@@ -88,17 +83,40 @@ class EpisodeWriter:
         where = f"episode {self._facts['episodes']} for {self.folder}"
         # Before anything is written: a malformed episode costs the block, never a shard that cannot be read back.
         check(episode, where)
-        self._settle_layout(episode, where)
+        layout = {
+            "frame": list(episode.frame_SHWC.shape[1:]),
+            "wrist": None if episode.wrist_SHWC is None else list(episode.wrist_SHWC.shape[1:]),
+            "state": None if episode.state_SD is None else episode.state_SD.shape[1],
+        }
+        self._settle_layout(layout, where)
         if self._shard is None:
-            name = f"shard-{len(self._shards):05d}.array_record"
+            name = SHARD.format(len(self._shards))
             self._shards.append({"file": name, "episodes": 0})
             # Records are compressed already; groups of one make each of them addressable.
             self._shard = ArrayRecordWriter(str(self._fresh / name), "group_size:1,uncompressed")
         self._shard.write(encode(episode))
         self._shards[-1]["episodes"] += 1
         self._count(episode)
-        if self._shards[-1]["episodes"] == self._per_shard:
+        if self._shards[-1]["episodes"] == PER_SHARD:
             self._end_shard()
+
+    def append(self, source: EpisodeSource) -> None:
+        """Copies the shards of a folder as they are, without decoding an episode."""
+        theirs, ours, where = source.manifest, self._facts, str(source.folder)
+        self._settle_layout({name: theirs.get(name) for name in LAYOUT}, where)
+        for task, counts in theirs["tasks"].items():
+            # Equal numbers have to mean equal tasks, or a policy would be asked for one and shown another.
+            known = ours["tasks"].get(task, counts)
+            if known["instruction"] != counts["instruction"]:
+                raise EpisodesError(
+                    f"{where}: task {task} is {counts['instruction']!r}, elsewhere {known['instruction']!r}; "
+                    "the parts number their tasks differently."
+                )
+        add_counts(ours, theirs)
+        for shard in theirs["shards"]:
+            # Every folder begins to count its shards at 0. The hash of its manifest is the copy's too.
+            self._shards.append(shard | {"file": SHARD.format(len(self._shards))})
+            shutil.copyfile(source.folder / shard["file"], self._fresh / self._shards[-1]["file"])
 
     def close(self) -> None:
         """Finishes the manifest and puts the folder in place."""
@@ -109,19 +127,15 @@ class EpisodeWriter:
             raise EpisodesError(f"no episodes were given for {self.folder}; an empty folder is not written.")
         for shard in self._shards:
             path = self._fresh / shard["file"]
-            shard |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            # A copied shard has the hash that it was checked by.
+            shard |= {"bytes": path.stat().st_size, "sha256": shard.get("sha256") or sha256(path)}
         # Last, because its presence says that the folder is whole. Whoever writes an episode folder has been chosen
         # already (each process of a LIBERO collection writes its parts), so this does not ask for the first process.
         write_json(self._fresh / MANIFEST, self._facts | {"shards": self._shards}, each=True)
         replace_folder(self._fresh, self.folder)
 
-    def _settle_layout(self, episode: Episode, where: str) -> None:
+    def _settle_layout(self, layout: Mapping[str, Any], where: str) -> None:
         """Takes from the first episode what all must hold: size of frames, wrist camera or none, state or none."""
-        layout = {
-            "frame": list(episode.frame_SHWC.shape[1:]),
-            "wrist": None if episode.wrist_SHWC is None else list(episode.wrist_SHWC.shape[1:]),
-            "state": None if episode.state_SD is None else episode.state_SD.shape[1],
-        }
         for name, shape in layout.items():
             if self._facts["episodes"] and shape != self._facts[name]:
                 raise EpisodesError(
@@ -145,12 +159,7 @@ class EpisodeWriter:
 
 
 def write(
-    folder: str | os.PathLike,
-    episodes: Iterable[Episode],
-    *,
-    meta: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    per_shard: int = 256,
+    folder: str | os.PathLike, episodes: Iterable[Episode], *, meta: Mapping | None = None, overwrite: bool = False
 ) -> dict[str, Any]:
     """Writes all ``episodes`` to ``folder`` and returns the manifest; see :class:`EpisodeWriter` for the arguments.
 
@@ -160,7 +169,7 @@ def write(
       EpisodesError: as :class:`EpisodeWriter`.
     """
     if processes.first():
-        with EpisodeWriter(folder, meta=meta, overwrite=overwrite, per_shard=per_shard) as writer:
+        with EpisodeWriter(folder, meta=meta, overwrite=overwrite) as writer:
             for episode in episodes:
                 writer.add(episode)
     else:
@@ -168,6 +177,24 @@ def write(
         collections.deque(episodes, maxlen=0)
     # The others get the manifest from the first one and not from the disk, which may show them the folder later.
     return processes.once(lambda: manifest(folder), f"write {folder}")
+
+
+def merge(
+    parts: Sequence[str | os.PathLike], folder: str | os.PathLike, *, meta: Mapping[str, Any], overwrite: bool = False
+) -> dict[str, Any]:
+    """Writes the episodes of the folders ``parts``, in their order, to ``folder`` and returns its manifest.
+
+    Long conversions and collections write a folder for each part, so that an interruption costs one part. The parts
+    stay; their shards are copied as they are and their hashes taken over.
+
+    Raises:
+      EpisodesError: no parts, a damaged shard, parts of different kinds, or a folder that may not be replaced.
+    """
+    with EpisodeWriter(folder, meta=meta, overwrite=overwrite) as writer:
+        # All are opened before a byte is copied: a damaged shard would be copied with a hash that it does not have.
+        for source in [EpisodeSource(part) for part in parts]:
+            writer.append(source)
+    return manifest(folder)
 
 
 def add_counts(total: dict[str, Any], part: Mapping[str, Any]) -> None:

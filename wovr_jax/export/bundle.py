@@ -20,7 +20,7 @@ from wovr_jax.core.disk import fresh_folder, replace_folder, settle_folder, writ
 from wovr_jax.export import contract, program, robot
 from wovr_jax.export.robot import MANIFEST, PROGRAM, RECIPE, STATISTICS, WEIGHTS
 from wovr_jax.export.source import Policy
-from wovr_jax.weights import safetensors
+from wovr_jax.weights import writer
 
 Progress = Callable[[int], None]
 """Called with the bytes of every leaf that is written."""
@@ -97,7 +97,7 @@ def _write_files(policy: Policy, folder: pathlib.Path, progress: Progress) -> No
     (folder / PROGRAM).write_bytes(program.serialise(made, policy.facts, frame=policy.frame, length=length, dim=dim))
     write_json(folder / STATISTICS, policy.statistics)
     write_json(folder / RECIPE, policy.recipe())
-    safetensors.write(folder / WEIGHTS, policy.facts, leaves())
+    writer.write(folder / WEIGHTS, policy.facts, leaves())
 
 
 def _describe(policy: Policy, folder: pathlib.Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from wovr_jax.bridge.sources import find, open_source
 from wovr_jax.core.disk import fresh_folder, replace_folder
 from wovr_jax.export.robot import BundleError
 from wovr_jax.export.source import Policy
-from wovr_jax.weights import native
+from wovr_jax.weights import writer
 from wovr_jax.weights.source import open_native
 
 FORMAT = "openvla"
@@ -111,7 +111,7 @@ def _retrained(card: pathlib.Path, about: dict[str, Any], trained: Policy, work:
             # Trained in float32, released in bfloat16: PyTorch's stack expects the release's dtypes.
             yield path, np.asarray(leaf).astype(facts[path].dtype, copy=False)
 
-    retrained = native.write(work, card.stem, cfg, facts, leaves(), {"source": about["source"]})
+    retrained = writer.write_native(work, card.stem, cfg, facts, leaves(), {"source": about["source"]})
     # Gigabytes that nothing changes are not copied.
     kept = card.absolute().with_name(rest.folder_name(card.stem))
     retrained.with_name(kept.name).symlink_to(kept, target_is_directory=True)

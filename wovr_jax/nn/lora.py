@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, traverse_util
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from wovr_jax.core.config import Count, Faults, Positive, checked
 from wovr_jax.types import Array, Params
@@ -104,7 +105,7 @@ def init(key: Array, params: Params, cfg: LoRAConfig) -> Params:
             # One of the two is zero, so the product is; not both, or neither would have a gradient.
             adapters[*keys, DOWN] = _draw(jax.random.fold_in(key, place), down, cfg)
             adapters[*keys, UP] = jnp.zeros(up, jnp.float32)
-    return traverse_util.unflatten_dict(adapters)
+    return unflatten_dict(adapters)
 
 
 def shapes(kernel: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -139,7 +140,7 @@ def merge(params: Params, adapters: Params, cfg: LoRAConfig) -> Params:
             product = jnp.matmul(down, beside[*above, UP], precision="highest", preferred_element_type=jnp.float32)
             # In bfloat16 a small product would vanish in the sum: half of a kernel's last place is often more than it.
             leaves[*above, "kernel"] = (kernel.astype(jnp.float32) + cfg.scale * product).astype(kernel.dtype)
-    return traverse_util.unflatten_dict(leaves)
+    return unflatten_dict(leaves)
 
 
 def join(params: Params, adapters: Params) -> Params:
@@ -149,7 +150,7 @@ def join(params: Params, adapters: Params) -> Params:
       ValueError: as ``merge``.
     """
     _check(params, adapters)
-    return traverse_util.unflatten_dict(_flatten(params) | _flatten(adapters))
+    return unflatten_dict(_flatten(params) | _flatten(adapters))
 
 
 def separate(joined: Params) -> tuple[Params, Params]:
@@ -157,12 +158,12 @@ def separate(joined: Params) -> tuple[Params, Params]:
     leaves = _flatten(joined)
     plain = {keys: leaf for keys, leaf in leaves.items() if keys[-1] not in (DOWN, UP)}
     adapters = {keys: leaf for keys, leaf in leaves.items() if keys not in plain}
-    return traverse_util.unflatten_dict(plain), traverse_util.unflatten_dict(adapters)
+    return unflatten_dict(plain), unflatten_dict(adapters)
 
 
 def mask(joined: Params) -> Params:
     """Returns True for every leaf of an adapter and False for the network's: what is trained of ``join``'s result."""
-    return traverse_util.unflatten_dict({keys: keys[-1] in (DOWN, UP) for keys in _flatten(joined)})
+    return unflatten_dict({keys: keys[-1] in (DOWN, UP) for keys in _flatten(joined)})
 
 
 def adapt(module: nnx.Module, cfg: LoRAConfig) -> nnx.Module:
@@ -243,7 +244,7 @@ def columns(layer: nnx.Module, x: Array, first: int, count: int) -> Array:
 
 
 def _flatten(params: Params) -> dict[Keys, Any]:
-    return traverse_util.flatten_dict(params)
+    return flatten_dict(params)
 
 
 def _check(params: Params, adapters: Params) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import typing
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,36 +32,32 @@ K_MASK = -1e30
 """Logit of a pair that may not meet: finite, so that a row without keys is no NaN."""
 
 
-def attention(
-    q_BLHD: Array,
-    k_BKHD: Array,
-    v_BKHD: Array,
-    mask: Array | None = None,
-    *,
-    scale: float | None = None,
-    kernel: str = "xla",
-) -> Array:
-    """softmax(q k^T * scale) v over the keys, with logits and softmax in float32.
+def attention(q_BLHD: Array, k_BKHD: Array, v_BKHD: Array, mask: Array | None = None, *, kernel: str = "xla") -> Array:
+    """softmax(q k^T / sqrt(D)) v over the keys, with logits and softmax in float32.
 
     Args:
       q_BLHD: (B, L, H, D) queries.
       k_BKHD: (B, K, H, D) keys; also v_BKHD.
-      mask: bool, True where a query may look; broadcastable to (B, H, L, K), and of rank 2
-        (L, K), 3 (B, L, K) or 4. Without a mask every query sees every key. A query that
-        may look nowhere gets the mean of the values.
-      scale: 1 / sqrt(D) when not given.
+      mask: bool, True where a query may look; of rank 4, broadcastable to (B, H, L, K). Without a mask every query
+        sees every key. A query that may look nowhere gets the mean of the values.
       kernel: "xla", or "cudnn" for the fused kernel of NVIDIA devices (bfloat16 only).
 
     Returns:
       (B, L, H, D) in the dtype of the queries.
 
     Raises:
-      ValueError: for shapes that do not fit together, or an unknown kernel.
+      ValueError: for an unknown kernel.
+      AssertionError: for shapes that do not fit together.
     """
-    _check(q_BLHD, k_BKHD, v_BKHD, kernel)
+    if kernel not in KERNELS:
+        raise ValueError(f"attention kernel: expected one of {KERNELS}, got {kernel!r}")
+    chex.assert_rank([q_BLHD, k_BKHD, v_BKHD], 4, custom_message="attention: q (B, L, H, D), k and v (B, K, H, D)")
+    chex.assert_equal_shape([k_BKHD, v_BKHD], custom_message="attention: keys and values")
+    chex.assert_equal_shape([q_BLHD, k_BKHD], dims=(0, 2, 3), custom_message="attention: batch, heads, width")
     if mask is not None:
-        mask = _expand_mask(mask)
-    scale = float(q_BLHD.shape[-1] ** -0.5 if scale is None else scale)
+        chex.assert_rank(mask, 4, custom_message="attention mask (B, H, L, K)")
+        chex.assert_type(mask, bool, custom_message="attention mask, True where a query may look")
+    scale = float(q_BLHD.shape[-1] ** -0.5)
     if kernel == "cudnn":
         return jax.nn.dot_product_attention(q_BLHD, k_BKHD, v_BKHD, mask=mask, scale=scale, implementation="cudnn")
     # (B, L, H, D) -> (B, H, L, D). Heads before positions, and the division by the sum after the second product: the
@@ -83,30 +80,6 @@ def attention(
 def padding_mask(valid_BK: Array) -> Array:
     """Returns the (B, 1, 1, K) mask under which every query sees exactly the valid keys."""
     return valid_BK[:, None, None, :]
-
-
-def _expand_mask(mask: Array) -> Array:
-    """Returns the mask with the four axes (B, H, L, K), those that it lacks of length 1."""
-    if mask.dtype != jnp.bool_:
-        raise ValueError(f"attention mask: expected bool, True where a query may look, got {mask.dtype}")
-    if mask.ndim == 2:
-        return mask[None, None]
-    if mask.ndim == 3:
-        return mask[:, None]
-    if mask.ndim == 4:
-        return mask
-    raise ValueError(f"attention mask: expected rank 2 (L, K), 3 (B, L, K) or 4 (B, H, L, K), got shape {mask.shape}")
-
-
-def _check(q_BLHD: Array, k_BKHD: Array, v_BKHD: Array, kernel: str) -> None:
-    if kernel not in KERNELS:
-        raise ValueError(f"attention kernel: expected one of {KERNELS}, got {kernel!r}")
-    shapes = q_BLHD.shape, k_BKHD.shape, v_BKHD.shape
-    if any(len(shape) != 4 for shape in shapes) or k_BKHD.shape != v_BKHD.shape:
-        raise ValueError(f"attention: expected q (B, L, H, D) and equal k, v (B, K, H, D), got {shapes}")
-    (batch, _, heads, width), (*key_batch, _, key_heads, key_width) = shapes[0], shapes[1]
-    if (batch, heads, width) != (*key_batch, key_heads, key_width):
-        raise ValueError(f"attention: batch, heads and head width of q and k differ: {shapes[0]} and {shapes[1]}")
 
 
 def wan_split(head_dim: int) -> tuple[int, int, int]:
@@ -186,7 +159,7 @@ class LayerNorm(nnx.Module):
             self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
 
     def __call__(self, x: Array) -> Array:
-        _check_width("LayerNorm", self.dim, x)
+        chex.assert_axis_dimension(x, -1, self.dim, custom_message="LayerNorm")
         full = x.astype(jnp.float32)  # bfloat16 sums over thousands of channels lose the mean
         # In two passes: mean(x^2) - mean(x)^2 would lose the variance of a stream that is far from zero.
         centred = full - full.mean(-1, keepdims=True)
@@ -210,7 +183,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
 
     def __call__(self, x: Array) -> Array:
-        _check_width("RMSNorm", self.dim, x)
+        chex.assert_axis_dimension(x, -1, self.dim, custom_message="RMSNorm")
         full = x.astype(jnp.float32)
         # Scaled in float32 and rounded once. Llama upstream rounds before it scales: the same but for the last bit.
         full = full * jax.lax.rsqrt(jnp.square(full).mean(-1, keepdims=True) + self.eps)
@@ -221,8 +194,3 @@ def _last(vector_D: Array, rank: int) -> Array:
     """Returns the vector as a float32 array of ``rank`` whose last axis it is."""
     # (D,) -> (1, ..., 1, D). Written out, since a broadcast by rank hides a vector that lies along the wrong axis.
     return vector_D.astype(jnp.float32).reshape((1,) * (rank - 1) + (-1,))
-
-
-def _check_width(name: str, dim: int, x: Array) -> None:
-    if x.shape[-1] != dim:
-        raise ValueError(f"{name}: expected a last axis of {dim}, got an array of shape {x.shape}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,11 +87,7 @@ class Codec:
         return jnp.arange(len(self.q01)) == self.gripper
 
     def _check(self, array: Array) -> None:
-        if array.shape[-1] != len(self.q01):
-            raise ValueError(
-                f"action codec: last axis must be the {len(self.q01)} action dimensions of its statistics, "
-                f"got shape {array.shape}"
-            )
+        chex.assert_axis_dimension(array, -1, len(self.q01), custom_message="actions: dimensions of the statistics")
 
 
 def centres() -> Array:
@@ -126,8 +123,7 @@ def entropy(logits_BTAK: Array, temperature: float = 1.0) -> Array:
 
 
 def _divide(logits_BTAK: Array, temperature: float) -> Array:
-    if logits_BTAK.shape[-1] != BINS:
-        raise ValueError(f"action logits: last axis must be the {BINS} action ids, got shape {logits_BTAK.shape}")
+    chex.assert_axis_dimension(logits_BTAK, -1, BINS, custom_message="action logits: the action ids alone")
     # In float32: PPO's ratio is the exponential of a difference of log-probabilities, which lie around -log 256, where
     # bfloat16 has steps of 1/32.
     return logits_BTAK.astype(jnp.float32) / temperature

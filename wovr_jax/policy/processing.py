@@ -65,7 +65,7 @@ class Processing:
 
 
 def of_recipe(recipe: str, size: int = 224) -> Processing:
-    """Returns the processing that goes with a policy's recipe, "oft" or "rlinf" (``vla.RECIPES``).
+    """Returns the processing that goes with a policy's recipe, "oft" or "rlinf" (``vla.Form``).
 
     Raises:
       ValueError: another name.

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -38,7 +37,6 @@ from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.types import ACTION_DIM, Array, Params
 
 Form = Literal["oft", "rlinf"]
-RECIPES = typing.get_args(Form)
 PARTS = ("dino", "siglip", "projector", "llm")
 """Of a policy without the robot's state, as its parameters are named at the top."""
 

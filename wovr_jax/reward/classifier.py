@@ -158,7 +158,8 @@ class Classifier(nnx.Module):
             x_BHWC = self.stem(jnp.clip(frame_BHWC, -1.0, 1.0))
             x_BHWC = nnx.relu(self.stem_norm(x_BHWC, use_running_average=not train))
             if self.cfg.stem_pool:
-                x_BHWC = _max_pool(x_BHWC)
+                # Padded with minus infinity, as torch does, so that no pixel beyond the edge ever wins.
+                x_BHWC = nnx.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore
         for name, _, _ in _blocks(self.cfg):
             with jax.named_scope(name):
                 x_BHWC = self.blocks[name](x_BHWC, train)
@@ -224,14 +225,6 @@ def _conv(cfg: RewardConfig, width_in: int, width: int, kernel: int, stride: int
         kernel_init=nnx.initializers.he_normal(),
         dtype=jnp.dtype(cfg.dtype),
         rngs=rngs,
-    )
-
-
-def _max_pool(x_BHWC: Array) -> Array:
-    """Pools 3x3 at stride 2, padded by one pixel on each side."""
-    # Padded with minus infinity, as torch does, so that no pixel beyond the edge ever wins.
-    return jax.lax.reduce_window(
-        x_BHWC, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     )
 
 

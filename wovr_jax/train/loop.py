@@ -13,7 +13,6 @@ import dataclasses
 import os
 import pathlib
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -22,14 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
-from wovr_jax.core import history, processes
+from wovr_jax.core import checkpoint, history, processes
 from wovr_jax.core.history import CheckpointConfig, History
-from wovr_jax.core.log import Log
-from wovr_jax.train import nonfinite
-from wovr_jax.train.nonfinite import NonFiniteError
-from wovr_jax.train.step import Step, restore
+from wovr_jax.core.log import Log, Progress
+from wovr_jax.train.step import ReplayableStep, Step, restore
 
 IN_FLIGHT = 2
 """Steps dispatched ahead of the device: enough to hide dispatch, few enough to stop soon."""
@@ -37,12 +33,8 @@ SAVE = "save"
 """The wish of a process to write a checkpoint now; the other wishes are names of signals."""
 FORMER_METRICS = {"gradient": "grad_norm"}
 """Names in the facts of older checkpoints, and today's."""
-
-
-LINE_EVERY_S = 20.0
-"""Seconds between progress lines when standard error is not a terminal."""
-SHOWN = 4
-"""Metrics beside the bar or on a line."""
+NONFINITE = "nonfinite"
+"""What a bad update trained on is kept under this name, beside the checkpoints."""
 
 
 class Stopped(processes.Stopping):
@@ -55,6 +47,18 @@ class Stopped(processes.Stopping):
     def __init__(self, message: str, number: int = signal.SIGINT):
         super().__init__(message)
         self.signal = signal.Signals(number)
+
+
+class NonFiniteError(FloatingPointError):
+    """A metric or the state became NaN or infinite; the message says where.
+
+    Attributes:
+      step: number of the update that did it, counting from 1.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class Enough(Exception):  # noqa: N818  it is no error
@@ -102,12 +106,12 @@ def fit(
     run = _Fit(name, steps, log, None if folder is None else History(pathlib.Path(folder) / "fit", keep), undefined)
     state, done = run.resume(state)
     # The step donates the state, so what it looks like is noted before: the dump restores into it.
-    like = jax.tree.map(nonfinite.describe_leaf, state)
+    like = jax.tree.map(_describe_leaf, state)
     with contextlib.closing(run):
         try:
             return _train(run, state, step, done, log_every, keep.every_s, on_step)
         except NonFiniteError as fault:
-            kept = nonfinite.dump(name, run.history, like, step, fault.step)
+            kept = _dump(name, run.history, like, step, fault.step)
             raise NonFiniteError(f"{fault} {kept}", fault.step) from None
 
 
@@ -116,7 +120,7 @@ def _train(
 ) -> Any:
     saved_at, agreed, last = time.monotonic(), processes.Agreement(IN_FLIGHT), run.steps
     in_flight: collections.deque[Any] = collections.deque()
-    with _interrupts() as interrupted, _Progress(run.name, done, run.steps) as progress:
+    with _interrupts() as interrupted, Progress(run.name, done, run.steps) as progress:
         while done < run.steps:
             state, metrics = step(state, jnp.asarray(done, jnp.int32))
             done += 1
@@ -213,10 +217,11 @@ class _Fit:
         self.window = [
             {name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self.window)
         ]
-        if bad := nonfinite.find_in_metrics(self.window, self.undefined):
-            place, name, value = bad
-            step = done - len(self.window) + place + 1  # the window ends with step ``done``
-            raise NonFiniteError(self._explain(f"metric {name!r} is {value}", step), step)
+        # A NaN in the state spoils every later step: the first one is the update that did it.
+        for step, metrics in enumerate(self.window, done - len(self.window) + 1):
+            for name, value in metrics.items():
+                if not (np.isfinite(value) or (name in self.undefined and np.isnan(value))):
+                    raise NonFiniteError(self._explain(f"metric {name!r} is {value}", step), step)
 
     def write(self, done: int) -> dict[str, float]:
         """Logs the means of the window and empties it."""
@@ -237,7 +242,7 @@ class _Fit:
             return
         self.read(done)
         # The loss of this step was computed before its update: a bad update shows first in the state.
-        if leaf := nonfinite.find_in_state(state):
+        if leaf := _find_in_state(state):
             raise NonFiniteError(self._explain(f"state leaf {leaf!r} holds a NaN", done), done)
         facts = {"stage": self.name, "step": done, "window": self.window, "means": self.means}
         self.history.save(done, state, facts)
@@ -260,46 +265,6 @@ class _Fit:
             kept = f"The checkpoint of step {self.saved} in {self.history.folder} is kept."
         advice = "Try a smaller learning rate or look at the data."
         return f"{self.name}: {fault} at step {step} of {self.steps}. {kept} {advice}"
-
-
-class _Progress:
-    """A bar on a terminal, a line every LINE_EVERY_S seconds elsewhere; both on standard error.
-
-    Attributes:
-      metrics: the latest means, set by the loop.
-    """
-
-    def __init__(self, name: str, done: int, steps: int):
-        self.name, self.first, self.steps = name, done, steps
-        self.metrics: dict[str, float] = {}
-        self._begin = self._line = time.monotonic()
-        # Of several processes one draws: their bars would overwrite each other.
-        visible = sys.stderr.isatty() and processes.first()
-        self._bar = tqdm.tqdm(
-            total=steps, initial=done, desc=name, file=sys.stderr, disable=not visible, dynamic_ncols=True
-        )
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def advance(self, done: int) -> None:
-        """Shows that ``done`` steps are taken."""
-        if not self._bar.disable:
-            # Drawn once, by the update that follows.
-            self._bar.set_postfix_str(self._metrics_text(), refresh=False)
-            self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._line > LINE_EVERY_S:
-            self._line = time.monotonic()
-            # Only steps of this process: those before a resumption took none of its time.
-            rate = (done - self.first) / (self._line - self._begin)
-            left = tqdm.tqdm.format_interval((self.steps - done) / rate)
-            processes.say(f"{self.name} {done}/{self.steps}, {rate:.2f} steps/s, {left} left, {self._metrics_text()}")
-
-    def _metrics_text(self) -> str:
-        return ", ".join(f"{metric} {value:.4g}" for metric, value in list(self.metrics.items())[:SHOWN])
 
 
 def _rename(metrics: dict[str, float]) -> dict[str, float]:
@@ -330,3 +295,73 @@ def _interrupts() -> Iterator[list[int]]:
         yield noted
     finally:
         put_back()
+
+
+# ---------------------------------------------------------------- numbers that are not finite
+#
+# Metrics are looked at where they leave the device for the log, and the state before it is saved: looking costs no step
+# anything, and no checkpoint holds a NaN.
+
+
+def _find_in_state(state: Any) -> str | None:
+    """Returns the path of a leaf that holds a NaN; None when no leaf does."""
+    # Counters and keys of random numbers cannot be NaN, and isnan refuses the latter.
+    flat = [
+        (path, leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+        if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact)
+    ]
+    # One program and one transfer for the whole state, not one for each leaf.
+    flags = jax.device_get(_have_nan([leaf for _, leaf in flat]))
+    bad = [path for (path, _), flag in zip(flat, flags, strict=True) if flag]
+    return jax.tree_util.keystr(bad[0], simple=True, separator="/") if bad else None
+
+
+@jax.jit
+def _have_nan(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.isnan(leaf).any() for leaf in leaves]
+
+
+def _describe_leaf(leaf: Any) -> Any:
+    """Returns enough of an array to restore one like it, when the array itself has been donated."""
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
+
+
+def _dump(name: str, history: History | None, like: Any, step: Step, bad: int) -> str:
+    """Keeps what update ``bad`` trained on and the state before it; returns a sentence on where, or why not.
+
+    Args:
+      name: the stage.
+      history: checkpoints of the training; None where it keeps none, and then nothing is kept.
+      like: shapes of the state.
+      step: the step; only a ``ReplayableStep`` can show its batch.
+      bad: number of the update, counting from 1.
+    """
+    if history is None or not isinstance(step, ReplayableStep):
+        return ""
+    try:
+        # The state that failed is donated or spoiled by now; a checkpoint leads to the one before it.
+        state = _state_before(bad, history, like, step)
+        if state is None and step.on_policy:
+            return "Nothing had been saved, so its rollouts are not kept; the same command meets them again."
+        kept = {"batch": step.batch(state, jnp.asarray(bad - 1, jnp.int32)), "state": state}
+        path = history.folder.with_name(NONFINITE)
+        checkpoint.save(path, kept, {"stage": name, "step": bad - 1})
+    except checkpoint.CheckpointError as error:  # a full disk, too: the first fault is the one to report
+        return f"What this update trained on could not be kept: {error}"
+    return f"What this update trained on, and the state before it, are in {path} (checkpoint.load reads them)."
+
+
+def _state_before(bad: int, history: History, like: Any, step: Step) -> Any:
+    """The state of the last checkpoint, led on to update ``bad``; None when nothing had been saved."""
+    history.wait()
+    restored = restore(history, like)
+    if restored is None:
+        return None
+    state, facts = restored
+    # Steps depend on their number alone, so taking them again leads to the very state that was lost.
+    for i in range(facts["step"], bad - 1):
+        state, _ = step(state, jnp.asarray(i, jnp.int32))
+    return state

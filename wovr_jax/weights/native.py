@@ -1,4 +1,4 @@
-"""Our own form of weights: ``<name>.safetensors`` and ``<name>.json``; the one reader and writer of it.
+"""Our own form of weights: ``<name>.safetensors`` and ``<name>.json``; the one reader of it.
 
 The small pretrained parts that come with the package (``assets/``) have this form, and so have weights that
 ``bridge`` imported. The names are parameter paths joined by dots, layers of a stack in one array; the json holds the
@@ -15,17 +15,19 @@ import importlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
+from safetensors.numpy import save_file
 
 from wovr_jax.core import checkpoint, config, disk, processes, sharding
 from wovr_jax.types import Params
 from wovr_jax.weights import safetensors
-from wovr_jax.weights.safetensors import Fact, FileError, facts_of
+from wovr_jax.weights.safetensors import FileError
 
 FOLDER = pathlib.Path(__file__).parents[1] / "assets"
 """Where the pretrained parts of the package lie; ``launch/`` has the program that makes them again."""
@@ -37,30 +39,21 @@ MOVED = {
 }
 """Place of a config's class in files of before -> where it is now."""
 
-SHOWN = 12
-"""Leaves that an error spells out; the rest are counted."""
 
-
-def flatten(tree: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
+def flatten(tree: Params) -> dict[str, Any]:
     """Returns nested parameters as ``path -> leaf``, the path joined by ``/``."""
-    leaves: dict[str, Any] = {}  # not JAX's tree functions: shardings and shapes are leaves here as well
-    for key, value in tree.items():
-        path = f"{above}/{key}" if above else str(key)
-        leaves |= flatten(value, path) if isinstance(value, Mapping) else {path: value}
-    return leaves
+    # Not JAX's tree functions: shardings and shapes are leaves here as well.
+    return {"/".join(map(str, keys)): leaf for keys, leaf in traverse_util.flatten_dict(tree).items()}
 
 
 def unflatten(leaves: Mapping[str, Any]) -> Params:
     """Returns the nested parameters of :func:`flatten`; a part of digits is an index, an integer key."""
-    tree: Params = {}
-    for path, leaf in leaves.items():
+
+    def keys(path: str) -> tuple[int | str, ...]:
         # flax.nnx keeps the modules of a list under integers.
-        *parents, last = (int(part) if part.isdigit() else part for part in path.split("/"))
-        node: Any = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = leaf
-    return tree
+        return tuple(int(part) if part.isdigit() else part for part in path.split("/"))
+
+    return traverse_util.unflatten_dict({keys(path): leaf for path, leaf in leaves.items()})
 
 
 # ---------------------------------------------------------------- writing
@@ -70,9 +63,9 @@ def write(
     folder: str | os.PathLike,
     name: str,
     cfg: Any,
-    facts: Mapping[str, Fact],
-    leaves: Iterable[tuple[str, np.ndarray]],
+    parameters: int,
     about: Mapping[str, Any],
+    save: Callable[[pathlib.Path], object],
 ) -> pathlib.Path:
     """Writes both files, whole or not at all, and returns the json's path.
 
@@ -80,20 +73,19 @@ def write(
       folder: where; made if it is not there.
       name: of both files.
       cfg: config of the network.
-      facts: path -> shape and dtype of every leaf.
-      leaves: the leaves, in any order.
+      parameters: how many numbers it has.
       about: JSON facts on the origin.
+      save: writes the weights to the path that it is given.
     """
     card = pathlib.Path(folder) / f"{name}.json"
     # The weights are renamed after the card was written, so an error in either leaves both as they were.
     with disk.replace_file(card) as fresh_card, disk.replace_file(card.with_suffix(".safetensors")) as fresh:
-        dotted = {path.replace("/", "."): fact for path, fact in facts.items()}
-        safetensors.write(fresh, dotted, ((path.replace("/", "."), leaf) for path, leaf in leaves))
+        save(fresh)
         described = {
             "config_class": f"{type(cfg).__module__}:{type(cfg).__qualname__}",
             "config": config.to_dict(cfg),
             **about,  # before the sum, which nothing said about the origin may replace
-            "parameters": sum(fact.size for fact in facts.values()),
+            "parameters": parameters,
             "sha256": disk.sha256(fresh),
         }
         fresh_card.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -125,8 +117,8 @@ def save_asset(
       FileError: a parameter is not finite in float16.
     """
     with np.errstate(over="ignore"):  # what overflows is reported below, by name
-        half = {path: np.asarray(leaf, np.float16) for path, leaf in flatten(params).items()}
-    bad = [path.replace("/", ".") for path, leaf in half.items() if not np.isfinite(leaf).all()]
+        half = {path.replace("/", "."): np.asarray(leaf, np.float16) for path, leaf in flatten(params).items()}
+    bad = [path for path, leaf in half.items() if not np.isfinite(leaf).all()]
     if bad:
         raise FileError(f"asset {name!r}: {bad[0]!r} is not finite in float16 ({len(bad)} such parameters)")
     if not processes.first():  # after the arrays came to the host, in which all processes may have a part
@@ -134,7 +126,9 @@ def save_asset(
     about = {"training": config.to_dict(training), "scores": dict(scores)}
     if frames:
         about["seen"] = {"steps": training.steps, "frames": training.steps * training.batch * frames}
-    return write(folder, name, cfg, facts_of(half), half.items(), about)
+    parameters = sum(leaf.size for leaf in half.values())
+    # All at once, by the library: the parts that come with the package are small.
+    return write(folder, name, cfg, parameters, about, lambda fresh: save_file(half, fresh))
 
 
 # ---------------------------------------------------------------- reading
@@ -147,16 +141,14 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
       FileError: a file is missing, or the json is not of this form.
     """
     path = pathlib.Path(path)
+    expected = f"{path}: expected the .json of imported weights, with a .safetensors of that name beside it"
     if path.suffix != ".json":
-        raise FileError(f"{path}: expected the .json of imported weights, with a .safetensors of that name beside it.")
+        raise FileError(f"{expected}.")
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         raise FileError(f"{path} is missing. Weights there: {known}.")
     if not path.with_suffix(".safetensors").is_file():
-        raise FileError(
-            f"{path}: expected the .json of imported weights, with a .safetensors of that name beside it; "
-            f"{path.with_suffix('.safetensors').name} is missing."
-        )
+        raise FileError(f"{expected}; {path.with_suffix('.safetensors').name} is missing.")
     try:
         about = disk.read_json(path)
     except ValueError as error:
@@ -167,10 +159,7 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def load(
-    path: str | os.PathLike,
-    *,
-    put: Callable[[str, np.ndarray], Any] = lambda name, leaf: leaf,
-    verify: bool = False,
+    path: str | os.PathLike, *, put: Callable[[str, np.ndarray], Any] = lambda name, leaf: leaf, verify: bool = False
 ) -> tuple[Any, Params]:
     """Reads the config and the parameters.
 
@@ -299,8 +288,5 @@ def _refuse_another_network(path: pathlib.Path, shapes: Params) -> None:
     facts = safetensors.header(path.with_suffix(".safetensors")).facts
     file = {name: str(fact.shape) for name, fact in facts.items()}
     network = {name.replace("/", "."): str(tuple(leaf.shape)) for name, leaf in flatten(shapes).items()}
-    names = sorted(name for name in file.keys() | network.keys() if file.get(name) != network.get(name))
-    if names:
-        lines = [f"{name}: {file.get(name)} there, {network.get(name)} here" for name in names[:SHOWN]]
-        lines += [f"... and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-        raise FileError(f"{path} is of another network, {len(names)} differ:\n  " + "\n  ".join(lines))
+    if differences := checkpoint.list_differences(network, file):
+        raise FileError(f"{path} is of another network: {differences}")

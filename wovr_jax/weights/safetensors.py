@@ -1,8 +1,8 @@
-"""Safetensors files, tensor by tensor.
+"""Reading of safetensors files, tensor by tensor; ``writer`` writes them so.
 
 The library maps a file into memory or takes all tensors at once; either way a process that
 converts 10 GB is charged for 20. Here the header is read, then one tensor at a time by seek
-and read, and written the same way, so that a conversion holds one tensor of each side.
+and read, so that a conversion holds one tensor of each side.
 
 Format: 8 bytes little-endian header length; a JSON header, name -> dtype, shape and the
 tensor's begin and end after the header; the data (huggingface/safetensors:README.md).
@@ -15,7 +15,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ import numpy as np
 HEADER_BYTES = 100_000_000
 """Longest header that the library accepts."""
 
-_CODES = {
+CODES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -41,7 +41,6 @@ _CODES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-_NAMES = {dtype: code for code, dtype in _CODES.items()}
 
 LFS = b"version https://git-lfs.github.com/spec/"
 """How a pointer of Git LFS begins."""
@@ -77,11 +76,6 @@ class Fact(NamedTuple):
         return f"{self.dtype.name}[{','.join(map(str, self.shape))}]"
 
 
-def facts_of(arrays: Mapping[str, Any]) -> dict[str, Fact]:
-    """Returns the shape and dtype of each array."""
-    return {name: Fact(tuple(array.shape), np.dtype(array.dtype)) for name, array in arrays.items()}
-
-
 class Header(NamedTuple):
     """What a file says of itself.
 
@@ -98,9 +92,6 @@ class Header(NamedTuple):
     begin: dict[str, int]
     doubled: list[str]
     metadata: dict[str, str]
-
-
-# ---------------------------------------------------------------- reading
 
 
 def header(path: str | os.PathLike) -> Header:
@@ -140,7 +131,7 @@ def header(path: str | os.PathLike) -> Header:
 
 def _entry(path: pathlib.Path, name: str, entry: Mapping[str, Any], start: int, size: int) -> tuple[Fact, int]:
     try:
-        fact = Fact(tuple(map(int, entry["shape"])), _CODES[entry["dtype"]])
+        fact = Fact(tuple(map(int, entry["shape"])), CODES[entry["dtype"]])
         begin, end = entry["data_offsets"]  # counted from the end of the header
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path}: the header's entry for {name!r} cannot be read: {entry}.") from error
@@ -157,13 +148,6 @@ def refuse_pointer(path: pathlib.Path) -> None:
     with path.open("rb") as file:
         if file.read(len(LFS)) == LFS:
             raise FileError(f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs pull`.")
-
-
-def read(opened: Header, name: str) -> np.ndarray:
-    """Reads one tensor, into memory of its own."""
-    with opened.path.open("rb", buffering=0) as file:
-        file.seek(opened.begin[name])
-        return _read_tensor(file, opened, name)
 
 
 def read_all(opened: Header, hashed: Callable[[Any], None] | None = None) -> Iterator[tuple[str, np.ndarray]]:
@@ -186,17 +170,18 @@ def read_all(opened: Header, hashed: Callable[[Any], None] | None = None) -> Ite
         for name in order:
             pass_over(opened.begin[name])
             file.seek(opened.begin[name])
-            tensor = _read_tensor(file, opened, name)
+            tensor = read_tensor(file, opened, name)
             if hashed:
-                hashed(_bytes_of(tensor))
+                hashed(bytes_of(tensor))
             yield name, tensor
             del tensor  # before the next one is made: this one is the caller's
         pass_over(opened.path.stat().st_size)
 
 
-def _read_tensor(file: io.FileIO, opened: Header, name: str) -> np.ndarray:
+def read_tensor(file: io.FileIO, opened: Header, name: str) -> np.ndarray:
+    """Reads a tensor from where the file stands, into memory of its own."""
     tensor = np.empty(opened.facts[name].shape, opened.facts[name].dtype)
-    view = _bytes_of(tensor)
+    view = bytes_of(tensor)
     while view:
         count = file.readinto(view)
         if not count:  # raw reads may come in pieces, but an empty one is the end
@@ -205,62 +190,7 @@ def _read_tensor(file: io.FileIO, opened: Header, name: str) -> np.ndarray:
     return tensor
 
 
-def _bytes_of(tensor: np.ndarray) -> memoryview:
+def bytes_of(tensor: np.ndarray) -> memoryview:
+    """Returns the bytes of an array as a file holds them."""
     # Through uint8: a 0-d or bfloat16 array has no buffer of its own.
     return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
-
-
-# ---------------------------------------------------------------- writing
-
-
-def write(
-    path: str | os.PathLike,
-    facts: Mapping[str, Fact],
-    tensors: Iterable[tuple[str, np.ndarray]],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Writes a file from tensors that come one after another, in any order.
-
-    Args:
-      path: the file, which must not be one that is worth keeping: use :func:`core.disk.replace_file`.
-      facts: shape and dtype of all of them.
-      tensors: each of ``facts`` once.
-      metadata: strings for the header.
-
-    Raises:
-      ValueError: for a tensor that was not announced, is not as announced, or did not come.
-    """
-    text, begin, size = layout(facts, metadata)
-    waiting = set(facts)
-    with open(path, "wb") as file:
-        file.write(text)
-        for name, tensor in tensors:
-            if name not in waiting or Fact(tensor.shape, tensor.dtype) != facts[name]:
-                raise ValueError(
-                    f"{name}: {tensor.dtype}{list(tensor.shape)} came, {facts.get(name)} was announced once"
-                )
-            waiting.remove(name)
-            file.seek(begin[name])  # they may come in another order than they lie
-            file.write(_bytes_of(tensor))
-        file.truncate(size)  # a tensor without numbers at the end writes nothing
-    if waiting:
-        raise ValueError(f"{path}: {len(waiting)} tensors did not come, {min(waiting)!r} among them")
-
-
-def layout(facts: Mapping[str, Fact], metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int], int]:
-    """Returns the bytes before the data, where each tensor begins, and the size of the file."""
-    order = sorted(facts, key=lambda name: (-facts[name].dtype.itemsize, name))  # widest first keeps data aligned
-    described: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    begin, at = {}, 0
-    for name in order:
-        end = at + facts[name].nbytes
-        described[name] = {
-            "dtype": _NAMES[facts[name].dtype],
-            "shape": list(facts[name].shape),
-            "data_offsets": [at, end],
-        }
-        begin[name], at = at, end
-    text = json.dumps(described, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the data begin aligned to 8 bytes
-    start = 8 + len(text)
-    return len(text).to_bytes(8, "little") + text, {name: start + at for name, at in begin.items()}, start + at

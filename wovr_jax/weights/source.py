@@ -47,6 +47,13 @@ class Source:
         return {name: fact.shape for name, fact in self.facts.items()}
 
 
+def read_by_name(opened: safetensors.Header, name: str) -> np.ndarray:
+    """Reads one tensor, into memory of its own."""
+    with opened.path.open("rb", buffering=0) as file:
+        file.seek(opened.begin[name])
+        return safetensors.read_tensor(file, opened, name)
+
+
 def is_native(path: pathlib.Path) -> bool:
     """Returns whether ``path`` is the json of our own form."""
     whole = path.suffix == ".json" and path.is_file() and path.with_suffix(".safetensors").is_file()
@@ -76,4 +83,4 @@ def open_native(path: str | os.PathLike, *, verify: bool = False) -> tuple[Any, 
     cfg = native.read_config(path, about)
     opened = safetensors.header(weights)
     facts = {name.replace(".", "/"): fact for name, fact in opened.facts.items()}
-    return cfg, Source(str(path), facts, lambda leaf: safetensors.read(opened, leaf.replace("/", "."))), about
+    return cfg, Source(str(path), facts, lambda leaf: read_by_name(opened, leaf.replace("/", "."))), about

@@ -322,8 +322,7 @@ class DiT(nnx.Module):
         if c != cfg.channels or h % cfg.patch or w % cfg.patch:
             form = f"{cfg.channels} channels and sides divisible by {cfg.patch}"
             raise ValueError(f"latents: expected {form}, got {latent_Bfhwc.shape}")
-        if time_Bf.shape != (b, f):
-            raise ValueError(f"time: expected one level for each latent frame {(b, f)}, got {time_Bf.shape}")
+        chex.assert_shape(time_Bf, (b, f), custom_message="transformer: time_Bf, one level for each latent frame")
         context = self.context(action_BFA) if context is None else context
 
         with jax.named_scope("embeddings"):

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from safetensors.numpy import save_file
 
 from wovr_jax.core import config, processes, sharding
 from wovr_jax.core.disk import replace_file
@@ -299,8 +300,7 @@ def _write(path: pathlib.Path, sides: tuple[Latents, Latents]) -> None:
         return
     starts = {f"{name}.starts": str(side.starts) for name, side in zip(("train", "held"), sides, strict=True)}
     with replace_file(path) as fresh:
-        facts = safetensors.facts_of(arrays)
-        safetensors.write(fresh, facts, arrays.items(), starts | {"sha256": _hash(SCHEMA, arrays)})
+        save_file(arrays, fresh, starts | {"sha256": _hash(SCHEMA, arrays)})
 
 
 def _read(path: pathlib.Path) -> tuple[Latents, Latents]:

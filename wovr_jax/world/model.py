@@ -164,14 +164,11 @@ def world(cfg: WorldConfig, params: Params) -> World:
     Frames go in and out as float32 in [-1, 1]. ``step`` knows no truth: its third result is None.
 
     Raises:
-      ValueError: by ``begin`` and ``step``, when memory or actions are of another length than the config's.
-      AssertionError: by the same, for another rank, dtype or width.
+      AssertionError: by ``begin`` and ``step``, for memory or actions of another length, rank, dtype or width.
     """
     memory, actions = cfg.slots, cfg.dit.action_dim
 
     def begin(start: Start) -> WorldState:
-        _check("memory", start.memory_BMHWC, memory)
-        _check("memory actions", start.action_BMA, memory)
         # Looked at while the program is traced, and no part of it.
         chex.assert_rank(start.anchor_BHWC, 4, custom_message="world model: start.anchor_BHWC")
         batch, *picture = start.anchor_BHWC.shape
@@ -182,7 +179,6 @@ def world(cfg: WorldConfig, params: Params) -> World:
         return WorldState(start.anchor_BHWC, start.memory_BMHWC, start.action_BMA)
 
     def step(state: WorldState, action_BTA: Array, key_B: Array) -> tuple[WorldState, Array, None]:
-        _check("actions", action_BTA, cfg.chunk)
         batch = len(state.anchor_BHWC)
         chex.assert_shape(action_BTA, (batch, cfg.chunk, actions), custom_message="world model: action_BTA")
         chex.assert_axis_dimension(key_B, 0, batch, custom_message="world model: key_B, one key a trajectory")
@@ -283,8 +279,3 @@ def quantise(frame: Array, eight_bit: str) -> Array:
     level = (frame + 1.0) * 127.5  # [-1, 1] -> [0, 255]
     level = jnp.round(level) if eight_bit == "round" else jnp.floor(level)
     return level / 127.5 - 1.0
-
-
-def _check(what: str, array: Array, length: int) -> None:
-    if array.shape[1] != length:
-        raise ValueError(f"world model: expected {length} {what} on axis 1, got shape {array.shape}")

@@ -200,13 +200,7 @@ def _per_frame(context: list[float], future_B: Array, cfg: WorldConfig) -> Array
 
 
 def make(
-    cfg: WorldConfig,
-    train: WorldTrainConfig,
-    dit_params: Params,
-    data: Data,
-    key: Array,
-    *,
-    replay: Data | None = None,
+    cfg: WorldConfig, train: WorldTrainConfig, dit_params: Params, data: Data, key: Array, *, replay: Data | None = None
 ) -> tuple[TrainState, ReplayableStep]:
     """Returns the first state and the step, see ``train.step.make``.
 

@@ -17,7 +17,7 @@ from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.world import start_world
-from wovr_jax.weights import native
+from wovr_jax.weights import native, writer
 from wovr_jax.weights.safetensors import Fact
 from wovr_jax.world.dit import DiTLoRA
 from wovr_jax.world.model import WorldConfig, networks
@@ -47,7 +47,7 @@ def test_a_checkpoint_of_a_run(dit: Any, tmp_path: pathlib.Path) -> None:
 def test_imported_weights_in_their_own_dtype(dit: Any, tmp_path: pathlib.Path) -> None:
     half = {path: np.asarray(leaf).astype(ml_dtypes.bfloat16) for path, leaf in native.flatten(dit).items()}
     facts = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in half.items()}
-    card = native.write(tmp_path, "dit", WORLD.dit, facts, half.items(), {})
+    card = writer.write_native(tmp_path, "dit", WORLD.dit, facts, half.items(), {})
     found = native.flatten(begin(card))
     assert {leaf.dtype for leaf in found.values()} == {np.dtype("float32")}
     for path, leaf in half.items():
@@ -60,10 +60,13 @@ def test_weights_of_another_network_are_refused_leaf_by_leaf(tmp_path: pathlib.P
     checkpoint.save(tmp_path / "dit", dit)
     leaves = native.flatten(jax.device_get(dit))
     facts = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
-    card = native.write(tmp_path / "imported", "dit", wider, facts, leaves.items(), {})
+    card = writer.write_native(tmp_path / "imported", "dit", wider, facts, leaves.items(), {})
     for path, says in (
         (tmp_path / "dit", r"blocks/ffn/inner/kernel: expected float32\[2,40,56\], got float32\[2,40,64\]"),
-        (card, r"is of another network, 3 differ:\n.*blocks\.ffn\.inner\.bias: \(2, 64\) there, \(2, 56\) here"),
+        (
+            card,
+            r"is of another network: 3 leaves differ\.\n.*blocks\.ffn\.inner\.bias: expected \(2, 56\), got \(2, 64\)",
+        ),
         (tmp_path / "nowhere", "no checkpoint at"),
         (tmp_path / "nowhere.json", "nowhere.json is missing"),
     ):

@@ -81,7 +81,7 @@ def test_only_successes_and_a_task_without_any(tmp_path):
 
     facts = collect(act, WANTED, tmp_path / "made", meta=META)
     assert facts["episodes"] == 2 and len(facts["meta"]["outcomes"]) == 9
-    with pytest.raises(EpisodesError, match="no parts"):
+    with pytest.raises(EpisodesError, match="no episodes were given"):
         collect(lambda trials: drop_failures(outcome(t, False) for t in trials), WANTED, tmp_path / "b", meta=META)
 
 

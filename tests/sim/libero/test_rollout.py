@@ -28,8 +28,8 @@ from wovr_jax.sim.libero.tasks import (
     SceneConfig,
     Trial,
     draws_fixtures,
-    init_states,
     protocol,
+    read_init_states,
     tasks,
 )
 
@@ -78,7 +78,7 @@ def ours_and_theirs(state, trial):
     plain = OffScreenRenderEnv(bddl_file_name=str(trial.task.bddl_file), camera_heights=size, camera_widths=size)
     plain.seed(trial.seed)
     plain.reset()
-    plain.set_init_state(init_states(trial.task)[trial.init])
+    plain.set_init_state(read_init_states(trial.task.init_file)[trial.init])
     for _ in range(SHORT.settle):
         first, *_ = plain.step([0.0] * 6 + [-1.0])
     theirs = []
@@ -225,7 +225,7 @@ def test_every_suite_has_its_tasks_and_states():
     assert [len(tasks(suite)) for suite in SUITES] == [10, 10, 10, 10, 90]
     for suite in SUITES[:4]:
         for task in tasks(suite):
-            assert task.bddl_file.is_file() and len(init_states(task)) == 50
+            assert task.bddl_file.is_file() and len(read_init_states(task.init_file)) == 50
     assert [sum(map(draws_fixtures, tasks(suite))) for suite in SUITES] == [10, 0, 10, 5, 63]
 
 

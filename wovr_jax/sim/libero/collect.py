@@ -26,7 +26,6 @@ from tqdm import tqdm
 from wovr_jax.core import processes
 from wovr_jax.core.disk import write_json
 from wovr_jax.data import episodes as disk
-from wovr_jax.data.merge import merge
 from wovr_jax.sim.libero.rollout import Outcome
 from wovr_jax.sim.libero.tasks import Trial
 from wovr_jax.types import Episode
@@ -43,13 +42,7 @@ Run = Callable[[Sequence[Trial]], Iterable[Outcome]]
 """Runs trials and yields their outcomes in any order."""
 
 
-def collect(
-    act: Run,
-    wanted: Sequence[Trial],
-    folder: str | os.PathLike,
-    *,
-    meta: Mapping[str, Any],
-) -> dict[str, Any]:
+def collect(act: Run, wanted: Sequence[Trial], folder: str | os.PathLike, *, meta: Mapping[str, Any]) -> dict[str, Any]:
     """Writes the episodes of ``wanted`` to ``folder``, in the place of those that are there; returns the manifest.
 
     Args:
@@ -91,7 +84,7 @@ def collect(
         done = [parts / name for name in trials_of]
         outcomes = [line for part in done for line in json.loads((part / OUTCOMES).read_text())]
         recorded = [part / "episodes" for part in done if (part / "episodes").is_dir()]
-        facts = merge(recorded, folder, meta={**meta, "outcomes": outcomes}, overwrite=True)
+        facts = disk.merge(recorded, folder, meta={**meta, "outcomes": outcomes}, overwrite=True)
         shutil.rmtree(parts)
         return facts
 

@@ -299,21 +299,14 @@ def draws_fixtures(task: Task) -> bool:
     return fixtures is not None and fixtures[1].count(" - ") > 1
 
 
-def init_states(task: Task) -> np.ndarray:
+def read_init_states(path: pathlib.Path) -> np.ndarray:
     """Returns the official initial states, (N, 1 + nq + nv) float64: time, then positions, then velocities.
+
+    They are the array of a ``.pruned_init``: a zip as torch writes it, with one pickled numpy array and no tensor. The
+    file is torch's, and torch is not needed to read one array.
 
     Raises:
       LiberoError: for a file that is missing, damaged, or holds anything but one array of numbers.
-    """
-    # The file is torch's, and torch is not needed to read one array.
-    return read_init_states(task.init_file)
-
-
-def read_init_states(path: pathlib.Path) -> np.ndarray:
-    """Reads the array of a ``.pruned_init``: a zip as torch writes it, with one pickled numpy array and no tensor.
-
-    Raises:
-      LiberoError: as ``init_states``.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -334,12 +327,7 @@ def read_init_states(path: pathlib.Path) -> np.ndarray:
 class _ArraysOnly(pickle.Unpickler):
     """Resolves only the four names that an array of numbers needs, because a pickle may call whatever it can name."""
 
-    NAMES = (
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("_codecs", "encode"),
-    )
+    NAMES = (("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"), ("_codecs", "encode"))
 
     def find_class(self, module: str, name: str) -> Any:
         # The four names build an array and call nothing else.

@@ -26,7 +26,7 @@ import numpy as np
 
 from wovr_jax.sim.libero import setup
 from wovr_jax.sim.libero.setup import LiberoError
-from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, SceneConfig, Task, Trial, init_states
+from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, SceneConfig, Task, Trial, read_init_states
 
 CAMERA, WRIST_CAMERA = "agentview", "robot0_eye_in_hand"
 ARM_NOISE = 0.02
@@ -64,7 +64,7 @@ class Scene:
         from libero.libero.envs.env_wrapper import ControlEnv  # pyright: ignore[reportMissingImports]
 
         self.task, self.cfg = task, cfg
-        self.states = init_states(task)
+        self.states = read_init_states(task.init_file)
         self.cameras = ((CAMERA, WRIST_CAMERA) if cfg.wrist else (CAMERA,)) if cfg.size else ()
         try:
             # Without an offscreen renderer of its own: it would draw in every step.

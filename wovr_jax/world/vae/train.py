@@ -17,6 +17,7 @@ import optax
 
 from wovr_jax.core import sharding
 from wovr_jax.core.config import Count, Natural, NonNegative, Positive, Seed, checked
+from wovr_jax.core.stats import psnr
 from wovr_jax.nn.functional import Pure
 from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
@@ -85,7 +86,7 @@ def loss(vae: Pure, params: Params, cfg: VAETraining, frame_BFHWC: Array, key: A
     # Of N(mean, exp(logvar)) from N(0, 1), the mean over latent numbers and not their sum.
     divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
     total = pixel + cfg.edge * edge + cfg.kl * divergence
-    return total, {"psnr": _psnr(jnp.square(error_BFHWC).mean()), "edge": edge, "kl": divergence}
+    return total, {"psnr": psnr(jnp.square(error_BFHWC).mean()), "edge": edge, "kl": divergence}
 
 
 def moving(frame_BFHWC: Array, threshold: float = 0.1) -> Array:
@@ -173,9 +174,4 @@ def scores(cfg: VAEConfig, params: Params, windows: Iterable[Array]) -> dict[str
     # One mean over all moving pixels: a mean of windows would count those with few of them as much.
     in_motion = float(sum(moving_error)) / float(sum(moving_pixels))
     errors_by_name = {"psnr": frame_error.mean(), "psnr_moving": in_motion, "psnr_worst": frame_error.max()}
-    return {name: round(float(_psnr(error)), 2) for name, error in errors_by_name.items()}
-
-
-def _psnr(mean_square: Any) -> Any:
-    """dB of frames in [-1, 1]."""
-    return 10.0 * jnp.log10(4.0 / mean_square)
+    return {name: round(float(psnr(error)), 2) for name, error in errors_by_name.items()}
