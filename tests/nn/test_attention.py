@@ -69,5 +69,3 @@ def test_refuses_shapes_that_do_not_fit():
         attention(q[:, :, :2], k, v)
     with pytest.raises(AssertionError, match="keys and values"):
         attention(q, k, v[:, :2])
-    with pytest.raises(ValueError, match="kernel"):
-        attention(q, k, v, kernel="flash")

@@ -95,11 +95,6 @@ class SFTConfig:
         if self.patience and self.schedule == "cosine":
             yield "patience", f"expected 0 without schedule='constant', got {self.patience}"
 
-    @classmethod
-    def fake(cls) -> SFTConfig:
-        """For tests: a few steps of a few chunks."""
-        return cls(steps=4, batch=2, warmup=1)
-
 
 def demonstrations(chunks: Mapping[str, Any], codec: Codec, prompt_KL: Any) -> Demonstrations:
     """Puts chunks on the device: ``frame_BHWC`` uint8, ``label_BTA`` environment actions and ``task_B``.
@@ -201,7 +196,9 @@ def make(
     Raises:
       ValueError: when ``train.frozen`` or ``train.lora`` names a part that the network does not have.
     """
-    _check_frozen(cfg, train)
+    parts = network(cfg).shapes()
+    if unknown := sorted(set(train.frozen) - set(parts)):
+        raise ValueError(f"SFTConfig.frozen: expected parts of the policy {sorted(parts)}, got unknown {unknown}")
     objective = SFTObjective(cfg, train)
     # Fresh adapters come from a key that no step folds in.
     fixed, trained = objective.split(params, jax.random.fold_in(key, ADAPTERS))
@@ -216,7 +213,6 @@ def validation(
     Metrics: ``val_loss``; ``val_accuracy``, the share of tokens that the likeliest one hits; ``val_l1``, the mean
     distance of the decoded environment actions, gripper included.
     """
-    _check_frozen(cfg, train)
     objective = SFTObjective(cfg, train)
     # Only what is fixed is wanted here; the adapters that come with it are thrown away.
     fixed, _ = objective.split(params, jax.random.key(0))
@@ -255,12 +251,6 @@ def merge_weights(cfg: VLAConfig, train: SFTConfig, params: Params, state: Train
         return params | state.params
     merge = functools.partial(lora.merge, cfg=SFTObjective(cfg, train).adapters)
     return jax.jit(merge)(params, state.params)
-
-
-def _check_frozen(cfg: VLAConfig, train: SFTConfig) -> None:
-    parts = network(cfg).shapes()
-    if unknown := sorted(set(train.frozen) - set(parts)):
-        raise ValueError(f"SFTConfig.frozen: expected parts of the policy {sorted(parts)}, got unknown {unknown}")
 
 
 def blurred_targets(blur: float) -> Array:

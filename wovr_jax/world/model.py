@@ -152,12 +152,6 @@ def networks(cfg: WorldConfig) -> tuple[Pure, Pure]:
     return Pure(lambda rngs: DiT(cfg.dit, rngs=rngs)), Pure(lambda rngs: VAE(cfg.vae, rngs=rngs))
 
 
-def init(cfg: WorldConfig, key: Array) -> Params:
-    """Draws fresh parameters ``{"dit": ..., "vae": ...}``."""
-    transformer, vae = networks(cfg)
-    return {"dit": transformer.init(jax.random.fold_in(key, 0)), "vae": vae.init(jax.random.fold_in(key, 1))}
-
-
 def world(cfg: WorldConfig, params: Params) -> World:
     """Returns the world model with weights ``{"dit": ..., "vae": ...}``, to be used under ``jit``.
 
