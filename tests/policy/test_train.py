@@ -45,13 +45,6 @@ def test_first_loss_is_the_mean_cross_entropy():
     assert metrics["accuracy"] == pytest.approx(hits.mean())
 
 
-def test_blur_spreads_over_neighbours():
-    table = train.blurred_targets(1.0)
-    np.testing.assert_allclose(table.sum(-1), 1.0, rtol=1e-5)
-    assert table[100, 100] / table[100, 101] == pytest.approx(np.exp(0.5), rel=1e-4)
-    assert train.loss(NET, NET.init(KEY), data(), 1.0)[0] > 0.0
-
-
 def run(state, step, first, last):
     for i in range(first, last):
         state, metrics = step(state, jnp.asarray(i))

@@ -72,11 +72,6 @@ def attention(q_BLHD: Array, k_BKHD: Array, v_BKHD: Array, mask: Array | None = 
     return jnp.swapaxes(out_BHLD, 1, 2).astype(q_BLHD.dtype)  # (B, H, L, D) -> (B, L, H, D)
 
 
-def padding_mask(valid_BK: Array) -> Array:
-    """Returns the (B, 1, 1, K) mask under which every query sees exactly the valid keys."""
-    return valid_BK[:, None, None, :]
-
-
 def wan_split(head_dim: int) -> tuple[int, int, int]:
     """Returns the channels of a head given to (time, row, column): rows and columns get 2 * (D // 6) each.
 

@@ -107,14 +107,6 @@ class WorldConfig:
         return cls(**parts | changes)
 
     @classmethod
-    def rlinf(cls, **changes) -> WorldConfig:
-        """Wan2.2-TI2V-5B as RLinf's environment runs it, for its released weights."""
-        transformer = DiTConfig.ti2v_5b(sinusoid_dtype="bfloat16")
-        return cls.wan(
-            **{"dit": transformer, "flow": FlowConfig.rlinf(), "eight_bit": "floor", "noise": "fixed"} | changes
-        )
-
-    @classmethod
     def tabletop(cls, **changes) -> WorldConfig:
         """The embedded run: 32 x 32 frames."""
         return cls(**{"dit": DiTConfig.tabletop(), "vae": VAEConfig.tabletop()} | changes)
