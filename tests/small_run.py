@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
+from tests.sizes import fake_sft, fake_world_train
 from wovr_jax.core.config import to_dict
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
-from wovr_jax.policy.train import SFTConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
@@ -21,7 +21,6 @@ from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.weights import native
 from wovr_jax.world.model import WorldConfig, networks
-from wovr_jax.world.train import WorldTrainConfig
 
 
 def save_parts(folder: pathlib.Path) -> pathlib.Path:
@@ -51,8 +50,8 @@ def small_settings(parts: pathlib.Path, **changes: Any) -> dict[str, Any]:
         sim=TabletopConfig.fake(),
         expert=ExpertConfig(flawed_share=0.5),
         collect=CollectConfig(demonstrations=32, validation=4, first=8, again=8, batch=8),
-        sft=SFTConfig.fake(),
-        world_train=WorldTrainConfig.fake(),
+        sft=fake_sft(),
+        world_train=fake_world_train(),
         refresh=RefreshConfig(steps=2),
         reward_train=RewardTrainConfig.fake(steps=4, extra=0.25),
         starts=StartsConfig(share=0.5),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests import joined  # noqa: F401  # before anything is computed
+from tests.sizes import draw_world
 from wovr_jax import learner
 from wovr_jax.core import sharding
 from wovr_jax.data import stream
@@ -125,7 +126,7 @@ def _dream() -> Imagined:
     )
     params = {
         "policy": sharding.place(vla.network(POLICY).init(KEY), vla.AXES),
-        "world": sharding.place(world_model.init(WORLD, KEY), world_model.AXES),
+        "world": sharding.place(draw_world(WORLD, KEY), world_model.AXES),
         "reward": sharding.whole(classifier.network(REWARD).init(KEY)),
     }
 

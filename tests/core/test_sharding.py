@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from tests.sizes import draw_world
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import MeshConfig, ShardingError
 from wovr_jax.policy import vla
@@ -89,7 +90,7 @@ def test_the_released_sizes_are_described_and_cut_evenly(mesh: AbstractMesh) -> 
 
 
 def test_every_network_is_described() -> None:
-    shapes = jax.eval_shape(lambda: model.init(model.WorldConfig.wan(), jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: draw_world(model.WorldConfig.wan(), jax.random.key(0)))
     sharding.shardings(shapes, model.AXES, over(1, 8, 1))
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sizes import draw_world, fake_world_train
 from wovr_jax.core.sharding import ShardingError, mesh
 from wovr_jax.data import starts as start_states
 from wovr_jax.learner import LearnerConfig
@@ -33,9 +34,8 @@ from wovr_jax.run.stages.world import windows
 from wovr_jax.sim import embedded
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.train import step as train_step
-from wovr_jax.world import model, train
+from wovr_jax.world import train
 from wovr_jax.world.model import WorldConfig
-from wovr_jax.world.train import WorldTrainConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = Recipe(
@@ -44,7 +44,7 @@ RECIPE = Recipe(
     reward=RewardConfig.fake(),
     sim=TabletopConfig.fake(),
     temperature=1.0,
-    world_train=WorldTrainConfig.fake(batch=4),
+    world_train=fake_world_train(batch=4),
     learner=LearnerConfig.fake(),
     collect=CollectConfig(demonstrations=4, validation=1, first=6, again=4, retold=4, batch=4),
     dream=DreamConfig(groups=2, chunks=2),
@@ -65,7 +65,7 @@ def test_what_is_planned_has_the_shapes_of_what_runs() -> None:
     cfg, how = RECIPE.world, RECIPE.world_train
     seeds = np.arange(RECIPE.collect.first + RECIPE.collect.demonstrations)
     made = list(embedded.play_demonstrations(seeds, jax.random.key(0), RECIPE.expert, RECIPE.sim))
-    params = model.init(cfg, jax.random.key(0))
+    params = draw_world(cfg, jax.random.key(0))
     data, _ = windows(cfg, how, params["vae"], made)
     state, _ = train.make(cfg, how, params["dit"], data, jax.random.key(0))
     planned = PHASES["world"](RECIPE, Placement(mesh(RECIPE.mesh)))
@@ -177,7 +177,7 @@ def test_the_smallest_slice_is_looked_for_where_it_can_be(monkeypatch: pytest.Mo
     monkeypatch.setattr(plan, "need", found)
     # Batches that sixteen chips divide; a recipe refuses a mesh that does not divide them.
     batches: dict[str, Any] = {
-        "world_train": WorldTrainConfig.fake(batch=16),
+        "world_train": fake_world_train(batch=16),
         "learner": LearnerConfig.fake(microbatch=16),
     }
     batches["collect"] = dataclasses.replace(RECIPE.collect, batch=16)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sizes import fake_sft
 from wovr_jax.core import pixels
 from wovr_jax.policy import train
 from wovr_jax.policy.actions import Codec
@@ -44,13 +45,6 @@ def test_first_loss_is_the_mean_cross_entropy():
     assert metrics["accuracy"] == pytest.approx(hits.mean())
 
 
-def test_blur_spreads_over_neighbours():
-    table = train.blurred_targets(1.0)
-    np.testing.assert_allclose(table.sum(-1), 1.0, rtol=1e-5)
-    assert table[100, 100] / table[100, 101] == pytest.approx(np.exp(0.5), rel=1e-4)
-    assert train.loss(NET, NET.init(KEY), data(), 1.0)[0] > 0.0
-
-
 def run(state, step, first, last):
     for i in range(first, last):
         state, metrics = step(state, jnp.asarray(i))
@@ -59,13 +53,13 @@ def run(state, step, first, last):
 
 def test_frozen_parts_stay_and_the_rest_moves():
     params = NET.init(KEY)
-    state, step = train.make(CFG, SFTConfig.fake(), params, data(), KEY)
+    state, step = train.make(CFG, fake_sft(), params, data(), KEY)
     state, _ = run(state, step, 0, 3)
     assert set(state.params) == {"projector", "llm"}
-    after = train.merge_weights(CFG, SFTConfig.fake(), params, state)
+    after = train.merge_weights(CFG, fake_sft(), params, state)
     same = {name: all(map(np.array_equal, *map(jax.tree.leaves, (params[name], after[name])))) for name in params}
     assert same == {"dino": True, "siglip": True, "projector": False, "llm": False}
-    everything = dataclasses.replace(SFTConfig.fake(), frozen=())
+    everything = dataclasses.replace(fake_sft(), frozen=())
     state, _ = run(*train.make(CFG, everything, params, data(), KEY), 0, 3)
     assert not np.array_equal(params["dino"]["pos_embed"], state.params["dino"]["pos_embed"])
 
@@ -73,7 +67,7 @@ def test_frozen_parts_stay_and_the_rest_moves():
 def test_resumed_equals_uninterrupted():
 
     def start():
-        return train.make(CFG, SFTConfig.fake(), NET.init(KEY), data(), KEY)
+        return train.make(CFG, fake_sft(), NET.init(KEY), data(), KEY)
 
     whole, _ = run(*start(), 0, 4)
     half, _ = run(*start(), 0, 2)
@@ -90,7 +84,7 @@ def test_learns_a_chunk_by_heart():
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="unknown \\['eyes'\\]"):
-        train.make(CFG, dataclasses.replace(SFTConfig.fake(), frozen=("eyes",)), NET.init(KEY), data(), KEY)
+        train.make(CFG, dataclasses.replace(fake_sft(), frozen=("eyes",)), NET.init(KEY), data(), KEY)
     empty = {"frame_BHWC": np.zeros((0, 16, 16, 3), np.uint8), "label_BTA": np.zeros((0, 8, 7)), "task_B": np.zeros(0)}
     with pytest.raises(ValueError, match="at least one demonstrated chunk"):
         train.demonstrations(empty, Codec(), np.zeros((1, 26), np.int32))

@@ -125,7 +125,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("sft__lr", 0.0, "above 0"),
     ("sft__b2", 1.0, "below 1"),
     ("sft__clip", 0.0, "above 0"),
-    ("sft__blur", -1.0, "at least 0"),
+    ("sft__weight_decay", -1.0, "at least 0"),
     ("sft__early", 0, "at least 1"),
     ("sft__optimizer", "sgd", "'adamw', 'muon'"),
     ("sft__validate_every", -100, "at least 0"),

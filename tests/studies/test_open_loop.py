@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sizes import draw_world
 from wovr_jax.run import programs
 from wovr_jax.studies import open_loop
 from wovr_jax.types import NULL_ACTION, Episode
@@ -16,7 +17,7 @@ CFG = WorldConfig.fake()
 
 @pytest.fixture(scope="module")
 def params():
-    return model.init(CFG, jax.random.key(0))
+    return draw_world(CFG, jax.random.key(0))
 
 
 def episodes(count=2, steps=24):

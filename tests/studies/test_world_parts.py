@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.sizes import fake_world_train
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.report import tables
@@ -26,7 +27,6 @@ from wovr_jax.studies.variants import merge_settings
 from wovr_jax.train import loop
 from wovr_jax.weights import native
 from wovr_jax.world.model import WorldConfig, networks
-from wovr_jax.world.train import WorldTrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
         expert=ExpertConfig(noise=0.3),
         collect=CollectConfig(demonstrations=3, batch=4),
         evaluate=EvaluateConfig(compare=2),
-        world_train=WorldTrainConfig.fake(latents="disk"),
+        world_train=fake_world_train(latents="disk"),
     )
 
 

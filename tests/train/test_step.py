@@ -15,6 +15,7 @@ import pytest
 from flax import struct
 
 from tests.compiles import count_compiles
+from tests.sizes import fake_sft, fake_world_train
 from wovr_jax.core import checkpoint
 from wovr_jax.core.history import CheckpointConfig, History
 from wovr_jax.core.log import Log, read_metrics
@@ -111,7 +112,7 @@ def world() -> Made:
     latent, still = (jnp.asarray(rng.normal(size=(n, 4, 2, 2, 4)), jnp.float32) for n in (count, 3))
     action = jnp.asarray(rng.uniform(-1, 1, (count, 13, 7)), jnp.float32)
     data = Latents(latent, action, jnp.arange(count) % 3, still, 3)
-    cfg, train = model.WorldConfig.fake(), world_train.WorldTrainConfig.fake(steps=STEPS, ema=0.9)
+    cfg, train = model.WorldConfig.fake(), fake_world_train(steps=STEPS, ema=0.9)
     return world_train.make(cfg, train, model.networks(cfg)[0].init(KEY), data, KEY)
 
 
@@ -121,7 +122,7 @@ def policy() -> Made:
     prompts = Tokenizer.tabletop().prompts(["pick up the red block"])
     arrays = {"frame_BHWC": frame, "label_BTA": label, "task_B": np.zeros(3, int)}
     data = sft.demonstrations(arrays, Codec(), prompts)
-    return sft.make(cfg, sft.SFTConfig.fake(), vla.network(cfg).init(KEY), data, KEY)
+    return sft.make(cfg, fake_sft(), vla.network(cfg).init(KEY), data, KEY)
 
 
 def reward() -> Made:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.core.config import to_dict
 from wovr_jax.types import NULL_ACTION, Start
 from wovr_jax.world import model
 from wovr_jax.world.dit import DiTConfig
@@ -87,7 +86,6 @@ def test_sizes_of_a_window():
     assert (CFG.frames, CFG.slots, CFG.context_latents, CFG.latents) == (13, 4, 2, 4)
     full = WorldConfig.wan()
     assert (full.frames, full.context_latents, full.latents, full.dit.channels) == (13, 2, 4, 48)
-    assert WorldConfig.rlinf().flow.round_time
 
 
 def test_frames_become_memory(params):
@@ -195,16 +193,6 @@ def test_eight_bits():
     between = (level[:-1] + 0.75) / 127.5 - 1.0  # floor darkens what rounding keeps
     np.testing.assert_allclose((quantise(between, "floor") + 1) * 127.5, level[:-1], atol=1e-3)
     np.testing.assert_allclose((quantise(between, "round") + 1) * 127.5, level[1:], atol=1e-3)
-
-
-def test_the_reference_preset_differs_in_its_four_roundings_only():
-    paper, rlinf = to_dict(WorldConfig.wan()), to_dict(WorldConfig.rlinf())
-    assert paper["flow"]["steps"] == rlinf["flow"]["steps"] == 5 and paper["flow"]["shift"] == 5.0
-    named = [(paper["flow"], "round_time"), (paper["dit"], "sinusoid_dtype"), (paper, "eight_bit"), (paper, "noise")]
-    assert [part[name] for part, name in named] == [False, "float32", "none", "folded"]
-    for (part, name), value in zip(named, (True, "bfloat16", "floor", "fixed"), strict=True):
-        part[name] = value
-    assert paper == rlinf
 
 
 def test_the_reference_rolls_on_bytes_with_the_same_noise(params):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.compiles import count_compiles
+from tests.sizes import fake_world_train
 from wovr_jax.nn import lora
 from wovr_jax.types import NULL_ACTION
 from wovr_jax.world import flow, model, train
@@ -17,7 +18,7 @@ from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
 
 CFG = WorldConfig.fake()
-TRAIN = WorldTrainConfig.fake()
+TRAIN = fake_world_train()
 
 
 def latents(episodes=3, each=4, seed=0):
@@ -118,7 +119,7 @@ def test_share_of_episode_starts():
 
 
 def test_training_learns_and_resumes_bit_for_bit(dit_params):
-    settings = WorldTrainConfig.fake(steps=40, batch=8, lr=3e-3, static_share=0.0, ema=0.9)
+    settings = fake_world_train(steps=40, batch=8, lr=3e-3, static_share=0.0, ema=0.9)
     data, key = latents(), jax.random.key(5)
     state, step = train.make(CFG, settings, dit_params, data, key)
     with count_compiles() as compiles:
@@ -151,7 +152,7 @@ def test_the_caller_keeps_its_parameters(dit_params):
 def test_a_refresh_mixes_old_and_new(dit_params):
     new, old = latents(), latents(seed=1)
     old = old.replace(latent_Ifhwc=old.latent_Ifhwc + 50.0)
-    settings = WorldTrainConfig.fake(batch=8, replay_share=0.25, static_share=0.0)
+    settings = fake_world_train(batch=8, replay_share=0.25, static_share=0.0)
     state, step = train.make(CFG, settings, dit_params, new, jax.random.key(0), replay=old)
     batch, _ = step.batch(state, jnp.asarray(0, jnp.int32))
     assert (batch.latent_Bfhwc.mean(axis=(1, 2, 3, 4)) > 25).tolist() == [False] * 6 + [True] * 2
@@ -186,7 +187,7 @@ def test_only_adapters_are_trained_and_kept_and_folded_in_for_use():
     params = model.networks(CFG)[0].init(jax.random.key(0))
     # A network that was trained: its zero-initialised head would let no gradient through to the adapters.
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
-    settings = WorldTrainConfig.fake(steps=30, batch=8, lr=1e-2, static_share=0.0, lora=DiTLoRA.wan(rank=4))
+    settings = fake_world_train(steps=30, batch=8, lr=1e-2, static_share=0.0, lora=DiTLoRA.wan(rank=4))
     before, data, key = jax.device_get(params), latents(), jax.random.key(5)
     state, step = train.make(CFG, settings, params, data, key)
     held = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]}
@@ -211,6 +212,6 @@ def test_only_adapters_are_trained_and_kept_and_folded_in_for_use():
 
 
 def test_adapters_without_a_layer_are_refused(dit_params):
-    settings = WorldTrainConfig.fake(lora=DiTLoRA(targets=("blocks/selfattn/*",)))
+    settings = fake_world_train(lora=DiTLoRA(targets=("blocks/selfattn/*",)))
     with pytest.raises(ValueError, match=r"no layer matches 'blocks/selfattn/\*'; there are: .*blocks/self_attn/q"):
         train.make(CFG, settings, dit_params, latents(), jax.random.key(0))

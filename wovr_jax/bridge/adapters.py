@@ -28,10 +28,10 @@ from wovr_jax.policy import vla
 from wovr_jax.policy.train import PolicyAdapters
 from wovr_jax.policy.vla import PolicyLoRA, VLAConfig
 from wovr_jax.policy.weights import PEFT, adapter_table
-from wovr_jax.weights import native, safetensors, writer
+from wovr_jax.weights import native, writer
 from wovr_jax.weights.plan import Plan, plan_export, plan_import
 from wovr_jax.weights.safetensors import Fact, FileError
-from wovr_jax.weights.source import open_native, read_by_name
+from wovr_jax.weights.source import open_native, read_by_name, read_header
 
 CONFIG, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "lora_adapter"
 OTHER_KINDS = ("use_rslora", "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")
@@ -105,7 +105,7 @@ def open_peft(folder: str | os.PathLike, network: VLAConfig) -> Adapters:
     """
     folder = pathlib.Path(folder)
     settings = _read_config(folder / CONFIG)
-    header = safetensors.header(folder / WEIGHTS)
+    header, doubled = read_header(folder / WEIGHTS)
     rank = settings["r"]
     # Which layers are adapted is read off the names in the file: every row that could be there, then those that are.
     # (In float32, as any dtype does here: names and shapes are compared, nothing is written.)
@@ -115,7 +115,7 @@ def open_peft(folder: str | os.PathLike, network: VLAConfig) -> Adapters:
         path.rpartition("/")[0] for path, group in links.items() if any(link.theirs in header.facts for link in group)
     }
     ours = {path: fact.shape for path, fact in every.items() if path.rpartition("/")[0] in targets}
-    checked = plan_import(str(folder), adapter_table(network, rank, header.facts), header.facts, ours, header.doubled)
+    checked = plan_import(str(folder), adapter_table(network, rank, header.facts), header.facts, ours, doubled)
     # After the plan, whose list of strange names says more where the whole folder is of another model.
     if not targets:
         raise FileError(f"{folder / WEIGHTS} adapts no layer that the policy runs.")

@@ -11,9 +11,8 @@ from typing import Any
 
 from wovr_jax.bridge import torch_io
 from wovr_jax.core import disk
-from wovr_jax.weights import safetensors
 from wovr_jax.weights.safetensors import FileError
-from wovr_jax.weights.source import Source, read_by_name
+from wovr_jax.weights.source import Source, read_by_name, read_header
 
 PREFIXES = ("pipe.dit.", "model.diffusion_model.", "model.")
 """What training scripts put before every name of a network; the first that fits counts."""
@@ -106,11 +105,11 @@ def _open_safetensors(path: pathlib.Path, files: list[pathlib.Path]) -> Source:
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise FileError(f"{path}: {len(absent)} of its {len(files)} shards are not there: {', '.join(absent)}.")
-    headers = [safetensors.header(file) for file in files]
+    headers, twice = zip(*(read_header(file) for file in files), strict=True)
     # A name in two shards would silently be the later one; the plan reports it.
     home = {name: header for header in headers for name in header.facts}
     counts = collections.Counter(name for header in headers for name in header.facts)
-    doubled = {name for name, count in counts.items() if count > 1}.union(*(header.doubled for header in headers))
+    doubled = {name for name, count in counts.items() if count > 1}.union(*twice)
     if path.name.endswith(INDEX):
         # An index that was copied without its shards, or the other way round, would mix two sets of weights.
         listed = _weight_map(path)

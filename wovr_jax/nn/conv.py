@@ -12,9 +12,9 @@ The causal convolution has two implementations with the same numbers:
 
 from __future__ import annotations
 
-import typing
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -23,7 +23,6 @@ from jax import lax
 from wovr_jax.types import Array
 
 Implementation = Literal["auto", "native", "fold"]
-IMPLEMENTATIONS = typing.get_args(Implementation)
 
 _INIT = nnx.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")  # torch's default for convolutions
 
@@ -46,20 +45,17 @@ def causal_conv3d(
       stride: step between output frames.
       past: zero frames set before the first; the default, T - 1, keeps the frame count at
         stride 1. With 0 the first output frame is the first that has its whole past.
-      implementation: one of ``IMPLEMENTATIONS``.
+      implementation: see the module's docstring.
 
     Returns:
       (B, (F + past - T) // stride + 1, H, W, O); zero padding in space keeps H and W.
 
     Raises:
-      ValueError: for an unknown implementation, or channels that do not match.
+      AssertionError: for channels that do not match.
     """
     taps, height, width, channels, _ = kernel_THWIO.shape
-    if x_BFHWC.shape[-1] != channels:
-        raise ValueError(f"causal_conv3d: the kernel takes {channels} channels, the input has {x_BFHWC.shape[-1]}")
+    chex.assert_axis_dimension(x_BFHWC, -1, channels, custom_message="causal_conv3d: channels of the kernel")
     past = taps - 1 if past is None else past
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"convolution implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}")
     native = implementation == "native" or (implementation == "auto" and jax.default_backend() != "cpu")
     if (taps, height, width) == (1, 1, 1):  # one matrix product on the channels, on any backend
         y = x_BFHWC[:, ::stride] @ kernel_THWIO[0, 0, 0]

@@ -15,7 +15,6 @@ Letters of this file: H heads, D width of one head, L queries, K keys, P = D / 2
 
 from __future__ import annotations
 
-import typing
 from typing import Literal
 
 import chex
@@ -27,7 +26,6 @@ from flax import nnx
 from wovr_jax.types import Array
 
 Kernel = Literal["xla", "cudnn"]
-KERNELS = typing.get_args(Kernel)
 K_MASK = -1e30
 """Logit of a pair that may not meet: finite, so that a row without keys is no NaN."""
 
@@ -46,11 +44,8 @@ def attention(q_BLHD: Array, k_BKHD: Array, v_BKHD: Array, mask: Array | None = 
       (B, L, H, D) in the dtype of the queries.
 
     Raises:
-      ValueError: for an unknown kernel.
       AssertionError: for shapes that do not fit together.
     """
-    if kernel not in KERNELS:
-        raise ValueError(f"attention kernel: expected one of {KERNELS}, got {kernel!r}")
     chex.assert_rank([q_BLHD, k_BKHD, v_BKHD], 4, custom_message="attention: q (B, L, H, D), k and v (B, K, H, D)")
     chex.assert_equal_shape([k_BKHD, v_BKHD], custom_message="attention: keys and values")
     chex.assert_equal_shape([q_BLHD, k_BKHD], dims=(0, 2, 3), custom_message="attention: batch, heads, width")
@@ -75,11 +70,6 @@ def attention(q_BLHD: Array, k_BKHD: Array, v_BKHD: Array, mask: Array | None = 
     )
     out_BHLD = out_BHLD / weight_BHLK.sum(-1, keepdims=True)
     return jnp.swapaxes(out_BHLD, 1, 2).astype(q_BLHD.dtype)  # (B, H, L, D) -> (B, L, H, D)
-
-
-def padding_mask(valid_BK: Array) -> Array:
-    """Returns the (B, 1, 1, K) mask under which every query sees exactly the valid keys."""
-    return valid_BK[:, None, None, :]
 
 
 def wan_split(head_dim: int) -> tuple[int, int, int]:

@@ -209,8 +209,8 @@ def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
     parts: dict[str, Any] = {"starts": starts, "prompt_KL": prompts, "threshold": threshold}
     # As ``improve`` packs them: only what this world and this judge read.
     if recipe.dream.world != "true":
-        shapes = jax.eval_shape(lambda: world_model.init(cfg, jax.random.key(0)))
-        parts["world"] = on.place(shapes, world_model.AXES)
+        transformer, vae = world_model.networks(cfg)
+        parts["world"] = on.place({"dit": transformer.shapes(), "vae": vae.shapes()}, world_model.AXES)
     if recipe.dream.reward == "learned":
         parts["reward"] = on.whole(classifier.network(recipe.reward).shapes())
     if recipe.dream.world != "learned":

@@ -24,7 +24,7 @@ from flax import nnx
 from wovr_jax.core.config import Between, Count, DType, Faults, Finite, Natural, Positive, checked
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import scan_blocks, stack
-from wovr_jax.nn.transformer import LayerNorm, RMSNorm, attention, llama_angles, padding_mask, rotate_halves
+from wovr_jax.nn.transformer import LayerNorm, RMSNorm, attention, llama_angles, rotate_halves
 from wovr_jax.types import Array
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -288,7 +288,8 @@ class Llama(nnx.Module):
         # does not matter: nobody looks there.
         position_BL = jnp.cumsum(mask_BL.astype(jnp.int32), axis=1) - 1
         angle_BLP = llama_angles(position_BL, self.cfg.width // self.cfg.heads, self.cfg.rope_theta)
-        x_BLD = scan_blocks(self.blocks, x_BLD, angle_BLP, padding_mask(mask_BL), remat=self.cfg.remat)
+        # (B, K) -> (B, 1, 1, K): every query sees exactly the keys that are no padding.
+        x_BLD = scan_blocks(self.blocks, x_BLD, angle_BLP, mask_BL[:, None, None, :], remat=self.cfg.remat)
         return self.norm(x_BLD)
 
     def logits(self, hidden_BLD: Array, first: int, count: int) -> Array:

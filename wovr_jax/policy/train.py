@@ -25,7 +25,7 @@ from wovr_jax.core import pixels, sharding
 from wovr_jax.core.config import Count, Decay, Faults, Natural, NonNegative, Positive, checked
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
-from wovr_jax.policy.actions import BINS, Codec, entropy, greedy, log_prob
+from wovr_jax.policy.actions import Codec, entropy, greedy, log_prob
 from wovr_jax.policy.vla import AXES, VLA, PolicyLoRA, VLAConfig, network
 from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
@@ -62,7 +62,6 @@ class SFTConfig:
       steps, batch: optimiser steps and chunks in each.
       lr, warmup, schedule: peak learning rate, steps to reach it, then "cosine" to zero or "constant".
       optimizer, weight_decay, b2, clip: see ``train.optimizers``.
-      blur: standard deviation in bins of a Gaussian that spreads each target over neighbouring bins; 0 is off.
       early: how often samples of the first half chunk are repeated (``data.batches.sft_chunks``).
       frozen: top-level parts of the network that stay as they are.
       lora: train adapters instead of the weights.
@@ -80,7 +79,6 @@ class SFTConfig:
     weight_decay: NonNegative = 0.01
     b2: Decay = 0.98
     clip: Positive = 1.0
-    blur: NonNegative = 0.0
     early: Count = 1
     frozen: tuple[str, ...] = ("dino", "siglip")
     lora: PolicyLoRA | None = None
@@ -92,11 +90,6 @@ class SFTConfig:
         """Yields a patience that nothing tries, or that would cut a cosine off at a rate which was to fall."""
         if self.patience and not (self.validate_every and self.schedule == "constant"):
             yield "patience", f"expected 0 without validate_every and schedule='constant', got {self.patience}"
-
-    @classmethod
-    def fake(cls) -> SFTConfig:
-        """For tests: a few steps of a few chunks."""
-        return cls(steps=4, batch=2, warmup=1)
 
 
 def demonstrations(chunks: Mapping[str, Any], codec: Codec, prompt_KL: Any) -> Demonstrations:
@@ -144,7 +137,7 @@ class SFTObjective(Objective):
     def loss(self, params: Params, fixed: Params, batch: Demonstrations, key: Array) -> tuple[Array, dict[str, Array]]:
         """See :func:`loss`."""
         del key
-        return loss(self.net, self.join(fixed, params), batch, self.train.blur)
+        return loss(self.net, self.join(fixed, params), batch)
 
     @property
     def net(self) -> Pure:
@@ -171,14 +164,10 @@ class SFTObjective(Objective):
         return fixed | trained if self.train.lora is None else lora.join(fixed, trained)
 
 
-def loss(net: Pure, params: Params, batch: Demonstrations, blur: float = 0.0) -> tuple[Array, dict[str, Array]]:
+def loss(net: Pure, params: Params, batch: Demonstrations) -> tuple[Array, dict[str, Array]]:
     """Returns the mean cross-entropy of a batch, and metrics (all float32 scalars)."""
     logits = net(params, pixels.to_float(batch.frame_BHWC), batch.prompt_BL, batch.state_BR)
-    # Bins are ordered: the neighbour of a demonstrated one is nearly as good, which a one-hot target denies.
-    if blur > 0.0:
-        cross = optax.losses.softmax_cross_entropy(logits, blurred_targets(blur)[batch.token_BTA])
-    else:
-        cross = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch.token_BTA)
+    cross = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch.token_BTA)
     # Every slot of every chunk counts alike, (B, T, A): they are predicted at once, none from another.
     hit = (logits.argmax(-1) == batch.token_BTA).astype(jnp.float32)
     return cross.mean(), {"accuracy": hit.mean(), "entropy": entropy(logits).mean()}
@@ -199,7 +188,9 @@ def make(
     Raises:
       ValueError: when ``train.frozen`` or ``train.lora`` names a part that the network does not have.
     """
-    _check_frozen(cfg, train)
+    parts = network(cfg).shapes()
+    if unknown := sorted(set(train.frozen) - set(parts)):
+        raise ValueError(f"SFTConfig.frozen: expected parts of the policy {sorted(parts)}, got unknown {unknown}")
     objective = SFTObjective(cfg, train)
     # Fresh adapters come from a key that no step folds in.
     fixed, trained = objective.split(params, jax.random.fold_in(key, ADAPTERS))
@@ -214,7 +205,6 @@ def validation(
     Metrics: ``val_loss``; ``val_accuracy``, the share of tokens that the likeliest one hits; ``val_l1``, the mean
     distance of the decoded environment actions, gripper included.
     """
-    _check_frozen(cfg, train)
     objective = SFTObjective(cfg, train)
     # Only what is fixed is wanted here; the adapters that come with it are thrown away.
     fixed, _ = objective.split(params, jax.random.key(0))
@@ -253,19 +243,6 @@ def merge_weights(cfg: VLAConfig, train: SFTConfig, params: Params, state: Train
         return params | state.params
     merge = functools.partial(lora.merge, cfg=SFTObjective(cfg, train).adapters)
     return jax.jit(merge)(params, state.params)
-
-
-def _check_frozen(cfg: VLAConfig, train: SFTConfig) -> None:
-    parts = network(cfg).shapes()
-    if unknown := sorted(set(train.frozen) - set(parts)):
-        raise ValueError(f"SFTConfig.frozen: expected parts of the policy {sorted(parts)}, got unknown {unknown}")
-
-
-def blurred_targets(blur: float) -> Array:
-    """Returns (256, 256): row j is a Gaussian over bins around bin j, standard deviation ``blur`` bins."""
-    j = jnp.arange(BINS, dtype=jnp.float32)
-    # A softmax of the exponent normalises each row, also at the ends, where half of the bell is cut off.
-    return jax.nn.softmax(-0.5 * jnp.square((j[:, None] - j[None, :]) / blur), axis=-1)
 
 
 # --- adapters -------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ COLLECTIONS = 7
 
 RETIRED = {
     "learner.temperature": "temperature",  # was held twice; the learner is given the actor's
+    "sft.blur": "",  # no config blurred its targets
     "evaluate.batch": "",  # nothing read it: rollouts are made in batches of collect.batch
 }
 """Settings that a ``config.json`` of before may hold -> the setting that says the same now, empty where none does."""

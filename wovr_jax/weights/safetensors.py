@@ -83,19 +83,21 @@ class Header(NamedTuple):
       path: the file.
       facts: name -> shape and dtype.
       begin: name -> where its data begin in the file.
-      doubled: names that the header gives more than once.
       metadata: the strings kept beside the tensors.
     """
 
     path: pathlib.Path
     facts: dict[str, Fact]
     begin: dict[str, int]
-    doubled: list[str]
     metadata: dict[str, str]
 
 
-def header(path: str | os.PathLike) -> Header:
+def header(path: str | os.PathLike, make: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict) -> Header:
     """Reads and checks the header.
+
+    Args:
+      path: the file.
+      make: makes each object of its JSON out of names and values; of a name given twice ``dict`` keeps the last.
 
     Raises:
       FileError: no such file, no safetensors, cut short, or with data that do not add up.
@@ -104,29 +106,21 @@ def header(path: str | os.PathLike) -> Header:
     if not path.is_file():
         raise FileError(f"{path}: no such file.")
     refuse_pointer(path)  # first: read as safetensors, its few lines would only be "cut short"
-    size, doubled = path.stat().st_size, []
-
-    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # JSON allows a name twice and Python keeps the last, so they are counted here.
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            doubled.extend(sorted({name for name in names if names.count(name) > 1}))
-        return dict(pairs)
-
+    size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         # Any file begins with eight bytes; as a length they are absurd unless it is one of these.
         if not 2 <= length <= min(HEADER_BYTES, size - 8):
             raise FileError(f"{path} is not a safetensors file, or cut short: its header would be {length} bytes long.")
         try:
-            described = json.loads(file.read(length), object_pairs_hook=to_dict)
+            described = json.loads(file.read(length), object_pairs_hook=make)
         except ValueError as error:
             raise FileError(f"{path} is not a safetensors file: its header is not JSON ({error}).") from error
     metadata = described.pop("__metadata__", {})
     facts, begin = {}, {}
     for name, entry in described.items():
         facts[name], begin[name] = _entry(path, name, entry, 8 + length, size)
-    return Header(path, facts, begin, doubled, metadata)
+    return Header(path, facts, begin, metadata)
 
 
 def _entry(path: pathlib.Path, name: str, entry: Mapping[str, Any], start: int, size: int) -> tuple[Fact, int]:

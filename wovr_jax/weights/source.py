@@ -47,6 +47,20 @@ class Source:
         return {name: fact.shape for name, fact in self.facts.items()}
 
 
+def read_header(path: str | os.PathLike) -> tuple[safetensors.Header, list[str]]:
+    """Reads and checks the header of a file of somebody else; also returns the names that it gives more than once."""
+    doubled: list[str] = []
+
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # JSON allows a name twice and Python keeps the last, so they are counted here.
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            doubled.extend(sorted({name for name in names if names.count(name) > 1}))
+        return dict(pairs)
+
+    return safetensors.header(path, to_dict), doubled
+
+
 def read_by_name(opened: safetensors.Header, name: str) -> np.ndarray:
     """Reads one tensor, into memory of its own."""
     with opened.path.open("rb", buffering=0) as file:

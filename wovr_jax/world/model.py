@@ -107,14 +107,6 @@ class WorldConfig:
         return cls(**parts | changes)
 
     @classmethod
-    def rlinf(cls, **changes) -> WorldConfig:
-        """Wan2.2-TI2V-5B as RLinf's environment runs it, for its released weights."""
-        transformer = DiTConfig.ti2v_5b(sinusoid_dtype="bfloat16")
-        return cls.wan(
-            **{"dit": transformer, "flow": FlowConfig.rlinf(), "eight_bit": "floor", "noise": "fixed"} | changes
-        )
-
-    @classmethod
     def tabletop(cls, **changes) -> WorldConfig:
         """The embedded run: 32 x 32 frames."""
         return cls(**{"dit": DiTConfig.tabletop(), "vae": VAEConfig.tabletop()} | changes)
@@ -150,12 +142,6 @@ def networks(cfg: WorldConfig) -> tuple[Pure, Pure]:
     """Returns the transformer and the VAE, without weights."""
     # Cached: a program is compiled for these very objects, and new ones would compile it anew.
     return Pure(lambda rngs: DiT(cfg.dit, rngs=rngs)), Pure(lambda rngs: VAE(cfg.vae, rngs=rngs))
-
-
-def init(cfg: WorldConfig, key: Array) -> Params:
-    """Draws fresh parameters ``{"dit": ..., "vae": ...}``."""
-    transformer, vae = networks(cfg)
-    return {"dit": transformer.init(jax.random.fold_in(key, 0)), "vae": vae.init(jax.random.fold_in(key, 1))}
 
 
 def world(cfg: WorldConfig, params: Params) -> World:

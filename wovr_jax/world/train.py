@@ -92,12 +92,6 @@ class WorldTrainConfig:
         sizes |= {"start_cap": 250}
         return cls(**sizes | changes)
 
-    @classmethod
-    def fake(cls, **changes) -> WorldTrainConfig:
-        """For tests."""
-        sizes: dict[str, Any] = {"steps": 4, "batch": 3, "warmup": 1}
-        return cls(**sizes | changes)
-
 
 @dataclasses.dataclass(frozen=True)
 class WorldObjective(Objective):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sizes import fake_sft
 from wovr_jax.core import checkpoint, config, history, pixels
 from wovr_jax.core.log import read_metrics
 from wovr_jax.nn import lora
@@ -29,7 +30,7 @@ from wovr_jax.types import Episode
 
 CFG = VLAConfig.fake()
 KEY = jax.random.key(0)
-TRAIN = dataclasses.replace(SFTConfig.fake(), lora=PolicyLoRA.oft(rank=2), validate_every=2, lr=1e-2)
+TRAIN = dataclasses.replace(fake_sft(), lora=PolicyLoRA.oft(rank=2), validate_every=2, lr=1e-2)
 """The towers are frozen: they have no adapters either."""
 CODEC = Codec(q01=(-0.5,) * 7, q99=(0.5,) * 7)
 

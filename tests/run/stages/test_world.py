@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sizes import draw_world, fake_world_train
 from wovr_jax.core import checkpoint
 from wovr_jax.core.log import read_metrics
 from wovr_jax.data import episodes as disk
@@ -18,13 +19,13 @@ from wovr_jax.run.recipe import RefreshConfig
 from wovr_jax.run.stages import world as stage
 from wovr_jax.run.stages.episodes import no_demonstrations, read_in_turn
 from wovr_jax.types import Episode, Imagined
-from wovr_jax.world import latents, model
+from wovr_jax.world import latents
 from wovr_jax.world.dit import DiTLoRA
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
 
 CFG = WorldConfig.fake()
-TRAIN = WorldTrainConfig.fake(steps=4, validate_every=2)
+TRAIN = fake_world_train(steps=4, validate_every=2)
 PROMPT_KL = jnp.zeros((1, 5), jnp.int32)
 
 
@@ -38,7 +39,7 @@ def episodes(count=12, steps=16):
 
 @pytest.fixture(scope="module")
 def params():
-    return model.init(CFG, jax.random.key(0))
+    return draw_world(CFG, jax.random.key(0))
 
 
 def fit(run, train, params, source):
@@ -133,7 +134,7 @@ def test_the_cap_of_window_starts_is_a_setting_and_off(params):
     """The reference draws starts below frame 250 only, so the second half of a 512-frame episode is never seen."""
     last = {}
     for cap in (0, 3):
-        data, _ = stage.windows(CFG, WorldTrainConfig.fake(latents="fly", start_cap=cap), params["vae"], episodes(4))
+        data, _ = stage.windows(CFG, fake_world_train(latents="fly", start_cap=cap), params["vae"], episodes(4))
         last[cap] = int(np.asarray(data.row_I2)[:, 1].max())
     assert last == {0: 16 + 1 - 12, 3: 2}
     assert WorldTrainConfig().start_cap == 0

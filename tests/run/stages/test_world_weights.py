@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.sizes import fake_world_train
 from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.policy.vla import VLAConfig
@@ -21,7 +22,6 @@ from wovr_jax.weights import native, writer
 from wovr_jax.weights.safetensors import Fact
 from wovr_jax.world.dit import DiTLoRA
 from wovr_jax.world.model import WorldConfig, networks
-from wovr_jax.world.train import WorldTrainConfig
 
 WORLD = WorldConfig.fake()
 
@@ -65,7 +65,7 @@ def test_weights_of_another_network_are_refused_leaf_by_leaf(tmp_path: pathlib.P
         (tmp_path / "dit", r"blocks/ffn/inner/kernel: expected float32\[2,40,56\], got float32\[2,40,64\]"),
         (
             card,
-            r"is of another network: 3 leaves differ\.\n.*blocks\.ffn\.inner\.bias: expected \(2, 56\), got \(2, 64\)",
+            r"another network: 3 leaves differ\.\n.*blocks\.ffn\.inner\.bias: expected \(2, 56\), got \(2, 64\)",
         ),
         (tmp_path / "nowhere", "no checkpoint at"),
         (tmp_path / "nowhere.json", "nowhere.json is missing"),
@@ -77,7 +77,7 @@ def test_weights_of_another_network_are_refused_leaf_by_leaf(tmp_path: pathlib.P
 
 
 def test_adapters_beside_random_weights_are_refused() -> None:
-    train = WorldTrainConfig.fake(lora=DiTLoRA.wan(rank=2))
+    train = fake_world_train(lora=DiTLoRA.wan(rank=2))
     parts = {"policy": VLAConfig.fake(), "world": WORLD, "reward": RewardConfig.fake(), "world_weights": "x"}
     settings = to_dict(Recipe(**parts, world_train=train))
     assert from_dict(Recipe, settings).world_train.lora == train.lora  # a size and a rank can be set from outside

@@ -11,6 +11,7 @@ import pytest
 
 from configs import pace as presets
 from tests.sim.libero.test_arena import actor, recipe, small_policy
+from tests.sizes import fake_sft, fake_world_train
 from wovr_jax import pace
 from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
@@ -19,7 +20,6 @@ from wovr_jax.data import starts as start_states
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
-from wovr_jax.policy.train import SFTConfig
 from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.run.bind import Products, bind_stages, open_environment
 from wovr_jax.run.folder import Run
@@ -28,7 +28,6 @@ from wovr_jax.sim.libero import setup
 from wovr_jax.sim.libero.pool import Pool
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import DRAWN, Trial, protocol, tasks
-from wovr_jax.world.train import WorldTrainConfig
 from wovr_jax.world.vae.train import VAETraining
 
 
@@ -67,8 +66,8 @@ def test_the_whole_loop_on_a_fake_libero(fake_libero, tmp_path):
         vae="",
         towers=(),
         vae_train=VAETraining(steps=2, batch=2, warmup=1),
-        sft=dataclasses.replace(SFTConfig.fake(), frozen=()),
-        world_train=WorldTrainConfig.fake(),
+        sft=dataclasses.replace(fake_sft(), frozen=()),
+        world_train=fake_world_train(),
         refresh=RefreshConfig(steps=2),
         reward_train=RewardTrainConfig.fake(steps=4, extra=0.25, stride=2),
         starts=StartsConfig(share=0.5),
@@ -137,7 +136,7 @@ def test_online_rl_on_a_fake_libero(fake_libero, tmp_path):
         recipe(),
         vae="",
         towers=(),
-        sft=dataclasses.replace(SFTConfig.fake(), frozen=()),
+        sft=dataclasses.replace(fake_sft(), frozen=()),
         starts=StartsConfig(share=0.0),
         dream=DreamConfig(world="true", reward="true", groups=4, chunks=2, updates=(2,)),
         learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),

@@ -33,7 +33,7 @@ class PickAndPlace:
 
     Args:
       scene: the scene after its reset.
-      flaw: one of ``FLAWS``.
+      flaw: a ``tasks.Flaw``.
       rng: draws what the flaw leaves open.
       cfg: where the flaws happen.
 
@@ -285,7 +285,7 @@ class Demonstration:
       observed: the moment after the reset, then each step.
       action_SA: (S, 7) actions as executed, with noise.
       label_SA: (S, 7) the expert's own actions, without noise.
-      flaw: the flaw that it had, one of ``FLAWS``.
+      flaw: the flaw that it had, a ``tasks.Flaw``.
     """
 
     observed: list[Observations]

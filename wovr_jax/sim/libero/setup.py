@@ -111,32 +111,29 @@ def download_assets() -> pathlib.Path:
     Raises:
       LiberoError: when the hub cannot be reached.
     """
+    from huggingface_hub import snapshot_download
+
     folder = downloaded()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name("assets.lock").open("w") as lock:
         # The system frees it when the process dies, whichever way.
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have downloaded them while this one waited for the lock.
-        if not all((folder / name).is_dir() for name in FOLDERS):
-            _download(folder)
+        if all((folder / name).is_dir() for name in FOLDERS):
+            return folder
+        # Always the same name, so that an interrupted download is taken up again.
+        fresh = folder.with_name("assets.new")
+        print(f"LIBERO's assets come from the hub ({HUB}) to {folder}", file=sys.stderr, flush=True)
+        try:
+            snapshot_download(HUB, repo_type="dataset", local_dir=fresh)
+        except Exception as error:  # the network, the hub and the disk each have errors of their own
+            raise LiberoError(
+                f"LIBERO's assets are neither named by ${ASSETS} nor in the package, and cannot be downloaded "
+                f"({type(error).__name__}: {error}).\n  export {ASSETS}=<folder with {', '.join(FOLDERS)}>"
+            ) from error
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
     return folder
-
-
-def _download(folder: pathlib.Path) -> None:
-    from huggingface_hub import snapshot_download
-
-    # Always the same name, so that an interrupted download is taken up again.
-    fresh = folder.with_name("assets.new")
-    print(f"LIBERO's assets come from the hub ({HUB}) to {folder}", file=sys.stderr, flush=True)
-    try:
-        snapshot_download(HUB, repo_type="dataset", local_dir=fresh)
-    except Exception as error:  # the network, the hub and the disk each have errors of their own
-        raise LiberoError(
-            f"LIBERO's assets are neither named by ${ASSETS} nor in the package, and cannot be downloaded "
-            f"({type(error).__name__}: {error}).\n  export {ASSETS}=<folder with {', '.join(FOLDERS)}>"
-        ) from error
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
 
 
 def renderers() -> tuple[str, ...]:

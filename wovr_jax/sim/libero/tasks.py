@@ -28,7 +28,6 @@ Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "
 SUITES: tuple[Suite, ...] = typing.get_args(Suite)
 Drawing = Literal["libero", "fast"]
 Flaw = Literal["none", "early_release", "wrong_object", "missed_grasp"]
-FLAWS: tuple[Flaw, ...] = typing.get_args(Flaw)
 ProtocolName = Literal["openvla", "rlinf"]
 Beyond = Literal["drawn", "official"]
 Init = Annotated[int, Between(0, 50)]
