@@ -21,7 +21,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.compiles import count_compiles
-from tests.small_run import save_parts, small_settings
+from tests.small_run import run_whole, save_parts, small_settings
 from wovr_jax import evaluate, pace
 from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
@@ -76,7 +76,7 @@ def reference(parts: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> 
     jax.clear_caches()  # programs are kept for the whole process, whichever test had them compiled
     with pytest.MonkeyPatch.context() as patch:
         compiled = _count_by_stage(patch)
-        results = pace.run("pace", settings, folder)
+        results = run_whole(settings, folder)
     return Reference(settings, folder, results, compiled)
 
 
@@ -176,7 +176,7 @@ def test_a_run_whose_imagination_is_given_trains_the_policy_alone(
             "reward_train": {"steps": 0, "rule": "fixed", "threshold": 0.6},
         },
     )
-    ledger = pace.run("pace", settings, tmp_path / "run")["ledger"]
+    ledger = run_whole(settings, tmp_path / "run")["ledger"]
     kinds = ("evaluate-{}", "compare-{}-in-world-0", "closed-{}-in-world-0")
     base, once, twice = ([kind.format(policy) for kind in kinds] for policy in range(3))
     assert list(ledger) == ["pretrained", "demonstrations", "sft", *base, "grpo-1", *once, "grpo-2", *twice]
@@ -287,7 +287,7 @@ def test_interrupted_in_every_stage_the_same_command_ends_in_the_same_numbers(
     while results is None:
         before = len(interrupts.met)
         try:
-            results = pace.run("pace", reference.settings, tmp_path / "run")
+            results = run_whole(reference.settings, tmp_path / "run")
         except KeyboardInterrupt:
             assert len(interrupts.met) == before + 1
     cut = collections.Counter(place.split(":")[0] for place in interrupts.met)
@@ -322,7 +322,7 @@ def test_a_run_that_is_finished_loads_nothing_when_it_is_asked_for_again(
             raise AssertionError(f"{name} was called")
 
         monkeypatch.setattr(module, name, load)
-    results = pace.run("pace", reference.settings, reference.folder)
+    results = run_whole(reference.settings, reference.folder)
     assert loads == []
     assert _numbers(results) == _numbers(reference.results)
 
@@ -346,7 +346,7 @@ def test_without_a_refresh_later_rounds_dream_in_the_first_world(
     for name in (*first, "compare-0-in-world-0", "compare-1-in-world-0"):
         shutil.copytree(reference.folder / "stages" / name, folder / "stages" / name)
     (folder / "config.json").write_text(json.dumps(settings))
-    results = pace.run("pace", settings, folder)
+    results = run_whole(settings, folder)
     made = tuple(name for name in results["ledger"] if name.startswith(("collect", "world", "reward", "starts")))
     assert made == rounds
     last = results["comparison"][-1]
@@ -402,7 +402,7 @@ def _improve_again(
             (stages / "reward-0" / MARK).write_text(json.dumps(facts | {"threshold": threshold}))
         (folder / "config.json").write_text(json.dumps(settings))
     recipe, run = from_dict(Recipe, settings), Run(folder, settings)
-    made = pace.pace(recipe, run, pace.Job("grpo-1", (0,), compares=False))
+    made = pace.pace(recipe, run, pace.Job("grpo-1", (0,)))
     curve = [line for line in read_metrics(folder) if line["stage"] == "grpo-1"]
     return run.facts["grpo-1"], curve, made.policies[1].value
 
