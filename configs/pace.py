@@ -207,7 +207,7 @@ def libero_small(settings):
     settings.world_train.update(steps=5000, latents="disk", stride=2)
     settings.refresh.steps = 500
     settings.reward_train.update(steps=1000)
-    # A group has to fail and succeed. From closing its fingers a demonstration needs 50 to 53 steps into the basket, so
+    # A group has to fail and succeed. From closing its fingers a demonstration needs 51 to 52 steps into the basket, so
     # with that much room every failure can still be mended, whether the milk was missed, dropped or let go.
     settings.starts.update(rule="last_chance", before=16, least=4, room=52)
     settings.dream.update(groups=12, chunks=12, updates=(12, 12))

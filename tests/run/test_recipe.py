@@ -335,7 +335,7 @@ PAIRS_ON_LIBERO: list[tuple[dict[str, Any], str]] = [
     ({"libero__suite": "libero_90", "libero__tasks": ()}, r"reward\.tasks: expected at least the 90 tasks"),
     ({"libero__demonstrations": "some"}, r"libero\.scene\.hold: .*use hold=1, or the expert"),
     ({"dream__world": "shadow"}, r"dream\.world: .*which LIBERO is not"),
-    ({"dream__select": "closed_loop"}, r"select='closed_loop' need a .*LIBERO is not.*select='last'"),
+    ({"dream__select": "closed_loop"}, r"dream\.world: .*select='closed_loop' need a .*LIBERO is not.*select='last'"),
 ]
 
 

@@ -110,11 +110,8 @@ def _state_cost(ledger: Mapping[str, Results]) -> str:
     def total(kind: str, what: str) -> int:
         return sum(account.get(what, 0) for stage, account in ledger.items() if stage.startswith(kind))
 
-    watched, expert, seen = (
-        total(LEARNER, "watched_steps"),
-        total("demonstrations", "true_steps"),
-        total("pretrained", "pretrained_frames"),
-    )
+    watched, expert = total(LEARNER, "watched_steps"), total("demonstrations", "true_steps")
+    seen = total("pretrained", "pretrained_frames")
     before = f" Before that the expert took {expert:,} true steps, and pretrained parts had seen {seen:,} frames."
     return (
         f"The collections took {total('collect-', 'true_steps'):,} steps of the true simulator. The learner took "

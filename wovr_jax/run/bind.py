@@ -89,11 +89,11 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     start_judge = functools.cache(
         functools.partial(start_reward, recipe.reward, recipe.reward_weights, arena.instructions, key)
     )
-    # Now, hours before the first rollout begins in one of them.
-    size = recipe.libero.scene.size if recipe.libero else recipe.embedded.size
-    follows = bool(recipe.libero and recipe.evaluate.closed)
-    fits = (recipe.starts.share, memory, size, arena.instructions)
-    given = read_starts(recipe.start_states, *fits, followed=follows)
+    judge = (recipe.reward, recipe.reward_train, start_judge)
+    # Both now, hours before the first rollout: whether they fit is known when they are read.
+    given = open_starts(recipe, arena)
+    if recipe.reward_weights:
+        start_judge()
     rl = improvement(recipe)
     acting = programs.acting(
         recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.embedded, memory
@@ -115,40 +115,38 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         at = functools.partial(act, round_, "evaluate")
         return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
 
-    def begin() -> Product[Sequence[Episode]]:
-        """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
-        seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
-        return Product(lambda: begin_episodes(seeds, recipe.embedded))
-
     return SimpleNamespace(
         env=env,
         codec=codec,
         act=act,
         count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
-        begin=begin,
+        begin=functools.partial(begin_online, recipe),
         explore=arena.explore if recipe.dream.world == "true" else None,
         demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
         fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
         collect=functools.partial(collect, run, arena, recipe.collect, lazily=lazily),
         open_vae=functools.partial(open_vae, run, recipe.world, recipe.vae, folder, recipe.vae_train),
         fit_world=functools.partial(fit_world, run, recipe.world_train, recipe.refresh, start_dit, prompt_KL, key),
-        fit_reward=functools.partial(
-            fit_reward,
-            run,
-            recipe.reward,
-            recipe.reward_train,
-            start_judge,
-            recipe.collect,
-            prompt_KL,
-            arena.steps,
-            key,
-        ),
+        fit_reward=functools.partial(fit_reward, run, *judge, recipe.collect, prompt_KL, arena.steps, key),
         choose_starts=functools.partial(
             choose_starts, run, recipe.starts, given, memory, arena.steps, recipe.seed, arena.instructions
         ),
         measure=measure_policy,
         improve=functools.partial(improve, run, rl, made.policies, imagination, key),
     )
+
+
+def open_starts(recipe: Recipe, arena: Arena) -> Starts | None:
+    """The start states from outside that a recipe names, if it does; see ``run.stages.starts.read_starts``."""
+    size = recipe.libero.scene.size if recipe.libero else recipe.embedded.size
+    fits = (recipe.starts.share, recipe.world.slots, size, arena.instructions)
+    return read_starts(recipe.start_states, *fits, followed=bool(recipe.libero and recipe.evaluate.closed))
+
+
+def begin_online(recipe: Recipe) -> Product[Sequence[Episode]]:
+    """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
+    seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
+    return Product(lambda: begin_episodes(seeds, recipe.embedded))
 
 
 def improvement(recipe: Recipe) -> Improvement:

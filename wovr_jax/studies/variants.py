@@ -33,7 +33,7 @@ from wovr_jax.studies.seeds import Ends
 Settings = dict[str, Any]
 REFERENCE = "full"
 
-BASE = ("demonstrations", "sft", "evaluate-0")
+BASE = ("pretrained", "demonstrations", "sft", "evaluate-0")
 """Stages before anything that a study changes."""
 
 
@@ -97,7 +97,7 @@ ABLATIONS = (
 
 BASELINES = (
     Variant(REFERENCE, "PACE", {}),
-    Variant("sft_more", "the base, trained twice as long", {}, ("demonstrations",), after=0),
+    Variant("sft_more", "the base, trained twice as long", {}, ("pretrained", "demonstrations"), after=0),
     Variant("imitation", "imitation of its own successes", {}, after=1, imitates=True),
     Variant("imagined", "imagined GRPO, first round", {}, after=1, of=REFERENCE),
     NO_PACE,
