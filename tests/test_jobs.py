@@ -16,7 +16,7 @@ from wovr_jax.run.folder import MARK, Run, RunError
 from wovr_jax.run.recipe import DreamConfig, Recipe, StartsConfig
 from wovr_jax.world.train import WorldTrainConfig
 
-BASE = ("demonstrations", "sft")
+BASE = ("pretrained", "demonstrations", "sft")
 LEARNED = ("collect-0", "world-0", "reward-0")
 ONLINE = {"dream": DreamConfig(updates=(2, 1), world="true", reward="true"), "starts": StartsConfig(share=0.0)}
 ROUND_1 = ("evaluate-0", *LEARNED, "starts-0", "grpo-1", "evaluate-1")

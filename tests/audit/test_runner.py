@@ -125,7 +125,7 @@ def test_the_mesh_in_use_may_be_another(pretended: None, parts: pathlib.Path, tm
     settings = small_settings(parts)
     run_to(settings, tmp_path / "run", pace.JOBS["pace"])
     config = read_json(tmp_path / "run" / "config.json")
-    write_json(tmp_path / "run" / "config.json", config | {"mesh": {"data": 64, "fsdp": 1, "tensor": 1}})
+    write_json(tmp_path / "run" / "config.json", config | {"mesh": {"data": 1, "fsdp": 1, "tensor": 64}})
     with pytest.raises(ValueError, match="64"):
         runner.audit(tmp_path / "run")
     assert runner.audit(tmp_path / "run", {"data": 1})

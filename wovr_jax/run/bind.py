@@ -110,11 +110,6 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         name = f"grpo-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
-    def measure_policy(round_: int) -> Product[None]:
-        # Below the temperature of training too: sampling hides what the policy knows.
-        at = functools.partial(act, round_, "evaluate")
-        return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
-
     return SimpleNamespace(
         env=env,
         codec=codec,
@@ -131,7 +126,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         choose_starts=functools.partial(
             choose_starts, run, recipe.starts, given, memory, arena.steps, recipe.seed, arena.instructions
         ),
-        measure=measure_policy,
+        measure=functools.partial(measure, run, arena, recipe.evaluate, recipe.temperature, act),
         improve=functools.partial(improve, run, rl, made.policies, imagination, key),
     )
 

@@ -15,25 +15,26 @@ from wovr_jax.sim.arena import Actor, Arena, Measured
 
 
 def measure(
-    run: Run, round_: int, arena: Arena, cfg: EvaluateConfig, temperature: float, act: Callable[[float], Actor]
+    run: Run, arena: Arena, cfg: EvaluateConfig, temperature: float, act: Callable[..., Actor], round_: int
 ) -> Product[None]:
     """True success of the policy of a round on start states that no stage trains on, temperature by temperature.
 
     Args:
       run: the run.
-      round_: the round.
       arena: the true environment.
       cfg: how many episodes, and at which temperatures besides that of training and 0.
       temperature: of training.
-      act: gives the policy at a temperature.
+      act: ``act(round_, purpose, temperature)`` gives the policy.
+      round_: the round.
     """
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
-        # As it was trained, which is what RL improves, and greedy, as a robot would run it.
+        # As it was trained, which is what RL improves, and greedy, as a robot would run it; and between the two, for
+        # sampling hides what the policy knows.
         names = {temperature: "sampled", 0.0: "greedy"}
         levels = sorted({*names, *cfg.temperatures}, reverse=True)
         names = {t: names.get(t, f"at-{t:g}") for t in levels}
-        found = {t: arena.measure(folder / names[t], cfg.episodes, act(t)) for t in levels}
+        found = {t: arena.measure(folder / names[t], cfg.episodes, act(round_, "evaluate", t)) for t in levels}
         rates = {t: evaluate.summarize_outcomes(measured.success_B) for t, measured in found.items()}
         outcomes = {t: measured.success_B.astype(int).tolist() for t, measured in found.items()}
         return {
