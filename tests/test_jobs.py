@@ -14,7 +14,6 @@ from wovr_jax.core.config import from_dict
 from wovr_jax.core.disk import write_json
 from wovr_jax.run.folder import MARK, Run, RunError
 from wovr_jax.run.recipe import DreamConfig, Recipe, StartsConfig
-from wovr_jax.world.train import WorldTrainConfig
 
 BASE = ("pretrained", "demonstrations", "sft")
 LEARNED = ("collect-0", "world-0", "reward-0")
@@ -33,7 +32,6 @@ WAYS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("sft", {}, (*BASE, "evaluate-0")),
     ("collect", {}, (*BASE, "collect-0")),
     ("collect", ONLINE, (*BASE, "collect-0")),
-    ("collect", ONLINE | {"world_train": WorldTrainConfig(steps=0)}, (*BASE, "collect-0")),
     ("collect", {"vae": ""}, (*BASE, "collect-0")),
     ("world_model", {}, (*BASE, "collect-0", "world-0")),
     ("world_model", ONLINE, (*BASE, "collect-0", "world-0")),
