@@ -89,7 +89,7 @@ def probe(folder: pathlib.Path, stage: str | None, starts: int) -> tuple[str, Re
       The stage, the numbers of ``probe.probe``, and the path of the picture.
 
     Raises:
-      RunError: no run folder, a run on LIBERO, or no such world model in it.
+      RunError: no run folder, a run on LIBERO or relay, or no such world model in it.
     """
     try:
         settings = json.loads((folder / "config.json").read_text())
