@@ -18,7 +18,6 @@ from wovr_jax.run.recipe import DreamConfig, Recipe, StartsConfig
 BASE = ("demonstrations", "sft")
 LEARNED = ("collect-0", "world-0", "reward-0")
 ONLINE = {"dream": DreamConfig(updates=(2, 1), world="true", reward="true"), "starts": StartsConfig(share=0.0)}
-IMITATION = {"dream": DreamConfig(updates=(1,), learn="imitation")}
 ROUND_1 = ("evaluate-0", *LEARNED, "starts-0", "compare-0-in-world-0", "grpo-1", "evaluate-1", "compare-1-in-world-0")
 ROUND_2 = ("collect-1", "world-1", "reward-1", "starts-1", "compare-1-in-world-1")
 
@@ -26,12 +25,6 @@ WAYS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("pace", {}, (*BASE, *ROUND_1, *ROUND_2, "grpo-2", "evaluate-2", "compare-2-in-world-1")),
     ("pace", {"pace": False}, (*BASE, *ROUND_1, "grpo-2", "evaluate-2", "compare-2-in-world-0")),
     ("pace", ONLINE, (*BASE, *ROUND_1, *ROUND_2, "grpo-2", "evaluate-2", "compare-2-in-world-1")),
-    (
-        "pace",
-        IMITATION,
-        (*BASE, *ROUND_1[:4], "compare-0-in-world-0", "imitate-1", "evaluate-1", "compare-1-in-world-0"),
-    ),
-    ("grpo", IMITATION, (*BASE, "evaluate-0", "collect-0", "imitate-1", "evaluate-1")),
     ("sft", {}, (*BASE, "evaluate-0")),
     ("collect", {}, (*BASE, "collect-0")),
     ("collect", ONLINE, (*BASE, "collect-0")),

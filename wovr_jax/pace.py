@@ -71,12 +71,18 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
     # Online RL needs no learned world, unless the policy is to be seen in it; without keyframes it needs layouts only,
     # and its whole budget is for the learner.
     online = recipe.dream.world == "true" and not recipe.starts.share
-    # Imitation of successes needs the collections alone.
-    rolls = recipe.dream.learn == "grpo"
-    judges = job.compares or (rolls and recipe.dream.reward == "learned")
-    imagines = judges or (rolls and recipe.dream.world != "true")
+    judges = job.compares or recipe.dream.reward == "learned"
+    imagines = judges or recipe.dream.world != "true"
+    # True episodes are for whoever learns from them; where all of imagination is given, nobody does.
+    collects = bool(
+        (imagines and recipe.world_train.steps)
+        or (judges and recipe.reward_train.steps)
+        or not (online or recipe.start_states)
+    )
 
     with run.stop_after(job.until):
+        # What comes from outside was paid for as well.
+        do.count_pretraining()
         made.demonstrations = do.demonstrate()
         made.policies += [do.fine_tune(made.demonstrations)]
         # What the base policy can do is what every gain is held against.
@@ -86,7 +92,7 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
         for round_ in range(recipe.rounds):
             # The policy shows where it is now, and what imagination is made of catches up with it.
             if round_ == 0 or recipe.pace:
-                if imagines or not online:
+                if collects:
                     made.rollouts += [do.collect(round_, do.act(round_, f"collect-{round_}"))]
                 if imagines:
                     made.vae = made.vae or do.open_vae(made.demonstrations)
@@ -95,8 +101,8 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
                     learned = (made.vae, made.worlds[-1])
                     made.rewards += [do.fit_reward(round_, *learned, made.rollouts, made.demonstrations)]
                 # An arena that explores begins its own episodes.
-                if rolls and do.explore is None:
-                    made.starts += [do.choose_starts(round_, [] if online else made.rollouts, made.demonstrations)]
+                if do.explore is None:
+                    made.starts += [do.choose_starts(round_, [do.begin()] if online else made.rollouts)]
                 if job.compares:
                     do.compare(round_)
                     do.close_loop(round_)
@@ -145,5 +151,4 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
 def summarize_run(recipe: Recipe, run: Run, seconds: float) -> Results:
     """``results.json``: phases in order, verdicts, rewards, keyframes, ledger, machine."""
     about = {name: getattr(recipe, name) for name in ("name", "job", "seed", "rounds", "pace")}
-    about |= {"online": recipe.dream.world == "true", "learn": recipe.dream.learn}
-    return summarize(about, run.facts, run.ledger(), seconds)
+    return summarize(about | {"online": recipe.dream.world == "true"}, run.facts, run.ledger(), seconds)

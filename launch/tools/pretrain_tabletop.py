@@ -71,8 +71,9 @@ def pretrain_vae(args: argparse.Namespace) -> None:
     draw = jax.jit(draw_windows, static_argnums=(1, 2))
     # Seed 1 draws other scenes than the training, whose seed is 0 unless the command line says otherwise.
     cfg = vae_train.with_latent_statistics(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
-    scores = vae_train.scores(cfg, params, [draw(key(1, "held out", i), 64, sim) for i in range(8)])
-    path = native.save_asset(args.name, cfg, params, training=training, scores=scores, folder=args.out)
+    unseen = [draw(key(1, "held out", i), 64, sim) for i in range(8)]
+    scores, frames = vae_train.scores(cfg, params, unseen), unseen[0].shape[1]
+    path = native.save_asset(args.name, cfg, params, training=training, scores=scores, frames=frames, folder=args.out)
     print(f"{path}: {scores}")
 
 
@@ -105,7 +106,7 @@ def pretrain_tower(args: argparse.Namespace) -> None:
     scores = towers_train.scores(cfg, training, state.params, unseen)
     # The heads were only there to train it.
     tower = state.params["tower"]
-    path = native.save_asset(args.name, cfg, tower, training=training, scores=scores, folder=args.out)
+    path = native.save_asset(args.name, cfg, tower, training=training, scores=scores, frames=1, folder=args.out)
     print(f"{path}: {scores}")
 
 

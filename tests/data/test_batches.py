@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from wovr_jax.core import keys
-from wovr_jax.data import batches
+from wovr_jax.data import batches, records
 from wovr_jax.data.batches import Layout, NoDataError
 from wovr_jax.types import NULL_ACTION, Episode
 
@@ -112,8 +113,15 @@ def test_split_is_stable_under_growth_and_never_one_sided():
         assert batches.split([numbered(12, seed), numbered(12, seed + 50)], 0.01).sum() == 1
         assert not batches.split([numbered(12, seed)], 0.9).any()
     won = [index % 50 == 0 for index in range(200)]
-    both = batches.split(first, 0.01, won)
+    mixed = [dataclasses.replace(one, success_S=one.success_S | wins) for one, wins in zip(first, won, strict=True)]
+    both = batches.split(mixed, 0.01)
     assert 1 <= both[won].sum() < 4
+    assert batches.split([mixed[0], mixed[1]], 0.01).sum() == 1, "one success and one failure"
+    # What others did changes nothing, not even where something had to be moved to the other side; nor does the disk.
+    others = [dataclasses.replace(one, actor="another") for one in mixed]
+    np.testing.assert_array_equal(batches.split(others[:70] + mixed, 0.01)[70:], both)
+    np.testing.assert_array_equal(batches.split([records.peek(records.encode(one)) for one in mixed], 0.01), both)
+    assert batches.split([]).tolist() == []
     with pytest.raises(ValueError, match=r"val_share must be in \[0, 1\)"):
         batches.split(first, 1.0)
 

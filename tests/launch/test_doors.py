@@ -33,6 +33,7 @@ DOORS = {
     "tools/kill_test.py": 2,
     "tools/pretrain_tabletop.py": 2,
     "tools/report.py": 2,
+    "tools/film_strip.py": 2,
     "tools/demonstrate_libero.py": 2,
 }
 """Door -> exit status of a misspelt flag. It is 1 where a script begins again whatever ends with another status."""
@@ -78,6 +79,7 @@ def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path:
         "study.py probe": ["--run=x"],
         "tools/pretrain_tabletop.py": ["vae"],
         "tools/report.py": ["x"],
+        "tools/film_strip.py": ["relay", "--out=x"],
     }
     done = run(door, *required.get(door, []), "--hlep", cwd=tmp_path)
     assert done.returncode == status

@@ -102,7 +102,8 @@ def results() -> dict:
         },
         "remarks": ["grpo-1: 3 of 12 updates had nothing to learn from"],
         "ledger": {
-            "demonstrations": {"true_steps": 0, "imagined_frames": 0, "seconds": 8.1},
+            "pretrained": {"true_steps": 0, "pretrained_frames": 486400, "imagined_frames": 0, "seconds": 0.1},
+            "demonstrations": {"episodes": 800, "true_steps": 19200, "imagined_frames": 0, "seconds": 8.0},
             "sft": {"true_steps": 0, "imagined_frames": 0, "seconds": 131.0},
             "collect-0": {"true_steps": 9216, "imagined_frames": 0, "seconds": 9.9},
             "world-0": {"true_steps": 0, "imagined_frames": 0, "seconds": 311.0},
@@ -300,7 +301,7 @@ def test_the_table_of_the_terminal():
     assert lines[16].split()[-3:] == ["28.8", "25.4", "23.9"]
     assert lines[17].startswith("after PACE, round 2")
     assert lines[17].split()[4:8] == ["148", "61", "14", "33"]
-    assert re.search(r"(?m)^all +9,216 +27,648 +12 min 46 s$", "\n".join(lines))
+    assert re.search(r"(?m)^all +800 +28,416 +486,400 +27,648 +12 min 46 s$", "\n".join(lines))
     assert len({len(line) for line in lines[:5]}) == 1
     assert any(line.startswith("The collections took 9,216 steps") for line in lines)
 
@@ -309,8 +310,10 @@ def test_true_steps_that_were_only_watched_have_a_column_and_a_sentence():
     ledger = results()["ledger"]
     ledger["grpo-1"]["watched_steps"] = 27648
     text = tables.render_text({"ledger": ledger})
-    assert re.search(r"(?m)^stage +true steps +watched steps +imagined frames +time$", text)
-    assert re.search(r"(?m)^all +9,216 +27,648 +27,648 ", text)
+    assert re.search(
+        r"(?m)^stage +episodes +true steps +watched steps +pretrained frames +imagined frames +time$", text
+    )
+    assert re.search(r"(?m)^all +800 +28,416 +27,648 +486,400 +27,648 ", text)
     assert "Another 27,648 true steps only drew its curves" in " ".join(text.split())
 
 

@@ -9,7 +9,7 @@ import pytest
 from wovr_jax.core import stats
 from wovr_jax.report import results
 
-ABOUT = {"name": "a", "job": "pace", "seed": 3, "rounds": 2, "pace": True, "online": False, "learn": "grpo"}
+ABOUT = {"name": "a", "job": "pace", "seed": 3, "rounds": 2, "pace": True, "online": False}
 OUTCOMES = {0: [0, 0, 1, 0], 1: [1, 0, 1, 0], 2: [1, 1, 1, 0]}
 
 
@@ -114,7 +114,6 @@ def test_a_comparison_names_its_films_with_both_outcomes():
         ({}, ["base", "after imagined GRPO", "after PACE"]),
         ({"online": True}, ["base", "after online GRPO", "after PACE"]),
         ({"pace": False}, ["base", "after imagined GRPO", "after imagined GRPO without a refresh"]),
-        ({"learn": "imitation", "rounds": 1}, ["base", "after imitation of its own successes"]),
         ({"rounds": 3}, ["base", "after imagined GRPO", "after PACE, round 2"]),
     ],
 )

@@ -43,8 +43,8 @@ def test_rules_by_hand():
     #   tpr       1    1   2/3  2/3  1/3
     #   fpr      2/3  1/3  1/3   0    0
     #   F1       6/8  6/7  4/6  4/5  2/4
-    # Youden: 2/3 at both 0.3 and 0.65: the lower fpr wins. F1: 6/7 at 0.3.
-    np.testing.assert_allclose(calibrate.choose(PROB, LABEL, "youden").threshold, 0.65, rtol=1e-6)
+    # Youden: 2/3 at both 0.3 and 0.65: the wider gap wins. F1: 6/7 at 0.3.
+    np.testing.assert_allclose(calibrate.choose(PROB, LABEL, "youden").threshold, 0.3, rtol=1e-6)
     np.testing.assert_allclose(calibrate.choose(PROB, LABEL, "f1").threshold, 0.3, rtol=1e-6)
     np.testing.assert_allclose(calibrate.choose(PROB, LABEL, "max_fpr", max_fpr=0.0).threshold, 0.65, rtol=1e-6)
     best = calibrate.choose(PROB, LABEL, "max_fpr", max_fpr=0.4)
@@ -62,9 +62,33 @@ def test_rate_calls_as_many_successes_as_there_are():
     np.testing.assert_allclose(choice.threshold, 0.35, rtol=1e-6)
 
 
+def test_the_widest_gap_comes_before_fewer_false_alarms():
+    """A threshold just below the weakest of eight successes leaves the ninth unpaid."""
+    real = np.array([0.2, 0.6, 0.99, 0.999], np.float32), np.array([0, 0, 0, 1], bool)
+    imagined = np.repeat(np.float32([0.05, 0.996, 0.999]), (13, 1, 7)), np.arange(21) >= 13
+    choice = calibrate.choose(*real, "rate", imagined=imagined)
+    # Eight are called from 0.05 to 0.996, wherever the threshold stands; among them 0.2 to 0.6 is the widest gap.
+    np.testing.assert_allclose(choice.threshold, 0.4, rtol=1e-6)
+    assert (choice.imagined.tpr, choice.imagined.fpr) == (1.0, 0.0)
+    # Of two gaps of one width the one with fewer false alarms.
+    prob, label = np.float32([0.25, 0.5, 0.75]), np.array([1, 0, 1], bool)
+    np.testing.assert_allclose(calibrate.choose(prob, label, "youden").threshold, 0.625, rtol=1e-6)
+
+
+def test_a_fixed_threshold_asks_nothing_of_the_data():
+    choice = calibrate.choose(PROB, LABEL, "fixed")
+    assert (choice.threshold, choice.rule) == (0.5, "fixed") and choice.real == calibrate.rates(PROB, LABEL, 0.5)
+    failures = np.float32([0.1, 0.7]), np.zeros(2, bool)
+    choice = calibrate.choose(*failures, "fixed", fixed=0.6, imagined=(PROB, LABEL))
+    assert choice.threshold == 0.6 and np.isnan(choice.real.tpr) and choice.real.fpr == 0.5
+    assert choice.imagined == calibrate.rates(PROB, LABEL, 0.6)
+    nothing = calibrate.choose(np.zeros(0, np.float32), np.zeros(0, bool), "fixed")
+    assert np.isnan([nothing.real.tpr, nothing.real.fpr]).all()
+
+
 def test_separable_data_gets_the_middle_of_the_gap():
     prob, label = np.array([0.01, 0.02, 0.92, 0.99]), np.array([0, 0, 1, 1])
-    for rule in calibrate.RULES:
+    for rule in set(calibrate.RULES) - {"fixed"}:
         np.testing.assert_allclose(calibrate.choose(prob, label, rule).threshold, 0.47, rtol=1e-6)
 
 
@@ -74,8 +98,8 @@ def test_imagined_frames_weigh_as_much_as_true_ones():
     imagined = np.array([0.3, 0.35, 0.45, 0.55]), np.array([0, 1, 0, 1])
     alone, both = calibrate.choose(*many), calibrate.choose(*many, imagined=imagined)
     # 0.5: tpr (2/3 + 1/2) / 2, fpr (1/3 + 0) / 2 -> 0.417; 0.65: tpr (2/3 + 0) / 2, fpr 0 -> 0.333;
-    # 0.325: tpr 1, fpr (1/3 + 1/2) / 2 -> 0.583, the best. Pooled by frame the 300 true ones would decide: 0.65.
-    np.testing.assert_allclose(alone.threshold, 0.65, rtol=1e-6)
+    # 0.325: tpr 1, fpr (1/3 + 1/2) / 2 -> 0.583, the best. Pooled by frame the 300 true ones would decide.
+    np.testing.assert_allclose(alone.threshold, 0.3, rtol=1e-6)  # as good as 0.65, in a wider gap
     np.testing.assert_allclose(both.threshold, 0.325, rtol=1e-6)
     assert alone.imagined is None and (both.imagined.tpr, both.imagined.fpr) == (1.0, 0.5)
     # and the bound on fpr must hold in both

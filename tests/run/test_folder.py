@@ -94,7 +94,14 @@ def test_the_ledger_of_a_resumed_run_has_every_stage_that_was_made(tmp_path: pat
     # A later product may be there, so that the earlier one is not asked for; it was paid for all the same.
     _made(Run(tmp_path / "run", {"seed": 0}), [], true_steps=7)
     assert Run(tmp_path / "run", {"seed": 0}).ledger() == {
-        "one": {"true_steps": 7, "watched_steps": 0, "imagined_frames": 0, "seconds": pytest.approx(0, abs=60)}
+        "one": {
+            "episodes": 0,
+            "true_steps": 7,
+            "watched_steps": 0,
+            "pretrained_frames": 0,
+            "imagined_frames": 0,
+            "seconds": pytest.approx(0, abs=60),
+        }
     }
 
 

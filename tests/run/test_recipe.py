@@ -10,6 +10,7 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,15 +19,17 @@ from configs import pace as presets
 from configs import world_model as world_job
 from tests.run.asked import changed
 from wovr_jax import pace
-from wovr_jax.core import config
+from wovr_jax.core import config, keys
 from wovr_jax.core.config import Between, ConfigError
 from wovr_jax.export.server import ServerConfig
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.towers_train import TowerTraining
 from wovr_jax.policy.vla import VLAConfig
-from wovr_jax.run.recipe import COLLECTIONS, Recipe, RunSeed
-from wovr_jax.sim.arena import layouts
+from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.run.recipe import COLLECTIONS, Recipe
+from wovr_jax.sim import embedded
+from wovr_jax.sim.arena import RANGES, layouts
 from wovr_jax.sim.libero.evaluate import LiberoEvaluation
 from wovr_jax.world.flow import FlowConfig
 from wovr_jax.world.train import WorldTrainConfig
@@ -63,10 +66,10 @@ NAN, INF = float("nan"), float("inf")
 
 REFUSED: list[tuple[str, Any, str]] = [
     ("seed", "abc", "expected int"),
-    ("seed", -1, "at least 0 and at most 213"),
-    ("seed", 214, "at most 213"),
+    ("seed", -1, "at least 0 and at most 2_147_483_647, got -1"),
+    ("seed", 2**31, "at most 2_147_483_647, got 2147483648"),
     ("seed", 1.5, "expected int"),
-    ("seeds", (0, 500), "at most 213"),
+    ("seeds", (0, 2**31), "at most 2_147_483_647"),
     ("temperature", 0.0, "above 0"),
     ("temperature", NAN, "above 0"),
     ("mesh__data", 0, "-1 or at least 1"),
@@ -212,10 +215,10 @@ def _refused(settings: dict[str, Any], path: str, value: Any, allowed: str) -> N
 @pytest.mark.parametrize(
     "changes",
     [
-        {"seed": 213},
-        {"seeds": [213]},
+        {"seed": 1234},
+        {"seeds": [2**31 - 1]},
         {"dream__updates": (0,)},
-        {"world_train__steps": 0},
+        {"world_train__steps": 0, "world_weights": "somewhere"},
         {"sft__steps": 0, "policy_weights": "somewhere"},
         {"sft__validate_every": 0},
         {"world_train__validate_every": 0},
@@ -301,6 +304,23 @@ PAIRS: list[tuple[dict[str, Any], str]] = [
     ({"sft__steps": 0}, r"sft\.steps: 0 leaves the base policy as it starts"),
     ({"towers": ("tabletop_dinov2",)}, r"towers: expected the names of two towers"),
     ({"seeds": ()}, r"seeds: expected the seed of at least one run"),
+    ({"world_train__steps": 0}, r"world_train\.steps: 0 leaves the world model as it starts: .*world_weights="),
+    ({"reward_train__steps": 0, "reward_train__rule": "fixed"}, r"reward_train\.steps: 0 leaves .*reward_weights="),
+    (
+        {"reward_train__steps": 0, "reward_weights": "some"},
+        r"reward_train\.rule: expected 'fixed' for a classifier that is used as it is.*got 'rate'",
+    ),
+    (
+        {
+            "start_states": "some",
+            "world_weights": "some",
+            "reward_weights": "some",
+            "world_train__steps": 0,
+            "reward_train__steps": 0,
+            "reward_train__rule": "fixed",
+        },
+        r"pace: expected False: world model, classifier and start states are all given",
+    ),
 ]
 
 PAIRS_ON_LIBERO: list[tuple[dict[str, Any], str]] = [
@@ -315,7 +335,7 @@ PAIRS_ON_LIBERO: list[tuple[dict[str, Any], str]] = [
     ({"libero__suite": "libero_90", "libero__tasks": ()}, r"reward\.tasks: expected at least the 90 tasks"),
     ({"libero__demonstrations": "some"}, r"libero\.scene\.hold: .*use hold=1, or the expert"),
     ({"dream__world": "shadow"}, r"dream\.world: .*which LIBERO is not"),
-    ({"dream__select": "closed_loop"}, r"select='closed_loop' need a .*LIBERO is not.*select='last'"),
+    ({"dream__select": "closed_loop"}, r"dream\.world: .*select='closed_loop' need a .*LIBERO is not.*select='last'"),
 ]
 
 
@@ -341,14 +361,25 @@ def test_all_that_does_not_fit_is_in_one_message() -> None:
 
 
 def test_ranges_of_layouts_are_those_of_the_arena() -> None:
-    (most,) = (one.high for one in RunSeed.__metadata__)
     last = {"evaluate": 1_000_000, "online": 1_000_000, f"collect-{COLLECTIONS - 1}": 1_000_000}
     for purpose, count in last.items():
-        found = np.asarray(layouts(int(most), purpose, count), np.int64)
+        found = np.asarray(layouts(RANGES - 1, purpose, count), np.int64)
         assert found[0] > 0 and found[-1] - found[0] == count - 1, "wrapped around int32"
-    # One run more would wrap, one collection more would begin where online RL does.
-    assert (most + 2) * 10_000_000 - 1 > np.iinfo(np.int32).max
+    # One range more would wrap, one collection more would begin where online RL does.
+    assert np.iinfo(np.int32).max < (RANGES + 1) * 10_000_000 - 1
     assert layouts(0, f"collect-{COLLECTIONS}", 1)[0] == layouts(0, "online", 1)[0]
+
+
+@pytest.mark.parametrize("seed", [0, 213, 214, 1234, 2**31 - 1])
+def test_any_seed_has_layouts_of_its_remainder_and_draws_of_its_own(seed: int) -> None:
+    recipe = config.from_dict(Recipe, changed(seed=seed, seeds=(seed,)))
+    found = layouts(recipe.seed, "evaluate", 3)
+    assert found.dtype == np.int32 and found.tolist() == [seed % 214 * 10_000_000 + 9_000_000 + i for i in range(3)]
+    # As the table's reset takes them, and as the other generators take the seed.
+    assert embedded.reset_batch(found, recipe.sim).gripper.shape[0] == 3
+    np.random.default_rng([seed, 1])
+    draws = [jax.random.key_data(keys.key(other, "collect-0")).tolist() for other in (seed, seed % 214)]
+    assert (draws[0] == draws[1]) == (seed < 214)
 
 
 def test_the_parts_of_a_policy_are_those_of_its_parameters() -> None:
@@ -372,6 +403,21 @@ def test_the_reference_bundles_are_presets() -> None:
     assert trained.world_train == WorldTrainConfig.rlinf(latents="disk", validate_every=250)
     assert trained.world == rlinf.world
     assert read(presets, "libero_goal,paper").learner.grpo == GRPOConfig.paper(group=8)
+    # A fixed half is the threshold of the paper and of RLinf, who round.
+    for preset in ("paper", "rlinf", "libero_spatial", "libero_goal", "libero_10,paper"):
+        train = read(presets, preset).reward_train
+        assert (train.rule, train.threshold) == ("fixed", 0.5), preset
+    assert read(presets, "").reward_train.rule == "rate"
+
+
+@pytest.mark.parametrize(("suite", "head"), [("goal", "task"), ("spatial", "plain"), ("object", "plain")])
+def test_the_released_parts_of_rlinf_are_a_preset(suite: str, head: str) -> None:
+    settings = presets.get_config(f"libero_{suite},rlinf,rlinf_release").to_json()
+    recipe = config.from_dict(Recipe, json.loads(settings))
+    assert not (recipe.world_train.steps or recipe.reward_train.steps or recipe.sft.steps or recipe.pace)
+    assert recipe.start_states and recipe.reward_weights and recipe.world_weights and recipe.rounds == 1
+    assert recipe.reward == RewardConfig(head=head) and recipe.learner.grpo == GRPOConfig.rlinf(group=8)
+    assert (recipe.reward_train.rule, recipe.reward_train.threshold, recipe.starts.share) == ("fixed", 0.5, 1 / 3)
 
 
 def test_a_whole_rollout_from_a_keyframe_is_rlinfs_way_and_named() -> None:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from tests.small_run import save_parts, small_settings
 from wovr_jax.core.config import ConfigError, from_dict
+from wovr_jax.data import episodes as disk
+from wovr_jax.data import starts
 from wovr_jax.run import bind
-from wovr_jax.run.bind import Products
 from wovr_jax.run.folder import Product, Run
-from wovr_jax.run.recipe import DreamConfig, Recipe
+from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.episodes import Demonstrations
+from wovr_jax.run.stages.policy import load_policy
+from wovr_jax.sim.arena import layouts
+from wovr_jax.sim.embedded import begin_episodes
+from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.studies import runner
+from wovr_jax.studies.imitation import add_successes, imitate
 from wovr_jax.types import Episode
 
 ROWS = ("full", "sft_more", "imitation", "imagined", "online")
@@ -57,35 +65,55 @@ def test_runs_share_what_a_variant_cannot_change(study: tuple[dict, pathlib.Path
     assert "imagined-seed0" not in made and "evaluate-1" in made["full-seed0"]
 
 
+def test_online_rl_begins_in_layouts_of_its_own_however_few_the_demonstrations_are(
+    study: tuple[dict, pathlib.Path],
+) -> None:
+    _, folder = study
+    table = starts.load(folder / "online-seed0" / "stages" / "starts-0" / "starts")
+    # One update of four groups: a layout for each.
+    assert table.seed_K.tolist() == layouts(0, "online", 4).tolist()
+    # The same layout looks the same, whether it was demonstrated or has only begun.
+    demonstrated = disk.read(folder / "full-seed0" / "stages" / "demonstrations" / "episodes")[:2]
+    begun = begin_episodes(np.array([each.seed for each in demonstrated]), TabletopConfig.fake())
+    for ours, its in zip(begun, demonstrated, strict=True):
+        np.testing.assert_array_equal(ours.frame_SHWC[0], its.frame_SHWC[0])
+        assert (ours.task, ours.seed, ours.instruction) == (its.task, its.seed, its.instruction)
+
+
 def episode(seed: int, success: bool) -> Episode:
     frame, action = np.zeros((3, 16, 16, 3), np.uint8), np.zeros((2, 7), np.float32)
     return Episode(frame, action, np.array([False, False, success]), "", 0, seed, "base", action)
 
 
-def test_imitation_begins_with_the_base_and_takes_the_successes_of_every_round(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = small_settings(save_parts(tmp_path), dream=DreamConfig(learn="imitation", updates=(1, 1)))
-    asked: list[tuple] = []
-    monkeypatch.setattr(bind, "fine_tune", lambda *inputs: asked.append(inputs))
-    made = Products()
-    do = bind.bind_stages(from_dict(Recipe, settings), Run(tmp_path / "run", settings), made)
-    demonstration, held_out = episode(0, False), episode(1, True)
-    first, second = [episode(2, True), episode(3, False)], [episode(4, False), episode(5, True)]
-    made.demonstrations = Product(lambda: Demonstrations([demonstration], [held_out]))
-    made.policies = [Product(lambda: "the base"), Product(lambda: "the policy of round 1")]
-    made.rollouts = [Product(lambda: first), Product(lambda: second)]
-    do.improve(1)
-    *_, start, _, _, _, episodes, name = asked[-1]
-    assert (start(), name) == ("the base", "imitate-2")
-    assert [each.seed for each in episodes.value.train] == [0, 2, 5], "a demonstration is imitated whatever came of it"
-    assert [each.seed for each in episodes.value.held_out] == [1]
+def test_imitation_takes_the_successes_and_every_demonstration() -> None:
+    demonstrations = Demonstrations([episode(0, False)], [episode(1, True)])
+    train, held_out = add_successes(demonstrations, [episode(2, True), episode(3, False), episode(4, True)])
+    assert [each.seed for each in train] == [0, 2, 4], "a demonstration is imitated whatever came of it"
+    assert [each.seed for each in held_out] == [1]
 
 
-def test_imitation_needs_a_rate_to_learn_by_and_no_true_world() -> None:
-    with pytest.raises(ConfigError, match="expected 'learned' with dream.learn='imitation'"):
-        DreamConfig(learn="imitation", world="true")
-    settings = small_settings(pathlib.Path(), dream=DreamConfig(learn="imitation", updates=(1,)))
-    settings["sft"]["steps"], settings["policy_weights"] = 0, "somewhere"
-    with pytest.raises(ConfigError, match=r"sft\.steps: expected at least 1, by which dream\.learn='imitation'"):
-        from_dict(Recipe, settings)
+def test_imitation_begins_with_the_base(study: tuple[dict, pathlib.Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder = study
+    run = Run(folder / "imitation-seed0", json.loads((folder / "imitation-seed0" / "config.json").read_text()))
+    # The stage is done; what it would begin with, were it not, is asked for by hand.
+    begun: list[tuple[str, Any]] = []
+
+    def fine_tune(run: Run, cfg: Any, train: Any, start: Any, *inputs: Any, name: str = "sft") -> Product:
+        begun.append((name, start))
+        return real(run, cfg, train, start, *inputs, name=name)
+
+    real = bind.fine_tune
+    monkeypatch.setattr(bind, "fine_tune", fine_tune)
+    recipe = from_dict(Recipe, run.settings)
+    imitate(recipe, run)
+    assert [name for name, _ in begun] == ["sft", "imitate-1"]
+    base = load_policy(recipe.policy, folder / "full-seed0" / "stages" / "sft")
+    for ours, its in zip(jax.tree.leaves(begun[1][1]()), jax.tree.leaves(base), strict=True):
+        np.testing.assert_array_equal(ours, its)
+
+
+def test_imitation_needs_steps_to_learn_by(tmp_path: pathlib.Path) -> None:
+    settings = small_settings(tmp_path) | {"policy_weights": "somewhere"}
+    settings["sft"]["steps"] = 0
+    with pytest.raises(ConfigError, match=r"config\.sft\.steps: expected at least 1, by which"):
+        imitate(from_dict(Recipe, settings), Run(tmp_path / "run", settings))

@@ -101,6 +101,8 @@ def test_true_episodes_are_those_that_training_took() -> None:
     assert studies.count_episodes(RECIPE, {}, 0) == 0
     online = dataclasses.replace(RECIPE, dream=dataclasses.replace(RECIPE.dream, world="true", reward="true"))
     assert studies.count_episodes(online, {}, 1) == 4 * 5 * 8
+    chosen = dataclasses.replace(RECIPE, dream=dataclasses.replace(RECIPE.dream, select="closed_loop"))
+    assert studies.count_episodes(chosen, facts, 2) == 400 + (5 + 4) * 5 * 8, "the last policy of a round is judged too"
     assert studies.count_episodes(online, facts, 2) == 400 + 7 * 5 * 8, "keyframes are of collected episodes"
 
 

@@ -30,40 +30,43 @@ class NoDataError(ValueError):
     """A training set that would be empty or one-sided; the message says what is missing."""
 
 
-def split(
-    episodes: Sequence[Episode | Head], val_share: float, flags: Sequence[bool] | np.ndarray | None = None
-) -> np.ndarray:
-    """Returns (E,) bool, which episodes validate; that is stable when the data grows.
+HELD_OUT = 0.15
+"""Share of the episodes that VAE, world model and success classifier all hold out: one that judges trained none."""
 
-    An episode's side depends only on its task and seed, so a start layout stays on its side
-    when a later collection is added. Shares are approximate; but where there are two
-    episodes (of each kind, with ``flags``) neither side is empty.
+
+def split(episodes: Sequence[Episode | Head], val_share: float = HELD_OUT) -> np.ndarray:
+    """Returns (E,) bool, which episodes are held out: the same ones in whatever stage and round, whoever else is there.
+
+    An episode's side depends on its task and seed, and where that would leave a side empty, on the others of its
+    collection, all of which have to be among the episodes. A collection is what one actor did. Shares are approximate;
+    but of several successes (failures) in a collection some are on each side, and of several episodes one is held out.
 
     Args:
-      episodes: the episodes.
+      episodes: whole collections.
       val_share: expected share in [0, 1).
-      flags: optionally a kind of each episode, say success, to be present on both sides.
 
     Raises:
       ValueError: for a share outside [0, 1).
     """
     if not 0.0 <= val_share < 1.0:
         raise ValueError(f"val_share must be in [0, 1), got {val_share}.")
-    # A number of each episode's own, against the share: no other episode has a say in it.
+    val_E = np.zeros(len(episodes), bool)
+    if not val_share:
+        return val_E
     place_E = np.array([_place(episode) for episode in episodes])
-    val_E = place_E < val_share
-    kinds = np.zeros(len(episodes), int) if flags is None else np.asarray(flags, int)
-    for kind in np.unique(kinds):
-        member = np.flatnonzero(kinds == kind)
-        if len(member) == 1:
-            val_E[member] = False  # the only one is for training
-        elif val_share:
-            # In the order of their numbers, so that growth of the data rarely moves the borrowed ones.
-            order = member[np.argsort(place_E[member], kind="stable")]
-            if not val_E[member].any():
-                val_E[order[0]] = True
-            if val_E[member].all():
-                val_E[order[-1]] = False
+    won_E = np.array([one.won if isinstance(one, Head) else one.success_S.any() for one in episodes], bool)
+    actor_E = np.array([episode.actor for episode in episodes])
+    for actor in np.unique(actor_E):
+        acted_E = actor_E == actor
+        for won in (False, True):
+            # In the order of a number of each episode's own; the first of several always, the last never.
+            order = np.flatnonzero(acted_E & (won_E == won))
+            order = order[np.argsort(place_E[order], kind="stable")]
+            val_E[order] = place_E[order] < val_share
+            val_E[order[:1]] = len(order) > 1
+            val_E[order[-1:]] = False
+        if acted_E.sum() > 1 and not val_E[acted_E].any():  # one success and one failure
+            val_E[np.argmin(np.where(acted_E, place_E, 1.0))] = True
     return val_E
 
 
@@ -149,7 +152,7 @@ class Windows:
     new: int = struct.field(pytree_node=False, default=8)
 
 
-def windows(episodes: Sequence[Episode], layout: Layout = Layout(), *, val_share: float = 0.1) -> Windows:
+def windows(episodes: Sequence[Episode], layout: Layout = Layout(), *, val_share: float = HELD_OUT) -> Windows:
     """Returns all world-model windows of ``episodes``.
 
     Args:
@@ -161,7 +164,7 @@ def windows(episodes: Sequence[Episode], layout: Layout = Layout(), *, val_share
       NoDataError: when no episode is long enough.
     """
     # By episode and not by window: neighbouring windows share most of their frames.
-    val_E = split(episodes, val_share) if episodes else np.zeros(0, bool)
+    val_E = split(episodes, val_share)
     train_I2, train_starts = _window_rows(episodes, ~val_E, layout)
     val_I2, val_starts = _window_rows(episodes, val_E, layout)
     if not len(train_I2):

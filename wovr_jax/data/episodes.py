@@ -321,12 +321,12 @@ def join(parts: Iterable[Sequence[Episode]]) -> Sequence[Episode]:
 
 def heads(episodes: Sequence[Episode]) -> list[Head]:
     """Returns what decides how each episode is used; those on disk are not decoded for it."""
-    # Which episodes are used depends on length, task and seed; frames are what takes the time to decode.
+    # Frames are what takes the time to decode.
     if isinstance(episodes, EpisodeSource):
         return [episodes.head(index) for index in range(len(episodes))]
     if isinstance(episodes, Lazy):
         return [source.head(number) for source, number in episodes.places]
-    return [Head(len(episode.action_SA), episode.task, episode.seed) for episode in episodes]
+    return [Head(len(e.action_SA), e.task, e.seed, e.actor, bool(e.success_S.any())) for e in episodes]
 
 
 def read(folder: str | os.PathLike, *, verify: bool = True) -> list[Episode]:

@@ -29,11 +29,13 @@ class EpisodesError(ValueError):
 
 
 class Head(NamedTuple):
-    """What decides how an episode is used: its length, and the start layout that it may share with others."""
+    """What decides how an episode is used: its length, the start layout that it may share, who acted, how it ended."""
 
     steps: int
     task: int
     seed: int
+    actor: str
+    won: bool
 
 
 def check(episode: Episode, where: str) -> None:
@@ -72,7 +74,7 @@ def encode(episode: Episode) -> bytes:
     """Returns one episode as the bytes of a record; :func:`decode` gives it back bit by bit."""
     # JSON and not pickle: whoever opens a folder from elsewhere runs nothing.
     header = {name: getattr(episode, name) for name in ("instruction", "actor")}
-    header |= {"task": int(episode.task), "seed": int(episode.seed)}
+    header |= {"task": int(episode.task), "seed": int(episode.seed), "won": bool(episode.success_S.any())}
     header |= {"frame": list(episode.frame_SHWC.shape), "action": list(episode.action_SA.shape)}
     # The type of the disk is named, so that a machine of the other byte order writes the same file.
     arrays = [_changes(episode.frame_SHWC), episode.action_SA.astype("<f4"), episode.label_SA.astype("<f4")]
@@ -104,14 +106,15 @@ def decode(record: bytes, where: str = "record") -> Episode:
 
 
 def peek(record: bytes, where: str = "record") -> Head:
-    """Returns the head of the episode in a record; its arrays are not decoded.
+    """Returns the head of the episode in a record; its arrays are not decoded, but in records of before.
 
     Raises:
       EpisodesError: as :func:`decode`.
     """
     with _damage(where):
-        header, _ = _header(record)
-        return Head(header["action"][0], header["task"], header["seed"])
+        header, body = _header(record)
+        won = header["won"] if "won" in header else _unpack(header, zlib.decompress(body)).success_S.any()
+        return Head(header["action"][0], header["task"], header["seed"], header["actor"], bool(won))
 
 
 @contextlib.contextmanager

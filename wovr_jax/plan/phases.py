@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wovr_jax import learner
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import BATCH, Axes
-from wovr_jax.data.batches import Layout
+from wovr_jax.data.batches import HELD_OUT, Layout
 from wovr_jax.data.starts import Starts
 from wovr_jax.nn import lora
 from wovr_jax.policy import vla
@@ -27,7 +27,6 @@ from wovr_jax.reward import classifier
 from wovr_jax.run import programs
 from wovr_jax.run.bind import improvement
 from wovr_jax.run.recipe import Recipe
-from wovr_jax.run.stages.world import HELD_OUT
 from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
 from wovr_jax.types import ACTION_DIM, Imagined, Params
@@ -101,7 +100,7 @@ def world(recipe: Recipe, on: Placement) -> Phase:
     data = _windows(recipe, on)
     number = on.whole(jax.ShapeDtypeStruct((), jnp.int32))
     # Every round after the first refreshes the world model, where the run does at all.
-    times = train.steps + recipe.refresh.steps * (recipe.rounds - 1 if recipe.pace else 0)
+    times = train.steps + recipe.refresh.steps * (recipe.rounds - 1 if recipe.pace and train.steps else 0)
     held = {"parameters": (state.params, state.ema, fixed), "optimizer": state.opt_state, "data": data}
     program = train_step.compile_programs(objective).step
     return Phase(program, (state, number, fixed, (data,), on.key()), held, {}, times)

@@ -88,10 +88,8 @@ class SFTConfig:
 
     def faults(self) -> Faults:
         """Yields a patience that nothing tries, or that would cut a cosine off at a rate which was to fall."""
-        if self.patience and not self.validate_every:
-            yield "patience", f"expected 0 without validate_every, got {self.patience}"
-        if self.patience and self.schedule == "cosine":
-            yield "patience", f"expected 0 without schedule='constant', got {self.patience}"
+        if self.patience and not (self.validate_every and self.schedule == "constant"):
+            yield "patience", f"expected 0 without validate_every and schedule='constant', got {self.patience}"
 
 
 def demonstrations(chunks: Mapping[str, Any], codec: Codec, prompt_KL: Any) -> Demonstrations:
@@ -127,7 +125,7 @@ class SFTObjective(Objective):
     def optimizer(self) -> optax.GradientTransformation:
         """That of ``train.optimizer``, with its schedule."""
         how = self.train
-        rate = optimizers.warm_up(how.schedule, how.lr, how.warmup, how.steps)
+        rate = optimizers.make_rate(how.schedule, how.lr, how.warmup, how.steps)
         return optimizers.build(how.optimizer, rate, clip=how.clip, b2=how.b2, decay=how.weight_decay)
 
     def draw(self, key: Array, data: Demonstrations) -> tuple[Demonstrations, Array]:

@@ -141,25 +141,19 @@ def draw_rates(lines: Sequence[tuple[str, Sequence[Point]]], label: str, *, log:
       label: what the quantity is.
       log: whether it has a logarithmic axis.
     """
-
-    def across(x: float) -> float:
-        return math.log2(x) if log else x
-
+    place = math.log2 if log else float
     xs = sorted({x for _, points in lines for x, *_ in points})
-    frame = Frame(520, 240, (across(xs[0]), across(xs[-1])), (0.0, 1.0), left=44, right=28, bottom=40)
-    parts = [_rule(frame, frame.x[0], y, frame.x[1], y) for y in (0, 0.25, 0.5, 0.75, 1)]
-    parts += [_text(frame.left - 8, frame.at(frame.x[0], y)[1], f"{y:.0%}", dy=4, anchor="end") for y in (0, 0.5, 1)]
-    parts += [_text(*frame.at(across(x), 0), shorten(x), dy=16, anchor="middle") for x in xs]
-    parts.append(_text(*frame.at(sum(frame.x) / 2, 0), label, dy=34, anchor="middle"))
-    key = ""
+    frame = Frame(520, 240, (place(xs[0]), place(xs[-1])), (0.0, 1.0), left=44, right=28, bottom=40)
+    parts, key = _axes(frame, (), (0, 0.5, 1), label), ""
+    parts += [_text(*frame.at(place(x), 0), shorten(x), dy=16, anchor="middle") for x in xs]
     for i, (name, points) in enumerate(lines):
         kind = f"series s{i % SERIES}"
-        places = [" ".join(map(str, frame.at(across(x), y))) for x, y, *_ in points]
-        parts.append(f'<path class="line {kind}" d="M{"L".join(places)}"/>')
-        for x, y, low, high in points:
-            (cx, cy), numbers = frame.at(across(x), y), f"{name}, {label} {shorten(x)}: {y:.1%}"
+        spots = [frame.at(place(x), y) for x, y, *_ in points]
+        parts.append(f'<path class="line {kind}" d="M{"L".join(f"{cx} {cy}" for cx, cy in spots)}"/>')
+        for (x, y, low, high), (cx, cy) in zip(points, spots, strict=True):
+            numbers = f"{name}, {label} {shorten(x)}: {y:.1%}"
             numbers += f", 95% between {low:.1%} and {high:.1%}" * (low < high)
-            parts.append(_rule(frame, across(x), low, across(x), high, kind=f"line {kind}"))
+            parts.append(_rule(frame, place(x), low, place(x), high, kind=f"line {kind}"))
             parts.append(f'<circle class="dot {kind}" cx="{cx}" cy="{cy}" r="3.5">{_hover(numbers)}</circle>')
         key += f'<span><i class="{kind}"></i>{html.escape(name)}</span>'
     return f'<p class="key">{key}</p>{frame.svg(*parts, label=f"true success against {label}")}'

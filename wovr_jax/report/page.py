@@ -25,8 +25,10 @@ from wovr_jax.core.log import RESERVED, read_metrics
 from wovr_jax.report import figures, tables
 from wovr_jax.report.tables import Results, Rows
 
-FIRST_CURVES = ("success_start", "success_keyframe", "false_success", "success", "true_success")
-FIRST_CURVES += ("return_mean", "loss", "kl", "entropy", "accuracy")
+FIRST_CURVES = (
+    *("success_start", "success_keyframe", "false_success", "true_success"),
+    *("success", "return_mean", "loss", "kl", "entropy", "accuracy"),
+)
 """Shown at once when a stage has them, and other curves to fill up; the rest is behind a fold."""
 CURVES_AT_ONCE = 3
 
@@ -118,13 +120,13 @@ def _render_success(phases: Sequence[Results]) -> str:
 
 
 def _draw_temperatures(phases: Sequence[Results]) -> str:
-    lines = [
-        (phase["name"], [tuple(level[part] for part in ("temperature", "rate", "low", "high")) for level in levels])
-        for phase in phases
-        # From the lowest to the highest, as an axis goes.
-        if (levels := list(reversed(phase.get("temperatures") or ())))
-    ]
-    return figures.draw_rates(lines, "temperature") if lines else ""
+    # From the lowest to the highest, as an axis goes.
+    lines = [(phase["name"], list(map(_place_level, reversed(phase.get("temperatures") or ())))) for phase in phases]
+    return figures.draw_rates(lines, "temperature") if lines[0][1] else ""
+
+
+def _place_level(level: Results) -> figures.Point:
+    return level["temperature"], level["rate"], level["low"], level["high"]
 
 
 def _render_titled_table(table: Results) -> str:

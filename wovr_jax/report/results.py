@@ -17,7 +17,7 @@ Facts = Mapping[str, Mapping[str, Any]]
 """By stage, what it wrote when it was finished."""
 
 STAGES = (
-    *("demonstrations", "sft", "grpo", "imitate", "evaluate"),
+    *("pretrained", "demonstrations", "sft", "grpo", "evaluate"),
     *("collect", "world", "reward", "starts", "compare", "closed"),
 )
 """The kinds of stages in the order in which a round meets them."""
@@ -40,9 +40,9 @@ def summarize(
 
     Args:
       about: ``name``, ``job`` and ``seed``; ``rounds``; ``pace``, whether the world model is trained again after each
-        round; ``online``, whether the policy learns in the true environment; ``learn``, how it does.
+        round; ``online``, whether the policy learns in the true environment.
       facts: of every finished stage. Stages that did not run are left out of the results.
-      ledger: of every finished stage its ``true_steps``, ``imagined_frames`` and ``seconds``.
+      ledger: of every finished stage what it consumed, see ``run.folder.Run.ledger``.
       seconds: how long this call of the program has run; a resumed run took longer than that in all.
     """
     # A run that was resumed has met its stages in another order than one that went through.
@@ -63,6 +63,7 @@ def summarize(
         "reward": {name: fact for name, fact in facts.items() if name.startswith("reward-")},
         "keyframes": {name: fact for name, fact in facts.items() if name.startswith("starts-") and fact["steps"]},
         "remarks": [f"{name}: {fact['said']}" for name, fact in facts.items() if fact.get("said")],
+        "pretrained": facts.get("pretrained", {}).get("parts", {}),
         "ledger": {name: ledger[name] for name in facts if name in ledger},
     }
 
@@ -86,8 +87,6 @@ def _name_policy(round_: int, about: Mapping[str, Any]) -> str:
     """Returns what a reader calls the policy of a round."""
     if round_ == 0:
         return "base"
-    if about["learn"] == "imitation":
-        return "after imitation of its own successes" + (f", round {round_}" if about["rounds"] > 1 else "")
     if round_ == 1:
         return "after online GRPO" if about["online"] else "after imagined GRPO"
     # Without a refresh the policy goes on in the first world, which is what an ablation calls it.
@@ -110,10 +109,9 @@ def _summarize_policy(round_: int, facts: Facts, about: Mapping[str, Any]) -> Re
     if round_:
         base = facts["evaluate-0"]
         phase["gain"] = stats.gain(evaluation["outcomes"], base["outcomes"])
-        if levels and base.get("temperatures"):
-            pairs = {"greedy_gain": (levels[-1], base["temperatures"][-1])}
-            pairs["best_gain"] = (best_level(levels), best_level(base["temperatures"]))
-            phase |= {name: stats.gain(ours["outcomes"], its["outcomes"]) for name, (ours, its) in pairs.items()}
+        if levels and (its := base.get("temperatures")):
+            phase["greedy_gain"] = stats.gain(levels[-1]["outcomes"], its[-1]["outcomes"])
+            phase["best_gain"] = stats.gain(best_level(levels)["outcomes"], best_level(its)["outcomes"])
     return phase
 
 

@@ -110,11 +110,14 @@ def _state_cost(ledger: Mapping[str, Results]) -> str:
     def total(kind: str, what: str) -> int:
         return sum(account.get(what, 0) for stage, account in ledger.items() if stage.startswith(kind))
 
-    watched = total(LEARNER, "watched_steps")
+    watched, expert = total(LEARNER, "watched_steps"), total("demonstrations", "true_steps")
+    seen = total("pretrained", "pretrained_frames")
+    before = f" Before that the expert took {expert:,} true steps, and pretrained parts had seen {seen:,} frames."
     return (
         f"The collections took {total('collect-', 'true_steps'):,} steps of the true simulator. The learner took "
         f"{total(LEARNER, 'true_steps'):,}; it learnt from {total(LEARNER, 'imagined_frames'):,} imagined frames."
         + (f" Another {watched:,} true steps only drew its curves and decided nothing." if watched else "")
+        + (before if expert or seen else "")
     )
 
 
@@ -137,15 +140,10 @@ def policy_rows(phases: Sequence[Results]) -> Rows:
 
 def temperature_rows(phases: Sequence[Results]) -> Rows:
     """Returns a row for each policy: true success at each temperature; nothing where runs did not measure it."""
-    rows = [
-        (phase["name"], *(format_rate(level["rate"]) for level in phase["temperatures"]))
-        for phase in phases
-        if phase.get("temperatures")
-    ]
-    if not rows:
-        return []
-    levels = next(phase["temperatures"] for phase in phases if phase.get("temperatures"))
-    return [("true success at", *(name_temperature(level["temperature"]) for level in levels)), *rows]
+    shown = [phase for phase in phases if phase.get("temperatures")]
+    heads = [name_temperature(level["temperature"]) for phase in shown[:1] for level in phase["temperatures"]]
+    rows = [(phase["name"], *(format_rate(level["rate"]) for level in phase["temperatures"])) for phase in shown]
+    return [("true success at", *heads), *rows] if shown else []
 
 
 def subgoal_rows(phases: Sequence[Results]) -> Rows:
@@ -189,9 +187,10 @@ def world_rows(comparison: Sequence[Results]) -> Rows:
 
 def cost_rows(ledger: Mapping[str, Results]) -> Rows:
     """Returns what each stage took, and what all of them took together."""
-    # Runs of earlier versions watched nothing, and most stages do not.
-    watched = any(account.get("watched_steps") for account in ledger.values())
-    names = ("true_steps", *(["watched_steps"] if watched else []), "imagined_frames")
+    # Earlier versions counted less; and most stages do without some of it.
+    often = ("true_steps", "imagined_frames")
+    names = ("episodes", "true_steps", "watched_steps", "pretrained_frames", "imagined_frames")
+    names = [name for name in names if name in often or any(account.get(name) for account in ledger.values())]
     total = {name: sum(account.get(name, 0) for account in ledger.values()) for name in (*names, "seconds")}
     rows = [
         (stage, *(f"{account.get(name, 0):,}" for name in names), format_duration(account["seconds"]))

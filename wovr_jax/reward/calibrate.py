@@ -8,12 +8,13 @@ when its probability is above the threshold, strictly, as in the imagined rollou
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Literal
 
 import numpy as np
 
-RULES = ("rate", "youden", "f1", "max_fpr")
-Rule = Literal["rate", "youden", "f1", "max_fpr"]
+Rule = Literal["rate", "youden", "f1", "max_fpr", "fixed"]
+RULES = typing.get_args(Rule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +119,7 @@ def choose(
     rule: Rule = "youden",
     *,
     max_fpr: float = 0.05,
+    fixed: float = 0.5,
     imagined: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Choice:
     """Chooses the best threshold on held-out data; of equally good ones, the middle of the widest gap.
@@ -127,16 +129,19 @@ def choose(
       rule: ``"rate"`` calls as many successes as there are, so that neither kind of error wins;
         ``"youden"`` maximises tpr - fpr, ``"f1"`` maximises F1, ``"max_fpr"`` maximises tpr among
         thresholds whose fpr is at most ``max_fpr`` (it may find only tpr 0: look at the result).
+        ``"fixed"`` looks at nothing and takes the threshold ``fixed``; 0.5 is WoVR's.
       imagined: (prob, label) of model-made frames. ``"rate"`` then looks at these alone, since they are
         what is judged in imagination. For the other rules scores are the mean over both sets, each
         weighing the same however many frames it has, and ``max_fpr`` must hold in both.
 
     Raises:
-      ValueError: an unknown rule, or a set without successes or without failures.
+      ValueError: an unknown rule, or a set without successes or without failures to choose on.
     """
     if rule not in RULES:
         raise ValueError(f"choose: expected one of the rules {RULES}, got {rule!r}")
     sets = {"real": (prob_X, label_X)} | ({} if imagined is None else {"imagined": imagined})
+    if rule == "fixed":
+        return Choice(fixed, rule, *(rates(prob, label, fixed) for prob, label in sets.values()))
     for name, (_, label) in sets.items():
         if not 0 < np.sum(label) < np.size(label):
             raise ValueError(
@@ -154,9 +159,10 @@ def choose(
     score_C = {"rate": -np.abs(excess_C), "youden": tpr_C - fpr_C, "f1": f1_C, "max_fpr": tpr_C}[rule]
     if rule == "max_fpr":  # the worse of the sets counts; -1 is below every tpr
         score_C = np.where(np.max([fpr for _, fpr, _ in curves], axis=0) <= max_fpr, score_C, -1.0)
-    # By score (rounded: sums of the same counts may differ in a last place), then by fewer false alarms, which a
-    # learner would exploit, then by the gap: the middle of a wide one stands far from every frame seen.
-    best = np.lexsort((gap_C, -fpr_C, np.round(score_C, 9)))[-1]
+    # By score (rounded: sums of the same counts may differ in a last place), then by the gap: the middle of a wide one
+    # stands far from every frame seen. Fewer false alarms come last: a threshold that hugs the weakest success to
+    # avoid one among the few held-out episodes leaves the next success unpaid.
+    best = np.lexsort((-fpr_C, gap_C, np.round(score_C, 9)))[-1]
     threshold = float(threshold_C[best])
     return Choice(threshold, rule, *(rates(prob, label, threshold) for prob, label in sets.values()))
 

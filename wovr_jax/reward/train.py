@@ -39,7 +39,8 @@ class RewardTrainConfig:
     Attributes:
       lr: peak learning rate.
       warmup: steps of its linear rise.
-      steps: steps after which a cosine has brought it to 0; 0 keeps it constant.
+      steps: steps after which a cosine has brought it to 0; 0 keeps it constant. A run takes so many, and with 0 it
+        uses its ``reward_weights`` as they are.
       weight_decay, clip_norm: of AdamW.
       batch: frames of a batch.
       positive: share of successes in a batch.
@@ -48,11 +49,12 @@ class RewardTrainConfig:
       pos_weight: weight of successes in the loss (torch's ``pos_weight``).
       stride: only every so many frames of an episode are used, the first one included.
       rule, max_fpr: how the threshold is chosen (``calibrate.choose``).
+      threshold: under the rule ``fixed``.
     """
 
     lr: Positive = 1e-4
     warmup: Natural = 0
-    steps: Natural = 0
+    steps: Natural = 1000
     weight_decay: NonNegative = 1e-4
     clip_norm: Positive = 1.0
     batch: Count = 64
@@ -63,11 +65,12 @@ class RewardTrainConfig:
     stride: Count = 1
     rule: Rule = "rate"
     max_fpr: Share = 0.05
+    threshold: Share = 0.5
 
     @classmethod
     def fake(cls, **changes: Any) -> RewardTrainConfig:
         """Small and fast, for tests."""
-        return dataclasses.replace(cls(lr=1e-2, batch=16), **changes)
+        return dataclasses.replace(cls(lr=1e-2, batch=16, steps=0), **changes)
 
     def faults(self) -> Faults:
         """Yields shares that fill more than a batch."""

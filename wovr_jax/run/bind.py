@@ -7,6 +7,7 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,20 +20,21 @@ from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
 from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.reward import classifier
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
-from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, join_rounds, no_demonstrations
+from wovr_jax.run.stages.episodes import Demonstrations, Keys, collect, demonstrate, join_rounds, no_demonstrations
 from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
-from wovr_jax.run.stages.reward import Judge, fit_reward
-from wovr_jax.run.stages.starts import choose_starts
+from wovr_jax.run.stages.reward import Judge, fit_reward, start_reward
+from wovr_jax.run.stages.starts import choose_starts, read_starts
 from wovr_jax.run.stages.truth import close_loop, compare, measure
-from wovr_jax.run.stages.vae import VAE, open_vae
+from wovr_jax.run.stages.vae import VAE, count_pretraining, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
-from wovr_jax.sim.arena import Acting, Actor, Arena
-from wovr_jax.sim.embedded import Embedded, suite_of
+from wovr_jax.sim.arena import Acting, Actor, Arena, layouts
+from wovr_jax.sim.embedded import Embedded, begin_episodes, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
@@ -84,20 +86,62 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     codec = functools.cache(lambda: env.codec or fit_codec(arena.name, made.demonstrations))
     start = functools.partial(start_policy, recipe.policy, recipe.policy_weights, recipe.towers, folder, key)
     start_dit = functools.partial(start_world, recipe.world, recipe.world_weights, key)
+    # Read once, for every round scores with it where it is not trained.
+    start_judge = functools.cache(
+        functools.partial(start_reward, recipe.reward, recipe.reward_weights, arena.instructions, key)
+    )
+    judge = (recipe.reward, recipe.reward_train, start_judge)
+    # Both now, hours before the first rollout: whether they fit is known when they are read.
+    given = open_starts(recipe, arena)
+    if recipe.reward_weights:
+        start_judge()
     rl = improvement(recipe)
     acting = programs.acting(
         recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.embedded, memory
     )
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
 
-    learner = "imitate" if recipe.dream.learn == "imitation" else "grpo"
+    # A policy that begins with weights of its own brings its towers.
+    pretrained = [*filter(None, [recipe.vae]), *(() if recipe.policy_weights else recipe.towers)]
 
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""
         # Episodes remember who acted, and the report tells policies apart by it.
-        name = f"{learner}-{round_}" if round_ else "base"
+        name = f"grpo-{round_}" if round_ else "base"
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
+
+    return SimpleNamespace(
+        act=act,
+        count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
+        begin=functools.partial(begin_online, recipe),
+        explore=arena.explore if recipe.dream.world == "true" else None,
+        demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
+        fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
+        collect=functools.partial(collect, run, arena, recipe.collect, lazily=lazily),
+        open_vae=functools.partial(open_vae, run, recipe.world, recipe.vae, folder, recipe.vae_train),
+        fit_world=functools.partial(fit_world, run, recipe.world_train, recipe.refresh, start_dit, prompt_KL, key),
+        fit_reward=functools.partial(fit_reward, run, *judge, recipe.collect, prompt_KL, arena.steps, key),
+        choose_starts=functools.partial(
+            choose_starts, run, recipe.starts, given, memory, arena.steps, recipe.seed, arena.instructions
+        ),
+        improve=functools.partial(improve, run, rl, made.policies, imagination, key),
+        **_bind_truth(recipe, run, made, env, act, rl, codec, key),
+    )
+
+
+def _bind_truth(
+    recipe: Recipe,
+    run: Run,
+    made: Products,
+    env: Environment,
+    act: Callable[..., Actor],
+    rl: Improvement,
+    codec: Callable[[], Codec],
+    key: Keys,
+) -> dict[str, Callable[[int], Any]]:
+    """Returns what asks the truth of the policy of a round, by the names of the stages."""
+    arena = env.arena
 
     def measure_policy(round_: int) -> Product[None]:
         # Below the temperature of training too: sampling hides what the policy knows.
@@ -117,41 +161,26 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
             return None
         assert made.vae is not None
         # An arena that explores has no start states of its own; what was collected for its world model began somewhere.
-        starts = made.starts[-1] if made.starts else Product(lambda: initial(join_rounds(made.rollouts), memory=memory))
-        where = (arena, recipe.evaluate.closed, recipe.collect.batch, rl, codec, prompt_KL)
+        begun = Product(lambda: initial(join_rounds(made.rollouts), memory=recipe.world.slots))
+        starts = made.starts[-1] if made.starts else begun
+        where = (arena, recipe.evaluate.closed, recipe.collect.batch, rl, codec, env.prompt_KL)
         learned = (made.vae, made.worlds[-1], made.rewards[-1])
         return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
 
-    def imitate(round_: int) -> Product[Params]:
-        """The base policy, fine-tuned on the demonstrations and on every collected success so far."""
+    return {"measure": measure_policy, "compare": compare_policy, "close_loop": close_policy}
 
-        def choose() -> Demonstrations:
-            train, held_out = made.demonstrations.value
-            done = [episode for episode in join_rounds(made.rollouts) if episode.success_S.any()]
-            return Demonstrations([*train, *done], held_out)
 
-        base = made.policies[0]
-        where = (run, recipe.policy, recipe.sft, lambda: base.value, codec, prompt_KL, key)
-        return fine_tune(*where, Product(choose), f"{learner}-{round_ + 1}")
+def open_starts(recipe: Recipe, arena: Arena) -> Starts | None:
+    """The start states from outside that a recipe names, if it does; see ``run.stages.starts.read_starts``."""
+    size = recipe.libero.scene.size if recipe.libero else recipe.embedded.size
+    fits = (recipe.starts.share, recipe.world.slots, size, arena.instructions)
+    return read_starts(recipe.start_states, *fits, followed=bool(recipe.libero and recipe.evaluate.closed))
 
-    grpo = functools.partial(improve, run, rl, made.policies, imagination, key)
-    return SimpleNamespace(
-        act=act,
-        explore=arena.explore if recipe.dream.world == "true" else None,
-        demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
-        fine_tune=functools.partial(fine_tune, run, recipe.policy, recipe.sft, start, codec, prompt_KL, key),
-        collect=functools.partial(collect, run, arena, recipe.collect, lazily=lazily),
-        open_vae=functools.partial(open_vae, run, recipe.world, recipe.vae, folder, recipe.vae_train),
-        fit_world=functools.partial(fit_world, run, recipe.world_train, recipe.refresh, start_dit, prompt_KL, key),
-        fit_reward=functools.partial(
-            fit_reward, run, recipe.reward, recipe.reward_train, recipe.collect, prompt_KL, arena.steps, key
-        ),
-        choose_starts=functools.partial(choose_starts, run, recipe.starts, memory, arena.steps, recipe.seed),
-        measure=measure_policy,
-        compare=compare_policy,
-        close_loop=close_policy,
-        improve=grpo if learner == "grpo" else imitate,
-    )
+
+def begin_online(recipe: Recipe) -> Product[Sequence[Episode]]:
+    """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
+    seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
+    return Product(lambda: begin_episodes(seeds, recipe.embedded))
 
 
 def improvement(recipe: Recipe) -> Improvement:
@@ -252,7 +281,11 @@ def check_weights(recipe: Recipe) -> None:
       FileError: there is no such pretrained VAE.
     """
     # By shapes alone: no weights are read, and no network is made.
-    networks = {"policy_weights": vla.network(recipe.policy), "world_weights": world_model.networks(recipe.world)[0]}
+    networks = {
+        "policy_weights": vla.network(recipe.policy),
+        "world_weights": world_model.networks(recipe.world)[0],
+        "reward_weights": classifier.network(recipe.reward),
+    }
     for setting, network in networks.items():
         if where := getattr(recipe, setting):
             native.check_weights(setting, where, network.shapes())

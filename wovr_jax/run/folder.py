@@ -35,7 +35,7 @@ T = TypeVar("T")
 MARK = "done.json"
 # What a claim about sample efficiency is made of: true steps are what the method saves, imagined ones what it pays.
 # Watched steps are true ones that are drawn as a curve and decide nothing.
-COUNTED = ("true_steps", "watched_steps", "imagined_frames")
+COUNTED = ("episodes", "true_steps", "watched_steps", "pretrained_frames", "imagined_frames")
 # Numbers depend a little on the mesh, by the order of sums; but a run that lost its machine must be able to go on.
 FREE = ("mesh", "checkpoints", "seeds", "variants", "budgets")
 """Settings that say where a run computes, what it keeps, or how much of a study, not what comes out: it may go on with
@@ -148,7 +148,7 @@ class Run:
         """Runs ``make(folder) -> facts`` unless it is done; ``load(folder)`` is called when the product is first used.
 
         A product is always what was read back from the folder, so a run that is resumed computes with the same arrays
-        as one that is not. ``facts`` is JSON-able; ``true_steps`` and ``imagined_frames`` in it go to the ledger.
+        as one that is not. ``facts`` is JSON-able; what it holds of ``COUNTED`` goes to the ledger.
         Seconds of interrupted tries are counted too.
 
         Raises:
@@ -208,7 +208,9 @@ class Run:
                 self._inside_s = around_s + time.perf_counter() - begin
 
     def ledger(self) -> dict[str, dict[str, Any]]:
-        """Returns what every finished stage consumed: true simulator steps, imagined frames and seconds.
+        """Returns what every finished stage consumed: true episodes and simulator steps, frames, seconds.
+
+        ``pretrained_frames`` are those that parts from outside were trained on before the run.
 
         The claim "the learner used no true simulator step" is ``ledger()["grpo-1"]["true_steps"] == 0``.
         """

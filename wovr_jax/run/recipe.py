@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from wovr_jax.core import config
-from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, Share, checked
+from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, Seed, Share, checked
 from wovr_jax.core.history import CheckpointConfig
 from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data.starts import StartsConfig
@@ -31,9 +31,6 @@ from wovr_jax.types import ACTION_DIM
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
 from wovr_jax.world.vae.train import VAETraining
-
-RunSeed = Annotated[int, Between(0, 213)]
-"""A run has ten million layout seeds (``sim.arena.SPAN``), and the last one of run 213 is the last that fits int32."""
 
 Layouts = Annotated[int, Between(0, 1_000_000)]
 """A number of start layouts for one purpose; more would run into those of the next (``sim.arena.layouts``)."""
@@ -118,8 +115,6 @@ class DreamConfig:
       select: the policy that a round ends with: its ``last``, or, by ``closed_loop``, the last one of which a smoothed
         share of at most ``false_success`` of the true failures was paid. What is watched then costs true steps.
       false_success: see ``select``.
-      learn: ``grpo``, or ``imitation``: fine-tuning of the base policy on the demonstrations and on every success that
-        the collections have seen so far, a baseline that needs no world, no reward and no start states.
     """
 
     groups: Count = 12
@@ -131,10 +126,9 @@ class DreamConfig:
     watch: bool = True
     select: Literal["last", "closed_loop"] = "last"
     false_success: Share = 0.3
-    learn: Literal["grpo", "imitation"] = "grpo"
 
     def faults(self) -> Faults:
-        """Yields rounds without a number, a true reward of a world that does not know it, imitation in a true world."""
+        """Yields rounds without a number, a true reward of a world without one, and a choice by what is not seen."""
         for name in ("updates", "rates"):
             if not getattr(self, name):
                 yield name, "expected a number for each round, got none"
@@ -144,11 +138,6 @@ class DreamConfig:
             yield (
                 "select",
                 "'closed_loop' asks which failures a learned reward pays: watch=True, reward='learned'",
-            )
-        if self.learn == "imitation" and self.world != "learned":
-            yield (
-                "world",
-                f"expected 'learned' with dream.learn='imitation', which rolls in no world, got {self.world!r}",
             )
 
 
@@ -186,7 +175,8 @@ class Recipe:
 
     Attributes:
       policy, world, reward: the networks.
-      job, name, seed: what to run, how to call it, and the seed of everything random.
+      job, name, seed: what to run, how to call it, and the seed of everything random. Layouts go by the seed's
+        remainder (``sim.arena.RANGES``).
       seeds: of the runs of a study; other jobs use ``seed``.
       variants: of a study, by name, beside the full one; empty for all.
       budgets: true episodes of the points of the study ``budget``.
@@ -195,8 +185,12 @@ class Recipe:
         of ``world`` is trained on the demonstrations first, as ``vae_train`` says; towers then start at random.
       mesh: devices over which everything runs; its batches have to be multiples of ``data`` times ``fsdp``.
       checkpoints: how often a training keeps its state, and how many of them.
-      policy_weights, world_weights: where the policy and the transformer of the world model start: a json of imported
-        weights, or the folder of a checkpoint such as `stages/world-0/dit` of a run; empty for random weights.
+      policy_weights, world_weights, reward_weights: where the policy, the transformer of the world model and the
+        classifier start: a json of imported weights, or the folder of a checkpoint such as `stages/world-0/dit` of a
+        run; empty for random weights. What then takes no step (``world_train.steps=0``) is used as it is, in every
+        round.
+      start_states: a folder of start states, of `stages/starts-0/starts` of a run or ``data_prep.rlinf_starts``, used
+        in every round in place of those that the run would choose; empty for the run's own.
       temperature: of the policy's sampling, in training and evaluation alike, and of the learner's log-probabilities.
       sim: the embedded table, the true environment where neither of the next two is one.
       relay: the embedded simulator with a long horizon as the true environment.
@@ -211,8 +205,8 @@ class Recipe:
     reward: RewardConfig
     job: str = "pace"
     name: str = "pace"
-    seed: RunSeed = 0
-    seeds: tuple[RunSeed, ...] = (0, 1, 2)
+    seed: Seed = 0
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     variants: tuple[str, ...] = ()
     budgets: tuple[SomeLayouts, ...] = (48, 96, 192, 384, 768)
     assets: str = ""
@@ -222,6 +216,8 @@ class Recipe:
     checkpoints: CheckpointConfig = CheckpointConfig()
     policy_weights: str = ""
     world_weights: str = ""
+    reward_weights: str = ""
+    start_states: str = ""
     temperature: Positive = 1.6
     pace: bool = True
     sim: TabletopConfig = TabletopConfig()
@@ -338,14 +334,22 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
                 f"adapters sit beside weights that know something already, and here they are random; name those to "
                 f"start from with {weights}=..., or train everything with {training}.lora=None",
             )
-    if not recipe.sft.steps and not recipe.policy_weights:
-        yield "sft.steps", "0 leaves the base policy as it starts: name its weights with policy_weights=..."
+    parts = {"sft": "policy", "world_train": "world", "reward_train": "reward"}
+    for training, part in parts.items():
+        if not getattr(recipe, training).steps and not getattr(recipe, f"{part}_weights"):
+            what = f"0 leaves the {'base policy' if part == 'policy' else f'{part} model'} as it starts"
+            yield f"{training}.steps", f"{what}: name its weights with {part}_weights=..."
+    if not recipe.reward_train.steps and recipe.reward_train.rule != "fixed":
+        what = "'fixed' for a classifier that is used as it is: there are no held-out episodes to choose on"
+        yield "reward_train.rule", f"expected {what}, got {recipe.reward_train.rule!r}"
+    learns = recipe.world_train.steps or recipe.reward_train.steps or not recipe.start_states
+    if recipe.pace and recipe.rounds > 1 and not learns:
+        what = "world model, classifier and start states are all given, and a refresh would change none of them"
+        yield "pace", f"expected False: {what}"
     if len(recipe.towers) not in (0, 2):
         yield "towers", f"expected the names of two towers, DINOv2 and SigLIP, or none, got {recipe.towers}"
 
     # Each of these reads the demonstrations, and some only after hours of other stages.
-    if recipe.dream.learn == "imitation" and not recipe.sft.steps:
-        yield "sft.steps", "expected at least 1, by which dream.learn='imitation' learns, got 0"
     needs = {
         "imitation (sft.steps)": recipe.sft.steps,
         "the run's own VAE (vae)": not recipe.vae,
@@ -356,8 +360,6 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "collect.demonstrations", f"expected at least 1, which {needed} are made of, got 0"
     if recipe.sft.steps and not recipe.collect.validation:
         yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
-    if not recipe.budgets:
-        yield "budgets", "expected at least one number of true episodes, got none"
     if not recipe.seeds:  # a study without a run has no table
         yield "seeds", "expected the seed of at least one run, got none"
     if recipe.starts.share and recipe.starts.room >= recipe.steps:

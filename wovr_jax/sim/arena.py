@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,10 +22,15 @@ from wovr_jax.types import Array, Imagined, Params, Start
 
 SPAN = 10_000_000
 """Layout seeds of one run: demonstrations, collections, online RL and evaluation have disjoint parts of this range."""
+RANGES = 214
+"""Ranges of layout seeds that fit int32. Runs whose seeds differ by a multiple of it share theirs, no other draw."""
 
 
 def layouts(seed: int, purpose: str, count: int) -> np.ndarray:
-    """Returns reset seeds of a purpose: evaluate, online, demonstrations or ``"collect-<round>"``; all are disjoint."""
+    """Returns reset seeds of a purpose: evaluate, online, demonstrations or ``"collect-<round>"``; all are disjoint.
+
+    Those of a run with seed 214 are those of seed 0, and so on (``RANGES``).
+    """
     # Disjoint for all rounds, so that evaluation stays held out whatever has been collected.
     if purpose in ("evaluate", "online"):
         # The last two millions of the run's range; collections count up from the second million.
@@ -35,7 +40,13 @@ def layouts(seed: int, purpose: str, count: int) -> np.ndarray:
     else:
         low = 1_000_000 * (1 + int(purpose.removeprefix("collect-")))
     # int32, as the table's reset takes it: the seeds go into a compiled program.
-    return seed * SPAN + low + np.arange(count, dtype=np.int32)
+    return seed % RANGES * SPAN + low + np.arange(count, dtype=np.int32)
+
+
+def add_halves(manifests: Sequence[Mapping[str, Any]], hold: int = 1) -> dict[str, int]:
+    """Returns the facts of demonstrations from the manifests of their two folders; ``hold`` as of an arena."""
+    episodes, successes, steps = (sum(one[name] for one in manifests) for name in ("episodes", "successes", "steps"))
+    return {"episodes": episodes, "successes": successes, "true_steps": steps * hold}
 
 
 class Acting(NamedTuple):
@@ -152,7 +163,7 @@ class Arena(Protocol):
         ...
 
     def demonstrate(self, folder: pathlib.Path, key: Array, count: int, validation: int) -> dict[str, Any]:
-        """Writes ``folder/episodes`` and ``folder/validation``; facts: ``episodes``, ``successes``."""
+        """Writes ``folder/episodes`` and ``folder/validation``; facts as of ``collect``, of both."""
         ...
 
     def collect(self, folder: pathlib.Path, purpose: str, count: int, actor: Actor) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from wovr_jax.core import sharding
 from wovr_jax.core.pixels import to_uint8
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.starts import Starts
-from wovr_jax.sim.arena import Actor, Groups, Measured, Played, layouts
+from wovr_jax.sim.arena import Actor, Groups, Measured, Played, add_halves, layouts
 from wovr_jax.sim.relay import expert as relay_expert
 from wovr_jax.sim.relay import table as relay
 from wovr_jax.sim.relay.table import RelayConfig
@@ -205,9 +205,8 @@ class Embedded:
         seeds = layouts(self.seed, "demonstrations", count + validation)
         # One generator feeds both folders, so that the two are parts of the same batches.
         episodes = play_demonstrations(seeds, key, self.expert, self.sim)
-        facts = self._write(folder / "episodes", itertools.islice(episodes, count))
-        self._write(folder / "validation", episodes)
-        return {"episodes": facts["episodes"], "successes": facts["successes"]}
+        halves = {"episodes": itertools.islice(episodes, count), "validation": episodes}
+        return add_halves([self._write(folder / name, half) for name, half in halves.items()])
 
     def collect(self, folder: pathlib.Path, purpose: str, count: int, actor: Actor) -> dict[str, Any]:
         """Writes rollouts from fresh layouts."""
@@ -275,6 +274,18 @@ def make_starts(seed_B: Array, prompt_KL: Array, sim: Simulator, memory: int = 4
         step_B=jnp.zeros(batch, jnp.int32),
         sim=state,
     )
+
+
+def begin_episodes(seeds: np.ndarray, sim: Simulator) -> list[Episode]:
+    """Returns an episode for each reset seed in which nothing has happened yet; a beginning costs no step."""
+    suite, state = suite_of(sim), reset_batch(jnp.asarray(seeds), sim)
+    frame_BHWC = to_uint8(jax.vmap(lambda s: suite.render(s, sim))(state))
+    none, rest = np.zeros(1, bool), np.asarray([NULL_ACTION], np.float32)
+    rows = zip(frame_BHWC, np.asarray(suite.task_of(state)).tolist(), np.asarray(seeds).tolist(), strict=True)
+    return [
+        Episode(frame_HWC[None], rest, none, suite.instructions[task], task, seed, "nobody", rest)
+        for frame_HWC, task, seed in rows
+    ]
 
 
 def play_demonstrations(

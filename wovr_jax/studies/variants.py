@@ -27,12 +27,13 @@ from wovr_jax.pace import Job, pace
 from wovr_jax.run.folder import MARK, Run
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.studies import seeds
+from wovr_jax.studies.imitation import imitate
 from wovr_jax.studies.seeds import Ends
 
 Settings = dict[str, Any]
 REFERENCE = "full"
 
-BASE = ("demonstrations", "sft", "evaluate-0")
+BASE = ("pretrained", "demonstrations", "sft", "evaluate-0")
 """Stages before anything that a study changes."""
 
 
@@ -48,6 +49,7 @@ class Variant:
       after: the round after which its policy is measured; None for the last.
       of: the variant whose run this is a round of; empty for a run of its own.
       curve: the line of the picture that it is a point of, if it is of one.
+      imitates: whether its policy imitates its own successes (``imitation``) instead of learning by RL.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Variant:
     after: int | None = None
     of: str = ""
     curve: str = ""
+    imitates: bool = False
 
 
 COLLECTED = (*BASE, "collect-0")
@@ -94,8 +97,8 @@ ABLATIONS = (
 
 BASELINES = (
     Variant(REFERENCE, "PACE", {}),
-    Variant("sft_more", "the base, trained twice as long", {}, ("demonstrations",), after=0),
-    Variant("imitation", "imitation of its own successes", {"dream": {"learn": "imitation", "updates": [1]}}),
+    Variant("sft_more", "the base, trained twice as long", {}, ("pretrained", "demonstrations"), after=0),
+    Variant("imitation", "imitation of its own successes", {}, after=1, imitates=True),
     Variant("imagined", "imagined GRPO, first round", {}, after=1, of=REFERENCE),
     NO_PACE,
     NO_KIR,
@@ -132,7 +135,13 @@ def variants(name: str, recipe: Recipe) -> list[Variant]:
 
 
 def _list_budgets(recipe: Recipe) -> list[Variant]:
-    """Returns a variant of imagined and one of online GRPO for each budget of true episodes."""
+    """Returns a variant of imagined and one of online GRPO for each budget of true episodes.
+
+    Raises:
+      ConfigError: when there is none.
+    """
+    if not recipe.budgets:
+        raise config.ConfigError("config.budgets: expected at least one number of true episodes, got none.")
     budgets, rollouts, curves = recipe.budgets, _count_rollouts(recipe), ("imagined GRPO", "online GRPO")
     imagined = [
         # The largest is the reference, against which the others are held.
@@ -224,8 +233,11 @@ def study(
         link_stages(variant, folder / f"{REFERENCE}-seed{seed}", where)
         variant_recipe = config.from_dict(Recipe, variant_settings)
         last = variant_recipe.rounds if variant.after is None else variant.after
-        # A study asks for success before and after; what lies between, and how honest the world is, costs true steps.
-        pace(variant_recipe, run, Job(f"evaluate-{last}", measured=(0, last), compares=False))
+        if variant.imitates:
+            imitate(variant_recipe, run)
+        else:
+            # Success before and after is asked for; what lies between, and how honest the world is, costs true steps.
+            pace(variant_recipe, run, Job(f"evaluate-{last}", measured=(0, last), compares=False))
         final = seeds.read_outcomes(run.facts[f"evaluate-{last}"])
         # A base that trains longer is held against the one that the reference began with.
         own = variant.name == REFERENCE
@@ -239,10 +251,13 @@ def study(
 
 def count_episodes(recipe: Recipe, facts: Mapping[str, Any], last: int) -> int:
     """Returns the true episodes that training took until a round's policy: collected ones, and the learner's."""
+    dream = recipe.dream
     collected = sum(facts[name]["episodes"] for k in range(last) if (name := f"collect-{k}") in facts)
-    if recipe.dream.world == "learned":
-        return collected
-    return collected + sum(recipe.dream.updates[:last]) * _count_rollouts(recipe)
+    # The truth decides also where it only watches and a round ends with the policy that it finds good; it is asked
+    # about the last policy of such a round too.
+    selects = dream.select == "closed_loop"
+    rolled = sum(dream.updates[:last]) + selects * last if dream.world != "learned" or selects else 0
+    return collected + rolled * _count_rollouts(recipe)
 
 
 def summarize(variants: Sequence[Variant], ends: Mapping[str, Sequence[Ends]]) -> Settings:

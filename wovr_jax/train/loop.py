@@ -62,15 +62,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class Enough(Exception):  # noqa: N818  it is no error
-    """What ``on_step`` raises to end a training at this step.
-
-    Attributes:
-      metrics: scalars to log, as if it had returned them.
-    """
-
-    def __init__(self, metrics: dict[str, float]):
-        super().__init__()
-        self.metrics = metrics
+    """What ``on_step`` raises to end a training at this step; its argument is what it would have returned."""
 
 
 def fit(
@@ -144,7 +136,7 @@ def _train(
                 interrupted.append(signal.SIGINT)
                 extra = None
             except Enough as enough:
-                extra, last = enough.metrics, done
+                extra, last = enough.args[0], done
             # The log before the checkpoint: a window that was written is not kept with the state.
             if done % log_every == 0 or done == last:
                 progress.metrics = run.write(done)

@@ -49,8 +49,8 @@ def warmup_constant(lr: float, warmup: int) -> optax.Schedule:
     return optax.linear_schedule(lr / max(warmup, 1), lr, max(warmup - 1, 1))
 
 
-def warm_up(schedule: str, lr: float, warmup: int, steps: int) -> optax.Schedule:
-    """Returns ``warmup_cosine`` for the schedule "cosine", ``warmup_constant`` for "constant"."""
+def make_rate(schedule: Literal["cosine", "constant"], lr: float, warmup: int, steps: int) -> optax.Schedule:
+    """Returns the schedule that settings name, after a warm-up."""
     return warmup_cosine(lr, warmup, steps) if schedule == "cosine" else warmup_constant(lr, warmup)
 
 

@@ -93,7 +93,14 @@ def write(
 
 
 def save_asset(
-    name: str, cfg: Any, params: Params, *, training: Any, scores: Mapping[str, Any], folder: pathlib.Path = FOLDER
+    name: str,
+    cfg: Any,
+    params: Params,
+    *,
+    training: Any,
+    scores: Mapping[str, Any],
+    frames: int = 0,
+    folder: pathlib.Path = FOLDER,
 ) -> pathlib.Path:
     """Writes a small network in float16 and returns the json's path. Of several processes the first one writes.
 
@@ -103,6 +110,7 @@ def save_asset(
       params: its parameters.
       training: the settings that made the weights.
       scores: what it reaches.
+      frames: of each sample of that training; 0 where nobody knows what the weights have seen.
       folder: where.
 
     Raises:
@@ -116,6 +124,8 @@ def save_asset(
     if not processes.first():  # after the arrays came to the host, in which all processes may have a part
         return folder / f"{name}.json"
     about = {"training": config.to_dict(training), "scores": dict(scores)}
+    if frames:
+        about["seen"] = {"steps": training.steps, "frames": training.steps * training.batch * frames}
     parameters = sum(leaf.size for leaf in half.values())
     # All at once, by the library: the parts that come with the package are small.
     return write(folder, name, cfg, parameters, about, lambda fresh: save_file(half, fresh))

@@ -117,7 +117,7 @@ class WorldObjective(Objective):
     def optimizer(self) -> optax.GradientTransformation:
         """That of ``train.optimizer``, with its schedule."""
         how = self.train
-        rate = optimizers.warm_up(how.schedule, how.lr, how.warmup, how.steps)
+        rate = optimizers.make_rate(how.schedule, how.lr, how.warmup, how.steps)
         return optimizers.build(how.optimizer, rate, clip=how.clip, b1=how.b1, b2=how.b2, decay=how.weight_decay)
 
     def draw(self, key: Array, data: tuple[Source, ...]) -> tuple[Batch, Array]:

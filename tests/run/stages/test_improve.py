@@ -76,7 +76,7 @@ def test_the_start_states_of_a_round_leave_intervened_episodes_out(tmp_path: pat
     rollouts[2] = episode(2, intervened="hold")
     rounds = [Product(lambda: rollouts), Product(lambda: rollouts[1:])]
     cfg = StartsConfig(each=1, room=16)
-    made = choose_starts(run, cfg, 4, 24, 0, 1, rounds, Product(lambda: None))  # type: ignore
+    made = choose_starts(run, cfg, None, 4, 24, 0, ("x",), 1, rounds)  # type: ignore
     assert made.facts["initials"] == 5 and made.facts["intervened"] == 2
     assert made.facts["rules"] == {"last_chance": 2} and made.facts["steps"] == [8, 8]
     assert made.value.seed_K.tolist() == [0, 1, 3, 1, 3, 1, 3]

@@ -24,7 +24,7 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.reward import Judge
 from wovr_jax.run.stages.truth import close_loop
-from wovr_jax.sim import embedded as arena
+from wovr_jax.sim import embedded
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import NULL_ACTION, Array, Imagined, Params, Start
@@ -38,7 +38,9 @@ EPISODES, COUNT, BATCH = 12, 5, 4
 @pytest.fixture(scope="module")
 def table() -> Starts:
     """Twelve episode starts, and two keyframes of each episode."""
-    episodes = list(arena.play_demonstrations(range(EPISODES), jax.random.key(0), ExpertConfig(), CFG, batch=EPISODES))
+    episodes = list(
+        embedded.play_demonstrations(range(EPISODES), jax.random.key(0), ExpertConfig(), CFG, batch=EPISODES)
+    )
     failed = [dataclasses.replace(episode, success_S=np.zeros_like(episode.success_S)) for episode in episodes]
     how = StartsConfig(rule="uniform", each=2, room=0)
     return starts.join(starts.initial(episodes), starts.keyframes(failed, how, steps=CFG.horizon))
@@ -63,7 +65,7 @@ def close(
 
     patch.setattr(programs, "roll_in_world", lambda *settings: roll)
     recipe = Recipe(policy=VLAConfig.fake(), world=WorldConfig.fake(), reward=RewardConfig.fake(), sim=CFG)
-    true = arena.Tabletop(CFG, ExpertConfig(), seed=0, batch=BATCH, memory=4, prompt_KL=PROMPT_KL)
+    true = embedded.Embedded(CFG, ExpertConfig(), seed=0, batch=BATCH, memory=4, prompt_KL=PROMPT_KL)
     how = (true, COUNT, BATCH, improvement(recipe), Codec, PROMPT_KL)
     learned = (Product(lambda: (WorldConfig.fake(), {})), Product(dict), Product(lambda: Judge({}, 0.5)))
     products = (Product(dict), Product(lambda: table), *learned)
@@ -114,7 +116,9 @@ def test_the_truth_is_that_of_the_actions_chosen_in_imagination(
     table: Starts, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever goes on in imagination as the episode went on in truth gets what the episode got."""
-    episodes = list(arena.play_demonstrations(range(EPISODES), jax.random.key(0), ExpertConfig(), CFG, batch=EPISODES))
+    episodes = list(
+        embedded.play_demonstrations(range(EPISODES), jax.random.key(0), ExpertConfig(), CFG, batch=EPISODES)
+    )
     row_of = {bytes(np.asarray(table.memory_KMHWC[row])): row for row in range(len(table))}
     rows: list[int] = []
 
@@ -137,7 +141,7 @@ def test_the_truth_is_that_of_the_actions_chosen_in_imagination(
 def test_a_run_without_keyframes_begins_at_resets_alone(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    episodes = list(arena.play_demonstrations(range(3), jax.random.key(0), ExpertConfig(), CFG, batch=4))
+    episodes = list(embedded.play_demonstrations(range(3), jax.random.key(0), ExpertConfig(), CFG, batch=4))
 
     def play(start: Start) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((BATCH, CFG.horizon), np.float32), rest(start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.stages import vae as stage
 from wovr_jax.run.stages.episodes import Demonstrations
 from wovr_jax.types import Episode
+from wovr_jax.weights import native
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.vae import train as vae_train
 from wovr_jax.world.vae.train import VAETraining
@@ -41,3 +43,15 @@ def test_a_vae_of_ones_own(tmp_path):
     draw = stage.draw_windows(jax.random.key(5), 8, stage.cut_windows(cfg, made))
     z = vae_train.network(own)(params, draw, method="encode")
     assert np.abs(np.asarray(z).mean()) < 0.3 and 0.6 < np.asarray(z).std() < 1.5
+
+
+def test_the_package_says_what_its_parts_have_seen(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path / "run", {})
+    facts = stage.count_pretraining(run, native.FOLDER, ["tabletop_vae", "tabletop_dinov2", "tabletop_siglip"]).facts
+    assert facts["parts"]["tabletop_vae"] == {"steps": 1600, "frames": 1600 * 8 * 13}
+    assert facts["parts"]["tabletop_siglip"] == {"steps": 2500, "frames": 2500 * 64}
+    for name, per in (("vae", 13), ("dinov2", 1), ("siglip", 1)):
+        about = native.describe(native.FOLDER / f"tabletop_{name}.json")
+        train, seen = about["training"], about["seen"]
+        assert seen == {"steps": train["steps"], "frames": train["steps"] * train["batch"] * per}
+    assert run.ledger()["pretrained"]["pretrained_frames"] == 166_400 + 2 * 160_000 and not facts["said"]

@@ -19,6 +19,7 @@ from tests.sim.libero.test_arena import recipe
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data import episodes as disk
+from wovr_jax.data import starts as start_states
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.run import programs
@@ -29,7 +30,7 @@ from wovr_jax.sim.libero import collect
 
 
 def main(folder: pathlib.Path, mesh: MeshConfig) -> None:
-    """Demonstrates, collects, measures, compares and explores."""
+    """Demonstrates, collects, measures, compares, explores and follows."""
     libero.Pool, libero.tasks, collect.PART = FakePool, lambda _: TASKS, 2
     libero.DEMONSTRATE = DEMONSTRATE
     libero.setup.fingerprint = lambda renderer: {"renderer": renderer}
@@ -48,6 +49,9 @@ def main(folder: pathlib.Path, mesh: MeshConfig) -> None:
         said |= {"played": [_sums((part.start, part.rollout)) for part in arena.play(6, policy)]}
         groups = Groups(groups=2, size=4, chunks=2)
         said |= {"explored": [_sums(arena.explore(number, policy, groups)) for number in range(2)]}
+        table = start_states.initial(disk.read(folder / "made"))
+        pushes = np.tile(np.linspace(0, 1, 8, dtype=np.float32)[:, None, None], (1, 8, 7))
+        said |= {"followed": arena.follow(table, np.arange(8), pushes).tolist()}
     print(json.dumps(said))
 
 

@@ -211,7 +211,8 @@ def test_demonstrations_are_recorded_once_and_kept(fake_libero, tmp_path):
     arena = open_libero()
     facts = arena.demonstrate(tmp_path, jax.random.key(0), 6, 2)
     made, held = disk.read(tmp_path / "episodes"), disk.read(tmp_path / "validation")
-    assert (len(made), len(held)) == (6, 2) and facts == {"episodes": 6, "successes": 4}
+    steps = sum(len(episode.action_SA) for episode in [*made, *held])
+    assert (len(made), len(held)) == (6, 2) and facts == {"episodes": 8, "successes": 6, "true_steps": steps}
     assert [one.task for one in made] == [0, 0, 0, 1, 1, 1] and {one.origin["init"] for one in made} == {DRAWN}
     assert {one.origin["flaw"] for one in made if not one.success_S.any()} == {"early_release"}
     first = tmp_path / "episodes" / "manifest.json"
@@ -229,7 +230,7 @@ def test_what_the_experts_program_refuses_reaches_the_user(fake_libero, tmp_path
         open_libero().demonstrate(tmp_path, jax.random.key(0), 6, 2)
     assert "the milk is sour." in capfd.readouterr().err
     monkeypatch.delenv("FAKE_EXPERT")
-    assert open_libero().demonstrate(tmp_path, jax.random.key(0), 6, 2)["episodes"] == 6
+    assert open_libero().demonstrate(tmp_path, jax.random.key(0), 6, 2)["episodes"] == 8
     assert "validation: 100%" in capfd.readouterr().err  # progress stays to be seen
 
 
@@ -258,7 +259,8 @@ def test_demonstrations_may_come_from_a_folder(fake_libero, tmp_path):
     open_libero().demonstrate(tmp_path / "a", jax.random.key(0), 6, 2)
     where = str(tmp_path / "a" / "episodes")
     facts = open_libero(demonstrations=where).demonstrate(tmp_path / "b", jax.random.key(0), 3, 1)
-    assert facts["episodes"] == 3 and [one.task for one in disk.read(tmp_path / "b" / "episodes")] == [0, 1, 0]
+    assert facts["episodes"] == 4 and facts["true_steps"] > 0  # those to be judged on too
+    assert [one.task for one in disk.read(tmp_path / "b" / "episodes")] == [0, 1, 0]
     for arena, says in (
         (
             open_libero(demonstrations=where),

@@ -16,6 +16,7 @@ from wovr_jax import pace
 from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
+from wovr_jax.data import starts as start_states
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
@@ -24,7 +25,9 @@ from wovr_jax.run.bind import Products, bind_stages, open_environment
 from wovr_jax.run.folder import Run
 from wovr_jax.run.recipe import DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
 from wovr_jax.sim.libero import setup
+from wovr_jax.sim.libero.pool import Pool
 from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import DRAWN, Trial, protocol, tasks
 from wovr_jax.world.vae.train import VAETraining
 
 
@@ -82,6 +85,16 @@ def test_the_whole_loop_on_a_fake_libero(fake_libero, tmp_path):
     assert pace.run("pace", to_dict(one), tmp_path / "run")["phases"] == results["phases"]
 
 
+def states_on_the_way(state, task, seed, action_SA):
+    """Proprioception after the reset of a drawn layout and after each action, in a worker."""
+    scene = state.open_scene(task)
+    states = [scene.reset(Trial(task, DRAWN, seed), protocol("rlinf")).state_TD[-1]]
+    for action_A in action_SA:
+        scene.step(action_A)
+        states.append(scene.state_D)
+    return np.stack(states)
+
+
 @pytest.mark.slow
 @pytest.mark.libero
 def test_collection_and_measurement_on_the_real_libero(tmp_path):
@@ -93,12 +106,23 @@ def test_collection_and_measurement_on_the_real_libero(tmp_path):
     except LiberoError as error:
         pytest.skip(f"the real LIBERO does not run here: {error}")
     tiny = preset("libero_small,libero_smoke")
-    tiny = dataclasses.replace(tiny, libero=dataclasses.replace(tiny.libero, steps=16, workers=2))
+    libero = dataclasses.replace(tiny.libero, steps=16, workers=2, intervened_share=0.0)
+    tiny = dataclasses.replace(tiny, libero=libero, starts=StartsConfig())
     arena, (policy, _) = open_environment(tiny).arena, actor()
     facts = arena.collect(tmp_path / "made", "collect-0", 2, policy)
     assert facts == {"episodes": 2, "successes": 0, "true_steps": 2 * 16 * 2}
     first, second = disk.read(tmp_path / "made")
     assert first.frame_SHWC.shape == (17, 64, 64, 3) and first.state_SD.shape == (17, 8) and first.seed != second.seed
+    # Followed by other workers, without a camera, from the reset and from the middle: the same states to the last bit.
+    table = start_states.initial([first, second], intervened=True)
+    table = start_states.join(table, start_states.keyframes([first], StartsConfig(rule="uniform"), steps=16))
+    row_K = np.arange(len(table))
+    went = [np.pad(e.action_SA[s:], ((0, s), (0, 0))) for e, s in zip((first, second, first, first), table.step_K)]
+    assert not arena.follow(table, row_K, np.stack(went)).any()
+    jobs = [(tasks("libero_object")[7], e.seed, e.action_SA) for e in (first, second)]
+    with Pool(2, dataclasses.replace(tiny.libero.scene, size=0)) as pool:
+        for number, state_SD in pool.map(states_on_the_way, jobs):
+            assert np.array_equal(state_SD, (first, second)[number].state_SD)
     measured = arena.measure(tmp_path / "sampled", 2, policy)
     (played,) = arena.play(2, policy)
     assert np.array_equal(measured.success_B, np.asarray(played.rollout.truth_BNT).any((1, 2)))

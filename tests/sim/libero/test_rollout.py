@@ -28,6 +28,7 @@ from wovr_jax.sim.libero.tasks import (
     LiberoExpertConfig,
     SceneConfig,
     Trial,
+    draws_fixtures,
     protocol,
     read_init_states,
     tasks,
@@ -120,6 +121,10 @@ def test_a_trial_begins_alike_whatever_came_before_it():
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
     # The cabinet and the stove are not in the initial state: the seed places them.
     assert not np.array_equal(first[1], reseeded[1])
+    # Nothing of the kind here: a second seed is the same trial again, and an evaluation must not count it twice.
+    trial, other = trials("libero_object", [1, 2], only=[7], seed=7)
+    first, _, _, reseeded = alone(begun_again, trial, other, cfg=SceneConfig(size=0))
+    assert np.array_equal(first[0], reseeded[0]) and np.array_equal(first[1], reseeded[1])
 
 
 def drawn_and_held(state, trial):
@@ -222,6 +227,7 @@ def test_every_suite_has_its_tasks_and_states():
     for suite in SUITES[:4]:
         for task in tasks(suite):
             assert task.bddl_file.is_file() and len(read_init_states(task.init_file)) == 50
+    assert [sum(map(draws_fixtures, tasks(suite))) for suite in SUITES] == [10, 0, 10, 5, 63]
 
 
 # ---------------------------------------------------------------- the expert

@@ -239,7 +239,7 @@ def _choose(
     cfg: Improvement, folder: pathlib.Path, updates: int, before: Product[Params]
 ) -> tuple[Params, int | None, str]:
     """Returns the last good policy of a round, after how many updates it was that, and what to tell the user."""
-    paid = f"at most {cfg.dream.false_success:.0%} of the true failures were paid as successes"
+    paid = f"at most {cfg.dream.false_success:.0%} of the true failures (smoothed) were paid as successes"
     if not checkpoint.exists(folder / "good"):
         return before.value, None, f"At no time {paid}: the policy is the one from before this round."
     good = checkpoint.meta(folder / "good")["iteration"]
@@ -251,14 +251,16 @@ def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[
     """What the round consumed: imagined frames, and true steps where the world is the truth, or selects."""
     selects = cfg.dream.select == "closed_loop"
     # The last policy is rolled out once more to be judged.
-    steps = (updates + selects) * cfg.dream.groups * cfg.learner.grpo.group * cfg.dream.chunks * cfg.policy.chunk
+    rollouts = (updates + selects) * cfg.dream.groups * cfg.learner.grpo.group
+    steps = rollouts * cfg.dream.chunks * cfg.policy.chunk
     if cfg.dream.world == "learned":
         # A step of a chunk is a frame, and the world model makes all of them, also those after a success.
-        watched = {"true_steps" if selects else "watched_steps": steps} if cfg.dream.watch else {}
-        return {"imagined_frames": steps} | watched
+        # What selects decides something, and is paid for as any true episode.
+        watched = {"episodes": rollouts, "true_steps": steps} if selects else {"watched_steps": steps}
+        return {"imagined_frames": steps} | (watched if cfg.dream.watch else {})
     if arena.explore and curve:  # there, episodes end at their first success
         steps = round(steps * arena.hold * sum(line["length"] for line in curve) / len(curve))
-    return {"true_steps": steps}
+    return {"episodes": rollouts, "true_steps": steps}
 
 
 def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from wovr_jax.core import checkpoint, sharding
+from wovr_jax.core.config import ConfigError
 from wovr_jax.data import batches
 from wovr_jax.data import episodes as disk
 from wovr_jax.reward import calibrate, classifier
@@ -27,10 +29,8 @@ from wovr_jax.run.recipe import CollectConfig
 from wovr_jax.run.stages.episodes import Demonstrations, Keys, join_rounds
 from wovr_jax.train import loop
 from wovr_jax.types import Array, Episode, Imagined, Params, Start
+from wovr_jax.weights import native
 from wovr_jax.world.model import WorldConfig
-
-HELD_OUT = 0.15
-"""Share of the episodes that judge."""
 
 
 class Judge(NamedTuple):
@@ -49,6 +49,7 @@ def fit_reward(
     run: Run,
     cfg: RewardConfig,
     train: RewardTrainConfig,
+    start: Callable[[], Params],
     collected: CollectConfig,
     prompt_KL: Array,
     steps: int,
@@ -59,12 +60,13 @@ def fit_reward(
     rollouts: Sequence[Product[Sequence[Episode]]],
     demonstrations: Product[Demonstrations],
 ) -> Product[Judge]:
-    """The success classifier of a round, trained from random weights.
+    """The success classifier of a round; without a step of training the one that it starts from, in every round.
 
     Args:
       run: the run.
       round_: the round.
       cfg, train: the network and its training.
+      start: gives the weights to start from.
       collected: how many episodes the world model replays, and how many at once.
       vae: the world model's settings, and its VAE.
       world: the world model of this round.
@@ -75,41 +77,67 @@ def fit_reward(
       key: of the run, by name.
 
     Raises:
-      NoDataError: when no episode, or every episode, succeeds.
+      NoDataError: see :func:`fit`.
     """
+    if not train.steps:
+        return Product(lambda: Judge(start(), train.threshold))
     name = f"reward-{round_}"
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
-        demos, every, before = demonstrations.value.train, join_rounds(rollouts), join_rounds(rollouts[:-1])
-        newest = every[-collected.retold :]
-        # A better policy fails less: held-out episodes of earlier rounds bring failures to choose the threshold on.
-        judging_E = batches.split(disk.heads(before), HELD_OUT)
-        judging = [before[e] for e in np.flatnonzero(judging_E).tolist()]
+        every, demos = join_rounds(rollouts), demonstrations.value.train
+        real, newest = disk.join([every, demos]), range(len(every))[-collected.retold :]
         # Demonstrations mostly succeed, so a third as many give successes where the policy has few.
-        episodes = [*newest, *demos[: len(newest) // 3], *judging]
+        rows = [*newest, *range(len(every), len(real))[: len(newest) // 3]]
+        # A better policy fails less: held-out episodes of earlier rounds bring failures to choose the threshold on.
+        judging_E = batches.split(disk.heads(real))[: len(every) - len(rollouts[-1].value)]
+        rows = list(dict.fromkeys([*rows, *np.flatnonzero(judging_E).tolist()]))
+        episodes = [real[row] for row in rows]
 
-        start, world_cfg = start_reward(cfg, key), vae.value[0]
+        first, world_cfg = start(), vae.value[0]
 
         def play(start_B: Start, action_BNTA: Array, low: int) -> Imagined:
             replay = programs.replay(world_cfg, cfg)
-            # The program of the comparison, which scores as well; scores of random weights, which nobody looks at here.
-            return replay(world.value, start, start_B, action_BNTA, key("retold", round_, low))
+            # The program of the comparison, which scores as well; scores of the first weights, which nobody looks at.
+            return replay(world.value, first, start_B, action_BNTA, key("retold", round_, low))
 
         size = {"batch": collected.batch, "steps": steps, "chunk": world_cfg.chunk, "memory": world_cfg.slots}
-        imagined = _relabel(episodes, programs.replay_episodes(play, episodes, prompt_KL, **size))
-        real = disk.join([every, demos])
-        params, facts = fit(cfg, train, start, real, imagined, key(name), name=name, log=run.log, folder=folder)
+        videos = programs.replay_episodes(play, episodes, prompt_KL, **size)
+        imagined = dict(zip(rows, _relabel(episodes, videos), strict=True))
+        params, facts = fit(cfg, train, first, real, imagined, key(name), name=name, log=run.log, folder=folder)
         checkpoint.save(folder / "reward", params)
-        return facts | {"imagined_frames": sum(len(episode.action_SA) for episode in imagined)}
+        return facts | {"imagined_frames": sum(len(episode.action_SA) for episode in imagined.values())}
 
     # The threshold is a fact of the stage: a reader of the run folder needs no weights for it.
     params = run.stage(name, make, lambda folder: load_reward(cfg, folder))
     return Product(lambda: Judge(params.value, params.facts["threshold"]), name, params.facts)
 
 
-def start_reward(cfg: RewardConfig, key: Keys) -> Params:
-    """Random weights of the success classifier, whole on every device."""
-    return sharding.whole(classifier.network(cfg).init(key("reward")))
+def start_reward(cfg: RewardConfig, weights: str, instructions: Sequence[str], key: Keys) -> Params:
+    """Weights from which the success classifier starts, whole on every device.
+
+    Args:
+      cfg: the network.
+      weights: a json of imported weights or the folder of a checkpoint; empty for random weights.
+      instructions: of the environment, in the order of its task numbers.
+      key: of the run, by name.
+
+    Raises:
+      ConfigError: nothing there, weights of another network, or a release with other tasks than the environment has.
+    """
+    network = classifier.network(cfg)
+    if not weights:
+        return sharding.whole(network.init(key("reward")))
+    params = native.load_weights("reward_weights", weights, network.shapes(), sharding.WHOLE)
+    if cfg.head == "task" and weights.endswith(".json"):
+        # What is imported is RLinf's, who number the instructions of a suite by alphabet; here a suite has an order.
+        if cfg.tasks != len(instructions):
+            raise ConfigError(
+                f"config.reward_weights: {weights} knows {cfg.tasks} tasks, the environment has {len(instructions)}: "
+                "nobody can tell which is which. Name the classifier of this suite, or a checkpoint of a run."
+            )
+        rank_K = np.argsort(np.argsort(instructions))
+        params["task"] = sharding.whole(jax.tree.map(lambda embedding_KD: embedding_KD[rank_K], params["task"]))
+    return params
 
 
 def load_reward(cfg: RewardConfig, folder: pathlib.Path) -> Params:
@@ -117,7 +145,7 @@ def load_reward(cfg: RewardConfig, folder: pathlib.Path) -> Params:
     return checkpoint.restore(folder / "reward", sharding.describe(classifier.network(cfg).shapes(), sharding.WHOLE))
 
 
-def _relabel(episodes: list[Episode], videos: Iterable[np.ndarray]) -> list[Episode]:
+def _relabel(episodes: Sequence[Episode], videos: Iterable[np.ndarray]) -> list[Episode]:
     """Imagined frames under the true labels of the episodes whose actions led to them.
 
     A classifier that sees them learns how far imagination is to be believed, not only what success looks like.
@@ -131,7 +159,7 @@ def fit(
     train: RewardTrainConfig,
     params: Params,
     real: Sequence[Episode],
-    imagined: Sequence[Episode],
+    imagined: Mapping[int, Episode],
     key: Array,
     *,
     name: str = "reward",
@@ -143,9 +171,9 @@ def fit(
     Args:
       cfg, train: network and training; ``train.steps`` steps are taken.
       params: where to start.
-      real: true episodes.
-      imagined: episodes with imagined frames and true labels; an episode is on the same side of
-        the split as its true twin. They are the extra pool of a batch.
+      real: true episodes, whole collections.
+      imagined: row among them -> the episode with imagined frames and true labels, which is on the same side of the
+        split as its true twin. They are the extra pool of a batch. No world model was trained on those that judge.
       key: of the batches.
       name, log, folder: see ``loop.fit``.
 
@@ -154,10 +182,17 @@ def fit(
       and imagined frames, reliability of the imagined ones.
 
     Raises:
-      NoDataError: when no episode, or every episode, succeeds.
+      NoDataError: when no episode, or every episode, succeeds; of those that judge this is no matter to a fixed
+        threshold.
     """
-    kinds = {"real": real, "imagined": imagined} if imagined else {"real": real}
-    frames = {kind: _label_frames(episodes, train.stride) for kind, episodes in kinds.items()}
+    held_E = batches.split(disk.heads(real))
+    frames = {"real": _label_frames(real, held_E, train.stride)}
+    if imagined:
+        frames["imagined"] = _label_frames(list(imagined.values()), held_E[list(imagined)], train.stride)
+    held = {kind: _select(columns, columns["held"]) for kind, columns in frames.items()}
+    if train.rule != "fixed":  # now, and not when the training is over
+        label_X = held["real"]["label"]
+        _check_kinds(calibrate.by_episode(label_X, label_X, held["real"]["episode"])[1], "held-out ")
     learn = [_select(columns, ~columns["held"]) for columns in frames.values()]
     frame, label, task = (np.concatenate([columns[part] for columns in learn]) for part in ("frame", "label", "task"))
     extra = np.concatenate([np.full(len(columns["label"]), i > 0) for i, columns in enumerate(learn)])
@@ -166,21 +201,12 @@ def fit(
     how = train if imagined else dataclasses.replace(train, extra=0.0)
     state, step = training.make(cfg, how, params, data, key)
     state = loop.fit(name, state, step, train.steps, log=log, folder=folder)
-    held = {kind: _select(columns, columns["held"]) for kind, columns in frames.items()}
     return state.params, _judge(cfg, train, state.params, held)
 
 
-def _label_frames(episodes: Sequence[Episode], stride: int) -> dict[str, np.ndarray]:
+def _label_frames(episodes: Sequence[Episode], held_E: np.ndarray, stride: int) -> dict[str, np.ndarray]:
     """Every ``stride``-th frame of every episode, with label, task, episode index and side of the split."""
-    won_E = np.array([episode.success_S.any() for episode in episodes])
-    if won_E.all() or not won_E.any():
-        kind = "fails" if won_E.all() else "succeeds"
-        raise batches.NoDataError(
-            f"none of {len(episodes)} episodes {kind}: the success classifier needs both kinds. Collect more episodes, "
-            "or let the demonstrations be better (or worse)."
-        )
-    # By layout, so an imagined episode is never trained on while its true twin judges; both kinds on both sides.
-    held_E = batches.split(episodes, HELD_OUT, won_E)
+    _check_kinds(np.array([episode.success_S.any() for episode in episodes]))
     count_E = [len(episode.success_S[::stride]) for episode in episodes]
     return {
         "frame": np.concatenate([episode.frame_SHWC[::stride] for episode in episodes]),
@@ -189,6 +215,17 @@ def _label_frames(episodes: Sequence[Episode], stride: int) -> dict[str, np.ndar
         "episode": np.repeat(np.arange(len(episodes)), count_E),
         "held": np.repeat(held_E, count_E),
     }
+
+
+def _check_kinds(won_E: np.ndarray, which: str = "") -> None:
+    """Raises NoDataError unless some of the episodes succeed and some fail."""
+    if won_E.all() or not won_E.any():
+        kind = "fails" if won_E.all() else "succeeds"
+        fixed = " A threshold that is not chosen on them, reward_train.rule='fixed', needs none." if which else ""
+        raise batches.NoDataError(
+            f"none of {len(won_E)} {which}episodes {kind}: the success classifier needs both kinds. Collect more "
+            f"episodes, or let the demonstrations be better (or worse).{fixed}"
+        )
 
 
 def _select(frames: dict[str, np.ndarray], where: np.ndarray) -> dict[str, np.ndarray]:
@@ -204,9 +241,10 @@ def _judge(
     whole = {kind: calibrate.by_episode(*pairs[kind], frames["episode"]) for kind, frames in held.items()}
     # A rollout counts as a success when any of its frames does, so the threshold is chosen on episodes.
     imagined = whole.get("imagined")
-    if imagined is not None and not 0 < imagined[1].sum() < len(imagined[1]):
+    if imagined is not None and (train.rule == "fixed" or not 0 < imagined[1].sum() < len(imagined[1])):
         imagined = None  # a few held-out episodes may lack one kind; true ones have both
-    choice = calibrate.choose(*whole["real"], train.rule, max_fpr=train.max_fpr, imagined=imagined)
+    how = {"max_fpr": train.max_fpr, "fixed": train.threshold}
+    choice = calibrate.choose(*whole["real"], train.rule, **how, imagined=imagined)
     facts: dict[str, Any] = {"threshold": choice.threshold, "chosen_on_imagined_too": imagined is not None}
     for kind in held:
         facts[kind] = {

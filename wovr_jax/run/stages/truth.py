@@ -58,6 +58,7 @@ def measure(
             "subgoals": found[temperature].subgoals,
             "outcomes": outcomes[temperature],
             "temperatures": [{"temperature": t, **rates[t], "outcomes": outcomes[t]} for t in levels],
+            "episodes": cfg.episodes * len(levels),
             "true_steps": sum(measured.steps for measured in found.values()),
             "kinds": summarize_kinds({names[t]: measured for t, measured in found.items()}),
         }
@@ -128,6 +129,7 @@ def compare(
         loose_BNT = {how: np.concatenate(parts)[: cfg.compare] for how, parts in loose.items()}
         return evaluate.compare_verdicts(true, imagined, loose_BNT, judge.threshold) | {
             "videos": films,
+            "episodes": cfg.compare,
             "true_steps": frames,
             "imagined_frames": 3 * frames,  # as played, and with the two ways of loosening
         }
@@ -197,6 +199,7 @@ def close_loop(
         # Those that brought the simulator to a keyframe are true steps too; those after the end of an episode are none.
         steps = int((arena.steps - left_K + live_KS.sum(axis=1)).sum())
         return evaluate.summarize_closed_loop(imagined_K, true_K, row_K >= table.initials) | {
+            "episodes": len(row_K),
             "true_steps": steps * arena.hold,
             "imagined_frames": prob_KS.size,
         }

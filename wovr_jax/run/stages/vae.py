@@ -1,9 +1,13 @@
-"""The stage that gives the world model its VAE: a pretrained one, or one trained on the demonstrations."""
+"""The stage that gives the world model its VAE: a pretrained one, or one trained on the demonstrations.
+
+And the account of what pretrained parts have seen before the run.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,7 +28,6 @@ from wovr_jax.world.vae.train import VAETraining
 NAME = "vae"
 START_SHARE = 1 / 6
 """Of the windows: those that begin an episode, where the memory is copies of the anchor."""
-HELD_OUT = 0.1
 
 VAE = tuple[WorldConfig, Params]
 """The world model's settings with the VAE's latent statistics filled in, and the VAE's weights."""
@@ -70,10 +73,25 @@ def open_vae(
         held_out = [batches.gather_windows(data, rows[low : low + 8])[0] for low in range(0, len(rows) // 8 * 8, 8)]
         scores = vae_train.scores(vae_cfg, params, held_out) if held_out else {}
         # In the form of a pretrained part, so that the next run can begin with it.
-        native.save_asset(NAME, vae_cfg, params, training=train, scores=scores, folder=folder)
+        native.save_asset(NAME, vae_cfg, params, training=train, scores=scores, frames=cfg.frames, folder=folder)
         return {"windows": len(data.train_I2), **scores}
 
     return run.stage(NAME, make, lambda folder: _load(cfg, NAME, folder))
+
+
+def count_pretraining(run: Run, folder: pathlib.Path, names: Sequence[str]) -> Product[None]:
+    """Writes down what the pretrained parts ``names`` in ``folder`` have seen, as their files say: steps and frames."""
+
+    def make(_: pathlib.Path) -> dict[str, Any]:
+        parts = {name: native.describe(folder / f"{name}.json").get("seen") for name in names}
+        unknown = ", ".join(name for name, seen in parts.items() if not seen)
+        return {
+            "parts": parts,
+            "pretrained_frames": sum(seen["frames"] for seen in parts.values() if seen),
+            "said": f"what {unknown} saw in pretraining is not written beside it and not counted" if unknown else "",
+        }
+
+    return run.stage("pretrained", make, lambda folder: None)
 
 
 def _load(cfg: WorldConfig, name: str, folder: pathlib.Path) -> VAE:
@@ -83,7 +101,7 @@ def _load(cfg: WorldConfig, name: str, folder: pathlib.Path) -> VAE:
 
 def cut_windows(cfg: WorldConfig, episodes: Any) -> Windows:
     """The windows of a world model, on the device."""
-    windows = batches.windows(episodes, Layout(cfg.slots, cfg.chunk, partial=True), val_share=HELD_OUT)
+    windows = batches.windows(episodes, Layout(cfg.slots, cfg.chunk, partial=True))
     return sharding.whole(jax.device_put(windows))
 
 

@@ -35,8 +35,6 @@ from wovr_jax.world.latents import Data, Resident
 from wovr_jax.world.model import WorldConfig
 from wovr_jax.world.train import WorldTrainConfig
 
-HELD_OUT = 0.1
-"""Share of the episodes that validate."""
 VALIDATED = 8
 """Held-out episodes whose windows validate a training that streams."""
 FILMED = 3
@@ -76,6 +74,8 @@ def fit_world(
 ) -> Product[Params]:
     """The world model of a round, ``{"dit": ..., "vae": ...}``: trained in round 0, refreshed after that (PACE).
 
+    Without a step of training it is frozen, the weights that it starts from in every round.
+
     Args:
       run: the run.
       train: how to train the transformer.
@@ -93,6 +93,9 @@ def fit_world(
     Raises:
       NoDataError, ValueError: when the episodes give no window to train or to validate on.
     """
+    # Frozen: nothing is made, and weights from outside are not copied into the run.
+    if not train.steps:
+        return worlds[-1] if worlds else Product(lambda: {"dit": start(), "vae": vae.value[1]})
     name = f"world-{round_}"
     if worlds:
         train, start = (
@@ -155,7 +158,7 @@ def windows(
     episodes: Sequence[Episode],
     cache: str | os.PathLike = "",
     *,
-    held_out: float = HELD_OUT,
+    held_out: float = batches.HELD_OUT,
 ) -> tuple[Data, Resident]:
     """Windows to learn from and held-out ones, encoded as ``train.latents`` says.
 
@@ -189,7 +192,7 @@ def _choose_filmed(episodes: Sequence[Episode], chunk: int) -> list[Episode]:
     """Some held-out episodes as long as the longest; none where no whole number of chunks fits."""
     heads = disk.heads(episodes)
     longest = max(head.steps for head in heads)
-    held_E = batches.split(heads, HELD_OUT)
+    held_E = batches.split(heads)
     long = [e for e, head in enumerate(heads) if held_E[e] and head.steps == longest]
     # Of equal length, so that one program plays them and one film holds them.
     return [episodes[e] for e in long[:FILMED]] if longest % chunk == 0 else []

@@ -28,7 +28,7 @@ from wovr_jax.core import config, processes, sharding
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
 from wovr_jax.data.starts import Starts
-from wovr_jax.sim.arena import Actor, Groups, Measured, Played, layouts
+from wovr_jax.sim.arena import Actor, Groups, Measured, Played, add_halves, layouts
 from wovr_jax.sim.libero import collect, rollout, setup, worker
 from wovr_jax.sim.libero.actors import RolloutRecorder, make_act, on_own_devices, stack_episodes
 from wovr_jax.sim.libero.pool import Lost, Pool
@@ -129,7 +129,7 @@ class Libero:
             ask = functools.partial(self._call_expert, folder, count, validation)
             processes.once(ask, "call the expert", wait_s=collect.PATIENCE_S)
         facts = processes.once(lambda: [disk.manifest(folder / name) for name in halves(count)], f"read {folder}")
-        return {"episodes": facts[0]["episodes"], "successes": facts[0]["successes"]}
+        return add_halves(facts, self.hold)
 
     def _call_expert(self, folder: pathlib.Path, count: int, validation: int) -> None:
         """Has the expert's own program write the demonstrations."""

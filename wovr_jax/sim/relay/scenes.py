@@ -6,6 +6,7 @@ Nothing here is reached by training: launch/tools/pretrain_tabletop.py draws fro
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ def draw_scenes(key: Array, batch: int, sim: RelayConfig) -> dict[str, Any]:
 
 def _draw_state(key: Array, sim: RelayConfig) -> RelayState:
     """The gripper anywhere or near something, blocks and lid perhaps moved, or one of them held."""
-    keys = iter(jax.random.split(key, 20))
+    keys = (jax.random.fold_in(key, i) for i in itertools.count())
 
     def chance(p: float) -> Array:
         return jax.random.bernoulli(next(keys), p)

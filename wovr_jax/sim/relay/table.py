@@ -79,8 +79,8 @@ class RelayConfig:
 
     @classmethod
     def fake(cls) -> RelayConfig:
-        """For tests: 16 pixels, two chunks."""
-        return cls(size=16, horizon=16)
+        """For tests: 16 pixels, three chunks, and steps so long that an expert succeeds in them."""
+        return cls(size=16, horizon=24, max_move=0.16)
 
 
 @struct.dataclass
