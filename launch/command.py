@@ -17,11 +17,11 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import os
 import pathlib
 import re
 import runpy
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -232,10 +232,14 @@ def explain_errors(stopped: str, *, place: object = None, kept: str = "") -> Ite
         sys.exit(128 + getattr(stop, "signal", signal.SIGINT))
 
 
-def show_report(run: pathlib.Path) -> int:
-    """Has a run's page made and its tables printed by a program of its own; returns its exit status."""
+def become(door: str, *words: object) -> NoReturn:
+    """Ends this program and runs another door in its process: signals, output and exit status are then the other's."""
     sys.stdout.flush()
-    return subprocess.call([sys.executable, str(ROOT / "launch" / "tools" / "report.py"), str(run)])
+    # No child: this program may hold all of a device's memory until it ends, and a kill would leave the child behind.
+    for number in map(int, os.listdir("/dev/fd")):
+        with contextlib.suppress(OSError):  # what has read this folder is closed again
+            os.set_inheritable(number, number <= 2)
+    os.execv(sys.executable, [sys.executable, str(ROOT / "launch" / door), *map(str, words)])
 
 
 def refuse(message: str) -> NoReturn:

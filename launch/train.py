@@ -5,7 +5,8 @@
     python launch/train.py --config=configs/sft.py --config.seed=1     one stage, one setting changed
     python launch/train.py --config=... --run=runs/mine                another run folder
 
-The same command continues a run that was interrupted. Ctrl-C and SIGTERM (a scheduler that takes the machine away) save
+The whole loop ends with launch/audit.py, which holds imagination against the truth, and every job with its page. The
+same command continues a run that was interrupted. Ctrl-C and SIGTERM (a scheduler that takes the machine away) save
 first; the exit status is then 130 or 143, 128 and the signal's number. A run folder belongs to the settings that made
 it: other settings are refused, so that no result mixes two experiments, unless --allow_config_change says that this is
 wanted; finished stages then stay as they are. Studies (configs/ladder.py, ablations.py, world_study.py) have a door of
@@ -40,8 +41,13 @@ def main() -> None:
 
             pace.run(settings["job"], settings, run, allow_change=request.options.allow_config_change)
             first = processes.first()  # asked here: outside, every process is on its own again
+    if settings["job"] == "pace":
+        # By name, or the audit would take the mesh on which the run began.
+        mesh = {"data": 1} | settings.get("mesh", {})
+        command.become("audit.py", run, *(f"--config.mesh.{axis}={size}" for axis, size in mesh.items()))
     # All processes end with the same results; one of them tells.
-    sys.exit(command.show_report(run) if first else 0)
+    if first:
+        command.become("tools/report.py", run)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ from typing import Any
 import jax
 
 from tests.sizes import fake_sft, fake_world_train
+from wovr_jax import pace
+from wovr_jax.audit.runner import audit
 from wovr_jax.core.config import to_dict
+from wovr_jax.core.disk import read_json
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
@@ -61,3 +64,10 @@ def small_settings(parts: pathlib.Path, **changes: Any) -> dict[str, Any]:
         evaluate=EvaluateConfig(episodes=8, compare=8, videos=1, closed=4),
     )
     return to_dict(dataclasses.replace(recipe, **changes))
+
+
+def run_whole(settings: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """Runs the loop and audits it, as launch/train.py does; returns what results.json holds then."""
+    pace.run("pace", settings, folder)
+    audit(folder)
+    return read_json(folder / "results.json")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tests.small_run import save_parts, small_settings
+from tests.small_run import run_whole, save_parts, small_settings
 from wovr_jax import pace
 from wovr_jax.core.config import from_dict
 from wovr_jax.data import starts as start_states
@@ -26,7 +26,7 @@ def test_a_run_whose_imagination_is_given_trains_the_policy_alone(tmp_path: path
     parts = save_parts(tmp_path / "assets")
     first = small_settings(parts, pace=False)
     run = Run(tmp_path / "first", first)
-    theirs = pace.pace(from_dict(Recipe, first), run, pace.Job("starts-0", (), compares=False))
+    theirs = pace.pace(from_dict(Recipe, first), run, pace.Job("starts-0", ()))
     stages = run.folder / "stages"
     given = {"world_weights": "world-0/dit", "reward_weights": "reward-0/reward", "start_states": "starts-0/starts"}
     settings = merge_settings(
@@ -37,7 +37,7 @@ def test_a_run_whose_imagination_is_given_trains_the_policy_alone(tmp_path: path
             "reward_train": {"steps": 0, "rule": "fixed", "threshold": 0.6},
         },
     )
-    ledger = pace.run("pace", settings, tmp_path / "run")["ledger"]
+    ledger = run_whole(settings, tmp_path / "run")["ledger"]
     kinds = ("evaluate-{}", "compare-{}-in-world-0", "closed-{}-in-world-0")
     base, once, twice = ([kind.format(policy) for kind in kinds] for policy in range(3))
     assert list(ledger) == ["pretrained", "demonstrations", "sft", *base, "grpo-1", *once, "grpo-2", *twice]

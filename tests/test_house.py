@@ -29,7 +29,7 @@ FLOORS = (
     ("learner", "evaluate", "bridge"),
     ("run", "report"),
     ("pace", "export", "plan"),
-    ("studies",),
+    ("audit", "studies"),
 )
 """Imports go down only; rooms on one floor do not see each other. Doors, configs, notebooks and tests stand above."""
 

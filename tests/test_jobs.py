@@ -15,16 +15,20 @@ from wovr_jax.core.disk import write_json
 from wovr_jax.run.folder import MARK, Run, RunError
 from wovr_jax.run.recipe import DreamConfig, Recipe, StartsConfig
 
-BASE = ("demonstrations", "sft")
+BASE = ("pretrained", "demonstrations", "sft")
 LEARNED = ("collect-0", "world-0", "reward-0")
 ONLINE = {"dream": DreamConfig(updates=(2, 1), world="true", reward="true"), "starts": StartsConfig(share=0.0)}
-ROUND_1 = ("evaluate-0", *LEARNED, "starts-0", "compare-0-in-world-0", "grpo-1", "evaluate-1", "compare-1-in-world-0")
-ROUND_2 = ("collect-1", "world-1", "reward-1", "starts-1", "compare-1-in-world-1")
+ROUND_1 = ("evaluate-0", *LEARNED, "starts-0", "grpo-1", "evaluate-1")
+ROUND_2 = ("collect-1", "world-1", "reward-1", "starts-1")
 
 WAYS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
-    ("pace", {}, (*BASE, *ROUND_1, *ROUND_2, "grpo-2", "evaluate-2", "compare-2-in-world-1")),
-    ("pace", {"pace": False}, (*BASE, *ROUND_1, "grpo-2", "evaluate-2", "compare-2-in-world-0")),
-    ("pace", ONLINE, (*BASE, *ROUND_1, *ROUND_2, "grpo-2", "evaluate-2", "compare-2-in-world-1")),
+    ("pace", {}, (*BASE, *ROUND_1, *ROUND_2, "grpo-2", "evaluate-2")),
+    ("pace", {"pace": False}, (*BASE, *ROUND_1, "grpo-2", "evaluate-2")),
+    (
+        "pace",
+        ONLINE,  # nobody learns in a world model, so none is made
+        (*BASE, "evaluate-0", "starts-0", "grpo-1", "evaluate-1", "starts-1", "grpo-2", "evaluate-2"),
+    ),
     ("sft", {}, (*BASE, "evaluate-0")),
     ("collect", {}, (*BASE, "collect-0")),
     ("collect", ONLINE, (*BASE, "collect-0")),

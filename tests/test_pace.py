@@ -21,7 +21,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.compiles import count_compiles
-from tests.small_run import save_parts, small_settings
+from tests.small_run import run_whole, save_parts, small_settings
 from wovr_jax import pace
 from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
@@ -74,7 +74,7 @@ def reference(parts: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> 
     jax.clear_caches()  # programs are kept for the whole process, whichever test had them compiled
     with pytest.MonkeyPatch.context() as patch:
         compiled = _count_by_stage(patch)
-        results = pace.run("pace", settings, folder)
+        results = run_whole(settings, folder)
     return Reference(settings, folder, results, compiled)
 
 
@@ -237,7 +237,7 @@ def test_interrupted_in_every_stage_the_same_command_ends_in_the_same_numbers(
     while results is None:
         before = len(interrupts.met)
         try:
-            results = pace.run("pace", reference.settings, tmp_path / "run")
+            results = run_whole(reference.settings, tmp_path / "run")
         except KeyboardInterrupt:
             assert len(interrupts.met) == before + 1
     cut = collections.Counter(place.split(":")[0] for place in interrupts.met)
@@ -272,7 +272,7 @@ def test_a_run_that_is_finished_loads_nothing_when_it_is_asked_for_again(
             raise AssertionError(f"{name} was called")
 
         monkeypatch.setattr(module, name, load)
-    results = pace.run("pace", reference.settings, reference.folder)
+    results = run_whole(reference.settings, reference.folder)
     assert loads == []
     assert _numbers(results) == _numbers(reference.results)
 
@@ -296,7 +296,7 @@ def test_without_a_refresh_later_rounds_dream_in_the_first_world(
     for name in (*first, "compare-0-in-world-0", "compare-1-in-world-0"):
         shutil.copytree(reference.folder / "stages" / name, folder / "stages" / name)
     (folder / "config.json").write_text(json.dumps(settings))
-    results = pace.run("pace", settings, folder)
+    results = run_whole(settings, folder)
     made = tuple(name for name in results["ledger"] if name.startswith(("collect", "world", "reward", "starts")))
     assert made == rounds
     last = results["comparison"][-1]

@@ -34,23 +34,20 @@ class Job:
     Attributes:
       until: the last stage; empty for all of them.
       measured: policies whose true success is measured, by their round; None for every one.
-      compares: whether each policy is played in the world model too. World and judge are then made also where the
-        policy learns without them; a job that ends at one of them leaves before the first comparison.
     """
 
     until: str = ""
     measured: tuple[int, ...] | None = None
-    compares: bool = True
 
 
 JOBS = {
     "pace": Job(),
-    "sft": Job("evaluate-0", compares=False),
+    "sft": Job("evaluate-0"),
     "collect": Job("collect-0", ()),
     "world_model": Job("world-0", ()),
     "reward": Job("reward-0", ()),
-    "grpo": Job("evaluate-1", compares=False),
-    "online_grpo": Job("evaluate-1", compares=False),
+    "grpo": Job("evaluate-1"),
+    "online_grpo": Job("evaluate-1"),
 }
 
 
@@ -68,13 +65,14 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
     """
     made = Products()
     do = bind_stages(recipe, run, made)
-    # Online RL needs no learned world, unless the policy is to be seen in it; without keyframes it needs layouts only,
-    # and its whole budget is for the learner.
+    # Online RL needs no learned world, unless the job is to make one; without keyframes it needs layouts only, and its
+    # whole budget is for the learner.
     online = recipe.dream.world == "true" and not recipe.starts.share
-    judges = job.compares or recipe.dream.reward == "learned"
-    imagines = judges or recipe.dream.world != "true"
+    asked = job.until.partition("-")[0]
+    judges = recipe.dream.reward == "learned" or asked == "reward"
+    imagines = judges or recipe.dream.world != "true" or asked == "world"
     # True episodes are for whoever learns from them; where all of imagination is given, nobody does.
-    collects = bool(
+    collects = asked == "collect" or bool(
         (imagines and recipe.world_train.steps)
         or (judges and recipe.reward_train.steps)
         or not (online or recipe.start_states)
@@ -103,19 +101,13 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
                 # An arena that explores begins its own episodes.
                 if do.explore is None:
                     made.starts += [do.choose_starts(round_, [do.begin()] if online else made.rollouts)]
-                if job.compares:
-                    do.compare(round_)
-                    do.close_loop(round_)
 
             # Imagine from the newest start states in the newest world, update the policy, and again.
             made.policies += [do.improve(round_)]
 
-            # Ask the truth how good it is now, and whether what it was paid for in the world that taught it is true.
+            # Ask the truth how good it is now; ``audit`` asks whether what it was paid for in imagination is true.
             if job.measured is None or round_ + 1 in job.measured:
                 do.measure(round_ + 1)
-            if job.compares:
-                do.compare(round_ + 1)
-                do.close_loop(round_ + 1)
     return made
 
 

@@ -31,7 +31,7 @@ def long(settings):
     settings.rounds = 9
 '''
 
-# Runs the door with `pace.run` replaced: the door's own work is all that happens, and no network is built.
+# Runs the door with `pace.run` and the door that follows replaced: the door's own work is all that happens.
 STAND_IN = """
 import json, runpy, sys, types
 sys.argv = sys.argv[1:]
@@ -45,7 +45,10 @@ def run(job, settings, folder, allow_change):
 pace.run, sys.modules["wovr_jax.pace"] = run, pace
 import wovr_jax
 from launch import command
-wovr_jax.pace, command.show_report = pace, lambda run: print(json.dumps(results))
+def become(door, *words):
+    print(json.dumps(results | {"then": [door, *map(str, words)]}))
+    sys.exit()
+wovr_jax.pace, command.become = pace, become
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -71,6 +74,50 @@ def test_settings_reach_the_job(config_file):
     changed = {"seed": 3, "rounds": 1, "world": {"chunk": 4}}
     assert found["settings"] == {"job": "pace", "name": "table", "sizes": [4], **changed}
     assert found["folder"] == str(ROOT / "runs" / "table-short-seed3")
+
+
+@pytest.mark.parametrize(
+    ("words", "then"),
+    [
+        (["--run=x"], ["audit.py", "x", "--config.mesh.data=1"]),
+        (
+            ["--run=x", "--config.mesh.fsdp=2", "--config.mesh.data=-1"],
+            ["audit.py", "x", "--config.mesh.data=-1", "--config.mesh.fsdp=2"],
+        ),
+        (["--run=x", "--config.job=sft"], ["tools/report.py", "x"]),
+    ],
+)
+def test_the_whole_loop_goes_on_with_the_audit_on_the_mesh_in_use_and_other_jobs_with_the_page(
+    config_file, words, then
+):
+    done = door(f"--config={config_file}", *words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["then"] == then
+
+
+OTHER = """
+import os, sys
+open_ones = []
+for number in range(3, 64):
+    try:
+        os.fstat(number)
+        open_ones.append(number)
+    except OSError:
+        pass
+print(os.getpid(), sys.argv[1:], open_ones)
+sys.exit(7)
+"""
+
+
+def test_a_door_becomes_another_one_in_the_same_process_and_keeps_nothing_open(tmp_path):
+    other, lock = tmp_path / "other.py", tmp_path / "lock"
+    other.write_text(OTHER)
+    first = "import os, sys; from launch import command; print(os.getpid()); fd = os.open(sys.argv[2], os.O_CREAT); "
+    first += "os.set_inheritable(fd, True); command.become(sys.argv[1], 'a b', 3)"
+    program = [sys.executable, "-c", first, str(other), str(lock)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    pid, said = done.stdout.splitlines()
+    assert said == f"{pid} ['a b', '3'] []" and done.returncode == 7, done.stderr
 
 
 def test_settings_that_the_file_does_not_list_reach_the_job_too(config_file):

@@ -17,6 +17,7 @@ LAUNCH = pathlib.Path(command.__file__).parent
 
 DOORS = {
     "train.py": 1,
+    "audit.py": 2,
     "study.py": 1,
     "study.py probe": 2,
     "evaluate.py": 1,
@@ -76,6 +77,7 @@ def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path:
         "benchmark.py import": ["--folder=x"],
         "benchmark.py input": ["--episodes=x"],
         "benchmark.py serve": ["x"],
+        "audit.py": ["x"],
         "study.py probe": ["--run=x"],
         "tools/pretrain_tabletop.py": ["vae"],
         "tools/report.py": ["x"],
@@ -92,6 +94,8 @@ def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path:
     [
         ("train.py", ["--config=configs/ladder.py"], 1, "config.job=ladder belongs to launch/study.py"),
         ("train.py", ["--config=configs/evaluate.py"], 1, "config.job=evaluate belongs to launch/evaluate.py"),
+        ("audit.py", [], 2, "required: run"),
+        ("audit.py", ["x", "--config.evaluate.closed=4"], 2, "a finished run keeps its settings"),
         ("study.py", ["--config=configs/pace.py:tiny"], 1, "config.job=pace belongs to launch/train.py"),
         ("study.py", ["--config=configs/lader.py"], 1, "Did you mean --config=configs/ladder.py?"),
         ("study.py probe", ["--run=x", "--starts=1"], 2, "--starts is at least 2"),

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from wovr_jax.core import stats
-from wovr_jax.report import results
+from wovr_jax.report import comparisons, results
 
 ABOUT = {"name": "a", "job": "pace", "seed": 3, "rounds": 2, "pace": True, "online": False}
 OUTCOMES = {0: [0, 0, 1, 0], 1: [1, 0, 1, 0], 2: [1, 1, 1, 0]}
@@ -48,8 +48,13 @@ def ledger() -> dict:
     return {name: {"true_steps": 2, "imagined_frames": 3, "seconds": 0.5} for name in facts()}
 
 
+def audited() -> dict:
+    """The results of a training, and of the audit after it."""
+    return comparisons.add_comparisons(results.summarize(ABOUT, facts(), ledger(), 7.0), ABOUT, facts())
+
+
 def test_stages_come_in_the_order_of_the_loop_whatever_a_run_met_first():
-    made = results.summarize(ABOUT, facts(), ledger(), 7.0)
+    made = audited()
     order = ["demonstrations", "sft", "evaluate-0", "reward-0", "starts-0", "compare-0-in-world-0"]
     order += ["grpo-1", "evaluate-1", "world-1", "starts-1", "evaluate-2"]
     order += ["compare-2-in-world-1", "closed-2-in-world-1"]
@@ -61,14 +66,14 @@ def test_stages_come_in_the_order_of_the_loop_whatever_a_run_met_first():
 
 
 def test_a_policy_is_held_against_the_base_and_the_world_that_trained_it():
-    base, once, twice = results.summarize(ABOUT, facts(), ledger(), 7.0)["phases"]
+    base, once, twice = audited()["phases"]
     assert "gain" not in base and base["imagined_success"] is None, "an older run did not say what it imagined"
     assert once["imagined_success"] is None and once["gain"] == stats.gain(OUTCOMES[1], OUTCOMES[0])
     assert twice["imagined_success"] == 0.75 and twice["gain"]["gain"] == 0.5
 
 
 def test_a_closed_loop_is_of_a_policy_in_a_world_by_kind_of_start():
-    (made,) = results.summarize(ABOUT, facts(), ledger(), 7.0)["closed_loop"]
+    (made,) = audited()["closed_loop"]
     kinds = {"all": {"tp": 3}, "episode_start": {"tp": 2}, "keyframe": None}
     assert made == {"policy": "after PACE", "world": "world model of round 2"} | kinds
 
@@ -99,7 +104,7 @@ def test_the_gain_is_said_as_sampled_greedy_and_at_the_temperature_that_suits_ea
 
 
 def test_a_comparison_names_its_films_with_both_outcomes():
-    old, new = results.summarize(ABOUT, facts(), ledger(), 7.0)["comparison"]
+    old, new = audited()["comparison"]
     assert new["policy"] == "after PACE" and new["world"] == "world model of round 2"
     # Three of four are imagined successes, one is a true one; both agree on two episodes.
     assert new["bias"] == stats.gain([1, 1, 1, 0], [1, 0, 0, 0]) and new["bias"]["gain"] == 0.5
@@ -123,12 +128,12 @@ def test_policies_have_names_that_readers_know(change, names):
 
 
 def test_without_a_refresh_every_policy_learned_in_the_first_world():
-    assert [results.training_world(k, pace=True) for k in range(4)] == [0, 0, 1, 2]
-    assert [results.training_world(k, pace=False) for k in range(4)] == [0, 0, 0, 0]
+    assert [comparisons.training_world(k, pace=True) for k in range(4)] == [0, 0, 1, 2]
+    assert [comparisons.training_world(k, pace=False) for k in range(4)] == [0, 0, 0, 0]
 
 
 def test_a_run_that_has_finished_nothing_has_a_head_only():
-    made = results.summarize(ABOUT, {}, {}, 0.0)
+    made = comparisons.add_comparisons(results.summarize(ABOUT, {}, {}, 0.0), ABOUT, {})
     assert not any(
         made[part] for part in ("phases", "comparison", "closed_loop", "reward", "keyframes", "remarks", "ledger")
     )

@@ -14,7 +14,7 @@ from wovr_jax.core import machine, stats
 
 Results = dict[str, Any]
 Facts = Mapping[str, Mapping[str, Any]]
-"""By stage, what it wrote when it was finished."""
+"""By stage, what it wrote when it was finished, or what the ledger says of it."""
 
 STAGES = (
     *("pretrained", "demonstrations", "sft", "grpo", "evaluate"),
@@ -33,10 +33,8 @@ def describe_run(about: Mapping[str, Any]) -> Results:
     return head | {"versions": machine.versions(), "device": machine.device_name()}
 
 
-def summarize(
-    about: Mapping[str, Any], facts: Facts, ledger: Mapping[str, Mapping[str, Any]], seconds: float
-) -> Results:
-    """Returns what ``results.json`` holds: phases, comparisons, classifiers, keyframes, remarks and costs.
+def summarize(about: Mapping[str, Any], facts: Facts, ledger: Facts, seconds: float) -> Results:
+    """Returns what ``results.json`` holds after a training: phases, classifiers, keyframes, remarks and costs.
 
     Args:
       about: ``name``, ``job`` and ``seed``; ``rounds``; ``pace``, whether the world model is trained again after each
@@ -48,18 +46,11 @@ def summarize(
     # A run that was resumed has met its stages in another order than one that went through.
     facts = {name: facts[name] for name in sorted(facts, key=_sort_key)}
     rounds = range(about["rounds"] + 1)
-    pairs = [(k, world) for k in rounds for world in rounds]
     return describe_run(about) | {
         "seconds": sum((account["seconds"] for account in ledger.values()), 0.0),
         "seconds_now": seconds,
         "peak_rss_gb": machine.peak_rss_gb(),
         "phases": [_summarize_policy(k, facts, about) for k in rounds if f"evaluate-{k}" in facts],
-        "comparison": [
-            _summarize_comparison(*pair, facts, about) for pair in pairs if _name("compare", *pair) in facts
-        ],
-        "closed_loop": [
-            _summarize_closed_loop(*pair, facts, about) for pair in pairs if _name("closed", *pair) in facts
-        ],
         "reward": {name: fact for name, fact in facts.items() if name.startswith("reward-")},
         "keyframes": {name: fact for name, fact in facts.items() if name.startswith("starts-") and fact["steps"]},
         "remarks": [f"{name}: {fact['said']}" for name, fact in facts.items() if fact.get("said")],
@@ -68,22 +59,13 @@ def summarize(
     }
 
 
-def training_world(round_: int, pace: bool) -> int:
-    """Returns the round of the world model in which a round's policy learned; the first one for the base policy."""
-    return max(round_ - 1, 0) if pace else 0
-
-
 def _sort_key(stage: str) -> tuple[int, int, str]:
     """Sorts stages by round, then by their place in the loop; ``compare-1-in-world-0`` belongs to round 1."""
     kind, round_ = stage.split("-")[0], re.search(r"\d+", stage)
     return int(round_[0]) if round_ else 0, STAGES.index(kind) if kind in STAGES else len(STAGES), stage
 
 
-def _name(kind: str, round_: int, world: int) -> str:
-    return f"{kind}-{round_}-in-world-{world}"
-
-
-def _name_policy(round_: int, about: Mapping[str, Any]) -> str:
+def name_policy(round_: int, about: Mapping[str, Any]) -> str:
     """Returns what a reader calls the policy of a round."""
     if round_ == 0:
         return "base"
@@ -95,11 +77,9 @@ def _name_policy(round_: int, about: Mapping[str, Any]) -> str:
 
 
 def _summarize_policy(round_: int, facts: Facts, about: Mapping[str, Any]) -> Results:
-    """Returns the true success of a round's policy, its gain over the base, and what its own world model said of it."""
+    """Returns the true success of a round's policy, and its gain over the base."""
     evaluation = facts[f"evaluate-{round_}"]
-    # Success in the dreams that taught it, which may flatter it; the newer world is in the comparisons.
-    comparison = facts.get(_name("compare", round_, training_world(round_, about["pace"])), {})
-    phase = {"name": _name_policy(round_, about), "imagined_success": comparison.get("imagined_success")}
+    phase = {"name": name_policy(round_, about), "imagined_success": None}  # see ``comparisons``
     phase |= {key: evaluation[key] for key in ("true_success", "greedy", "subgoals", "outcomes")}
     # Official and drawn start states of LIBERO; other environments have one kind.
     phase["kinds"] = evaluation.get("kinds", {})
@@ -119,31 +99,3 @@ def best_level(levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Returns the temperature of the largest success rate, the highest of those that have it."""
     # In descending order, and max takes the first.
     return max(levels, key=lambda level: level["rate"])
-
-
-def _summarize_comparison(round_: int, world: int, facts: Facts, about: Mapping[str, Any]) -> Results:
-    """Returns counts, bias, fidelity and films of a comparison of the two worlds on the same actions."""
-    name = _name("compare", round_, world)
-    comparison, true = facts[name], facts[f"evaluate-{round_}"]["outcomes"]
-    imagined = comparison.get("imagined_outcomes", [None] * len(comparison["videos"]))
-    # A paired interval depends on the four counts alone, so any list of episodes that has them will do.
-    tp, fp, fn, tn = (comparison["verdicts"][count] for count in ("tp", "fp", "fn", "tn"))
-    believed = [True] * (tp + fp) + [False] * (fn + tn)
-    happened = [True] * tp + [False] * fp + [True] * fn + [False] * tn
-    # The comparison plays the first episodes of the evaluation again, so their true outcomes are known.
-    films = zip(comparison["videos"], true, imagined, strict=False)
-    return comparison["verdicts"] | {
-        "policy": _name_policy(round_, about),
-        "world": f"world model of round {world + 1}",
-        "bias": stats.gain(believed, happened),
-        "psnr": comparison["psnr"],
-        # Runs of earlier versions did not ask what imagination says of other fingers.
-        **{how: comparison.get(how) for how in ("open_fingers", "dropped")},
-        "videos": [{"path": f"stages/{name}/{film}", "true": was, "imagined": seen} for film, was, seen in films],
-    }
-
-
-def _summarize_closed_loop(round_: int, world: int, facts: Facts, about: Mapping[str, Any]) -> Results:
-    """Returns, by kind of start, what a policy was paid for in a learned world and what of it was true."""
-    kinds = {kind: facts[_name("closed", round_, world)][kind] for kind in ("all", "episode_start", "keyframe")}
-    return {"policy": _name_policy(round_, about), "world": f"world model of round {world + 1}"} | kinds

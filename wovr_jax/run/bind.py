@@ -7,7 +7,6 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from wovr_jax.core import keys
 from wovr_jax.core.config import ConfigError
 from wovr_jax.data import normalize
-from wovr_jax.data.starts import Starts, initial
+from wovr_jax.data.starts import Starts
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
@@ -25,12 +24,12 @@ from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
-from wovr_jax.run.stages.episodes import Demonstrations, Keys, collect, demonstrate, join_rounds, no_demonstrations
+from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, no_demonstrations
 from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward, start_reward
 from wovr_jax.run.stages.starts import choose_starts, read_starts
-from wovr_jax.run.stages.truth import close_loop, compare, measure
+from wovr_jax.run.stages.truth import measure
 from wovr_jax.run.stages.vae import VAE, count_pretraining, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
 from wovr_jax.sim.arena import Acting, Actor, Arena, layouts
@@ -112,6 +111,8 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         return Actor(acting, lambda: made.policies[round_].value, key(purpose), temperature, name)
 
     return SimpleNamespace(
+        env=env,
+        codec=codec,
         act=act,
         count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
         begin=functools.partial(begin_online, recipe),
@@ -125,49 +126,9 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         choose_starts=functools.partial(
             choose_starts, run, recipe.starts, given, memory, arena.steps, recipe.seed, arena.instructions
         ),
+        measure=functools.partial(measure, run, arena, recipe.evaluate, recipe.temperature, act),
         improve=functools.partial(improve, run, rl, made.policies, imagination, key),
-        **_bind_truth(recipe, run, made, env, act, rl, codec, key),
     )
-
-
-def _bind_truth(
-    recipe: Recipe,
-    run: Run,
-    made: Products,
-    env: Environment,
-    act: Callable[..., Actor],
-    rl: Improvement,
-    codec: Callable[[], Codec],
-    key: Keys,
-) -> dict[str, Callable[[int], Any]]:
-    """Returns what asks the truth of the policy of a round, by the names of the stages."""
-    arena = env.arena
-
-    def measure_policy(round_: int) -> Product[None]:
-        # Below the temperature of training too: sampling hides what the policy knows.
-        at = functools.partial(act, round_, "evaluate")
-        return measure(run, round_, arena, recipe.evaluate, recipe.temperature, at)
-
-    def compare_policy(round_: int) -> Product[None]:
-        """In the newest world: the one that taught the policy, or the one that was refreshed for it."""
-        assert made.vae is not None
-        learned = (made.vae, made.worlds[-1], made.rewards[-1])
-        where = (arena, recipe.evaluate, act(round_, "evaluate"), recipe.reward)
-        return compare(run, round_, len(made.worlds) - 1, *where, *learned, key)
-
-    def close_policy(round_: int) -> Product[None] | None:
-        """In the same world as the comparison, from the newest start states."""
-        if not recipe.evaluate.closed:
-            return None
-        assert made.vae is not None
-        # An arena that explores has no start states of its own; what was collected for its world model began somewhere.
-        begun = Product(lambda: initial(join_rounds(made.rollouts), memory=recipe.world.slots))
-        starts = made.starts[-1] if made.starts else begun
-        where = (arena, recipe.evaluate.closed, recipe.collect.batch, rl, codec, env.prompt_KL)
-        learned = (made.vae, made.worlds[-1], made.rewards[-1])
-        return close_loop(run, round_, len(made.worlds) - 1, *where, made.policies[round_], starts, *learned, key)
-
-    return {"measure": measure_policy, "compare": compare_policy, "close_loop": close_policy}
 
 
 def open_starts(recipe: Recipe, arena: Arena) -> Starts | None:

@@ -201,19 +201,6 @@ def draw_rows(cfg: Improvement, starts: Starts, key: Array) -> Array:
 
 
 @functools.cache
-def roll_in_world(cfg: Improvement, codec: Codec, world: WorldConfig) -> Callable[..., Imagined]:
-    """``roll(policy, world, reward, start, key)``: plain weights act in the learned world, before the learned judge."""
-
-    @jax.jit
-    def roll(policy_params: Params, params: Params, reward_params: Params, start: Start, key: Array) -> Imagined:
-        act = vla.policy(cfg.policy, policy_params, codec, cfg.temperature)
-        model, score = world_model.world(world, params), classifier.score(cfg.reward, reward_params)
-        return imagine(act, model, score, start, key, chunks=cfg.dream.chunks)
-
-    return roll
-
-
-@functools.cache
 def update(cfg: LearnerConfig, net: Pure, temperature: float) -> learner.Update:
     """The update of the policy on the rollouts of an iteration, see ``learner.make_update``."""
     return learner.make_update(cfg, net, temperature, vla.AXES)

@@ -89,7 +89,7 @@ def probe(folder: pathlib.Path, stage: str | None, starts: int) -> tuple[str, Re
       The stage, the numbers of ``probe.probe``, and the path of the picture.
 
     Raises:
-      RunError: no run folder, a run on LIBERO, or no such world model in it.
+      RunError: no run folder, a run on LIBERO or relay, or no such world model in it.
     """
     try:
         settings = json.loads((folder / "config.json").read_text())
@@ -134,9 +134,7 @@ def _load_model(recipe: Recipe, opened: Run, stage: str) -> tuple[Recipe, WorldC
     """Returns the recipe, with the seed of the stage, and settings and weights of the stage's world model."""
     if recipe.job == world_parts.JOB:
         return world_parts.load(recipe, opened, *stage.rsplit("-seed", 1))
-    # Passes the finished stages on the way to this one and loads none of them: nothing is trained. A run that learns in
-    # the true world, judged by the truth, has world models for its comparisons only.
-    compares = (recipe.dream.world, recipe.dream.reward) == ("true", "true")
-    made = pace(recipe, opened, Job(until=stage, measured=(), compares=compares))
+    # Passes the finished stages on the way to this one and loads none of them: nothing is trained.
+    made = pace(recipe, opened, Job(until=stage, measured=()))
     assert made.vae is not None
     return recipe, made.vae.value[0], made.worlds[-1].value

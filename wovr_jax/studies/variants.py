@@ -236,8 +236,8 @@ def study(
         if variant.imitates:
             imitate(variant_recipe, run)
         else:
-            # Success before and after is asked for; what lies between, and how honest the world is, costs true steps.
-            pace(variant_recipe, run, Job(f"evaluate-{last}", measured=(0, last), compares=False))
+            # Success before and after is asked for; what lies between costs true steps.
+            pace(variant_recipe, run, Job(f"evaluate-{last}", measured=(0, last)))
         final = seeds.read_outcomes(run.facts[f"evaluate-{last}"])
         # A base that trains longer is held against the one that the reference began with.
         own = variant.name == REFERENCE

@@ -23,7 +23,7 @@ from wovr_jax.studies.variants import merge_settings
 from wovr_jax.train import loop
 from wovr_jax.types import Params
 
-UNTIL = pace.Job("grpo-1", (), compares=False)
+UNTIL = pace.Job("grpo-1", ())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 from configs import pace as presets
 from tests.sim.libero.test_arena import actor, recipe, small_policy
 from tests.sizes import fake_sft, fake_world_train
+from tests.small_run import run_whole
 from wovr_jax import pace
 from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
@@ -75,14 +76,14 @@ def test_the_whole_loop_on_a_fake_libero(fake_libero, tmp_path):
         learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
         evaluate=EvaluateConfig(episodes=6, compare=5, videos=1),
     )
-    results = pace.run("pace", to_dict(one), tmp_path / "run")
+    results = run_whole(to_dict(one), tmp_path / "run")
     assert [phase["name"] for phase in results["phases"]] == ["base", "after imagined GRPO", "after PACE"]
     ledger = results["ledger"]
     assert ledger["collect-0"]["true_steps"] == 4 * one.libero.steps and ledger["grpo-1"]["true_steps"] == 0
     assert "vae" in ledger and all(phase["subgoals"] == {} for phase in results["phases"])
     assert (tmp_path / "run" / "stages" / "compare-0-in-world-0" / "episode-0.mp4").is_file()
     assert all(0 <= row[how] <= 1 for row in results["comparison"] for how in ("open_fingers", "dropped"))
-    assert pace.run("pace", to_dict(one), tmp_path / "run")["phases"] == results["phases"]
+    assert run_whole(to_dict(one), tmp_path / "run")["phases"] == results["phases"]
 
 
 def states_on_the_way(state, task, seed, action_SA):

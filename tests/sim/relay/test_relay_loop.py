@@ -17,10 +17,12 @@ from wovr_jax.export import source
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.run.bind import open_environment
+from wovr_jax.run.folder import Run, RunError
 from wovr_jax.run.recipe import DreamConfig, Recipe
 from wovr_jax.sim.libero.tasks import LiberoConfig
 from wovr_jax.sim.relay.table import RelayConfig
 from wovr_jax.sim.tabletop.expert import ExpertConfig
+from wovr_jax.studies import runner, world_parts
 
 
 def _recipe(folder: pathlib.Path, **changes: Any) -> Recipe:
@@ -50,6 +52,15 @@ def test_what_does_not_fit_is_refused(tmp_path: pathlib.Path) -> None:
     }.items():
         with pytest.raises(ConfigError, match=name):
             dataclasses.replace(recipe, **changes)
+
+
+def test_studies_of_the_table_refuse_it(tmp_path: pathlib.Path) -> None:
+    recipe = _recipe(tmp_path)
+    run = Run(tmp_path / "run", to_dict(recipe))
+    with pytest.raises(ConfigError, match=r"config\.relay: this study plays episodes of the embedded table only"):
+        world_parts.study(recipe, run)
+    with pytest.raises(RunError, match="is a run on relay; only the embedded table"):
+        runner.probe(tmp_path / "run", None, 2)
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def read_starts(
       memory: M, memory frames of the world model.
       size: pixels of the environment's pictures, on a side.
       instructions: of the environment, in the order of its task numbers.
-      followed: whether a simulator that knows its episodes by their initial states plays on from them (``close_loop``).
+      followed: whether a simulator that knows its episodes by their initial states plays on from them (``audit``).
 
     Raises:
       ConfigError: nothing there, or start states that do not fit these.

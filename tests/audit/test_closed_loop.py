@@ -12,18 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wovr_jax.core import keys
+from wovr_jax.audit import closed_loop
+from wovr_jax.core import keys, stats
 from wovr_jax.data import starts
 from wovr_jax.data.starts import Starts, StartsConfig
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.run import programs
 from wovr_jax.run.bind import improvement
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.reward import Judge
-from wovr_jax.run.stages.truth import close_loop
 from wovr_jax.sim import embedded
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
@@ -63,13 +62,13 @@ def close(
         prob_BNT, action_BNTA = prob_BS.reshape(BATCH, -1, 8), action_BSA.reshape(BATCH, -1, 8, 7)
         return Imagined(**none | {"prob_BNT": jnp.asarray(prob_BNT), "action_BNTA": jnp.asarray(action_BNTA)})
 
-    patch.setattr(programs, "roll_in_world", lambda *settings: roll)
+    patch.setattr(closed_loop, "roll_in_world", lambda *settings: roll)
     recipe = Recipe(policy=VLAConfig.fake(), world=WorldConfig.fake(), reward=RewardConfig.fake(), sim=CFG)
     true = embedded.Embedded(CFG, ExpertConfig(), seed=0, batch=BATCH, memory=4, prompt_KL=PROMPT_KL)
     how = (true, COUNT, BATCH, improvement(recipe), Codec, PROMPT_KL)
     learned = (Product(lambda: (WorldConfig.fake(), {})), Product(dict), Product(lambda: Judge({}, 0.5)))
     products = (Product(dict), Product(lambda: table), *learned)
-    made = close_loop(Run(folder, {}), 1, 0, *how, *products, lambda *names: keys.key(0, *names))
+    made = closed_loop.close_loop(Run(folder, {}), 1, 0, *how, *products, lambda *names: keys.key(0, *names))
     return made.facts, begun
 
 
@@ -148,3 +147,18 @@ def test_a_run_without_keyframes_begins_at_resets_alone(
 
     facts, _ = close(tmp_path / "run", starts.initial(episodes), play, monkeypatch)
     assert facts["keyframe"] is None and facts["all"]["tn"] == 3, "fewer than asked for, where there are fewer"
+
+
+def test_a_closed_loop_says_what_was_paid_by_kind_of_start() -> None:
+    imagined, true = [1, 1, 1, 0, 1, 1, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0]
+    made = closed_loop.summarize_closed_loop(imagined, true, np.arange(8) >= 4)
+    counts = {kind: [made[kind][count] for count in ("tp", "fp", "fn", "tn")] for kind in made}
+    assert counts == {"all": [2, 3, 1, 2], "episode_start": [2, 1, 1, 0], "keyframe": [0, 2, 0, 2]}
+    false, precision = made["all"]["false_success"], made["all"]["precision"]
+    assert (false["n"], false["rate"], precision["n"], precision["rate"]) == (5, 0.6, 5, 0.4)
+    assert (false["low"], false["high"]) == stats.wilson(3, 5)
+    assert made["keyframe"]["true"]["rate"] == 0.0 and made["keyframe"]["imagined"]["rate"] == 0.5
+    # Nothing fails, nothing is paid, nothing begins at a keyframe: no number is made up.
+    won = closed_loop.summarize_closed_loop([1, 0], [1, 1], np.zeros(2, bool))
+    assert won["all"]["false_success"] is None and won["keyframe"] is None
+    assert closed_loop.summarize_closed_loop([0], [0], np.zeros(1, bool))["all"]["precision"] is None
