@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.sizes import fake_world_train
 from wovr_jax.core import checkpoint, keys
 from wovr_jax.core.config import ConfigError
 from wovr_jax.data.batches import NoDataError
@@ -22,10 +23,9 @@ from wovr_jax.run.stages import world as world_stage
 from wovr_jax.run.stages.reward import fit
 from wovr_jax.train import loop
 from wovr_jax.types import Episode
-from wovr_jax.weights import native
-from wovr_jax.weights.safetensors import facts_of
+from wovr_jax.weights import native, writer
+from wovr_jax.weights.safetensors import Fact
 from wovr_jax.world.model import WorldConfig
-from wovr_jax.world.train import WorldTrainConfig
 
 
 def _episode(seed: int, wins: bool, steps: int = 4, actor: str = "test") -> Episode:
@@ -55,7 +55,7 @@ def test_learns_brightness_and_judges_on_held_out_episodes_of_both_kinds() -> No
 def test_no_episode_that_judges_trained_a_world_model() -> None:
     """Of any collections, however small, whichever of their episodes succeed."""
     rng, judged = np.random.default_rng(0), 0
-    world, train = WorldConfig.fake(), WorldTrainConfig.fake(latents="fly")
+    world, train = WorldConfig.fake(), fake_world_train(latents="fly")
     for _ in range(40):
         seeds, sizes = rng.choice(1000, 36, replace=False).tolist(), {"expert": 16, "base": 12, "grpo-1": 8}
         actors, often = np.repeat(list(sizes), list(sizes.values())).tolist(), rng.choice([0.1, 0.5, 0.9])
@@ -104,7 +104,8 @@ def test_a_threshold_needs_both_kinds_among_those_that_judge_unless_it_is_fixed(
 def test_a_released_classifier_numbers_its_tasks_by_alphabet(tmp_path: pathlib.Path) -> None:
     network = classifier.network(CFG)
     leaves = {name: np.asarray(leaf) for name, leaf in native.flatten(PARAMS).items()}
-    card = native.write(tmp_path, "reward", CFG, facts_of(leaves), leaves.items(), {})
+    facts = {path: Fact(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+    card = writer.write_native(tmp_path, "reward", CFG, facts, leaves.items(), {})
     # Theirs: apple, bread, milk. Here milk is task 0, apple 1, bread 2.
     start = reward_stage.start_reward(CFG, str(card), ("milk", "apple", "bread"), keys.key)
     found, frame = start["task"]["embedding"], np.full((3, 8, 8, 3), 0.5, np.float32)
