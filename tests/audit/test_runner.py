@@ -90,7 +90,7 @@ def test_a_policy_that_was_not_measured_is_left_out_and_named(
 ) -> None:
     run_to(small_settings(parts), tmp_path / "run", pace.Job(measured=(0, 2)))
     assert tuple(runner.audit(tmp_path / "run")) == (*BASE[:2], *REFRESHED[2:])
-    assert "The policy of round 1 is left out" in capsys.readouterr().err
+    assert "Left out are the policies of rounds [1]" in capsys.readouterr().err
 
 
 def test_a_run_without_a_learned_world_has_nothing_to_audit(

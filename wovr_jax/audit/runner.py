@@ -59,7 +59,7 @@ def audit(folder: str | os.PathLike, mesh: Mapping[str, int] | None = None) -> d
             results = add_comparisons(summarize_run(recipe, run, time.perf_counter() - begin), about, run.facts)
             # The training may have needed more than the audit of it.
             if (path := run.folder / "results.json").exists():
-                results["peak_rss_gb"] = max(results["peak_rss_gb"], read_json(path)["peak_rss_gb"])
+                results["peak_rss_gb"] = max(results["peak_rss_gb"], read_json(path).get("peak_rss_gb", 0.0))
             write_json(path, results)
         else:
             processes.say(f"{folder}: no learned world with a judge was made here, so there is nothing to audit.")
@@ -72,9 +72,11 @@ def audit_policies(recipe: Recipe, run: Run, made: Products) -> None:
     do, rl, key = bind_stages(recipe, run, made), improvement(recipe), functools.partial(keys.key, recipe.seed)
     arena, prompt_KL, asked = do.env.arena, do.env.prompt_KL, recipe.evaluate
     assert made.vae is not None
+    unknown = [k for k in range(len(made.policies)) if f"evaluate-{k}" not in run.facts]
+    if unknown:
+        processes.say(f"Left out are the policies of rounds {unknown}: their true success was not measured.")
     for k, w in list_meetings(len(made.policies), len(made.worlds), recipe.pace):
-        if f"evaluate-{k}" not in run.facts:
-            processes.say(f"The policy of round {k} is left out: its true success was not measured.")
+        if k in unknown:
             continue
         learned = (made.vae, made.worlds[w], made.rewards[w])
         replay(run, k, w, arena, asked, do.act(k, "evaluate"), recipe.reward, *learned, key)
