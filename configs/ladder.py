@@ -7,7 +7,7 @@
     (e) all learned                                  the first round of the loop itself
 
 Command:   python launch/study.py --config=configs/ladder.py
-Expect:    an hour on two cores; the table is in docs/tabletop.md
+Expect:    an hour on two cores; the table is in docs/log.md
 """
 
 from configs import pace

@@ -14,7 +14,8 @@ from tests.run.asked import changed
 from wovr_jax.core import config
 from wovr_jax.core.config import ConfigError
 from wovr_jax.run.folder import Run, RunError
-from wovr_jax.run.recipe import Recipe, read_recipe
+from wovr_jax.run.reader import read_recipe
+from wovr_jax.run.recipe import Recipe
 
 
 def _old(**changes: Any) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from wovr_jax.pace import JOBS, pace, summarize_run
 from wovr_jax.report.comparisons import add_comparisons, training_world
 from wovr_jax.run.bind import Products, bind_stages, improvement
 from wovr_jax.run.folder import Product, Run, RunError
-from wovr_jax.run.recipe import Recipe, read_recipe
+from wovr_jax.run.reader import read_recipe
+from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.episodes import join_rounds
 
 STAGES = ("compare-", "closed-")

@@ -1,7 +1,7 @@
 """The settings of a whole run: one frozen dataclass, nested, filled from ``configs/*.py``.
 
 Everything is checked when a recipe is made, before the first stage: each number's range where it is declared, and here
-what has to fit together. What an earlier version wrote into a run folder is read by :func:`read_recipe`, and held
+what has to fit together. What an earlier version wrote into a run folder is read by ``run.reader``, and held
 against what is asked now by :func:`differences`.
 """
 
@@ -390,19 +390,6 @@ def _fit_environment(recipe: Recipe) -> Faults:
         )
 
 
-def read_recipe(settings: Mapping[str, Any]) -> Recipe:
-    """Returns the recipe of a run folder's ``config.json``, whichever version wrote it.
-
-    Raises:
-      ConfigError: settings that do not fit, or a retired one that contradicts its successor.
-    """
-    contradictions = _contradictions(settings, settings)
-    if contradictions:
-        name, (there, now) = next(iter(contradictions.items()))
-        raise config.ConfigError(f"config.{name}: {there!r} contradicts {RETIRED[name]}={now!r}.")
-    return config.from_dict(Recipe, _modernise(settings))
-
-
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Where the settings of a run folder differ from those asked for: dotted path -> (there, asked).
 
@@ -411,11 +398,11 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str,
     """
     # Not by way of from_dict: a folder may hold what would be refused today, and its differences are to be told all the
     # same.
-    present = (config.complete(Recipe, _modernise(settings)) for settings in (there, asked))
-    return config.diff(*present) | _contradictions(there, asked)
+    present = (config.complete(Recipe, modernise(settings)) for settings in (there, asked))
+    return config.diff(*present) | contradictions(there, asked)
 
 
-def _contradictions(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def contradictions(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns retired settings of ``there`` that say something else than their successors in ``asked``."""
     # Before the retired names are taken out, which is where their values stand.
     old, new = config.flatten(config.to_dict(there)), config.flatten(config.to_dict(asked))
@@ -423,11 +410,11 @@ def _contradictions(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _modernise(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def modernise(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Returns settings of before as today's say the same."""
     kept = {name: value for name, value in settings.items() if f"{path}{name}" not in RETIRED}
     return FORMER.get(path[:-1], {}) | {
-        name: _modernise(value, f"{path}{name}.")
+        name: modernise(value, f"{path}{name}.")
         if isinstance(value, Mapping)
         else RENAMED.get(f"{path}{name}={value}", value)
         for name, value in kept.items()

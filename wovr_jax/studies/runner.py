@@ -19,7 +19,8 @@ from wovr_jax.pace import Job, pace
 from wovr_jax.report import page
 from wovr_jax.report import results as results_file
 from wovr_jax.run.folder import MARK, Run, RunError
-from wovr_jax.run.recipe import Recipe, read_recipe
+from wovr_jax.run.reader import read_recipe
+from wovr_jax.run.recipe import Recipe
 from wovr_jax.sim.arena import layouts
 from wovr_jax.studies import probe as probing
 from wovr_jax.studies import variants, world_parts

@@ -1,7 +1,7 @@
 """What an optimizer moves, and how: frozen parameters, schedules, and a clip of the gradient before AdamW or Muon.
 
 Muon orthogonalises the momentum of every matrix (Jordan et al. 2024; optax.contrib.muon). At the
-embedded run's sizes it needs fewer steps than AdamW (docs/tabletop.md). Its extra cost per step does not grow
+embedded run's sizes it needs fewer steps than AdamW (docs/log.md). Its extra cost per step does not grow
 with the batch.
 
 Each schedule comes from its source, and its rounding is part of what was reported: ``warmup_cosine`` (world model,
