@@ -36,7 +36,7 @@ def get_config(preset: str = ""):
         reward={"size": "tabletop"},
         # Few demonstrations, none of them flawed: the base fails by what it has not seen, at every temperature.
         expert={"flaw": "none", "flawed_share": 0.0},
-        collect={"demonstrations": 24, "first": 768, "again": 384, "retold": 384},
+        collect={"demonstrations": 16, "first": 768, "again": 384, "retold": 384},
         sft={"optimizer": "muon", "steps": 800, "batch": 32, "lr": 5e-3, "early": 3},
         world_train={
             "optimizer": "muon",

@@ -422,5 +422,5 @@ def test_the_released_parts_of_rlinf_are_a_preset(suite: str, head: str) -> None
 
 def test_a_whole_rollout_from_a_keyframe_is_rlinfs_way_and_named() -> None:
     ours, theirs = changed()["starts"], changed("rlinf")["starts"]
-    assert (ours["deadline"], ours["rule"], ours["room"]) == (True, "last_chance", 8)
+    assert (ours["deadline"], ours["rule"], ours["room"]) == (True, "last_chance", 12)
     assert theirs == ours | {"deadline": False}
