@@ -29,7 +29,7 @@ def main() -> None:
             if os.environ.get("FAKE_EXPERT") == "refuse":
                 raise LiberoError("the milk is sour.")
             if os.environ.get("FAKE_EXPERT") == "wait":
-                time.sleep(60)
+                time.sleep(900)
 
     libero.Pool, libero.tasks = Expert, lambda _: TASKS
     libero.setup.fingerprint = lambda renderer: {"renderer": renderer}

@@ -249,9 +249,9 @@ def test_the_experts_program_ends_with_the_run_that_called_it(tmp_path, stop):
     with subprocess.Popen(command, env=environment, **how) as run:
         assert any(line.startswith("expert") for line in run.stderr)  # it has begun
         (os.killpg if stop == signal.SIGINT else os.kill)(run.pid, stop)
-        # The expert holds this pipe too, and would for a minute: it is at its end when both are gone.
+        # The expert holds this pipe too, and would for a quarter of an hour: it is at its end when both are gone.
         begin, said = time.monotonic(), run.stderr.read()
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 450  # however busy the machine is
     assert run.returncode == -stop and ("KeyboardInterrupt" in said) == (stop == signal.SIGINT)
 
 
