@@ -105,9 +105,10 @@ def test_weights_beyond_float16_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_all_assets_together_are_small():
-    sizes = [path.stat().st_size for path in native.FOLDER.glob("*.safetensors")]
-    assert 0 < sum(sizes) < 3e6
+def test_the_assets_of_a_suite_are_small():
+    for suite in ("tabletop", "relay"):
+        sizes = [path.stat().st_size for path in native.FOLDER.glob(f"{suite}_*.safetensors")]
+        assert len(sizes) == 3 and sum(sizes) < 3e6
 
 
 # Leaf by leaf ----------------------------------------------------------------------------------------------------
