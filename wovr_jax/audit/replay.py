@@ -85,7 +85,7 @@ def replay(
         return compare_verdicts(true, imagined, loose_BNT, judge.threshold) | {
             "videos": films,
             "episodes": cfg.compare,
-            "true_steps": frames,
+            "true_steps": frames * arena.hold,
             "imagined_frames": 3 * frames,  # as played, and with the two ways of loosening
         }
 

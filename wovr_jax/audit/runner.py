@@ -95,7 +95,8 @@ class _FinishedRun(Run):
     """A run of which nothing is made any more but its audit."""
 
     def _make(self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], folder: pathlib.Path) -> None:
-        if not name.startswith(STAGES):
+        # What pretraining has seen is only read off files; runs of earlier versions did not count it.
+        if not name.startswith((*STAGES, "pretrained")):
             raise RunError(
                 f"{self.folder}: {name} is not finished, and an audit trains nothing; go on with the command of "
                 "launch/train.py that began this run."

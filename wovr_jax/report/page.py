@@ -27,7 +27,7 @@ from wovr_jax.report.tables import Results, Rows
 
 FIRST_CURVES = (
     *("success_start", "success_keyframe", "false_success", "true_success"),
-    *("success", "return_mean", "loss", "kl", "entropy", "accuracy"),
+    *("success", "return_mean", "loss", "kl_step", "entropy", "accuracy"),
 )
 """Shown at once when a stage has them, and other curves to fill up; the rest is behind a fold."""
 CURVES_AT_ONCE = 3

@@ -17,8 +17,8 @@ Facts = Mapping[str, Mapping[str, Any]]
 """By stage, what it wrote when it was finished, or what the ledger says of it."""
 
 STAGES = (
-    *("pretrained", "demonstrations", "sft", "grpo", "evaluate"),
-    *("collect", "world", "reward", "starts", "compare", "closed"),
+    *("pretrained", "demonstrations", "sft", "grpo", "imitate", "evaluate"),
+    *("collect", "vae", "world", "reward", "starts", "compare", "closed"),
 )
 """The kinds of stages in the order in which a round meets them."""
 

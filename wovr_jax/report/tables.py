@@ -74,7 +74,8 @@ def _state_success(phases: Sequence[Results]) -> str:
     # A base that a lower temperature repairs needed no training: each policy is given the one that suits it best.
     tops = [best_level(phase["temperatures"]) for phase in (phases[0], last)]
     first, then = (f"{top['rate']:.1%} ({name_temperature(top['temperature'])})" for top in tops)
-    best = f"At the temperature that suits each best: {first}, then {then}, {_state_difference(last['best_gain'])}."
+    best = f"At the temperature that suits each best (chosen on these layouts): {first}, then {then}, "
+    best += f"{_state_difference(last['best_gain'])}."
     return f"{said}, {_state_difference(last['greedy_gain'])}. {best}"
 
 

@@ -139,7 +139,7 @@ def open_starts(recipe: Recipe, arena: Arena) -> Starts | None:
 
 
 def begin_online(recipe: Recipe) -> Product[Sequence[Episode]]:
-    """Layouts for online RL, a fresh one for every group: demonstrations are few where a base policy is to fail."""
+    """Layouts for online RL, as many as it has groups: demonstrations are few where a base policy is to fail."""
     seeds = layouts(recipe.seed, "online", max(sum(recipe.dream.updates), 1) * recipe.dream.groups)
     return Product(lambda: begin_episodes(seeds, recipe.embedded))
 

@@ -37,7 +37,7 @@ MARK = "done.json"
 # Watched steps are true ones that are drawn as a curve and decide nothing.
 COUNTED = ("episodes", "true_steps", "watched_steps", "pretrained_frames", "imagined_frames")
 # Numbers depend a little on the mesh, by the order of sums; but a run that lost its machine must be able to go on.
-FREE = ("mesh", "checkpoints", "seeds", "variants", "budgets")
+FREE = ("mesh", "checkpoints", "seeds", "variants")
 """Settings that say where a run computes, what it keeps, or how much of a study, not what comes out: it may go on with
 others."""
 

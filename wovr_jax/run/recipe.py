@@ -51,7 +51,7 @@ RETIRED = {
 RENAMED = {"starts.rule=before_failure": "last_event"}
 """Values that a ``config.json`` of before may hold -> their names now."""
 
-FORMER: dict[str, dict[str, Any]] = {"starts": {"deadline": False, "room": 0}}
+FORMER: dict[str, dict[str, Any]] = {"starts": {"deadline": False, "room": 0}, "libero": {"beyond": "official"}}
 """Groups of settings -> what runs did before they could say it, where today's default is something else. Such a run
 must not change its rule half way without a word."""
 

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from wovr_jax.core.config import ConfigError
+from wovr_jax.data.starts import is_intervened
 from wovr_jax.run.bind import Products, bind_stages
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import Recipe
@@ -41,7 +42,6 @@ def imitate(recipe: Recipe, run: Run) -> None:
 
 
 def add_successes(demonstrations: Demonstrations, rollouts: Sequence[Episode]) -> Demonstrations:
-    """Returns the demonstrations with the successful rollouts behind them; what is held out stays as it was."""
-    return Demonstrations(
-        [*demonstrations.train, *(episode for episode in rollouts if episode.success_S.any())], demonstrations.held_out
-    )
+    """Returns the demonstrations with the successful rollouts of the policy alone behind them; what is held out stays as it was."""
+    done = [episode for episode in rollouts if episode.success_S.any() and not is_intervened(episode)]
+    return Demonstrations([*demonstrations.train, *done], demonstrations.held_out)

@@ -67,19 +67,18 @@ MODELLED = (*COLLECTED, "world-0", "reward-0")
 
 STARTED = (*MODELLED, "starts-0")
 
+# A true reward pays no failure, so there is nothing to select by.
+TRUE = {"world": "true", "reward": "true", "select": "last"}
+
 LADDER = (
-    Variant(
-        "a", "(a) true world, true reward, twice the updates", {"dream": {"world": "true", "reward": "true"}}, STARTED
-    ),
-    Variant(
-        "b", "(b) true world, true reward, imagined budget", {"dream": {"world": "true", "reward": "true"}}, STARTED
-    ),
-    Variant("c", "(c) learned world, true reward", {"dream": {"world": "shadow", "reward": "true"}}, STARTED),
+    Variant("a", "(a) true world, true reward, twice the updates", {"dream": TRUE}, STARTED),
+    Variant("b", "(b) true world, true reward, imagined budget", {"dream": TRUE}, STARTED),
+    Variant("c", "(c) learned world, true reward", {"dream": TRUE | {"world": "shadow"}}, STARTED),
     Variant("d", "(d) true world, learned reward", {"dream": {"world": "true"}}, STARTED),
     Variant(REFERENCE, "(e) all learned", {}),
 )
 
-ONLINE = {"dream": {"world": "true", "reward": "true"}, "starts": {"share": 0.0}}
+ONLINE = {"dream": TRUE, "starts": {"share": 0.0}}
 NO_KIR = Variant("no_kir", "no keyframe starts", {"starts": {"share": 0.0}}, MODELLED)
 NO_PACE = Variant("no_pace", "no refresh, as many updates", {"pace": False}, (*STARTED, "grpo-1", "evaluate-1"))
 SAME_BUDGET = Variant("online", "online GRPO, same true budget", ONLINE)
@@ -119,9 +118,13 @@ STUDIES: dict[str, tuple[Variant, ...] | None] = {
 
 def variants(name: str, recipe: Recipe) -> list[Variant]:
     """Returns the variants of a study, with the numbers that depend on the recipe filled in."""
+    if name == "baselines" and not recipe.sft.steps:
+        raise config.ConfigError("config.sft.steps: expected at least 1, by which the baselines imitate, got 0.")
     updates, rollouts = sum(recipe.dream.updates), _count_rollouts(recipe)
     # Online RL gets as many true rollouts as the loop collects, or the comparison would be one of budgets.
-    budget = recipe.collect.first + (recipe.rounds - 1) * recipe.collect.again
+    budget = recipe.collect.first + (recipe.rounds - 1) * recipe.collect.again * recipe.pace
+    if recipe.dream.select == "closed_loop":
+        budget += (updates + recipe.rounds) * rollouts
     online = {"online": 1, "online_2": 2, "online_4": 4}
     counts = {"a": 2 * updates} | {each: max(times * budget // rollouts, 1) for each, times in online.items()}
     fill: dict[str, Settings] = {each: {"dream": {"updates": [count]}} for each, count in counts.items()}

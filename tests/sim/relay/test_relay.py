@@ -183,10 +183,10 @@ def test_subgoals_come_in_their_order_and_name_what_is_missing() -> None:
     for action_BSA in played:
         rollout = Imagined(*([jnp.zeros(1)] * 8)).replace(action_BNTA=jnp.asarray(action_BSA.reshape(64, 12, 8, 7)))
         rates.append(embedded.measure_subgoals(rollout, jnp.arange(64), cfg))
-    assert list(rates[0]) == ["uncovered", "grasped", "placed", "pressed"]
+    assert list(rates[0]) == ["free", "grasped", "placed", "pressed"]
     assert min(rates[0].values()) > 0.9
-    # Who does nothing has uncovered what was never covered.
-    assert 0.1 < rates[1]["uncovered"] < 0.5 and rates[1]["grasped"] == rates[1]["pressed"] == 0.0
+    # Who does nothing finds what was never covered free.
+    assert 0.1 < rates[1]["free"] < 0.5 and rates[1]["grasped"] == rates[1]["pressed"] == 0.0
 
 
 def test_its_words_are_known_and_come_after_those_of_the_table() -> None:

@@ -68,7 +68,7 @@ def test_every_stage_runs_and_the_policy_can_be_exported(tmp_path: pathlib.Path)
     run = tmp_path / "run"
     results = pace.run("pace", to_dict(_recipe(tmp_path)), run)
     assert [phase["name"] for phase in results["phases"]] == ["base", "after imagined GRPO", "after PACE"]
-    assert list(results["phases"][0]["subgoals"]) == ["uncovered", "grasped", "placed", "pressed"]
+    assert list(results["phases"][0]["subgoals"]) == ["free", "grasped", "placed", "pressed"]
     assert results["ledger"]["collect-0"]["true_steps"] == 8 * 24
     assert source.from_run(run).key == "relay"
 

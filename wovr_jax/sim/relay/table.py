@@ -226,11 +226,11 @@ def render(state: RelayState, cfg: RelayConfig) -> Array:
 
 
 def subgoals(states_S: RelayState, cfg: RelayConfig) -> dict[str, Array]:
-    """Tells what one episode achieved, from its stacked states: uncovered, grasped, placed, pressed after that."""
+    """Tells what one episode achieved, from its stacked states: free of the lid, grasped, placed, then pressed."""
     # Before the lid has come to rest it covers nothing yet.
     free_S = (states_S.time >= SLIDE) & (distance(states_S.thing_O2[:, 0], states_S.thing_O2[:, LID]) > LID_HALF)
     reached = {
-        "uncovered": jnp.any(free_S),
+        "free": jnp.any(free_S),
         "grasped": jnp.any(states_S.held == 0),
         "placed": jnp.any(jax.vmap(lambda s: placed(s, cfg))(states_S)),
         "pressed": jnp.any(jax.vmap(lambda s: success(s, cfg))(states_S)),
