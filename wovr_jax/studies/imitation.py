@@ -42,6 +42,6 @@ def imitate(recipe: Recipe, run: Run) -> None:
 
 
 def add_successes(demonstrations: Demonstrations, rollouts: Sequence[Episode]) -> Demonstrations:
-    """Returns the demonstrations with the successful rollouts of the policy alone behind them; what is held out stays as it was."""
+    """Returns the demonstrations and, behind them, what the policy alone succeeded in; what is held out stays."""
     done = [episode for episode in rollouts if episode.success_S.any() and not is_intervened(episode)]
     return Demonstrations([*demonstrations.train, *done], demonstrations.held_out)
