@@ -215,7 +215,8 @@ def test_success_is_held_against_temperature():
     page, text = report.render(with_temperatures()), tables.render_text(with_temperatures())
     said = " ".join(text.split())
     assert "With its most likely actions: 33.2%, then 64.5%, +5.9 points (95% between" in said
-    assert "At the temperature that suits each best (chosen on these layouts): 78.1% (T = 0.3), then 80.1% (T = 0.3), +2.0 points" in said
+    best = "At the temperature that suits each best (chosen on these layouts)"
+    assert f"{best}: 78.1% (T = 0.3), then 80.1% (T = 0.3), +2.0 points" in said
     rows = [line.split() for line in text.splitlines()]
     assert ["true", "success", "at", "T", "=", "1", "T", "=", "0.3", "greedy"] in rows
     assert ["base", "41.2%", "78.1%", "58.6%"] in rows
