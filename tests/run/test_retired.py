@@ -40,7 +40,8 @@ OLD = pathlib.Path(__file__).with_name("old_config.json")
 def test_a_run_of_before_goes_on(tmp_path: pathlib.Path) -> None:
     old = json.loads(OLD.read_text())
     assert old["learner"]["temperature"] == 1.0 and old["evaluate"]["batch"] == 128
-    today = config.from_dict(Recipe, json.loads(presets.get_config("tiny").to_json()) | {"seed": 3})
+    today = config.from_dict(Recipe, json.loads(presets.get_config("tiny").to_json()) | {"seed": 3, "temperature": 1.0})
+    today = dataclasses.replace(today, evaluate=dataclasses.replace(today.evaluate, temperatures=(0.5, 0.3)))
     folder = _folder(tmp_path, old)
     # What it did before it could be said is not what a new run does, and is not changed half way without a word.
     with pytest.raises(RunError, match=r"\(4 settings differ\)(?s:.*)starts\.rule: 'last_event' there") as refused:
@@ -64,7 +65,7 @@ def test_settings_that_are_new_count_at_their_default_only(tmp_path: pathlib.Pat
 def test_a_retired_setting_that_contradicts_is_a_difference(tmp_path: pathlib.Path) -> None:
     folder = _folder(tmp_path, _old(temperature=1.6))
     with pytest.raises(RunError, match=r"\(2 settings differ\)(?s:.*)learner\.temperature: 1\.6 there, 1\.0 asked"):
-        Run(folder, changed())
+        Run(folder, changed(temperature=1.0))
     with pytest.raises(ConfigError, match=r"config\.learner\.temperature: 1\.6 contradicts temperature=1\.0"):
         read_recipe(_old(temperature=1.6) | {"temperature": 1.0})
 
