@@ -113,7 +113,8 @@ class DreamConfig:
       watch: whether an embedded simulator follows the actions of every imagined rollout, for the curves alone: how many
         of its failures are paid as successes. LIBERO cannot be watched so.
       select: the policy that a round ends with: its ``last``, or, by ``closed_loop``, the last one of which a smoothed
-        share of at most ``false_success`` of the true failures was paid. What is watched then costs true steps.
+        share of at most ``false_success`` of the true failures was paid. What is watched then costs true steps. A
+        policy that is hardly ever paid passes too: look at its true success.
       false_success: see ``select``.
     """
 
