@@ -14,6 +14,7 @@ def get_config(preset: str = ""):
     settings = pace.get_config(preset)
     settings.job = settings.name = "online_grpo"
     settings.dream.world = settings.dream.reward = "true"
+    settings.dream.groups = settings.online_groups or settings.dream.groups
     rollouts = settings.dream.groups * settings.learner.grpo.group
     settings.dream.updates = (max((settings.collect.first + settings.collect.again) // rollouts, 1),)
     settings.starts.share = 0.0

@@ -8,17 +8,15 @@ from typing import Any
 
 import jax
 
-from tests.sizes import fake_sft, fake_world_train
+from tests.sizes import fake_learner, fake_reward_train, fake_sft, fake_world_train
 from wovr_jax import pace
 from wovr_jax.audit.runner import audit
 from wovr_jax.core.config import to_dict
 from wovr_jax.core.disk import read_json
 from wovr_jax.grpo import GRPOConfig
-from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
-from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.run.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
@@ -56,11 +54,11 @@ def small_settings(parts: pathlib.Path, **changes: Any) -> dict[str, Any]:
         sft=fake_sft(),
         world_train=fake_world_train(),
         refresh=RefreshConfig(steps=2),
-        reward_train=RewardTrainConfig.fake(steps=4, extra=0.25),
+        reward_train=fake_reward_train(steps=4, extra=0.25),
         starts=StartsConfig(share=0.5),
         dream=DreamConfig(groups=4, chunks=2, updates=(2, 1)),
         # At this size all rollouts of a group end alike; the entropy bonus moves the policy all the same.
-        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
+        learner=fake_learner(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
         evaluate=EvaluateConfig(episodes=8, compare=8, videos=1, closed=4),
     )
     return to_dict(dataclasses.replace(recipe, **changes))

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from tests.compiles import count_compiles
+from tests.sizes import fake_learner
 from tests.surrogate import surrogate
 from wovr_jax import grpo, learner
 from wovr_jax.core import checkpoint
@@ -107,7 +108,7 @@ def pull_both():
 def test_bandit_learns_the_rewarded_token():
     """One parameter, two tokens, one step: token 0 succeeds and token 1 fails."""
     imagined = pull_both()
-    cfg = LearnerConfig.fake()
+    cfg = fake_learner()
     state, metrics = learner.make_update(cfg, bandit, 1.0)(learner.create(cfg, {"theta": jnp.zeros(())}), imagined, KEY)
     # advantages 0.5 and -0.5, d log p / d theta = 0.5 and -0.5: gradient of the loss -(0.25 + 0.25) / 2 = -0.25.
     # A first Adam step has the size of the rate: theta = 0.1. With the sign lost it would be -0.1,
@@ -120,7 +121,7 @@ def test_bandit_learns_the_rewarded_token():
 
 @pytest.mark.parametrize("preset", [GRPOConfig.paper(group=4), GRPOConfig.rlinf(group=4)], ids=["paper", "rlinf"])
 def test_one_step_is_adamw_on_the_surrogate(preset):
-    cfg = LearnerConfig.fake(grpo=preset, weight_decay=0.1, clip_norm=0.01)
+    cfg = fake_learner(grpo=preset, weight_decay=0.1, clip_norm=0.01)
     params = make_params()
     imagined = make_imagined(params, 1.6)
     signal = grpo.signal(imagined.success_BNT, preset)
@@ -144,7 +145,7 @@ def test_one_step_is_adamw_on_the_surrogate(preset):
 
 def test_loss_and_metrics_equal_numpy():
     """An old policy that differs from the trained one, so that ratios are not 1; everything again with loops."""
-    cfg = LearnerConfig.fake(minibatches=1, grpo=GRPOConfig.fake(clip_high=0.28, kl=0.05, entropy=0.02))
+    cfg = fake_learner(minibatches=1, grpo=GRPOConfig.fake(clip_high=0.28, kl=0.05, entropy=0.02))
     params, old, ref = make_params(0), make_params(1), make_params(2)
     imagined = make_imagined(old, 1.3)
     _, metrics = run(cfg, params, imagined, ref_params=ref, temperature=1.3)
@@ -188,8 +189,8 @@ def test_loss_and_metrics_equal_numpy():
 def test_temperature_must_be_the_actors():
     params = make_params()
     imagined = make_imagined(params, temperature=1.6)
-    _, right = run(LearnerConfig.fake(), params, imagined, temperature=1.6)
-    _, wrong = run(LearnerConfig.fake(), params, imagined, temperature=1.0)
+    _, right = run(fake_learner(), params, imagined, temperature=1.6)
+    _, wrong = run(fake_learner(), params, imagined, temperature=1.0)
     assert right["ratio_gap"] < 1e-5
     assert wrong["ratio_gap"] > 0.05
 
@@ -197,7 +198,7 @@ def test_temperature_must_be_the_actors():
 def test_kl_pulls_back_to_the_reference():
     params, ref = make_params(0), make_params(1)
     nobody = np.zeros((B, N, T), bool)  # no advantage: the reference alone moves the policy
-    cfg = LearnerConfig.fake(lr=0.02, grpo=GRPOConfig.fake(kl=1.0))
+    cfg = fake_learner(lr=0.02, grpo=GRPOConfig.fake(kl=1.0))
     imagined = make_imagined(params, success=nobody)
     _, before = run(cfg, params, imagined, ref_params=ref)
     _, after = run(cfg, params, imagined, ref_params=ref, updates=8)
@@ -212,7 +213,7 @@ def test_kl_of_an_update_is_of_the_policy_before_against_after():
     Its only step is taken at ratio 1, so anything measured in that step is 0.
     """
     part = pull_both()
-    for cfg in (LearnerConfig.fake(lr=0.5), LearnerConfig.fake(lr=0.5, epochs=3)):
+    for cfg in (fake_learner(lr=0.5), fake_learner(lr=0.5, epochs=3)):
         update = learner.make_update(cfg, bandit, 1.0)
         state, metrics = update(learner.create(cfg, {"theta": jnp.zeros(())}), part, KEY)
         theta = float(state.params["theta"])
@@ -227,7 +228,7 @@ def test_kl_of_an_update_is_of_the_policy_before_against_after():
 
 def test_kl_of_an_update_counts_valid_tokens_once():
     """Several microbatches, padding among them, masked steps and two passes, against the whole batch at once."""
-    cfg = LearnerConfig.fake(microbatch=5, minibatches=2, epochs=2)
+    cfg = fake_learner(microbatch=5, minibatches=2, epochs=2)
     params, temperature = make_params(), 1.3
     imagined = make_imagined(params, temperature)
     state, metrics = run(cfg, params, imagined, temperature=temperature)
@@ -249,12 +250,12 @@ def test_success_and_groups_are_told_apart_by_kind_of_start():
     success = np.zeros((B, N, T), bool)
     success[won, 1, 0] = True
     imagined = make_imagined(make_params(), success=success).replace(keyframe_B=jnp.arange(B) >= 4)
-    _, metrics = run(LearnerConfig.fake(), imagined=imagined)
+    _, metrics = run(fake_learner(), imagined=imagined)
     expected = {"success": 3 / 8, "success_start": 3 / 4, "mixed_start": 0.5, "lost_start": 0, "won_start": 0.5}
     expected |= {"success_keyframe": 0, "mixed_keyframe": 0, "lost_keyframe": 1, "won_keyframe": 0}
     assert {name: float(metrics[name]) for name in expected} == pytest.approx(expected)
     # Rollouts that do not say where they began are not told apart.
-    assert not [name for name in run(LearnerConfig.fake())[1] if name.endswith(("_start", "_keyframe"))]
+    assert not [name for name in run(fake_learner())[1] if name.endswith(("_start", "_keyframe"))]
 
 
 def test_the_learner_keeps_to_the_deadline():
@@ -264,11 +265,11 @@ def test_the_learner_keeps_to_the_deadline():
     live = np.ones((B, N, T), bool)
     live[:4, 2] = False
     imagined = make_imagined(make_params(), success=success)
-    late, metrics = run(LearnerConfig.fake(), imagined=imagined.replace(live_BNT=jnp.asarray(live)))
+    late, metrics = run(fake_learner(), imagined=imagined.replace(live_BNT=jnp.asarray(live)))
     np.testing.assert_allclose(metrics["return_mean"], 2 / 8)
     np.testing.assert_allclose(metrics["length"], (4 * 2 + 4 * 3) / 24)
     other = imagined.replace(token_BNTA=imagined.token_BNTA.at[:4, 2].set(0), live_BNT=jnp.asarray(live))
-    assert_same(late.params, run(LearnerConfig.fake(), imagined=other)[0].params)
+    assert_same(late.params, run(fake_learner(), imagined=other)[0].params)
 
 
 # ------------------------------------------------------------------ minibatches
@@ -277,7 +278,7 @@ def test_the_learner_keeps_to_the_deadline():
 @pytest.mark.parametrize("microbatch", [1, 7, 1000])
 def test_gradient_accumulation_equals_the_full_batch(microbatch):
     """24 samples; 7 does not divide them: the padding repeats sample 0, which counted again would show."""
-    cfg = LearnerConfig.fake(minibatches=1, microbatch=24, lr=1e-2)
+    cfg = fake_learner(minibatches=1, microbatch=24, lr=1e-2)
     whole, expected = run(cfg)
     parts, metrics = run(dataclasses.replace(cfg, microbatch=microbatch))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), parts.params, whole.params)
@@ -288,7 +289,7 @@ def test_gradient_accumulation_equals_the_full_batch(microbatch):
 @pytest.mark.parametrize(("minibatches", "microbatch", "alive"), [(4, 2, 9), (5, 3, 24), (1, 4, 0), (3, 100, 4)])
 def test_deal_gives_active_samples_first_and_evenly(minibatches, microbatch, alive):
     active = np.random.default_rng(0).permutation(np.arange(24) < alive)
-    cfg = LearnerConfig.fake(minibatches=minibatches, microbatch=microbatch, epochs=2)
+    cfg = fake_learner(minibatches=minibatches, microbatch=microbatch, epochs=2)
     index, counts = jax.tree.map(np.asarray, learner._deal(jnp.asarray(active), KEY, cfg))
     assert index.shape == counts.shape and index.shape[0] == 2 * minibatches
     epochs = index.reshape(2, -1), counts.reshape(2, -1)
@@ -311,7 +312,7 @@ def test_masked_chunks_are_not_computed():
     success = np.zeros((B, N, T), bool)
     success[0::2, 0, 0] = True  # 4 rollouts of 1 valid chunk, 4 of 3: 16 of 24 samples
     params = make_params()
-    cfg = LearnerConfig.fake(microbatch=4)
+    cfg = fake_learner(microbatch=4)
     update, imagined = learner.make_update(cfg, counted, 1.0), make_imagined(params, success=success)
     state, metrics = update(learner.create(cfg, params), imagined, KEY)
     jax.block_until_ready(state)
@@ -321,7 +322,7 @@ def test_masked_chunks_are_not_computed():
 
 
 def test_steps_are_counted_over_epochs():
-    cfg = LearnerConfig.fake(epochs=3, minibatches=2)
+    cfg = fake_learner(epochs=3, minibatches=2)
     state, metrics = run(cfg)
     assert int(state.step) == 6 and metrics["steps"] == 6 and metrics["skipped"] == 0
     again, _ = run(cfg)
@@ -331,7 +332,7 @@ def test_steps_are_counted_over_epochs():
 
 
 def test_warmup_starts_above_zero():
-    cfg = LearnerConfig.fake(warmup=4, epochs=1)
+    cfg = fake_learner(warmup=4, epochs=1)
     plain, _ = run(dataclasses.replace(cfg, warmup=0))
     first, _ = run(cfg)
     start = make_params()["head"]
@@ -339,7 +340,7 @@ def test_warmup_starts_above_zero():
 
 
 def test_rate_scales_every_step_without_compiling_again():
-    cfg, params = LearnerConfig.fake(), make_params()
+    cfg, params = fake_learner(), make_params()
     update = learner.make_update(cfg, logits_fn, 1.0)
     ends = []
     with count_compiles() as compiles:
@@ -354,7 +355,7 @@ def test_rate_scales_every_step_without_compiling_again():
 
 @pytest.mark.parametrize("grpo_cfg", [GRPOConfig.rlinf(group=2), GRPOConfig.paper(group=2)], ids=["rlinf", "paper"])
 def test_groups_that_all_agree_leave_everything_untouched(grpo_cfg):
-    cfg = LearnerConfig.fake(grpo=grpo_cfg, weight_decay=0.1, minibatches=2)
+    cfg = fake_learner(grpo=grpo_cfg, weight_decay=0.1, minibatches=2)
     params = make_params()
     update = learner.make_update(cfg, logits_fn, 1.0)
     state, _ = update(learner.create(cfg, params), make_imagined(params), KEY)
@@ -368,7 +369,7 @@ def test_groups_that_all_agree_leave_everything_untouched(grpo_cfg):
 
 
 def test_frozen_leaves_stay_bit_identical():
-    cfg = LearnerConfig.fake(epochs=2, weight_decay=0.1)
+    cfg = fake_learner(epochs=2, weight_decay=0.1)
     params = make_params()
     state, _ = run(cfg, params, trainable=all_but("vision"), updates=2)
     np.testing.assert_array_equal(state.params["vision"]["eye"], params["vision"]["eye"])
@@ -381,14 +382,14 @@ def test_frozen_leaves_stay_bit_identical():
 
 def test_frozen_equals_training_the_rest():
     """Freezing is only leaving out: without clipping, the others move as they would beside a trained eye."""
-    cfg = LearnerConfig.fake(clip_norm=0.0)
+    cfg = fake_learner(clip_norm=0.0)
     free, _ = run(cfg)
     held, _ = run(cfg, trainable={"vision": {"eye": False}, "word": True, "head": True})
     np.testing.assert_allclose(held.params["head"], free.params["head"], atol=1e-6)
 
 
 def test_masks_that_do_not_fit_are_refused():
-    params, cfg = make_params(), LearnerConfig.fake()
+    params, cfg = make_params(), fake_learner()
     with pytest.raises(ValueError, match=r"differ at .*vision/eye"):
         learner.create(cfg, params, {"word": True, "head": True})
     with pytest.raises(ValueError, match=r"no parameter under 'visoin'.*'head', 'vision', 'word'"):
@@ -399,12 +400,12 @@ def test_masks_that_do_not_fit_are_refused():
 
 def test_donation_spares_the_callers_parameters():
     params = make_params()
-    run(LearnerConfig.fake(grpo=GRPOConfig.fake(kl=0.1)), params, ref_params=params, updates=2)
+    run(fake_learner(grpo=GRPOConfig.fake(kl=0.1)), params, ref_params=params, updates=2)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))
 
 
 def test_second_call_does_not_compile():
-    cfg = LearnerConfig.fake(minibatches=2)
+    cfg = fake_learner(minibatches=2)
     params = make_params()
     state = learner.create(cfg, params)
     update = learner.make_update(cfg, logits_fn, 1.0)
@@ -414,7 +415,7 @@ def test_second_call_does_not_compile():
 
 
 def test_state_goes_through_a_checkpoint(tmp_path):
-    cfg = LearnerConfig.fake()
+    cfg = fake_learner()
     state, _ = run(cfg, trainable=all_but("vision"))
     checkpoint.save(tmp_path / "policy", state)
     like = learner.create(cfg, make_params(3), all_but("vision"))
@@ -424,7 +425,7 @@ def test_state_goes_through_a_checkpoint(tmp_path):
 def test_misshapen_rollouts_are_refused():
     params = make_params()
     imagined = make_imagined(params)
-    cfg = LearnerConfig.fake()
+    cfg = fake_learner()
     with pytest.raises(ValueError, match="token_BNTA and logp_BNTA should both be"):
         learner.make_update(cfg, logits_fn, 1.0)(
             learner.create(cfg, params), imagined.replace(success_BNT=imagined.success_BNT[:, :2]), KEY
@@ -444,4 +445,4 @@ def test_bad_settings_are_refused(name, value):
 
 def test_a_temperature_that_no_actor_samples_with_is_refused():
     with pytest.raises(ValueError, match="temperature=0.0"):
-        learner.make_update(LearnerConfig.fake(), logits_fn, 0.0)
+        learner.make_update(fake_learner(), logits_fn, 0.0)

@@ -76,12 +76,6 @@ class LearnerConfig:
     lora: PolicyLoRA | None = None
     grpo: GRPOConfig = GRPOConfig()
 
-    @classmethod
-    def fake(cls, **changes: Any) -> LearnerConfig:
-        """One plain, large step, for tests."""
-        small = cls(lr=0.1, weight_decay=0.0, minibatches=1, microbatch=4, grpo=GRPOConfig.fake())
-        return dataclasses.replace(small, **changes)
-
 
 @struct.dataclass
 class PolicyState:

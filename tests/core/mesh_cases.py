@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests import joined  # noqa: F401  # before anything is computed
-from tests.sizes import draw_world
+from tests.sizes import draw_world, fake_reward_train
 from wovr_jax import learner
 from wovr_jax.core import sharding
 from wovr_jax.data import stream
@@ -83,7 +83,7 @@ def reward() -> list[float]:
     rng = np.random.default_rng(0)
     frame, label = rng.integers(0, 256, (64, 16, 16, 3), np.uint8), rng.random(64) < 0.5
     data = reward_train.dataset(frame, label, np.zeros(64, np.int32))
-    how = reward_train.RewardTrainConfig.fake(batch=BATCH)
+    how = fake_reward_train(batch=BATCH)
     return _losses(*reward_train.make(REWARD, how, classifier.network(REWARD).init(KEY), data, KEY))
 
 

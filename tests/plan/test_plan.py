@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.sizes import draw_world, fake_world_train
+from tests.sizes import draw_world, fake_learner, fake_world_train
 from wovr_jax.core.sharding import ShardingError, mesh
 from wovr_jax.data import starts as start_states
-from wovr_jax.learner import LearnerConfig
 from wovr_jax.plan import chips, flops, measure
 from wovr_jax.plan import need as plan
 from wovr_jax.plan.need import GIB, _exhausted, need
@@ -45,7 +44,7 @@ RECIPE = Recipe(
     sim=TabletopConfig.fake(),
     temperature=1.0,
     world_train=fake_world_train(batch=4),
-    learner=LearnerConfig.fake(),
+    learner=fake_learner(),
     collect=CollectConfig(demonstrations=4, validation=1, first=6, again=4, retold=4, batch=4),
     dream=DreamConfig(groups=2, chunks=2),
 )
@@ -178,7 +177,7 @@ def test_the_smallest_slice_is_looked_for_where_it_can_be(monkeypatch: pytest.Mo
     # Batches that sixteen chips divide; a recipe refuses a mesh that does not divide them.
     batches: dict[str, Any] = {
         "world_train": fake_world_train(batch=16),
-        "learner": LearnerConfig.fake(microbatch=16),
+        "learner": fake_learner(microbatch=16),
     }
     batches["collect"] = dataclasses.replace(RECIPE.collect, batch=16)
     divisible = dataclasses.replace(RECIPE, dream=DreamConfig(groups=8, chunks=2), **batches)

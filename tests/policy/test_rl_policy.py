@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sizes import fake_learner
 from wovr_jax import learner
 from wovr_jax.grpo import GRPOConfig
-from wovr_jax.learner import LearnerConfig
 from wovr_jax.nn import lora
 from wovr_jax.policy import actions, vla
 from wovr_jax.policy.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def test_only_adapters_learn_and_the_plain_policy_does_what_they_did() -> None:
         prob_BNT=jnp.asarray(success, jnp.float32),
         success_BNT=jnp.asarray(success),
     )
-    cfg = LearnerConfig.fake(lr=0.02, lora=OWN, grpo=GRPOConfig.fake(group=2))
+    cfg = fake_learner(lr=0.02, lora=OWN, grpo=GRPOConfig.fake(group=2))
     state = learner.create(cfg, params, lora.mask)
     state, metrics = learner.make_update(cfg, policy.net, 1.0)(state, rollout, KEY)
     assert metrics["steps"] == 1 and metrics["ratio_gap"] < 1e-5

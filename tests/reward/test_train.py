@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sizes import fake_reward_train
 from wovr_jax.reward import calibrate, classifier, train
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardObjective, RewardTrainConfig
@@ -43,7 +44,7 @@ def test_pools_are_apart(data):
 
 
 def test_batch_keeps_the_shares(data):
-    training = RewardTrainConfig.fake(batch=16, positive=0.25, swap=0.25, extra=0.125)
+    training = fake_reward_train(batch=16, positive=0.25, swap=0.25, extra=0.125)
     assert training.counts == (4, 4, 2, 6)
     frame, label, task = jax.jit(train.draw, static_argnums=0)(training, data, KEY)
     assert frame.shape == (16, 10, 10, 3) and frame.dtype == jnp.float32
@@ -70,7 +71,7 @@ def test_swapped_tasks_are_the_others_uniformly():
 
 
 def test_batches_depend_on_the_step_alone(data):
-    training = RewardTrainConfig.fake()
+    training = fake_reward_train()
     first = train.draw(training, data, jax.random.fold_in(KEY, 3))
     again = train.draw(training, data, jax.random.fold_in(KEY, 3))
     other = train.draw(training, data, jax.random.fold_in(KEY, 4))
@@ -105,7 +106,7 @@ def test_extreme_logits_stay_finite():
 @pytest.fixture(scope="module")
 def trained(data):
     cfg = RewardConfig.fake(widths=(8, 12), blocks=1, hidden=32, embed=8)
-    training = RewardTrainConfig.fake(batch=32, swap=0.1, positive=0.4, steps=100)
+    training = fake_reward_train(batch=32, swap=0.1, positive=0.4, steps=100)
     frame, label, task = squares(300, seed=1)
     start = classifier.network(cfg).init(KEY)
     state, step = train.make(cfg, training, start, train.dataset(frame, label, task), KEY)
@@ -144,7 +145,7 @@ def test_one_compilation(trained):
 
 
 def test_resuming_repeats_the_run(data):
-    cfg, training = RewardConfig.fake(), RewardTrainConfig.fake(extra=0.25)
+    cfg, training = RewardConfig.fake(), fake_reward_train(extra=0.25)
     params = classifier.network(cfg).init(KEY)
 
     def run(state, begin, end):
@@ -174,7 +175,7 @@ def test_predict_in_ragged_batches(trained):
 
 
 def test_rate_rises_and_falls():
-    training = RewardTrainConfig.fake(lr=0.1, warmup=2, steps=8, weight_decay=0.0)
+    training = fake_reward_train(lr=0.1, warmup=2, steps=8, weight_decay=0.0)
     transform = RewardObjective(RewardConfig.fake(), training).optimizer()
     params = {"w": jnp.zeros(())}
     state, sizes = transform.init(params), []
@@ -204,10 +205,10 @@ def test_misfitting_data_is_refused(data):
         train.dataset(frame, label[:4], task)
     plain = train.dataset(*squares(20))
     with pytest.raises(ValueError, match="marked no frames"):
-        train.make(RewardConfig.fake(), RewardTrainConfig.fake(extra=0.2), {}, plain, KEY)
+        train.make(RewardConfig.fake(), fake_reward_train(extra=0.2), {}, plain, KEY)
     with pytest.raises(ValueError, match="needs the task head"):
-        train.make(RewardConfig.fake(head="plain"), RewardTrainConfig.fake(swap=0.2), {}, plain, KEY)
+        train.make(RewardConfig.fake(head="plain"), fake_reward_train(swap=0.2), {}, plain, KEY)
     with pytest.raises(ValueError, match=r"RewardConfig.tasks is 2, but the data has task 2"):
-        train.make(RewardConfig.fake(tasks=2), RewardTrainConfig.fake(), {}, plain, KEY)
+        train.make(RewardConfig.fake(tasks=2), fake_reward_train(), {}, plain, KEY)
     with pytest.raises(ValueError, match="at most 1 together"):
         RewardTrainConfig(positive=0.7, extra=0.4)

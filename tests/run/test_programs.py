@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sizes import fake_learner
 from wovr_jax import grpo
 from wovr_jax.core.pixels import to_float
 from wovr_jax.data import starts
 from wovr_jax.data.starts import StartsConfig
-from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
@@ -102,7 +102,7 @@ def test_a_rollout_from_a_keyframe_ends_with_its_episode(monkeypatch: pytest.Mon
         sim=sim,
         starts=StartsConfig(share=0.5),
         dream=DreamConfig(groups=2, chunks=3, world="true", reward="true"),
-        learner=LearnerConfig.fake(),
+        learner=fake_learner(),
     )
     parts = {"starts": table, "prompt_KL": PROMPT_KL[jnp.zeros(3, int)], "threshold": jnp.float32(0.5)}
     parts["sim"] = programs.true_states(table, sim)

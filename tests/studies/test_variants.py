@@ -39,6 +39,17 @@ def test_online_rl_gets_the_true_budget_of_the_loop_and_no_more() -> None:
     assert online.change["dream"]["updates"] == [10]
 
 
+def test_online_rl_has_iterations_of_its_own_size_and_the_same_budget() -> None:
+    some = dataclasses.replace(RECIPE, online_groups=2, budgets=(32, 64))
+    online = next(one for one in studies.variants("ablations", some) if one.name == "online")
+    assert online.change["dream"] | studies.TRUE == {"groups": 2, "updates": [25]} | studies.TRUE  # 25 x 2 x 8 = 400
+    points = {one.name: one.change["dream"] for one in studies.variants("budget", some) if one.curve == "online GRPO"}
+    assert {name: (dream["updates"], dream["groups"]) for name, dream in points.items()} == {
+        "online_32": ([2], 2),
+        "online_64": ([4], 2),
+    }
+
+
 def test_without_a_refresh_the_number_of_updates_is_the_same() -> None:
     frozen = next(one for one in studies.variants("ablations", RECIPE) if one.name == "no_pace")
     assert frozen.change == {"pace": False}  # the rounds stay, and with them updates and their rates
@@ -96,14 +107,19 @@ def test_a_row_is_held_against_the_reference_on_the_seeds_that_both_have() -> No
 
 def test_true_episodes_are_those_that_training_took() -> None:
     facts = {"collect-0": {"episodes": 300}, "collect-1": {"episodes": 100}, "evaluate-0": {"true_steps": 9999}}
-    assert studies.count_episodes(RECIPE, facts, 2) == 400
-    assert studies.count_episodes(RECIPE, facts, 1) == 300, "after the first round the second collection is to come"
-    assert studies.count_episodes(RECIPE, {}, 0) == 0
-    online = dataclasses.replace(RECIPE, dream=dataclasses.replace(RECIPE.dream, world="true", reward="true"))
-    assert studies.count_episodes(online, {}, 1) == 4 * 5 * 8
-    chosen = dataclasses.replace(RECIPE, dream=dataclasses.replace(RECIPE.dream, select="closed_loop"))
-    assert studies.count_episodes(chosen, facts, 2) == 400 + (5 + 4) * 5 * 8, "the last policy of a round is judged too"
-    assert studies.count_episodes(online, facts, 2) == 400 + 7 * 5 * 8, "keyframes are of collected episodes"
+    assert studies.count_episodes(facts, 2) == 400
+    assert studies.count_episodes(facts, 1) == 300, "after the first round the second collection is to come"
+    assert studies.count_episodes({}, 0) == 0
+    assert studies.count_episodes(facts | {"grpo-1": {"watched_steps": 9}}, 1) == 300, "who watches decides nothing"
+    assert studies.count_episodes(facts | {"grpo-1": {"episodes": 80}, "grpo-2": {"episodes": 40}}, 2) == 520
+
+
+def test_online_rl_is_given_what_choosing_by_the_truth_costs_the_loop() -> None:
+    dream = DreamConfig(groups=6, updates=(4, 3), select="closed_loop", watch=16)
+    chosen = dataclasses.replace(RECIPE, dream=dream)
+    online = next(one for one in studies.variants("ablations", chosen) if one.name == "online")
+    # 400 collected; of 48 rollouts every third is followed, in seven iterations and after each of two rounds.
+    assert online.change["dream"]["updates"] == [(400 + 9 * 16) // 48]
 
 
 def test_baselines_get_the_true_budget_of_the_loop_or_a_multiple_of_it() -> None:

@@ -15,7 +15,7 @@ import pytest
 from flax import struct
 
 from tests.compiles import count_compiles
-from tests.sizes import fake_sft, fake_world_train
+from tests.sizes import fake_reward_train, fake_sft, fake_world_train
 from wovr_jax.core import checkpoint
 from wovr_jax.core.history import CheckpointConfig, History
 from wovr_jax.core.log import Log, read_metrics
@@ -129,7 +129,7 @@ def reward() -> Made:
     rng, cfg = np.random.default_rng(0), classifier.RewardConfig.fake()
     frame, label = rng.integers(0, 256, (64, 16, 16, 3), np.uint8), rng.random(64) < 0.5
     data = reward_train.dataset(frame, label, np.zeros(64, np.int32))
-    return reward_train.make(cfg, reward_train.RewardTrainConfig.fake(), classifier.network(cfg).init(KEY), data, KEY)
+    return reward_train.make(cfg, fake_reward_train(), classifier.network(cfg).init(KEY), data, KEY)
 
 
 def grey(key: jax.Array, batch: int) -> jax.Array:

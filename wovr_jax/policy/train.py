@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,13 @@ import optax
 from flax import struct
 
 from wovr_jax.core import pixels, sharding
-from wovr_jax.core.config import Count, Decay, Faults, Natural, NonNegative, Positive, checked
+from wovr_jax.core.config import Count, Decay, Faults, Natural, Positive, checked
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy.actions import Codec, entropy, greedy, log_prob
 from wovr_jax.policy.vla import AXES, VLA, PolicyLoRA, VLAConfig, network
-from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
+from wovr_jax.train.optimizers import TrainingConfig
 from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 
@@ -55,13 +55,10 @@ class Demonstrations:
 
 @checked
 @dataclasses.dataclass(frozen=True)
-class SFTConfig:
-    """Supervised fine-tuning.
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning; a sample is a chunk.
 
     Attributes:
-      steps, batch: optimiser steps and chunks in each.
-      lr, warmup, schedule: peak learning rate, steps to reach it, then "cosine" to zero or "constant".
-      optimizer, weight_decay, b2, clip: see ``train.optimizers``.
       early: how often samples of the first half chunk are repeated (``data.batches.sft_chunks``).
       frozen: top-level parts of the network that stay as they are.
       lora: train adapters instead of the weights.
@@ -71,19 +68,13 @@ class SFTConfig:
         of the best of them; 0 takes all steps and the policy of the last.
     """
 
-    steps: Natural = 1000
     batch: Count = 64
     lr: Positive = 2e-3
-    warmup: Natural = 50
-    optimizer: optimizers.Name = "adamw"
-    weight_decay: NonNegative = 0.01
     b2: Decay = 0.98
-    clip: Positive = 1.0
     early: Count = 1
     frozen: tuple[str, ...] = ("dino", "siglip")
     lora: PolicyLoRA | None = None
     validate_every: Natural = 100
-    schedule: Literal["cosine", "constant"] = "cosine"
     patience: Natural = 0
 
     def faults(self) -> Faults:
@@ -121,12 +112,6 @@ class SFTObjective(Objective):
     train: SFTConfig
 
     axes = AXES
-
-    def optimizer(self) -> optax.GradientTransformation:
-        """That of ``train.optimizer``, with its schedule."""
-        how = self.train
-        rate = optimizers.make_rate(how.schedule, how.lr, how.warmup, how.steps)
-        return optimizers.build(how.optimizer, rate, clip=how.clip, b2=how.b2, decay=how.weight_decay)
 
     def draw(self, key: Array, data: Demonstrations) -> tuple[Demonstrations, Array]:
         """Draws chunks uniformly with replacement; the loss draws nothing."""

@@ -67,11 +67,6 @@ class RewardTrainConfig:
     max_fpr: Share = 0.05
     threshold: Share = 0.5
 
-    @classmethod
-    def fake(cls, **changes: Any) -> RewardTrainConfig:
-        """Small and fast, for tests."""
-        return dataclasses.replace(cls(lr=1e-2, batch=16, steps=0), **changes)
-
     def faults(self) -> Faults:
         """Yields shares that fill more than a batch."""
         if min(self.counts) < 0:

@@ -148,7 +148,7 @@ def improvement(recipe: Recipe) -> Improvement:
     """What reinforcement learning has to know of a recipe."""
     return Improvement(
         # Whatever steps on the host cannot follow a compiled program.
-        recipe.dream if recipe.libero is None else dataclasses.replace(recipe.dream, watch=False),
+        recipe.dream if recipe.libero is None else dataclasses.replace(recipe.dream, watch=0),
         recipe.learner,
         recipe.starts.share,
         recipe.temperature,

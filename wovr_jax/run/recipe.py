@@ -48,7 +48,7 @@ RETIRED = {
 }
 """Settings that a ``config.json`` of before may hold -> the setting that says the same now, empty where none does."""
 
-RENAMED = {"starts.rule=before_failure": "last_event"}
+RENAMED: dict[str, Any] = {"starts.rule=before_failure": "last_event", "dream.watch=True": 96, "dream.watch=False": 0}
 """Values that a ``config.json`` of before may hold -> their names now."""
 
 FORMER: dict[str, dict[str, Any]] = {"starts": {"deadline": False, "room": 0}, "libero": {"beyond": "official"}}
@@ -110,11 +110,13 @@ class DreamConfig:
       world: ``learned``; ``true`` is online RL; ``shadow`` shows the policy learned frames
         while the simulator follows the same actions (for ``reward="true"``).
       reward: ``learned`` classifier, or the ``true`` predicate.
-      watch: whether an embedded simulator follows the actions of every imagined rollout, for the curves alone: how many
-        of its failures are paid as successes. LIBERO cannot be watched so.
+      watch: imagined rollouts of an iteration, spread evenly over its groups, whose actions an embedded simulator
+        follows, for the curves alone: how many of the failures are paid as successes. 0 for none; LIBERO cannot be
+        watched so.
       select: the policy that a round ends with: its ``last``, or, by ``closed_loop``, the last one of which a smoothed
-        share of at most ``false_success`` of the true failures was paid. What is watched then costs true steps. A
-        policy that is hardly ever paid passes too: look at its true success.
+        share of at most ``false_success`` of the true failures was paid. ``triggered`` is the same, and ends the round
+        as soon as that share is higher: the refresh comes then, and the next round has the updates that are left. What
+        is watched costs true steps with both. A policy that is hardly ever paid passes too: look at its true success.
       false_success: see ``select``.
     """
 
@@ -124,9 +126,13 @@ class DreamConfig:
     rates: tuple[NonNegative, ...] = (1.0,)
     world: Literal["learned", "true", "shadow"] = "learned"
     reward: Literal["learned", "true"] = "learned"
-    watch: bool = True
-    select: Literal["last", "closed_loop"] = "last"
+    watch: Natural = 96
+    select: Literal["last", "closed_loop", "triggered"] = "last"
     false_success: Share = 0.3
+
+    def watch_every(self, rollouts: int) -> int:
+        """Returns n where every n-th of the ``rollouts`` of an iteration is watched; a true world is seen as it is."""
+        return 1 if self.world != "learned" else max(rollouts // max(self.watch, 1), 1)
 
     def faults(self) -> Faults:
         """Yields rounds without a number, a true reward of a world without one, and a choice by what is not seen."""
@@ -135,10 +141,10 @@ class DreamConfig:
                 yield name, "expected a number for each round, got none"
         if self.reward == "true" and self.world == "learned":
             yield "reward", "'true' needs a world that knows the truth: dream.world='shadow' or 'true'"
-        if self.select == "closed_loop" and not (self.watch and self.reward == "learned"):
+        if self.select != "last" and not (self.watch and self.reward == "learned"):
             yield (
                 "select",
-                "'closed_loop' asks which failures a learned reward pays: watch=True, reward='learned'",
+                f"{self.select!r} asks which failures a learned reward pays: watch above 0, reward='learned'",
             )
 
 
@@ -181,6 +187,9 @@ class Recipe:
       seeds: of the runs of a study; other jobs use ``seed``.
       variants: of a study, by name, beside the full one; empty for all.
       budgets: true episodes of the points of the study ``budget``.
+      online_groups: of a study, start states of an iteration of online RL, where every rollout is a true episode; 0 for
+        `dream.groups`.
+      outcomes: of a study, files outcomes.json of others with the same settings, whose seeds are counted too.
       assets: folder of the pretrained parts; empty for those of the package.
       vae, towers: names of the pretrained VAE and of the two vision towers (DINOv2, SigLIP). Without a name the VAE
         of ``world`` is trained on the demonstrations first, as ``vae_train`` says; towers then start at random.
@@ -210,6 +219,8 @@ class Recipe:
     seeds: tuple[Seed, ...] = (0, 1, 2)
     variants: tuple[str, ...] = ()
     budgets: tuple[SomeLayouts, ...] = (48, 96, 192, 384, 768)
+    online_groups: Natural = 0
+    outcomes: tuple[str, ...] = ()
     assets: str = ""
     vae: str = "tabletop_vae"
     towers: tuple[str, ...] = ("tabletop_dinov2", "tabletop_siglip")

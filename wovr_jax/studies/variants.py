@@ -26,7 +26,7 @@ from wovr_jax.core import config
 from wovr_jax.pace import Job, pace
 from wovr_jax.run.folder import MARK, Run
 from wovr_jax.run.recipe import Recipe
-from wovr_jax.studies import seeds
+from wovr_jax.studies import outcomes, seeds
 from wovr_jax.studies.imitation import imitate
 from wovr_jax.studies.seeds import Ends
 
@@ -120,14 +120,19 @@ def variants(name: str, recipe: Recipe) -> list[Variant]:
     """Returns the variants of a study, with the numbers that depend on the recipe filled in."""
     if name == "baselines" and not recipe.sft.steps:
         raise config.ConfigError("config.sft.steps: expected at least 1, by which the baselines imitate, got 0.")
-    updates, rollouts = sum(recipe.dream.updates), _count_rollouts(recipe)
+    updates, group = sum(recipe.dream.updates), recipe.learner.grpo.group
+    # Imagination is free to roll more at a time; for online RL an iteration that large would leave hardly any of them.
+    online_groups = recipe.online_groups or recipe.dream.groups
     # Online RL gets as many true rollouts as the loop collects, or the comparison would be one of budgets.
     budget = recipe.collect.first + (recipe.rounds - 1) * recipe.collect.again * recipe.pace
-    if recipe.dream.select == "closed_loop":
-        budget += (updates + recipe.rounds) * rollouts
+    if recipe.dream.select != "last":
+        rollouts = recipe.dream.groups * group
+        budget += (updates + recipe.rounds) * len(range(0, rollouts, recipe.dream.watch_every(rollouts)))
     online = {"online": 1, "online_2": 2, "online_4": 4}
-    counts = {"a": 2 * updates} | {each: max(times * budget // rollouts, 1) for each, times in online.items()}
-    fill: dict[str, Settings] = {each: {"dream": {"updates": [count]}} for each, count in counts.items()}
+    fill: dict[str, Settings] = {"a": {"dream": {"updates": [2 * updates]}}}
+    for each, times in online.items():
+        count = max(times * budget // (online_groups * group), 1)
+        fill[each] = {"dream": {"updates": [count], "groups": online_groups}}
     fill["sft_more"] = {"sft": {"steps": 2 * recipe.sft.steps, "patience": 0}}
     # All of them from the base: what it succeeds in is what it imitates.
     fill["imitation"] = {"collect": {"first": budget}}
@@ -145,7 +150,9 @@ def _list_budgets(recipe: Recipe) -> list[Variant]:
     """
     if not recipe.budgets:
         raise config.ConfigError("config.budgets: expected at least one number of true episodes, got none.")
-    budgets, rollouts, curves = recipe.budgets, _count_rollouts(recipe), ("imagined GRPO", "online GRPO")
+    budgets, curves = recipe.budgets, ("imagined GRPO", "online GRPO")
+    groups = recipe.online_groups or recipe.dream.groups
+    rollouts = groups * recipe.learner.grpo.group
     imagined = [
         # The largest is the reference, against which the others are held.
         Variant(
@@ -160,7 +167,7 @@ def _list_budgets(recipe: Recipe) -> list[Variant]:
         Variant(
             f"online_{budget}",
             f"{curves[1]}, {budget:,} true episodes",
-            merge_settings(ONLINE, {"dream": {"updates": [budget // rollouts]}}),
+            merge_settings(ONLINE, {"dream": {"updates": [budget // rollouts], "groups": groups}}),
             curve=curves[1],
         )
         # An iteration of online RL rolls a number of episodes, and half an iteration would be another learner.
@@ -168,10 +175,6 @@ def _list_budgets(recipe: Recipe) -> list[Variant]:
         if budget % rollouts == 0
     ]
     return [*imagined, *online]
-
-
-def _count_rollouts(recipe: Recipe) -> int:
-    return recipe.dream.groups * recipe.learner.grpo.group
 
 
 def choose_variants(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:
@@ -214,11 +217,15 @@ def study(
     """Runs every variant of ``name`` on every seed of the recipe; returns rows, tables and sentences for the results.
 
     ``keep`` is given the same of what is there after every run: a study takes hours, and its tables grow meanwhile.
-    The folder of a run knows nothing of the other seeds, so seeds that ran apart (on two machines, say) can be
-    moved into one study, which then only has to count.
+    Seeds that ran apart (on two machines, say) are joined by their ``outcomes.json``, which ``recipe.outcomes`` names.
     """
     rows, settings = variants(name, recipe), config.to_dict(recipe)
-    ends: dict[str, list[Ends]] = {variant.name: [] for variant in rows}
+    elsewhere = outcomes.read(recipe.outcomes, name, settings)
+    # A seed that is measured here is not counted twice.
+    ends: dict[str, list[Ends]] = {
+        variant.name: [end for end in elsewhere.get(variant.name, ()) if end.seed not in recipe.seeds]
+        for variant in rows
+    }
     for variant in rows:  # what cannot be is said before anything runs
         config.from_dict(Recipe, merge_settings(settings, variant.change))
     # The reference first: the others link its stages, and its base policy is what all of them began with.
@@ -229,7 +236,7 @@ def study(
         )
         owner = variant.of or variant.name
         # Settings as a run of its own would have them: so it can be taken up, or made on another machine.
-        alone = {"job": "pace", "seed": seed, "seeds": [seed], "variants": [], "name": owner}
+        alone = {"job": "pace", "seed": seed, "seeds": [seed], "variants": [], "outcomes": [], "name": owner}
         variant_settings = merge_settings(settings, variant.change) | alone
         where = folder / f"{owner}-seed{seed}"
         run = Run(where, variant_settings)
@@ -245,22 +252,19 @@ def study(
         # A base that trains longer is held against the one that the reference began with.
         own = variant.name == REFERENCE
         base = seeds.read_outcomes(run.facts["evaluate-0"]) if own else ends[REFERENCE][-1].base
-        ends[variant.name].append(Ends(seed, count_episodes(variant_recipe, run.facts, last), base, final))
+        ends[variant.name].append(Ends(seed, count_episodes(run.facts, last), base, final))
         run.log.close()
+        outcomes.write(folder, name, settings, ends)
         results = summarize(rows, ends)
         keep(results)
     return results
 
 
-def count_episodes(recipe: Recipe, facts: Mapping[str, Any], last: int) -> int:
+def count_episodes(facts: Mapping[str, Any], last: int) -> int:
     """Returns the true episodes that training took until a round's policy: collected ones, and the learner's."""
-    dream = recipe.dream
-    collected = sum(facts[name]["episodes"] for k in range(last) if (name := f"collect-{k}") in facts)
-    # The truth decides also where it only watches and a round ends with the policy that it finds good; it is asked
-    # about the last policy of such a round too.
-    selects = dream.select == "closed_loop"
-    rolled = sum(dream.updates[:last]) + selects * last if dream.world != "learned" or selects else 0
-    return collected + rolled * _count_rollouts(recipe)
+    # An improvement took true episodes where its world is the truth, or where the truth chose its policy.
+    stages = [name for k in range(last) for name in (f"collect-{k}", f"grpo-{k + 1}") if name in facts]
+    return sum(facts[name].get("episodes", 0) for name in stages)
 
 
 def summarize(variants: Sequence[Variant], ends: Mapping[str, Sequence[Ends]]) -> Settings:

@@ -31,8 +31,6 @@ IN_FLIGHT = 2
 """Steps dispatched ahead of the device: enough to hide dispatch, few enough to stop soon."""
 SAVE = "save"
 """The wish of a process to write a checkpoint now; the other wishes are names of signals."""
-FORMER_METRICS = {"gradient": "grad_norm"}
-"""Names in the facts of older checkpoints, and today's."""
 NONFINITE = "nonfinite"
 """What a bad update trained on is kept under this name, beside the checkpoints."""
 
@@ -62,7 +60,8 @@ class NonFiniteError(FloatingPointError):
 
 
 class Enough(Exception):  # noqa: N818  it is no error
-    """What ``on_step`` raises to end a training at this step; its argument is what it would have returned."""
+    """What ``on_step`` raises to end a training at this step, or a step before it is taken; its argument is what
+    ``on_step`` would have returned."""
 
 
 def fit(
@@ -92,7 +91,8 @@ def fit(
       on_step: called as ``on_step(done, state)`` after each step, ``done`` counting from 1. It
         must not keep ``state``, which the next step may donate. Scalars that it returns are logged. If it raises
         ``Enough`` the state of this step is returned and no checkpoint of it is kept, so that the training, should it
-        be taken up once more, comes to this step and to the same decision.
+        be taken up once more, comes to this step and to the same decision. A step that raises it leaves the state as
+        it was.
       undefined: metrics that may be NaN, as a share of nothing is.
 
     Raises:
@@ -122,7 +122,10 @@ def _train(
     in_flight: collections.deque[Any] = collections.deque()
     with _interrupts() as interrupted, Progress(run.name, done, run.steps) as progress:
         while done < run.steps:
-            state, metrics = step(state, jnp.asarray(done, jnp.int32))
+            try:
+                state, metrics = step(state, jnp.asarray(done, jnp.int32))
+            except Enough:
+                return state
             done += 1
             # Metrics stay on the device until the log is due: reading them would wait for the step.
             run.window.append(metrics)
@@ -198,8 +201,7 @@ class _Fit:
             return state, 0
         state, facts = restored
         # Metrics since the last line of the log are kept with the state: the mean over them is the uninterrupted run's.
-        self.saved, self.window = facts["step"], [_rename(metrics) for metrics in facts["window"]]
-        self.means = _rename(facts["means"])
+        self.saved, self.window, self.means = facts["step"], facts["window"], facts["means"]
         # Lines of steps after the checkpoint are written again.
         if self.log:
             self.log.rewind(self.name, facts["step"])
@@ -265,10 +267,6 @@ class _Fit:
             kept = f"The checkpoint of step {self.saved} in {self.history.folder} is kept."
         advice = "Try a smaller learning rate or look at the data."
         return f"{self.name}: {fault} at step {step} of {self.steps}. {kept} {advice}"
-
-
-def _rename(metrics: dict[str, float]) -> dict[str, float]:
-    return {FORMER_METRICS.get(name, name): value for name, value in metrics.items()}
 
 
 @contextlib.contextmanager

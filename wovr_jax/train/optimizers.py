@@ -14,6 +14,7 @@ asked for, instead of being multiplied by zero afterwards.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from flax import traverse_util
 from jax.typing import ArrayLike
 from optax.contrib import MuonDimensionNumbers, muon
 
+from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive
 from wovr_jax.types import Array, Params
 
 Path = tuple[Any, ...]
@@ -49,9 +51,34 @@ def warmup_constant(lr: float, warmup: int) -> optax.Schedule:
     return optax.linear_schedule(lr / max(warmup, 1), lr, max(warmup - 1, 1))
 
 
-def make_rate(schedule: Literal["cosine", "constant"], lr: float, warmup: int, steps: int) -> optax.Schedule:
-    """Returns the schedule that settings name, after a warm-up."""
-    return warmup_cosine(lr, warmup, steps) if schedule == "cosine" else warmup_constant(lr, warmup)
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """What trainings by a schedule have in common.
+
+    Attributes:
+      steps, batch: optimizer steps, and samples in each.
+      lr, warmup, schedule: peak learning rate, steps to reach it, then "cosine" to zero or "constant".
+      optimizer, weight_decay, b1, b2, clip: see :func:`build`.
+      ema: decay of the averaged weights that are used in the end; 0 for none.
+    """
+
+    steps: Natural = 1000
+    batch: Count = 32
+    lr: Positive = 1e-3
+    warmup: Natural = 50
+    schedule: Literal["cosine", "constant"] = "cosine"
+    optimizer: Name = "adamw"
+    weight_decay: NonNegative = 0.01
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    clip: Positive = 1.0
+    ema: Decay = 0.0
+
+    def transform(self) -> optax.GradientTransformation:
+        """Makes the optimizer, the clip of the gradient included."""
+        rise = (self.lr, self.warmup)
+        rate = warmup_cosine(*rise, self.steps) if self.schedule == "cosine" else warmup_constant(*rise)
+        return build(self.optimizer, rate, clip=self.clip, b1=self.b1, b2=self.b2, decay=self.weight_decay)
 
 
 def ramp_cosine(lr: float, warmup: int, steps: int = 0) -> optax.Schedule:

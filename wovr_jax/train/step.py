@@ -76,18 +76,20 @@ class Objective(abc.ABC):
 
     Attributes:
       axes: of the network, for the mesh in use (``core.sharding``).
+      train: how it is trained, most often a ``TrainingConfig``.
     """
 
     axes: ClassVar[Axes] = WHOLE
+    train: Any
 
     @property
     def decay(self) -> float:
         """Decay of the moving average; 0 for none."""
-        return 0.0
+        return getattr(self.train, "ema", 0.0)
 
-    @abc.abstractmethod
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer, its clipping of the gradient included."""
+        return self.train.transform()
 
     @abc.abstractmethod
     def draw(self, key: Array, data: Any) -> tuple[Any, Array]:

@@ -18,16 +18,15 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from wovr_jax.core import sharding
-from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, Share, checked
+from wovr_jax.core.config import Count, Natural, Share, checked
 from wovr_jax.data.batches import sample_rows
 from wovr_jax.data.stream import StreamConfig
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
-from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
+from wovr_jax.train.optimizers import TrainingConfig
 from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 from wovr_jax.world import flow, latents
@@ -38,14 +37,10 @@ from wovr_jax.world.model import WorldConfig, networks, sample
 
 @checked
 @dataclasses.dataclass(frozen=True)
-class WorldTrainConfig:
-    """How the transformer is trained.
+class WorldTrainConfig(TrainingConfig):
+    """How the transformer is trained; a sample is a window.
 
     Attributes:
-      steps, batch: optimiser steps and windows in each.
-      lr, warmup, schedule: peak learning rate, steps to reach it, then "cosine" to zero or "constant".
-      optimizer, weight_decay, b1, b2, clip: see ``train.optimizers``.
-      ema: decay of the averaged weights that are used in the end; 0 for none.
       start_share: share of windows that begin an episode.
       static_share: share of windows replaced by a clip of the unmoving first frame.
       context_sigma: noise level of the memory latent; its declared time stays 0.
@@ -62,17 +57,6 @@ class WorldTrainConfig:
         beside imagined; 0 for one measurement at the end.
     """
 
-    steps: Natural = 1000
-    batch: Count = 32
-    lr: Positive = 1e-3
-    warmup: Natural = 50
-    schedule: Literal["cosine", "constant"] = "cosine"
-    optimizer: optimizers.Name = "adamw"
-    weight_decay: NonNegative = 0.01
-    b1: Decay = 0.9
-    b2: Decay = 0.999
-    clip: Positive = 1.0
-    ema: Decay = 0.0
     start_share: Share = 0.05
     static_share: Share = 0.05
     context_sigma: Share = 5 / 24
@@ -108,17 +92,6 @@ class WorldObjective(Objective):
     sizes: tuple[int, ...]
 
     axes = AXES
-
-    @property
-    def decay(self) -> float:
-        """See ``WorldTrainConfig.ema``."""
-        return self.train.ema
-
-    def optimizer(self) -> optax.GradientTransformation:
-        """That of ``train.optimizer``, with its schedule."""
-        how = self.train
-        rate = optimizers.make_rate(how.schedule, how.lr, how.warmup, how.steps)
-        return optimizers.build(how.optimizer, rate, clip=how.clip, b1=how.b1, b2=how.b2, decay=how.weight_decay)
 
     def draw(self, key: Array, data: tuple[Source, ...]) -> tuple[Batch, Array]:
         """Draws ``sizes`` windows from the sets, one after the other; the loss draws levels and noise."""

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sizes import fake_learner
 from wovr_jax.core import keys
 from wovr_jax.data import starts
 from wovr_jax.data.starts import StartsConfig
-from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
@@ -45,7 +45,7 @@ def test_a_kind_of_start_that_no_group_has_is_not_logged(monkeypatch: pytest.Mon
             reward=RewardConfig.fake(),
             starts=StartsConfig(share=share),
             dream=DreamConfig(groups=4),
-            learner=LearnerConfig.fake(),
+            learner=fake_learner(),
         )
         monkeypatch.setattr(stage, "_dream", lambda cfg, given: lambda params, i, key: unseen)
         monkeypatch.setattr(stage.programs, "update", lambda *_: lambda state, *_: (state, METRICS))
@@ -62,13 +62,12 @@ def test_a_kind_of_start_that_no_group_has_is_not_logged(monkeypatch: pytest.Mon
 def test_flat_groups_from_keyframes_are_counted_and_told() -> None:
     lines = [(0.5, 0.25), (0.75, 0.0), (0.25, 0.25)]
     curve = [{"lost_keyframe": lost, "won_keyframe": won, "mixed_keyframe": 1 - lost - won} for lost, won in lines]
-    assert stage.average_flat(curve) == (0.5, pytest.approx(0.5 / 3))
-    said = stage.explain_flat(*stage.average_flat(curve))
+    said = stage.explain_flat(curve)
     assert said.startswith("67% of the groups from keyframes ended alike")
     assert "50% in failures and 17% in successes" in said
-    assert stage.explain_flat(0.25, 0.25) == ""
+    assert stage.explain_flat([{"lost_keyframe": 0.25, "won_keyframe": 0.25}]) == ""
     # Without keyframes there is nothing to count, and lines of before do not know.
-    assert stage.average_flat([{"success": 0.5}]) == () and stage.explain_flat() == ""
+    assert stage.explain_flat([{"success": 0.5}]) == stage.explain_flat([]) == ""
 
 
 def test_the_start_states_of_a_round_leave_intervened_episodes_out(tmp_path: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.sizes import fake_world_train
+from tests.sizes import fake_reward_train, fake_world_train
 from wovr_jax.core import checkpoint, keys
 from wovr_jax.core.config import ConfigError
 from wovr_jax.data.batches import NoDataError
@@ -43,7 +43,7 @@ PARAMS = classifier.network(CFG).init(jax.random.key(0))
 
 def test_learns_brightness_and_judges_on_held_out_episodes_of_both_kinds() -> None:
     dimmer = [dataclasses.replace(one, frame_SHWC=(one.frame_SHWC * 0.8).astype(np.uint8)) for one in EPISODES]
-    train = RewardTrainConfig.fake(steps=40, extra=0.3, rule="max_fpr", max_fpr=0.05)
+    train = fake_reward_train(steps=40, extra=0.3, rule="max_fpr", max_fpr=0.05)
     _, facts = fit(CFG, train, PARAMS, EPISODES, dict(enumerate(dimmer)), jax.random.key(1))
     assert facts["chosen_on_imagined_too"]
     assert facts["real"]["episode"]["tpr"] == 1.0
@@ -85,7 +85,7 @@ def _held_columns(episodes: list[Episode]) -> set[int]:
         patch.setattr(reward_stage, "_judge", judge)
         patch.setattr(loop, "fit", lambda name, state, *_, **__: state)
         with contextlib.suppress(NoDataError):  # none fails, or none succeeds
-            fit(CFG, RewardTrainConfig.fake(steps=1, rule="fixed"), PARAMS, episodes, {}, jax.random.key(1))
+            fit(CFG, fake_reward_train(steps=1, rule="fixed"), PARAMS, episodes, {}, jax.random.key(1))
     return judges
 
 
@@ -93,8 +93,8 @@ def test_a_threshold_needs_both_kinds_among_those_that_judge_unless_it_is_fixed(
     lucky = [episode for episode in EPISODES if episode.seed % 2 or episode.seed == 0]  # one success, to learn from
     twins = dict(enumerate(lucky))
     with pytest.raises(NoDataError, match=r"none of \d held-out episodes succeeds: .*reward_train\.rule='fixed'"):
-        fit(CFG, RewardTrainConfig.fake(steps=1, extra=0.3), PARAMS, lucky, twins, jax.random.key(1))
-    train = RewardTrainConfig.fake(steps=1, rule="fixed", threshold=0.7, extra=0.3)
+        fit(CFG, fake_reward_train(steps=1, extra=0.3), PARAMS, lucky, twins, jax.random.key(1))
+    train = fake_reward_train(steps=1, rule="fixed", threshold=0.7, extra=0.3)
     _, facts = fit(CFG, train, PARAMS, lucky, twins, jax.random.key(1))
     assert facts["threshold"] == 0.7 and not facts["chosen_on_imagined_too"]
     assert facts["real"]["episode"]["positives"] == 0 and facts["imagined"]["episode"]["negatives"] > 0
@@ -121,7 +121,7 @@ def test_a_released_classifier_numbers_its_tasks_by_alphabet(tmp_path: pathlib.P
 
 
 def test_works_without_imagined_frames_and_says_so() -> None:
-    _, facts = fit(CFG, RewardTrainConfig.fake(steps=2, extra=0.3), PARAMS, EPISODES, {}, jax.random.key(1))
+    _, facts = fit(CFG, fake_reward_train(steps=2, extra=0.3), PARAMS, EPISODES, {}, jax.random.key(1))
     assert not facts["chosen_on_imagined_too"]
     assert "imagined" not in facts
 
@@ -130,4 +130,4 @@ def test_works_without_imagined_frames_and_says_so() -> None:
 def test_one_sided_data_is_refused(wins: bool, said: str) -> None:
     episodes = [_episode(seed, wins) for seed in range(6)]
     with pytest.raises(NoDataError, match=f"none of 6 episodes {said}"):
-        fit(CFG, RewardTrainConfig.fake(steps=1), PARAMS, episodes, {}, jax.random.key(1))
+        fit(CFG, fake_reward_train(steps=1), PARAMS, episodes, {}, jax.random.key(1))

@@ -67,7 +67,7 @@ def improve_again(
 
 def test_watching_costs_true_steps_of_its_own_and_changes_not_a_bit(base: Base, tmp_path: pathlib.Path) -> None:
     watched = [line for line in read_metrics(base.folder) if line["stage"] == "grpo-1"]
-    facts, curve, policy = improve_again(base, tmp_path / "run", {"watch": False})
+    facts, curve, policy = improve_again(base, tmp_path / "run", {"watch": 0})
     assert facts.get("watched_steps", 0) == facts.get("true_steps", 0) == 0
     assert same(policy, base.policies[1])
     assert set(evaluate.WATCHED) <= set(watched[0]) and not set(evaluate.WATCHED) & set(curve[0])
@@ -120,6 +120,32 @@ def test_the_last_good_policy_is_kept_through_kills(
     again = improve_again(base, tmp_path / "killed", {"select": "closed_loop"})
     assert asked[3:] == [1, 2, 1, 2, 3]
     assert same(again[2], kept) and again[0] | {"seconds": 0} == facts | {"seconds": 0}
+
+
+def test_some_rollouts_of_every_group_are_followed(base: Base, tmp_path: pathlib.Path) -> None:
+    whole = [line for line in read_metrics(base.folder) if line["stage"] == "grpo-1"]
+    facts, curve, policy = improve_again(base, tmp_path / "run", {"watch": 8})
+    # Of 16 rollouts in groups of four every other one: two of each group.
+    assert facts["watched_steps"] * 2 == facts["imagined_frames"] == 2 * 16 * 16
+    assert same(policy, base.policies[1]), "whoever is watched learns the same"
+    assert [line["success"] for line in curve] == [line["success"] for line in whole]
+
+
+def test_a_round_hands_its_updates_on_when_its_world_is_not_to_be_trusted(
+    base: Base, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "is_good", lambda shares, most: len(shares) <= 2)
+    how = {"select": "triggered", "updates": (4, 1)}
+    facts, curve, policy = improve_again(base, tmp_path / "run", how)
+    # The base policy and the one after an update are good, the one after two is not: it has acted and learns no more.
+    assert (facts["good"], facts["left"], len(curve)) == (1, 3, 2)
+    assert facts["imagined_frames"] == 3 * 16 * 16 and facts["episodes"] == 3 * 16
+    assert same(policy, improve_again(base, tmp_path / "once", {"updates": (1, 1)})[2])
+    monkeypatch.undo()
+    recipe = from_dict(Recipe, merge_settings(base.settings, {"dream": how}))
+    run = Run(tmp_path / "run", json.loads((tmp_path / "run" / "config.json").read_text()))
+    pace.pace(recipe, run, pace.Job("grpo-2", ()))
+    assert len([line for line in read_metrics(run.folder) if line["stage"] == "grpo-2"]) == 1 + 3
 
 
 def test_single_iterations_do_not_decide() -> None:

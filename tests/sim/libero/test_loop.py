@@ -11,7 +11,7 @@ import pytest
 
 from configs import pace as presets
 from tests.sim.libero.test_arena import actor, recipe, small_policy
-from tests.sizes import fake_sft, fake_world_train
+from tests.sizes import fake_learner, fake_reward_train, fake_sft, fake_world_train
 from tests.small_run import run_whole
 from wovr_jax import pace
 from wovr_jax.core import checkpoint
@@ -19,9 +19,7 @@ from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
 from wovr_jax.grpo import GRPOConfig
-from wovr_jax.learner import LearnerConfig
 from wovr_jax.policy import vla
-from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.run.bind import Products, bind_stages, open_environment
 from wovr_jax.run.folder import Run
 from wovr_jax.run.recipe import DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
@@ -70,10 +68,10 @@ def test_the_whole_loop_on_a_fake_libero(fake_libero, tmp_path):
         sft=dataclasses.replace(fake_sft(), frozen=()),
         world_train=fake_world_train(),
         refresh=RefreshConfig(steps=2),
-        reward_train=RewardTrainConfig.fake(steps=4, extra=0.25, stride=2),
+        reward_train=fake_reward_train(steps=4, extra=0.25, stride=2),
         starts=StartsConfig(share=0.5),
         dream=DreamConfig(groups=4, chunks=2, updates=(2, 1)),
-        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
+        learner=fake_learner(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
         evaluate=EvaluateConfig(episodes=6, compare=5, videos=1),
     )
     results = run_whole(to_dict(one), tmp_path / "run")
@@ -140,7 +138,7 @@ def test_online_rl_on_a_fake_libero(fake_libero, tmp_path):
         sft=dataclasses.replace(fake_sft(), frozen=()),
         starts=StartsConfig(share=0.0),
         dream=DreamConfig(world="true", reward="true", groups=4, chunks=2, updates=(2,)),
-        learner=LearnerConfig.fake(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
+        learner=fake_learner(grpo=GRPOConfig.fake(group=4, entropy=0.1)),
         evaluate=EvaluateConfig(episodes=6, compare=5, videos=1),
     )
     results = pace.run("online_grpo", to_dict(one), tmp_path / "run")

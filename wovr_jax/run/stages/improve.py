@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wovr_jax import evaluate, learner
 from wovr_jax.core import checkpoint, processes, sharding
@@ -79,33 +80,36 @@ def improve(
       imagine: gives what rollouts are made of, the newest of each; asked when the stage is made.
       key: of the run, by name.
     """
-    name, updates = f"grpo-{round_ + 1}", cfg.dream.updates[round_]
+    name = f"grpo-{round_ + 1}"
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         imagination = imagine()
-        selects = cfg.dream.select == "closed_loop"
-        keep = functools.partial(_keep_good, run, name, cfg, folder) if selects else None
-        state, step = begin(cfg, policies, imagination, key, round_, keep)
+        # With what the round before left over because its refresh was due.
+        left = run.facts.get(f"grpo-{round_}", {}).get("left", 0) if cfg.dream.select == "triggered" else 0
+        updates = cfg.dream.updates[round_] + left
+        choice = _Choice(run, name, cfg, folder) if cfg.dream.select != "last" else None
+        state, step = begin(cfg, policies, imagination, key, round_, choice and choice.judge)
         # An iteration is minutes long on a real policy, so each of them is logged.
         how = {"log": run.log, "folder": folder, "log_every": 1, "undefined": evaluate.WATCHED}
         state = loop.fit(name, state, step, updates, **how)
         # Adapters are merged: the next round may train others, and evaluation and export know plain weights only.
-        params, facts, said = cfg.network.plain(state.params), {}, ""
-        if keep:
-            # The last policy has not acted yet.
-            last = jnp.asarray(updates, jnp.int32)
-            keep(state.params, last, evaluate.watch_rewards(step.batch(state, last)[0]))
-            params, facts["good"], said = _choose(cfg, folder, updates, policies[round_])
+        params, facts, said, rolled = cfg.network.plain(state.params), {}, "", updates
+        if choice:
+            if not choice.over:
+                # The last policy has not acted yet.
+                last = jnp.asarray(updates, jnp.int32)
+                with contextlib.suppress(loop.Enough):
+                    choice.judge(state.params, last, _watch(cfg, step.batch(state, last)[0]))
+            params, facts, said = choice.choose(updates, policies[round_])
+            rolled = choice.rolled
         checkpoint.save(folder / "policy", params)
         curve = _read_curve(run, name)
         # A judge that always or never says success gives no advantage, nor does a start from which all ends alike; the
         # loss would show neither.
-        flat = average_flat(curve)
-        if remark := " ".join(filter(None, (said, explain_idle(curve), explain_flat(*flat)))):
+        if remark := " ".join(filter(None, (said, explain_idle(curve), explain_flat(curve)))):
             processes.say(f"{name}: {remark}")
-        facts |= _count_steps(cfg, updates, imagination.arena, curve)
-        facts |= {"skipped": sum(line["skipped"] for line in curve), "said": remark}
-        return facts | ({"flat_keyframes": sum(flat)} if flat else {})
+        facts |= _count_steps(cfg, rolled, imagination.arena, curve)
+        return facts | {"skipped": sum(line["skipped"] for line in curve), "said": remark}
 
     return run.stage(name, make, lambda folder: load_policy(cfg.policy, folder))
 
@@ -146,7 +150,7 @@ def begin(
         imagined, k_update = roll(state, i)
         # A true reward pays no failure: there is nothing to watch.
         watched = imagined.truth_BNT is not None and cfg.dream.reward == "learned"
-        shares = evaluate.watch_rewards(imagined) if watched else {}
+        shares = _watch(cfg, imagined) if watched else {}
         if judge:
             judge(state.params, i, shares)
         # The update is not even shown what was only watched.
@@ -179,6 +183,7 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
     if cfg.dream.world != "learned" or not cfg.dream.watch:
         return lambda params, i, key: dream(params, parts, key)
     follow, starts = given.arena.follow, given.starts.value
+    every = cfg.dream.watch_every(cfg.dream.groups * cfg.learner.grpo.group)
 
     def dream_watched(params: Params, i: Array, key: Array) -> Imagined:
         imagined = dream(params, parts, key)
@@ -187,8 +192,12 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
         row_B, action_BNTA = sharding.host(
             (programs.draw_rows(cfg, table, jax.random.split(key)[0]), imagined.action_BNTA)
         )
-        true_BS = follow(starts, row_B, action_BNTA.reshape(len(row_B), -1, action_BNTA.shape[-1]))
-        return dataclasses.replace(imagined, truth_BNT=true_BS.reshape(action_BNTA.shape[:-1]))
+        row_W = row_B[::every]
+        action_WSA = action_BNTA[::every].reshape(len(row_W), -1, action_BNTA.shape[-1])
+        # Of the others nothing is known, and ``_watch`` leaves them out.
+        truth_BNT = np.zeros(action_BNTA.shape[:-1], bool)
+        truth_BNT[::every] = follow(starts, row_W, action_WSA).reshape(-1, *truth_BNT.shape[1:])
+        return dataclasses.replace(imagined, truth_BNT=truth_BNT)
 
     return dream_watched
 
@@ -217,46 +226,74 @@ def _read_curve(run: Run, name: str) -> list[dict[str, Any]]:
     return list({line["step"]: line for line in read_metrics(run.folder) if line["stage"] == name}.values())
 
 
-def _keep_good(
-    run: Run, name: str, cfg: Improvement, folder: pathlib.Path, params: Params, i: Array, watched: Mapping[str, Array]
-) -> None:
-    """Keeps the policy that has just acted, after ``i`` updates, in place of the one before, if it is good.
+@dataclasses.dataclass
+class _Choice:
+    """The policy that a round ends with, as the simulator judges it (``DreamConfig.select``).
 
     It is judged by the log, so a round that is taken up where it was cut keeps the same policies as one that was not.
+
+    Attributes:
+      run, name, cfg, folder: of the stage.
+      rolled: policies that have acted.
+      over: whether the newest of them ended the round (``DreamConfig.select``).
     """
-    done, now = int(i), float(watched["false_success"])
 
-    def read_shares() -> list[float | None]:
-        # Line ``s`` is of the policy that acted before update ``s``; lines beyond were written by a try that was cut.
-        return [line["false_success"] for line in _read_curve(run, name) if line["step"] <= done]
+    run: Run
+    name: str
+    cfg: Improvement
+    folder: pathlib.Path
+    rolled: int = 0
+    over: bool = False
 
-    before = processes.once(read_shares, f"read the curve of {name}")
-    if is_good([*before, None if math.isnan(now) else now], cfg.dream.false_success):
-        checkpoint.save(folder / "good", cfg.network.plain(params), {"iteration": done})
+    def judge(self, params: Params, i: Array, watched: Mapping[str, Array]) -> None:
+        """Keeps the policy that has just acted, after ``i`` updates, in place of the one before, if it is good.
+
+        Raises:
+          Enough: it is not, and the refresh is triggered by that.
+        """
+        done, now = int(i), float(watched["false_success"])
+
+        def read_shares() -> list[float | None]:
+            # Line ``s`` is of the policy that acted before update ``s``; lines beyond were written by a try that was
+            # cut.
+            return [line["false_success"] for line in _read_curve(self.run, self.name) if line["step"] <= done]
+
+        before = processes.once(read_shares, f"read the curve of {self.name}")
+        self.rolled = done + 1
+        if is_good([*before, None if math.isnan(now) else now], self.cfg.dream.false_success):
+            checkpoint.save(self.folder / "good", self.cfg.network.plain(params), {"iteration": done})
+        elif self.cfg.dream.select == "triggered":
+            self.over = True
+            raise loop.Enough
+
+    def choose(self, updates: int, before: Product[Params]) -> tuple[Params, dict[str, Any], str]:
+        """Returns the last good policy of a round, after how many updates it was that, and what to tell the user."""
+        paid = f"at most {self.cfg.dream.false_success:.0%} of the true failures (smoothed) were paid as successes"
+        params, good, said = before.value, None, f"At no time {paid}: the policy is the one from before this round."
+        if checkpoint.exists(self.folder / "good"):
+            params = load_policy(self.cfg.policy, self.folder, "good")
+            good = checkpoint.meta(self.folder / "good")["iteration"]
+            said = f"Kept is the policy after {good} of {updates} updates, the last when {paid}." * (good < updates)
+        return params, {"good": good, "left": updates - (good or 0)}, said
 
 
-def _choose(
-    cfg: Improvement, folder: pathlib.Path, updates: int, before: Product[Params]
-) -> tuple[Params, int | None, str]:
-    """Returns the last good policy of a round, after how many updates it was that, and what to tell the user."""
-    paid = f"at most {cfg.dream.false_success:.0%} of the true failures (smoothed) were paid as successes"
-    if not checkpoint.exists(folder / "good"):
-        return before.value, None, f"At no time {paid}: the policy is the one from before this round."
-    good = checkpoint.meta(folder / "good")["iteration"]
-    said = "" if good == updates else f"Kept is the policy after {good} of {updates} updates, the last when {paid}."
-    return load_policy(cfg.policy, folder, "good"), good, said
+def _watch(cfg: Improvement, imagined: Imagined) -> dict[str, Array]:
+    """Returns the shares of ``evaluate.WATCHED`` among the rollouts whose truth is known."""
+    every = cfg.dream.watch_every(len(imagined.task_B))
+    return evaluate.watch_rewards(jax.tree.map(lambda leaf: leaf[::every], imagined))
 
 
-def _count_steps(cfg: Improvement, updates: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the round consumed: imagined frames, and true steps where the world is the truth, or selects."""
-    selects = cfg.dream.select == "closed_loop"
-    # The last policy is rolled out once more to be judged.
-    rollouts = (updates + selects) * cfg.dream.groups * cfg.learner.grpo.group
-    steps = rollouts * cfg.dream.chunks * cfg.policy.chunk
+def _count_steps(cfg: Improvement, rolled: int, arena: Arena, curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """What ``rolled`` iterations consumed: imagined frames, and true steps where the world is the truth, or selects."""
+    group = cfg.dream.groups * cfg.learner.grpo.group
+    rollouts, steps = rolled * group, rolled * group * cfg.dream.chunks * cfg.policy.chunk
     if cfg.dream.world == "learned":
         # A step of a chunk is a frame, and the world model makes all of them, also those after a success.
         # What selects decides something, and is paid for as any true episode.
-        watched = {"episodes": rollouts, "true_steps": steps} if selects else {"watched_steps": steps}
+        followed = len(range(0, group, cfg.dream.watch_every(group)))
+        true = rolled * followed * cfg.dream.chunks * cfg.policy.chunk
+        selects = {"episodes": rolled * followed, "true_steps": true}
+        watched = {"watched_steps": true} if cfg.dream.select == "last" else selects
         return {"imagined_frames": steps} | (watched if cfg.dream.watch else {})
     if arena.explore and curve:  # there, episodes end at their first success
         steps = round(steps * arena.hold * sum(line["length"] for line in curve) / len(curve))
@@ -281,14 +318,10 @@ def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-def average_flat(curve: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
-    """Returns the mean shares of groups from keyframes that all failed and that all succeeded; empty without such."""
-    lines = [line for line in curve if "lost_keyframe" in line]
-    return tuple(sum(line[f"{end}_keyframe"] for line in lines) / len(lines) for end in ("lost", "won") if lines)
-
-
-def explain_flat(lost: float = 0.0, won: float = 0.0) -> str:
+def explain_flat(curve: Sequence[Mapping[str, float]]) -> str:
     """Returns what to tell the user where most groups from keyframes had nothing to teach; else nothing."""
+    ends = [(line["lost_keyframe"], line["won_keyframe"]) for line in curve if "lost_keyframe" in line]
+    lost, won = np.mean(ends or [(0.0, 0.0)], axis=0)
     if lost + won <= 0.5:
         return ""
     return (

@@ -13,14 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from wovr_jax.core import sharding
-from wovr_jax.core.config import Count, Natural, NonNegative, Positive, Seed, checked
+from wovr_jax.core.config import Count, Decay, Natural, NonNegative, Positive, Seed, checked
 from wovr_jax.core.stats import psnr
 from wovr_jax.nn.functional import Pure
-from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
+from wovr_jax.train.optimizers import Name, TrainingConfig
 from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 from wovr_jax.world.vae.net import VAE, VAEConfig
@@ -31,12 +30,10 @@ Draw = Callable[..., Array]
 
 @checked
 @dataclasses.dataclass(frozen=True)
-class VAETraining:
-    """How the VAE is pretrained.
+class VAETraining(TrainingConfig):
+    """How the VAE is pretrained; a sample is a window of frames.
 
     Attributes:
-      steps, batch, lr, warmup, clip: of the optimiser, with a linear warm-up and a cosine to zero.
-      optimizer: see ``train.optimizers``.
       knee: pixel error up to which the absolute error is rounded into a square; below it the
         gradient fades, so that the still background does not drown what moves. 0: not rounded.
       edge: weight of the error of differences between neighbouring pixels.
@@ -48,9 +45,9 @@ class VAETraining:
     steps: Natural = 2000
     batch: Count = 8
     lr: Positive = 3e-3
-    warmup: Natural = 50
-    optimizer: optimizers.Name = "muon"
-    clip: Positive = 1.0
+    optimizer: Name = "muon"
+    weight_decay: NonNegative = 0.0
+    b2: Decay = 0.99
     knee: NonNegative = 0.1
     edge: NonNegative = 0.5
     focus: NonNegative = 8.0
@@ -108,12 +105,6 @@ class VAEObjective(Objective):
     cfg: VAEConfig
     train: VAETraining
     draw_frames: Draw
-
-    def optimizer(self) -> optax.GradientTransformation:
-        """That of ``train.optimizer``, with warm-up and a cosine to zero."""
-        how = self.train
-        rate = optimizers.warmup_cosine(how.lr, how.warmup, how.steps)
-        return optimizers.build(how.optimizer, rate, clip=how.clip, b2=0.99)
 
     def draw(self, key: Array, data: tuple[Any, ...]) -> tuple[Array, Array]:
         """Draws every batch afresh; the loss draws the noise of the latents."""
