@@ -40,16 +40,25 @@ def get_config(preset: str = ""):
         sft={"optimizer": "muon", "steps": 400, "batch": 32, "lr": 5e-3, "early": 3},
         world_train={
             "optimizer": "muon",
-            "steps": 2000,
+            "steps": 4000,
             "batch": 32,
             "lr": 8e-3,
             "b2": 0.98,
             "weighting": "uniform",
             "start_share": 0.25,
+            "shift": 3,  # few episodes, and a world of pixels: where the camera stands teaches nothing
             "context_sigma": 0.05,  # WoVR's 5/24 hides where the gripper is to a pixel, which decides a grasp
         },
         refresh={"steps": 600, "lr": 5e-3},
-        reward_train={"steps": 400, "batch": 64, "lr": 2e-3, "positive": 0.3, "extra": 0.4, "rule": "rate"},
+        reward_train={
+            "steps": 400,
+            "batch": 64,
+            "lr": 2e-3,
+            "positive": 0.3,
+            "extra": 0.4,
+            "rule": "fixed",
+            "threshold": 0.9,
+        },
         starts={"share": 0.25, "rule": "last_chance", "before": 6, "room": 12, "event": "any", "each": 2},
         dream={
             "groups": 48,  # imagined rollouts cost no true episode, and a gradient of few of them is mostly noise
@@ -99,7 +108,7 @@ def tiny(settings):
     settings.sft.update(steps=12, batch=8, validate_every=6)
     settings.world_train.update(steps=12, batch=8)
     settings.refresh.steps = 8
-    settings.reward_train.update(steps=12, batch=16, extra=0.25)
+    settings.reward_train.update(steps=12, batch=16, extra=0.25, rule="rate")
     settings.dream.update(groups=4, chunks=2, updates=(4, 4))
     settings.online_groups = 0
     # All rollouts of a group end alike at this size; the entropy bonus moves the policy all the same.
@@ -124,8 +133,9 @@ def relay(settings):
     # From a keyframe there has to be time for what the expert needs from the start, 49 steps in the middle.
     settings.starts.update(before=16, room=48)
     settings.collect.update(demonstrations=48, first=384, again=192, retold=192)
-    settings.world_train.update(steps=1500, stride=4, context_sigma=5 / 24)
+    settings.world_train.update(steps=1500, stride=4, shift=0, context_sigma=5 / 24)
     settings.refresh.update(steps=300, lr=3e-3)
+    settings.reward_train.rule = "rate"
     settings.dream.update(groups=12, chunks=12, updates=(10, 10), rates=(1.0, 1 / 3))
     settings.learner.lr = 3e-4
 
@@ -214,9 +224,9 @@ def libero_small(settings):
     settings.vae_train = common.settings(steps=1500, batch=8, lr=3e-3)
     settings.collect.update(demonstrations=200, validation=16, first=250, again=100, retold=100, batch=16)
     settings.sft.update(steps=1500, batch=32, lr=3e-3, frozen=())
-    settings.world_train.update(steps=5000, latents="disk", stride=2, context_sigma=5 / 24)
+    settings.world_train.update(steps=5000, latents="disk", stride=2, shift=0, context_sigma=5 / 24)
     settings.refresh.update(steps=500, lr=3e-3)
-    settings.reward_train.update(steps=1000)
+    settings.reward_train.update(steps=1000, rule="rate")
     # A group has to fail and succeed. From closing its fingers a demonstration needs 51 to 52 steps into the basket, so
     # with that much room every failure can still be mended, whether the milk was missed, dropped or let go.
     settings.starts.update(rule="last_chance", before=16, least=4, room=52)
@@ -283,6 +293,7 @@ def on(suite):
             schedule="constant",
             start_share=0.05,
             start_cap=250,
+            shift=0,
             context_sigma=5 / 24,
             latents="stream",
         )

@@ -9,8 +9,10 @@ constant closed over would be compiled in, and compiled again for the next round
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -32,6 +34,8 @@ class NoDataError(ValueError):
 
 HELD_OUT = 0.15
 """Share of the episodes that VAE, world model and success classifier all hold out: one that judges trained none."""
+SHIFTS = 2
+"""How often a window that is moved comes, each time moved by another draw."""
 
 
 def split(episodes: Sequence[Episode | Head], val_share: float = HELD_OUT) -> np.ndarray:
@@ -103,6 +107,8 @@ class Layout:
       partial: also windows whose memory reaches one or more frames before the episode, which
         keyframes in the first ``memory - 1`` steps lead to.
       start_share: share of the windows drawn that begin an episode, see :func:`sample_rows`.
+      shift: windows to learn from are moved by up to so many pixels along height and width, as if the camera stood a
+        little elsewhere; each comes ``SHIFTS`` times.
     """
 
     memory: int = 4
@@ -111,6 +117,7 @@ class Layout:
     stride: int = 1
     partial: bool = False
     start_share: float = 0.05
+    shift: int = 0
 
     @property
     def first(self) -> int:
@@ -137,8 +144,9 @@ class Windows:
       frame_ESHWC: (E, S + 1, H, W, 3) uint8; short episodes repeat their last frame.
       action_ESA: (E, S, A) float32; short episodes end in null actions.
       task_E: (E,) int32.
-      train_I2, val_I2: (I, 2) int32 rows (episode, start). The first ``train_starts`` (``val_starts``)
-        rows are the episode-start windows, one an episode.
+      train_I2, val_I2: (I, 2) int32 rows (episode, start); with ``Layout.shift`` those to learn from are (I, 4), with
+        how far down and right the window looks. The first ``train_starts`` (``val_starts``) rows are the
+        episode-start windows.
     """
 
     frame_ESHWC: Column
@@ -173,6 +181,11 @@ def windows(episodes: Sequence[Episode], layout: Layout = Layout(), *, val_share
             f"no world-model window: a window needs {layout.new} steps, the longest of {len(episodes)} episodes has "
             f"{longest}."
         )
+    if layout.shift:
+        by_I2 = np.random.default_rng(0).integers(
+            -layout.shift, layout.shift + 1, (SHIFTS * len(train_I2), 2), np.int32
+        )
+        train_I2, train_starts = np.hstack([np.repeat(train_I2, SHIFTS, axis=0), by_I2]), SHIFTS * train_starts
     return Windows(
         frame_ESHWC=_stack([episode.frame_SHWC for episode in episodes]),
         action_ESA=_stack([episode.action_SA for episode in episodes], np.asarray(NULL_ACTION, np.float32)),
@@ -217,13 +230,13 @@ def sample_rows(key: Array, batch: int, starts: int, rows: int, start_share: flo
 
 
 def gather_windows(data: Windows, row_B2: Array) -> tuple[Array, Array]:
-    """Gathers the windows of (episode, start) rows; runs inside a compiled step.
+    """Gathers the windows of rows of ``Windows``; runs inside a compiled step.
 
     Returns:
       frame_BFHWC float32 in [-1, 1] and action_BFA float32, F = 1 + memory + new; action slot i
       holds the action that produced frame i, the null action where none did.
     """
-    chex.assert_shape(row_B2, (None, 2))
+    chex.assert_shape(row_B2, (None, {2, 4}))
     chex.assert_rank([data.frame_ESHWC, data.action_ESA], [5, 3])
     chex.assert_type(data.frame_ESHWC, np.uint8)
     episode_B1, start_B = row_B2[:, :1], row_B2[:, 1]
@@ -231,9 +244,18 @@ def gather_windows(data: Windows, row_B2: Array) -> tuple[Array, Array]:
     step_BF = start_B[:, None] + jnp.arange(data.memory + data.new)
     step_BF = jnp.concatenate([jnp.zeros_like(step_BF[:, :1]), step_BF], axis=1)
     frame_BFHWC = to_float(jnp.asarray(data.frame_ESHWC)[episode_B1, jnp.maximum(step_BF, 0)])
+    if row_B2.shape[1] > 2:
+        frame_BFHWC = jax.vmap(functools.partial(shift_frames, take=jnp.take))(frame_BFHWC, row_B2[:, 2:])
     # action_SA[i] leads from frame i to frame i + 1, so the action that produced frame i is the one before it.
     action_BFA = jnp.asarray(data.action_ESA)[episode_B1, jnp.maximum(step_BF - 1, 0)]
     return frame_BFHWC, jnp.where((step_BF > 0)[..., None], action_BFA, jnp.asarray(NULL_ACTION))
+
+
+def shift_frames(frame_FHWC: Any, by_2: Any, take: Callable = np.take) -> Any:
+    """Returns frames that show what lies ``by_2`` pixels further down and right; the border is repeated."""
+    for axis, by in zip((1, 2), by_2, strict=True):
+        frame_FHWC = take(frame_FHWC, np.arange(frame_FHWC.shape[axis]) + by, axis=axis, mode="clip")
+    return frame_FHWC
 
 
 # ---------------------------------------------------------------- chunks for imitation

@@ -23,7 +23,7 @@ from grain import experimental
 
 from wovr_jax.core import sharding
 from wovr_jax.core.config import Count, Natural, checked
-from wovr_jax.data.batches import Layout, NoDataError
+from wovr_jax.data.batches import Layout, NoDataError, shift_frames
 from wovr_jax.types import NULL_ACTION, Array, Episode
 
 Host = dict[str, np.ndarray]
@@ -95,6 +95,8 @@ class Stream:
         starts_K = [first if begins else int(rng.choice(later)) for begins in begins_K]
         episode = self.source[index]
         frames, actions = zip(*(window(episode, start, self.layout) for start in starts_K), strict=True)
+        if shift := self.layout.shift:
+            frames = [shift_frames(frame_FHWC, rng.integers(-shift, shift + 1, 2)) for frame_FHWC in frames]
         return {"frame": np.stack(frames), "action": np.stack(actions)}
 
     def read(self, seed: tuple[int, ...], rows: np.ndarray, step: int, steps: int) -> Any:

@@ -48,6 +48,8 @@ class WorldTrainConfig(TrainingConfig):
       replay_share: share of a batch drawn from the old episodes in a refresh.
       stride: steps between the starts of windows; neighbours overlap in all frames but one.
       start_cap: windows begin below this frame; 0 for anywhere. The reference never looks beyond frame 250.
+      shift: largest number of pixels by which windows are moved along height and width: an augmentation, no part of
+        the reference; see ``data.batches.Layout``.
       latents: "memory" encodes every window before the first step; "disk" also keeps them for the next run
         on the same episodes; "fly" encodes each batch anew, where all latents would not fit; "stream" also
         reads its frames from disk, where they would not fit.
@@ -64,6 +66,7 @@ class WorldTrainConfig(TrainingConfig):
     replay_share: Share = 0.5
     stride: Count = 1
     start_cap: Natural = 0
+    shift: Natural = 0
     latents: Literal["memory", "disk", "fly", "stream"] = "memory"
     stream: StreamConfig = StreamConfig()
     lora: DiTLoRA | None = None

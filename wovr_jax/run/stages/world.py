@@ -167,7 +167,8 @@ def windows(
     """
     cap = train.start_cap or None
     # Keyframes and refreshes begin anywhere in an episode, so the memory may reach before its first frame.
-    layout = Layout(cfg.slots, cfg.chunk, cap, train.stride, partial=True, start_share=train.start_share)
+    share, shift = train.start_share, train.shift
+    layout = Layout(cfg.slots, cfg.chunk, cap, train.stride, partial=True, start_share=share, shift=shift)
     # By what fits where: pixels, read step by step or held; or latents, which a folder may keep for other trainings.
     if train.latents == "stream":
         heads = disk.heads(episodes)
@@ -176,6 +177,7 @@ def windows(
         data = latents.WindowStream(stream.Stream(episodes, steps_E, ~held_E, layout, train.stream), vae_params, cfg)
         # Validation draws from memory, so of the held-out side there are as many episodes as may stay there.
         some = [episodes[e] for e in np.flatnonzero(held_E)[:VALIDATED]]
+        layout = dataclasses.replace(layout, shift=0)
         kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], layout, val_share=0.0))
         return data, kept if some else none
     cut = batches.windows(episodes, layout, val_share=held_out)
