@@ -37,28 +37,7 @@ def get_config(preset: str = ""):
         # Few demonstrations, none of them flawed: the base fails by what it has not seen, at every temperature.
         expert={"flaw": "none", "flawed_share": 0.0},
         collect={"demonstrations": 24, "first": 768, "again": 192, "retold": 384},
-        sft={"optimizer": "muon", "steps": 400, "batch": 32, "lr": 5e-3, "early": 3},
-        world_train={
-            "optimizer": "muon",
-            "steps": 4000,
-            "batch": 32,
-            "lr": 8e-3,
-            "b2": 0.98,
-            "weighting": "uniform",
-            "start_share": 0.25,
-            "shift": 3,  # few episodes, and a world of pixels: where the camera stands teaches nothing
-            "context_sigma": 0.05,  # WoVR's 5/24 hides where the gripper is to a pixel, which decides a grasp
-        },
-        refresh={"steps": 600, "lr": 5e-3},
-        reward_train={
-            "steps": 400,
-            "batch": 64,
-            "lr": 2e-3,
-            "positive": 0.3,
-            "extra": 0.4,
-            "rule": "fixed",
-            "threshold": 0.9,
-        },
+        **trainings(),
         starts={"share": 0.25, "rule": "last_chance", "before": 6, "room": 12, "event": "any", "each": 2},
         dream={
             "groups": 48,  # imagined rollouts cost no true episode, and a gradient of few of them is mostly noise
@@ -84,6 +63,34 @@ def get_config(preset: str = ""):
     presets = {"smoke": smoke, "tiny": tiny, "lora": lora, "libero_small": libero_small, "libero_smoke": libero_smoke}
     presets |= {"relay": relay, "paper": paper, "rlinf": rlinf, "rlinf_release": rlinf_release}
     return common.with_preset(settings, preset, presets | {suite: on(suite) for suite in suites})
+
+
+def trainings():
+    """How policy, world model and classifier of the table learn from episodes."""
+    return {
+        "sft": {"optimizer": "muon", "steps": 400, "batch": 32, "lr": 5e-3, "early": 3},
+        "world_train": {
+            "optimizer": "muon",
+            "steps": 4000,
+            "batch": 32,
+            "lr": 8e-3,
+            "b2": 0.98,
+            "weighting": "uniform",
+            "start_share": 0.25,
+            "shift": 3,  # episodes are few, and where the camera stands decides nothing
+            "context_sigma": 0.05,  # WoVR's 5/24 hides where the gripper is to a pixel, and that decides a grasp
+        },
+        "refresh": {"steps": 600, "lr": 5e-3},
+        "reward_train": {
+            "steps": 400,
+            "batch": 64,
+            "lr": 2e-3,
+            "positive": 0.3,
+            "extra": 0.4,
+            "rule": "fixed",
+            "threshold": 0.9,
+        },
+    }
 
 
 def smoke(settings):

@@ -190,13 +190,6 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def positive(text: str) -> int:
-    """Reads a whole number above 0; a type for ``add_argument``."""
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
-    return int(text)
-
-
 def default_run(file: str, preset: str, settings: Mapping[str, Any]) -> pathlib.Path:
     """``runs/pace``, ``runs/pace-libero_spatial``, ``runs/pace-seed1``: never one folder for two seeds."""
     parts = [pathlib.Path(file).stem, *filter(None, preset.split(","))]

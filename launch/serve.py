@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from launch import command
+from launch import command, flags
 
 if TYPE_CHECKING:
     from wovr_jax.export.robot import Robot
@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--max-mb", type=float, default=8.0, help="longest message, MiB (default 8)")
-    parser.add_argument("--clients", type=command.positive, default=16, help="most clients at once (default 16)")
+    parser.add_argument("--clients", type=flags.positive, default=16, help="most clients at once (default 16)")
     args = parser.parse_args()
     if args.max_mb <= 0 or args.temperature < 0 or not 0 <= args.port <= 65535:
         parser.error("--max-mb is above 0, --temperature at least 0, --port from 0 to 65535")

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from launch import command
+from launch import flags
 
 MEMORY, NEW = 4, 8
 """Frames of a window beside the anchor, as in the released model."""
@@ -27,13 +27,13 @@ MEMORY, NEW = 4, 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this measurement."""
     parser.add_argument("--episodes", type=pathlib.Path, required=True, metavar="FOLDER", help="an episode folder")
-    parser.add_argument("--batch", type=command.positive, default=8, help="windows in a training step (default 8)")
+    parser.add_argument("--batch", type=flags.positive, default=8, help="windows in a training step (default 8)")
     parser.add_argument(
-        "--visit", type=command.positive, default=8, help="windows cut from a decoded episode (default 8)"
+        "--visit", type=flags.positive, default=8, help="windows cut from a decoded episode (default 8)"
     )
-    parser.add_argument("--threads", type=command.positive, default=8, help="reading threads (default 8)")
+    parser.add_argument("--threads", type=flags.positive, default=8, help="reading threads (default 8)")
     parser.add_argument("--workers", type=int, default=0, help="reading processes; default 0, in this one")
-    parser.add_argument("--steps", type=command.positive, default=64, help="batches to read (default 64)")
+    parser.add_argument("--steps", type=flags.positive, default=64, help="batches to read (default 64)")
     parser.add_argument("--step_s", type=float, help="seconds of a training step, to hold reading against")
 
 

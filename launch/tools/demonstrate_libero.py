@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
 
-from launch import command
+from launch import command, flags
 
 if TYPE_CHECKING:
     from wovr_jax.sim.libero.rollout import Outcome
@@ -55,14 +55,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=1.0, help="of the episodes that carry the flaw (default 1)")
     parser.add_argument("--linger", type=int, default=8, help="steps after the first success (default 8)")
     parser.add_argument("--keep", choices=("all", "successes"), default="all", help="which episodes are written")
-    parser.add_argument("--size", type=command.positive, default=256, help="pixels of a frame (default 256)")
+    parser.add_argument("--size", type=flags.positive, default=256, help="pixels of a frame (default 256)")
     parser.add_argument("--no-wrist", action="store_true", help="leave the camera in the hand out")
     parser.add_argument("--drawing", default="libero", help="libero, or fast: without smoothed edges and reflections")
     parser.add_argument(
         "--soft-reset", action="store_true", help="ten times faster; fixtures stand a little differently"
     )
     parser.add_argument(
-        "--workers", type=command.positive, default=2, help="environments at a time, 1 to 1.5 GB each (default 2)"
+        "--workers", type=flags.positive, default=2, help="environments at a time, 1 to 1.5 GB each (default 2)"
     )
     parser.add_argument("--videos", type=int, default=0, help="mp4 files of the first episodes, beside the episodes")
     parser.add_argument("--out", type=pathlib.Path, help="episode folder to write")

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
 
-from launch import command
+from launch import command, flags
 
 
 def main() -> None:
@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="where the asset is written; default wovr_jax/assets")
     parser.add_argument("--name", help="name of the asset; default <suite>_<part>")
     parser.add_argument("--run", type=pathlib.Path, help="folder for checkpoint and metrics")
-    parser.add_argument("--steps", type=command.positive)
-    parser.add_argument("--batch", type=command.positive)
+    parser.add_argument("--steps", type=flags.positive)
+    parser.add_argument("--batch", type=flags.positive)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--kl", type=float, help="of the VAE only")
     parser.add_argument("--seed", type=int)

@@ -330,3 +330,19 @@ def test_templates_and_assets_are_part_of_an_installation():
     data = [path.relative_to(package).as_posix() for path in package.rglob("*.*") if path.suffix not in (".py", ".pyc")]
     assert {"report/page.html", "report/page.css"} <= set(data)
     assert not [name for name in data if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def test_flat_groups_from_keyframes_are_counted_and_told() -> None:
+    lines = [(0.5, 0.25), (0.75, 0.0), (0.25, 0.25)]
+    curve = [{"lost_keyframe": lost, "won_keyframe": won, "mixed_keyframe": 1 - lost - won} for lost, won in lines]
+    said = tables.explain_flat(curve)
+    assert said.startswith("67% of the groups from keyframes ended alike")
+    assert "50% in failures and 17% in successes" in said
+    assert tables.explain_flat([{"lost_keyframe": 0.25, "won_keyframe": 0.25}]) == ""
+    # Without keyframes there is nothing to count, and lines of before do not know.
+    assert tables.explain_flat([{"success": 0.5}]) == tables.explain_flat([]) == ""
+    page = report.render(
+        {"keyframes": {"starts-0": {"rules": {"last_chance": 3}, "steps": [1, 2, 3]}}},
+        [{"stage": "grpo-1", "step": step, **line} for step, line in enumerate(curve, 1)],
+    )
+    assert "grpo-1: 67% of the groups from keyframes" in page

@@ -9,7 +9,6 @@ constant closed over would be compiled in, and compiled again for the next round
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -245,7 +244,7 @@ def gather_windows(data: Windows, row_B2: Array) -> tuple[Array, Array]:
     step_BF = jnp.concatenate([jnp.zeros_like(step_BF[:, :1]), step_BF], axis=1)
     frame_BFHWC = to_float(jnp.asarray(data.frame_ESHWC)[episode_B1, jnp.maximum(step_BF, 0)])
     if row_B2.shape[1] > 2:
-        frame_BFHWC = jax.vmap(functools.partial(shift_frames, take=jnp.take))(frame_BFHWC, row_B2[:, 2:])
+        frame_BFHWC = jax.vmap(lambda frame, by: shift_frames(frame, by, jnp.take))(frame_BFHWC, row_B2[:, 2:])
     # action_SA[i] leads from frame i to frame i + 1, so the action that produced frame i is the one before it.
     action_BFA = jnp.asarray(data.action_ESA)[episode_B1, jnp.maximum(step_BF - 1, 0)]
     return frame_BFHWC, jnp.where((step_BF > 0)[..., None], action_BFA, jnp.asarray(NULL_ACTION))

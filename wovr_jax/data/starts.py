@@ -306,13 +306,11 @@ def draw(table: Starts, key: Array, groups: int, size: int, *, share: float = 1 
     """
     kir = count_keyframes(table, groups, share)
     k_initial, k_keyframe = jax.random.split(key)
-    parts = []
-    if groups - kir:
-        parts.append(jax.random.randint(k_initial, (groups - kir,), 0, table.initials))
-    if kir:
-        parts.append(jax.random.randint(k_keyframe, (kir,), table.initials, len(table)))
+    # Of a kind from which no group begins nothing is drawn, from however empty a range.
+    initial_P = jax.random.randint(k_initial, (groups - kir,), 0, table.initials)
+    keyframe_P = jax.random.randint(k_keyframe, (kir,), table.initials, len(table))
     # All rollouts of a group begin in one state: their returns are compared with each other.
-    return jnp.repeat(jnp.concatenate(parts).astype(jnp.int32), size)
+    return jnp.repeat(jnp.concatenate([initial_P, keyframe_P]).astype(jnp.int32), size)
 
 
 def count_keyframes(table: Starts, groups: int, share: float) -> int:

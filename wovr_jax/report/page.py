@@ -80,7 +80,7 @@ def render(
         "films": _render_films(results.get("comparison") or (), pathlib.Path(folder)),
         "curves": _render_curves(curves),
         "reward": _render_reward(results.get("reward") or {}),
-        "keyframes": _render_keyframes(results.get("keyframes") or {}),
+        "keyframes": _render_keyframes(results.get("keyframes") or {}) + _render_flat(curves),
         "ledger": _render_ledger(results.get("ledger") or {}),
         "settings": html.escape(json.dumps(settings, indent=2)) if any(settings.values()) else "",
     }
@@ -226,6 +226,15 @@ def _render_reward(rewards: Mapping[str, Results]) -> str:
         title = f"{html.escape(name)}: threshold {reward['threshold']:.4g}"
         shown.append(f"<figure><h3>{title}</h3>{drawn}{_render_table(rows)}</figure>")
     return _side_by_side(shown)
+
+
+def _render_flat(curves: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence for each round whose groups from keyframes mostly ended alike."""
+    rounds: dict[str, list[Mapping[str, Any]]] = {}
+    for line in curves:
+        rounds.setdefault(line["stage"], []).append(line)
+    said = {stage: tables.explain_flat(curve) for stage, curve in rounds.items()}
+    return "".join(f"<p>{html.escape(stage)}: {html.escape(words)}</p>" for stage, words in said.items() if words)
 
 
 def _render_keyframes(keyframes: Mapping[str, Results]) -> str:

@@ -56,6 +56,22 @@ def state_findings(results: Results) -> list[str]:
     return [*sentences, *remarks]
 
 
+def explain_flat(curve: Sequence[Mapping[str, Any]]) -> str:
+    """Says so where most groups from keyframes of a round ended alike and had nothing to teach; else nothing.
+
+    Args:
+      curve: the metrics of each of its iterations.
+    """
+    ends = [(line["lost_keyframe"], line["won_keyframe"]) for line in curve if "lost_keyframe" in line]
+    lost, won = (sum(shares) / len(ends) for shares in zip(*ends)) if ends else (0.0, 0.0)
+    if lost + won <= 0.5:
+        return ""
+    return (
+        f"{lost + won:.0%} of the groups from keyframes ended alike and taught nothing, {lost:.0%} in failures and "
+        f"{won:.0%} in successes: try others (starts.rule, starts.before, starts.room), or fewer (starts.share)."
+    )
+
+
 def _state_success(phases: Sequence[Results]) -> str:
     last, gain = phases[-1], phases[-1].get("gain")
     now = f"{last['true_success']['rate']:.1%} ({last['name']})"

@@ -59,17 +59,6 @@ def test_a_kind_of_start_that_no_group_has_is_not_logged(monkeypatch: pytest.Mon
     assert logged(both, 1.0) == logged(failed, 0.5) == {"success", "success_keyframe", "lost_keyframe"}
 
 
-def test_flat_groups_from_keyframes_are_counted_and_told() -> None:
-    lines = [(0.5, 0.25), (0.75, 0.0), (0.25, 0.25)]
-    curve = [{"lost_keyframe": lost, "won_keyframe": won, "mixed_keyframe": 1 - lost - won} for lost, won in lines]
-    said = stage.explain_flat(curve)
-    assert said.startswith("67% of the groups from keyframes ended alike")
-    assert "50% in failures and 17% in successes" in said
-    assert stage.explain_flat([{"lost_keyframe": 0.25, "won_keyframe": 0.25}]) == ""
-    # Without keyframes there is nothing to count, and lines of before do not know.
-    assert stage.explain_flat([{"success": 0.5}]) == stage.explain_flat([]) == ""
-
-
 def test_the_start_states_of_a_round_leave_intervened_episodes_out(tmp_path: pathlib.Path) -> None:
     run, rollouts = Run(tmp_path / "run", {"name": "x"}), [episode(seed) for seed in range(4)]
     rollouts[2] = episode(2, intervened="hold")

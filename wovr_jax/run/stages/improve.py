@@ -104,9 +104,8 @@ def improve(
             rolled = choice.rolled
         checkpoint.save(folder / "policy", params)
         curve = _read_curve(run, name)
-        # A judge that always or never says success gives no advantage, nor does a start from which all ends alike; the
-        # loss would show neither.
-        if remark := " ".join(filter(None, (said, explain_idle(curve), explain_flat(curve)))):
+        # A judge that always or never says success gives no advantage, and the loss would not show it.
+        if remark := " ".join(filter(None, (said, explain_idle(curve)))):
             processes.say(f"{name}: {remark}")
         facts |= _count_steps(cfg, rolled, imagination.arena, curve)
         return facts | {"skipped": sum(line["skipped"] for line in curve), "said": remark}
@@ -315,16 +314,4 @@ def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:
         + ("The policy is as it was. " if len(skipped) == len(curve) else "")
         + "Look at the reward's threshold and errors, and at the policy's true success; then try more groups "
         "(dream.groups), larger ones (learner.grpo.group) or a wider filter (learner.grpo.filter_low, filter_high)."
-    )
-
-
-def explain_flat(curve: Sequence[Mapping[str, float]]) -> str:
-    """Returns what to tell the user where most groups from keyframes had nothing to teach; else nothing."""
-    ends = [(line["lost_keyframe"], line["won_keyframe"]) for line in curve if "lost_keyframe" in line]
-    lost, won = np.mean(ends or [(0.0, 0.0)], axis=0)
-    if lost + won <= 0.5:
-        return ""
-    return (
-        f"{lost + won:.0%} of the groups from keyframes ended alike and taught nothing, {lost:.0%} in failures and "
-        f"{won:.0%} in successes: try others (starts.rule, starts.before, starts.room), or fewer (starts.share)."
     )

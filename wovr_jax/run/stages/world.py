@@ -98,10 +98,8 @@ def fit_world(
         return worlds[-1] if worlds else Product(lambda: {"dit": start(), "vae": vae.value[1]})
     name = f"world-{round_}"
     if worlds:
-        train, start = (
-            dataclasses.replace(train, **dataclasses.asdict(refresh)),
-            lambda: worlds[round_ - 1].value["dit"],
-        )
+        before = worlds[round_ - 1]
+        train, start = dataclasses.replace(train, **dataclasses.asdict(refresh)), lambda: before.value["dit"]
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         (cfg, vae_params), start_dit, train_key = vae.value, start(), key(name)
@@ -167,8 +165,7 @@ def windows(
     """
     cap = train.start_cap or None
     # Keyframes and refreshes begin anywhere in an episode, so the memory may reach before its first frame.
-    share, shift = train.start_share, train.shift
-    layout = Layout(cfg.slots, cfg.chunk, cap, train.stride, partial=True, start_share=share, shift=shift)
+    layout = Layout(cfg.slots, cfg.chunk, cap, train.stride, True, train.start_share, train.shift)
     # By what fits where: pixels, read step by step or held; or latents, which a folder may keep for other trainings.
     if train.latents == "stream":
         heads = disk.heads(episodes)
