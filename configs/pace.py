@@ -113,11 +113,11 @@ def tiny(settings):
     settings.collect.update(demonstrations=32, validation=4, first=8, again=8, retold=8, batch=8)
     settings.vae_train = common.settings(steps=8, batch=4)
     settings.sft.update(steps=12, batch=8, validate_every=6)
-    settings.world_train.update(steps=12, batch=8)
-    settings.refresh.steps = 8
-    settings.reward_train.update(steps=12, batch=16, extra=0.25, rule="rate")
-    settings.dream.update(groups=4, chunks=2, updates=(4, 4))
-    settings.online_groups = 0
+    settings.world_train.update(steps=12, batch=8, shift=0, context_sigma=5 / 24)
+    settings.refresh.update(steps=8, lr=3e-3)
+    settings.reward_train.update(steps=12, batch=16, extra=0.25, rule="rate", threshold=0.5)
+    settings.dream.update(groups=4, chunks=2, updates=(4, 4), rates=(1.0, 1 / 3))
+    settings.online_groups, settings.learner.lr = 0, 3e-4
     # All rollouts of a group end alike at this size; the entropy bonus moves the policy all the same.
     settings.learner.update(microbatch=8, grpo=common.settings(group=4, entropy=0.1))
     settings.evaluate.update(episodes=8, compare=8, videos=1)

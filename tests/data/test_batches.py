@@ -71,6 +71,27 @@ def test_window_index():
     np.testing.assert_array_equal(action[0, 1:3], np.tile(NULL, (2, 1)))
 
 
+def test_windows_to_learn_from_are_moved_and_those_that_judge_are_not():
+    episodes = [numbered(24, seed) for seed in range(8)]
+    plain, moved = (batches.windows(episodes, Layout(partial=True, shift=shift)) for shift in (0, 2))
+    assert moved.train_I2.shape == (batches.SHIFTS * len(plain.train_I2), 4)
+    np.testing.assert_array_equal(moved.train_I2[:, :2], np.repeat(plain.train_I2, batches.SHIFTS, axis=0))
+    assert moved.train_starts == batches.SHIFTS * plain.train_starts, "episode starts are first all the same"
+    assert set(np.unique(moved.train_I2[:, 2:])) == {-2, -1, 0, 1, 2}
+    np.testing.assert_array_equal(moved.val_I2, plain.val_I2)
+    # What is seen is the same scene from elsewhere, in all frames of a window alike; actions stay as they are.
+    rng = np.random.default_rng(0)
+    drawn = [dataclasses.replace(e, frame_SHWC=rng.integers(0, 256, (25, 5, 6, 3), np.uint8)) for e in episodes]
+    moved = batches.windows(drawn, Layout(partial=True, shift=2))
+    row_B4 = jnp.asarray(moved.train_I2)[:16]
+    frame_BFHWC, action_BFA = batches.gather_windows(moved, row_B4)
+    still_BFHWC, same_BFA = batches.gather_windows(moved, row_B4[:, :2])
+    np.testing.assert_array_equal(action_BFA, same_BFA)
+    for frame_FHWC, still_FHWC, (_, _, down, right) in zip(frame_BFHWC, still_BFHWC, np.asarray(row_B4), strict=True):
+        rows, columns = np.clip(np.arange(5) + down, 0, 4), np.clip(np.arange(6) + right, 0, 5)
+        np.testing.assert_array_equal(frame_FHWC, np.asarray(still_FHWC)[:, rows][:, :, columns])
+
+
 def test_unequal_lengths_never_reach_padding():
     lengths = [24, 9, 5, 11, 12]
     data = batches.windows([numbered(steps, seed) for seed, steps in enumerate(lengths)], val_share=0.0)

@@ -54,6 +54,25 @@ def test_a_window_is_the_one_that_is_cut_on_the_device() -> None:
     assert reader(made, visit=1).layout.later(24) == range(-2, 18)
 
 
+def test_windows_of_a_stream_are_moved_too_each_by_itself() -> None:
+    still, moved = reader(), reader()
+    moved.layout = dataclasses.replace(moved.layout, shift=2)
+    found = set()
+    for row in range(16):
+        plain, other = (one.visit((7,), 0, row) for one in (still, moved))
+        np.testing.assert_array_equal(plain["action"], other["action"])
+        for frame_FHWC, seen_FHWC in zip(plain["frame"], other["frame"], strict=True):
+            by = [
+                (down, right)
+                for down in range(-2, 3)
+                for right in range(-2, 3)
+                if np.array_equal(batches.shift_frames(frame_FHWC, (down, right)), seen_FHWC)
+            ]
+            assert len(by) == 1, "the same window from elsewhere"
+            found.update(by)
+    assert len(found) > 15, "each by itself"
+
+
 def test_every_window_of_the_chosen_episodes_is_drawn_as_often_as_the_next() -> None:
     read = reader()
     assert read.count == sum(1 + len(LAYOUT.later(steps)) for steps in (9, 24, 12, 16))  # not the short, not the held

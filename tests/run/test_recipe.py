@@ -263,7 +263,7 @@ PAIRS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"reward_train__extra": 0.8}, r"reward_train\.positive: expected shares of at most 1 together"),
     ({"sft__frozen": ("dino", "eyes")}, r"sft\.frozen: expected parts of the policy, dino, .*, got eyes"),
-    ({"learner__minibatches": 289}, r"learner\.minibatches: expected at most the 288 samples of an iteration.*got 289"),
+    ({"learner__minibatches": 1153}, r"learner\.minibatches: expected at most the 1152 samples.*got 1153"),
     ({"mesh__data": 5}, r"collect\.batch: expected a multiple of 5, mesh\.data=5 x mesh\.fsdp=1, got 128"),
     ({"mesh__fsdp": 4, "sft__batch": 30}, r"sft\.batch: expected a multiple of 4.*got 30"),
     ({"mesh__fsdp": 4, "world_train__batch": 30}, r"world_train\.batch: expected a multiple of 4.*got 30"),
@@ -281,8 +281,8 @@ PAIRS: list[tuple[dict[str, Any], str]] = [
     ({"collect__demonstrations": 999_999}, r"collect\.validation: expected at most 1_000_000 episodes together"),
     ({"dream__updates": (1,) * 8}, r"dream\.updates: expected at most 7 rounds, each with a collection, got 8"),
     ({"dream__updates": ()}, r"dream\.updates: expected a number for each round"),
-    ({"dream__select": "closed_loop", "dream__watch": 0}, r"dream\.select: .*what a learned reward pays"),
-    ({"dream__select": "triggered", "dream__watch": 0}, r"dream\.select: 'triggered' asks what a learned reward pays"),
+    ({"dream__select": "closed_loop", "dream__watch": 0}, r"dream\.select: .*which failures a learned reward pays"),
+    ({"dream__select": "triggered", "dream__watch": 0}, r"dream\.select: 'triggered' asks which failures a learned"),
     ({"dream__reward": "true"}, r"dream\.reward: 'true' needs a world that knows the truth"),
     ({"starts__least": 7}, r"starts\.least: expected at most before=6, got 7"),
     ({"starts__room": 24}, r"starts\.room: expected below the 24 steps of an episode, got 24"),
@@ -308,7 +308,7 @@ PAIRS: list[tuple[dict[str, Any], str]] = [
     ({"world_train__steps": 0}, r"world_train\.steps: 0 leaves the world model as it starts: .*world_weights="),
     ({"reward_train__steps": 0, "reward_train__rule": "fixed"}, r"reward_train\.steps: 0 leaves .*reward_weights="),
     (
-        {"reward_train__steps": 0, "reward_weights": "some"},
+        {"reward_train__steps": 0, "reward_train__rule": "rate", "reward_weights": "some"},
         r"reward_train\.rule: expected 'fixed' for a classifier that is used as it is.*got 'rate'",
     ),
     (
@@ -408,7 +408,7 @@ def test_the_reference_bundles_are_presets() -> None:
     for preset in ("paper", "rlinf", "libero_spatial", "libero_goal", "libero_10,paper"):
         train = read(presets, preset).reward_train
         assert (train.rule, train.threshold) == ("fixed", 0.5), preset
-    assert read(presets, "").reward_train.rule == "rate"
+    assert (read(presets, "").reward_train.rule, read(presets, "").reward_train.threshold) == ("fixed", 0.9)
 
 
 @pytest.mark.parametrize(("suite", "head"), [("goal", "task"), ("spatial", "plain"), ("object", "plain")])
