@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.small_run import save_parts, small_settings
-from wovr_jax.core.config import ConfigError, from_dict
+from wovr_jax.core.config import ConfigError, from_dict, to_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts
 from wovr_jax.run import bind
@@ -22,7 +22,7 @@ from wovr_jax.run.stages.policy import load_policy
 from wovr_jax.sim.arena import layouts
 from wovr_jax.sim.embedded import begin_episodes
 from wovr_jax.sim.tabletop.table import TabletopConfig
-from wovr_jax.studies import runner
+from wovr_jax.studies import outcomes, runner, variants
 from wovr_jax.studies.imitation import add_successes, imitate
 from wovr_jax.types import Episode
 
@@ -51,6 +51,15 @@ def test_every_row_says_what_it_took_and_what_came_of_it(study: tuple[dict, path
     page = (folder / "report.html").read_text()
     assert "imitation of its own successes" in page and "no interval over seeds" in page
     assert json.loads((folder / "results.json").read_text())["study"] == results["study"]
+
+
+def test_what_was_measured_here_can_be_counted_elsewhere(study: tuple[dict, pathlib.Path]) -> None:
+    results, folder = study
+    settings = to_dict(from_dict(Recipe, json.loads((folder / "config.json").read_text()) | {"seeds": [5]}))
+    joined = outcomes.read([str(folder / outcomes.NAME)], "baselines", settings)
+    there = variants.summarize([variants.Variant(name, "", {}) for name in ROWS], joined)["study"]
+    for row, other in zip(results["study"], there, strict=True):
+        assert row | {"says": ""} == other
 
 
 def test_runs_share_what_a_variant_cannot_change(study: tuple[dict, pathlib.Path]) -> None:
