@@ -13,4 +13,5 @@ from configs import pace
 def get_config(preset: str = ""):
     settings = pace.get_config(preset)
     settings.job = settings.name = "ablations"
+    settings.update(variants=(), outcomes=())
     return settings

@@ -14,6 +14,7 @@ from configs import pace
 def get_config(preset: str = ""):
     settings = pace.get_config(preset)
     settings.job = settings.name = "budget"
+    settings.update(variants=(), outcomes=())
     settings.budgets = (48, 96, 192, 384, 768)
     settings.dream.updates = settings.dream.updates[:1]
     return settings

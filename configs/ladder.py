@@ -16,5 +16,6 @@ from configs import pace
 def get_config(preset: str = ""):
     settings = pace.get_config(preset)
     settings.job = settings.name = "ladder"
+    settings.update(variants=(), outcomes=())
     settings.dream.updates = settings.dream.updates[:1]
     return settings

@@ -15,6 +15,7 @@ from configs import common, pace
 def get_config(preset: str = ""):
     settings = pace.get_config()
     settings.job = settings.name = "world_study"
+    settings.variants = ()
     settings.sim = common.settings(horizon=128)
     settings.expert = common.settings(noise=0.3, flip=0.03)
     settings.collect.update(demonstrations=96, batch=32)

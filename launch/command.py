@@ -122,8 +122,7 @@ def read(parser: Parser, argv: Sequence[str] | None = None, *, door: str = "") -
     owner = DOORS.get(settings["job"], "train")
     if door and owner != door:
         refuse(f"config.job={settings['job']} belongs to launch/{owner}.py, which takes the same flags.")
-    run = getattr(options, "run", None)
-    return Request(settings, run or default_run(file, preset, settings), options)
+    return Request(settings, getattr(options, "run", None) or default_run(file, preset, settings), options)
 
 
 def split_changes(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -167,7 +166,8 @@ def load_config(file: str, preset: str) -> dict[str, Any]:
 def put(settings: dict[str, Any], path: str, text: str) -> None:
     """``settings["a"]["b"] = value`` for the path ``a.b``; groups that are not there are made.
 
-    The listed setting says what the text means: a text stays as it is, a tuple takes a single value too.
+    The listed setting says what the text means: a text stays as it is, a tuple takes a single value and words with
+    commas between them too.
     """
     *groups, name = path.split(".")
     for depth, group in enumerate(groups, 1):
@@ -177,7 +177,8 @@ def put(settings: dict[str, Any], path: str, text: str) -> None:
     # 007 is a text where a text is listed, and True the name of a run if somebody calls it so.
     listed = settings.get(name)
     value = text if isinstance(listed, str) else parse_value(text)
-    settings[name] = (value,) if isinstance(listed, tuple) and not isinstance(value, tuple | list) else value
+    parts = value.split(",") if isinstance(value, str) else [value]
+    settings[name] = tuple(parts) if isinstance(listed, tuple) and not isinstance(value, tuple | list) else value
 
 
 def parse_value(text: str) -> Any:

@@ -147,6 +147,8 @@ def settings_of(config_file, *words):
         ("--config.sizes=3", "sizes", (3,)),
         ("--config.sizes=3,4", "sizes", (3, 4)),
         ("--config.sizes=()", "sizes", ()),
+        ("--config.sizes=no_kir", "sizes", ("no_kir",)),
+        ("--config.sizes=no_kir,no_mask", "sizes", ("no_kir", "no_mask")),
         ("--config.mask=none", "mask", None),
         ("--config.mask=False", "mask", False),
     ],
