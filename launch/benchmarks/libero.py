@@ -14,7 +14,7 @@ import resource
 import time
 from typing import Any
 
-from launch.command import positive
+from launch.flags import positive
 
 CHUNK = 8
 WAYS: dict[str, tuple[dict[str, Any], str]] = {

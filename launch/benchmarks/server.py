@@ -19,7 +19,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from launch.command import ROOT, positive
+from launch.command import ROOT
+from launch.flags import positive
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection

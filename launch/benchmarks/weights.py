@@ -25,7 +25,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from launch.command import ROOT, positive
+from launch.command import ROOT
+from launch.flags import positive
 
 if TYPE_CHECKING:
     from wovr_jax.bridge import formats

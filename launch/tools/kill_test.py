@@ -34,6 +34,7 @@ import numpy as np
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
 
 from launch import command as command_line
+from launch import flags
 from launch.command import ROOT
 
 CLOCK = ("seconds", "seconds_now", "peak_rss_gb", "time", "input_wait_ms")
@@ -111,7 +112,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line and makes the folder of the runs."""
     parser = command_line.Parser(__doc__)
     parser.add_argument("--config", default=f"{ROOT}/configs/pace.py:tiny", metavar="FILE[:PRESET]")
-    parser.add_argument("--kills", type=command_line.positive, default=30, help="default 30")
+    parser.add_argument("--kills", type=flags.positive, default=30, help="default 30")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "runs" / "kill_test", help="of all runs")
