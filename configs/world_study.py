@@ -20,13 +20,14 @@ def get_config(preset: str = ""):
     settings.expert = common.settings(noise=0.3, flip=0.03)
     settings.collect.update(demonstrations=96, batch=32)
     settings.evaluate.compare = 32
-    settings.world_train.update(steps=500, start_share=0.1, stride=2, latents="disk")
+    # The noise whose worth is asked is WoVR's, and nothing that WoVR does not have stands beside it.
+    settings.world_train.update(steps=500, start_share=0.1, stride=2, latents="disk", shift=0, context_sigma=5 / 24)
     return common.with_preset(settings, preset, {"strolls": strolls, "smoke": smoke})
 
 
 def strolls(settings):
-    """The full model alone, as long as in configs/pace.py, on episodes most of which walk at random: it has seen every
-    command everywhere, and launch/study.py probe can ask it."""
+    """The full model alone, for 1,500 steps, on episodes most of which walk at random: it has seen every command
+    everywhere, and launch/study.py probe can ask it."""
     settings.variants = ("full",)
     settings.expert.stroll_share = 0.7
     settings.collect.demonstrations = 192

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from configs import grpo as grpo_job
+from configs import online_grpo as online_job
 from configs import pace as presets
 from configs import world_model as world_job
+from configs import world_study as study_job
 from tests.run.asked import changed
 from wovr_jax import pace
 from wovr_jax.core import config, keys
@@ -425,3 +427,17 @@ def test_a_whole_rollout_from_a_keyframe_is_rlinfs_way_and_named() -> None:
     ours, theirs = changed()["starts"], changed("rlinf")["starts"]
     assert (ours["deadline"], ours["rule"], ours["room"]) == (True, "last_chance", 12)
     assert theirs == ours | {"deadline": False}
+
+
+@pytest.mark.parametrize("preset", ["", "relay", "libero_small"])
+def test_online_rl_has_as_many_true_episodes_as_the_loop_collects(preset: str) -> None:
+    loop, online = (config.from_dict(Recipe, job.get_config(preset).to_dict()) for job in (presets, online_job))
+    rollouts = online.dream.groups * online.learner.grpo.group
+    budget = loop.collect.first + (loop.rounds - 1) * loop.collect.again
+    assert online.dream.updates == (budget // rollouts,) and online.rounds == 1
+    assert online.dream.groups == (loop.online_groups or loop.dream.groups)
+
+
+def test_the_world_study_asks_for_the_worth_of_wovrs_own_noise() -> None:
+    study = config.from_dict(Recipe, study_job.get_config().to_dict())
+    assert (study.world_train.context_sigma, study.world_train.shift) == (WorldTrainConfig().context_sigma, 0)
