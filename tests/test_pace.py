@@ -152,7 +152,7 @@ def test_a_stage_compiles_its_programs_once_and_a_round_reuses_them(reference: R
         "evaluate-0": {"live": 4},  # the temperature is a constant of the program
         "world-0": {"encode_batch": 1, "step": 1, "measure": 1},
         "reward-0": {"replay": 1, "step": 1},
-        "closed-0-in-world-0": {"roll": 1},
+        "closed-0-in-world-0": {"roll": 1, "replay": 1},
         "grpo-1": {"dream": 1, "update": 1},
         # Round 2. A refresh draws from new and old windows, which the first training did not have ...
         "world-1": {"encode_batch": 2, "step": 1, "measure": 1},

@@ -14,6 +14,7 @@ import pytest
 
 from wovr_jax.audit import closed_loop
 from wovr_jax.core import keys, stats
+from wovr_jax.core.pixels import to_uint8
 from wovr_jax.data import starts
 from wovr_jax.data.starts import Starts, StartsConfig
 from wovr_jax.policy.actions import Codec
@@ -49,11 +50,23 @@ Play = Callable[[Start], tuple[np.ndarray, np.ndarray]]
 """A stand-in of policy, learned world and judge: start -> probabilities (B, S) and actions (B, S, A)."""
 
 
+Judge_ = Callable[[Start, Array], np.ndarray]
+"""A stand-in of learned world and judge: start and actions (B, 1, T, A) -> probabilities (B, T) of that chunk."""
+
+
 def close(
-    folder: pathlib.Path, table: Starts, play: Play, patch: pytest.MonkeyPatch
+    folder: pathlib.Path,
+    table: Starts,
+    play: Play,
+    patch: pytest.MonkeyPatch,
+    force: Judge_ = lambda start, action_BNTA: np.zeros((BATCH, 8), np.float32),
 ) -> tuple[dict[str, Any], list[Start]]:
     """Facts of the stage, and the starts that it began from, batch by batch."""
     begun: list[Start] = []
+
+    def replay(world: Params, reward: Params, start: Start, action_BNTA: Array, key: Array) -> Imagined:
+        none = {field.name: None for field in dataclasses.fields(Imagined)}
+        return Imagined(**none | {"prob_BNT": jnp.asarray(force(start, action_BNTA))[:, None]})
 
     def roll(policy: Params, world: Params, reward: Params, start: Start, key: Array) -> Imagined:
         begun.append(start)
@@ -63,6 +76,7 @@ def close(
         return Imagined(**none | {"prob_BNT": jnp.asarray(prob_BNT), "action_BNTA": jnp.asarray(action_BNTA)})
 
     patch.setattr(closed_loop, "roll_in_world", lambda *settings: roll)
+    patch.setattr(closed_loop.programs, "replay", lambda *settings: replay)
     recipe = Recipe(policy=VLAConfig.fake(), world=WorldConfig.fake(), reward=RewardConfig.fake(), sim=CFG)
     true = embedded.Embedded(CFG, ExpertConfig(), seed=0, batch=BATCH, memory=4, prompt_KL=PROMPT_KL)
     how = (true, COUNT, BATCH, improvement(recipe), Codec, PROMPT_KL)
@@ -95,7 +109,8 @@ def test_a_world_that_always_shows_success_pays_every_failure(
     assert len(begun) == 3 and len(set(anchors)) == 2 * COUNT
     assert not steps[:COUNT].any() and steps[COUNT:].all()
     # From its reset to its end every episode is stepped once, whoever chose the actions.
-    assert facts["true_steps"] == 2 * COUNT * CFG.horizon and facts["imagined_frames"] == 2 * COUNT * CFG.horizon
+    assert facts["true_steps"] == 2 * COUNT * CFG.horizon and facts["imagined_frames"] == 4 * COUNT * CFG.horizon
+    assert facts["all"]["forced_false_success"]["rate"] == 0.0, "the world that is shown the truth sees none"
 
 
 def test_success_after_the_end_of_the_episode_counts_in_neither_world(
@@ -137,6 +152,52 @@ def test_the_truth_is_that_of_the_actions_chosen_in_imagination(
     assert counts == {"tp": 0, "fp": 0, "fn": sum(won), "tn": len(won) - sum(won)}
 
 
+def test_each_chunk_is_imagined_again_from_the_true_frames_before_it(
+    table: Starts, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the world is shown is what the simulator drew: memory, actions and step, chunk by chunk and row by row."""
+    seen: list[Start] = []
+    chunks, rng = CFG.horizon // 8, np.random.default_rng(0)
+    chosen: list[np.ndarray] = []
+
+    def rows(batch: int) -> np.ndarray:
+        return np.resize(np.arange(min(BATCH, 2 * COUNT - BATCH * batch)), BATCH)
+
+    def play(start: Start) -> tuple[np.ndarray, np.ndarray]:
+        chosen.append(rng.uniform(-1, 1, (BATCH, CFG.horizon, 7)).astype(np.float32))
+        return np.ones((BATCH, CFG.horizon), np.float32), chosen[-1]
+
+    def force(start: Start, action_BNTA: Array) -> np.ndarray:
+        seen.append(start)
+        # The last frame of every second chunk is paid; rows are told apart by their actions.
+        at, batch = divmod(len(seen) - 1, 3)
+        np.testing.assert_array_equal(action_BNTA[:, 0], chosen[batch][rows(batch), 8 * at : 8 * at + 8])
+        return np.float32(np.arange(8) == 7) * np.ones((BATCH, 1), np.float32) * (at == 1)
+
+    facts, begun = close(tmp_path / "run", table, play, monkeypatch, force)
+    assert len(seen) == 3 * chunks and len(begun) == 3
+    true = embedded.Embedded(CFG, ExpertConfig(), seed=0, batch=BATCH, memory=4, prompt_KL=PROMPT_KL)
+    row_of = {bytes(to_uint8(starts.gather(table, np.array([row]), PROMPT_KL).memory_BMHWC)): row for row in range(36)}
+    for batch, (start, action_BSA) in enumerate(zip(begun, chosen, strict=True)):
+        row_B = np.array([row_of[bytes(to_uint8(one)[None])] for one in start.memory_BMHWC])
+        frame_BSHWC = true.follow(table, row_B, action_BSA, film=True).frame_KSHWC
+        assert frame_BSHWC is not None
+        row_B = rows(batch)
+        for at in range(chunks):
+            shown = seen[3 * at + batch]
+            np.testing.assert_array_equal(shown.step_B, np.asarray(start.step_B)[row_B] + 8 * at)
+            np.testing.assert_array_equal(shown.anchor_BHWC, start.anchor_BHWC[row_B])
+            if at:
+                last = slice(8 * at - 4, 8 * at)
+                np.testing.assert_array_equal(to_uint8(shown.memory_BMHWC), frame_BSHWC[row_B, last])
+                np.testing.assert_array_equal(shown.action_BMA, action_BSA[row_B, last])
+    # Step 15 lies within the episode from a reset, and from some keyframes not; none of these actions succeeds.
+    left_K = CFG.horizon - np.concatenate([np.asarray(start.step_B) for start in begun])[: 2 * COUNT]
+    forced, paid = facts["all"]["forced_false_success"], facts["all"]["false_success"]
+    assert forced["n"] == paid["n"] == 2 * COUNT - facts["all"]["tp"] - facts["all"]["fn"]
+    assert facts["all"]["true"]["rate"] == 0.0 and forced["rate"] == np.mean(left_K > 15) < 1.0 == paid["rate"]
+
+
 def test_a_run_without_keyframes_begins_at_resets_alone(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,8 +211,9 @@ def test_a_run_without_keyframes_begins_at_resets_alone(
 
 
 def test_a_closed_loop_says_what_was_paid_by_kind_of_start() -> None:
-    imagined, true = [1, 1, 1, 0, 1, 1, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0]
-    made = closed_loop.summarize_closed_loop(imagined, true, np.arange(8) >= 4)
+    imagined, true, forced = [1, 1, 1, 0, 1, 1, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0], [1, 1, 0, 1, 1, 0, 0, 0]
+    made = closed_loop.summarize_closed_loop(imagined, true, forced, np.arange(8) >= 4)
+    assert [made[kind]["forced_false_success"]["rate"] for kind in made] == [0.2, 0.0, 0.25]
     counts = {kind: [made[kind][count] for count in ("tp", "fp", "fn", "tn")] for kind in made}
     assert counts == {"all": [2, 3, 1, 2], "episode_start": [2, 1, 1, 0], "keyframe": [0, 2, 0, 2]}
     false, precision = made["all"]["false_success"], made["all"]["precision"]
@@ -159,6 +221,7 @@ def test_a_closed_loop_says_what_was_paid_by_kind_of_start() -> None:
     assert (false["low"], false["high"]) == stats.wilson(3, 5)
     assert made["keyframe"]["true"]["rate"] == 0.0 and made["keyframe"]["imagined"]["rate"] == 0.5
     # Nothing fails, nothing is paid, nothing begins at a keyframe: no number is made up.
-    won = closed_loop.summarize_closed_loop([1, 0], [1, 1], np.zeros(2, bool))
-    assert won["all"]["false_success"] is None and won["keyframe"] is None
-    assert closed_loop.summarize_closed_loop([0], [0], np.zeros(1, bool))["all"]["precision"] is None
+    won = closed_loop.summarize_closed_loop([1, 0], [1, 1], [1, 1], np.zeros(2, bool))
+    assert won["all"]["false_success"] is None and won["all"]["forced_false_success"] is None
+    assert won["keyframe"] is None
+    assert closed_loop.summarize_closed_loop([0], [0], [0], np.zeros(1, bool))["all"]["precision"] is None

@@ -48,7 +48,11 @@ def closed(policy: str, world: int, **kinds: tuple[int, int, int, int]) -> dict:
 
     def summary(counts: tuple[int, int, int, int]) -> dict:
         tp, fp, fn, tn = counts
-        shares = {"false_success": (fp, fp + tn), "precision": (tp, tp + fp)}
+        shares = {
+            "false_success": (fp, fp + tn),
+            "forced_false_success": (fp // 2, fp + tn),
+            "precision": (tp, tp + fp),
+        }
         shares |= {"imagined": (tp + fp, sum(counts)), "true": (tp + fn, sum(counts))}
         rates = {name: rate(*share) if share[1] else None for name, share in shares.items()}
         return dict(zip(("tp", "fp", "fn", "tn"), counts, strict=True)) | rates
@@ -191,8 +195,9 @@ def test_the_page_says_what_the_results_say(page):
     # Of 92 failures 42 are paid, of 192 paid ones 150 are true.
     chosen = "Actions chosen in imagination and followed in truth (after PACE, world model of round 2)"
     split = "(37.5% from episode starts, 50.0% from keyframes)"
+    forced = "22.8% where each chunk is imagined from the true frames before it"
     assert f"{chosen}: of 92 rollouts that fail in truth, 45.7% (95% between 35.9% and 55.8%) are paid as" in text
-    assert f"successes {split}; of 192 paid ones, 78.1% (95% between 71.8% and 83.4%) are true." in text
+    assert f"successes {split}, {forced}; of 192 paid ones, 78.1% (95% between 71.8% and 83.4%) are true." in text
     assert "after imagined GRPO, round 1, episode starts" in text and "45% of failures paid" in text
     assert text.count("fingers that never close") == 1, "older runs did not ask"
     assert "The collections took 9,216 steps of the true simulator. The learner took 0; it learnt from 27,648" in text
@@ -256,7 +261,10 @@ def test_a_replay_of_recorded_actions_passes_no_verdict_on_a_world(bias):
 def test_a_closed_loop_without_a_case_says_so():
     shown = {"closed_loop": [closed("base", 1, episode_start=(0, 0, 0, 8))]}
     said = " ".join(tables.render_text(shown).split())
-    assert "of 8 rollouts that fail in truth, 0.0% (95% between 0.0% and 32.4%) are paid as successes; none was" in said
+    assert (
+        "of 8 rollouts that fail in truth, 0.0% (95% between 0.0% and 32.4%) are paid as successes, 0.0% where" in said
+    )
+    assert "the true frames before it; none was paid" in said
     rows = tables.closed_rows(shown["closed_loop"])
     assert [row[1] for row in rows] == ["starts", "all", "episode starts"] and rows[1][-2:] == ("-", "-")
     won = {"closed_loop": [closed("base", 1, keyframe=(8, 0, 0, 0))]}

@@ -1,10 +1,14 @@
 """The closed loop: what a policy is paid for in the learned world, and what the same actions do in the true one.
 
-The actions are chosen on imagined frames, so that only this sees a policy that exploits its world.
+The actions are chosen on imagined frames, so that only this sees a policy that exploits its world. But not all that it
+sees is exploited: where imagination has drifted a pixel away, an honest grasp at the block that it shows misses the
+true one. So every chunk is also imagined anew from the true frames before it, under the same actions (teacher forcing):
+what is paid even then, imagination got wrong within a chunk.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -15,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax.audit.verdicts import count_verdicts, join
+from wovr_jax.core import sharding
 from wovr_jax.data import starts as start_states
 from wovr_jax.data.starts import Starts
 from wovr_jax.evaluate import summarize_outcomes
@@ -22,6 +27,7 @@ from wovr_jax.imagine import imagine
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.reward import classifier
+from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.stages.episodes import Keys
@@ -52,7 +58,8 @@ def close_loop(
     """What a policy is paid for in the learned world, against what the same actions do in truth.
 
     The policy plays in the learned world as it does when it learns; the true simulator then follows the actions that it
-    chose there, from the same states. Success in either world counts up to the end of the true episode.
+    chose there, from the same states, and films them; each chunk is imagined and judged again from the true frames
+    before it. Success counts up to the end of the true episode everywhere.
 
     Args:
       run: the run.
@@ -89,14 +96,23 @@ def close_loop(
         action_KSA, prob_KS = (x.reshape(len(row_K), -1, *x.shape[3:]) for x in (rollout.action_BNTA, rollout.prob_BNT))
         left_K = arena.steps - np.asarray(table.step_K)[row_K]
         live_KS = np.arange(prob_KS.shape[1]) < left_K[:, None]
-        true_KS = arena.follow(table, row_K, np.asarray(action_KSA))
-        imagined_K, true_K = (np.any(won & live_KS, axis=1) for won in (prob_KS > judge.threshold, true_KS))
+        true_KS, frame_KSHWC = arena.follow(table, row_K, np.asarray(action_KSA), film=True)
+        assert frame_KSHWC is not None
+        replay = programs.replay(vae.value[0], cfg.reward)
+        forced_KS = _force(
+            lambda start, action_BNTA, low: replay(
+                world.value, judge.params, start, action_BNTA, key(f"{name}-forced", low)
+            ),
+            *(table, row_K, rollout.action_BNTA, frame_KSHWC, prompt_KL, batch),
+        )
+        won = (prob_KS > judge.threshold, true_KS, forced_KS > judge.threshold)
+        imagined_K, true_K, forced_K = (np.any(won_KS & live_KS, axis=1) for won_KS in won)
         # Those that brought the simulator to a keyframe are true steps too; those after the end of an episode are none.
         steps = int((arena.steps - left_K + live_KS.sum(axis=1)).sum())
-        return summarize_closed_loop(imagined_K, true_K, row_K >= table.initials) | {
+        return summarize_closed_loop(imagined_K, true_K, forced_K, row_K >= table.initials) | {
             "episodes": len(row_K),
             "true_steps": steps * arena.hold,
-            "imagined_frames": prob_KS.size,
+            "imagined_frames": 2 * prob_KS.size,
         }
 
     return run.stage(name, make, lambda folder: None)
@@ -115,6 +131,48 @@ def roll_in_world(cfg: Improvement, codec: Codec, world: WorldConfig) -> Callabl
     return roll
 
 
+def _force(
+    play: Callable[[Start, Array, int], Imagined],
+    table: Starts,
+    row_K: np.ndarray,
+    action_KNTA: np.ndarray,
+    frame_KSHWC: np.ndarray,
+    prompt_KL: Array,
+    batch: int,
+) -> np.ndarray:
+    """Returns (K, S) success probabilities of chunks each of which is imagined from the true frames before it.
+
+    Args:
+      play: ``play(start, action_BNTA, low)``: the learned world and its judge; ``low`` tells the batches apart.
+      table, row_K: start states, and which of them the rollouts began from.
+      action_KNTA: what was played.
+      frame_KSHWC: uint8, what the true camera saw after each action.
+      prompt_KL: (tasks, L) prompt tokens of every task.
+      batch: rollouts at once.
+    """
+    begun = jax.tree.map(lambda column_K: np.asarray(column_K)[row_K], table)
+    count, chunks, steps = action_KNTA.shape[:3]
+    action_KSA = action_KNTA.reshape(count, chunks * steps, -1)
+    seen_KSHWC = np.concatenate([begun.memory_KMHWC, frame_KSHWC], axis=1)
+    played_KSA = np.concatenate([begun.action_KMA, action_KSA], axis=1)
+    prob_NKT = []
+    for n in range(chunks):
+        # The M frames up to the chunk; of those of the first one the table knows all.
+        memory = np.arange(begun.memory_KMHWC.shape[1]) + n * steps
+        moment = dataclasses.replace(
+            begun, memory_KMHWC=seen_KSHWC[:, memory], action_KMA=played_KSA[:, memory], step_K=begun.step_K + n * steps
+        )
+        parts = []
+        for low in range(0, count, batch):
+            part_B = np.resize(np.arange(low, min(low + batch, count)), batch)
+            start = start_states.gather(moment, jnp.asarray(part_B), prompt_KL)
+            parts.append(
+                sharding.host(play(start, jnp.asarray(action_KNTA[part_B, n : n + 1]), n * count + low).prob_BNT)
+            )
+        prob_NKT.append(np.concatenate(parts)[:count, 0])
+    return np.concatenate(prob_NKT, axis=1)
+
+
 def _draw_distinct(table: Starts, key: Array, count: int) -> np.ndarray:
     """Draws ``count`` rows that are episode starts and as many that are keyframes, or all there are, none twice."""
     places = ((0, table.initials), (table.initials, len(table)))
@@ -123,20 +181,23 @@ def _draw_distinct(table: Starts, key: Array, count: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def summarize_closed_loop(imagined_K: np.ndarray, true_K: np.ndarray, keyframe_K: np.ndarray) -> dict[str, Any]:
+def summarize_closed_loop(
+    imagined_K: np.ndarray, true_K: np.ndarray, forced_K: np.ndarray, keyframe_K: np.ndarray
+) -> dict[str, Any]:
     """Returns what rollouts chosen in imagination were paid for, ready for JSON: all of them, and by kind of start.
 
     Args:
       imagined_K, true_K: success of the same actions in either world.
+      forced_K: success where each chunk is imagined from the true frames before it.
       keyframe_K: whether a rollout began at a keyframe.
 
     Returns:
       ``all``, ``episode_start`` and ``keyframe``, None where there is no such rollout: the four counts, and rates with
       intervals (``evaluate.summarize_outcomes``) of ``imagined`` and ``true`` success, of ``false_success``, the share
-      of true failures that are paid as successes, and of ``precision``, the share of paid successes that are true;
-      these two are None where no rollout fails, or none is paid.
+      of true failures that are paid as successes, of ``forced_false_success``, the same for ``forced_K``, and of
+      ``precision``, the share of paid successes that are true; these are None where no rollout fails, or none is paid.
     """
-    imagined_K, true_K = np.asarray(imagined_K, bool), np.asarray(true_K, bool)
+    imagined_K, true_K, forced_K = (np.asarray(won_K, bool) for won_K in (imagined_K, true_K, forced_K))
 
     def summarize(rows_K: np.ndarray) -> dict[str, Any]:
         imagined, true = imagined_K[rows_K], true_K[rows_K]
@@ -145,6 +206,7 @@ def summarize_closed_loop(imagined_K: np.ndarray, true_K: np.ndarray, keyframe_K
             "imagined": imagined,
             "true": true,
             "false_success": imagined[~true],
+            "forced_false_success": forced_K[rows_K][~true],
             "precision": true[imagined],
         }
         rates = {name: summarize_outcomes(outcomes) if outcomes.size else None for name, outcomes in shares.items()}

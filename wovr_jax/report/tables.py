@@ -24,6 +24,8 @@ FINGERS = {"open_fingers": "never close", "dropped": "let go half way"}
 """The actions that a comparison plays again with other fingers, and what those do."""
 STARTS = {"all": "all", "episode_start": "episode starts", "keyframe": "keyframes"}
 """The kinds of start of a closed loop, and what a reader calls them."""
+FORCED = "on true frames"
+"""What a reader calls failures that are paid where each chunk is imagined from the true frames before it."""
 COUNTS = {"tp": "both", "fp": "imagined only", "fn": "true only", "tn": "neither"}
 """The four counts of two verdicts on the same rollouts: success in which world."""
 
@@ -105,6 +107,9 @@ def _state_closed_loop(row: Results) -> str:
     split = ", ".join(f"{rate['rate']:.1%} from {words}" for words, rate in kinds.items() if rate)
     failures = f"of {false['n']} rollouts that fail in truth, {state(false)} are paid as successes" if false else ""
     also = f" ({split})" if false and len(kinds) > 1 else ""
+    # Runs of earlier versions did not ask.
+    forced = row["all"].get("forced_false_success")
+    also += f", {forced['rate']:.1%} where each chunk is imagined from the true frames before it" if forced else ""
     true = f"of {paid['n']} paid ones, {state(paid)} are true" if paid else "none was paid"
     return (
         f"Actions chosen in imagination and followed in truth ({row['policy']}, {row['world']}): "
@@ -176,14 +181,16 @@ def subgoal_rows(phases: Sequence[Results]) -> Rows:
 
 def closed_rows(closed_loop: Sequence[Results]) -> Rows:
     """Returns a row for each policy in each world and kind of start: four counts, and what was paid, with intervals."""
-    shares = {"false_success": "failures paid", "precision": "paid ones true"}
+    shares = {"false_success": "failures paid", "forced_false_success": FORCED, "precision": "paid ones true"}
     title = ("policy, world of", "starts", *COUNTS.values(), "imagined", "true")
     rows: Rows = [(*title, *(cell for words in shares.values() for cell in (words, "95%")))]
     for row in closed_loop:
         for kind, words in STARTS.items():
             if part := row[kind]:
                 rates = (format_rate(part[name]["rate"]) for name in ("imagined", "true"))
-                cells = (cell for name in shares for cell in (_rate_cells(part[name]) if part[name] else ("-", "-")))
+                # Runs of earlier versions imagined nothing from true frames.
+                rates_of = (part.get(name) for name in shares)
+                cells = (cell for rate in rates_of for cell in (_rate_cells(rate) if rate else ("-", "-")))
                 rows.append((name_pair(row), words, *(str(part[count]) for count in COUNTS), *rates, *cells))
     return rows
 

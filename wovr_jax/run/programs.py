@@ -66,7 +66,7 @@ def acting(
     def choose(
         params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array, temperature: float
     ) -> Array:
-        return act_on_host(cfg, codec(), temperature)(params, frame_BHWC, prompt_BL, key, seed_B)
+        return sample_on_host(cfg, None, codec(), temperature)(params, frame_BHWC, prompt_BL, key, seed_B)[2]
 
     def sample(params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Any:
         return sample_on_host(cfg, net, codec(), temperature)(params, frame_BHWC, prompt_BL, key, seed_B)
@@ -93,32 +93,20 @@ def roll_in_simulator(cfg: VLAConfig, codec: Codec, temperature: float, sim: Sim
 
 
 @functools.cache
-def act_on_host(cfg: VLAConfig, codec: Codec, temperature: float) -> Callable:
-    """``act(params, frame_BHWC, prompt_BL, key, seed_B) -> action_BTA``, frames in uint8; see ``sim.arena.Acting``."""
+def sample_on_host(cfg: VLAConfig, net: Pure | None, codec: Codec, temperature: float) -> Callable:
+    """``sample(params, frame_BHWC, prompt_BL, key, seed_B)``: tokens, their log-probabilities and the actions.
 
-    @jax.jit
-    def act(params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Array:
-        choose = vla.policy(cfg, params, codec, temperature)
-        return choose(to_float(frame_BHWC), prompt_BL, _fold_rows(key, seed_B))[2]
-
-    return act
-
-
-@functools.cache
-def sample_on_host(cfg: VLAConfig, net: Pure, codec: Codec, temperature: float) -> Callable:
-    """As :func:`act_on_host`, but the tokens, their log-probabilities and the actions."""
+    Frames are uint8; see ``sim.arena.Acting``. Without ``net`` the weights are plain, without adapters.
+    """
 
     @jax.jit
     def sample(params: Params, frame_BHWC: Array, prompt_BL: Array, key: Array, seed_B: Array) -> Any:
         choose = vla.policy(cfg, params, codec, temperature, net)
-        return choose(to_float(frame_BHWC), prompt_BL, _fold_rows(key, seed_B))
+        # A key for each row: what a trial draws does not depend on the batch that it happens to be in.
+        key_B = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seed_B)
+        return choose(to_float(frame_BHWC), prompt_BL, key_B)
 
     return sample
-
-
-def _fold_rows(key: Array, seed_B: Array) -> Array:
-    """A key for each row: what a trial draws does not depend on the batch that it happens to be in."""
-    return jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seed_B)
 
 
 # ---------------------------------------------------------------- imagination

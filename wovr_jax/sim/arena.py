@@ -125,6 +125,18 @@ class Played(NamedTuple):
     count: int
 
 
+class Followed(NamedTuple):
+    """What actions that were chosen elsewhere did in truth.
+
+    Attributes:
+      success_KS: bool, whether the goal holds after each action.
+      frame_KSHWC: uint8, what a camera sees after each of them; None where nobody asked.
+    """
+
+    success_KS: np.ndarray
+    frame_KSHWC: np.ndarray | None
+
+
 class Groups(NamedTuple):
     """The rollouts of one iteration of online RL.
 
@@ -178,7 +190,7 @@ class Arena(Protocol):
         """Rollouts from the first ``count`` start states of the evaluation, batch by batch."""
         ...
 
-    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray) -> np.ndarray:
+    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray, film: bool = False) -> Followed:
         """True success of actions that were chosen elsewhere, played from the very states of start-state rows.
 
         The simulator is brought to each state as the episode came there: reset by ``seed_K``, then ``played_KSA`` up to
@@ -188,9 +200,10 @@ class Arena(Protocol):
           table: start states; its seeds are of layouts of this arena (``layouts``), whatever their purpose.
           row_K: rows of the table, some of them perhaps more than once.
           action_KSA: (K, S, A) environment actions from each of these rows.
+          film: whether frames are wanted.
 
         Returns:
-          (K, S) bool, whether the goal holds after each action. What comes after the first success, or after the
+          Success, and frames if wanted. What comes after the first success, or after the
           episode's own end (step ``steps``, counted from its reset), nobody looks at: it need not be played.
         """
         ...

@@ -23,7 +23,7 @@ from wovr_jax.core import sharding
 from wovr_jax.core.pixels import to_uint8
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.starts import Starts
-from wovr_jax.sim.arena import Actor, Groups, Measured, Played, add_halves, layouts
+from wovr_jax.sim.arena import Actor, Followed, Groups, Measured, Played, add_halves, layouts
 from wovr_jax.sim.relay import expert as relay_expert
 from wovr_jax.sim.relay import table as relay
 from wovr_jax.sim.relay.table import RelayConfig
@@ -233,10 +233,11 @@ class Embedded:
             # Imagination begins from what a camera sees, not from the simulator's state.
             yield Played(dataclasses.replace(start, sim=None), rollout, len(seeds))
 
-    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray) -> np.ndarray:
+    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray, film: bool = False) -> Followed:
         """Returns true success after each action, all rows in one program."""
         reached = (np.asarray(column)[row_K] for column in (table.seed_K, table.played_KSA, table.step_K))
-        return np.asarray(_follow(*reached, action_KSA, self.sim))
+        success_KS, frame_KSHWC = _follow(*reached, action_KSA, self.sim, film)
+        return Followed(np.asarray(success_KS), to_uint8(frame_KSHWC) if film else None)
 
     def _roll(self, seeds: np.ndarray, actor: Actor) -> Iterator[tuple[np.ndarray, Imagined]]:
         """Yields rollouts in equal batches of seeds, so that one program does; rows beyond the seeds are padding."""
@@ -362,10 +363,11 @@ def split_episodes(
         )
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _follow(seed_B: Array, played_BSA: Array, step_B: Array, action_BSA: Array, sim: Simulator) -> Array:
-    # As one chunk of all steps; frames that nobody looks at are not rendered.
-    return world(sim).step(replay(seed_B, played_BSA, step_B, sim), action_BSA, None)[2]
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _follow(seed_B: Array, played_BSA: Array, step_B: Array, action_BSA: Array, sim: Simulator, film: bool) -> Any:
+    # As one chunk of all steps. Frames that nobody asks for are not rendered.
+    _, frame_BSHWC, success_BS = world(sim).step(replay(seed_B, played_BSA, step_B, sim), action_BSA, None)
+    return success_BS, frame_BSHWC if film else None
 
 
 def measure_subgoals(rollout: Imagined, seed_B: Array, sim: Simulator) -> dict[str, float]:

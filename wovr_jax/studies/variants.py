@@ -100,6 +100,8 @@ BASELINES = (
     Variant("imitation", "imitation of its own successes", {}, after=1, imitates=True),
     Variant("imagined", "imagined GRPO, first round", {}, after=1, of=REFERENCE),
     NO_PACE,
+    # What a refresh costs is also true episodes that the first world could have had.
+    Variant("at_once", "no refresh, the whole budget collected first", {"pace": False}),
     NO_KIR,
     SAME_BUDGET,
     # Runs of their own and no later rounds of one: a round begins with a fresh optimizer and warms up again.
@@ -135,7 +137,7 @@ def variants(name: str, recipe: Recipe) -> list[Variant]:
         fill[each] = {"dream": {"updates": [count], "groups": online_groups}}
     fill["sft_more"] = {"sft": {"steps": 2 * recipe.sft.steps, "patience": 0}}
     # All of them from the base: what it succeeds in is what it imitates.
-    fill["imitation"] = {"collect": {"first": budget}}
+    fill["imitation"] = fill["at_once"] = {"collect": {"first": budget}}
     return [
         dataclasses.replace(one, change=merge_settings(one.change, fill.get(one.name, {})))
         for one in choose_variants(STUDIES[name] or _list_budgets(recipe), recipe.variants)

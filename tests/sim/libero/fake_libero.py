@@ -76,11 +76,14 @@ class FakePool:
                 break
         return self._seen(index, where, draw)
 
-    def replay(self, trial, protocol, action_SA, first):
+    def replay(self, trial, protocol, action_SA, first, film):
         if isinstance(begun := self.begin(0, trial, protocol), Lost):
             return begun
-        success_S = self.play(0, action_SA, "none", False).success_T
-        return np.logical_or.accumulate(success_S[first:])
+        seen = self.play(0, action_SA[: protocol.horizons[trial.task.suite]], "all", False)
+        success_S = np.logical_or.accumulate(seen.success_T[first:])
+        success_S = np.pad(success_S, (0, len(action_SA) - first - len(success_S)), "edge")
+        last = int(success_S.argmax()) if success_S.any() else len(seen.frame_FHWC) - first - 1
+        return success_S, seen.frame_FHWC[first:][np.minimum(np.arange(len(success_S)), last)] if film else np.zeros(0)
 
     def demonstrate(self, trial, protocol, cfg, draw):
         flaw = "early_release" if trial.seed % 3 == 2 else "none"

@@ -346,12 +346,18 @@ def test_actions_followed_from_a_start_state_do_what_they_did(fake_libero, tmp_p
     for action_SA, (episode, step) in zip(actions, sources, strict=True):
         action_SA[: STEPS - step] = episode.action_SA[step:]
     fake_libero.losing = {(0, episodes[0].origin["init"], episodes[0].seed)}
-    success_KS = arena.follow(table, row_K, actions)
+    success_KS, frame_KSHWC = arena.follow(table, row_K, actions, film=True)
     assert not fake_libero.losing  # a worker was lost, and its row begun again
     # The square only goes right: a success holds on. What would be played after the end of an episode is not.
     truth_KS = np.stack([np.pad(episode.success_S[step + 1 :], (0, step), "edge") for episode, step in sources])
     np.testing.assert_array_equal(success_KS, truth_KS)
     assert success_KS.dtype == bool and success_KS.any() and not success_KS.all()
+    np.testing.assert_array_equal(arena.follow(table, row_K, actions).success_KS, success_KS)
+    # Filmed from the start state on to the first success, where the film stands still.
+    for frame_SHWC, won_S, (episode, step) in zip(frame_KSHWC, success_KS, sources, strict=True):
+        length = min(int(won_S.argmax()) + 1 if won_S.any() else STEPS, STEPS - step)
+        np.testing.assert_array_equal(frame_SHWC[:length], episode.frame_SHWC[step + 1 :][:length])
+        assert (frame_SHWC[length:] == frame_SHWC[length - 1]).all()
 
 
 def test_a_start_state_of_unknown_origin_is_not_followed(fake_libero, tmp_path):
@@ -360,7 +366,7 @@ def test_a_start_state_of_unknown_origin_is_not_followed(fake_libero, tmp_path):
     start_states.save(tmp_path / "starts", table)
     (tmp_path / "starts" / "init_K.npy").unlink()
     old, actions = start_states.load(tmp_path / "starts"), np.zeros((1, 8, 7), np.float32)
-    assert open_libero().follow(old, np.array([1]), actions).shape == (1, 8)  # the seed says it all
+    assert open_libero().follow(old, np.array([1]), actions).success_KS.shape == (1, 8)  # the seed says it all
     foreign = dataclasses.replace(table, init_K=np.full(4, start_states.UNKNOWN, np.int32))
     for arena, rows in ((open_libero(train_inits=(4, 7)), old), (open_libero(), foreign)):
         with pytest.raises(LiberoError, match="start state 1 does not say from which initial state"):

@@ -92,11 +92,17 @@ def test_the_simulator_follows_actions_from_the_middle_of_episodes_as_they_went_
     for k, row in enumerate(row_K):
         episode, step = episodes[table.episode_K[row]], int(table.step_K[row])
         went_on[k, : CFG.horizon - step] = episode.action_SA[step:]
-    won_KS = table_arena.follow(table, row_K, went_on)
+    won_KS, frame_KSHWC = table_arena.follow(table, row_K, went_on, film=True)
+    unseen = table_arena.follow(table, row_K, went_on)
+    assert unseen.frame_KSHWC is None and np.array_equal(unseen.success_KS, won_KS)
+    assert frame_KSHWC is not None and frame_KSHWC.dtype == np.uint8
     assert won_KS.shape == (len(row_K), CFG.horizon) and won_KS.dtype == bool
     for k, row in enumerate(row_K):
         episode, step = episodes[table.episode_K[row]], int(table.step_K[row])
         assert won_KS[k, : CFG.horizon - step].tolist() == episode.success_S[step + 1 :].tolist()
+        # Drawn by another program, which may round another way.
+        off = frame_KSHWC[k, : CFG.horizon - step].astype(int) - episode.frame_SHWC[step + 1 :]
+        assert np.abs(off).max() <= 1
     assert won_KS.any() and not won_KS[:, -1].all()
 
 

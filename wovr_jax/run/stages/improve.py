@@ -195,7 +195,7 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
         action_WSA = action_BNTA[::every].reshape(len(row_W), -1, action_BNTA.shape[-1])
         # Of the others nothing is known, and ``_watch`` leaves them out.
         truth_BNT = np.zeros(action_BNTA.shape[:-1], bool)
-        truth_BNT[::every] = follow(starts, row_W, action_WSA).reshape(-1, *truth_BNT.shape[1:])
+        truth_BNT[::every] = follow(starts, row_W, action_WSA).success_KS.reshape(-1, *truth_BNT.shape[1:])
         return dataclasses.replace(imagined, truth_BNT=truth_BNT)
 
     return dream_watched
@@ -304,14 +304,13 @@ def explain_idle(curve: Sequence[Mapping[str, float]]) -> str:
 
     ``curve`` holds the metrics of each iteration.
     """
-    skipped = [line for line in curve if line["skipped"]]
+    skipped = [line["success"] for line in curve if line["skipped"]]
     if not skipped:
         return ""
-    success = sum(line["success"] for line in skipped) / len(skipped)
+    whole = "The policy is as it was. " * (len(skipped) == len(curve))
     return (
-        f"{len(skipped)} of {len(curve)} iterations changed nothing: judged success was {success:.0%} in them, and no "
-        "group of rollouts from one start had enough of both outcomes to learn from. "
-        + ("The policy is as it was. " if len(skipped) == len(curve) else "")
-        + "Look at the reward's threshold and errors, and at the policy's true success; then try more groups "
-        "(dream.groups), larger ones (learner.grpo.group) or a wider filter (learner.grpo.filter_low, filter_high)."
+        f"{len(skipped)} of {len(curve)} iterations changed nothing: judged success was {np.mean(skipped):.0%} and no "
+        f"group of rollouts from one start had enough of both outcomes to learn from. {whole}Look at the reward's "
+        "threshold and errors, and at the policy's true success; then try more groups (dream.groups), larger ones "
+        "(learner.grpo.group) or a wider filter (learner.grpo.filter_low, filter_high)."
     )

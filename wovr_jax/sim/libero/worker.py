@@ -269,22 +269,24 @@ def play(state: WorkerState, action_TA: np.ndarray, draw: str, stop: bool) -> Ob
 
 
 def replay(
-    state: WorkerState, trial: Trial, protocol: EvaluationProtocol, action_SA: np.ndarray, first: int
-) -> np.ndarray:
-    """Plays actions from the trial's beginning to the first success of those from ``first`` on, or to their end.
+    state: WorkerState, trial: Trial, protocol: EvaluationProtocol, action_SA: np.ndarray, first: int, film: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plays actions from the trial's beginning to the first success of those from ``first`` on, or to the horizon.
 
     Returns:
-      (S - first,) bool, whether the goal held after each of these; it counts as held from its first success on.
+      (S - first,) bool, whether the goal held after each of these; it counts as held from its first success on. And
+      with ``film`` as many frames (S - first, H, W, 3), the last one over and over where nothing is played.
     """
     scene = state.open_scene(trial.task)
     scene.reset(trial, protocol)
-    success_S = np.zeros(len(action_SA), bool)
-    for step, action_A in enumerate(action_SA):
-        if scene.step(action_A) and step >= first:
-            success_S[step:] = True
+    success_S, frames = np.zeros(len(action_SA), bool), []
+    for step, action_A in enumerate(action_SA[: protocol.horizons[trial.task.suite]]):
+        success_S[step:] = scene.step(action_A, film) and step >= first
+        frames += [scene.pictures[CAMERA]] * (film and step >= first)
+        if success_S[step]:
             break
         state.heartbeat()
-    return success_S[first:]
+    return success_S[first:], np.array(frames + frames[-1:] * (len(action_SA) - first - len(frames)))
 
 
 def serve(line: Connection, cfg: SceneConfig | None, renderer: str | None) -> None:
