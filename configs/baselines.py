@@ -4,7 +4,8 @@
     imitation of its own successes          the episodes of both collections, all from the base; no world, no reward
     imagined GRPO, first round              the first collection only
     no refresh, as many updates             all updates in the first world
-    no refresh, whole budget first          the same, and the episodes of all collections go into that world
+    no refresh, whole budget first          the same; the episodes of all collections and the steps of all
+                                            trainings go into that world
     no keyframe starts                      PACE from episode starts only
     online GRPO at 1, 2 and 4 times         true rollouts of the learner instead of collections
 

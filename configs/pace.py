@@ -36,7 +36,7 @@ def get_config(preset: str = ""):
         reward={"size": "tabletop"},
         # Few demonstrations, none of them flawed: the base fails by what it has not seen, at every temperature.
         expert={"flaw": "none", "flawed_share": 0.0},
-        collect={"demonstrations": 24, "first": 768, "again": 192, "retold": 384},
+        collect={"demonstrations": 24, "first": 192, "again": 192, "retold": 384},
         **trainings(),
         starts={"share": 0.25, "rule": "last_chance", "before": 6, "room": 12, "event": "any", "each": 2},
         dream={
@@ -71,7 +71,7 @@ def trainings():
         "sft": {"optimizer": "muon", "steps": 400, "batch": 32, "lr": 5e-3, "early": 3},
         "world_train": {
             "optimizer": "muon",
-            "steps": 4000,
+            "steps": 2000,
             "batch": 32,
             "lr": 8e-3,
             "b2": 0.98,
@@ -80,7 +80,7 @@ def trainings():
             "shift": 3,  # episodes are few, and where the camera stands decides nothing
             "context_sigma": 0.05,  # WoVR's 5/24 hides where the gripper is to a pixel, and that decides a grasp
         },
-        "refresh": {"steps": 600, "lr": 5e-3},
+        "refresh": {"steps": 1500, "lr": 8e-3},
         "reward_train": {
             "steps": 400,
             "batch": 64,

@@ -127,7 +127,8 @@ def test_baselines_get_the_true_budget_of_the_loop_or_a_multiple_of_it() -> None
     updates = [rows[name].change["dream"]["updates"] for name in ("online", "online_2", "online_4")]
     assert updates == [[10], [20], [40]], "400, 800 and 1,600 trajectories, 40 an iteration"
     assert rows["imitation"].change["collect"] == rows["at_once"].change["collect"] == {"first": 400}
-    assert rows["at_once"].change["pace"] is False
+    steps = RECIPE.world_train.steps + (RECIPE.rounds - 1) * RECIPE.refresh.steps
+    assert rows["at_once"].change["pace"] is False and rows["at_once"].change["world_train"] == {"steps": steps}
     assert rows["sft_more"].change == {"sft": {"steps": 2 * RECIPE.sft.steps, "patience": 0}}
     assert rows["sft_more"].after == 0
     assert (rows["imagined"].of, rows["imagined"].after) == (studies.REFERENCE, 1)

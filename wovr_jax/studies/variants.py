@@ -137,7 +137,10 @@ def variants(name: str, recipe: Recipe) -> list[Variant]:
         fill[each] = {"dream": {"updates": [count], "groups": online_groups}}
     fill["sft_more"] = {"sft": {"steps": 2 * recipe.sft.steps, "patience": 0}}
     # All of them from the base: what it succeeds in is what it imitates.
-    fill["imitation"] = fill["at_once"] = {"collect": {"first": budget}}
+    fill["imitation"] = {"collect": {"first": budget}}
+    # The steps of the refreshes too, or it would be a comparison of world models that are trained longer or shorter.
+    steps = recipe.world_train.steps + (recipe.rounds - 1) * recipe.refresh.steps
+    fill["at_once"] = {"collect": {"first": budget}, "world_train": {"steps": steps}}
     return [
         dataclasses.replace(one, change=merge_settings(one.change, fill.get(one.name, {})))
         for one in choose_variants(STUDIES[name] or _list_budgets(recipe), recipe.variants)
