@@ -1,7 +1,7 @@
 """GRPO in the true simulator with the true predicate, at the true budget of the whole loop: the baseline of WoVR.
 
-The budget of configs/pace.py (1,152 episodes in three collections) goes into online rollouts instead: twelve updates of
-96 trajectories. With a preset of LIBERO (``:libero_small`` and so on) worker processes roll them, from layouts that the
+The budget of configs/pace.py (576 episodes in three collections) goes into online rollouts instead: six updates of 96
+trajectories. With a preset of LIBERO (``:libero_small`` and so on) worker processes roll them, from layouts that the
 tasks draw, and an episode ends at its first success.
 
 Command:   python launch/train.py --config=configs/online_grpo.py[:preset]
