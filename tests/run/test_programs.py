@@ -104,12 +104,13 @@ def test_a_rollout_from_a_keyframe_ends_with_its_episode(monkeypatch: pytest.Mon
         dream=DreamConfig(groups=2, chunks=3, world="true", reward="true"),
         learner=fake_learner(),
     )
-    parts = {"starts": table, "prompt_KL": PROMPT_KL[jnp.zeros(3, int)], "threshold": jnp.float32(0.5)}
-    parts["sim"] = programs.true_states(table, sim)
+    drawn_from = (table, PROMPT_KL[jnp.zeros(3, int)], programs.true_states(table, sim))
 
     def dream(**changes):
         rl = dataclasses.replace(improvement(recipe), **changes)
-        rollout = programs.dream.__wrapped__(rl, Codec(), None)({}, parts, jax.random.key(0))
+        _, start = programs.begin(rl, *drawn_from, jax.random.key(1))
+        threshold = {"threshold": jnp.float32(0.5)}
+        rollout = programs.dream.__wrapped__(rl, Codec(), None)({}, threshold, start, jax.random.key(0))
         return rollout, grpo.signal(rollout.success_BNT, rl.learner.grpo, rollout.live_BNT)
 
     rollout, signal = dream()

@@ -7,6 +7,7 @@ of data sets on the devices follows from the settings: as many episodes as are c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -109,13 +110,17 @@ def world(recipe: Recipe, on: Placement) -> Phase:
 def dream(recipe: Recipe, on: Placement) -> Phase:
     """Describes the rollouts of one iteration of RL."""
     _, state = _policy(recipe, on)
-    parts = _parts(recipe, on)
+    parts, table = _parts(recipe, on), _starts(recipe, on)
     world = None if recipe.dream.world == "true" else recipe.world
-    program = programs.dream(improvement(recipe), Codec(), world)
-    held = {"policy": state.params, **{name: parts[name] for name in sorted(parts)}}
-    args = (state.params, parts, on.key())
-    # The optimizer's state waits on the devices for the update that follows.
-    return Phase(program, args, held, {"optimizer": state.opt_state}, sum(recipe.dream.updates), chains=False)
+    rl = improvement(recipe)
+    program = programs.dream(rl, Codec(), world)
+    _, start = jax.eval_shape(functools.partial(programs.begin, rl), *table.values(), jax.random.key(0))
+    start = jax.tree.map(lambda leaf: on.rows(*leaf.shape, dtype=leaf.dtype), start)
+    held = {"policy": state.params, **{name: parts[name] for name in sorted(parts)}, "start": start}
+    args = (state.params, parts, start, on.key())
+    # The optimizer's state waits on the devices for the update that follows, the table for the next iteration.
+    beside = {"optimizer": state.opt_state} | table
+    return Phase(program, args, held, beside, sum(recipe.dream.updates), chains=False)
 
 
 def update(recipe: Recipe, on: Placement) -> Phase:
@@ -141,7 +146,8 @@ def update(recipe: Recipe, on: Placement) -> Phase:
     program = programs.update(cfg, network.net, recipe.temperature)
     held = {"policy": (state.params, base), "optimizer": state.opt_state, "rollouts": rollouts}
     # World model, judge and start states stay for the next iteration's imagination.
-    return Phase(program, (state, rollouts, on.key(), base), held, _parts(recipe, on), sum(recipe.dream.updates))
+    beside = _parts(recipe, on) | _starts(recipe, on)
+    return Phase(program, (state, rollouts, on.key(), base), held, beside, sum(recipe.dream.updates))
 
 
 PHASES: dict[str, Callable[[Recipe, Placement], Phase]] = {"world": world, "imagine": dream, "update": update}
@@ -182,8 +188,8 @@ def _windows(recipe: Recipe, on: Placement) -> Any:
     return Latents(*columns, whole(episodes, *latent), learned)
 
 
-def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
-    """Returns what imagination reads besides the policy."""
+def _starts(recipe: Recipe, on: Placement) -> dict[str, Any]:
+    """Returns what the start of an iteration is drawn from, in the order in which ``programs.begin`` takes it."""
     cfg, side = recipe.world, pixels(recipe)
     # At most as many keyframes as are wanted of every episode of the first collection.
     count = recipe.collect.first * (1 + (recipe.starts.each if recipe.starts.share else 0))
@@ -205,16 +211,22 @@ def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
         initials=recipe.collect.first,
     )
     prompts = on.whole(jax.ShapeDtypeStruct((recipe.reward.tasks, PROMPT), jnp.int32))
-    threshold = on.whole(jax.ShapeDtypeStruct((), jnp.float32))
-    parts: dict[str, Any] = {"starts": starts, "prompt_KL": prompts, "threshold": threshold}
+    states = None
+    if recipe.dream.world != "learned":
+        states = on.whole(jax.eval_shape(lambda table: programs.true_states(table, recipe.embedded), starts))
+    return {"starts": starts, "prompt_KL": prompts, "sim": states}
+
+
+def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
+    """Returns what imagination reads besides the policy and its start."""
+    cfg = recipe.world
+    parts: dict[str, Any] = {"threshold": on.whole(jax.ShapeDtypeStruct((), jnp.float32))}
     # As ``improve`` packs them: only what this world and this judge read.
     if recipe.dream.world != "true":
         transformer, vae = world_model.networks(cfg)
         parts["world"] = on.place({"dit": transformer.shapes(), "vae": vae.shapes()}, world_model.AXES)
     if recipe.dream.reward == "learned":
         parts["reward"] = on.whole(classifier.network(recipe.reward).shapes())
-    if recipe.dream.world != "learned":
-        parts["sim"] = on.whole(jax.eval_shape(lambda table: programs.true_states(table, recipe.embedded), starts))
     return parts
 
 

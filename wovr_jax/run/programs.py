@@ -144,14 +144,27 @@ class Improvement:
         return make_rl_policy(self.policy, self.learner.lora, self.frozen)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def begin(cfg: Improvement, starts: Starts, prompt_KL: Array, sim: Any, key: Array) -> tuple[Array, Start]:
+    """Draws the rows of the table that an iteration of RL begins from, (B,), and gathers their start states.
+
+    ``sim`` holds the simulator's states of the table, or is None. It is a program of its own because its shapes depend
+    on the table, which is another one in each round; those of :func:`dream` do not, so that is compiled once.
+    """
+    row_B = start_states.draw(starts, key, cfg.dream.groups, cfg.learner.grpo.group, share=cfg.share)
+    # The simulator begins in the very state that the frames of the start show.
+    states = jax.tree.map(lambda leaf: leaf[row_B], sim)
+    start = dataclasses.replace(start_states.gather(starts, row_B, prompt_KL), sim=states)
+    return row_B, sharding.batch(start)
+
+
 @functools.cache
 def dream(
     cfg: Improvement, codec: Codec, world: WorldConfig | None
-) -> Callable[[Params, dict[str, Any], Array], Imagined]:
-    """``dream(policy, parts, key)``: the rollouts of one iteration of RL, from drawn start states.
+) -> Callable[[Params, dict[str, Any], Start, Array], Imagined]:
+    """``dream(policy, parts, start, key)``: the rollouts of one iteration of RL.
 
-    ``parts`` holds ``starts`` (the table), ``prompt_KL``, ``threshold`` and, as ``cfg.dream`` asks for them, the
-    weights ``world`` and ``reward`` and the simulator's states ``sim`` of the starts.
+    ``parts`` holds ``threshold`` and, as ``cfg.dream`` asks for them, the weights ``world`` and ``reward``.
 
     Args:
       cfg: settings; of the learner's only the size of a group matters here.
@@ -162,13 +175,7 @@ def dream(
 
     # One program: neither frames nor tokens leave the device between two chunks.
     @jax.jit
-    def dream(policy_params: Params, parts: dict[str, Any], key: Array) -> Imagined:
-        k_draw, k_roll = jax.random.split(key)
-        row_B = draw_rows(cfg, parts["starts"], k_draw)
-        start = start_states.gather(parts["starts"], row_B, parts["prompt_KL"])
-        if "sim" in parts:
-            # The simulator begins in the very state that the frames of the start show.
-            start = dataclasses.replace(start, sim=jax.tree.map(lambda leaf: leaf[row_B], parts["sim"]))
+    def dream(policy_params: Params, parts: dict[str, Any], start: Start, key: Array) -> Imagined:
         act = vla.policy(cfg.policy, policy_params, codec, cfg.temperature, net)
         # The predicate looks into the simulator, so it needs a world that has one.
         score = classifier.score(cfg.reward, parts["reward"]) if cfg.dream.reward == "learned" else predicate
@@ -178,14 +185,9 @@ def dream(
             model = world_model.world(world, parts["world"])
             simulator = model if cfg.dream.world == "learned" else shadow(model, embedded.world(cfg.sim))
         how = {"chunks": cfg.dream.chunks, "threshold": parts["threshold"], "steps": cfg.steps}
-        return imagine(act, simulator, score, start, k_roll, **how)
+        return imagine(act, simulator, score, start, key, **how)
 
     return dream
-
-
-def draw_rows(cfg: Improvement, starts: Starts, key: Array) -> Array:
-    """Draws the rows of start states that an iteration begins from; ``key`` is the first half of its own."""
-    return start_states.draw(starts, key, cfg.dream.groups, cfg.learner.grpo.group, share=cfg.share)
 
 
 @functools.cache

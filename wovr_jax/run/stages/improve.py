@@ -171,26 +171,29 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
     dream = programs.dream(cfg, given.codec(), world)
     table = sharding.whole(jax.device_put(given.starts.value))
     # Arguments of the compiled program, not constants in it.
-    parts: dict[str, Any] = {"starts": table, "prompt_KL": given.prompt_KL, "threshold": jnp.float32(0.5)}
+    parts: dict[str, Any] = {"threshold": jnp.float32(0.5)}
     if given.world is not None:
         parts["world"] = given.world.value
     if given.reward is not None:
         parts |= {"reward": given.reward.value.params, "threshold": jnp.float32(given.reward.value.threshold)}
+    states = None if cfg.dream.world == "learned" else programs.true_states(table, cfg.sim)
+
+    def roll(params: Params, key: Array) -> tuple[Array, Imagined]:
+        k_draw, k_roll = jax.random.split(key)
+        row_B, start = programs.begin(cfg, table, given.prompt_KL, states, k_draw)
+        return row_B, dream(params, parts, start, k_roll)
+
     # The number of the iteration is for simulators on the host, which take new layouts with it.
-    if cfg.dream.world != "learned":
-        parts["sim"] = programs.true_states(table, cfg.sim)
     if cfg.dream.world != "learned" or not cfg.dream.watch:
-        return lambda params, i, key: dream(params, parts, key)
+        return lambda params, i, key: roll(params, key)[1]
     follow, starts = given.arena.follow, given.starts.value
     every = cfg.dream.watch_every(cfg.dream.groups * cfg.learner.grpo.group)
 
     def dream_watched(params: Params, i: Array, key: Array) -> Imagined:
-        imagined = dream(params, parts, key)
+        row_B, imagined = roll(params, key)
         # Afterwards and not in that program: beside the learned world a simulator changes what the compiler fuses
         # there, and so the last bits of what is learned from.
-        row_B, action_BNTA = sharding.host(
-            (programs.draw_rows(cfg, table, jax.random.split(key)[0]), imagined.action_BNTA)
-        )
+        row_B, action_BNTA = sharding.host((row_B, imagined.action_BNTA))
         row_W = row_B[::every]
         action_WSA = action_BNTA[::every].reshape(len(row_W), -1, action_BNTA.shape[-1])
         # Of the others nothing is known, and ``_watch`` leaves them out.
