@@ -94,12 +94,14 @@ class Conventions:
         closed, as measured) or ``"reversed"`` (1 open, -1 closed).
       drop_noops: whether steps without a command are left out.
       actor: who acted.
+      instruction: of demonstrations that come without one; empty where they are to be refused.
     """
 
     rotation: str = "none"
     gripper: str = "environment"
     drop_noops: bool = True
     actor: str = "human"
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         for name, known in (("rotation", ROTATIONS), ("gripper", GRIPPERS)):
