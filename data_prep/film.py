@@ -81,7 +81,10 @@ class Film:
     def _open(self, name: str, seconds: float) -> None:
         """Starts a decoder whose first frame is the first one from ``seconds`` on."""
         self.close()
-        files.check(self.path, "a film")
+        try:
+            files.check(self.path, "a film")
+        except SourceError as error:
+            raise SourceError(f"{name}: {error}") from error
         self._began, self._last = seconds, -math.inf
         self._errors = tempfile.TemporaryFile()
         self._times = tempfile.NamedTemporaryFile("r", encoding="ascii")
