@@ -126,7 +126,9 @@ def judge(
 def _some(notes: Sequence[Mapping[str, Any]], name: str, text: str, warnings: list[str]) -> None:
     names = [note["name"] for note in notes if note[name]]
     if names:
-        warnings.append(f"{len(names)} of {len(notes)} episodes ({names[0]}{', ...' if len(names) > 1 else ''}) have {text}")
+        warnings.append(
+            f"{len(names)} of {len(notes)} episodes ({names[0]}{', ...' if len(names) > 1 else ''}) have {text}"
+        )
 
 
 def _gripper(notes: Sequence[Mapping[str, Any]], how: Conventions, warnings: list[str]) -> str:

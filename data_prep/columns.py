@@ -1,7 +1,8 @@
 """Which columns of a LeRobot data set are what: by what the set says of them, then by their names.
 
-The camera on the table is the first of colour that is not called wrist, hand, gripper or ``image2``; the one in the hand
-is the first that is. Pictures of depth, of labels or of heat are none of colour: clipped to eight bits they are white.
+The camera on the table is the first of colour that is not called wrist, hand, gripper or ``image2``; the one in the
+hand is the first that is. Pictures of depth, of labels or of heat are none of colour: clipped to eight bits they are
+white.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def _check_action(name: str, feature: Mapping[str, Any], where: str, told: Told)
             f"{where}: the gripper is number {fingers[0]} of {name} by its names ({', '.join(names)}); expected three "
             "shifts, three turns and the gripper last."
         )
-    if any(JOINTS.search(part) for part in names[:-1]) or not fingers and JOINTS.search(names[-1]):
+    if any(JOINTS.search(part) for part in names[:-1]) or (not fingers and JOINTS.search(names[-1])):
         told.warnings.append(
             f"the numbers of {name} are named {', '.join(names)}: joints, where motions of the hand are expected."
         )

@@ -90,7 +90,7 @@ def convert(
             made.take(part)
     # All sources have been tried by now, so one message names all that are wrong.
     if made.refused and not (skip and made.parts):
-        kept = "" if skip else f" --skip leaves them out and keeps the other {len(made.notes)} episodes."
+        kept = f" --skip leaves them out and keeps the other {len(made.notes)} episodes." if made.notes else ""
         raise SourceError("\n".join([f"{len(made.refused)} cannot be read.{kept}", *shorten(made.refused)]))
     if not made.parts:
         raise SourceError(f"{out}: the data set has no episodes.")

@@ -12,8 +12,8 @@ that was chosen in it.
 
 **Gripper.** Episodes hold -1 for open and +1 for closed, as the simulator takes it.
 
-**Memory.** Frames may come one by one (:class:`Stream`). An episode's array is made once, at the size that it keeps, and
-filled as they come; frames of steps that are left out are never stored.
+**Memory.** Frames may come one by one (:class:`Stream`). An episode's array is made once, at the size that it keeps,
+and filled as they come; frames of steps that are left out are never stored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a file of a data set really is, said before a library for its format calls it damaged.
 
-A clone without Git LFS has small texts in the place of its data, a download may have saved a page of the web, a copy may
-have ended after nothing, and a folder may be one too high. Each of them has its own cure, and none is a damaged file.
+A clone without Git LFS has small texts in the place of its data, a download may have saved a page of the web, a copy
+may have ended after nothing, and a folder may be one too high. Each of them has its own cure, and none is a damaged
+file.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def check(path: pathlib.Path, kind: str, begins: bytes | None = None) -> None:
         raise SourceError(f"{path}: empty (0 bytes), expected {kind}; copy or fetch it again.")
     other = next((text for start, text in KINDS.items() if head.startswith(start)), None)
     # A format without a mark of its own is tried only against those that have one.
-    if begins and head.startswith(begins) or other is None:
+    if (begins and head.startswith(begins)) or other is None:
         return
     raise SourceError(f"{path}: expected {kind}, this is {other}.")
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator
+from typing import IO, Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -86,8 +87,9 @@ class Film:
         except SourceError as error:
             raise SourceError(f"{name}: {error}") from error
         self._began, self._last = seconds, -math.inf
-        self._errors = tempfile.TemporaryFile()
-        self._times = tempfile.NamedTemporaryFile("r", encoding="ascii")
+        # Open as long as the decoder is.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._times = tempfile.NamedTemporaryFile("r", encoding="ascii")  # noqa: SIM115
         seek = ["-ss", f"{seconds:.6f}"] if seconds else []
         # PPM: three lines of text with the size, then the pixels; films that are turned or change their size need no
         # care. The time of each frame goes to a file of its own, which ffmpeg writes before the frame.
@@ -95,7 +97,7 @@ class Film:
         command += ["-map", "0:v:0", "-fps_mode", "passthrough", "-stats_enc_pre", self._times.name]
         command += ["-stats_enc_pre_fmt", "{ti}", "-f", "image2pipe", "-c:v", "ppm", "-"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._errors)
-        self._end = weakref.finalize(self, _end, self._process)
+        self._end = weakref.finalize(self, _end, self._process, self._errors, self._times)
 
     def _pull(self, name: str) -> np.ndarray | None:
         """Returns the next frame and notes its time; None at the end of the film."""
@@ -156,8 +158,9 @@ def rate(path: pathlib.Path, name: str) -> float:
     return told
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], *opened: IO[Any]) -> None:
     process.kill()
     process.wait()
-    if process.stdout:
-        process.stdout.close()
+    for file in (process.stdout, *opened):
+        if file:
+            file.close()

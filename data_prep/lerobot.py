@@ -15,7 +15,6 @@ tables, and are wrong about the file in sets that were converted or merged. Colu
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import pathlib
 import sys
@@ -24,14 +23,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_prep import convert, files
 from data_prep.beliefs import Told
-from data_prep.columns import SUCCESS, Columns, choose
+from data_prep.columns import SUCCESS, choose
 from data_prep.demos import Demo, SourceError, Stream, collect, find_success
 from data_prep.film import Film, rate
-from wovr_jax.core.disk import read_json
+from data_prep.tables import fill, need, numbers, picture, read_json, read_table
 from wovr_jax.data.episodes import EpisodesError
 
 
@@ -79,13 +77,13 @@ class DataSet:
         if not about.is_file() and not about.is_symlink():
             found = files.nearby(folder, lambda path: (path / "info.json").is_file(), "a data set")
             raise SourceError(f"{folder}: meta/info.json is missing; this is no LeRobot data set: {found}.")
-        self.info = _json(about)
+        self.info = read_json(about)
         self.version = str(self.info.get("codebase_version", "?"))
         if self.version.split(".")[0] not in ("v2", "v3"):
             raise SourceError(f"{folder}: LeRobot version {self.version!r}; read are v2.x and v3.0.")
-        features = _need(self.info, "features", dict, about)
-        self.features = {name: _need(features, name, dict, about) for name in features}
-        self.fps = float(_need(self.info, "fps", (int, float), about))
+        features = need(self.info, "features", dict, about)
+        self.features = {name: need(features, name, dict, about) for name in features}
+        self.fps = float(need(self.info, "fps", (int, float), about))
         if not 0 < self.fps < float("inf"):
             raise SourceError(f"{about}: fps is {self.fps:g}; expected frames in a second.")
         self.columns = choose(self.features, columns, str(folder), self.told)
@@ -149,10 +147,10 @@ class DataSet:
         tables = {record.table for record in listed.values()} | set((self.folder / "data").rglob("*.parquet"))
         for path in sorted(tables):
             try:
-                table = _table(path, ["episode_index", *tellers])
+                table = read_table(path, ["episode_index", *tellers])
                 numbers_N = np.asarray(table.column("episode_index").to_pylist(), np.int64)
                 for name in set(tellers) & set(table.column_names):
-                    yes[name] |= set(numbers_N[_numbers(table.column(name)) > 0].tolist())
+                    yes[name] |= set(numbers_N[numbers(table.column(name)) > 0].tolist())
             except (SourceError, KeyError, ValueError, TypeError) as error:
                 broken[path] = str(error) if isinstance(error, SourceError) else f"{path}: no numbers of episodes in it"
                 continue
@@ -169,7 +167,9 @@ class DataSet:
         self.told.problems += [f"episode {index}: listed, but no table holds rows of it." for index in missing]
         strange = sorted(set(found) - set(listed))
         if strange:
-            self.told.problems.append(f"episodes {strange[:10]} have rows in {found[strange[0]].name}, and are not listed.")
+            self.told.problems.append(
+                f"episodes {strange[:10]} have rows in {found[strange[0]].name}, and are not listed."
+            )
         moved = [index for index, path in found.items() if index in listed and listed[index].table != path]
         if moved:
             self.told.warnings.append(
@@ -188,7 +188,10 @@ class DataSet:
         if self.success:
             if self.success not in self.features:
                 raise SourceError(f"{self.folder}: no column {self.success!r} for --success; there are {tellers}.")
-            self.columns, facts["success"] = dataclasses.replace(self.columns, success=self.success), "named: " + self.success
+            self.columns, facts["success"] = (
+                dataclasses.replace(self.columns, success=self.success),
+                "named: " + self.success,
+            )
             return
         told_by = [name for name in tellers if name != SUCCESS[-1]]
         name = next((name for name in told_by if yes[name]), told_by[0] if told_by else None)
@@ -216,9 +219,9 @@ class DataSet:
         if self.version.startswith("v2"):
             path = self.folder / "meta" / "tasks.jsonl"
             lines = self._lines(path)
-            return {_need(n, "task_index", int, path): _need(n, "task", str, path).strip() for n in lines}
+            return {need(n, "task_index", int, path): need(n, "task", str, path).strip() for n in lines}
         path = self.folder / "meta" / "tasks.parquet"
-        table = _table(path).to_pydict()
+        table = read_table(path).to_pydict()
         # The instruction is the index of a data frame, which keeps no name of its own.
         name = next((name for name, column in table.items() if column and isinstance(column[0], str)), None)
         if name is None or "task_index" not in table:
@@ -229,46 +232,46 @@ class DataSet:
         """Yields where each episode lies by the listing, in its order; what is damaged in it becomes a problem."""
         about = self.folder / "meta" / "info.json"
         moving = [name for name in self.cameras if self.features[name]["dtype"] == "video"]
-        video = _need(self.info, "video_path", str, about) if moving else ""
+        video = need(self.info, "video_path", str, about) if moving else ""
         size = self.info.get("chunks_size") or 1000
         if self.version.startswith("v2"):
             path = self.folder / "meta" / "episodes.jsonl"
             for line in self._lines(path):
-                index = _need(line, "episode_index", int, path)
+                index = need(line, "episode_index", int, path)
                 at = {"episode_chunk": index // size, "episode_index": index}
-                yield self._record(index, line, at, {name: (video, at, 0.0) for name in moving}, path)
+                yield self._record(index, line, at, dict.fromkeys(moving, (video, at, 0.0)), path)
             return
         # Version 3: several episodes share a file, and a video tells by time where each begins.
         for path in sorted((self.folder / "meta" / "episodes").rglob("*.parquet")):
             try:
-                lines = _table(path).to_pylist()
+                lines = read_table(path).to_pylist()
             except SourceError as error:
                 self.told.problems.append(str(error))
                 continue
             for line in lines:
                 films = {}
                 for name in moving:
-                    at = {key: _need(line, f"videos/{name}/{key}", int, path) for key in ("chunk_index", "file_index")}
-                    films[name] = (video, at, _need(line, f"videos/{name}/from_timestamp", (int, float), path))
+                    at = {key: need(line, f"videos/{name}/{key}", int, path) for key in ("chunk_index", "file_index")}
+                    films[name] = (video, at, need(line, f"videos/{name}/from_timestamp", (int, float), path))
                 # The table and the videos of one episode are numbered apart.
-                at = {key: _need(line, f"data/{key}", int, path) for key in ("chunk_index", "file_index")}
-                yield self._record(_need(line, "episode_index", int, path), line, at, films, path)
+                at = {key: need(line, f"data/{key}", int, path) for key in ("chunk_index", "file_index")}
+                yield self._record(need(line, "episode_index", int, path), line, at, films, path)
 
     def _record(
         self, index: int, line: dict[str, Any], at: dict[str, int], films: dict[str, Any], path: pathlib.Path
     ) -> Record:
         """Returns the record of one line of a listing."""
         where = self.folder / "meta" / "info.json"
-        table = _fill(self.folder, _need(self.info, "data_path", str, where), at, where)
+        table = fill(self.folder, need(self.info, "data_path", str, where), at, where)
         videos = {
-            name: (_fill(self.folder, pattern, {**place, "video_key": name}, where), float(begins))
+            name: (fill(self.folder, pattern, {**place, "video_key": name}, where), float(begins))
             for name, (pattern, place, begins) in films.items()
         }
         # Some recorders note how an episode ended, in its line and nowhere else.
         won = next((line[key] for key in ("success", "is_success", "episode_success") if key in line), None)
         texts = tuple(str(text).strip() for text in line.get("tasks") or ())
         won = None if won is None else bool(won)
-        return Record(index, _need(line, "length", int, path), table, videos, texts, won)
+        return Record(index, need(line, "length", int, path), table, videos, texts, won)
 
     def read(self, records: list[Record]) -> Iterator[Demo | SourceError]:
         """Yields the episodes of one table, and in the place of one that cannot be read the error that says so.
@@ -277,11 +280,19 @@ class DataSet:
           SourceError: naming the file, when the table itself cannot be read.
         """
         path, wanted = records[0].table, self.columns
-        columns = ["episode_index", "frame_index", "timestamp", "task_index", wanted.action, wanted.state, wanted.success]
-        table = _table(path, [name for name in columns if name])
+        columns = [
+            "episode_index",
+            "frame_index",
+            "timestamp",
+            "task_index",
+            wanted.action,
+            wanted.state,
+            wanted.success,
+        ]
+        table = read_table(path, [name for name in columns if name])
         still = [name for name in self.cameras if self.features[name]["dtype"] != "video"]
         # Encoded, as they lie in the file; each is decoded when its turn comes.
-        pictures = _table(path, still) if still else pa.table({})
+        pictures = read_table(path, still) if still else pa.table({})
         number_N = np.asarray(table.column("episode_index").to_pylist())
         for record in records:
             try:
@@ -301,9 +312,11 @@ class DataSet:
         if lacking:
             raise SourceError(f"{name}: column {lacking[0]} is missing.")
         if "frame_index" in table.column_names:
-            frame_T = _numbers(table.column("frame_index").take(rows))
+            frame_T = numbers(table.column("frame_index").take(rows))
             if not np.array_equal(np.sort(frame_T), np.arange(len(rows))):
-                raise SourceError(f"{name}: its frames are not numbered from 0 to {len(rows) - 1}; rows are lost or doubled.")
+                raise SourceError(
+                    f"{name}: its frames are not numbered from 0 to {len(rows) - 1}; rows are lost or doubled."
+                )
             # Merges by hand leave rows in any order; the number of the frame is what counts.
             if not np.array_equal(frame_T, np.arange(len(rows))):
                 odd.append("its rows are not in the order of their frames, which was believed")
@@ -319,14 +332,14 @@ class DataSet:
             time_T = vectors("timestamp").reshape(len(rows))
             if np.abs(time_T - time_T[0] - np.arange(len(rows)) / self.fps).max() > 0.5 / self.fps:
                 odd.append(f"its timestamps do not keep {self.fps:g} frames in a second; frames were lost")
-        numbers = sorted(set(table.column("task_index").take(rows).to_pylist()), key=str)
-        if strange := [number for number in numbers if number not in self.tasks]:
+        tasks = sorted(set(table.column("task_index").take(rows).to_pylist()), key=str)
+        if strange := [number for number in tasks if number not in self.tasks]:
             raise SourceError(
                 f"{name}: its rows name task {strange[0]}, and meta/tasks lists {sorted(self.tasks)[:20]}; add the "
                 "instruction there."
             )
         text = self.tasks[table.column("task_index")[int(rows[0])].as_py()]
-        if len(numbers) > 1:
+        if len(tasks) > 1:
             odd.append(f"its task changes within it, from {text!r}")
         if record.texts and text not in record.texts:
             odd.append(f"its rows say {text!r} and its listing {record.texts[0]!r}")
@@ -344,7 +357,7 @@ class DataSet:
     def _success(self, record: Record, table: pa.Table, rows: np.ndarray, name: str, odd: list[str]) -> np.ndarray:
         """Returns (T,) bool, by the rule that was settled for the whole set."""
         if self.columns.success:
-            return find_success(_numbers(table.column(self.columns.success).take(rows)), name, odd)
+            return find_success(numbers(table.column(self.columns.success).take(rows)), name, odd)
         # Without a column that tells, a demonstration is taken to end in success, at its last step.
         won = self.success != "none" and (record.won is not False or self.success == "last")
         return np.eye(len(rows), dtype=bool)[-1] & won
@@ -389,34 +402,6 @@ class DataSet:
         return made
 
 
-def picture(cell: Any, name: str, folder: pathlib.Path | None = None) -> np.ndarray:
-    """Decodes a frame that lies in a table as an encoded picture, or in a file that the table names.
-
-    Raises:
-      SourceError: no picture, a damaged one, or one that is not of colour.
-    """
-    from PIL import Image  # part of an extra; data sets with videos do without
-
-    cell = cell if isinstance(cell, Mapping) else {"bytes": cell}
-    encoded = cell.get("bytes")
-    if not encoded and cell.get("path"):
-        path = (folder or pathlib.Path()) / cell["path"]
-        files.check(path, "a picture")
-        encoded = path.read_bytes()
-    if not isinstance(encoded, bytes):
-        raise SourceError(f"{name}: a picture is missing: its cell holds neither bytes nor the path of a file.")
-    if encoded.startswith(files.LFS):
-        raise SourceError(f"{name}: a picture is a pointer of Git LFS: fetch the data with `git lfs pull`.")
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        mode, pixels = image.mode, np.asarray(image.convert("RGB"))
-    except Exception as error:  # a damaged picture fails in every way there is
-        raise SourceError(f"{name}: a picture is damaged ({type(error).__name__}: {error}).") from error
-    if mode.startswith(("I", "F")):
-        raise SourceError(f"{name}: expected pictures of colour with 8 bits, got depth or the like (mode {mode}).")
-    return pixels
-
-
 def video_frames(path: pathlib.Path, first: int, count: int, name: str) -> np.ndarray:
     """Returns ``count`` frames of a video from number ``first`` on, (count, H, W, 3) uint8.
 
@@ -434,52 +419,7 @@ def video_frames(path: pathlib.Path, first: int, count: int, name: str) -> np.nd
 
 def _tells_success(name: str, about: Mapping[str, Any]) -> bool:
     # Recorders have columns of their own beside those of LeRobot.
-    return name in SUCCESS or "success" in name and list(about.get("shape") or [1]) == [1]
-
-
-def _numbers(column: Any) -> np.ndarray:
-    """Returns a column of one number a row, which may lie in lists of one."""
-    value_N = np.asarray(column.to_pylist(), np.float64)
-    return value_N.reshape(len(value_N), -1)[:, 0] if value_N.size else value_N.reshape(-1)
-
-
-def _fill(folder: pathlib.Path, pattern: str, at: Mapping[str, Any], where: pathlib.Path) -> pathlib.Path:
-    try:
-        return folder / pattern.format(**at)
-    except (KeyError, IndexError, ValueError) as error:
-        raise SourceError(f"{where}: the path {pattern!r} cannot be filled with {', '.join(at)} ({error}).") from error
-
-
-def _need(table: Mapping[str, Any], key: str, kind: Any, where: pathlib.Path) -> Any:
-    """Returns ``table[key]``; raises a SourceError where it is missing or of another type."""
-    value = table.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        got = "nothing" if value is None else repr(value)[:60]
-        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise SourceError(f"{where}: expected {key!r} as {names}, got {got}.")
-    return value
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    files.check(path, "a description of a data set")
-    try:
-        facts = read_json(path)
-    except ValueError as error:
-        raise SourceError(f"{path}: not JSON ({error}).") from error
-    if not isinstance(facts, dict):
-        raise SourceError(f"{path}: expected an object, got {type(facts).__name__}.")
-    return facts
-
-
-def _table(path: pathlib.Path, columns: list[str] | None = None) -> pa.Table:
-    """Returns a table with those of the columns that it has, or with all."""
-    files.check(path, "a parquet file", b"PAR1")
-    try:
-        with pq.ParquetFile(path) as file:
-            there = file.schema_arrow.names
-            return file.read([name for name in columns if name in there] if columns is not None else None)
-    except Exception as error:  # pyarrow's own, and the system's
-        raise SourceError(files.unreadable(path, "a parquet file", error)) from error
+    return name in SUCCESS or ("success" in name and list(about.get("shape") or [1]) == [1])
 
 
 def main() -> None:

@@ -82,11 +82,13 @@ def survey(paths: list[pathlib.Path]) -> Told:
     for name, values in seen.items():
         told.facts[name] = ", ".join(map(str, values))
         if len(values) > 1:
-            told.warnings.append(f"{name} differs between files: {', '.join(f'{v} in {n}' for v, n in values.items())}.")
+            told.warnings.append(
+                f"{name} differs between files: {', '.join(f'{v} in {n}' for v, n in values.items())}."
+            )
     if set(seen.get("image convention", {"opengl": ""})) != {"opengl"}:
         told.warnings.append(
-            f"pictures are said to lie by the convention {told.facts['image convention']!r}, and LIBERO's are 'opengl', "
-            "upside down; look at some frames, and name another --rotation."
+            f"pictures are said to lie by the convention {told.facts['image convention']!r}, and LIBERO's are "
+            "'opengl', upside down; look at some frames, and name another --rotation."
         )
     if "absolute" in seen.get("actions are", {}):
         told.warnings.append("the controller took positions (control_delta is false), and actions here are changes.")

@@ -173,7 +173,9 @@ def demo(content: bytes, layout: Any, name: str) -> Demo:
         if len(texts) > 1:
             odd.append(f"its instruction changes from step to step ({', '.join(sorted(texts)[:3])})")
         # Every step but the ends says that it is none of them; anything else was cut or glued.
-        ends = [(bool(step["is_first"]), bool(step["is_last"])) for step in steps if {"is_first", "is_last"} <= set(step)]
+        ends = [
+            (bool(step["is_first"]), bool(step["is_last"])) for step in steps if {"is_first", "is_last"} <= set(step)
+        ]
         if ends and ends != [(t == 0, t == len(ends) - 1) for t in range(len(ends))]:
             odd.append("its marks of the first and the last step are not at its ends")
         return Demo(
@@ -255,8 +257,9 @@ def main() -> None:
     try:
         told = Told({"format": "RLDS", "success": "where the reward is 1", "frame rate": "not told by the format"})
         found = shards(args.source, told)
-        seen = features(args.source).get("steps")
-        cameras = [key for key in seen.feature["observation"] if "image" in key or "depth" in key] if seen else []
+        layout, cameras = features(args.source), []
+        with contextlib.suppress(KeyError):  # said of the first record, with its name
+            cameras = [key for key in layout["steps"].feature["observation"].keys() if "state" not in key]  # noqa: SIM118
         left = [key for key in cameras if key not in ("image", "wrist_image")]
         taken = [key for key in cameras if key not in left]
         told.facts["cameras"] = f"{', '.join(taken) or 'none'}; left: {', '.join(left) or 'none'}"

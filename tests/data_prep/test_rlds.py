@@ -18,7 +18,7 @@ PIL = pytest.importorskip("PIL.Image")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     tfds = pytest.importorskip("tensorflow_datasets")
-from data_prep import rlds  # noqa: E402
+from data_prep import checksums, rlds  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS, SIZE = 4, 16
@@ -75,7 +75,7 @@ def example(number, with_action=True):
 
 
 def crc(data):
-    return struct.pack("<I", rlds.masked_crc(data))
+    return struct.pack("<I", checksums.masked_crc(data))
 
 
 def write(folder, shards=2, each=2, with_action=True):
@@ -100,7 +100,7 @@ def run(monkeypatch, *arguments):
 
 
 def test_the_checksum_is_the_published_one():
-    assert rlds.masked_crc(b"123456789") == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    assert checksums.masked_crc(b"123456789") == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def test_a_data_set_becomes_episodes(tmp_path, monkeypatch, capsys):
