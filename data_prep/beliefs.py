@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.demos import GRIPPERS, Conventions, Demo
+from data_prep.demos import GRIPPERS, Conventions, Demo, one_sided
 from wovr_jax.types import Episode
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -121,6 +121,17 @@ def judge(
     warnings += [f"{len(lines)} of {count} episodes look odd: {lines[0]}." for lines in odd.values()]
     facts["actions"] = _actions(action_NA, statistics, warnings)
     return facts, warnings
+
+
+def contradict(notes: Sequence[Mapping[str, Any]], how: Conventions) -> str:
+    """Returns why all episodes together cannot be what the conventions say; empty where they can.
+
+    Of one episode an analogue gripper may well stay on one side; of a whole set it does not.
+    """
+    low, high = min(note["gripper"][0] for note in notes), max(note["gripper"][1] for note in notes)
+    if min(GRIPPERS[how.gripper]) < 0 and -0.1 < low < 0.9:
+        return f"all {len(notes)} episodes: {one_sided(low, high, how.gripper)}"
+    return ""
 
 
 def _some(notes: Sequence[Mapping[str, Any]], name: str, text: str, warnings: list[str]) -> None:

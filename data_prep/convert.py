@@ -82,7 +82,8 @@ def convert(
     parts_folder = out.with_name(f"{out.name}.parts")
     made = _Made(refused=list(told.problems))
     for name, source in tqdm(sources, desc="sources", disable=len(sources) < 2):
-        part = parts_folder / _part_name(name, asked)
+        # With size and time of its files: a source that was mended since is another one.
+        part = parts_folder / _part_name(name, asked, _stamps(source))
         # The notes are written after the part, and only where nothing was refused: what was may be mended by now.
         if not part.with_suffix(".npz").is_file():
             _convert_source(name, read(source), instructions, how, part, asked, made)
@@ -96,6 +97,8 @@ def convert(
         raise SourceError(f"{out}: the data set has no episodes.")
     for message in shorten(made.refused):
         print(f"skipped: {message}", file=sys.stderr)
+    if contradiction := beliefs.contradict(made.notes, how):
+        raise SourceError(contradiction)
     action_NA = np.concatenate(made.actions)
     table = normalize.tabulate(action_NA, len(made.notes), key)
     believed, warnings = beliefs.judge(made.notes, action_NA, table[key]["action"], made.refused, how, told)
@@ -219,11 +222,27 @@ def save_statistics(path: pathlib.Path, table: dict[str, Any]) -> None:
     write_json(path, table, indent=2, each=True)
 
 
-def _part_name(name: str, asked: dict[str, Any]) -> str:
+def _part_name(name: str, asked: dict[str, Any], stamps: Sequence[Any] = ()) -> str:
     """Returns the folder of a source; another convention gives another name."""
     # So a changed command never goes on with what an older one made.
-    digest = hashlib.sha256(json.dumps([name, asked], sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps([name, asked, stamps], sort_keys=True).encode()).hexdigest()[:8]
     return f"{pathlib.PurePath(name).stem}-{digest}"
+
+
+def _stamps(source: Any) -> list[tuple[str, int, int]]:
+    """Returns name, size and time of change of each file that is named somewhere in a source."""
+    if isinstance(source, pathlib.Path):
+        with contextlib.suppress(OSError):
+            facts = source.stat()
+            return [(source.name, facts.st_size, facts.st_mtime_ns)]
+        return []
+    if dataclasses.is_dataclass(source):
+        source = list(vars(source).values())
+    if isinstance(source, dict):
+        source = list(source.values())
+    if isinstance(source, (list, tuple)):
+        return sorted({stamp for part in source for stamp in _stamps(part)})
+    return []
 
 
 def render_table(notes: Sequence[Mapping[str, Any]], action_NA: np.ndarray) -> str:

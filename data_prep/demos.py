@@ -246,22 +246,27 @@ def gripper_to_environment(gripper_T: np.ndarray, convention: str, where: str) -
             f"{where}: gripper commands from {gripper_T.min():.3g} to {gripper_T.max():.3g}, "
             f"and the convention {convention!r} has {low:g} to {high:g}; name another with --gripper."
         )
-    # 0 is no command where the ends are -1 and 1. An episode that stays on one side of it, and not at the end of that
-    # side, has other ends: of 0 and 1 every step would be taken for the same command.
-    if low < 0 and gripper_T.min() > -0.1 and gripper_T.min() < 0.9:
+    # 0 is no command where the ends are -1 and 1. An episode that goes from one end of 0 to 1 to the other, and never
+    # below, has those ends: every step of it would be taken for the same command.
+    if low < 0 and -0.1 < gripper_T.min() < 0.3 and (gripper_T.max() > 0.7 or (gripper_T == 0.0).all()):
         if np.isin(gripper_T, (0.0, 1.0)).all():
             raise SourceError(
                 f"{where}: gripper commands of 0 and 1 look like 1 = open; name it with --gripper openvla, or "
                 "--gripper position where 1 is closed."
             )
-        raise SourceError(
-            f"{where}: gripper values from {gripper_T.min():.3g} to {gripper_T.max():.3g} never reach -1, which is "
-            f"{'open' if opened < 0 else 'closed'} by the convention {convention!r}; name another with --gripper: "
-            "position (0 open, 1 closed) or openvla (1 open, 0 closed)."
-        )
+        raise SourceError(f"{where}: {one_sided(gripper_T.min(), gripper_T.max(), convention)}")
     if convention == "environment":
         return gripper_T
     return np.clip(-1.0 + 2.0 * (gripper_T - opened) / (closed - opened), -1.0, 1.0)
+
+
+def one_sided(low: float, high: float, convention: str) -> str:
+    """Returns what to say of gripper values from ``low`` to ``high`` that never reach the convention's -1."""
+    return (
+        f"gripper values from {low:.3g} to {high:.3g} never reach -1, which is "
+        f"{'open' if GRIPPERS[convention][0] < 0 else 'closed'} by the convention {convention!r}; name another with "
+        "--gripper: position (0 open, 1 closed) or openvla (1 open, 0 closed)."
+    )
 
 
 def find_success(reward_T: Any, name: str, odd: list[str]) -> np.ndarray:
