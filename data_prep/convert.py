@@ -258,7 +258,7 @@ def render_table(notes: Sequence[Mapping[str, Any]], action_NA: np.ndarray) -> s
         rows.append((str(task), str(len(steps)), *spread, won, group[0]["instruction"]))
     # Quantiles beside the extremes: a wrong scale or sign shows in the first, a broken step in the second only.
     low, high = np.quantile(action_NA, [0.01, 0.99], axis=0)
-    ranges = [("action", "min", "q01", "q99", "max")]
+    ranges: list[tuple[str, ...]] = [("action", "min", "q01", "q99", "max")]
     for name, *numbers in zip(beliefs.DIMENSIONS, action_NA.min(0), low, high, action_NA.max(0)):
         ranges.append((name, *(f"{number:.3f}" for number in numbers)))
     return f"{text_table(rows, left=(6,))}\n\n{text_table(ranges)}"

@@ -8,7 +8,9 @@ ffmpeg reports with each frame, so that nothing depends on where a seek lands.
 from __future__ import annotations
 
 import math
+import os
 import pathlib
+import re
 import subprocess
 import tempfile
 import time
@@ -72,6 +74,12 @@ class Film:
         # Counted frame by frame the pictures belong to their rows; but the film says that time went by otherwise.
         if odd is not None and count > 1 and abs(self._last - first - (count - 1) / self.fps) > half + 1e-6:
             odd.append(f"its film takes {self._last - first:.2f} s for what is {(count - 1) / self.fps:.2f} s of rows")
+        # A damaged film is decoded on, with smeared pictures; read without moving the place where ffmpeg writes.
+        said = os.pread(self._errors.fileno(), 4096, self._heard) if odd is not None and self._process else b""
+        if odd is not None and said:
+            self._heard = os.fstat(self._errors.fileno()).st_size
+            line = re.sub(r"^(\[[^]]*\]\s*)+", "", said.decode(errors="replace").splitlines()[0])
+            odd.append(f"its film may be damaged, ffmpeg says {line!r} about here")
 
     def close(self) -> None:
         """Ends the decoder."""
@@ -86,7 +94,7 @@ class Film:
             files.check(self.path, "a film")
         except SourceError as error:
             raise SourceError(f"{name}: {error}") from error
-        self._began, self._last = seconds, -math.inf
+        self._began, self._last, self._heard = seconds, -math.inf, 0
         # Open as long as the decoder is.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._times = tempfile.NamedTemporaryFile("r", encoding="ascii")  # noqa: SIM115
@@ -145,14 +153,18 @@ def rate(path: pathlib.Path, name: str) -> float:
     Raises:
       SourceError: no film.
     """
-    files.check(path, "a film")
-    reader = imageio_ffmpeg.read_frames(str(path))
     try:
-        told = float(next(reader)["fps"])  # type: ignore[index]
-    except Exception as error:  # of the package, or of what it parses
-        raise SourceError(f"{name}: {path.name} is damaged ({type(error).__name__}: {error}).") from error
-    finally:
-        reader.close()
+        files.check(path, "a film")
+    except SourceError as error:
+        raise SourceError(f"{name}: {error}") from error
+    # Without an output ffmpeg only says what it was given, and ends with an error.
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-i", str(path)]
+    said = subprocess.run(command, capture_output=True, check=False).stderr.decode(errors="replace")
+    match = re.search(r"Video:.*?([\d.]+) fps", said)
+    if match is None:
+        lines = said.strip().splitlines()
+        raise SourceError(f"{name}: {path.name} is damaged ({lines[-1] if lines else 'no stream of pictures in it'}).")
+    told = float(match[1])
     if not told > 0:
         raise SourceError(f"{name}: {path.name} does not tell how many frames it has in a second.")
     return told

@@ -118,27 +118,28 @@ def read(path: pathlib.Path) -> Iterator[Demo | SourceError]:
       SourceError: naming the file, when it is none of demonstrations or cannot be opened.
     """
     with _open(path) as file:
-        if not isinstance(file.get("data"), h5py.Group):
+        group: Any = file.get("data")
+        if not isinstance(group, h5py.Group):
             raise SourceError(
                 f"{path}: not a file of demonstrations (it has no group 'data'); in it there is "
                 f"{', '.join(list(file)[:8]) or 'nothing'}."
             )
-        names = sorted(file["data"], key=_number)
+        names = sorted(group, key=_number)
         # Files that were cut short while copying still open; their header counts what should be there.
-        if file["data"].attrs.get("num_demos", len(names)) != len(names) or not names:
-            counted = file["data"].attrs.get("num_demos", "none")
+        if group.attrs.get("num_demos", len(names)) != len(names) or not names:
+            counted = group.attrs.get("num_demos", "none")
             yield SourceError(f"{path}: {len(names)} demonstrations, its header counts {counted}.")
         for name in names:
             where = f"{path.name}, {name}"
             try:
-                yield demo(file["data"][name], where, instruction_of(path.stem))
+                yield demo(group[name], where, instruction_of(path.stem))
             except SourceError as error:
                 yield error
             except (OSError, RuntimeError, KeyError) as error:  # h5py's words for damage inside
                 yield SourceError(f"{where}: damaged or cut short ({type(error).__name__}: {error}).")
 
 
-def demo(group: h5py.Group, name: str, instruction: str) -> Demo:
+def demo(group: Any, name: str, instruction: str) -> Demo:
     """Reads one demonstration of an open file; its pictures are read when they are asked for."""
     if not isinstance(group, h5py.Group):
         raise SourceError(f"{name}: expected a group with actions and pictures, got {type(group).__name__}.")
@@ -171,7 +172,8 @@ def _pictures(group: h5py.Group, key: str, name: str) -> Stream:
     """Returns pictures that are read in blocks, when they are asked for."""
     dataset = group.get(key)
     if not isinstance(dataset, h5py.Dataset):
-        cameras = [camera for camera in group.get("obs", {}) if "rgb" in camera or "image" in camera]
+        seen: Any = group.get("obs", {})
+        cameras = [camera for camera in seen if "rgb" in camera or "image" in camera]
         raise SourceError(f"{name}: {key} is missing; cameras there are {', '.join(cameras) or 'none'}.")
     if dataset.ndim != 4 or dataset.shape[3] != 3 or dataset.dtype != np.uint8:
         raise SourceError(

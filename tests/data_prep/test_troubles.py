@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,14 +13,11 @@ pa = pytest.importorskip("pyarrow")
 PIL = pytest.importorskip("PIL.Image")
 import pyarrow.parquet as pq  # noqa: E402
 
-from data_prep import film, lerobot, rlinf_starts, to_lerobot  # noqa: E402
+from data_prep import lerobot, rlinf_starts  # noqa: E402
 from data_prep.columns import choose, not_colour  # noqa: E402
-from data_prep.demos import Conventions, Demo, SourceError, Stream, find_success, gripper_to_environment  # noqa: E402
-from data_prep.demos import to_episode as make_episode  # noqa: E402
-from data_prep.files import check  # noqa: E402
+from data_prep.demos import SourceError, find_success, gripper_to_environment  # noqa: E402
 from tests.data_prep import test_lerobot as sets  # noqa: E402
 from wovr_jax.data import episodes as disk  # noqa: E402
-from wovr_jax.types import Episode  # noqa: E402
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
 LISTING = "meta/episodes/chunk-000/file-000.parquet"
@@ -366,139 +362,3 @@ def test_a_description_without_what_is_needed_is_no_traceback(folder, monkeypatc
     describe(folder, lambda info: info.pop(lacking))
     with pytest.raises(SystemExit, match=rf"info.json: expected '{lacking}' as .*, got nothing"):
         convert(monkeypatch, folder)
-
-
-# ---------------------------------------------------------------- long films
-
-
-def write_film(path, count, size, fps=20):
-    shade_T = (np.arange(count) % 50 * 4).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_lerobot.film(path, np.broadcast_to(shade_T[:, None, None, None], (count, size, size, 3)), fps)
-
-
-def test_many_episodes_of_one_film_cost_one_decoding(tmp_path, monkeypatch):
-    counts = {"opened": 0, "decoded": 0}
-    real_open, real_pull = film.Film._open, film.Film._pull
-
-    def count_open(self, *arguments):
-        counts["opened"] += 1
-        real_open(self, *arguments)
-
-    def count_pull(self, *arguments):
-        frame = real_pull(self, *arguments)
-        counts["decoded"] += frame is not None
-        return frame
-
-    monkeypatch.setattr(film.Film, "_open", count_open)
-    monkeypatch.setattr(film.Film, "_pull", count_pull)
-    episodes, steps = 120, 4
-    made = [make_film_episode(number, steps) for number in range(episodes)]
-    disk.write(tmp_path / "ours", made)
-    monkeypatch.setattr(to_lerobot, "EACH", episodes)
-    to_lerobot.write(disk.EpisodeSource(tmp_path / "ours"), tmp_path / "set", video=True)
-    sets.run(monkeypatch, tmp_path / "set", "--out", tmp_path / "back", "--keep-noops")
-    back = disk.read(tmp_path / "back")
-    assert len(back) == episodes and counts == {"opened": 1, "decoded": episodes * steps}
-    for before, after in zip(made, back, strict=True):
-        assert np.abs(before.frame_SHWC[:-1].astype(int) - after.frame_SHWC[:-1]).max() <= 4
-
-
-def make_film_episode(number, steps, size=32):
-    shade_S = 2 * (number + np.arange(steps + 1)) % 250
-    frame_SHWC = np.broadcast_to(shade_S[:, None, None, None], (steps + 1, size, size, 3)).astype(np.uint8)
-    action_SA = np.random.default_rng(number).uniform(-0.5, 0.5, (steps, 7)).astype(np.float32)
-    action_SA[:, 6] = np.where(np.arange(steps) < 2, -1, 1)
-    success_S = np.arange(steps + 1) == steps
-    return Episode(frame_SHWC, action_SA, success_S, "open the drawer", 0, number, "expert", action_SA)
-
-
-def test_a_film_is_jumped_over_and_gone_back_in(tmp_path):
-    write_film(tmp_path / "a.mp4", 700, 16)
-    opened = film.Film(tmp_path / "a.mp4", 20)
-    for first in (650, 3, 4, 300, 299):
-        frames = list(opened.read(first / 20, 5, "here"))
-        assert [round(float(frame.mean()) / 4) for frame in frames] == [(first + i) % 50 for i in range(5)]
-    # Backwards and far forwards by a key frame, which is never far; not from the beginning.
-    assert opened.decoded < 40
-    opened.close()
-    assert lerobot.video_frames(tmp_path / "a.mp4", 690, 10, "here").shape == (10, 16, 16, 3)
-    with pytest.raises(SourceError, match=r"here: a.mp4 ends after 10 of its 11 frames"):
-        lerobot.video_frames(tmp_path / "a.mp4", 690, 11, "here")
-
-
-def test_a_film_of_another_rate_is_said(tmp_path):
-    write_film(tmp_path / "a.mp4", 60, 16, fps=30)
-    odd = []
-    opened = film.Film(tmp_path / "a.mp4", 20)
-    assert len(list(opened.read(0.0, 60, "here", odd))) == 60
-    assert odd == ["its film takes 1.97 s for what is 2.95 s of rows"]
-    with pytest.raises(SourceError, match=r"ends after 0 of its 5 frames"):
-        list(opened.read(9.0, 5, "here"))
-
-
-def test_an_episode_is_in_memory_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(to_lerobot, "EACH", 3)
-    steps, size = 40, 256
-    disk.write(tmp_path / "ours", [make_film_episode(number, steps, size) for number in range(3)])
-    to_lerobot.write(disk.EpisodeSource(tmp_path / "ours"), tmp_path / "set", video=True)
-    sets.run(monkeypatch, tmp_path / "set", "--out", tmp_path / "warm")  # what is imported late
-    tracemalloc.start()
-    try:
-        sets.run(monkeypatch, tmp_path / "set", "--out", tmp_path / "back")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 1.3 * (steps + 1) * size * size * 3
-
-
-def test_frames_of_dropped_steps_are_never_stored():
-    action_TA = np.zeros((6, 7))
-    action_TA[[1, 4], 0], action_TA[:, 6] = 0.5, -1
-    frames = Stream(6, lambda: (np.full((2, 2, 3), t, np.uint8) for t in range(6)))
-    episode = make_episode(Demo("here", frames, action_TA, np.zeros(6, bool), "x"), 0, 0, Conventions())
-    assert episode.frame_SHWC[:, 0, 0, 0].tolist() == [1, 4, 5]
-    short = Stream(6, lambda: iter([np.zeros((2, 2, 3), np.uint8)]))
-    with pytest.raises(SourceError, match="0 of its 3 frames are there"):
-        make_episode(Demo("here", short, action_TA, np.zeros(6, bool), "x"), 0, 0, Conventions())
-
-
-# ---------------------------------------------------------------- what is no file of that kind
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (POINTER.encode(), "a pointer of Git LFS, not a film: fetch the data with `git lfs pull`"),
-        (b"", r"empty \(0 bytes\), expected a film"),
-        (b"<!DOCTYPE html><html>", "this is a page of the web"),
-        (b"PK\x03\x04zip", "this is a zip archive; unpack it"),
-        (b"PAR1table", "this is a parquet file"),
-    ],
-)
-def test_what_a_file_is_in_place_of_data(tmp_path, content, message):
-    (tmp_path / "a.mp4").write_bytes(content)
-    with pytest.raises(SourceError, match=message):
-        check(tmp_path / "a.mp4", "a film")
-
-
-def test_folders_links_and_files_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(SourceError, match="expected a film, this is a folder"):
-        check(tmp_path, "a film")
-    (tmp_path / "a").symlink_to(tmp_path / "blob")
-    with pytest.raises(SourceError, match="a link to .*blob, which is not there"):
-        check(tmp_path / "a", "a film")
-
-
-@pytest.mark.parametrize("name", [FIRST, "meta/info.json", "meta/tasks.parquet", LISTING])
-def test_pointers_in_the_place_of_tables_are_named(folder, monkeypatch, name):
-    (folder / name).write_text(POINTER, encoding="utf-8")
-    with pytest.raises(SystemExit, match="Git LFS"):
-        convert(monkeypatch, folder)
-
-
-def test_a_folder_that_is_one_too_high_is_named(folder, monkeypatch):
-    with pytest.raises(SystemExit, match=r"this is no LeRobot data set: a data set lies in set; name"):
-        sets.run(monkeypatch, folder.parent, "--out", folder.parent / "ours")
-    with pytest.raises(SystemExit, match=r"a data set lies in .*set; name that folder"):
-        sets.run(monkeypatch, folder / "data/chunk-000", "--out", folder.parent / "ours")
