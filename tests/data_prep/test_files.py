@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("pyarrow")
-h5py = pytest.importorskip("h5py")
+pytest.importorskip("h5py")
 
 from data_prep import libero_hdf5
 from data_prep.demos import SourceError
