@@ -33,6 +33,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep import beliefs
+from data_prep.convert import read_tasks, shorten
+from data_prep.demos import SourceError
+from data_prep.files import check, nearby
 from data_prep.plain_pickle import RefusedError, load
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts
@@ -69,12 +73,15 @@ class Trajectory:
         return len(self.frame_SHWC) >= MEMORY
 
 
-def read(folder: str | os.PathLike, *, keyframes: bool = True) -> Iterator[Trajectory]:
+def read(
+    folder: str | os.PathLike, *, keyframes: bool = True, refused: list[str] | None = None
+) -> Iterator[Trajectory]:
     """Yields the trajectories of a folder, in the order of their names.
 
     Args:
       folder: with the ``.npy`` files.
       keyframes: whether files named ``*_kir.npy`` are read.
+      refused: takes why files were left out; without it the first such file ends the reading.
 
     Raises:
       NoDataError: no such folder, or no file in it.
@@ -85,14 +92,24 @@ def read(folder: str | os.PathLike, *, keyframes: bool = True) -> Iterator[Traje
     # By name, as RLinf tells them apart when it is asked for starts only.
     files = [file for file in files if keyframes or not file.stem.endswith("_kir")]
     if not files:
-        raise NoDataError(f"{folder}: no folder with .npy files{'' if keyframes else ' but keyframes'}.")
+        found = nearby(folder, lambda path: path.suffix == ".npy", "a file .npy")
+        raise NoDataError(f"{folder}: no folder with .npy files{'' if keyframes else ' but keyframes'}: {found}.")
     for file in files:
-        yield trajectory(file)
+        try:
+            yield trajectory(file)
+        except RefusedError as error:
+            if refused is None:
+                raise
+            refused.append(str(error))
 
 
 def trajectory(path: str | os.PathLike) -> Trajectory:
     """Reads and checks one file; see :func:`read` for what is refused."""
     path = pathlib.Path(path)
+    try:
+        check(path, "a file of numpy", b"\x93NUMPY")
+    except SourceError as error:
+        raise RefusedError(str(error)) from error
     # Never by np.load with pickles allowed: such a file may run any function.
     frames = load(path)
     if not frames or not all(isinstance(frame, dict) for frame in frames):
@@ -123,6 +140,34 @@ def tasks(trajectories: Sequence[Trajectory], given: Sequence[str] | None = None
             f"{len(strange)} instructions are not among the {len(given or ())} tasks: {strange[0]!r}, ..."
         )
     return list(given or known)
+
+
+def judge(trajectories: Sequence[Trajectory], refused: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Returns what was believed of the files, name -> evidence, and a warning for each thing that looks odd."""
+    keys = [file for file in trajectories if file.is_keyframe]
+    few = [file.name for file in trajectories if 1 < len(file.frame_SHWC) < MEMORY]
+    unnamed = [file.name for file in trajectories if not re.search(r"seed_\d+", file.name)]
+    texts = sorted({file.instruction for file in trajectories})
+    warnings = []
+    if few:
+        warnings.append(f"{len(few)} files of two or three frames count as starts, of their first frame: {few[0]}.")
+    if unnamed:
+        warnings.append(f"{len(unnamed)} files have no seed in their name and get 0: {unnamed[0]}.")
+    if strange := [text for text in texts if beliefs.EMPTY_WORDS.fullmatch(text)]:
+        warnings.append(f"instructions that ask for nothing: {strange}.")
+    flat = [file.name for file in trajectories if np.ptp(file.frame_SHWC[0]) < 4]
+    if flat:
+        warnings.append(f"{len(flat)} files begin with a picture of one shade: {flat[0]}.")
+    facts = {"instructions": f"{len(texts)}: {'; '.join(texts[:5])}{'; ...' if len(texts) > 5 else ''}"}
+    facts["files"] = f"{len(trajectories) - len(keys)} starts, {len(keys)} keyframes, {len(refused)} refused"
+    if keys:
+        gripper_N = np.concatenate([file.action_SA[:, -1] for file in keys])
+        facts["gripper"] = f"-1 open, 1 closed: values {gripper_N.min():.3g} to {gripper_N.max():.3g}"
+        if gripper_N.min() > -0.1 and gripper_N.min() < 0.9:
+            warnings.append(f"the gripper never opens: its least value is {gripper_N.min():.3g}, and -1 is open.")
+        if max(np.abs(file.action_SA[:, :-1]).max() for file in keys) > 1 + 1e-3:
+            warnings.append("motions beyond -1 to 1, which the simulator cuts off.")
+    return facts, warnings
 
 
 def to_starts(trajectories: Sequence[Trajectory], instructions: Sequence[str]) -> Starts:
@@ -227,18 +272,30 @@ def main() -> None:
     parser.add_argument("--episodes", action="store_true", help="write keyframe files as short episodes")
     parser.add_argument("--no-keyframes", action="store_true", help="leave *_kir.npy out")
     parser.add_argument("--tasks", type=pathlib.Path, help="text file, one instruction a line, in order of task number")
+    parser.add_argument("--skip", action="store_true", help="leave out what cannot be read, and say so")
+    parser.add_argument("--strict", action="store_true", help="write nothing where anything looks odd")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     args = parser.parse_args()
     try:
-        files = list(read(args.folder, keyframes=not args.no_keyframes))
-        given = args.tasks.read_text().strip().splitlines() if args.tasks else None
-        instructions = tasks(files, given)
-        meta = {"source": "RLinf start states", "tasks": instructions}
+        refused: list[str] = []
+        files = list(read(args.folder, keyframes=not args.no_keyframes, refused=refused))
+        if refused and not (args.skip and files):
+            said = f"{len(refused)} files cannot be read; --skip leaves them out and keeps the other {len(files)}."
+            raise RefusedError("\n".join([said, *shorten(refused)]))
+        for message in shorten(refused):
+            print(f"skipped: {message}", file=sys.stderr)
+        believed, warnings = judge(files, refused)
+        print(beliefs.render(believed, warnings))
+        if args.strict and warnings:
+            raise RefusedError("\n".join(["--strict: nothing was written, for these look odd.", *warnings]))
+        instructions = tasks(files, read_tasks(args.tasks) if args.tasks else None)
+        meta: dict[str, Any] = {"source": "RLinf start states", "tasks": instructions}
+        meta |= {"skipped": refused, "believed": believed, "warnings": warnings}
         if args.episodes:
             disk.write(args.out, to_episodes(files, instructions), meta=meta, overwrite=args.overwrite)
         else:
             starts.save(args.out, to_starts(files, instructions), meta=meta, overwrite=args.overwrite)
-    except (RefusedError, NoDataError, disk.EpisodesError, OSError) as error:
+    except (RefusedError, SourceError, NoDataError, disk.EpisodesError, OSError) as error:
         sys.exit(str(error))
     keys = sum(file.is_keyframe for file in files)
     print(f"{args.out}: {len(files) - keys} starts and {keys} keyframes of {len(instructions)} tasks")

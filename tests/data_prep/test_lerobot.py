@@ -16,6 +16,7 @@ PIL = pytest.importorskip("PIL.Image")
 import pyarrow.parquet as pq  # noqa: E402
 
 from data_prep import lerobot  # noqa: E402
+from data_prep.columns import Columns, choose  # noqa: E402
 from data_prep.demos import SourceError  # noqa: E402
 from wovr_jax.data import episodes as disk  # noqa: E402
 
@@ -170,10 +171,10 @@ def short_episode(folder):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (damaged_table, r"file-00\d\.parquet: missing or damaged"),
+        (damaged_table, r"file-00\d\.parquet: damaged or cut short, expected a parquet file"),
         (short_video, r"file-000\.mp4 ends after \d+ of its \d frames"),
         (cut_video, r"file-000\.mp4 (is damaged|ends after)"),
-        (missing_video, r"file-000\.mp4 is missing"),
+        (missing_video, r"file-000\.mp4: missing; expected a film"),
         (short_episode, r"episode 2: 4 rows, its listing counts 6; cut short"),
     ],
 )
@@ -194,11 +195,10 @@ def test_columns_and_versions_that_are_not_there_are_refused(tmp_path):
     for change, message in (
         ({"codebase_version": "v1.6"}, "LeRobot version 'v1.6'; read are v2.x and v3.0"),
         ({"features": info["features"] | {"action": {"dtype": "float32", "shape": [14]}}}, r"action has shape \[14\]"),
-        ({"total_episodes": 9}, "3 episodes listed, info.json counts 9"),
     ):
         (folder / "meta/info.json").write_text(json.dumps(info | change))
         with pytest.raises(SourceError, match=message):
-            lerobot.DataSet(folder).records()
+            lerobot.DataSet(folder)
     with pytest.raises(SourceError, match="this is no LeRobot data set"):
         lerobot.DataSet(tmp_path)
 
@@ -209,8 +209,8 @@ def test_success_is_read_where_it_is_told():
         "actions": {"dtype": "float32", "shape": [7]},
         "state": {"dtype": "float32"},
     }
-    found = lerobot.choose(features, {}, "here")
-    assert found == lerobot.Columns("image", None, "state", "actions", None)
-    assert lerobot.choose({**features, "next.reward": {"dtype": "float32"}}, {}, "here").success == "next.reward"
+    found = choose(features, {}, "here")
+    assert found == Columns("image", None, "state", "actions", None)
+    assert choose({**features, "next.reward": {"dtype": "float32"}}, {}, "here").success == "next.reward"
     two = {"observation.images.image2": {"dtype": "video"}, **features}
-    assert lerobot.choose(two, {}, "here").wrist == "observation.images.image2"
+    assert choose(two, {}, "here").wrist == "observation.images.image2"

@@ -65,7 +65,8 @@ def run(monkeypatch, *arguments):
 
 
 def test_liberos_own_files_hold_the_image_after_the_action(tmp_path):
-    (first, _) = libero_hdf5.read(write(tmp_path / f"{BOWL}_demo.hdf5"))
+    reading = libero_hdf5.read(write(tmp_path / f"{BOWL}_demo.hdf5"))
+    first = next(reading)
     assert first.pairing == "after" and first.instruction == "pick up the black bowl"
     episode = demos.to_episode(first, 0, 0, Conventions("turn", drop_noops=False))
     action_TA, _, frame_MHWC, wrist_MHWC, state_MD = trajectory(0)
@@ -79,7 +80,8 @@ def test_liberos_own_files_hold_the_image_after_the_action(tmp_path):
 
 
 def test_files_made_anew_hold_the_image_before_the_action(tmp_path):
-    (first, _) = libero_hdf5.read(write(tmp_path / f"{BOWL}_demo.hdf5", anew=True))
+    reading = libero_hdf5.read(write(tmp_path / f"{BOWL}_demo.hdf5", anew=True))
+    first = next(reading)
     assert first.pairing == "before"
     episode = demos.to_episode(first, 0, 0, Conventions("turn", drop_noops=False))
     action_TA, _, frame_MHWC, *_ = trajectory(0)
@@ -90,8 +92,8 @@ def test_files_made_anew_hold_the_image_before_the_action(tmp_path):
 
 
 def test_noops_go_and_every_frame_stays_with_its_action(tmp_path):
-    (first, _) = libero_hdf5.read(write(tmp_path / f"{BOWL}_demo.hdf5", anew=True))
-    episode = demos.to_episode(first, 0, 0, Conventions("none"))
+    reading = libero_hdf5.read(write(tmp_path / f"{BOWL}_demo.hdf5", anew=True))
+    episode = demos.to_episode(next(reading), 0, 0, Conventions("none"))
     action_TA, _, frame_MHWC, *_ = trajectory(0)
     kept = [step for step in range(STEPS) if step != 5]
     assert np.allclose(episode.action_SA, action_TA[kept])
@@ -169,7 +171,7 @@ def test_a_damaged_demonstration_is_named_and_nothing_is_half_imported(tmp_path,
     assert f"{BOWL}_demo.hdf5" in str(caught.value) and not (tmp_path / "ours").exists()
     run(monkeypatch, source, "--out", tmp_path / "ours", "--skip")
     facts = disk.manifest(tmp_path / "ours")
-    assert facts["episodes"] == 2 and len(facts["meta"]["skipped"]) == 1
+    assert facts["episodes"] == 3 and len(facts["meta"]["skipped"]) == 1
 
 
 def test_files_cut_short_and_foreign_files_are_named(tmp_path):
@@ -184,8 +186,8 @@ def test_files_cut_short_and_foreign_files_are_named(tmp_path):
         file.create_group("episodes")
     with pytest.raises(SourceError, match="it has no group 'data'"):
         list(libero_hdf5.read(tmp_path / "other.hdf5"))
-    with pytest.raises(SourceError, match="no folder with"):
-        libero_hdf5.files(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match="no folder with .* the folder does not exist"):
+        libero_hdf5.find(tmp_path / "nowhere")
 
 
 def test_tasks_are_numbered_as_asked(tmp_path, monkeypatch):

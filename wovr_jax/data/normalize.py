@@ -46,21 +46,20 @@ def statistics(episodes: Sequence[Episode], key: str) -> dict[str, Any]:
     """
     if not episodes:
         raise StatisticsError(f"no episodes to compute the statistics {key!r} from.")
+    return tabulate(np.concatenate([episode.label_SA for episode in episodes]), len(episodes), key)
+
+
+def tabulate(action_NA: np.ndarray, trajectories: int, key: str) -> dict[str, Any]:
+    """Returns the statistics of (N, 7) actions out of so many trajectories; see :func:`statistics`."""
     # In float64: the sum over a large data set would lose digits in float32.
-    action_NA = np.concatenate([episode.label_SA for episode in episodes]).astype(np.float64)
+    action_NA = action_NA.astype(np.float64)
     action_NA[:, -1] = action_NA[:, -1] < 0  # 1 = open, 0 = closed
-    values = {
-        "mean": action_NA.mean(0),
-        "std": action_NA.std(0),
-        "max": action_NA.max(0),
-        "min": action_NA.min(0),
-        "q01": np.quantile(action_NA, 0.01, axis=0),
-        "q99": np.quantile(action_NA, 0.99, axis=0),
-    }
+    q01, q99 = np.quantile(action_NA, [0.01, 0.99], axis=0)
+    values = {name: getattr(action_NA, name)(0) for name in FIELDS[:4]} | {"q01": q01, "q99": q99}
     action = {name: value.tolist() for name, value in values.items()}
     # The gripper is a command, not a motion: it is not scaled.
     action["mask"] = [True] * (ACTION_DIM - 1) + [False]
-    return {key: {"action": action, "num_transitions": len(action_NA), "num_trajectories": len(episodes)}}
+    return {key: {"action": action, "num_transitions": len(action_NA), "num_trajectories": trajectories}}
 
 
 def load(folder: str | os.PathLike, key: str | None = None) -> dict[str, Any]:

@@ -11,10 +11,11 @@ neither). No pickle anywhere.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,19 +78,21 @@ def encode(episode: Episode) -> bytes:
     header |= {"task": int(episode.task), "seed": int(episode.seed), "won": bool(episode.success_S.any())}
     header |= {"frame": list(episode.frame_SHWC.shape), "action": list(episode.action_SA.shape)}
     # The type of the disk is named, so that a machine of the other byte order writes the same file.
-    arrays = [_changes(episode.frame_SHWC), episode.action_SA.astype("<f4"), episode.label_SA.astype("<f4")]
-    arrays.append(episode.success_S)
+    small = [episode.action_SA.astype("<f4"), episode.label_SA.astype("<f4"), episode.success_S]
+    parts: list[Iterable[np.ndarray]] = [_changes(episode.frame_SHWC), small]
     if episode.wrist_SHWC is not None:
         header["wrist"] = list(episode.wrist_SHWC.shape)
-        arrays.append(_changes(episode.wrist_SHWC))
+        parts.append(_changes(episode.wrist_SHWC))
     if episode.state_SD is not None:
         header["state"] = list(episode.state_SD.shape)
-        arrays.append(episode.state_SD.astype("<f4"))
+        parts.append([episode.state_SD.astype("<f4")])
     header["origin"] = dict(episode.origin)
     # The header stays readable on its own, so that choosing episodes does not decompress them.
     text = json.dumps(header).encode()
-    body = zlib.compress(b"".join(array.tobytes() for array in arrays), level=6)
-    return MAGIC + struct.pack("<I", len(text)) + text + body
+    # Frame by frame: the pixels of a long film are in memory once and not three times.
+    packer = zlib.compressobj(level=6)
+    body = [packer.compress(array.tobytes()) for array in itertools.chain(*parts)]
+    return b"".join([MAGIC, struct.pack("<I", len(text)), text, *body, packer.flush()])
 
 
 def decode(record: bytes, where: str = "record") -> Episode:
@@ -163,9 +166,10 @@ def _unpack(header: dict[str, Any], body: bytes) -> Episode:
     )
 
 
-def _changes(frame_SHWC: np.ndarray) -> np.ndarray:
-    """Returns the differences to the frame before, modulo 256; the first frame stays as it is."""
-    return np.diff(frame_SHWC, axis=0, prepend=np.zeros_like(frame_SHWC[:1]))
+def _changes(frame_SHWC: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the first frame as it is, then the differences of each to the frame before, modulo 256."""
+    yield frame_SHWC[0]
+    yield from (after - before for before, after in itertools.pairwise(frame_SHWC))
 
 
 def _sums(change_SHWC: np.ndarray) -> np.ndarray:
