@@ -22,8 +22,9 @@ from wovr_jax.core import disk
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.weights import native, writer
 from wovr_jax.weights.plan import Plan, plan_import
-from wovr_jax.weights.safetensors import Fact, FileError, Progress
+from wovr_jax.weights.safetensors import Fact, FileError
 from wovr_jax.weights.source import Source
+from wovr_jax.weights.writer import Progress
 from wovr_jax.world import weights
 from wovr_jax.world.vae.net import VAEConfig
 

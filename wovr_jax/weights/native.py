@@ -179,7 +179,8 @@ def load(
     leaves: dict[str, Any] = {}
     for dotted, leaf in safetensors.read_all(opened, digest.update if verify else None):
         name = dotted.replace(".", "/")
-        leaves[name] = put(name, leaf)
+        # A device copies behind the call; without waiting, leaves would gather on the host.
+        leaves[name] = jax.block_until_ready(put(name, leaf))
         del leaf  # or it would live on while the next one is read
     if verify:
         compare_digest(path, about, digest.hexdigest())
@@ -275,9 +276,7 @@ def _read_card(path: pathlib.Path, like: Params) -> Params:
 
     def put(name: str, leaf: np.ndarray) -> Any:
         leaf, place = leaf.astype(wanted[name].dtype, copy=False), wanted[name].sharding
-        array = jnp.asarray(leaf) if place is None else sharding.put(leaf, place)
-        # An accelerator's copy goes on behind the call; without waiting, leaves would gather on the host.
-        return jax.block_until_ready(array)
+        return jnp.asarray(leaf) if place is None else sharding.put(leaf, place)
 
     return load(path, put=put, verify=True)[1]
 
