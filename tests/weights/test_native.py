@@ -78,6 +78,14 @@ def test_a_damaged_or_foreign_file_is_refused(saved):
         load_asset("large", folder)
 
 
+@pytest.mark.parametrize("name", ["small.json", "small.safetensors"])
+def test_weights_of_ours_that_git_did_not_download_are_called_so(saved, name):
+    folder, _ = saved
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", encoding="utf-8")
+    with pytest.raises(FileError, match=rf"{name} is a pointer of Git LFS"):
+        load_asset("small", folder)
+
+
 def test_a_config_of_another_version_is_refused(saved):
     folder, _ = saved
     path = folder / "small.json"

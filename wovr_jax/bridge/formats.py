@@ -132,7 +132,10 @@ def config_of(source: Source, kind: Format, heads: int | None = None, recipe: st
             return _refuse_heads(source, cfg, heads)
         if kind.part == "policy":
             if source.config is None:
-                raise FileError(f"{source.name}: config.json of the OpenVLA folder is missing beside it.")
+                raise FileError(
+                    f"{source.name}: config.json of the OpenVLA folder is missing beside it. A trainer that leaves weights "
+                    "alone (RLinf's full_weights.pt) wants them put into the folder of the model that it began with."
+                )
             # What torch computes in is the dtype of the weights; the head is in it wherever some norms are not.
             dtype = _float_of(source, "language_model.lm_head.weight")
             return vla_config(source.shapes, source.config, heads=heads, dtype=dtype, recipe=recipe, images=images)
@@ -221,9 +224,9 @@ def _described(cfg: DiTConfig, source: Source) -> DiTConfig:
     """
     facts = source.config or {}
     sizes = {"dim": cfg.dim, "ffn_dim": cfg.ffn, "num_layers": cfg.layers, "in_dim": cfg.channels}
-    sizes |= {"out_dim": cfg.channels, "freq_dim": cfg.freq_dim, "num_heads": cfg.heads, "qk_norm": True}
+    sizes |= {"out_dim": cfg.channels, "freq_dim": cfg.freq_dim, "qk_norm": True}
     sizes |= {"patch_size": [1, cfg.patch, cfg.patch], "cross_attn_norm": True, "window_size": [-1, -1]}
-    require(f"the weights in {source.name}", facts, sizes)
+    require("the weights beside it", facts, sizes)
     return dataclasses.replace(cfg, eps=facts.get("eps", cfg.eps))
 
 

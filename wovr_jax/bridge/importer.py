@@ -257,8 +257,8 @@ def _refuse_not_finite(what: str, path: str, leaf: np.ndarray) -> None:
     for begin in range(0, flat.size, 2**22):
         if not np.isfinite(flat[begin : begin + 2**22]).all():
             raise FileError(
-                f"{what}: {path} is not finite, in {leaf.dtype.name}. A training that diverged leaves such weights, and "
-                "so does a cast to float16 of what it cannot hold: take an earlier checkpoint, or another --dtype."
+                f"{what}: {path} is not finite, in {leaf.dtype.name}. A training that diverged leaves such weights, "
+                "and so does a cast to float16 of what it cannot hold: take an earlier checkpoint, or another --dtype."
             )
 
 

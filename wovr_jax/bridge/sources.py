@@ -13,7 +13,6 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from wovr_jax.bridge import strangers, torch_io
 from wovr_jax.bridge.formats import FORMATS

@@ -126,9 +126,10 @@ def save_asset(
     about = {"training": config.to_dict(training), "scores": dict(scores)}
     if frames:
         about["seen"] = {"steps": training.steps, "frames": training.steps * training.batch * frames}
-    parameters = sum(leaf.size for leaf in half.values())
     # All at once, by the library: the parts that come with the package are small.
-    return write(folder, name, cfg, parameters, about, lambda fresh: save_file(half, fresh))
+    return write(
+        folder, name, cfg, sum(leaf.size for leaf in half.values()), about, lambda fresh: save_file(half, fresh)
+    )
 
 
 # ---------------------------------------------------------------- reading
@@ -149,6 +150,7 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
         raise FileError(f"{path} is missing. Weights there: {known}.")
     if not path.with_suffix(".safetensors").is_file():
         raise FileError(f"{expected}; {path.with_suffix('.safetensors').name} is missing.")
+    safetensors.refuse_pointer(path)
     try:
         about = disk.read_json(path)
     except ValueError as error:
