@@ -24,6 +24,7 @@ import numpy as np
 
 from wovr_jax.bridge import rest, sources, strangers
 from wovr_jax.core import checkpoint, config, disk
+from wovr_jax.data import naming
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import DOWN, UP, LoRAConfig
 from wovr_jax.policy import vla
@@ -88,6 +89,14 @@ class Adapters:
     file: pathlib.Path
     odd: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What the folder is called; in a hub's cache the last one is a commit."""
+        try:
+            return naming.name_of(self.folder)
+        except ValueError:
+            return self.folder.name
+
     @functools.cached_property
     def leaves(self) -> dict[str, np.ndarray]:
         """Path -> value of all adapters. They are a hundredth of the weights at most, so memory holds all."""
@@ -116,7 +125,7 @@ class Adapters:
         count = sum(fact.size for fact in (*self.plan.tensor.values(), *self.plan.kept.values()))
         dropped = f"; not taken: {', '.join(self.plan.dropped)}" if self.plan.dropped else ""
         return (
-            f"{self.folder.name}: {pairs} adapters of rank {cfg.rank} and scale {cfg.scale:g}, {count:,} parameters, "
+            f"{self.name}: {pairs} adapters of rank {cfg.rank} and scale {cfg.scale:g}, {count:,} parameters, "
             f"{what}{dropped}"
         )
 
@@ -246,7 +255,7 @@ def write_native(opened: Adapters, folder: str | os.PathLike, name: str = "lora"
         files = rest.other_files([opened.file])
         kept = ((name, opened.read(name)) for name in opened.plan.kept)
         digests = rest.write(fresh, opened.plan.kept, kept, opened.folder, files)
-        source = {"file": opened.folder.name, "format": "peft", "rest": digests}
+        source = {"file": opened.name, "format": "peft", "rest": digests}
         about = {"source": source, "report": [opened.report("kept")], "warnings": opened.warnings()}
         card = writer.write_native(folder, name, opened.about, opened.plan.leaf, opened.leaves.items(), about)
         disk.replace_folder(fresh, beside)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from wovr_jax.bridge import rest, strangers
 from wovr_jax.bridge.formats import RELEASED_HEADS, Format
+from wovr_jax.data import naming
 from wovr_jax.policy.backbones import TowerConfig
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.weights.safetensors import FileError
@@ -34,8 +34,6 @@ MODULES = {
 """File beside the weights -> what it means that it is there; the first pattern that fits counts."""
 
 STATISTICS, PROCESSOR = "dataset_statistics.json", "preprocessor_config.json"
-VERSION = re.compile(r"\d+\.\d+\.\d+|[0-9a-f]{40}|snapshots|main|latest|data|output")
-"""Names of folders that say nothing about what is in them: a version, a commit, a place in a cache."""
 
 READ = {
     "architectures",
@@ -238,7 +236,7 @@ def _statistics(source: Source, folder: pathlib.Path, files: Iterable[pathlib.Pa
     for key, entry in chosen.items():
         if fault := _fault(entry, cfg):
             warnings += [f"statistics {key!r} in {file}: {fault}"]
-        if VERSION.fullmatch(re.sub("_no_noops$", "", key)):
+        if naming.says_nothing(key.removesuffix(naming.NO_NOOPS)):
             warnings += [f"statistics {key!r} in {file} have the name of a folder, not of a data set: name them anew"]
     return Beliefs((f"statistics: {file}, because {why}; entries {', '.join(map(repr, chosen))}",), tuple(warnings))
 

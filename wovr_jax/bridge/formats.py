@@ -133,8 +133,8 @@ def config_of(source: Source, kind: Format, heads: int | None = None, recipe: st
         if kind.part == "policy":
             if source.config is None:
                 raise FileError(
-                    f"{source.name}: config.json of the OpenVLA folder is missing beside it. A trainer that leaves weights "
-                    "alone (RLinf's full_weights.pt) wants them put into the folder of the model that it began with."
+                    f"{source.name}: config.json of the OpenVLA folder is missing beside it. A trainer that leaves "
+                    "weights alone (RLinf's full_weights.pt) wants them put into the folder of the model it began with."
                 )
             # What torch computes in is the dtype of the weights; the head is in it wherever some norms are not.
             dtype = _float_of(source, "language_model.lm_head.weight")

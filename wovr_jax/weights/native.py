@@ -118,18 +118,16 @@ def save_asset(
     """
     with np.errstate(over="ignore"):  # what overflows is reported below, by name
         half = {path.replace("/", "."): np.asarray(leaf, np.float16) for path, leaf in flatten(params).items()}
-    bad = [path for path, leaf in half.items() if not np.isfinite(leaf).all()]
-    if bad:
+    if bad := [path for path, leaf in half.items() if not np.isfinite(leaf).all()]:
         raise FileError(f"asset {name!r}: {bad[0]!r} is not finite in float16 ({len(bad)} such parameters)")
     if not processes.first():  # after the arrays came to the host, in which all processes may have a part
         return folder / f"{name}.json"
     about = {"training": config.to_dict(training), "scores": dict(scores)}
     if frames:
         about["seen"] = {"steps": training.steps, "frames": training.steps * training.batch * frames}
+    parameters = sum(leaf.size for leaf in half.values())
     # All at once, by the library: the parts that come with the package are small.
-    return write(
-        folder, name, cfg, sum(leaf.size for leaf in half.values()), about, lambda fresh: save_file(half, fresh)
-    )
+    return write(folder, name, cfg, parameters, about, lambda fresh: save_file(half, fresh))
 
 
 # ---------------------------------------------------------------- reading
