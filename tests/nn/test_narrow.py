@@ -31,8 +31,9 @@ def extra(call, params, *inputs):
 
 def test_the_transformer_takes_at_most_a_third_more_than_its_weights():
     """30 layers with the proportions of the 5B network: the most is the context, which projects with all layers."""
-    sizes = {"dim": 256, "heads": 2, "layers": 30, "ffn": 1195, "channels": 4, "freq_dim": 16}
-    net = Pure(lambda rngs: DiT(DiTConfig(**sizes, dtype="bfloat16", residual_dtype="bfloat16"), rngs=rngs))
+    cfg = DiTConfig(dim=256, heads=2, layers=30, ffn=1195, channels=4, freq_dim=16)
+    cfg = dataclasses.replace(cfg, dtype="bfloat16", residual_dtype="bfloat16")
+    net = Pure(lambda rngs: DiT(cfg, rngs=rngs))
     inputs = Shape((1, 2, 4, 4, 4), jnp.float32), Shape((1, 2), jnp.float32), Shape((1, 5, 7), jnp.float32)
     assert extra(lambda params, *inputs: net(params, *inputs), narrow(net.shapes()), *inputs) <= 0.3
 

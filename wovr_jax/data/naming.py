@@ -37,7 +37,7 @@ def name_of(folder: str | os.PathLike) -> str:
     Raises:
       ValueError: when no folder of the path does.
     """
-    path = pathlib.Path(os.path.abspath(os.path.expanduser(folder)))  # noqa: PTH100, PTH111 (resolve follows links)
+    path = pathlib.Path(os.path.abspath(os.path.expanduser(folder)))
     for part in reversed(path.parts[1:]):
         if cached := _CACHED.fullmatch(part):
             return cached[1]
