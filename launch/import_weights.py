@@ -7,8 +7,9 @@
     python launch/import_weights.py RELEASE --adapter merge --out weights/vla    base weights and lora_adapter/ in one
     python launch/import_weights.py weights/vla/lora.json --to peft --out adapter a PEFT folder
 
-What is read: safetensors, alone or in shards with an index, and .pth (which needs torch, and is
-never loaded with code in it). What a file is, is recognised by the names in it:
+What is read: safetensors, alone or in shards with an index, and what torch saves: .pt (RLinf's full_weights.pt), .pth,
+.bin, .ckpt (which needs torch, and is never loaded with code in it). Wrappers that a training left in the names
+(module., _orig_mod.) are taken off. What a file is, is recognised by the names in it:
 
     part    format     files
     dit     rlinf      model-00001.safetensors of RLinf-Wan-LIBERO-*: conditioned on actions
@@ -28,6 +29,9 @@ policy does not use of its release, tensors and files, is kept in <part>.rest an
 LoRA adapters (PEFT) in lora_adapter/ of a release, or in --adapter-folder, are left alone unless --adapter says merge
 (into the weights, in float32) or keep (as lora.json, to be trained on). openvla-oft writes its adapters beside weights
 that hold them already: do not merge those. --to peft also takes the folder stages/sft/adapters of a run.
+
+An import ends with what it believed, dropped and kept, and a warning for each thing that looks odd; the same is in
+<part>.json. --strict makes warnings refusals.
 
 Weights are converted one parameter at a time; memory stays well below the size of the file.
 """
@@ -91,6 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--adapter-folder", type=pathlib.Path, metavar="FOLDER", help="default: lora_adapter/ of the release"
     )
+    parser.add_argument("--strict", action="store_true", help="refuse what would only be warned of")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast; default: as in the file")
     parser.add_argument(
         "--to", choices=("wan", "rlinf", "diffusers", "openvla", "peft"), help="write back in this format"
@@ -99,7 +104,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.check == bool(args.out):
         parser.error("give either --out FOLDER to write, or --check to only look")
-    if args.to and (args.check or args.part or args.name or args.text or args.dtype or args.adapter):
+    if args.to and (args.check or args.part or args.name or args.text or args.dtype or args.adapter or args.strict):
         parser.error("--to goes with --out, --shard-gb and --overwrite only")
     if args.shard_gb is not None and (not args.to or args.shard_gb <= 0):
         parser.error("--shard-gb is a size above 0, for --to")
@@ -111,9 +116,8 @@ def parse() -> argparse.Namespace:
 
 def import_all(args: argparse.Namespace) -> None:
     """Imports every part that the source holds. In a folder, what is no known weights is passed over and named."""
-    from wovr_jax.bridge import adapters, formats, importer, rest
+    from wovr_jax.bridge import formats, importer
     from wovr_jax.bridge.sources import FileError, find, open_source
-    from wovr_jax.core.tables import progress_bar
     from wovr_jax.weights.source import is_native
 
     # Everything is read and checked before the first file is written.
@@ -138,6 +142,8 @@ def import_all(args: argparse.Namespace) -> None:
         print(f"passed over: {message}", file=sys.stderr)
     if (args.adapter or args.state or args.images > 1) and not any(part.kind.part == "policy" for part in ready):
         raise FileError(f"{args.source}: pictures, state and adapters are a policy's, and there is none.")
+    if args.heads and not any(part.kind.part in ("dit", "policy") for part in ready) and ready:
+        raise FileError(f"{args.source}: --heads is a transformer's or a policy's, and there is none.")
     if not ready:
         wanted = f" of {', '.join(args.part)}" if args.part else ""
         raise FileError(f"{args.source}: found no weights{wanted}.")
@@ -148,20 +154,35 @@ def import_all(args: argparse.Namespace) -> None:
         raise FileError(f"{args.source} holds a part more than once; name the file that is meant.\n  {files}")
     if args.name and len(ready) > 1:
         raise FileError(f"--name is for one part, and {args.source} holds {', '.join(parts)}; add --part.")
-    for part in ready:
-        print("\n  ".join(part.report()))
     # Merged adapters are in the weights already; these stay files of their own.
     loose = open_adapters(args, ready) if args.adapter == "keep" else None
-    if args.out:
-        for name in [args.name or part.kind.part for part in ready] + (["lora"] if loose else []):
-            check_free(args, f"{name}.json", f"{name}.safetensors", rest.folder_name(name))
-        check_space(args, sum(part.bytes for part in ready))
-        for part in ready:
-            with progress_bar(part.kind.part, part.bytes) as progress:
-                written = importer.write_import(part, args.out, args.name, progress)
-            print(written)
-        if loose:
-            print(adapters.write_native(loose, args.out))
+    odd = [text for opened in (*ready, *([loose] if loose else [])) for text in opened.warnings()]
+    if args.strict and odd:
+        listed = "\n  ".join(odd)
+        raise FileError(f"{args.source}: --strict refuses what looks odd. Nothing was written.\n  {listed}")
+    written = write_all(args, ready, loose) if args.out else []
+    for part in ready:
+        print("\n  ".join(part.report()))
+    if loose:
+        print(loose.report("kept as lora.json, not merged"))
+    for text in odd:
+        print(f"warning: {text}")
+    print("\n".join(map(str, written or ["nothing was written: --check only looks"])))
+
+
+def write_all(args: argparse.Namespace, ready: list[Import], loose: Adapters | None) -> list[pathlib.Path]:
+    """Writes every part, and adapters of their own, and returns the json of each."""
+    from wovr_jax.bridge import adapters, importer, rest
+    from wovr_jax.core.tables import progress_bar
+
+    for name in [args.name or part.kind.part for part in ready] + (["lora"] if loose else []):
+        check_free(args, f"{name}.json", f"{name}.safetensors", rest.folder_name(name))
+    check_space(args, sum(part.bytes for part in ready))
+    written = []
+    for part in ready:
+        with progress_bar(part.kind.part, part.bytes) as progress:
+            written.append(importer.write_import(part, args.out, args.name, progress))
+    return [*written, *([adapters.write_native(loose, args.out)] if loose else [])]
 
 
 def reading_options(args: argparse.Namespace, part: str, folder: pathlib.Path) -> dict[str, Any]:
@@ -178,9 +199,7 @@ def open_adapters(args: argparse.Namespace, ready: list[Import]) -> Adapters:
     from wovr_jax.bridge import adapters
 
     (policy,) = (part for part in ready if part.kind.part == "policy")
-    opened = adapters.open_peft(args.adapter_folder or policy.folder / adapters.FOLDER, policy.cfg)
-    print(opened.report("kept as lora.json, not merged"))
-    return opened
+    return adapters.open_peft(args.adapter_folder or policy.folder / adapters.FOLDER, policy.cfg)
 
 
 def export(args: argparse.Namespace) -> None:

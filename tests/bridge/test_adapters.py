@@ -292,3 +292,63 @@ def test_a_policy_is_no_adapter(folder, base, tmp_path):
         adapters.export(card, tmp_path / "out")
     with pytest.raises(FileError, match="has no outside format"):
         formats.part_of(PolicyAdapters(base[0], PolicyLoRA()))
+
+
+# As trainers leave them -----------------------------------------------------------------------------------------
+
+
+def adapter_folder(there, base, names=lambda name: name, **settings):
+    """A PEFT folder that needs no PEFT: adapters of the projector and of one attention layer."""
+    own = PolicyLoRA(2, 4.0, ("llm/blocks/q", "projector/fc2"))
+    adapters.write_peft(there, PolicyAdapters(base[0], own), native.flatten(lively(base[0], own)))
+    held = read(there / "adapter_model.safetensors")
+    write(there / "adapter_model.safetensors", {names(name): array for name, array in held.items()})
+    said = json.loads((there / "adapter_config.json").read_text(encoding="utf-8"))
+    (there / "adapter_config.json").write_text(json.dumps(said | settings), encoding="utf-8")
+    return there
+
+
+@pytest.mark.parametrize("alpha", [0, 0.0, -1])
+def test_adapters_that_count_nothing_are_refused(base, tmp_path, alpha):
+    with pytest.raises(FileError, match=r"lora_alpha .*adding them changes nothing\. verl's model merger writes 0"):
+        adapters.open_peft(adapter_folder(tmp_path, base, lora_alpha=alpha), base[0])
+
+
+def test_adapters_that_were_never_trained_are_warned_of(folder, base, tmp_path):
+    there = adapter_folder(tmp_path, base)
+    assert adapters.open_peft(there, base[0]).warnings() == []
+    held = read(there / "adapter_model.safetensors")
+    write(
+        there / "adapter_model.safetensors",
+        {name: 0 * array if "lora_B" in name else array for name, array in held.items()},
+    )
+    assert "all b of its adapters are zero" in " ".join(opened(folder, merge=there).warnings())
+
+
+def test_settings_of_adapters_that_nobody_looks_at_are_warned_of(base, tmp_path):
+    there = adapter_folder(tmp_path, base, target_modules=["q_proj", "fc2", "lm_head"], layers_to_transform=[0])
+    odd = adapters.open_peft(there, base[0]).warnings()
+    assert "layers_to_transform [0]" in odd[0] and "target_modules lm_head, for which the file has no adapter" in odd[1]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        lambda name: name.replace(".weight", ".default.weight"),
+        lambda name: name.removeprefix("base_model.model."),
+        lambda name: "module." + name.removeprefix("base_model.model.").replace(".weight", ".actor.weight"),
+        lambda name: name.replace("base_model.", "base_model._orig_mod."),
+    ],
+)
+def test_adapters_whose_state_dict_was_saved_are_read(base, tmp_path, names):
+    plain, there = (adapter_folder(tmp_path / which, base, *how) for which, how in (("a", ()), ("b", (names,))))
+    same(*(adapters.open_peft(at, base[0]).leaves for at in (there, plain)))
+
+
+def test_adapters_that_are_not_where_they_are_looked_for(base, tmp_path):
+    adapter_folder(tmp_path / "epoch_3", base)
+    with pytest.raises(FileError, match=r"cannot be read as the config.*There is one in epoch_3 below it"):
+        adapters.open_peft(tmp_path, base[0])
+    (tmp_path / "epoch_3" / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileError, match=r"expected adapter_model\.safetensors \(or adapter_model\.bin\)"):
+        adapters.open_peft(tmp_path / "epoch_3", base[0])

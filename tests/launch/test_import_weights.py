@@ -173,3 +173,39 @@ def test_adapters_are_merged_or_kept_on_request_and_it_is_said(door, tmp_path):
     write(tmp_path / "reward" / "resnet_rm.safetensors", arrays(reward_shapes()))
     assert "are a policy's, and there is none" in door(tmp_path / "reward", "--check", "--adapter", "merge")[0]
     assert not (tmp_path / "no").exists()
+
+
+def test_an_import_ends_with_what_it_believed_and_strict_refuses_what_looks_odd(door, tmp_path):
+    config = openvla_config(num_attention_heads=4, vocab_size=392) | {"pad_token_id": 327}
+    release = openvla_folder(tmp_path / "release", arrays(openvla_shapes(**TINY_VLA)), config)
+    (release / "action_head--150000_checkpoint.pt").write_bytes(b"PK\x03\x04")
+    arguments = (release, "--heads", 2, "--out", tmp_path / "ours")
+    status, _, _ = door(*arguments, "--strict")
+    assert "--strict refuses what looks odd. Nothing was written." in status and "action_head--150000" in status
+    assert not (tmp_path / "ours").exists()
+    status, out, _ = door(*arguments)
+    assert status == 0 and "recipe rlinf: no stop token" in out
+    assert "warning: action_head--150000_checkpoint.pt is copied and not used" in out
+    assert out.index("recipe rlinf") < out.index("warning: ") < out.index("policy.json") < out.index("peak memory")
+
+
+def test_heads_where_nothing_has_heads_are_refused(door, release):
+    assert "--heads is a transformer's or a policy's" in door(release / "resnet_rm.pth", "--heads", 2, "--check")[0]
+
+
+def test_what_a_trainer_left_is_read_and_what_is_missing_is_said(door, tmp_path):
+    torch = pytest.importorskip("torch")
+    theirs = arrays(openvla_shapes(**TINY_VLA))
+    config = openvla_config(num_attention_heads=4, vocab_size=392) | {"pad_token_id": 327}
+    release = openvla_folder(tmp_path / "release", theirs, config)
+    (release / "model.safetensors").unlink()
+    left = tmp_path / "checkpoints" / "actor" / "full_weights.pt"
+    left.parent.mkdir(parents=True)
+    torch.save({f"module.{name}": torch.tensor(array) for name, array in theirs.items()}, left)
+    arguments = ("--heads", 2, "--out", tmp_path / "ours")
+    # The trainer writes weights alone: what is beside the release's has to be put there.
+    assert "config.json of the OpenVLA folder is missing beside it" in door(left, *arguments)[0]
+    left.rename(release / left.name)
+    assert door(release, *arguments)[0] == 0
+    assert door(tmp_path / "ours" / "policy.json", "--to", "openvla", "--out", tmp_path / "back")[0] == 0
+    same(read(tmp_path / "back" / "model.safetensors"), theirs)

@@ -78,6 +78,14 @@ def test_a_damaged_or_foreign_file_is_refused(saved):
         load_asset("large", folder)
 
 
+@pytest.mark.parametrize("name", ["small.json", "small.safetensors"])
+def test_weights_of_ours_that_git_did_not_download_are_called_so(saved, name):
+    folder, _ = saved
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", encoding="utf-8")
+    with pytest.raises(FileError, match=rf"{name} is a pointer of Git LFS"):
+        load_asset("small", folder)
+
+
 def test_a_config_of_another_version_is_refused(saved):
     folder, _ = saved
     path = folder / "small.json"
@@ -146,6 +154,36 @@ def test_a_run_holds_one_leaf_too(saved, monkeypatch):
     loaded = native.load_weights("world_weights", str(folder / "small.json"), like, sharding.WHOLE)
     assert events == ["read", "put"] * len(jax.tree.leaves(params))
     jax.tree.map(np.testing.assert_array_equal, loaded, load_asset("small", folder)[1])
+
+
+def test_a_cpu_device_takes_each_leaf_as_it_lies(tmp_path):
+    """Of leaves that a device copies, the host would hold one more: the largest is a quarter of a network."""
+    arrays = {"a": np.arange(5, dtype=np.float32), "b": np.ones((3, 7), np.float16), "c": np.zeros((2, 0), np.int8)}
+    arrays["d"] = np.array(3, np.int32)
+    card = writer.write_native(tmp_path, "x", CFG, facts_of(arrays), arrays.items(), {})
+    places, read = {}, safetensors.read_tensor
+
+    def watched(file, opened, name):
+        tensor = read(file, opened, name)
+        places[name] = tensor.ctypes.data
+        return tensor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(safetensors, "read_tensor", watched)
+        _, held = native.load(card, put=lambda _, leaf: jax.device_put(leaf))
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(held[name], array)
+        assert array.size == 0 or held[name].unsafe_buffer_pointer() == places[name]
+
+
+def test_a_leaf_has_arrived_before_the_next_one_is_read(saved, monkeypatch):
+    folder, _ = saved
+    events: list[str] = []
+    read, wait = safetensors.read_tensor, jax.block_until_ready
+    monkeypatch.setattr(safetensors, "read_tensor", lambda *a: events.append("read") or read(*a))
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: events.append("wait") or wait(x))
+    native.load(folder / "small.json", put=lambda _, leaf: jax.device_put(leaf))
+    assert events == ["read", "wait"] * (len(events) // 2) and events
 
 
 def test_damage_is_named_before_a_run_uses_it(saved):

@@ -9,10 +9,12 @@ Source: huggingface/peft:src/peft/utils/save_and_load.py.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,8 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from wovr_jax.bridge import rest
+from wovr_jax.bridge import rest, sources, strangers
 from wovr_jax.core import checkpoint, config, disk
+from wovr_jax.data import naming
 from wovr_jax.nn import lora
 from wovr_jax.nn.lora import DOWN, UP, LoRAConfig
 from wovr_jax.policy import vla
@@ -31,12 +34,37 @@ from wovr_jax.policy.weights import PEFT, adapter_table
 from wovr_jax.weights import native, writer
 from wovr_jax.weights.plan import Plan, plan_export, plan_import
 from wovr_jax.weights.safetensors import Fact, FileError
-from wovr_jax.weights.source import open_native, read_by_name, read_header
+from wovr_jax.weights.source import Source, open_native
 
 CONFIG, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "lora_adapter"
+OLD_WEIGHTS = "adapter_model.bin"
+"""As PEFT wrote them before safetensors."""
 OTHER_KINDS = ("use_rslora", "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")
 OTHER_KINDS += ("lora_bias", "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora")
 """Settings of PEFT that make another sum than kernel + scale * a @ b, or train something beside it."""
+INERT = {
+    "peft_type",
+    "task_type",
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "init_lora_weights",
+    "bias",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "megatron_config",
+    "megatron_core",
+    "runtime_config",
+    "exclude_modules",
+}
+"""Settings that are read, or mean nothing for what adapters add once they are trained."""
 INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Ways to begin that leave the base weights as they are."""
 
@@ -50,12 +78,24 @@ class Adapters:
       about: the policy and the adapters.
       plan: which tensor goes where.
       read: name -> tensor.
+      file: that holds them.
+      odd: what looks odd in its settings.
     """
 
     folder: pathlib.Path
     about: PolicyAdapters
     plan: Plan
     read: Callable[[str], np.ndarray]
+    file: pathlib.Path
+    odd: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the folder is called; in a hub's cache the last one is a commit."""
+        try:
+            return naming.name_of(self.folder)
+        except ValueError:
+            return self.folder.name
 
     @functools.cached_property
     def leaves(self) -> dict[str, np.ndarray]:
@@ -85,9 +125,15 @@ class Adapters:
         count = sum(fact.size for fact in (*self.plan.tensor.values(), *self.plan.kept.values()))
         dropped = f"; not taken: {', '.join(self.plan.dropped)}" if self.plan.dropped else ""
         return (
-            f"{self.folder.name}: {pairs} adapters of rank {cfg.rank} and scale {cfg.scale:g}, {count:,} parameters, "
+            f"{self.name}: {pairs} adapters of rank {cfg.rank} and scale {cfg.scale:g}, {count:,} parameters, "
             f"{what}{dropped}"
         )
+
+    def warnings(self) -> list[str]:
+        """Says what looks odd; reads the adapters."""
+        still = all(not leaf.any() for path, leaf in self.leaves.items() if path.endswith(f"/{UP}"))
+        idle = [f"{self.folder.name}: all b of its adapters are zero, as before a training: they change nothing"]
+        return [*self.odd, *(idle if still else [])]
 
 
 def _add(kernel: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> None:
@@ -103,34 +149,75 @@ def open_peft(folder: str | os.PathLike, network: VLAConfig) -> Adapters:
       FileError: no such folder, another kind of adapter, or adapters that change the base weights.
       KeymapError: with everything that does not fit the policy.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     settings = _read_config(folder / CONFIG)
-    header, doubled = read_header(folder / WEIGHTS)
+    held = _open(folder)
     rank = settings["r"]
     # Which layers are adapted is read off the names in the file: every row that could be there, then those that are.
     # (In float32, as any dtype does here: names and shapes are compared, nothing is written.)
     every = {path: Fact(shape, np.dtype(np.float32)) for path, shape in _shapes(network, ("*",), rank).items()}
     links = plan_export(str(folder), adapter_table(network), every).links
     targets = {
-        path.rpartition("/")[0] for path, group in links.items() if any(link.theirs in header.facts for link in group)
+        path.rpartition("/")[0] for path, group in links.items() if any(link.theirs in held.facts for link in group)
     }
     ours = {path: fact.shape for path, fact in every.items() if path.rpartition("/")[0] in targets}
-    checked = plan_import(str(folder), adapter_table(network, rank, header.facts), header.facts, ours, doubled)
+    checked = plan_import(str(folder), adapter_table(network, rank, held.facts), held.facts, ours, held.doubled)
     # After the plan, whose list of strange names says more where the whole folder is of another model.
     if not targets:
-        raise FileError(f"{folder / WEIGHTS} adapts no layer that the policy runs.")
+        raise FileError(f"{held.name} adapts no layer that the policy runs.")
     init = "gaussian" if settings.get("init_lora_weights") == "gaussian" else "kaiming"
     cfg = PolicyLoRA(rank, float(settings["lora_alpha"]), tuple(sorted(targets)), init)
-    return Adapters(folder, PolicyAdapters(network, cfg), checked, lambda name: read_by_name(header, name))
+    odd = (*held.warnings, *_unread(folder, settings, held.facts))
+    return Adapters(folder, PolicyAdapters(network, cfg), checked, held.read, held.files[0], odd)
+
+
+def _open(folder: pathlib.Path) -> Source:
+    """Opens the file of a PEFT folder, under the names that PEFT's own ``save_pretrained`` gives."""
+    files = [folder / name for name in (WEIGHTS, OLD_WEIGHTS) if (folder / name).is_file()]
+    if not files:
+        raise FileError(f"{folder}: expected {WEIGHTS} (or {OLD_WEIGHTS}) beside {CONFIG}; neither is there.")
+    source = sources.open_source(files[0], cut=False)
+    # A state dict that was saved instead has the adapter's name behind lora_A, and PEFT's prefix may be missing.
+    names = {name: re.sub(r"\.lora_([AB])\.\w+\.weight$", r".lora_\1.weight", name) for name in source.facts}
+    if not any(name.startswith(PEFT) for name in names):
+        names = {name: PEFT + short.removeprefix("module.") for name, short in names.items()}
+    back = {short: name for name, short in names.items()}
+    twice = {short for short, count in collections.Counter(names.values()).items() if count > 1}
+    return dataclasses.replace(
+        source,
+        facts={names[name]: fact for name, fact in source.facts.items()},
+        read=lambda name: source.read(back[name]),
+        doubled=sorted({*source.doubled, *twice}),
+    )
+
+
+def _unread(folder: pathlib.Path, settings: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Says which settings nobody looks at, and which layers they name that have no adapter."""
+    unread = [
+        f"{name} {settings[name]!r}" for name in settings if settings[name] and name not in {*INERT, *OTHER_KINDS}
+    ]
+    odd = [f"{folder.name}/{CONFIG} says more than is looked at: {', '.join(unread)}"] if unread else []
+    modules = {name.removeprefix(PEFT).rpartition(".lora_")[0] for name in names}
+    wanted = settings.get("target_modules")
+    absent = [
+        target
+        for target in (wanted if isinstance(wanted, list) else [])
+        if not any(module == target or module.endswith(f".{target}") for module in modules)
+    ]
+    if absent:
+        odd += [f"{folder.name}/{CONFIG} names target_modules {', '.join(absent)}, for which the file has no adapter"]
+    return odd
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
     """Reads ``adapter_config.json`` and refuses any that is not one of plain LoRA."""
     try:
-        settings = dict(disk.read_json(path))
+        settings = strangers.read_settings(path)
         rank, alpha = settings["r"], settings["lora_alpha"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise FileError(f"{path} cannot be read as the config of LoRA adapters: {error!r}.") from error
+    except (FileError, KeyError) as error:
+        where = sorted(below.parent.name for below in path.parent.glob(f"*/{CONFIG}"))
+        hint = f" There is one in {', '.join(where)} below it." if where else ""
+        raise FileError(f"{path} cannot be read as the config of LoRA adapters: {error!r}.{hint}") from error
     wrong = [f"{name} {settings[name]!r}" for name in OTHER_KINDS if settings.get(name)]
     wrong += [f"peft_type {settings.get('peft_type')!r}"] if settings.get("peft_type") != "LORA" else []
     wrong += [f"bias {settings['bias']!r}"] if settings.get("bias", "none") not in ("none", None) else []
@@ -139,6 +226,11 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     wrong += [f"init_lora_weights {init!r}, which changes the base weights"] if init not in INITS else []
     if not isinstance(rank, int) or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float):
         wrong.append(f"r {rank!r}, lora_alpha {alpha!r}")
+    elif alpha <= 0:
+        raise FileError(
+            f"{path}: lora_alpha {alpha}, so the adapters' scale is {alpha / rank:g}, and adding them changes nothing. "
+            "verl's model merger writes 0 whatever the training had: put the training's own lora_alpha there."
+        )
     if wrong:
         raise FileError(f"{path}: expected plain LoRA, got {'; '.join(wrong)}.")
     return settings
@@ -160,10 +252,11 @@ def write_native(opened: Adapters, folder: str | os.PathLike, name: str = "lora"
     fresh = disk.fresh_folder(beside)
     try:
         # Adapters of layers that the policy does not run, and the folder's other files, go back as they were.
-        files = rest.other_files([opened.folder / WEIGHTS])
+        files = rest.other_files([opened.file])
         kept = ((name, opened.read(name)) for name in opened.plan.kept)
         digests = rest.write(fresh, opened.plan.kept, kept, opened.folder, files)
-        about = {"source": {"file": opened.folder.name, "format": "peft", "rest": digests}}
+        source = {"file": opened.name, "format": "peft", "rest": digests}
+        about = {"source": source, "report": [opened.report("kept")], "warnings": opened.warnings()}
         card = writer.write_native(folder, name, opened.about, opened.plan.leaf, opened.leaves.items(), about)
         disk.replace_folder(fresh, beside)
     finally:

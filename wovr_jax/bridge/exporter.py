@@ -17,8 +17,9 @@ from wovr_jax.bridge.text_dit import diffusers_of_text_dit_config
 from wovr_jax.core import disk
 from wovr_jax.weights import writer
 from wovr_jax.weights.plan import plan_export
-from wovr_jax.weights.safetensors import Fact, FileError, Progress
+from wovr_jax.weights.safetensors import Fact, FileError
 from wovr_jax.weights.source import Source, open_native
+from wovr_jax.weights.writer import Progress
 from wovr_jax.world import weights
 
 POLICY_SHARD = 5_000_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from wovr_jax.reward.weights import reward_config, reward_table
 from wovr_jax.weights.native import flatten
 from wovr_jax.weights.safetensors import FileError
 from wovr_jax.weights.source import Source
-from wovr_jax.weights.table import Table
+from wovr_jax.weights.table import Table, require
 from wovr_jax.weights.transforms import Shape
 from wovr_jax.world import weights
 from wovr_jax.world.dit import DiT, DiTConfig
@@ -50,6 +51,9 @@ class Format:
         return f"{self.part} ({self.name})"
 
 
+RELEASED_HEADS = {1536: 12, 3072: 24, 5120: 40}
+"""Width of a released Wan transformer -> its heads. No tensor tells how many there are."""
+
 # The first whose mark is found is the format; RLinf's transformer has the names of Wan's and more.
 FORMATS = (
     Format("dit", "rlinf", r"action_mlp\d\.", "model-00001.safetensors"),
@@ -76,7 +80,19 @@ def detect(source: Source) -> Format:
     known = ", ".join(map(str, FORMATS))
     raise FileError(
         f"{source.name}: not a known kind of weights. Known are {known}; the first names in it are {shown}."
+        f"{_parts(source)}"
     )
+
+
+def _parts(source: Source) -> str:
+    """Says under which parts the names of an unknown file fall, where one of them is a network that is known."""
+    # A generator beside its average, a student beside its teacher: which one is meant, no file tells.
+    groups = collections.Counter(name.partition(".")[0] for name in source.facts)
+    inner = (name.partition(".")[2] for name in source.facts)
+    if not any(re.match(kind.mark, name) for name in inner for kind in FORMATS):
+        return ""
+    listed = ", ".join(f"{group}. ({count})" for group, count in groups.most_common(8))
+    return f" They fall into {listed}: save the one that is meant alone, without the others."
 
 
 def named(cfg: Any, name: str) -> Format:
@@ -110,17 +126,23 @@ def config_of(source: Source, kind: Format, heads: int | None = None, recipe: st
         if kind.name == "diffusers":
             if source.config is None:
                 raise FileError(f"{source.name}: config.json of the diffusers folder is missing beside it.")
-            make = text_dit_config_of_diffusers if kind.part == "dit" else weights.vae_config_of_diffusers
-            return make(source.config)
+            if kind.part == "vae":
+                return weights.vae_config_of_diffusers(source.config)
+            cfg = text_dit_config_of_diffusers(source.config)
+            return _refuse_heads(source, cfg, heads)
         if kind.part == "policy":
             if source.config is None:
-                raise FileError(f"{source.name}: config.json of the OpenVLA folder is missing beside it.")
+                raise FileError(
+                    f"{source.name}: config.json of the OpenVLA folder is missing beside it. A trainer that leaves "
+                    "weights alone (RLinf's full_weights.pt) wants them put into the folder of the model it began with."
+                )
             # What torch computes in is the dtype of the weights; the head is in it wherever some norms are not.
             dtype = _float_of(source, "language_model.lm_head.weight")
             return vla_config(source.shapes, source.config, heads=heads, dtype=dtype, recipe=recipe, images=images)
         if kind.part == "dit":
             make = weights.dit_config if kind.name == "rlinf" else text_dit_config
-            return _numerics(make(source.shapes, heads or _heads(source)), source, kind)
+            cfg = make(source.shapes, heads or _heads(source))
+            return _refuse_heads(source, _numerics(_described(cfg, source), source, kind), heads)
         return weights.vae_config(source.shapes) if kind.part == "vae" else reward_config(source.shapes)
     except FileError:  # a ValueError, but it says all there is to say
         raise
@@ -175,8 +197,37 @@ def part_of(cfg: Any) -> str:
 
 
 def _heads(source: Source) -> int | None:
-    """Returns the number of heads as an original ``config.json`` gives it."""
-    return (source.config or {}).get("num_heads")
+    """Returns the number of heads as an original ``config.json`` gives it, or as a release of that width has them."""
+    told = (source.config or {}).get("num_heads")
+    return told or RELEASED_HEADS.get(source.facts["patch_embedding.weight"].shape[0])
+
+
+def _refuse_heads(source: Source, cfg: DiTConfig, asked: int | None) -> DiTConfig:
+    """Returns ``cfg``, unless the heads that were asked for are others than a file or a release says.
+
+    Any number that divides the width would load, and attend to something else.
+    """
+    facts = source.config or {}
+    told = {"config.json beside it": facts.get("num_heads") or facts.get("num_attention_heads")}
+    told |= {f"a release of width {cfg.dim}": RELEASED_HEADS.get(cfg.dim)}
+    says, heads = next(((who, count) for who, count in told.items() if count), ("", 0))
+    if asked and heads and asked != heads:
+        raise FileError(f"{source.name}: --heads {asked}, but {says} has {heads}. Leave --heads away.")
+    return cfg
+
+
+def _described(cfg: DiTConfig, source: Source) -> DiTConfig:
+    """Returns ``cfg`` with what only an original ``config.json`` tells; sizes that it gives must be the file's.
+
+    Raises:
+      ValueError: naming every size that differs.
+    """
+    facts = source.config or {}
+    sizes = {"dim": cfg.dim, "ffn_dim": cfg.ffn, "num_layers": cfg.layers, "in_dim": cfg.channels}
+    sizes |= {"out_dim": cfg.channels, "freq_dim": cfg.freq_dim, "qk_norm": True}
+    sizes |= {"patch_size": [1, cfg.patch, cfg.patch], "cross_attn_norm": True, "window_size": [-1, -1]}
+    require("the weights beside it", facts, sizes)
+    return dataclasses.replace(cfg, eps=facts.get("eps", cfg.eps))
 
 
 def _float_of(source: Source, name: str) -> str:

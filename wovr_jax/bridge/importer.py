@@ -14,16 +14,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from wovr_jax.bridge import adapters, formats, rest, state_projector
+from wovr_jax.bridge import adapters, beliefs, formats, rest, state_projector
 from wovr_jax.bridge.adapters import Adapters
+from wovr_jax.bridge.beliefs import Beliefs
 from wovr_jax.bridge.formats import Format
 from wovr_jax.bridge.text_dit import TextDiTConfig, with_actions
 from wovr_jax.core import disk
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.weights import native, writer
 from wovr_jax.weights.plan import Plan, plan_import
-from wovr_jax.weights.safetensors import Fact, FileError, Progress
+from wovr_jax.weights.safetensors import Fact, FileError
 from wovr_jax.weights.source import Source
+from wovr_jax.weights.writer import Progress
 from wovr_jax.world import weights
 from wovr_jax.world.vae.net import VAEConfig
 
@@ -43,6 +45,7 @@ class Import:
       files: the other files of the release that are kept, relative to its folder.
       adapters: merged into the leaves and the kept tensors as they are read, or None.
       state: how the release keeps the projector of the robot's state, where that was asked for.
+      beliefs: what was believed and what looks odd, beside what the fields above say.
     """
 
     source: Source
@@ -55,6 +58,7 @@ class Import:
     files: list[pathlib.Path] = dataclasses.field(default_factory=list)
     adapters: Adapters | None = None
     state: dict[str, str] | None = None
+    beliefs: Beliefs = Beliefs()
 
     @property
     def bytes(self) -> int:
@@ -76,6 +80,7 @@ class Import:
             # After the cast: what is merged is rounded once, to the dtype that stays.
             if self.adapters:
                 self.adapters.merge(path, leaf)
+            _refuse_not_finite(self.source.name, path, leaf)
             yield path, leaf
 
     def rest(self, progress: Progress = lambda _: None) -> Iterator[tuple[str, np.ndarray]]:
@@ -106,8 +111,7 @@ class Import:
             f"{self.source.name}: {self.kind}, {used} tensors into {len(self.facts)} leaves, {size:,} parameters, "
             + ", ".join(f"{count} {name}" for name, count in dtypes.most_common())
         ]
-        if self.source.prefix:
-            lines += [f"names begin with {self.source.prefix!r}, which is put back on export"]
+        lines += self.beliefs.notes
         for why, names in _by_reason(self.plan.dropped).items():
             count = sum(self.source.facts[name].size for name in names)
             lines += [f"dropped, {why}: {len(names)} tensors, {count:,} parameters ({names[0]}, ...)"]
@@ -135,6 +139,11 @@ class Import:
         if self.source.others:
             lines += [f"left in the file, as they are no weights: {', '.join(self.source.others)}"]
         return lines
+
+    def warnings(self) -> list[str]:
+        """Says what looks odd, in sentences."""
+        merged = self.adapters.warnings() if self.adapters else []
+        return [*self.beliefs.warnings, *merged]
 
 
 def read_import(
@@ -204,9 +213,12 @@ def read_import(
     # Only a policy has kept tensors, and only its releases have files that an export needs.
     files = rest.other_files(source.files) if kept else []
     opened = adapters.open_peft(merge, cfg) if merge and isinstance(cfg, VLAConfig) else None
+    said = beliefs.of_source(source, kind, cfg, heads)
     if merge and merge.parent == source.files[0].parent:  # merged twice, it would count twice
         files = [file for file in files if file.parts[0] != merge.name]
-    return Import(source, kind, cfg, checked, facts, seed, kept, files, opened, state_file)
+    if isinstance(cfg, VLAConfig) and source.files:
+        said += beliefs.of_policy(source, cfg, source.files[0].parent, files)
+    return Import(source, kind, cfg, checked, facts, seed, kept, files, opened, state_file, said)
 
 
 def write_import(
@@ -229,13 +241,25 @@ def write_import(
     try:
         if ready.kept:
             origin["rest"] = rest.write(fresh, ready.kept, ready.rest(progress), ready.folder, ready.files)
-        about = {"source": origin, "report": ready.report()[1:]}
+        about = {"source": origin, "report": ready.report()[1:], "warnings": ready.warnings()}
         card = writer.write_native(folder, name, ready.cfg, ready.facts, ready.leaves(progress), about)
         if ready.kept:
             disk.replace_folder(fresh, kept)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return card
+
+
+def _refuse_not_finite(what: str, path: str, leaf: np.ndarray) -> None:
+    """Raises FileError for a leaf with a NaN or an infinity: from it on, everything that the network says is NaN."""
+    flat = leaf.reshape(-1)
+    # In pieces: what tells a number from none takes as much memory again.
+    for begin in range(0, flat.size, 2**22):
+        if not np.isfinite(flat[begin : begin + 2**22]).all():
+            raise FileError(
+                f"{what}: {path} is not finite, in {leaf.dtype.name}. A training that diverged leaves such weights, "
+                "and so does a cast to float16 of what it cannot hold: take an earlier checkpoint, or another --dtype."
+            )
 
 
 def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:

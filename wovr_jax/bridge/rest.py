@@ -24,11 +24,18 @@ from wovr_jax.weights.source import read_by_name
 TENSORS, FILES = "tensors.safetensors", "files"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 """Files that an export writes new; as other files of a release they would be the old weights."""
+OTHER_WEIGHTS = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json|full_weights\.pt")
+"""The same network as torch or RLinf saves it: not copied either."""
 
 
 def folder_name(name: str) -> str:
     """Returns the name of the folder beside ``<name>.json`` that holds what an import kept."""
     return f"{name}.rest"
+
+
+def is_weights(name: str) -> bool:
+    """Returns whether a file at the top of a release holds the network itself, by its name."""
+    return bool(WEIGHTS.fullmatch(name) or OTHER_WEIGHTS.fullmatch(name))
 
 
 def other_files(weights: Iterable[pathlib.Path]) -> list[pathlib.Path]:
@@ -45,7 +52,7 @@ def other_files(weights: Iterable[pathlib.Path]) -> list[pathlib.Path]:
         inside[:] = sorted(name for name in inside if not name.startswith("."))  # os.walk goes where this list says
         below = pathlib.Path(at).relative_to(folder)
         is_top = below == pathlib.Path()
-        files += [below / name for name in sorted(names) if not (is_top and (name in own or WEIGHTS.fullmatch(name)))]
+        files += [below / name for name in sorted(names) if not (is_top and (name in own or is_weights(name)))]
     return files
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.bridge import torch_io
+from wovr_jax.bridge import sources, torch_io
 from wovr_jax.core import disk
 from wovr_jax.policy.weights import STATE
 from wovr_jax.weights.safetensors import FileError
 from wovr_jax.weights.source import Source
 
-PATTERN, NAMES, WRAPPED = "proprio_projector--*.pt", f"{STATE}.", "module."
+PATTERN, NAMES = "proprio_projector--*.pt", f"{STATE}."
 
 
 def join(source: Source) -> tuple[Source, dict[str, str]]:
@@ -35,18 +35,23 @@ def join(source: Source) -> tuple[Source, dict[str, str]]:
     if len(files) != 1:
         named = ", ".join(file.name for file in files) or "none"
         raise FileError(f"{folder}: expected one {PATTERN}, the projector of the robot's state; there is: {named}.")
-    held = torch_io.load(files[0]).tensors
-    # DistributedDataParallel puts "module." before every name; it is put back on export.
-    prefix = WRAPPED if all(name.startswith(WRAPPED) for name in held) else ""
-    tensors = {NAMES + name.removeprefix(prefix): tensor for name, tensor in held.items()}
-    facts = {name: torch_io.fact(tensor) for name, tensor in tensors.items()}
+    # What wrapped the module when it was saved is before every name; it is put back on export.
+    held = sources.open_source(files[0])
+    facts = {NAMES + name: fact for name, fact in held.facts.items()}
 
     # One source for both files, so that the plan sees all tensors of the policy at once.
     def read(name: str) -> np.ndarray:
-        return torch_io.to_numpy(tensors[name]) if name in tensors else source.read(name)
+        return held.read(name.removeprefix(NAMES)) if name in facts else source.read(name)
 
-    both = dataclasses.replace(source, facts={**source.facts, **facts}, read=read, files=(*source.files, files[0]))
-    return both, {"file": files[0].name, "prefix": prefix}
+    both = dataclasses.replace(
+        source,
+        facts={**source.facts, **facts},
+        read=read,
+        files=(*source.files, files[0]),
+        notes=(*source.notes, *held.notes),
+        warnings=(*source.warnings, *held.warnings),
+    )
+    return both, {"file": files[0].name, "prefix": held.prefix}
 
 
 class Splitter:

@@ -85,11 +85,30 @@ def scan_blocks(blocks: nnx.Module, carry: jax.Array, *args: Any, layered: tuple
     graph, state = nnx.split(blocks)
 
     @jax.named_scope(type(blocks).__name__)  # so that a profile shows which network a block belongs to
-    def body(carry: jax.Array, layer: tuple[nnx.State, tuple]) -> tuple[jax.Array, None]:
-        weights, slices = layer
+    def run(carry: jax.Array, layer: tuple, args: tuple) -> jax.Array:
         # The layout is stated anew after every block, or the partitioner may gather the stream of activations whole.
-        return sharding.batch(nnx.merge(graph, weights)(carry, *slices, *args), even=False), None
+        return sharding.batch(nnx.merge(graph, layer[0])(carry, *layer[1], *args), even=False)
 
-    carry = sharding.batch(carry, even=False)
-    # Remat inside the scan keeps one carry a layer for the backward pass, and nothing from within the blocks.
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (state, layered))[0]
+    def scan(carry: jax.Array, layers: tuple, args: tuple) -> jax.Array:
+        # Remat inside the scan keeps one carry a layer for the backward pass, and nothing from within the blocks.
+        step = jax.checkpoint(run) if remat else run
+        return jax.lax.scan(lambda carry, layer: (step(carry, layer, args), None), carry, layers)[0]
+
+    def scan_narrow(carry: jax.Array, layers: tuple, args: tuple) -> jax.Array:
+        # XLA:CPU multiplies in float32 and moves the wider copy of weights that no pass of the loop changes out of it:
+        # of all layers at once, twice their own memory. The barrier makes them look as if each pass changed them.
+        def body(index: jax.Array, carry: jax.Array) -> jax.Array:
+            carry, held = jax.lax.optimization_barrier((carry, layers))
+            layer = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), held)
+            return run(carry, layer, args)
+
+        return jax.lax.fori_loop(0, len(jax.tree.leaves(layers)[0]), body, carry)
+
+    @jax.custom_vjp
+    def forward(carry: jax.Array, layers: tuple, args: tuple) -> jax.Array:
+        return jax.lax.platform_dependent(carry, layers, args, cpu=scan_narrow, default=scan)
+
+    # A gradient would add up whole stacks, a layer at a time: where one is asked for, the plain scan runs.
+    forward.defvjp(lambda *operands: jax.vjp(scan, *operands), lambda pull, gradient: pull(gradient))
+    is_narrow = any(leaf.dtype.itemsize < 4 for leaf in jax.tree.leaves(state))
+    return (forward if is_narrow else scan)(sharding.batch(carry, even=False), (state, layered), args)

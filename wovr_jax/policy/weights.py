@@ -149,14 +149,19 @@ def vla_config(
     require(NAME, text, {"rope_scaling": None, "attention_bias": False, "tie_word_embeddings": False})
     require(NAME, text, {"vocab_size": rows, "head_dim": width // llm_heads, "mlp_bias": False})
     require(NAME, rope, {"rope_type": "default"})
+    depth, mlp = _depth(shapes, f"{LLM}.layers."), shapes[f"{LLM}.layers.0.mlp.gate_proj.weight"][0]
+    require(NAME, text, {"hidden_size": width, "num_hidden_layers": depth, "intermediate_size": mlp})
+    require(NAME, text, {"sliding_window": None, "pretraining_tp": 1, "quantization_config": None})
+    require(NAME, described, {"timm_override_act_layers": [None, None], "quantization_config": None})
+    require(NAME, described, {"use_film": False, "use_diffusion": False, "use_l1_regression": False})
     if width % llm_heads:
         raise ValueError(f"the language model's width {width} does not make {llm_heads} heads")
     llm = LlamaConfig(
         rows=rows,
         width=width,
-        depth=_depth(shapes, f"{LLM}.layers."),
+        depth=depth,
         heads=llm_heads,
-        mlp=shapes[f"{LLM}.layers.0.mlp.gate_proj.weight"][0],
+        mlp=mlp,
         rope_theta=text.get("rope_theta", rope.get("rope_theta", 10000.0)),
         eps=text.get("rms_norm_eps", 1e-6),
         remat=True,
@@ -188,6 +193,8 @@ def _tower(shapes: Mapping[str, Shape], theirs: str, release: TowerConfig, heads
     # Attention's weights are D x D whatever the heads: their number leaves no trace in a file.
     if heads is None and width != release.width:
         raise ValueError(f"{theirs} is {width} wide, not {release.width}; say how many heads its attention has")
+    if heads not in (None, release.heads) and width == release.width:
+        raise ValueError(f"{theirs} is a release's, with {release.heads} heads, not {heads}; leave --heads away")
     return TowerConfig(
         # (1, patches, D): pictures are square
         image=patch * math.isqrt(shapes[f"{theirs}.pos_embed"][1]),

@@ -118,8 +118,7 @@ def save_asset(
     """
     with np.errstate(over="ignore"):  # what overflows is reported below, by name
         half = {path.replace("/", "."): np.asarray(leaf, np.float16) for path, leaf in flatten(params).items()}
-    bad = [path for path, leaf in half.items() if not np.isfinite(leaf).all()]
-    if bad:
+    if bad := [path for path, leaf in half.items() if not np.isfinite(leaf).all()]:
         raise FileError(f"asset {name!r}: {bad[0]!r} is not finite in float16 ({len(bad)} such parameters)")
     if not processes.first():  # after the arrays came to the host, in which all processes may have a part
         return folder / f"{name}.json"
@@ -149,6 +148,7 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
         raise FileError(f"{path} is missing. Weights there: {known}.")
     if not path.with_suffix(".safetensors").is_file():
         raise FileError(f"{expected}; {path.with_suffix('.safetensors').name} is missing.")
+    safetensors.refuse_pointer(path)
     try:
         about = disk.read_json(path)
     except ValueError as error:
@@ -179,7 +179,8 @@ def load(
     leaves: dict[str, Any] = {}
     for dotted, leaf in safetensors.read_all(opened, digest.update if verify else None):
         name = dotted.replace(".", "/")
-        leaves[name] = put(name, leaf)
+        # A device copies behind the call; without waiting, leaves would gather on the host.
+        leaves[name] = jax.block_until_ready(put(name, leaf))
         del leaf  # or it would live on while the next one is read
     if verify:
         compare_digest(path, about, digest.hexdigest())
@@ -275,9 +276,7 @@ def _read_card(path: pathlib.Path, like: Params) -> Params:
 
     def put(name: str, leaf: np.ndarray) -> Any:
         leaf, place = leaf.astype(wanted[name].dtype, copy=False), wanted[name].sharding
-        array = jnp.asarray(leaf) if place is None else sharding.put(leaf, place)
-        # An accelerator's copy goes on behind the call; without waiting, leaves would gather on the host.
-        return jax.block_until_ready(array)
+        return jnp.asarray(leaf) if place is None else sharding.put(leaf, place)
 
     return load(path, put=put, verify=True)[1]
 

@@ -24,32 +24,14 @@ import numpy as np
 HEADER_BYTES = 100_000_000
 """Longest header that the library accepts."""
 
-CODES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(jnp.bfloat16),
-    "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
-    "F8_E5M2": np.dtype(jnp.float8_e5m2),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
+CODES = {f"{letter}{n}": np.dtype(f"{kind}{n}") for letter, kind in zip("IU", ("int", "uint")) for n in (64, 32, 16, 8)}
+CODES |= {f"F{n}": np.dtype(f"float{n}") for n in (64, 32, 16)} | {"BOOL": np.dtype(np.bool_)}
+_NARROW = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+CODES |= {code: np.dtype(getattr(jnp, name)) for code, name in _NARROW.items()}
+"""Code of the format -> dtype."""
 
 LFS = b"version https://git-lfs.github.com/spec/"
 """How a pointer of Git LFS begins."""
-
-_PIECE = 2**24
-"""Bytes read at a time where nothing but their hash is wanted."""
-
-Progress = Callable[[int], None]
-"""Takes the bytes of each leaf or tensor once it is done."""
 
 
 class FileError(ValueError):
@@ -152,16 +134,15 @@ def read_all(opened: Header, hashed: Callable[[Any], None] | None = None) -> Ite
       hashed: takes every byte of the file in order, ``hashlib.sha256().update`` for instance, so that reading and
         hashing are one pass. It has taken all of them when the iteration has ended.
     """
-    # By begin, and by size because tensors without a number begin where the next one does.
-    order = sorted(opened.facts, key=lambda name: (opened.begin[name], opened.facts[name].nbytes))
     with opened.path.open("rb", buffering=0) as file:
 
         def pass_over(end: int) -> None:
             # What lies before the first tensor (the header), between tensors, and behind the last one.
-            while hashed and (missing := end - file.tell()) > 0 and (piece := file.read(min(missing, _PIECE))):
+            while hashed and (missing := end - file.tell()) > 0 and (piece := file.read(min(missing, 2**24))):
                 hashed(piece)
 
-        for name in order:
+        # By begin, and by size because tensors without a number begin where the next one does.
+        for name in sorted(opened.facts, key=lambda name: (opened.begin[name], opened.facts[name].nbytes)):
             pass_over(opened.begin[name])
             file.seek(opened.begin[name])
             tensor = read_tensor(file, opened, name)
@@ -174,7 +155,10 @@ def read_all(opened: Header, hashed: Callable[[Any], None] | None = None) -> Ite
 
 def read_tensor(file: io.FileIO, opened: Header, name: str) -> np.ndarray:
     """Reads a tensor from where the file stands, into memory of its own."""
-    tensor = np.empty(opened.facts[name].shape, opened.facts[name].dtype)
+    fact = opened.facts[name]
+    # Begun at a multiple of 64 bytes, it can be handed to a CPU device as it lies; elsewhere it would be there twice.
+    memory = np.empty(fact.nbytes + 64, np.uint8)
+    tensor = memory[-memory.ctypes.data % 64 :][: fact.nbytes].view(fact.dtype).reshape(fact.shape)
     view = bytes_of(tensor)
     while view:
         count = file.readinto(view)

@@ -29,6 +29,8 @@ class Source:
       others: what a ``.pth`` held beside it.
       config: the ``config.json`` beside the file, or None.
       files: what was opened: the file, or the shards and their index.
+      notes: what was believed when it was opened, in sentences.
+      warnings: what looked odd.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Source:
     others: list[str] = dataclasses.field(default_factory=list)
     config: dict[str, Any] | None = None
     files: tuple[pathlib.Path, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from wovr_jax.weights import native
 from wovr_jax.weights.safetensors import CODES, Fact, bytes_of
+
+Progress = Callable[[int], None]
+"""Takes the bytes of each leaf or tensor once it is done."""
 
 _NAMES = {dtype: code for code, dtype in CODES.items()}
 
