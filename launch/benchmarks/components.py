@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from launch.benchmarks.arrays import cast, compute_dtypes, fill, last_name, small_ids
 from launch.benchmarks.timing import Part
 from wovr_jax.core import sharding
 from wovr_jax.core.sharding import MeshConfig
@@ -27,7 +26,7 @@ from wovr_jax.plan import phases
 from wovr_jax.plan.phases import Placement
 from wovr_jax.policy import train as policy_train
 from wovr_jax.policy import vla
-from wovr_jax.policy.actions import BINS, Codec
+from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
 from wovr_jax.policy.train import SFTObjective, make_rl_policy
 from wovr_jax.reward import classifier
@@ -43,8 +42,6 @@ PROMPT = 32
 """Tokens of an instruction of LIBERO, about; the embedded environments are asked for theirs."""
 CHUNKS = 256
 """Demonstrated chunks from which a step of supervised fine-tuning draws."""
-NOISE = 2**20
-"""Different random numbers in what is made up; larger arrays repeat them."""
 
 
 class Maker:
@@ -71,7 +68,7 @@ class Maker:
 
     def weights(self, net: Pure) -> Any:
         """Returns random weights of a network that is not trained here."""
-        shapes = _cast(net.shapes(), self._dtypes(net))
+        shapes = cast(net.shapes(), self._dtypes(net))
         leaves, tree = jax.tree.flatten(shapes)
         key = (tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
         if key not in self.store:
@@ -112,7 +109,7 @@ class Maker:
         def act(params: Any, frame_BHWC: Array, prompt_BL: Array, key_B: Array) -> Any:
             return vla.policy(cfg, params, Codec(), temperature, net)(frame_BHWC, prompt_BL, key_B)
 
-        prompt_BL = jnp.asarray(prompts(batch, self.prompt))
+        prompt_BL = jnp.asarray(small_ids(batch, self.prompt))
         args = (self.weights(net), self._frames(batch), prompt_BL, jax.random.split(jax.random.key(0), batch))
         return Part("policy", batch, act, args, cfg.llm.dtype)
 
@@ -183,7 +180,7 @@ class Maker:
             anchor_BHWC=self._frames(batch),
             memory_BMHWC=self._frames(batch, slots),
             action_BMA=self._actions(batch, slots),
-            prompt_BL=jnp.asarray(prompts(batch, self.prompt)),
+            prompt_BL=jnp.asarray(small_ids(batch, self.prompt)),
             task_B=zero,
             keyframe_B=zero > 0,
             step_B=zero,
@@ -201,10 +198,10 @@ class Maker:
         phase = phases.dream(recipe, Placement(self.mesh))
         state, parts, key = phase.args
         if recipe.learner.lora is not None:
-            state = _cast(state, self._dtypes(vla.network(recipe.policy)))
+            state = cast(state, self._dtypes(vla.network(recipe.policy)))
         nets: dict[str, Pure] = {"reward": classifier.network(recipe.reward)}
         nets |= dict(zip(("world/dit", "world/vae"), world_model.networks(recipe.world), strict=True))
-        parts = _cast(parts, self._below(nets))
+        parts = cast(parts, self._below(nets))
         frames = recipe.dream.groups * recipe.learner.grpo.group * recipe.dream.chunks * recipe.world.chunk
         args = fill(self._with_prompts((state, parts, key)))
         return Part("dream", None, phase.program, args, recipe.world.dit.dtype, frames=frames)
@@ -217,7 +214,7 @@ class Maker:
         if recipe.learner.lora is not None:
             # Only then do the policy's own weights stay as they are, and need no more digits than they are read with.
             dtypes = self._dtypes(vla.network(recipe.policy))
-            state, base = state.replace(params=_cast(state.params, dtypes)), _cast(base, dtypes)
+            state, base = state.replace(params=cast(state.params, dtypes)), cast(base, dtypes)
         args = fill(self._with_prompts((state, rollouts, key, base)))
         return Part("update", None, phase.program, args, recipe.policy.llm.dtype, chains=True)
 
@@ -227,10 +224,10 @@ class Maker:
         phase = phases.world(recipe, Placement(self.mesh))
         state, number, fixed, data, key = phase.args
         dit, vae = world_model.networks(recipe.world)
-        fixed = _cast(fixed, self._dtypes(dit))
+        fixed = cast(fixed, self._dtypes(dit))
         # Pixels that are encoded batch by batch bring the VAE, which is frozen; latents made before do not.
         data = tuple(
-            part.replace(vae=_cast(part.vae, self._dtypes(vae))) if hasattr(part, "vae") else part for part in data
+            part.replace(vae=cast(part.vae, self._dtypes(vae))) if hasattr(part, "vae") else part for part in data
         )
         args = fill((state, number, fixed, data, key))
         return Part("world_step", None, phase.program, args, recipe.world.dit.dtype, chains=True)
@@ -246,13 +243,14 @@ class Maker:
             return fixed, train_step.create(objective, trained)
 
         fixed, state = jax.eval_shape(split, net.shapes())
-        fixed = _cast(fixed, self._dtypes(net))
-        acted = (CHUNKS, recipe.policy.chunk, recipe.policy.action_dim)
-        data = policy_train.Demonstrations(
-            frame_BHWC=jax.ShapeDtypeStruct((CHUNKS, self.side, self.side, 3), jnp.uint8),
-            token_BTA=jax.ShapeDtypeStruct(acted, jnp.int32),
-            prompt_BL=jax.ShapeDtypeStruct((CHUNKS, self.prompt), jnp.int32),
-        )
+        fixed = cast(fixed, self._dtypes(net))
+        acted = (recipe.policy.chunk, recipe.policy.action_dim)
+        columns: dict[str, Any] = {
+            "frame_BHWC": jax.ShapeDtypeStruct((CHUNKS, self.side, self.side, 3), jnp.uint8),
+            "token_BTA": jax.ShapeDtypeStruct((CHUNKS, *acted), jnp.int32),
+            "prompt_BL": jax.ShapeDtypeStruct((CHUNKS, self.prompt), jnp.int32),
+        }
+        data = policy_train.Demonstrations(**columns)
         number = jax.ShapeDtypeStruct((), jnp.int32)
         key = jax.eval_shape(lambda: jax.random.key(0))
         args = fill((state, number, fixed, data, key))
@@ -268,7 +266,7 @@ class Maker:
         """Gives prompts their length here; the planner's are generous."""
 
         def change(path: Any, leaf: Any) -> Any:
-            if "prompt" not in _last(path):
+            if "prompt" not in last_name(path):
                 return leaf
             return jax.ShapeDtypeStruct((*leaf.shape[:-1], self.prompt), leaf.dtype)
 
@@ -300,100 +298,3 @@ def prompt_length(recipe: Recipe) -> int:
         return PROMPT
     suite = suite_of(recipe.embedded)
     return getattr(Tokenizer, suite.name)().prompts(suite.instructions).shape[1]
-
-
-def prompts(*shape: int) -> np.ndarray:
-    """Returns small token ids, which every vocabulary has; none of them is padding."""
-    return (1 + np.arange(math.prod(shape)) % 9).reshape(shape).astype(np.int32)
-
-
-def compute_dtypes(net: Pure) -> dict[tuple[Any, ...], Any]:
-    """Returns path -> dtype for the weights that their layer casts before each use; all others stay float32."""
-    dtypes = {}
-    for path, module in nnx.iter_modules(net.module(net.shapes())):
-        dtype = getattr(module, "dtype", None)
-        if dtype is not None:
-            # Norms and tables have no dtype of their own and are computed with in float32.
-            for name in ("kernel", "bias", "embedding"):
-                if isinstance(getattr(module, name, None), nnx.Variable):
-                    dtypes[*map(str, path), name] = jnp.dtype(dtype)
-    return dtypes
-
-
-def _cast(tree: Any, dtypes: dict[tuple[Any, ...], Any]) -> Any:
-    """Returns shapes with other dtypes where the path is in ``dtypes``; adapters, which are not, stay as they are."""
-
-    def change(path: Any, leaf: Any) -> Any:
-        dtype = dtypes.get(tuple(_name(key) for key in path))
-        return leaf if dtype is None else jax.ShapeDtypeStruct(leaf.shape, dtype)
-
-    return jax.tree_util.tree_map_with_path(change, tree)
-
-
-def _name(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-
-
-def _last(path: Any) -> str:
-    return _name(path[-1]) if path else ""
-
-
-def fill(shapes: Any) -> Any:
-    """Makes the arrays of a tree of shapes on the device, in one program.
-
-    Weights and moments are told from data by their place: what lies under ``opt_state`` begins at zero, as a training
-    does. Weights are normal numbers over the root of what a layer sums, scales and variances lie around 1. Frames are
-    within [-1, 1]; prompts and tokens are small ids; of flags the last one of every other row is set, so that the
-    groups of an update have both outcomes.
-    """
-    block = jax.random.normal(jax.random.key(0), (NOISE,), jnp.float32)
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
-
-    # The noise is an argument, and each array a repetition of it that begins elsewhere: drawn one by one, billions of
-    # numbers would take their own memory twice again, and their programs minutes to compile.
-    @jax.jit
-    def make(block: Array) -> list[Array]:
-        return [_draw(path, leaf, block, place) for place, (path, leaf) in enumerate(leaves)]
-
-    return tree.unflatten(make(block))
-
-
-def _draw(path: Any, leaf: Any, block: Array, place: int) -> Array:
-    name, size, shape, dtype = _last(path), math.prod(leaf.shape), leaf.shape, leaf.dtype
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return jax.random.key(0)
-    if any(_name(key) == "opt_state" for key in path):
-        return jnp.zeros(shape, dtype)
-    if dtype == bool:
-        # Rows by turns: none, and the last flag of the row.
-        flags = np.zeros((shape[0], size // shape[0]) if shape else (), bool)
-        if shape:
-            flags[1::2, -1] = True
-        return jnp.asarray(flags.reshape(shape))
-    turned, times = jnp.roll(block, 7919 * place), -(-size // NOISE)
-    noise = jnp.broadcast_to(turned, (times, NOISE)).reshape(-1)[:size].reshape(shape)
-    if jnp.issubdtype(dtype, jnp.integer):
-        if dtype == jnp.uint8:
-            return jnp.clip(64 * noise + 128, 0, 255).astype(dtype)
-        if "prompt" in name or "token" in name:
-            return jnp.asarray(prompts(*shape)).astype(dtype)
-        return jnp.zeros(shape, dtype)
-    if not shape:
-        return jnp.ones(shape, dtype)  # a factor on the learning rate, a threshold
-    if "logp" in name:
-        return jnp.full(shape, -math.log(BINS), dtype)
-    if name in ("scale", "gamma", "var", "ls1", "ls2"):
-        return (1 + 0.1 * jnp.clip(noise, -3, 3)).astype(dtype)
-    if "hwc" in name:
-        return noise.astype(dtype)  # latents
-    if "frame" in name or "HWC" in name or "action" in name:
-        return jnp.clip(0.5 * noise, -1, 1).astype(dtype)
-    return (noise / math.sqrt(_fan_in(name, shape))).astype(dtype)
-
-
-def _fan_in(name: str, shape: tuple[int, ...]) -> int:
-    """Returns about how many numbers an output sums; what is no kernel gets small numbers."""
-    if name not in ("kernel", "lora_a", "lora_b"):
-        return 2500
-    # (in, out) and (layers, in, out); the kernel of a convolution has its window in front.
-    return math.prod(shape[:-1]) if len(shape) > 3 else shape[-2]

@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=numbers, default=[8], metavar="N,N", help="rows at once; default 8")
     parser.add_argument("--parts", type=names, default=list(PARTS), metavar="NAME,NAME", help="default all")
     parser.add_argument("--repeats", type=positive, default=5, help="measurements of each part (default 5)")
-    parser.add_argument("--seconds", type=positive, default=20, help="after so many a part is not repeated (default 20)")
+    parser.add_argument(
+        "--seconds", type=positive, default=20, help="after so many a part is not repeated (default 20)"
+    )
     parser.add_argument(
         "--compare", type=pair, action="append", default=[], metavar="SETTING=A,B", help="two values of a setting"
     )
@@ -101,10 +103,14 @@ def read_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def command_line(name: str) -> str:
-    """Returns how this was started, without folders, which say nothing to others."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--out")]
-    words = words[1:] if words[:1] == [name] else words
-    return " ".join(["launch/benchmark.py", name, *(word for word in words if "/" not in word or "=" in word)])
+    """Returns how this was started, without the folder of the results, which says nothing to others."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        if word == "--out":
+            next(words, None)
+        elif not word.startswith("--out=") and word != name:
+            kept.append(word)
+    return " ".join(["launch/benchmark.py", name, *kept])
 
 
 def numbers(text: str) -> list[int]:

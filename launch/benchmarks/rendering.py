@@ -48,7 +48,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     ]
     if results["matrix"]:
         lines += ["| matrix products | TFLOP/s | at a side of |", "|---|---|---|"]
-        lines += [f"| {dtype} | {_number(of['rate'] / 1e12)} | {of['size']} |" for dtype, of in results["matrix"].items()]
+        lines += [
+            f"| {dtype} | {_number(of['rate'] / 1e12)} | {of['size']} |" for dtype, of in results["matrix"].items()
+        ]
         lines.append("")
     if results["parts"]:
         lines += [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import datetime
+import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import jax
 
@@ -40,6 +41,7 @@ class Session:
       repeats, seconds: see ``timing.repeat``.
       frozen: see ``components.Maker``.
       threads: programs that are compiled at once.
+      deadline: seconds from now after which no further part is begun; None for no end.
     """
 
     def __init__(
@@ -53,11 +55,12 @@ class Session:
         seconds: float = 20.0,
         frozen: str = "compute",
         threads: int = 1,
+        deadline: float | None = None,
     ):
         self.settings, self.out, self.file = settings, out, file
         self.repeats, self.seconds, self.frozen, self.threads = repeats, seconds, frozen, threads
         self.store: dict[Any, Any] = {}
-        self.began = time.perf_counter()
+        self.began, self.deadline = time.perf_counter(), deadline
         self.results: dict[str, Any] = {
             "schema": SCHEMA,
             "title": title,
@@ -104,13 +107,17 @@ class Session:
                 self.note(f"matrix products, {dtype}: {first_line(error)}")
         self.save()
 
+    @property
+    def left(self) -> float:
+        """Seconds to the deadline."""
+        return float("inf") if self.deadline is None else self.deadline - (time.perf_counter() - self.began)
+
     def measure(self, maker: Maker, wanted: Sequence[Wanted]) -> None:
         """Measures parts one after the other; one that fails is written down with the reason, and the rest goes on."""
-        for name, batch, made in self._prepare(maker, wanted):
+        for (name, batch), make in zip(wanted, self._prepare([(maker, *one) for one in wanted]), strict=True):
             row: dict[str, Any] = {"part": name, "batch": batch}
             try:
-                part, compiled = made()
-                bench = Bench(part, compiled)
+                bench = Bench(*make())
                 row |= self._describe(bench, repeat([bench], self.repeats, self.seconds)[0])
             except Exception as error:  # out of memory, an operation that the device lacks: whatever the backend raises
                 row["error"] = first_line(error)
@@ -125,17 +132,15 @@ class Session:
           ConfigError: a value that the setting does not take.
         """
         makers = [self.maker({setting: value}) for value in values]
-        for name, batch in wanted:
+        prepared = self._prepare([(maker, *one) for one in wanted for maker in makers])
+        for (name, batch), makes in zip(wanted, zip(prepared[::2], prepared[1::2], strict=True), strict=True):
             row: dict[str, Any] = {"setting": setting, "values": list(values), "part": name, "batch": batch}
             try:
-                benches = []
-                for maker in makers:
-                    part = maker.make(name, batch)
-                    benches.append(Bench(part, lower(part)()))
+                benches = [Bench(*make()) for make in makes]
                 times = repeat(benches, self.repeats, self.seconds)
                 pairs = [b / a for a, b in zip(*times, strict=True)]
-                row |= {"seconds": times, "ratio": spread(pairs), "rows": []}
-                row["rows"] = [self._describe(bench, own) for bench, own in zip(benches, times, strict=True)]
+                rows = [self._describe(bench, own) for bench, own in zip(benches, times, strict=True)]
+                row |= {"seconds": times, "ratio": spread(pairs), "rows": rows}
             except Exception as error:
                 row["error"] = first_line(error)
             self.results["pairs"].append(row)
@@ -160,40 +165,34 @@ class Session:
         """Lets go of the weights, before a part that needs the memory."""
         self.store.clear()
 
-    def _prepare(
-        self, maker: Maker, wanted: Sequence[Wanted]
-    ) -> Iterator[tuple[str, int | None, Callable[[], tuple[Part, Compiled]]]]:
-        """Yields each part with a function that gives it compiled, or raises what went wrong on the way.
+    def _prepare(self, wanted: Sequence[tuple[Maker, str, int | None]]) -> list[Callable[[], tuple[Part, Compiled]]]:
+        """Returns for each part a function that gives it compiled, or raises what went wrong on the way.
 
         With several threads all of them are compiled before the first is measured: a compiler that tries kernels on the
-        device would disturb what is timed there.
+        device would disturb what is timed there. With one, each is made when it is asked for, and gone afterwards.
         """
+
+        def make(maker: Maker, name: str, batch: int | None) -> tuple[Part, Callable[[], Compiled]]:
+            if self.left <= 0:
+                raise TimeoutError("no time was left")
+            part = maker.make(name, batch)
+            return part, lower(part)
+
+        def make_now(maker: Maker, name: str, batch: int | None) -> tuple[Part, Compiled]:
+            part, compile_now = make(maker, name, batch)
+            return part, compile_now()
+
         if self.threads == 1:
-            for name, batch in wanted:
-
-                def make(name: str = name, batch: int | None = batch) -> tuple[Part, Compiled]:
-                    part = maker.make(name, batch)
-                    return part, lower(part)()
-
-                yield name, batch, make
-            return
+            return [functools.partial(make_now, *one) for one in wanted]
+        ready: list[Callable[[], tuple[Part, Compiled]]] = []
         with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
-            ready = []
-            for name, batch in wanted:
+            for one in wanted:
                 try:
-                    part = maker.make(name, batch)
-                    ready.append((part, pool.submit(lower(part))))
-                except Exception as error:
-                    ready.append((None, error))
-            concurrent.futures.wait([future for _, future in ready if isinstance(future, concurrent.futures.Future)])
-        for (name, batch), (part, future) in zip(wanted, ready, strict=True):
-
-            def give(part: Any = part, future: Any = future) -> tuple[Part, Compiled]:
-                if part is None:
-                    raise future
-                return part, future.result()
-
-            yield name, batch, give
+                    part, compile_now = make(*one)
+                    ready.append(functools.partial(_join, part, pool.submit(compile_now)))
+                except Exception as error:  # told where the part's turn comes
+                    ready.append(functools.partial(_fail, error))
+        return ready
 
     def _describe(self, bench: Bench, times: Sequence[float]) -> dict[str, Any]:
         """Returns what the tables show of measured times."""
@@ -209,7 +208,7 @@ class Session:
             "repeats": len(times),
             "calls": bench.calls,
             "rate": rate,
-            # Of the trace and not of the compiler, which counts the body of a loop once, and blocks and steps are loops.
+            # Not the compiler's count, which has the body of a loop once: blocks and Euler steps are loops.
             "rate_from": "trace",
             "share": rate / peak if peak else None,
             "bytes": bench.peak or compiled.bytes,
@@ -217,6 +216,14 @@ class Session:
             "frames": part.frames,
             "frames_per_second": part.frames / seconds["median"] if part.frames else None,
         }
+
+
+def _join(part: Part, compiled: concurrent.futures.Future[Compiled]) -> tuple[Part, Compiled]:
+    return part, compiled.result()
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 def first_line(error: BaseException) -> str:

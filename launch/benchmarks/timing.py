@@ -176,4 +176,3 @@ def measure_matrix(dtype: str, sizes: Sequence[int] | None = None, repeats: int 
 def device_peak() -> int | None:
     """Returns the highest memory of the first device since the process began; None where it keeps no account."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
