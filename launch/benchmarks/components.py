@@ -132,9 +132,9 @@ class Maker:
             return flow.euler(velocity, known_Bfhwc, noise_Bfhwc, once)
 
         params = self.weights(dit)
-        context = jax.jit(functools.partial(dit, method="context"))(params, self._actions(batch, cfg.frames))
+        shapes = jax.eval_shape(functools.partial(dit, method="context"), params, self._actions(batch, cfg.frames))
         known, new = cfg.context_latents, cfg.latents - cfg.context_latents
-        args = (params, context, self._latents(batch, known), self._latents(batch, new))
+        args = (params, fill(shapes), self._latents(batch, known), self._latents(batch, new))
         return Part("step", batch, step, args, cfg.dit.dtype)
 
     def decode(self, batch: int) -> Part:
