@@ -91,21 +91,21 @@ def _build_step(cfg: WorldConfig, side: int, batch: int, device: str, dtype: Any
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel  # pyright: ignore[reportMissingImports]
 
     dit = cfg.dit
-    net = WanTransformer3DModel(
-        patch_size=(1, dit.patch, dit.patch),
-        num_attention_heads=dit.heads,
-        attention_head_dim=dit.head_dim,
-        in_channels=dit.channels,
-        out_channels=dit.channels,
-        text_dim=dit.dim,
-        freq_dim=dit.freq_dim,
-        ffn_dim=dit.ffn,
-        num_layers=dit.layers,
-        rope_max_seq_len=64,
-    )
+    sizes: dict[str, Any] = {
+        "patch_size": (1, dit.patch, dit.patch),
+        "num_attention_heads": dit.heads,
+        "attention_head_dim": dit.head_dim,
+        "in_channels": dit.channels,
+        "out_channels": dit.channels,
+        "text_dim": dit.dim,
+        "freq_dim": dit.freq_dim,
+        "ffn_dim": dit.ffn,
+        "num_layers": dit.layers,
+        "rope_max_seq_len": 64,
+    }
+    net = _make(lambda: WanTransformer3DModel(**sizes), device, dtype)
     # Actions come as vectors of the network's width; there is no text to be read.
     net.condition_embedder.text_embedder = torch.nn.Identity()
-    net = net.to(device, dtype).eval()
     small, frames = side // cfg.vae.space, cfg.latents
     latent = torch.randn(batch, dit.channels, frames, small, small, device=device, dtype=dtype)
     level = torch.full((batch, frames * (small // dit.patch) ** 2), 500.0, device=device)
@@ -135,19 +135,38 @@ def _build_vae(cfg: WorldConfig, device: str, dtype: Any) -> Any:
     from diffusers import AutoencoderKLWan  # pyright: ignore[reportMissingImports]
 
     vae = cfg.vae
-    net = AutoencoderKLWan(
-        base_dim=vae.encoder_dim,
-        decoder_base_dim=vae.decoder_dim,
-        z_dim=vae.z_dim,
-        dim_mult=list(vae.dim_mult),
-        num_res_blocks=vae.res_blocks,
-        attn_scales=[],
-        temperal_downsample=list(vae.temporal_down),
-        is_residual=True,
-        in_channels=3 * vae.patch**2,
-        out_channels=3 * vae.patch**2,
-        patch_size=vae.patch,
-        latents_mean=[0.0] * vae.z_dim,
-        latents_std=[1.0] * vae.z_dim,
-    )
-    return net.to(device, dtype).eval()
+    sizes: dict[str, Any] = {
+        "base_dim": vae.encoder_dim,
+        "decoder_base_dim": vae.decoder_dim,
+        "z_dim": vae.z_dim,
+        "dim_mult": list(vae.dim_mult),
+        "num_res_blocks": vae.res_blocks,
+        "attn_scales": [],
+        "temperal_downsample": list(vae.temporal_down),  # as diffusers spells it
+        "is_residual": True,
+        "in_channels": 3 * vae.patch**2,
+        "out_channels": 3 * vae.patch**2,
+        "patch_size": vae.patch,
+        "latents_mean": [0.0] * vae.z_dim,
+        "latents_std": [1.0] * vae.z_dim,
+    }
+    return _make(lambda: AutoencoderKLWan(**sizes), device, dtype)
+
+
+def _make(build: Callable[[], Any], device: str, dtype: Any) -> Any:
+    """Returns a network with random weights, made where and as it is used: five billion of them on a host take long."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            net = build()
+    finally:
+        torch.set_default_dtype(before)
+    # What diffusers keeps in float32 when it reads weights: norms, times and tables of modulation.
+    kept = getattr(net, "_keep_in_fp32_modules", None) or ()
+    for name, parameter in net.named_parameters():
+        if any(part in name for part in kept):
+            parameter.data = parameter.data.float()
+    return net.eval()
