@@ -152,7 +152,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def measure_matrix(dtype: str, sizes: Sequence[int] | None = None, repeats: int = 5) -> dict[str, Any]:
+def measure_matrix(dtype: str, sizes: Sequence[int] | None = None, repeats: int = 10) -> dict[str, Any]:
     """Measures products of square matrices of random numbers; the best of the sizes is this device's rate.
 
     float32 is multiplied as JAX does it here by default, which on newer GPUs and TPUs is with fewer digits.
