@@ -33,7 +33,7 @@ def main() -> None:
         if not path.startswith("mesh."):
             parser.error(f"--config.{path}: a finished run keeps its settings; only --config.mesh.* may be others")
         command.put(settings, path, text)
-    run = parser.parse_args(rest).run.expanduser()
+    run = parser.parse_args(rest).run
     with command.explain_errors(f"Stopped. {run} is kept up to here; the same command continues it.", place=run):
         # Only now: importing jax takes seconds, a misspelt flag none.
         from wovr_jax.core import processes

@@ -24,7 +24,7 @@ import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -48,8 +48,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=doc, formatter_class=shape, allow_abbrev=False, **options)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # pyright: ignore
-        """Parses as argparse does, but names the nearest flag where one is unknown."""
+        """Parses as argparse does, but names the nearest flag where one is unknown; ``~`` is the home folder."""
         options, unknown = self.parse_known_args(args, namespace)
+        for name, value in vars(options).items():
+            if isinstance(value, pathlib.Path):
+                setattr(options, name, expand_home(value, self.error))
         if unknown and not unknown[0].startswith("-"):
             self.error(f"expected only --name=value, got {unknown[0]}")
         if unknown:
@@ -113,6 +116,7 @@ def read(parser: Parser, argv: Sequence[str] | None = None, *, door: str = "") -
     if not options.config:
         refuse(f"Expected --config=configs/<job>.py, got none. {_list_configs()}")
     file, _, preset = options.config.partition(":")
+    file = str(expand_home(pathlib.Path(file), refuse))
     settings = load_config(file, preset)
     # In the order in which they were written, so that the last one counts.
     for path, text in changes:
@@ -141,6 +145,14 @@ def split_changes(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]
                 refuse(f"Expected a value, --config.{path}=value, got none.")
         changes.append((path, text))
     return changes, rest
+
+
+def expand_home(path: pathlib.Path, refuse: Callable[[str], NoReturn]) -> pathlib.Path:
+    """Returns ``path`` with the home folder for its ``~``, which a shell leaves alone in --name=value."""
+    try:
+        return path.expanduser()
+    except RuntimeError:  # a container's user without an entry in /etc/passwd
+        refuse(f"{path}: there is no home folder for ~ ($HOME is not set); write the whole path")
 
 
 def load_config(file: str, preset: str) -> dict[str, Any]:

@@ -64,8 +64,7 @@ def measure(cfg: LiberoEvaluation, folder: pathlib.Path) -> str:
     shared = evaluate.check_overlap(wanted, cfg)
     if remark := evaluate.explain_twins(wanted, cfg):
         print(remark, file=sys.stderr)
-    # How many work at a time decides no outcome, and may change when a run is taken up again.
-    Run(folder, {name: value for name, value in dataclasses.asdict(cfg).items() if name != "workers"})
+    Run(folder, dataclasses.asdict(cfg))
     # The policy is opened when the first trial wants it: a run that is complete is only tabled again.
     runner = TrialRunner(cfg, folder, lambda: load_policy(cfg))
     with tqdm(total=len(wanted), desc=folder.name, unit="trial") as bar:

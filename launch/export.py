@@ -64,7 +64,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--instruction", action="append", default=[], metavar="TEXT", help=besides)
     args = parser.parse_args()
     check(args, parser.error)
-    args.out = args.out.expanduser()
     return args
 
 

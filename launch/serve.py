@@ -34,20 +34,22 @@ def main() -> None:
     with command.explain_errors("stopped", place=f"{args.host}:{args.port}"):
         # Only now: importing jax takes seconds, a misspelt flag none.
         from wovr_jax.core import config
-        from wovr_jax.export.server import PolicyServer, ServerConfig
+        from wovr_jax.export.server import PolicyServer, ServerConfig, reserve
 
         key = read_key(args.api_key_file)
         # Nothing is refused here: in a robot's own network an open server may be what is wanted.
         if args.host not in LOCAL and key is None:
             warning = f"warning: whoever reaches {args.host} can use this policy; --api-key-file sets a key"
             print(warning, file=sys.stderr)
-        robot = open_policy(args.source, args.round)
         flags = {"host": args.host, "port": args.port, "temperature": args.temperature, "seed": args.seed}
         limits = {"max_bytes": int(args.max_mb * 2**20), "connections": args.clients}
         cfg = config.from_dict(ServerConfig, flags | limits | {"api_key": key}, "server")
+        # Before the policy, whose opening takes minutes: a port that is taken is said at once.
+        sockets = reserve(cfg)
+        robot = open_policy(args.source, args.round)
         # An IPv6 address stands in brackets in a URL.
         name, host = robot.about["policy"], f"[{args.host}]" if ":" in args.host else args.host
-        PolicyServer(robot, cfg).run(lambda port: print(f"serving {name} at ws://{host}:{port}", flush=True))
+        PolicyServer(robot, cfg, sockets).run(lambda port: print(f"serving {name} at ws://{host}:{port}", flush=True))
     print("stopped", file=sys.stderr)
 
 

@@ -74,7 +74,7 @@ def probe(words: Sequence[str]) -> None:
     options = parser.parse_args(words)
     if options.starts < 2:  # the correlation of one start frame means nothing
         parser.error("--starts is at least 2")
-    run = options.run.expanduser()
+    run = options.run
     with command.explain_errors("Stopped. Nothing was written."):
         from wovr_jax.studies import runner
 

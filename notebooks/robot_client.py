@@ -14,11 +14,12 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 
 class Client:
-    """A connection to the server, open for a ``with`` block.
+    """A connection to the server, open for a ``with`` block; one that broke is made anew by the next request.
 
     Args:
       url: such as ``ws://127.0.0.1:8000``.
@@ -30,12 +31,14 @@ class Client:
     """
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 30.0):
+        self.url, self.timeout = url, timeout
         header = {"Authorization": f"Api-Key {api_key}"} if api_key else None
-        self.timeout = timeout
-        # Frames do not compress in the time that a robot has; a chunk of many actions may be long.
-        self._open = connect(url, additional_headers=header, compression=None, max_size=None)
+        # Frames do not compress in the time that a robot has; a chunk of many actions may be long. No answer to a ping
+        # is missed: this program may stand still for minutes, in a debugger or while a simulator starts.
+        self._how = {"additional_headers": header, "compression": None, "max_size": None, "ping_timeout": None}
 
     def __enter__(self) -> Client:
+        self._open = connect(self.url, **self._how)
         self._socket = self._open.__enter__()
         self.metadata = self._receive()  # the server speaks first
         return self
@@ -51,10 +54,18 @@ class Client:
         """
         # A frame cut out of a larger one is not contiguous, and its bytes would be those of the larger one.
         observation = {"observation/image": np.ascontiguousarray(image), "prompt": prompt, **more}
-        self._socket.send(msgpack.packb(observation, default=_pack_array))
-        reply = self._receive()
+        message = msgpack.packb(observation, default=_pack_array)
+        try:
+            reply = self._ask(message)
+        except ConnectionClosed:  # the server began anew, or the network broke; it keeps nothing of a client
+            self.__enter__()
+            reply = self._ask(message)
         self.timing = reply["server_timing"]
         return reply["actions"]
+
+    def _ask(self, message: bytes) -> dict[str, Any]:
+        self._socket.send(message)
+        return self._receive()
 
     def _receive(self) -> dict[str, Any]:
         data = self._socket.recv(timeout=self.timeout)

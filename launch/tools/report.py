@@ -22,7 +22,7 @@ def main() -> None:
     """Writes the page and prints its tables."""
     parser = command.Parser(__doc__)
     parser.add_argument("run", type=pathlib.Path, help="the run folder")
-    run = parser.parse_args().run.expanduser()
+    run = parser.parse_args().run
     if not (run / "results.json").is_file():
         command.refuse(f"{run} holds no results.json; a report is made of what launch/train.py has written there.")
     with command.explain_errors("Stopped.", place=run):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import os
 import pathlib
 import pickle
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.export.robots import TASKS, fake_run
-from wovr_jax.export import program, source, wire
+from wovr_jax.export import program, server, source, wire
 from wovr_jax.export.server import PolicyServer, ServerConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -38,8 +40,8 @@ PATIENCE = 60
 class Served:
     """A server in a thread of its own, on a free port."""
 
-    def __init__(self, robot, **settings):
-        self.server = PolicyServer(robot, ServerConfig(port=0, **settings))
+    def __init__(self, robot, sockets=(), **settings):
+        self.server = PolicyServer(robot, ServerConfig(port=0, **settings), sockets)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
@@ -145,9 +147,16 @@ def test_sampled_actions_follow_the_seed(robot):
     np.testing.assert_array_equal(a, c)  # the first seed is the server's own
 
 
+def load_client():
+    spec = importlib.util.spec_from_file_location("robot_client", CLIENT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_client_of_the_notebooks(served, robot):
     text = CLIENT.read_text()
-    assert len(text.splitlines()) < 100
+    assert len(text.splitlines()) < 110
     imported = {
         name.split(".")[0]
         for node in ast.walk(ast.parse(text))
@@ -155,10 +164,7 @@ def test_the_client_of_the_notebooks(served, robot):
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     }
     assert imported - set(sys.stdlib_module_names) == {"numpy", "websockets", "msgpack"}
-    spec = importlib.util.spec_from_file_location("robot_client", CLIENT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.Client(served.url) as client:
+    with load_client().Client(served.url) as client:
         got = client.act(IMAGE, TASKS[0])
         np.testing.assert_array_equal(got, robot.act(IMAGE[None], TASKS[:1]).action_BTA[0])
         assert client.timing["infer_ms"] > 0 and client.metadata["chunk"] == 8
@@ -381,3 +387,81 @@ def test_a_failure_of_the_policy_itself_is_told_and_logged(robot, monkeypatch, c
             )
         assert "ZeroDivisionError" in caplog.text
         assert "actions" in ask(connection, observation())
+
+
+# Where a server listens, and who comes back ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def taken():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        yield held.getsockname()[1]
+
+
+def test_a_port_that_is_taken_is_said_before_the_policy_is_opened(opened, tmp_path, taken):
+    # The run folder is not there: whoever opened it first would say so.
+    status, out, _ = opened("serve.py", tmp_path / "run", "--port", taken)
+    assert f"127.0.0.1:{taken}: the port is in use" in status and "another --port" in status and not out
+
+
+def test_two_servers_that_load_at_once_do_not_get_one_port():
+    first = server.reserve(ServerConfig(port=0))
+    with pytest.raises(server.ServerError, match="is in use"):
+        server.reserve(ServerConfig(port=first[0].getsockname()[1]))
+    first[0].close()
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
+def test_a_host_that_is_not_this_machine_is_said_before_the_policy_is_opened(opened, tmp_path, host):
+    status, _, _ = opened("serve.py", tmp_path / "run", "--host", host, "--port", 0)
+    assert f"{host}:0: " in status and "expected an address of this machine" in status
+
+
+def test_every_address_of_a_host_is_served_on_one_port(robot):
+    with Served(robot, host="localhost") as served:
+        for *_, address in socket.getaddrinfo("localhost", served.port, type=socket.SOCK_STREAM):
+            with contextlib.suppress(OSError) if ":" in address[0] else contextlib.nullcontext():
+                socket.create_connection(address[:2], timeout=PATIENCE).close()
+
+
+PAUSED = f"""
+import sys; sys.path.insert(0, {str(CLIENT.parent)!r})
+import numpy as np; from robot_client import Client
+places = set()
+with Client(sys.argv[1]) as client:
+    for turn in range(2):
+        client.act(np.zeros((16, 16, 3), np.uint8), {TASKS[0]!r})
+        places.add(client._socket.local_address)
+        print(turn, flush=True)
+        sys.stdin.readline()
+    print(len(places))
+"""
+
+
+def test_a_client_that_stands_still_is_answered_on_the_same_connection(robot, monkeypatch):
+    # As if the pings of a minute were missed; the server says itself how long it waits for an answer.
+    hasty = functools.partial(server.serve, ping_interval=0.1, ping_timeout=0.3)
+    monkeypatch.setattr(server, "serve", hasty)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with (
+        Served(robot) as served,
+        subprocess.Popen([sys.executable, "-c", PAUSED, served.url], text=True, **pipes) as client,
+    ):
+        assert client.stdout.readline() == "0\n"
+        client.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        client.send_signal(signal.SIGCONT)
+        said, errors = client.communicate("\n\n", timeout=PATIENCE)
+        assert said.split() == ["1", "1"], errors
+
+
+def test_a_client_comes_back_to_a_server_that_began_anew(robot):
+    module = load_client()
+    with contextlib.ExitStack() as until_it_ends:
+        with Served(robot) as before:
+            client = until_it_ends.enter_context(module.Client(before.url))
+            got = client.act(IMAGE, TASKS[0])
+        with Served(robot, sockets=server.reserve(ServerConfig(port=before.port))):
+            np.testing.assert_array_equal(client.act(IMAGE, TASKS[0]), got)

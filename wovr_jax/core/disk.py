@@ -37,6 +37,11 @@ def not_written(error: Exception, folder: pathlib.Path) -> str:
     return f"{type(error).__name__}: {error}." if number else ""
 
 
+def _follow(path: pathlib.Path) -> pathlib.Path:
+    """Returns what a link stands for (a larger disk, say): a rename would replace the link."""
+    return path.resolve() if path.is_symlink() else path
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -48,11 +53,12 @@ def replace_file(path: str | os.PathLike, *, keep_suffix: bool = False) -> Itera
     ...     fresh.write_text("text", encoding="utf-8")
 
     Args:
-      path: the file; its parents are made. What is there stays as it is when the block fails.
+      path: the file, or a link to it, which stays a link; its parents are made. What is there stays as it is when the
+        block fails.
       keep_suffix: whether the other name ends as ``path`` does, for programs that read the format from it. By default
         it ends with ``.new``, so that no pattern such as ``*.safetensors`` takes what a killed process left for whole.
     """
-    path = pathlib.Path(path)
+    path = _follow(pathlib.Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.stem}.new{path.suffix}" if keep_suffix else f"{path.name}.new")
     try:
@@ -93,6 +99,7 @@ def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1, e
 
 def fresh_folder(folder: pathlib.Path) -> pathlib.Path:
     """Makes an empty folder beside ``folder`` to write into; :func:`replace_folder` puts it in place."""
+    folder = _follow(folder)
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)  # what an interrupted attempt left
     fresh.mkdir(parents=True)
@@ -105,6 +112,7 @@ def replace_folder(fresh: pathlib.Path, folder: pathlib.Path) -> None:
     A folder with something in it cannot be renamed over, so there are two renames; :func:`settle_folder` finishes
     them where a process died between the two.
     """
+    folder = _follow(folder)
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -117,10 +125,10 @@ def settle_folder(folder: str | os.PathLike, complete: Callable[[pathlib.Path], 
     """Returns the absolute path, after finishing a :func:`replace_folder` that died between its renames.
 
     Args:
-      folder: the final name.
+      folder: the final name, or a link to it.
       complete: whether a folder holds all that was to be written; the mark must be written last.
     """
-    folder = pathlib.Path(folder).expanduser().absolute()
+    folder = _follow(pathlib.Path(folder).expanduser().absolute())
     if not folder.exists() and processes.first():
         # The new one first: where it is complete, the old one was to be replaced.
         for candidate in (folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")):

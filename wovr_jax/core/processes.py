@@ -107,9 +107,11 @@ def detect(environment: Mapping[str, str], *, on_tpu: bool) -> dict[str, Any] | 
         by_hand = {"coordinator_address": address, "num_processes": int(number), "process_id": int(index)}
         # All is said, also within a job of SLURM, whose own numbers JAX would look up.
         return by_hand | {"cluster_detection_method": "deactivate"}
-    # A batch script has SLURM's job, but no step: what srun did not start is on its own.
-    if all(name in environment for name in SLURM) and int(environment["SLURM_NTASKS"]) > 1:
-        return {"cluster_detection_method": "slurm"}
+    # A batch script has SLURM's job, but no step: what srun did not start is on its own. A shell in an allocation has a
+    # step of one task, and in SLURM_NTASKS those of the job, which nobody may ever start; JAX would wait for them.
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "")
+    if all(name in environment for name in SLURM) and tasks.isdigit() and int(tasks) > 1:
+        return {"cluster_detection_method": "slurm", "num_processes": int(tasks)}
     return {} if on_tpu else None
 
 

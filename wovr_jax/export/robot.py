@@ -103,7 +103,7 @@ class Robot:
         Raises:
           BundleError: naming the file that is missing, changed or not understood.
         """
-        folder = pathlib.Path(folder)
+        folder = pathlib.Path(folder).expanduser()
         manifest = check(folder, verify=verify)
         program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
         # A program names its platforms "cuda" and "rocm"; jax calls the backend of both "gpu".

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
+import errno
 import hmac
 import http
 import itertools
 import logging
 import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -39,6 +42,10 @@ LOG = logging.getLogger(__name__)
 # The library logs a traceback for every stranger's broken handshake; those are no faults of this server.
 _QUIET = logging.getLogger(f"{__name__}.websockets")
 _QUIET.setLevel(logging.CRITICAL)
+
+
+class ServerError(ValueError):
+    """An address that cannot be served on; the message says why."""
 
 
 @checked
@@ -70,10 +77,11 @@ class PolicyServer:
     Args:
       robot: the policy.
       cfg: how to serve it.
+      sockets: of :func:`reserve`; by default they are bound when it serves.
     """
 
-    def __init__(self, robot: Robot, cfg: ServerConfig):
-        self.robot, self.cfg = robot, cfg
+    def __init__(self, robot: Robot, cfg: ServerConfig, sockets: Sequence[socket.socket] = ()):
+        self.robot, self.cfg, self.sockets = robot, cfg, sockets
         self._metadata = wire.pack(metadata(robot, cfg.temperature))
         self._seeds = itertools.count(cfg.seed)
         # One thread: the accelerator serves one observation at a time, and the event loop stays free.
@@ -100,29 +108,39 @@ class PolicyServer:
         """Serves until ``stop`` is set.
 
         Raises:
-          OSError: when the port is taken, or the host is not an address of this machine.
+          ServerError: see :func:`reserve`.
+          OSError: when another process has begun to listen on the port meanwhile.
         """
         # Compiled before the first client comes, whose robot would wait for it.
         self.robot.warm()
-        cfg = self.cfg
+        sockets = self.sockets or reserve(self.cfg)
         try:
-            async with serve(
-                self._converse,
-                cfg.host,
-                cfg.port,
-                # None stands for a request without an Origin header, as programs send it.
-                origins=[None],
-                compression=None,  # frames of a camera hardly shrink, and deflating them takes milliseconds
-                max_size=cfg.max_bytes,
-                max_queue=2,  # a client that sends faster than the policy acts is slowed down, not buffered
-                process_request=self._admit,
-                server_header=None,
-                logger=_QUIET,
-            ) as server:
-                ready(next(iter(server.sockets)).getsockname()[1])
+            async with contextlib.AsyncExitStack() as open_until_stopped:
+                for listener in sockets:
+                    await open_until_stopped.enter_async_context(self._serve_on(listener))
+                ready(sockets[0].getsockname()[1])
                 await stop.wait()
         finally:
             self._thread.shutdown()
+
+    def _serve_on(self, listener: socket.socket) -> serve:
+        # Or connections that have just ended would keep the next server from the port.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return serve(
+            self._converse,
+            sock=listener,
+            # None stands for a request without an Origin header, as programs send it.
+            origins=[None],
+            compression=None,  # frames of a camera hardly shrink, and deflating them takes milliseconds
+            max_size=self.cfg.max_bytes,
+            max_queue=2,  # a client that sends faster than the policy acts is slowed down, not buffered
+            process_request=self._admit,
+            # A robot that stands still (a debugger, a simulator that starts) comes back minutes later. Pings go on:
+            # where no machine is any more that receives them, the system ends the connection.
+            ping_timeout=None,
+            server_header=None,
+            logger=_QUIET,
+        )
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answers health checks and refuses strangers and too many clients; None goes on to the handshake."""
@@ -180,6 +198,37 @@ class PolicyServer:
             # Whatever one request meets, the next one is answered.
             LOG.exception("the policy failed on an observation")
             return "the policy failed on this observation; the server's log says how"
+
+
+def reserve(cfg: ServerConfig) -> list[socket.socket]:
+    """Returns a bound socket for each address of ``cfg.host``, so that no policy is loaded for a port that is taken.
+
+    Raises:
+      ServerError: when the port is taken, or the host is not an address of this machine.
+    """
+    where, port, sockets = f"{cfg.host}:{cfg.port}", cfg.port, []
+    try:
+        for family, kind, number, _, address in socket.getaddrinfo(cfg.host, port, type=socket.SOCK_STREAM):
+            if sockets and port == 0:  # the free one that the first address took
+                address = (address[0], sockets[0].getsockname()[1], *address[2:])
+            try:
+                sockets.append(socket.socket(family, kind, number))
+            except OSError:  # a machine without IPv6 may know the address
+                continue
+            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sockets[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sockets[-1].bind(address)
+            # Until it listens, another server that loads meanwhile would get the port too.
+            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except OSError as error:
+        for each in sockets:
+            each.close()
+        what = "the port is in use; stop the other server, or choose another --port (0: a free one)"
+        if error.errno != errno.EADDRINUSE:
+            what = f"{error.strerror or error}; expected an address of this machine and a port that may be opened"
+        raise ServerError(f"{where}: {what}") from error
+    return sockets
 
 
 def metadata(robot: Robot, temperature: float) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def newest(
 
 def assets_folder(recipe: Recipe) -> pathlib.Path:
     """Where the pretrained parts lie."""
-    return pathlib.Path(recipe.assets) if recipe.assets else native.FOLDER
+    return pathlib.Path(recipe.assets).expanduser() if recipe.assets else native.FOLDER
 
 
 def open_environment(recipe: Recipe) -> Environment:

@@ -20,6 +20,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,9 +38,9 @@ MARK = "done.json"
 # Watched steps are true ones that are drawn as a curve and decide nothing.
 COUNTED = ("episodes", "true_steps", "watched_steps", "pretrained_frames", "imagined_frames")
 # Numbers depend a little on the mesh, by the order of sums; but a run that lost its machine must be able to go on.
-FREE = ("mesh", "checkpoints", "seeds", "variants")
-"""Settings that say where a run computes, what it keeps, or how much of a study, not what comes out: it may go on with
-others."""
+FREE = re.compile(r"(mesh|checkpoints|seeds|variants)\b|(.*\.)?(workers|threads|ahead)$")
+"""Settings (dotted paths) that say where and by how many a run computes, what it keeps, or how much of a study, not
+what comes out: it may go on with others."""
 
 
 class RunError(ValueError):
@@ -123,8 +124,7 @@ class Run:
                 f"{mark} is not readable JSON ({error}); this is not a run folder of this project."
             ) from error
         # What was computed on other devices may go on here, so such settings are not compared.
-        settings = ({k: v for k, v in part.items() if k not in FREE} for part in (there, self.settings))
-        different = differences(*settings)
+        different = {name: pair for name, pair in differences(there, self.settings).items() if not FREE.match(name)}
         if not different:
             return
         lines = "\n  ".join(

@@ -13,13 +13,14 @@ from typing import Any
 from wovr_jax.core.config import ConfigError
 from wovr_jax.core.disk import read_json, write_json
 from wovr_jax.run import recipe as recipes
+from wovr_jax.run.folder import FREE
 from wovr_jax.studies.seeds import Ends
 
 FORMAT = "wovr_jax outcomes"
 NAME = "outcomes.json"
 
-_FREE = ("job", "name", "seed", "seeds", "variants", "outcomes", "assets", "checkpoints")
-"""Settings that say which runs are made, and where, and nothing of what comes of one."""
+_FREE = ("job", "name", "seed", "seeds", "variants", "outcomes", "assets")
+"""Settings that say which runs are made, and where, and nothing of what comes of one; those of ``run.folder`` too."""
 
 ByVariant = dict[str, list[Ends]]
 
@@ -54,7 +55,7 @@ def read(paths: Sequence[str], study: str, settings: Mapping[str, Any]) -> ByVar
     found: ByVariant = {}
     for path in paths:
         try:
-            facts = read_json(path)
+            facts = read_json(pathlib.Path(path).expanduser())
         except (OSError, ValueError) as error:
             raise ConfigError(f"config.outcomes: {path} cannot be read: {error}") from error
         if not isinstance(facts, Mapping) or facts.get("format") != FORMAT:
@@ -73,7 +74,9 @@ def read(paths: Sequence[str], study: str, settings: Mapping[str, Any]) -> ByVar
 def _check_settings(path: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuses runs of other settings, which a mean would mix without a word."""
     changed = {
-        name: pair for name, pair in recipes.differences(there, asked).items() if name.partition(".")[0] not in _FREE
+        name: pair
+        for name, pair in recipes.differences(there, asked).items()
+        if name.partition(".")[0] not in _FREE and (name.startswith("mesh") or not FREE.match(name))
     }
     if changed:
         name, (was, now) = next(iter(sorted(changed.items())))

@@ -150,7 +150,7 @@ class _Seed:
         """Returns a world model's settings with the statistics of the VAE that all variants share, and its weights."""
         # Loaded when a VAE is to be trained; the package's own needs no episode.
         episodes = Product(lambda: Demonstrations(self.episodes, []))
-        folder = pathlib.Path(self.recipe.assets) if self.recipe.assets else native.FOLDER
+        folder = pathlib.Path(self.recipe.assets).expanduser() if self.recipe.assets else native.FOLDER
         return open_vae(self.run, world, self.recipe.vae, folder, self.recipe.vae_train, episodes).value
 
     def train(self, variant: Variant) -> tuple[WorldConfig, Params]:

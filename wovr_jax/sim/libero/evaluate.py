@@ -202,7 +202,7 @@ def load_results(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
       LiberoError: when there are none.
     """
-    path = pathlib.Path(folder) / RESULTS
+    path = pathlib.Path(folder).expanduser() / RESULTS
     if not path.is_file():
         raise LiberoError(f"{path}: no results; the run is not finished, or it is another folder.")
     return json.loads(path.read_text())
