@@ -17,6 +17,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -32,6 +33,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 STUDIES = ("ladder", "ablations", "baselines", "budget", "world_study")
 DOORS = {"evaluate": "evaluate"} | dict.fromkeys(STUDIES, "study")
 """Jobs that have a door of their own; every other job belongs to launch/train.py."""
+
+SETTLED = {
+    "JAX_ENABLE_X64": "0",
+    "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+    "JAX_NUMPY_RANK_PROMOTION": "allow",
+    "JAX_DEFAULT_PRNG_IMPL": "threefry2x32",
+    "JAX_THREEFRY_PARTITIONABLE": "1",
+}
+"""Switches of jax that change what comes out, or what may be added to what; a run has the same ones everywhere."""
 
 WORDS = {"true": True, "false": False, "none": None}
 
@@ -220,8 +230,16 @@ def explain_errors(stopped: str, *, place: object = None, kept: str = "") -> Ite
       place: where a failure of the disk or the network happened if it names no file; without, it is taken for a bug.
       kept: what is said behind such a failure.
     """
+    settle_jax()
     try:
         yield
+    except (RuntimeError, AssertionError) as error:  # jax without the wanted devices fails in both ways
+        why = explain_devices()
+        if isinstance(error, RuntimeError) and "home directory" in str(error):
+            why = "There is no home folder for ~ ($HOME is not set, nor is this user known here); write whole paths."
+        if not why:
+            raise
+        refuse(why)
     except (ValueError, FloatingPointError) as error:
         # Every refusal of the package is a class of its own and says what to do; a bare ValueError is a bug.
         if not type(error).__module__.startswith("wovr_jax."):
@@ -236,6 +254,34 @@ def explain_errors(stopped: str, *, place: object = None, kept: str = "") -> Ite
         print(f"\n{stopped}", file=sys.stderr)
         # A training that was asked to stop by SIGTERM says so in ``signal``.
         sys.exit(128 + getattr(stop, "signal", signal.SIGINT))
+
+
+def settle_jax() -> None:
+    """Sets aside, with a word, those of jax's switches in the environment that ``SETTLED`` has otherwise."""
+    for name, value in SETTLED.items():
+        asked = os.environ.get(name, "").lower()
+        means = {"true": "1", "yes": "1", "on": "1", "false": "0", "no": "0", "off": "0"}.get(asked, asked)
+        if asked and means != value and "jax" not in sys.modules:
+            print(f"{name}={asked} is set aside: the numbers of this project are those of {value}", file=sys.stderr)
+            os.environ[name] = value
+
+
+def explain_devices() -> str:
+    """Returns why jax has no devices to compute on, and what to do; empty where it has some, or was not loaded."""
+    if (jax := sys.modules.get("jax")) is None:
+        return ""
+    try:
+        jax.devices()
+    except Exception as error:  # a plugin may fail in any way, a missing one by a bare assertion
+        # In the last of its lines jax says what failed, and nothing where nobody knows the name.
+        reason = (str(error).strip().splitlines() or ["nothing installed here has that name"])[-1]
+        plugins = sorted(plugin.name for plugin in importlib.metadata.entry_points(group="jax_plugins"))
+        return (
+            f"jax has no devices: JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} is asked for, installed is "
+            f"{', '.join(['cpu', *plugins])} ({reason}).\nJAX_PLATFORMS=cpu computes on the CPU; for a card install "
+            "jax[cuda13], for a TPU jax[tpu]. launch/doctor.py looks at the machine."
+        )
+    return ""
 
 
 def become(door: str, *words: object) -> NoReturn:

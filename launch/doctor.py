@@ -66,7 +66,9 @@ def report(name: str, check: Callable[[], str]) -> bool:
     except FaultError as fault:
         what, _, line = str(fault).partition("\n")
         print(f"MEND  {name:9s} {what}\n          {line.strip()}", flush=True)
-        return False
+    except Exception as error:  # what nobody thought of must not keep the other checks from being made
+        print(f"MEND  {name:9s} this check itself failed: {error!r}", flush=True)
+    return False
 
 
 # ---------------------------------------------------------------- the machine
@@ -121,10 +123,12 @@ def devices() -> str:
         from wovr_jax.core.machine import device_name
 
         device = f"{device_name()} (jax {jax.__version__})"
-    except (ImportError, RuntimeError) as error:
+    except ImportError as error:
         raise FaultError(
             f"jax does not start: {error}\n{sys.executable} -m pip install -r {ROOT / 'requirements.txt'}"
         ) from error
+    except Exception as error:  # without the wanted devices jax fails in several ways
+        raise FaultError(command.explain_devices() or f"jax does not start: {error!r}") from error
     # A user who has set JAX_PLATFORMS=cpu wants it so.
     if card and jax.default_backend() == "cpu" and "cpu" not in os.environ.get("JAX_PLATFORMS", ""):
         line = f"{sys.executable} -m pip install 'jax[cuda13]=={jax.__version__}'"

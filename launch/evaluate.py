@@ -71,11 +71,14 @@ def measure(cfg: LiberoEvaluation, folder: pathlib.Path) -> str:
         outcomes: list[bool] = []
 
         def show(line: Mapping[str, Any]) -> None:
-            outcomes.append(bool(line["success"]))
+            if line["success"] is not None:
+                outcomes.append(line["success"])
             bar.set_postfix_str(f"success {sum(outcomes)}/{len(outcomes)}")
             bar.update()
 
         lines = collect.measure(runner, wanted, folder, show)
+    # A trial that was never played is no failure, and a rate without it none of this policy.
+    collect.check_verdicts(lines)
     facts = fingerprint(runner.renderer) | {"trials_seen_in_training": shared if cfg.trained_on else None}
     evaluate.save_results(folder, evaluate.results(lines, dataclasses.asdict(cfg), facts))
     return evaluate.table(lines, {task.index: task.instruction for task in tasks(cfg.suite)})

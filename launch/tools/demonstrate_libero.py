@@ -88,7 +88,7 @@ def numbers(text: str) -> list[int]:
 
 def measure(args: argparse.Namespace) -> str:
     """Counts successes; returns their table."""
-    from wovr_jax.sim.libero.collect import line_of
+    from wovr_jax.sim.libero.collect import check_verdicts, line_of
     from wovr_jax.sim.libero.demonstrate import demonstrations
     from wovr_jax.sim.libero.evaluate import table, trials
     from wovr_jax.sim.libero.pool import Pool
@@ -99,6 +99,7 @@ def measure(args: argparse.Namespace) -> str:
     with Pool(args.workers, SceneConfig(size=0, hard_reset=not args.soft_reset)) as pool:
         made = demonstrations(pool, wanted, protocol(args.protocol), expert(args), draw="none")
         lines = [line_of(outcome) for outcome in bar(made, len(wanted))]
+    check_verdicts(lines)
     return table(lines, {task.index: task.instruction for task in tasks(args.suite)})
 
 

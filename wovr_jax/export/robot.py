@@ -157,9 +157,13 @@ class Robot:
                 f"got {frame_BHWC.dtype} {list(frame_BHWC.shape)}."
             )
         # Fixed by default, so that the same question has the same answer.
-        seed_B = np.arange(batch, dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
-        if seed_B.shape != (batch,):
-            raise BundleError(f"seeds: expected {batch}, one a frame, got shape {list(seed_B.shape)}.")
+        asked_B = np.arange(batch) if seeds is None else np.asarray(seeds)
+        if asked_B.shape != (batch,):
+            raise BundleError(f"seeds: expected {batch}, one a frame, got shape {list(asked_B.shape)}.")
+        # A conversion would wrap -1 and cut 0.5, and draw for another seed without a word.
+        if asked_B.dtype.kind not in "iu" or not (asked_B.min() >= 0 and asked_B.max() < 2**32):
+            raise BundleError(f"seeds: expected whole numbers from 0 to 2**32 - 1, got {asked_B.tolist()}.")
+        seed_B = asked_B.astype(np.uint32)
         prompt_BL = np.stack([self.prompt(text) for text in instructions])
         answer = self._program(
             self._weights, self._quantiles, frame_BHWC, prompt_BL, seed_B, np.float32(max(temperature, 0.0))

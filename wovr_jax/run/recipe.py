@@ -372,8 +372,9 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
         yield "collect.demonstrations", f"expected at least 1, which {needed} are made of, got 0"
     if recipe.sft.steps and not recipe.collect.validation:
         yield "collect.validation", "expected at least 1, on which imitation is judged, got 0"
-    if not recipe.seeds:  # a study without a run has no table
-        yield "seeds", "expected the seed of at least one run, got none"
+    # A study without a run has no table, and one that counts a run twice too narrow intervals.
+    if len(set(recipe.seeds)) != max(len(recipe.seeds), 1):
+        yield "seeds", f"expected the seed of at least one run, and each once, got {recipe.seeds}"
     if recipe.starts.share and recipe.starts.room >= recipe.steps:
         yield "starts.room", f"expected below the {recipe.steps} steps of an episode, got {recipe.starts.room}"
     # Without PACE there is one collection, however many rounds follow.

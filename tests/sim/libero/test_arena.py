@@ -242,11 +242,12 @@ def test_the_experts_program_ends_with_the_run_that_called_it(tmp_path, stop):
         "arena.tasks = lambda _: fake_libero.TASKS; "
         "test_arena.open_libero().demonstrate(pathlib.Path(sys.argv[1]), jax.random.key(0), 6, 2)"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
     environment = os.environ | {"FAKE_EXPERT": "wait", "PYTHONPATH": str(pathlib.Path(__file__).parents[3])}
+    # Where the tests run in the background of a shell, SIGINT is ignored, and children inherit that.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); " + code
     # A group of its own, which Ctrl-C reaches as a whole.
     how = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    with subprocess.Popen(command, env=environment, **how) as run:
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment, **how) as run:
         assert any(line.startswith("expert") for line in run.stderr)  # it has begun
         (os.killpg if stop == signal.SIGINT else os.kill)(run.pid, stop)
         # The expert holds this pipe too, and would for a quarter of an hour: it is at its end when both are gone.
@@ -394,6 +395,25 @@ def test_an_interrupted_evaluation_goes_on_and_ends_alike(fake_libero, tmp_path)
     greedy = dataclasses.replace(policy, temperature=0.0)
     arena.measure(tmp_path / "rough" / "sampled", 6, greedy)
     assert len(list((tmp_path / "rough").iterdir())) == 2  # another temperature keeps lines of its own
+
+
+def test_a_trial_without_a_verdict_stops_the_measurement_and_is_played_again(fake_libero, tmp_path, monkeypatch):
+    arena, (policy, _) = open_libero(), actor()
+    with monkeypatch.context() as broken:
+        always = type("Always", (set,), {"discard": lambda self, _: None})({(0, 1, 0)})
+        broken.setattr(fake_libero, "losing", always)
+        with pytest.raises(LiberoError, match=r"1 of 6 trials came to no verdict; .* was lost 3 times: it died"):
+            arena.measure(tmp_path / "sampled", 6, policy)
+    mended = arena.measure(tmp_path / "sampled", 6, policy)
+    assert np.array_equal(mended.success_B, arena.measure(tmp_path / "calm", 6, policy).success_B)
+
+
+def test_a_simulator_that_never_starts_is_said_after_one_trial(fake_libero, tmp_path, monkeypatch):
+    always = type("Always", (), {"__contains__": lambda self, _: True, "discard": lambda self, _: None})()
+    monkeypatch.setattr(fake_libero, "losing", always)
+    arena, (policy, _) = open_libero(), actor()
+    with pytest.raises(LiberoError, match=r"the simulator does not start \(.*: it died\)\.\n  python launch/doctor.py"):
+        arena.measure(tmp_path / "sampled", 6, policy)
 
 
 def test_rollouts_for_imagination_are_the_measured_ones_to_the_end(fake_libero, tmp_path):

@@ -14,6 +14,7 @@ from wovr_jax.data.episodes import EpisodesError
 from wovr_jax.sim.libero.collect import collect, in_order, line_of
 from wovr_jax.sim.libero.evaluate import table
 from wovr_jax.sim.libero.rollout import Outcome, record
+from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import Task, Trial
 from wovr_jax.sim.libero.worker import Observations
 
@@ -90,12 +91,28 @@ def test_a_door_replaces_episodes_only_when_asked(tmp_path):
         record_demonstrations(argparse.Namespace(out=tmp_path, overwrite=False))
 
 
-def test_the_table_counts_lost_trials_as_failures():
+def test_a_part_with_a_lost_trial_is_recorded_again(tmp_path):
+    ran = []
+
+    def act(trials, broken):
+        for trial in trials:
+            ran.append((trial.task.index, trial.init))
+            lost = broken and (trial.task.index, trial.init) == (1, 2)
+            yield Outcome(trial, None, 0, 3, ("died",) * 3) if lost else outcome(trial)
+
+    with pytest.raises(LiberoError, match="1 of 3 trials came to no verdict; libero_x/1/2/0 was lost 3 times: died"):
+        collect(lambda trials: act(trials, True), WANTED, tmp_path / "made", meta=META)
+    ran.clear()
+    facts = collect(lambda trials: act(trials, False), WANTED, tmp_path / "made", meta=META)
+    assert facts["episodes"] == 9 and ran == [(t, i) for t in (1, 2) for i in range(3)]  # task 0 was whole
+
+
+def test_the_table_does_not_count_lost_trials():
     lines = [line_of(outcome(trial)) for trial in WANTED[:3]]
     lines.append(line_of(Outcome(WANTED[3], None, 0, 3, ("died",) * 3)))
     shown = table(lines, {task.index: task.instruction for task in TASKS})
-    assert "3/3     1.00  [0.438, 1.000]" in shown and "0/1     0.00" in shown
-    assert "  3/4     0.75" in shown.splitlines()[-2] and "1 of them were lost" in shown
+    assert "3/3     1.00  [0.438, 1.000]" in shown and "0/0        -" in shown
+    assert "  3/3     1.00" in shown.splitlines()[-2] and "1 more were lost" in shown
 
 
 def test_in_order_waits_only_for_what_is_due():

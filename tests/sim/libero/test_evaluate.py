@@ -12,7 +12,7 @@ from wovr_jax.core.config import ConfigError, from_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.libero import evaluate
 from wovr_jax.sim.libero.collect import measure
-from wovr_jax.sim.libero.evaluate import LiberoEvaluation, check_overlap, compare, results
+from wovr_jax.sim.libero.evaluate import LiberoEvaluation, check_overlap, compare, results, success_rate
 from wovr_jax.sim.libero.rollout import Outcome, View, record
 from wovr_jax.sim.libero.runner import act_in_batches
 from wovr_jax.sim.libero.setup import LiberoError
@@ -63,13 +63,47 @@ def test_a_run_that_was_killed_ends_in_the_same_results(tmp_path):
     assert finished(tmp_path / "rough", lambda trials: pytest.fail("nothing is left to run")) == calm
 
 
-def test_a_trial_without_a_verdict_is_a_failure_and_is_told(tmp_path):
-    def act(trials):
-        return [Outcome(trial, None if trial.init == 1 else True, 9, 3, ("died",) * 3) for trial in trials]
+def lose(trials):
+    return [Outcome(trial, None if trial.init == 1 else True, 9, 3, ("died",) * 3) for trial in trials]
 
-    found = finished(tmp_path, act)
-    assert found["unfinished"] == 2 and found["all"]["rate"] == 6 / 8
+
+def test_a_trial_without_a_verdict_is_not_counted_and_played_again(tmp_path):
+    found = finished(tmp_path, lose)
+    assert found["unfinished"] == 2 and found["all"] == success_rate([{"success": True}] * 6)
     assert found["outcomes"]["libero_spatial/0/1/0"] is None
+    ran = []
+
+    def mended(trials):
+        ran.extend(trial.init for trial in trials)
+        return [Outcome(trial, True, 9) for trial in trials]
+
+    found = finished(tmp_path, mended)
+    assert ran == [1, 1] and found["unfinished"] == 0 and found["all"]["successes"] == 8
+    finished(tmp_path, lambda trials: pytest.fail("nothing is left to run"))
+
+
+def test_results_without_any_verdict_have_no_rate():
+    lines = [{"trial": "libero_spatial/0/0/0", "success": None, "steps": 0}]
+    assert evaluate.results(lines, {}, {})["all"] == {"n": 0, "successes": 0, "rate": None, "low": 0.0, "high": 1.0}
+    assert "0/0        -  [0.000, 1.000]" in evaluate.table(lines, {0: "pick up"})
+
+
+def test_an_evaluation_with_a_lost_trial_ends_in_words_and_without_results(tmp_path, monkeypatch):
+    from launch import evaluate as door
+
+    runner = type("Runner", (), {"renderer": None, "__call__": lambda self, left: lose(left)})
+    monkeypatch.setattr("wovr_jax.sim.libero.runner.TrialRunner", lambda *_: runner())
+    monkeypatch.setattr(evaluate, "trials", lambda *_, **__: WANTED)
+    monkeypatch.setattr(evaluate, "explain_twins", lambda *_: "")
+    with pytest.raises(LiberoError, match=r"2 of 8 trials came to no verdict; libero_spatial/0/1/0 was lost 3 times"):
+        door.measure(LiberoEvaluation("expert"), tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_runs_of_before_are_compared_on_trials_with_a_verdict(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    base = finished(tmp_path / "b", lose)
+    assert compare(finished(tmp_path / "a", run), base)["n"] == 6
 
 
 def test_runs_are_compared_on_the_trials_that_both_have(tmp_path):

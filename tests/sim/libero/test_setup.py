@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import subprocess
 import zipfile
 
 import numpy as np
@@ -122,6 +123,44 @@ def test_the_first_renderer_that_draws_is_chosen(monkeypatch, fresh_choice):
     monkeypatch.setattr(setup, "renderers", lambda: ("egl", "osmesa"))
     monkeypatch.setattr(setup, "try_renderer", lambda name: "broken" if name == "egl" else None)
     assert setup.choose_renderer() == "osmesa"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "named", "tried"),
+    [(None, None, ["0"]), ("", None, ["0"]), ("1", None, ["1", "0"]), ("3,4", None, ["3", "0"])]
+    + [("GPU-5a1b", None, ["0"]), ("3", "0", ["0"]), ("", "2", ["2"])],
+)
+def test_the_card_to_draw_on_is_not_the_one_to_compute_on(monkeypatch, cuda, named, tried):
+    for name, value in {setup.CUDA: cuda, setup.CARD: named}.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    asked = []
+
+    def draw(command, *, env, **_):
+        assert setup.CUDA not in env and command[-1] == "EGL"
+        asked.append(env[setup.CARD])
+        return subprocess.CompletedProcess(command, 0, "drawn" if env[setup.CARD] == tried[-1] else "", "no such card")
+
+    monkeypatch.setattr(setup.ctypes.util, "find_library", lambda name: name)
+    monkeypatch.setattr(setup.subprocess, "run", draw)
+    assert setup.try_renderer("egl") is None and asked == tried
+    assert os.environ[setup.CARD] == tried[-1]  # workers inherit it
+    tried.append("none of them")
+    os.environ.pop(setup.CARD)
+    assert setup.try_renderer("egl") == "no such card"
+
+
+def test_a_user_without_a_home_is_told_to_name_the_assets(tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(setup.pathlib.Path, "home", no_home)
+    monkeypatch.delenv(setup.ASSETS, raising=False)
+    with pytest.raises(LiberoError, match=r"\$HOME is not set .*\n  export LIBERO_ASSETS=<folder>"):
+        setup.downloaded()
+    monkeypatch.setattr(setup, "package_folder", lambda: tmp_path)
+    for name in setup.FOLDERS:
+        (tmp_path / "assets" / name).mkdir(parents=True)
+    assert setup.assets_folder() == tmp_path / "assets"  # what needs no home runs
 
 
 def test_a_folder_that_lacks_assets_is_named(tmp_path, monkeypatch):

@@ -183,9 +183,10 @@ class Libero:
         return {"episodes": facts["episodes"], "successes": facts["successes"], "true_steps": steps}
 
     def measure(self, folder: pathlib.Path, count: int, actor: Actor) -> Measured:
-        """Returns success in any step; a trial without a verdict is a failure.
+        """Returns success in any step. Each trial has a line on the disk as it ends, beside ``folder``.
 
-        Each trial has a line on the disk as it ends, beside ``folder``.
+        Raises:
+          LiberoError: a trial without a verdict; it is played again by the next call.
         """
         wanted = self.trials("evaluate", count)
         # Other settings, other lines.
@@ -200,6 +201,7 @@ class Libero:
                     yield from rollout.rollouts(pool, act, left, self.rules(stops=True), draw="last")
 
             lines = collect.measure(play, wanted, folder, lambda line: bar.update())
+        collect.check_verdicts(lines)
         steps = sum(line["steps"] for line in lines) * self.cfg.scene.hold
         kinds = ["drawn" if trial.init == DRAWN else "official" for trial in wanted]
         return Measured(np.array([bool(line["success"]) for line in lines]), {}, steps, kinds)

@@ -27,6 +27,7 @@ from wovr_jax.core import processes
 from wovr_jax.core.disk import write_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.libero.rollout import Outcome
+from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import Trial
 from wovr_jax.types import Episode
 
@@ -53,6 +54,7 @@ def collect(act: Run, wanted: Sequence[Trial], folder: str | os.PathLike, *, met
 
     Raises:
       EpisodesError: parts that were made with other facts, or no episode to keep.
+      LiberoError: trials without a verdict; their part is recorded again by the next call.
     """
     folder = pathlib.Path(folder).expanduser().absolute()
     parts = folder.with_name(f"{folder.name}.parts")
@@ -124,6 +126,7 @@ def _record_part(act: Run, trials: Sequence[Trial], part: pathlib.Path, bar: Any
             writer.add(first)
             for episode in episodes:
                 writer.add(episode)
+    check_verdicts(outcomes)
     write_json(part / OUTCOMES, outcomes, each=True)
 
 
@@ -151,13 +154,28 @@ def line_of(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def check_verdicts(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses trials that no worker could finish: they say nothing of who acted, least of all that it failed.
+
+    Raises:
+      LiberoError: there are some among ``lines``.
+    """
+    if lost := [line for line in lines if line["success"] is None]:
+        why = (lost[0]["lost"] or ["unknown"])[-1].strip().splitlines()[-1]
+        raise LiberoError(
+            f"{len(lost)} of {len(lines)} trials came to no verdict; {lost[0]['trial']} was lost {lost[0]['tries']} "
+            f"times: {why}. They are not counted; the same command plays them again, and only them. One that ends every "
+            "simulator can be left out by its task or initial state.\n  python launch/doctor.py --step"
+        )
+
+
 def measure(
     act: Run,
     wanted: Sequence[Trial],
     folder: pathlib.Path,
     tell: Callable[[Mapping[str, Any]], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Runs the trials that have no line in ``folder`` yet and returns all lines, in the order of ``wanted``.
+    """Runs the trials that have no verdict in ``folder`` yet and returns all lines, in the order of ``wanted``.
 
     Args:
       act: runs trials.
@@ -165,7 +183,9 @@ def measure(
       folder: the run's folder.
       tell: called with each line, first with those that an earlier call has left.
     """
-    kept = processes.once(lambda: _read_lines(folder), f"read {folder}")
+    there = processes.once(lambda: _read_lines(folder), f"read {folder}")
+    # Lost trials are played again: what lost them (a machine without its renderer, say) may be mended by now.
+    kept = [line for line in there if line["success"] is not None]
     for line in kept:
         tell(line)
     done = {line["trial"] for line in kept}

@@ -15,7 +15,7 @@ import numpy as np
 from wovr_jax.sim.libero import expert
 from wovr_jax.sim.libero.arena import Libero, halves
 from wovr_jax.sim.libero.pool import Lost, Pool
-from wovr_jax.sim.libero.rollout import Outcome, record
+from wovr_jax.sim.libero.rollout import Outcome, give_up, record
 from wovr_jax.sim.libero.tasks import EvaluationProtocol, LiberoConfig, LiberoExpertConfig, Trial
 
 
@@ -40,9 +40,12 @@ def demonstrations(
 
     Yields:
       an outcome for each trial, in the order in which they end.
+
+    Raises:
+      LiberoError: a trial was given up before any had been played.
     """
     # The expert acts within its worker, so frames do not travel between the processes at every step.
-    cfg = cfg or LiberoExpertConfig()
+    cfg, begun = cfg or LiberoExpertConfig(), False
     left: list[tuple[Trial, tuple[str, ...]]] = [(trial, ()) for trial in wanted]
     while left:
         turn, left = left, []
@@ -55,8 +58,9 @@ def demonstrations(
                 if len(lost) < tries:
                     left.append((trial, lost))
                 else:
-                    yield Outcome(trial, None, 0, len(lost), lost)
+                    yield give_up(trial, lost, begun)
                 continue
+            begun = True
             success = any(part.success_T.any() for part in answer.observed)
             episode = None
             if draw == "all":

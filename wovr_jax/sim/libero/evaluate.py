@@ -139,7 +139,7 @@ def results(
 ) -> dict[str, Any]:
     """Returns the content of ``results.json``: rates by task and over all, every outcome, and what decided them.
 
-    A trial that no worker finished counts as a failure, and is counted under ``unfinished`` too.
+    A trial that no worker finished is counted under ``unfinished`` alone.
 
     Args:
       lines: of ``collect.measure``.
@@ -159,13 +159,12 @@ def results(
 
 
 def success_rate(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns trials, successes, rate and its 95 % Wilson interval."""
-    # None, of a trial that no worker finished, counts as a failure: leaving it out would flatter a policy whose
-    # episodes break the simulator.
-    won = sum(bool(line["success"]) for line in lines)
+    """Returns trials with a verdict, successes, rate (None without a trial) and its 95 % Wilson interval."""
+    verdicts = [line["success"] for line in lines if line["success"] is not None]
+    won, n = sum(verdicts), len(verdicts)
     # Wilson's interval holds at rates near 0 and 1 too, where the normal one leaves [0, 1].
-    low, high = wilson(won, len(lines))
-    return {"n": len(lines), "successes": won, "rate": won / len(lines), "low": low, "high": high}
+    low, high = wilson(won, n)
+    return {"n": n, "successes": won, "rate": won / n if n else None, "low": low, "high": high}
 
 
 def compare(run: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,8 +180,10 @@ def compare(run: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
                 f"the {name} of the two runs is {run['settings'][name]!r} and {base['settings'][name]!r}; "
                 "what is compared has to have met the same."
             )
-    # One of the runs may have had fewer tasks or initial states.
-    both = [trial for trial in run["outcomes"] if trial in base["outcomes"]]
+    # One of the runs may have had fewer tasks or initial states; results of before may hold trials without a verdict.
+    both = [
+        trial for trial, won in run["outcomes"].items() if won is not None and base["outcomes"].get(trial) is not None
+    ]
     if not both:
         raise LiberoError("the two runs have no trial in common (task, initial state and seed).")
     won, base_won = ([bool(side["outcomes"][trial]) for trial in both] for side in (run, base))
@@ -211,13 +212,13 @@ def load_results(folder: str | os.PathLike) -> dict[str, Any]:
 def table(lines: Sequence[Mapping[str, Any]], instructions: Mapping[int, str]) -> str:
     """Returns success by task and over all as text, with 95 % Wilson intervals and the mean steps of successes.
 
-    Trials that no worker finished count as failures.
+    Trials that no worker finished are not counted.
     """
     rows = ["task   success  rate  95 %            steps  instruction"]
     rows += [f"{task:4d}  {_row(part)}  {instructions[task]}" for task, part in sorted(_by_task(lines).items())]
     rows.append(f" all  {_row(lines)}")
     if unfinished := sum(line["success"] is None for line in lines):
-        rows.append(f"{unfinished} of them were lost with their workers, every time they were tried")
+        rows.append(f"{unfinished} more were lost with their workers, every time they were tried")
     return "\n".join(rows)
 
 
@@ -225,7 +226,7 @@ def _row(lines: Sequence[Mapping[str, Any]]) -> str:
     # Steps of successes alone: failures all last until the horizon and would hide how fast the policy is.
     rate, won = success_rate(lines), [line["steps"] for line in lines if line["success"]]
     steps = f"{sum(won) / len(won):5.0f}" if won else "    -"
-    share = f"{rate['successes']:3d}/{rate['n']:<4d}  {rate['rate']:.2f}"
+    share = f"{rate['successes']:3d}/{rate['n']:<4d}  {'   -' if rate['rate'] is None else format(rate['rate'], '.2f')}"
     return f"{share}  [{rate['low']:.3f}, {rate['high']:.3f}]  {steps}"
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from wovr_jax.sim.libero import worker
 from wovr_jax.sim.libero.pool import Lost, Pool
+from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import CLOSE, OPEN, EvaluationProtocol, Trial, draw_seed
 from wovr_jax.sim.libero.worker import Observations
 from wovr_jax.types import Episode
@@ -99,7 +100,11 @@ def rollouts(
 
     Yields:
       an outcome for each trial, in the order in which they end.
+
+    Raises:
+      LiberoError: a trial was given up before any had begun.
     """
+    begun = False
     waiting: collections.deque[tuple[Trial, tuple[str, ...]]] = collections.deque((trial, ()) for trial in wanted)
     running: dict[int, _Running] = {}
     while waiting or running:
@@ -126,10 +131,24 @@ def rollouts(
                 if len(reasons) < tries:
                     waiting.append((run.trial, reasons))
                 else:
-                    yield Outcome(run.trial, None, 0, len(reasons), reasons)
-            elif run.add(answer):
+                    yield give_up(run.trial, reasons, begun)
+                continue
+            begun = True
+            if run.add(answer):
                 del running[index]
                 yield run.outcome(actor, pool.renderer, draw == "all")
+
+
+def give_up(trial: Trial, lost: tuple[str, ...], begun: bool) -> Outcome:
+    """Returns the outcome of a trial that is not tried again.
+
+    Raises:
+      LiberoError: no trial has ``begun`` at all, so it is not the trial that is to blame.
+    """
+    if not begun:
+        why = lost[-1].strip().splitlines()[-1]
+        raise LiberoError(f"the simulator does not start ({trial}: {why}).\n  python launch/doctor.py --step")
+    return Outcome(trial, None, 0, len(lost), lost)
 
 
 class _Running:

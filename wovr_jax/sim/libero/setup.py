@@ -41,8 +41,20 @@ HUB = "lerobot/libero-assets"
 LIBRARIES = {"egl": ("EGL", "libegl1 libegl-mesa0 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}
 """Renderer -> its shared library and the Debian packages that bring it."""
 
-# Drawing decides: a library may load and still find no driver.
-PROBE = "import mujoco\ncontext = mujoco.GLContext(64, 64)\ncontext.make_current()\ncontext.free()\nprint('drawn')"
+# Drawing decides: a library may load and still find no driver. Asked is robosuite's own context, which the environments
+# draw with: mujoco's chooses among the cards in another way.
+PROBE = """
+import importlib, sys, robosuite.utils.binding_utils
+module = importlib.import_module(f"robosuite.renderers.context.{sys.argv[1].lower()}_context")
+context = getattr(module, f"{sys.argv[1]}GLContext")(max_width=64, max_height=64, device_id=-1)
+context.make_current()
+context.free()
+print("drawn")
+"""
+CARD = "MUJOCO_EGL_DEVICE_ID"
+"""The environment variable that names the card to draw on, as EGL counts them."""
+CUDA = "CUDA_VISIBLE_DEVICES"
+"""Names those to compute on. robosuite reads it too, and fails where it is empty or counts otherwise than EGL."""
 
 
 class LiberoError(ValueError):
@@ -92,15 +104,25 @@ def assets_folder() -> pathlib.Path | None:
             )
         return folder
     # hf-libero's package comes without them; a checkout of LIBERO has them inside.
-    for folder in (package_folder() / "assets", downloaded()):
-        if all((folder / name).is_dir() for name in FOLDERS):
-            return folder
+    for place in (lambda: package_folder() / "assets", downloaded):
+        if all((place() / name).is_dir() for name in FOLDERS):
+            return place()
     return None
 
 
 def downloaded() -> pathlib.Path:
-    """Returns where assets from the hub are kept, which is where hf-libero itself keeps them."""
-    return pathlib.Path.home() / ".cache" / "libero" / "assets"
+    """Returns where assets from the hub are kept, which is where hf-libero itself keeps them.
+
+    Raises:
+      LiberoError: when this user has no home folder.
+    """
+    try:
+        return pathlib.Path.home() / ".cache" / "libero" / "assets"
+    except RuntimeError as error:  # a container's user without an entry in /etc/passwd
+        raise LiberoError(
+            "$HOME is not set and this user is not known here, so LIBERO's assets have no place. Name a folder of them."
+            f"\n  export {ASSETS}=<folder>"
+        ) from error
 
 
 def download_assets() -> pathlib.Path:
@@ -164,21 +186,33 @@ def choose_renderer() -> str:
 
 
 def try_renderer(name: str) -> str | None:
-    """Returns what is wrong with a renderer, None if it draws."""
+    """Returns what is wrong with a renderer, None if it draws; ``$MUJOCO_EGL_DEVICE_ID`` is then the card."""
     library, packages = LIBRARIES[name]
     if ctypes.util.find_library(library) is None:
         return f"lib{library} is missing (Debian: {packages})"
-    environment = os.environ | {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
-    # In a process of its own, because a bad driver may take the process down, and mujoco chooses its renderer once.
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return "it hangs"
-    if "drawn" in done.stdout:
-        return None
-    return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    environment = {key: value for key, value in os.environ.items() if key != CUDA}
+    problem = ""
+    for card in cards():
+        environment |= {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name, CARD: card}
+        # In a process of its own, because a bad driver may take the process down, and a renderer is chosen once.
+        command = [sys.executable, "-c", PROBE, library]
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        except subprocess.TimeoutExpired:
+            return "it hangs"
+        if "drawn" in done.stdout:
+            os.environ[CARD] = card
+            return None
+        problem = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return problem
+
+
+def cards() -> list[str]:
+    """Returns the cards to try: the one that is named, else the first to compute on, and the first that EGL knows."""
+    if CARD in os.environ:
+        return [os.environ[CARD]]
+    first = os.environ.get(CUDA, "").partition(",")[0]
+    return list(dict.fromkeys([first, "0"])) if first.isdigit() else ["0"]
 
 
 def prepare(renderer: str | None = None) -> pathlib.Path:
@@ -188,7 +222,7 @@ def prepare(renderer: str | None = None) -> pathlib.Path:
     and downloads the assets where there are none yet.
 
     Args:
-      renderer: ``egl`` or ``osmesa``; None when nothing will be drawn.
+      renderer: ``egl`` or ``osmesa``, of :func:`choose_renderer`; None when nothing will be drawn.
 
     Raises:
       LiberoError: when LIBERO is not installed, or its assets are not to be had.

@@ -295,6 +295,7 @@ def serve(line: Connection, cfg: SceneConfig | None, renderer: str | None) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Libraries print; the main process's stdout is for results.
     os.dup2(2, 1)
+    os.environ.pop(setup.CUDA, None)  # robosuite would read it; nothing computes here
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     state = WorkerState(cfg, heartbeat=lambda: line.send(("beat", None)))
     try:
