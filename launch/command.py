@@ -17,7 +17,6 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import importlib.metadata
 import os
 import pathlib
 import re
@@ -34,13 +33,8 @@ STUDIES = ("ladder", "ablations", "baselines", "budget", "world_study")
 DOORS = {"evaluate": "evaluate"} | dict.fromkeys(STUDIES, "study")
 """Jobs that have a door of their own; every other job belongs to launch/train.py."""
 
-SETTLED = {
-    "JAX_ENABLE_X64": "0",
-    "JAX_NUMPY_DTYPE_PROMOTION": "standard",
-    "JAX_NUMPY_RANK_PROMOTION": "allow",
-    "JAX_DEFAULT_PRNG_IMPL": "threefry2x32",
-    "JAX_THREEFRY_PARTITIONABLE": "1",
-}
+SETTLED = {"JAX_ENABLE_X64": "0", "JAX_NUMPY_DTYPE_PROMOTION": "standard", "JAX_NUMPY_RANK_PROMOTION": "allow"}
+SETTLED |= {"JAX_DEFAULT_PRNG_IMPL": "threefry2x32", "JAX_THREEFRY_PARTITIONABLE": "1"}
 """Switches of jax that change what comes out, or what may be added to what; a run has the same ones everywhere."""
 
 WORDS = {"true": True, "false": False, "none": None}
@@ -233,13 +227,11 @@ def explain_errors(stopped: str, *, place: object = None, kept: str = "") -> Ite
     settle_jax()
     try:
         yield
-    except (RuntimeError, AssertionError) as error:  # jax without the wanted devices fails in both ways
-        why = explain_devices()
-        if isinstance(error, RuntimeError) and "home directory" in str(error):
-            why = "There is no home folder for ~ ($HOME is not set, nor is this user known here); write whole paths."
-        if not why:
-            raise
-        refuse(why)
+    except (RuntimeError, AssertionError) as error:
+        # What a machine lacks, jax and Python say in words for their authors; the doctor knows what it means.
+        if why := runpy.run_path(str(ROOT / "launch" / "doctor.py"))["explain"](error):
+            refuse(why)
+        raise
     except (ValueError, FloatingPointError) as error:
         # Every refusal of the package is a class of its own and says what to do; a bare ValueError is a bug.
         if not type(error).__module__.startswith("wovr_jax."):
@@ -264,24 +256,6 @@ def settle_jax() -> None:
         if asked and means != value and "jax" not in sys.modules:
             print(f"{name}={asked} is set aside: the numbers of this project are those of {value}", file=sys.stderr)
             os.environ[name] = value
-
-
-def explain_devices() -> str:
-    """Returns why jax has no devices to compute on, and what to do; empty where it has some, or was not loaded."""
-    if (jax := sys.modules.get("jax")) is None:
-        return ""
-    try:
-        jax.devices()
-    except Exception as error:  # a plugin may fail in any way, a missing one by a bare assertion
-        # In the last of its lines jax says what failed, and nothing where nobody knows the name.
-        reason = (str(error).strip().splitlines() or ["nothing installed here has that name"])[-1]
-        plugins = sorted(plugin.name for plugin in importlib.metadata.entry_points(group="jax_plugins"))
-        return (
-            f"jax has no devices: JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} is asked for, installed is "
-            f"{', '.join(['cpu', *plugins])} ({reason}).\nJAX_PLATFORMS=cpu computes on the CPU; for a card install "
-            "jax[cuda13], for a TPU jax[tpu]. launch/doctor.py looks at the machine."
-        )
-    return ""
 
 
 def become(door: str, *words: object) -> NoReturn:

@@ -128,12 +128,32 @@ def devices() -> str:
             f"jax does not start: {error}\n{sys.executable} -m pip install -r {ROOT / 'requirements.txt'}"
         ) from error
     except Exception as error:  # without the wanted devices jax fails in several ways
-        raise FaultError(command.explain_devices() or f"jax does not start: {error!r}") from error
+        raise FaultError(explain(error) or f"jax does not start: {error!r}") from error
     # A user who has set JAX_PLATFORMS=cpu wants it so.
     if card and jax.default_backend() == "cpu" and "cpu" not in os.environ.get("JAX_PLATFORMS", ""):
         line = f"{sys.executable} -m pip install 'jax[cuda13]=={jax.__version__}'"
         raise FaultError(f"there is an NVIDIA card, and jax computes on the {device}\n{line}")
     return device
+
+
+def explain(error: Exception) -> str:
+    """Returns what of the machine made a program fail with ``error``, and what to do; empty where nothing of it did."""
+    if "home directory" in str(error):
+        return "There is no home folder for ~: $HOME is not set, and this user is not known here.\nWrite whole paths."
+    if (jax := sys.modules.get("jax")) is None:
+        return ""
+    try:
+        jax.devices()
+    except Exception as fault:  # a plugin may fail in any way, a missing one by a bare assertion
+        # The last line says what failed; there is none where nobody knows the name.
+        reason = (str(fault).strip().splitlines() or ["nothing that is installed has that name"])[-1]
+        plugins = sorted(plugin.name for plugin in importlib.metadata.entry_points(group="jax_plugins"))
+        return (
+            f"jax has no devices: JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} is asked for, installed is "
+            f"{', '.join(['cpu', *plugins])} ({reason}).\nJAX_PLATFORMS=cpu computes on the CPU; for a card install "
+            "jax[cuda13], for a TPU jax[tpu]. launch/doctor.py looks at the machine."
+        )
+    return ""
 
 
 def memory() -> str:

@@ -77,8 +77,16 @@ def test_a_process_on_its_own_looks_for_no_other() -> None:
 def test_processes_are_found_by_hand_by_slurm_and_on_a_tpu() -> None:
     by_hand = detect(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3", **SLURM)
     assert by_hand is not None and by_hand["process_id"] == 3 and by_hand["num_processes"] == 4
-    assert detect(**SLURM) == {"cluster_detection_method": "slurm"}
+    assert detect(**SLURM) == {"cluster_detection_method": "slurm", "num_processes": 3}
     assert processes.detect({}, on_tpu=True) == {}
+
+
+def test_a_step_has_the_tasks_of_the_step_and_not_those_of_the_job() -> None:
+    # A shell in an allocation of three: nobody has started the others, and nobody may ever do.
+    assert detect(**SLURM, SLURM_STEP_NUM_TASKS="1") is None
+    step = detect(**SLURM | {"SLURM_NTASKS": "8"}, SLURM_STEP_NUM_TASKS="2")  # srun -n 2 in an allocation of eight
+    assert step == {"cluster_detection_method": "slurm", "num_processes": 2}
+    assert detect(**SLURM | {"SLURM_NTASKS": "2(x4)"}) is None
 
 
 @pytest.mark.parametrize(

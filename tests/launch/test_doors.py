@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 
 from launch import command
 from wovr_jax import pace
+from wovr_jax.core import disk
 from wovr_jax.studies import runner
 
 LAUNCH = pathlib.Path(command.__file__).parent
@@ -158,3 +161,101 @@ def test_a_report_is_made_again_of_a_run_folder_and_of_nothing_else(opened, tmp_
     status, out, err = opened("tools/report.py", tmp_path)
     assert status in (0, None) and not err and out.strip().endswith("report.html")
     assert "<html" in (tmp_path / "report.html").read_text()
+
+
+# --- the machine as it is -------------------------------------------------------------------
+
+COMPUTE = {
+    "train.py": ["--config=configs/pace.py:tiny", "--run=run"],
+    "plan.py": ["--config=configs/pace.py:tiny"],
+    "study.py": ["--config=configs/ladder.py", "--run=run"],
+    "doctor.py": [],
+}
+
+
+@pytest.mark.parametrize("door", COMPUTE)
+@pytest.mark.parametrize("platform", ["cuda", "cdua"])
+def test_devices_that_are_not_there_are_said_in_two_lines(door, platform, tmp_path):
+    if "cuda" in {plugin.name for plugin in importlib.metadata.entry_points(group="jax_plugins")}:
+        pytest.skip("jax has its plugin for cards here")
+    words = [word.replace("--run=", f"--run={tmp_path}/") for word in COMPUTE[door]]
+    done = start(door, *words, JAX_PLATFORMS=platform)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "Traceback" not in said
+    assert f"JAX_PLATFORMS={platform!r} is asked for, installed is cpu" in said
+    assert "JAX_PLATFORMS=cpu computes on the CPU" in said
+    if door != "doctor.py":
+        assert len(done.stderr.strip().splitlines()) == 2
+
+
+def start(door, *words, cwd=LAUNCH.parent, **environment):
+    command = [sys.executable, str(LAUNCH / door), *map(str, words)]
+    inherited = {name: value for name, value in os.environ.items() if environment.get(name, "") is not None}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=inherited | environment)
+
+
+def test_a_check_of_the_doctor_that_fails_itself_keeps_no_other_from_being_made(monkeypatch, capsys):
+    from launch import doctor
+
+    def odd():
+        raise KeyError("what nobody thought of")
+
+    assert doctor.report("odd", odd) is False
+    assert capsys.readouterr().out == "MEND  odd       this check itself failed: KeyError('what nobody thought of')\n"
+
+
+@pytest.mark.parametrize(("name", "value"), [("JAX_ENABLE_X64", "True"), ("JAX_NUMPY_DTYPE_PROMOTION", "strict")])
+def test_switches_of_jax_that_would_change_a_run_are_set_aside_with_a_word(monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("JAX_THREEFRY_PARTITIONABLE", "true")  # as it is anyway
+    monkeypatch.delitem(sys.modules, "jax")
+    with command.explain_errors("Stopped."):
+        assert os.environ[name] == command.SETTLED[name]
+    assert capsys.readouterr().err.startswith(f"{name}={value.lower()} is set aside: ")
+
+
+def test_paths_of_a_command_line_may_begin_at_home(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mine.py").write_text((LAUNCH.parent / "configs" / "pace.py").read_text(encoding="utf-8"))
+    words = ["--config=~/mine.py:tiny", "--config.vae=no_such_part", "--run=~/runs/x"]
+    done = start("train.py", *words, cwd=tmp_path, HOME=str(tmp_path / "home"), PYTHONPATH=str(LAUNCH.parent))
+    assert done.returncode == 1 and "no_such_part" in done.stderr, done.stderr
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        ("train.py", ["--config=configs/pace.py:tiny", "--run=~/x"]),
+        ("serve.py", ["~/robot"]),
+        ("audit.py", ["~/x"]),
+        ("export.py", ["--run=~/x", "--to=jax", "--out=~/y"]),
+    ],
+)
+def test_a_user_without_a_home_is_told_to_write_whole_paths(monkeypatch, opened, door, words):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "expanduser", no_home)
+    status, _, err = opened(door, *words)
+    assert status == command.Parser.misuse_status or (door == "train.py" and status == 1)
+    assert "there is no home folder for ~ ($HOME is not set); write the whole path" in err
+
+
+def test_a_result_that_is_a_link_stays_one(tmp_path):
+    """Files and folders: a larger disk is often behind a link, and a rename would put the new one before it."""
+    (tmp_path / "disk" / "robot").mkdir(parents=True)
+    (tmp_path / "disk" / "a.json").write_text("{}", encoding="utf-8")
+    for name in ("robot", "a.json", "new"):  # the last one is still to be written
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    disk.write_json(tmp_path / "a.json", [1])
+    for name in ("robot", "new"):
+        folder = disk.settle_folder(tmp_path / name, lambda _: False)
+        fresh = disk.fresh_folder(tmp_path / name)
+        (fresh / "made").write_text("whole", encoding="utf-8")
+        disk.replace_folder(fresh, folder)
+        assert (tmp_path / "disk" / name / "made").read_text(encoding="utf-8") == "whole"
+    assert disk.read_json(tmp_path / "disk" / "a.json") == [1]
+    assert all((tmp_path / name).is_symlink() for name in ("robot", "a.json", "new"))
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["a.json", "new", "robot"]

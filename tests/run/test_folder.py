@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from configs import pace as pace_config
+from wovr_jax.core import config
 from wovr_jax.run.folder import Run, RunError
+from wovr_jax.run.recipe import Recipe
 
 
 def _made(run: Run, calls: list[str], name: str = "one", **facts: Any) -> str:
@@ -170,3 +173,26 @@ def test_a_broken_config_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(RunError, match=r"config\.json is not readable JSON"):
         Run(tmp_path / "run", {"seed": 0})
+
+
+# --- what decides no outcome ----------------------------------------------------------------
+
+
+def test_a_run_goes_on_with_other_workers_and_threads_and_on_other_devices(tmp_path: pathlib.Path) -> None:
+    recipe = config.to_dict(config.from_dict(Recipe, pace_config.get_config("libero_small").to_dict()))
+    Run(tmp_path / "run", recipe)
+    other = json.loads(json.dumps(recipe))
+    other["libero"]["workers"], other["mesh"]["data"] = 16, -1
+    other["world_train"]["stream"] |= {"threads": 2, "workers": 3, "ahead": 5}
+    Run(tmp_path / "run", other)
+    assert not list((tmp_path / "run").glob("config-before-*"))
+    other["world_train"]["stream"]["visit"] += 1
+    with pytest.raises(RunError, match=r"another configuration \(1 settings differ\)(.|\n)*world_train.stream.visit"):
+        Run(tmp_path / "run", other)
+
+
+def test_an_evaluation_goes_on_with_other_workers(tmp_path: pathlib.Path) -> None:
+    Run(tmp_path / "run", {"policy": "expert", "seed": 0})  # as before workers were written down
+    Run(tmp_path / "run", {"policy": "expert", "seed": 0, "workers": 7})
+    with pytest.raises(RunError, match="seed: 0 there, 1 asked"):
+        Run(tmp_path / "run", {"policy": "expert", "seed": 1, "workers": 7})

@@ -136,7 +136,7 @@ def test_the_card_to_draw_on_is_not_the_one_to_compute_on(monkeypatch, cuda, nam
     asked = []
 
     def draw(command, *, env, **_):
-        assert setup.CUDA not in env and command[-1] == "EGL"
+        assert setup.CUDA not in env and "EGLGLContext" in command[-1]
         asked.append(env[setup.CARD])
         return subprocess.CompletedProcess(command, 0, "drawn" if env[setup.CARD] == tried[-1] else "", "no such card")
 
@@ -150,12 +150,9 @@ def test_the_card_to_draw_on_is_not_the_one_to_compute_on(monkeypatch, cuda, nam
 
 
 def test_a_user_without_a_home_is_told_to_name_the_assets(tmp_path, monkeypatch):
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(setup.pathlib.Path, "home", no_home)
+    monkeypatch.setattr(setup.os.path, "expanduser", lambda path: path)  # as where nobody knows the home
     monkeypatch.delenv(setup.ASSETS, raising=False)
-    with pytest.raises(LiberoError, match=r"\$HOME is not set .*\n  export LIBERO_ASSETS=<folder>"):
+    with pytest.raises(LiberoError, match=r"\$HOME is not set, .*\n  export LIBERO_ASSETS=<folder>"):
         setup.downloaded()
     monkeypatch.setattr(setup, "package_folder", lambda: tmp_path)
     for name in setup.FOLDERS:

@@ -164,8 +164,7 @@ def check_verdicts(lines: Sequence[Mapping[str, Any]]) -> None:
         why = (lost[0]["lost"] or ["unknown"])[-1].strip().splitlines()[-1]
         raise LiberoError(
             f"{len(lost)} of {len(lines)} trials came to no verdict; {lost[0]['trial']} was lost {lost[0]['tries']} "
-            f"times: {why}. They are not counted; the same command plays them again, and only them. One that ends every "
-            "simulator can be left out by its task or initial state.\n  python launch/doctor.py --step"
+            f"times: {why}. The same command plays them again.\n  python launch/doctor.py --step"
         )
 
 

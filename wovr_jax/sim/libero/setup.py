@@ -43,14 +43,10 @@ LIBRARIES = {"egl": ("EGL", "libegl1 libegl-mesa0 libgl1-mesa-dri"), "osmesa": (
 
 # Drawing decides: a library may load and still find no driver. Asked is robosuite's own context, which the environments
 # draw with: mujoco's chooses among the cards in another way.
-PROBE = """
-import importlib, sys, robosuite.utils.binding_utils
-module = importlib.import_module(f"robosuite.renderers.context.{sys.argv[1].lower()}_context")
-context = getattr(module, f"{sys.argv[1]}GLContext")(max_width=64, max_height=64, device_id=-1)
-context.make_current()
-context.free()
-print("drawn")
-"""
+PROBE = (
+    "import robosuite.utils.binding_utils, robosuite.renderers.context.{}_context as drawing; context = "
+    "drawing.{}GLContext(max_width=64, max_height=64, device_id=-1); context.make_current(); print('drawn')"
+)
 CARD = "MUJOCO_EGL_DEVICE_ID"
 """The environment variable that names the card to draw on, as EGL counts them."""
 CUDA = "CUDA_VISIBLE_DEVICES"
@@ -116,13 +112,9 @@ def downloaded() -> pathlib.Path:
     Raises:
       LiberoError: when this user has no home folder.
     """
-    try:
-        return pathlib.Path.home() / ".cache" / "libero" / "assets"
-    except RuntimeError as error:  # a container's user without an entry in /etc/passwd
-        raise LiberoError(
-            "$HOME is not set and this user is not known here, so LIBERO's assets have no place. Name a folder of them."
-            f"\n  export {ASSETS}=<folder>"
-        ) from error
+    if (folder := os.path.expanduser("~/.cache/libero/assets")).startswith("~"):
+        raise LiberoError(f"$HOME is not set, so LIBERO's assets have no place. Name one.\n  export {ASSETS}=<folder>")
+    return pathlib.Path(folder)
 
 
 def download_assets() -> pathlib.Path:
@@ -190,12 +182,11 @@ def try_renderer(name: str) -> str | None:
     library, packages = LIBRARIES[name]
     if ctypes.util.find_library(library) is None:
         return f"lib{library} is missing (Debian: {packages})"
-    environment = {key: value for key, value in os.environ.items() if key != CUDA}
-    problem = ""
+    problem, environment = "", {key: value for key, value in os.environ.items() if key != CUDA}
     for card in cards():
         environment |= {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name, CARD: card}
         # In a process of its own, because a bad driver may take the process down, and a renderer is chosen once.
-        command = [sys.executable, "-c", PROBE, library]
+        command = [sys.executable, "-c", PROBE.format(name, library)]
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         except subprocess.TimeoutExpired:
