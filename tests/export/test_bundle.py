@@ -107,6 +107,12 @@ def test_a_row_does_not_depend_on_its_batch(robot, frames):
     assert (other.token_BTA != whole.token_BTA).mean() > 0.5
 
 
+@pytest.mark.parametrize("seeds", [[-1], [2**32], [0.5], np.array([-1]), [True], [0, 1]])
+def test_a_seed_that_would_be_another_one_is_refused(robot, frames, seeds):
+    with pytest.raises(BundleError, match=r"seeds: expected (whole numbers from 0 to 2\*\*32 - 1|1, one a frame), got"):
+        robot.act(frames.frame_KHWC[:1], frames.instruction_K[:1], seeds=seeds, temperature=1.0)
+
+
 def test_the_manifest_has_every_file_and_what_was_compared(made):
     folder, manifest = made
     assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "manifest.json"])

@@ -200,10 +200,8 @@ def try_renderer(name: str) -> str | None:
 
 def cards() -> list[str]:
     """Returns the cards to try: the one that is named, else the first to compute on, and the first that EGL knows."""
-    if CARD in os.environ:
-        return [os.environ[CARD]]
     first = os.environ.get(CUDA, "").partition(",")[0]
-    return list(dict.fromkeys([first, "0"])) if first.isdigit() else ["0"]
+    return [os.environ[CARD]] if CARD in os.environ else [first, "0"] if first.isdigit() and first != "0" else ["0"]
 
 
 def prepare(renderer: str | None = None) -> pathlib.Path:
