@@ -123,7 +123,7 @@ class PolicyServer:
         finally:
             self._thread.shutdown()
 
-    def _serve_on(self, listener: socket.socket) -> serve:
+    def _serve_on(self, listener: socket.socket) -> Any:
         # Or connections that have just ended would keep the next server from the port.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return serve(
