@@ -102,6 +102,7 @@ def convert(
     action_NA = np.concatenate(made.actions)
     table = normalize.tabulate(action_NA, len(made.notes), key)
     believed, warnings = beliefs.judge(made.notes, action_NA, table[key]["action"], made.refused, how, told)
+    believed["statistics"] = f"{key!r}, of {len(action_NA)} steps; 1 % to 99 % span a policy's tokens"
     print(f"{render_table(made.notes, action_NA)}\n\n{beliefs.render(believed, warnings)}")
     if strict and warnings:
         raise SourceError("\n".join(["--strict: nothing was written, for these look odd.", *warnings]))

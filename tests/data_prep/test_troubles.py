@@ -347,7 +347,9 @@ def test_strict_makes_warnings_refusals_and_the_summary_is_printed(folder, monke
     for part in ("What was believed:", "cameras", "gripper", "success", "instructions", "frame rate", "3 kept"):
         assert part in shown
     _, meta = convert(monkeypatch, folder)
-    assert {"cameras", "gripper", "success", "instructions", "frame rate", "steps", "episodes"} <= set(meta["believed"])
+    assert {"cameras", "gripper", "success", "instructions", "frame rate", "statistics", "steps"} <= set(
+        meta["believed"]
+    )
 
 
 def test_columns_that_were_named_anew_never_go_on_with_older_parts(folder, monkeypatch):
