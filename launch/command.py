@@ -33,9 +33,8 @@ STUDIES = ("ladder", "ablations", "baselines", "budget", "world_study")
 DOORS = {"evaluate": "evaluate"} | dict.fromkeys(STUDIES, "study")
 """Jobs that have a door of their own; every other job belongs to launch/train.py."""
 
-SETTLED = {"JAX_ENABLE_X64": "0", "JAX_NUMPY_DTYPE_PROMOTION": "standard", "JAX_NUMPY_RANK_PROMOTION": "allow"}
-SETTLED |= {"JAX_DEFAULT_PRNG_IMPL": "threefry2x32", "JAX_THREEFRY_PARTITIONABLE": "1"}
-"""Switches of jax that change what comes out, or what may be added to what; a run has the same ones everywhere."""
+SWITCHES = ("JAX_ENABLE_X64", "JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION", "JAX_DEFAULT_PRNG_IMPL")
+"""Variables of jax that change what comes out, or what may be added to what; runs are the same without them."""
 
 WORDS = {"true": True, "false": False, "none": None}
 
@@ -249,13 +248,10 @@ def explain_errors(stopped: str, *, place: object = None, kept: str = "") -> Ite
 
 
 def settle_jax() -> None:
-    """Sets aside, with a word, those of jax's switches in the environment that ``SETTLED`` has otherwise."""
-    for name, value in SETTLED.items():
-        asked = os.environ.get(name, "").lower()
-        means = {"true": "1", "yes": "1", "on": "1", "false": "0", "no": "0", "off": "0"}.get(asked, asked)
-        if asked and means != value and "jax" not in sys.modules:
-            print(f"{name}={asked} is set aside: the numbers of this project are those of {value}", file=sys.stderr)
-            os.environ[name] = value
+    """Sets aside, with a word, those of jax's ``SWITCHES`` that the environment has; to be called before jax comes."""
+    for name in SWITCHES:
+        if value := os.environ.pop(name, ""):
+            print(f"{name}={value} is set aside: runs have jax's own.", file=sys.stderr)
 
 
 def become(door: str, *words: object) -> NoReturn:

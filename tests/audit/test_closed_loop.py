@@ -180,7 +180,7 @@ def test_each_chunk_is_imagined_again_from_the_true_frames_before_it(
     row_of = {bytes(to_uint8(starts.gather(table, np.array([row]), PROMPT_KL).memory_BMHWC)): row for row in range(36)}
     for batch, (start, action_BSA) in enumerate(zip(begun, chosen, strict=True)):
         row_B = np.array([row_of[bytes(to_uint8(one)[None])] for one in start.memory_BMHWC])
-        frame_BSHWC = true.follow(table, row_B, action_BSA, film=True).frame_KSHWC
+        frame_BSHWC = true.follow(table, row_B, action_BSA, film=True)[1]
         assert frame_BSHWC is not None
         row_B = rows(batch)
         for at in range(chunks):

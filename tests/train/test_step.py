@@ -12,13 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import struct
 
 from tests.compiles import count_compiles
 from tests.sizes import fake_reward_train, fake_sft, fake_world_train
 from wovr_jax.core import checkpoint
 from wovr_jax.core.history import CheckpointConfig, History
-from wovr_jax.core.log import Log, read_metrics
 from wovr_jax.policy import towers_train, vla
 from wovr_jax.policy import train as sft
 from wovr_jax.policy.actions import Codec
@@ -190,74 +188,10 @@ def test_a_nan_is_dumped_with_the_state_and_the_batch_that_made_it(network, tmp_
     assert checkpoint.meta(tmp_path / "nonfinite") == {"stage": name, "step": 3}
 
 
-# --- checkpoints of before there was one state ------------------------------------------------
-
-
-@struct.dataclass
-class WorldTrainState:
-    params: Any
-    ema: Any
-    opt: Any
-
-
-@struct.dataclass
-class SFTState:
-    trained: Any
-    opt: Any
-
-
-@struct.dataclass
-class RewardState:
-    params: Any
-    opt_state: Any
-
-
-FORMER: dict[str, Callable[[TrainState], Any]] = {
-    "world": lambda state: WorldTrainState(state.params, state.ema, state.opt_state),
-    "policy": lambda state: SFTState(state.params, state.opt_state),
-    "reward": lambda state: RewardState(state.params, state.opt_state),
-    "vae": lambda state: {"params": state.params, "opt": state.opt_state},
-    "tower": lambda state: {"params": state.params, "opt": state.opt_state},
-}
-
-
-def test_a_training_that_was_interrupted_before_goes_on(network, tmp_path: pathlib.Path) -> None:
-    name, make = network
-    state, step = make()
-    windows = []
-    for i in range(2):
-        state, metrics = step(state, jnp.int32(i))
-        windows.append({metric: float(value) for metric, value in metrics.items()})
-    # The gradient's norm was measured under another name, or not at all.
-    old = [{metric: value for metric, value in one.items() if metric != "grad_norm"} for one in windows]
-    history = History(tmp_path / "cut" / "fit", CheckpointConfig())
-    history.save(2, FORMER[name](state), {"stage": name, "step": 2, "window": old, "means": {}})
-    history.wait()
-
-    whole = loop.fit(name, *make(), STEPS, log=Log(tmp_path / "whole", tensorboard=False))
-    resumed = loop.fit(name, *make(), STEPS, log=Log(tmp_path / "cut", tensorboard=False), folder=tmp_path / "cut")
-    equal(resumed, whole)
-    expected, logged = (read_metrics(tmp_path / folder)[-1] for folder in ("whole", "cut"))
-    assert np.isfinite(logged["grad_norm"]) and logged["loss"] == expected["loss"]
-    # What it wrote at its end has today's names.
-    assert checkpoint.restore(tmp_path / "cut" / "fit" / "00000004", make()[0]) is not None
-
-
-def test_a_state_without_an_average_was_saved_with_its_name_too(tmp_path: pathlib.Path) -> None:
-    """The world model's former state held ``ema`` also where there was none, and Orbax knows the difference."""
-    state = world()[0].replace(ema=None)
-    history = History(tmp_path / "fit", CheckpointConfig())
-    history.save(1, FORMER["world"](state), {"step": 1})
-    history.wait()
-    restored = train_step.restore(history, state)
-    assert restored is not None and restored[1] == {"step": 1}
-    equal(restored[0], state)
-
-
-def test_a_state_of_another_size_is_refused_by_its_names_of_today(tmp_path: pathlib.Path) -> None:
+def test_a_state_of_another_size_is_refused(tmp_path: pathlib.Path) -> None:
     state, _ = line(Line())
     history = History(tmp_path / "fit", CheckpointConfig())
     history.save(1, state.replace(params=state.params | {"w": jnp.zeros(3)}), {"step": 1})
     history.wait()
     with pytest.raises(checkpoint.CheckpointError, match=r"params/w: expected float32\[\], got float32\[3\]"):
-        train_step.restore(history, state)
+        history.restore(state)

@@ -96,17 +96,6 @@ def test_a_config_of_another_version_is_refused(saved):
         load_asset("small", folder)
 
 
-def test_classes_that_moved_are_found(saved):
-    folder, _ = saved
-    path = folder / "small.json"
-    facts = json.loads(path.read_text())
-    path.write_text(json.dumps(facts | {"config_class": "wovr_jax.world.vae:VAEConfig"}))
-    assert load_asset("small", folder)[0] == CFG
-    for old, new in native.MOVED.items():
-        module, _, name = new.partition(":")
-        assert old != new and hasattr(sys.modules.get(module) or __import__(module, fromlist=[name]), name)
-
-
 def test_weights_beyond_float16_are_refused(tmp_path):
     with pytest.raises(FileError, match=r"'a\.0' is not finite"):
         save_asset("big", CFG, {"a": {0: np.float32([1e6])}}, training={}, scores={}, folder=tmp_path)

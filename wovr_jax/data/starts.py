@@ -389,9 +389,6 @@ def load(folder: str | os.PathLike) -> Starts:
     arrays = {}
     for name in COLUMNS:
         path = folder / f"{name}.npy"
-        if name == "init_K" and not path.exists():  # a folder of before it was kept
-            arrays[name] = np.full(facts["rows"], BY_SEED, np.int32)
-            continue
         try:
             arrays[name] = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:

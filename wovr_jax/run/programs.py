@@ -152,10 +152,9 @@ def begin(cfg: Improvement, starts: Starts, prompt_KL: Array, sim: Any, key: Arr
     on the table, which is another one in each round; those of :func:`dream` do not, so that is compiled once.
     """
     row_B = start_states.draw(starts, key, cfg.dream.groups, cfg.learner.grpo.group, share=cfg.share)
+    start = start_states.gather(starts, row_B, prompt_KL)
     # The simulator begins in the very state that the frames of the start show.
-    states = jax.tree.map(lambda leaf: leaf[row_B], sim)
-    start = dataclasses.replace(start_states.gather(starts, row_B, prompt_KL), sim=states)
-    return row_B, sharding.batch(start)
+    return row_B, sharding.batch(dataclasses.replace(start, sim=jax.tree.map(lambda leaf: leaf[row_B], sim)))
 
 
 @functools.cache

@@ -1,8 +1,7 @@
 """The settings of a whole run: one frozen dataclass, nested, filled from ``configs/*.py``.
 
 Everything is checked when a recipe is made, before the first stage: each number's range where it is declared, and here
-what has to fit together. What an earlier version wrote into a run folder is read by ``run.reader``, and held
-against what is asked now by :func:`differences`.
+what has to fit together. What a run folder holds is held against what is asked now by :func:`differences`.
 """
 
 from __future__ import annotations
@@ -40,20 +39,6 @@ SomeLayouts = Annotated[int, Between(1, 1_000_000)]
 
 COLLECTIONS = 7
 """Collections of a run: an eighth would take the layouts of online RL, a ninth those of the evaluation."""
-
-RETIRED = {
-    "learner.temperature": "temperature",  # was held twice; the learner is given the actor's
-    "sft.blur": "",  # no config blurred its targets
-    "evaluate.batch": "",  # nothing read it: rollouts are made in batches of collect.batch
-}
-"""Settings that a ``config.json`` of before may hold -> the setting that says the same now, empty where none does."""
-
-RENAMED: dict[str, Any] = {"starts.rule=before_failure": "last_event", "dream.watch=True": 96, "dream.watch=False": 0}
-"""Values that a ``config.json`` of before may hold -> their names now."""
-
-FORMER: dict[str, dict[str, Any]] = {"starts": {"deadline": False, "room": 0}, "libero": {"beyond": "official"}}
-"""Groups of settings -> what runs did before they could say it, where today's default is something else. Such a run
-must not change its rule half way without a word."""
 
 
 @checked
@@ -406,29 +391,8 @@ def _fit_environment(recipe: Recipe) -> Faults:
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Where the settings of a run folder differ from those asked for: dotted path -> (there, asked).
 
-    A retired setting is a difference only where it contradicts its successor, and one that was not known yet only where
-    something else is asked for than what was done without it (``FORMER``, or its default).
+    One that either does not name counts as its default.
     """
     # Not by way of from_dict: a folder may hold what would be refused today, and its differences are to be told all the
     # same.
-    present = (config.complete(Recipe, modernise(settings)) for settings in (there, asked))
-    return config.diff(*present) | contradictions(there, asked)
-
-
-def contradictions(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns retired settings of ``there`` that say something else than their successors in ``asked``."""
-    # Before the retired names are taken out, which is where their values stand.
-    old, new = config.flatten(config.to_dict(there)), config.flatten(config.to_dict(asked))
-    pairs = {name: (old[name], new[now]) for name, now in RETIRED.items() if name in old and now in new}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def modernise(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Returns settings of before as today's say the same."""
-    kept = {name: value for name, value in settings.items() if f"{path}{name}" not in RETIRED}
-    return FORMER.get(path[:-1], {}) | {
-        name: modernise(value, f"{path}{name}.")
-        if isinstance(value, Mapping)
-        else RENAMED.get(f"{path}{name}={value}", value)
-        for name, value in kept.items()
-    }
+    return config.diff(*(config.complete(Recipe, settings) for settings in (there, asked)))

@@ -49,6 +49,11 @@ def add_halves(manifests: Sequence[Mapping[str, Any]], hold: int = 1) -> dict[st
     return {"episodes": episodes, "successes": successes, "true_steps": steps * hold}
 
 
+Course = tuple[np.ndarray, np.ndarray | None]
+"""What actions that were chosen elsewhere did in truth: (K, S) bool, whether the goal holds after each of them, and
+(K, S, H, W, C) uint8, what a camera sees then; None where nobody asked."""
+
+
 class Acting(NamedTuple):
     """A policy as functions of its weights; every batch of equal shapes runs in one compiled program.
 
@@ -125,18 +130,6 @@ class Played(NamedTuple):
     count: int
 
 
-class Followed(NamedTuple):
-    """What actions that were chosen elsewhere did in truth.
-
-    Attributes:
-      success_KS: bool, whether the goal holds after each action.
-      frame_KSHWC: uint8, what a camera sees after each of them; None where nobody asked.
-    """
-
-    success_KS: np.ndarray
-    frame_KSHWC: np.ndarray | None
-
-
 class Groups(NamedTuple):
     """The rollouts of one iteration of online RL.
 
@@ -190,7 +183,7 @@ class Arena(Protocol):
         """Rollouts from the first ``count`` start states of the evaluation, batch by batch."""
         ...
 
-    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray, film: bool = False) -> Followed:
+    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray, film: bool = False) -> Course:
         """True success of actions that were chosen elsewhere, played from the very states of start-state rows.
 
         The simulator is brought to each state as the episode came there: reset by ``seed_K``, then ``played_KSA`` up to

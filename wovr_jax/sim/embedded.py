@@ -23,7 +23,7 @@ from wovr_jax.core import sharding
 from wovr_jax.core.pixels import to_uint8
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.starts import Starts
-from wovr_jax.sim.arena import Actor, Followed, Groups, Measured, Played, add_halves, layouts
+from wovr_jax.sim.arena import Actor, Course, Groups, Measured, Played, add_halves, layouts
 from wovr_jax.sim.relay import expert as relay_expert
 from wovr_jax.sim.relay import table as relay
 from wovr_jax.sim.relay.table import RelayConfig
@@ -233,11 +233,11 @@ class Embedded:
             # Imagination begins from what a camera sees, not from the simulator's state.
             yield Played(dataclasses.replace(start, sim=None), rollout, len(seeds))
 
-    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray, film: bool = False) -> Followed:
+    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray, film: bool = False) -> Course:
         """Returns true success after each action, all rows in one program."""
         reached = (np.asarray(column)[row_K] for column in (table.seed_K, table.played_KSA, table.step_K))
         success_KS, frame_KSHWC = _follow(*reached, action_KSA, self.sim, film)
-        return Followed(np.asarray(success_KS), to_uint8(frame_KSHWC) if film else None)
+        return np.asarray(success_KS), to_uint8(frame_KSHWC) if film else None
 
     def _roll(self, seeds: np.ndarray, actor: Actor) -> Iterator[tuple[np.ndarray, Imagined]]:
         """Yields rollouts in equal batches of seeds, so that one program does; rows beyond the seeds are padding."""

@@ -25,7 +25,7 @@ import numpy as np
 from wovr_jax.core import checkpoint, history, processes
 from wovr_jax.core.history import CheckpointConfig, History
 from wovr_jax.core.log import Log, Progress
-from wovr_jax.train.step import ReplayableStep, Step, restore
+from wovr_jax.train.step import ReplayableStep, Step
 
 IN_FLIGHT = 2
 """Steps dispatched ahead of the device: enough to hide dispatch, few enough to stop soon."""
@@ -196,7 +196,7 @@ class _Fit:
                 f"{self.name}: the checkpoint in {self.history.folder} is at step {steps[-1]}, beyond the {self.steps} "
                 f"steps asked for. Ask for at least {steps[-1]} steps, or use a new run folder."
             )
-        restored = restore(self.history, state)
+        restored = self.history.restore(state)
         if restored is None:
             return state, 0
         state, facts = restored
@@ -355,7 +355,7 @@ def _dump(name: str, history: History | None, like: Any, step: Step, bad: int) -
 def _state_before(bad: int, history: History, like: Any, step: Step) -> Any:
     """The state of the last checkpoint, led on to update ``bad``; None when nothing had been saved."""
     history.wait()
-    restored = restore(history, like)
+    restored = history.restore(like)
     if restored is None:
         return None
     state, facts = restored

@@ -15,10 +15,9 @@ of their objective, and a second training of the same shapes compiles nothing.
 from __future__ import annotations
 
 import abc
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -27,7 +26,6 @@ import optax
 from flax import struct
 
 from wovr_jax.core import sharding
-from wovr_jax.core.history import History
 from wovr_jax.core.sharding import WHOLE, Axes
 from wovr_jax.types import Array, Params
 
@@ -39,14 +37,6 @@ Feed = Callable[[Array], tuple[Any, dict[str, float]]]
 
 PROGRAMS = 16
 """Compiled programs that are kept: more than the trainings of one round."""
-
-FORMER_NAMES: tuple[Mapping[str, str], ...] = (
-    {"params": "params", "ema": "ema", "opt_state": "opt"},  # world model
-    {"params": "trained", "opt_state": "opt"},  # supervised fine-tuning
-    {"params": "params", "opt_state": "opt_state"},  # classifier
-    {"params": "params", "opt_state": "opt"},  # VAE and towers
-)
-"""The state's fields -> their names in checkpoints of before there was one state for all networks."""
 
 
 @struct.dataclass
@@ -224,24 +214,3 @@ def _average(ema: Params | None, params: Params, decay: float, i: Array) -> Para
     # Early weights are far from where training ends, so the average begins short and forgets them quickly.
     keep = jnp.minimum(decay, (1.0 + i) / (10.0 + i))
     return jax.tree.map(lambda old, new: keep * old + (1.0 - keep) * new, ema, params)
-
-
-def restore(history: History, like: Any) -> tuple[Any, dict[str, Any]] | None:
-    """Returns the newest state in ``history`` with its facts, or None; fields under former names are found too.
-
-    Raises:
-      CheckpointError: as ``History.restore``.
-    """
-    try:
-        return history.restore(like)
-    except ValueError as misfit:  # a CheckpointError, or Orbax's where a field differs that holds nothing
-        for names in FORMER_NAMES if isinstance(like, TrainState) else ():
-            # A layout without an average fits a training without one only.
-            if like.ema is not None and "ema" not in names:
-                continue
-            with contextlib.suppress(ValueError):
-                former = {old: getattr(like, new) for new, old in names.items()}
-                if restored := history.restore(former):
-                    tree, facts = restored
-                    return TrainState(**{new: tree[old] for new, old in names.items()}), facts
-        raise misfit

@@ -32,13 +32,6 @@ from wovr_jax.weights.safetensors import FileError
 FOLDER = pathlib.Path(__file__).parents[1] / "assets"
 """Where the pretrained parts of the package lie; ``launch/`` has the program that makes them again."""
 
-MOVED = {
-    "wovr_jax.world.vae:VAEConfig": "wovr_jax.world.vae.net:VAEConfig",
-    "wovr_jax.policy.vision:TowerConfig": "wovr_jax.policy.backbones:TowerConfig",
-    "wovr_jax.world.dit:TextDiTConfig": "wovr_jax.bridge.text_dit:TextDiTConfig",
-}
-"""Place of a config's class in files of before -> where it is now."""
-
 
 def flatten(tree: Params) -> dict[str, Any]:
     """Returns nested parameters as ``path -> leaf``, the path joined by ``/``."""
@@ -208,7 +201,7 @@ def compare_digest(path: pathlib.Path, about: Mapping[str, Any], digest: str) ->
 def read_config(path: pathlib.Path, about: Mapping[str, Any]) -> Any:
     """Returns the network's config that a json describes."""
     place: str = about["config_class"]
-    module, _, name = MOVED.get(place, place).partition(":")
+    module, _, name = place.partition(":")
     if not module.startswith("wovr_jax."):  # a json from elsewhere must not import what it likes
         raise FileError(f"{path}: config_class {place!r} is not a class of this package.")
     return config.from_dict(getattr(importlib.import_module(module), name), about["config"], path.name)

@@ -51,7 +51,7 @@ def main(folder: pathlib.Path, mesh: MeshConfig) -> None:
         said |= {"explored": [_sums(arena.explore(number, policy, groups)) for number in range(2)]}
         table = start_states.initial(disk.read(folder / "made"))
         pushes = np.tile(np.linspace(0, 1, 8, dtype=np.float32)[:, None, None], (1, 8, 7))
-        said |= {"followed": arena.follow(table, np.arange(8), pushes).success_KS.tolist()}
+        said |= {"followed": arena.follow(table, np.arange(8), pushes)[0].tolist()}
     print(json.dumps(said))
 
 

@@ -120,7 +120,7 @@ def test_collection_and_measurement_on_the_real_libero(tmp_path):
     success_KS, frame_KSHWC = arena.follow(table, row_K, np.stack(went), film=True)
     assert not success_KS.any() and frame_KSHWC is not None
     assert np.array_equal(frame_KSHWC[0], first.frame_SHWC[1:]), "the same pictures, from other workers"
-    assert not arena.follow(table, row_K, np.stack(went)).success_KS.any()
+    assert not arena.follow(table, row_K, np.stack(went))[0].any()
     jobs = [(tasks("libero_object")[7], e.seed, e.action_SA) for e in (first, second)]
     with Pool(2, dataclasses.replace(tiny.libero.scene, size=0)) as pool:
         for number, state_SD in pool.map(states_on_the_way, jobs):

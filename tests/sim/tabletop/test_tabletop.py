@@ -94,7 +94,7 @@ def test_the_simulator_follows_actions_from_the_middle_of_episodes_as_they_went_
         went_on[k, : CFG.horizon - step] = episode.action_SA[step:]
     won_KS, frame_KSHWC = table_arena.follow(table, row_K, went_on, film=True)
     unseen = table_arena.follow(table, row_K, went_on)
-    assert unseen.frame_KSHWC is None and np.array_equal(unseen.success_KS, won_KS)
+    assert unseen[1] is None and np.array_equal(unseen[0], won_KS)
     assert frame_KSHWC is not None and frame_KSHWC.dtype == np.uint8
     assert won_KS.shape == (len(row_K), CFG.horizon) and won_KS.dtype == bool
     for k, row in enumerate(row_K):

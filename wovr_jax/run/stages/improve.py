@@ -167,8 +167,7 @@ def begin(
 def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
     """Rollouts of one compiled program, policy, world and judge in one scan."""
     assert given.starts is not None
-    world = None if given.vae is None else given.vae.value[0]
-    dream = programs.dream(cfg, given.codec(), world)
+    dream = programs.dream(cfg, given.codec(), None if given.vae is None else given.vae.value[0])
     table = sharding.whole(jax.device_put(given.starts.value))
     # Arguments of the compiled program, not constants in it.
     parts: dict[str, Any] = {"threshold": jnp.float32(0.5)}
@@ -176,7 +175,7 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
         parts["world"] = given.world.value
     if given.reward is not None:
         parts |= {"reward": given.reward.value.params, "threshold": jnp.float32(given.reward.value.threshold)}
-    states = None if cfg.dream.world == "learned" else programs.true_states(table, cfg.sim)
+    states = programs.true_states(table, cfg.sim) if cfg.dream.world != "learned" else None
 
     def roll(params: Params, key: Array) -> tuple[Array, Imagined]:
         k_draw, k_roll = jax.random.split(key)
@@ -193,12 +192,11 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
         row_B, imagined = roll(params, key)
         # Afterwards and not in that program: beside the learned world a simulator changes what the compiler fuses
         # there, and so the last bits of what is learned from.
-        row_B, action_BNTA = sharding.host((row_B, imagined.action_BNTA))
-        row_W = row_B[::every]
-        action_WSA = action_BNTA[::every].reshape(len(row_W), -1, action_BNTA.shape[-1])
+        row_W, action_WNTA = (x[::every] for x in sharding.host((row_B, imagined.action_BNTA)))
+        action_WSA = action_WNTA.reshape(len(row_W), -1, action_WNTA.shape[-1])
         # Of the others nothing is known, and ``_watch`` leaves them out.
-        truth_BNT = np.zeros(action_BNTA.shape[:-1], bool)
-        truth_BNT[::every] = follow(starts, row_W, action_WSA).success_KS.reshape(-1, *truth_BNT.shape[1:])
+        truth_BNT = np.zeros(imagined.action_BNTA.shape[:-1], bool)
+        truth_BNT[::every] = follow(starts, row_W, action_WSA)[0].reshape(-1, *truth_BNT.shape[1:])
         return dataclasses.replace(imagined, truth_BNT=truth_BNT)
 
     return dream_watched

@@ -28,7 +28,7 @@ from wovr_jax.core import config, processes, sharding
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
 from wovr_jax.data.starts import Starts
-from wovr_jax.sim.arena import Actor, Followed, Groups, Measured, Played, add_halves, layouts
+from wovr_jax.sim.arena import Actor, Course, Groups, Measured, Played, add_halves, layouts
 from wovr_jax.sim.libero import collect, rollout, setup, worker
 from wovr_jax.sim.libero.actors import RolloutRecorder, make_act, on_own_devices, stack_episodes
 from wovr_jax.sim.libero.pool import Lost, Pool
@@ -250,7 +250,7 @@ class Libero:
 
         return play
 
-    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray, film: bool = False) -> Followed:
+    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray, film: bool = False) -> Course:
         """Returns the true success after each of S actions that are played on from K start states.
 
         What was played up to a start state brings the simulator there, so it has to be of an episode of this suite. A
@@ -265,12 +265,11 @@ class Libero:
         Raises:
           LiberoError: a row that does not say where its episode began, or one that was lost as often as it was begun.
         """
-        rules = self.rules(stops=True)
         step_K, played_KSA = np.asarray(table.step_K), np.asarray(table.played_KSA)
         jobs = []
         for row, action_SA in zip(row_K.tolist(), np.asarray(action_KSA), strict=True):
             whole_SA = np.concatenate([played_KSA[row, : step_K[row]], action_SA])
-            jobs.append((self._trial_of(table, row), rules, whole_SA, int(step_K[row]), film))
+            jobs.append((self._trial_of(table, row), self.rules(stops=True), whole_SA, int(step_K[row]), film))
         # Task by task: a worker that changes its task builds another scene.
         order = sorted(range(len(jobs)), key=lambda k: jobs[k][0].task.index)
         # Frames are too many to be sent around: where they are wanted each process plays all rows.
@@ -280,12 +279,12 @@ class Libero:
             for number, played in pool.map(worker.replay, [jobs[k] for k in mine], tries=3):
                 if isinstance(played, Lost):
                     raise LiberoError(f"{jobs[mine[number]][0]} was lost every time: {played.reason}")
-                flags.append((mine[number], played[0].tolist()))
                 frames[mine[number]] = played[1]
+                flags.append((mine[number], played[0].tolist()))
                 bar.update()
         every = dict(itertools.chain(*processes.gather(flags, "follow their rows", wait_s=collect.PATIENCE_S)))
         success_KS, film_K = (np.array([of[k] for k in range(len(jobs))]) for of in (every, frames))
-        return Followed(success_KS, film_K if film else None)
+        return success_KS, film_K if film else None
 
     def _trial_of(self, table: Starts, row: int) -> Trial:
         """Returns the trial that the episode of a start state was."""

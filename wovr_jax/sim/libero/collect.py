@@ -161,7 +161,7 @@ def check_verdicts(lines: Sequence[Mapping[str, Any]]) -> None:
       LiberoError: there are some among ``lines``.
     """
     if lost := [line for line in lines if line["success"] is None]:
-        why = (lost[0]["lost"] or ["unknown"])[-1].strip().splitlines()[-1]
+        why = (lost[0]["lost"] or ["?"])[-1].strip().splitlines()[-1]
         raise LiberoError(
             f"{len(lost)} of {len(lines)} trials came to no verdict; {lost[0]['trial']} was lost {lost[0]['tries']} "
             f"times: {why}. The same command plays them again.\n  python launch/doctor.py --step"
@@ -182,9 +182,8 @@ def measure(
       folder: the run's folder.
       tell: called with each line, first with those that an earlier call has left.
     """
-    there = processes.once(lambda: _read_lines(folder), f"read {folder}")
     # Lost trials are played again: what lost them (a machine without its renderer, say) may be mended by now.
-    kept = [line for line in there if line["success"] is not None]
+    kept = [x for x in processes.once(lambda: _read_lines(folder), f"read {folder}") if x["success"] is not None]
     for line in kept:
         tell(line)
     done = {line["trial"] for line in kept}

@@ -146,8 +146,8 @@ def give_up(trial: Trial, lost: tuple[str, ...], begun: bool) -> Outcome:
       LiberoError: no trial has ``begun`` at all, so it is not the trial that is to blame.
     """
     if not begun:
-        why = lost[-1].strip().splitlines()[-1]
-        raise LiberoError(f"the simulator does not start ({trial}: {why}).\n  python launch/doctor.py --step")
+        why = f"the simulator does not start ({trial}: {lost[-1].strip().splitlines()[-1]})"
+        raise LiberoError(f"{why}.\n  python launch/doctor.py --step")
     return Outcome(trial, None, 0, len(lost), lost)
 
 

@@ -47,10 +47,9 @@ PROBE = (
     "import robosuite.utils.binding_utils, robosuite.renderers.context.{}_context as drawing; context = "
     "drawing.{}GLContext(max_width=64, max_height=64, device_id=-1); context.make_current(); print('drawn')"
 )
-CARD = "MUJOCO_EGL_DEVICE_ID"
-"""The environment variable that names the card to draw on, as EGL counts them."""
-CUDA = "CUDA_VISIBLE_DEVICES"
-"""Names those to compute on. robosuite reads it too, and fails where it is empty or counts otherwise than EGL."""
+CARD, CUDA = "MUJOCO_EGL_DEVICE_ID", "CUDA_VISIBLE_DEVICES"
+"""The environment variables that name the card to draw on, as EGL counts them, and those to compute on. robosuite reads
+the second one too, and fails where it is empty or counts otherwise than EGL."""
 
 
 class LiberoError(ValueError):
