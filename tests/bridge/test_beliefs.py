@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,8 @@ def test_a_projector_that_is_used_is_no_warning(release):
     assert warnings(release, state=True) == [
         "statistics 'libero_goal_no_noops' in dataset_statistics.json: no quantiles of a robot state of 8 numbers"
     ]
-    assert opened(release, state=True).state["prefix"] == "module._orig_mod."
+    state = opened(release, state=True).state
+    assert state and state["prefix"] == "module._orig_mod."
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_pointers_among_the_other_files_and_weights_beside_the_weights(release):
 def test_heads_that_contradict_a_released_tower(release):
     from wovr_jax.policy.weights import vla_config
 
-    sizes = TINY_VLA | {"dino": (1024, 3, 40)}
+    sizes: dict[str, Any] = TINY_VLA | {"dino": (1024, 3, 40)}
     with pytest.raises(ValueError, match="is a release's, with 16 heads, not 8; leave --heads away"):
         vla_config(openvla_shapes(**sizes), CONFIG, heads=8)
 

@@ -25,6 +25,7 @@ def narrow(params):
 def extra(call, params, *inputs):
     """Memory of the compiled call beside its operands, relative to the parameters."""
     memory = jax.jit(call).lower(params, *inputs).compile().memory_analysis()
+    assert memory is not None
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     return memory.temp_size_in_bytes / held
 
