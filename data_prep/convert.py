@@ -32,7 +32,7 @@ from data_prep.demos import GRIPPERS, ROTATIONS, Conventions, Demo, SourceError,
 from wovr_jax.core.disk import replace_file, write_json
 from wovr_jax.core.tables import text_table
 from wovr_jax.data import episodes as disk
-from wovr_jax.data import normalize
+from wovr_jax.data import naming, normalize
 from wovr_jax.data.records import check
 from wovr_jax.types import Episode
 
@@ -332,8 +332,11 @@ def run(
     given = read_tasks(args.tasks) if args.tasks else sorted(filter(None, known))
     how = Conventions(args.rotation, args.gripper, not args.keep_noops, args.actor, args.instruction.strip())
     # The name that OpenVLA gives a set without its no-ops, under which its users look for it.
-    key = args.key or f"{args.source.resolve().name}{'' if args.keep_noops else '_no_noops'}"
-    meta = {"format": kind, "source": args.source.resolve().name, **(meta or {})}
+    try:
+        key = args.key or naming.statistics_key(args.source, has_noops=args.keep_noops)
+    except ValueError as error:  # no folder of the path says what the set is called
+        sys.exit(str(error))
+    meta = {"format": kind, "source": key.removesuffix(naming.NO_NOOPS), **(meta or {})}
     ways = {"skip": args.skip, "strict": args.strict, "overwrite": args.overwrite}
     try:
         facts = convert(sources, read, given, args.out, how, key=key, meta=meta, told=told, **ways)

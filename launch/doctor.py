@@ -96,7 +96,7 @@ def packages() -> str:
 
 def pinned(file: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Yields name and version of each line of a requirements file."""
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         # The name, the version, and no more: markers and comments may follow.
         pin = re.match(r"([A-Za-z0-9_.-]+)==([^\s;#]+)", line)
         if pin:

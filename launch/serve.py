@@ -92,7 +92,7 @@ def read_key(file: pathlib.Path | None) -> str | None:
     if file is None:
         return None
     # An editor ends the file with a newline, which is not part of the key.
-    key = (file.read_text().splitlines() or [""])[0].strip()
+    key = (file.read_text(encoding="utf-8").splitlines() or [""])[0].strip()
     return key or command.refuse(f"{file} is empty; its first line is the key")
 
 

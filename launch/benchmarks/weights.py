@@ -82,7 +82,9 @@ def measure(folder: pathlib.Path, cfg: DiTConfig | VLAConfig, *, load: bool) -> 
     # A policy is recognised by its config.json, the other parts by the names in the file.
     if kind.part == "policy":
         text = {"model_type": "llama", "num_attention_heads": 32}
-        (file.parent / "config.json").write_text(json.dumps({"model_type": "openvla", "text_config": text}))
+        (file.parent / "config.json").write_text(
+            json.dumps({"model_type": "openvla", "text_config": text}), encoding="utf-8"
+        )
     began = time.perf_counter()
     write_random(file, cfg, kind)
     size = file.stat().st_size

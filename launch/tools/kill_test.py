@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
 
     outcome = summarize(kills, list(stage_seconds(whole)), time.monotonic() - begin)
     outcome |= {"signal": args.signal, "repeats": differences(whole, again), "differences": differences(whole, cut)}
-    (args.folder / f"kill-{args.signal.lower()}.json").write_text(json.dumps(outcome, indent=1))
+    (args.folder / f"kill-{args.signal.lower()}.json").write_text(json.dumps(outcome, indent=1), encoding="utf-8")
     print(format_outcome(outcome))
     return 1 if outcome["differences"] or outcome["repeats"] else 0
 
@@ -125,7 +125,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run_to_end(command: Sequence[str], log: pathlib.Path) -> None:
     """Runs a command whose output goes to ``log``; a failure ends the test."""
-    with log.open("a") as out:
+    with log.open("a", encoding="utf-8") as out:
         status = subprocess.run(command, stdout=out, stderr=out).returncode
     if status:
         command_line.refuse(f"The run failed with status {status}; see {log}.")
@@ -137,7 +137,7 @@ def run_to_end(command: Sequence[str], log: pathlib.Path) -> None:
 def stage_seconds(run: pathlib.Path) -> dict[str, float]:
     """How long each stage of a finished run took, in their order."""
     marks = sorted(run.glob("stages/*/done.json"), key=lambda mark: mark.stat().st_mtime)
-    return {mark.parent.name: json.loads(mark.read_text())["seconds"] for mark in marks}
+    return {mark.parent.name: json.loads(mark.read_text(encoding="utf-8"))["seconds"] for mark in marks}
 
 
 def stage_steps(run: pathlib.Path) -> dict[str, int]:
@@ -178,7 +178,7 @@ def kill_at(command: Sequence[str], run: pathlib.Path, moment: Moment, name: str
     A run that is past the stage is killed so many seconds after the first stage that it begins; one that ends first, as
     the last stages may, is not killed any more.
     """
-    with log.open("a") as out:
+    with log.open("a", encoding="utf-8") as out:
         # The log holds what earlier processes wrote; where it ends now, this one begins.
         out.seek(0, 2)
         begun = stage_reader(log, out.tell())
@@ -299,7 +299,10 @@ def list_products(run: pathlib.Path) -> Iterator[tuple[str, Callable[[], Any]]]:
         if path.is_file() and not inside and path.name not in ("tried.json", "done.json"):
             yield path.relative_to(run).as_posix(), lambda path=path: path.read_bytes()
     for path in (*run.glob("stages/*/done.json"), run / "results.json"):
-        yield path.relative_to(run).as_posix(), lambda path=path: drop_clock(json.loads(path.read_text()))
+        yield (
+            path.relative_to(run).as_posix(),
+            lambda path=path: drop_clock(json.loads(path.read_text(encoding="utf-8"))),
+        )
     yield "metrics.jsonl", lambda: read_metric_lines(run)
 
 

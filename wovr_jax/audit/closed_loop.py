@@ -1,9 +1,8 @@
 """The closed loop: what a policy is paid for in the learned world, and what the same actions do in the true one.
 
-The actions are chosen on imagined frames, so that only this sees a policy that exploits its world. But not all that it
-sees is exploited: where imagination has drifted a pixel away, an honest grasp at the block that it shows misses the
-true one. So every chunk is also imagined anew from the true frames before it, under the same actions (teacher forcing):
-what is paid even then, imagination got wrong within a chunk.
+The actions are chosen on imagined frames, so that only this sees a policy that exploits its world. Every chunk is also
+imagined anew from the true frames before it, under the same actions (teacher forcing): what is paid even then was got
+wrong in the chunk that pays, and what is not, in one before it.
 """
 
 from __future__ import annotations

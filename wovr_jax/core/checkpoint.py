@@ -174,11 +174,11 @@ class _Handler(ocp.StandardCheckpointHandler):
         """Completes the files. Orbax calls this in process 0 and renames the folder when it has returned."""
         super().finalize(directory)  # merges what the processes wrote, so there is nothing to sum before this
         folder = pathlib.Path(directory)
-        (folder / META).write_text(self._facts)
+        (folder / META).write_text(self._facts, encoding="utf-8")
         # Orbax adds the time to its own file of a product once more after this; nobody reads it.
         files = [file for file in folder.rglob("*") if file.is_file() and file.name != "_CHECKPOINT_METADATA"]
         sums = _sha256(folder, sorted(str(file.relative_to(folder)) for file in files))
-        (folder / SUMS.format(0)).write_text(json.dumps(sums))
+        (folder / SUMS.format(0)).write_text(json.dumps(sums), encoding="utf-8")
 
 
 @ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)

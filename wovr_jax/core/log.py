@@ -63,7 +63,7 @@ class Log:
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         line = {"stage": stage, "step": int(step), "time": round(time.time(), 3), **finite}
         # Opened anew for each line, so that every line is with the system before the next step begins.
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self._tensorboard:
             for name, value in finite.items():
@@ -80,7 +80,7 @@ class Log:
         if len(kept) == len(lines):
             return
         with replace_file(self.path) as fresh:
-            fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def close(self) -> None:
         """Flushes the TensorBoard events. ``metrics.jsonl`` is complete at any time."""
@@ -102,7 +102,7 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     # Every whole line ends in a newline, so what comes after the last one is empty or cut short.
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
 
 

@@ -116,7 +116,7 @@ class Robot:
         # Leaf by leaf to the device, so that the host never holds all of them.
         with safetensors.safe_open(folder / WEIGHTS, framework="numpy") as file:
             weights = {name: jax.device_put(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        statistics, recipe = (json.loads((folder / name).read_text()) for name in (STATISTICS, RECIPE))
+        statistics, recipe = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (STATISTICS, RECIPE))
         return cls(program.call, weights, statistics, recipe, manifest)
 
     @property
@@ -244,7 +244,7 @@ def check(folder: pathlib.Path, *, verify: bool) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise BundleError(f"{folder} is not a robot bundle: there is no {MANIFEST} in it.")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files, schema = manifest["files"], manifest["schema"]
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{folder / MANIFEST} does not describe a robot bundle ({error!r}).") from error

@@ -107,7 +107,7 @@ def _measure_growth(run: Callable[[int], object]) -> int:
         gc.collect()
         time.sleep(0.2)  # XLA's threads let go of temporary memory only after the result is there
         c.malloc_trim(0)
-        CLEAR.write_text("5")  # Linux forgets the peak so far
+        CLEAR.write_text("5", encoding="utf-8")  # Linux forgets the peak so far
         before = _read_status("VmRSS")
         run(2)
         return _read_status("VmHWM") - before
@@ -118,6 +118,6 @@ def _measure_growth(run: Callable[[int], object]) -> int:
 
 def _read_status(field: str) -> int:
     """Returns a field of Linux's account of this process, in bytes."""
-    line = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text())
+    line = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))
     assert line is not None
     return int(line.group(1)) * 1024

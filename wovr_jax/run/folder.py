@@ -118,7 +118,7 @@ class Run:
 
     def _compare(self, mark: pathlib.Path, allow_change: bool) -> None:
         try:
-            there = json.loads(mark.read_text())
+            there = json.loads(mark.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise RunError(
                 f"{mark} is not readable JSON ({error}); this is not a run folder of this project."

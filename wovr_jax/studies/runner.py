@@ -93,7 +93,7 @@ def probe(folder: pathlib.Path, stage: str | None, starts: int) -> tuple[str, Re
       RunError: no run folder, a run on LIBERO or relay, or no such world model in it.
     """
     try:
-        settings = json.loads((folder / "config.json").read_text())
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise RunError(
             f"{folder} is not a run folder: there is no config.json in it. Runs are made by launch/train.py."

@@ -84,7 +84,7 @@ def collect(act: Run, wanted: Sequence[Trial], folder: str | os.PathLike, *, met
     def join() -> dict[str, Any]:
         # In the order of the parts' names, whichever process made them.
         done = [parts / name for name in trials_of]
-        outcomes = [line for part in done for line in json.loads((part / OUTCOMES).read_text())]
+        outcomes = [line for part in done for line in json.loads((part / OUTCOMES).read_text(encoding="utf-8"))]
         recorded = [part / "episodes" for part in done if (part / "episodes").is_dir()]
         facts = disk.merge(recorded, folder, meta={**meta, "outcomes": outcomes}, overwrite=True)
         shutil.rmtree(parts)
@@ -97,7 +97,7 @@ def _claim(parts: pathlib.Path, asked: Mapping[str, Any]) -> None:
     """Makes the folder of parts; refuses one that was begun otherwise."""
     # Through JSON, as the file gives it back: tuples are lists then.
     mark, asked = parts / "asked.json", json.loads(json.dumps(asked))
-    if mark.is_file() and json.loads(mark.read_text()) != asked:
+    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) != asked:
         raise disk.EpisodesError(
             f"{parts} was begun with other settings. Ask for the same again to finish it, or remove it to begin anew."
         )
@@ -192,7 +192,7 @@ def measure(
     if left:
         # A file for each process: a shared file system does not append for two at once.
         name = f"{LINES}.jsonl" if processes.first() else f"{LINES}-{processes.index()}.jsonl"
-        with (folder / name).open("a") as file:
+        with (folder / name).open("a", encoding="utf-8") as file:
             for outcome in act(left):
                 lines.append(line_of(outcome))
                 file.write(json.dumps(lines[-1]) + "\n")

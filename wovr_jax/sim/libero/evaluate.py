@@ -206,7 +206,7 @@ def load_results(folder: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(folder).expanduser() / RESULTS
     if not path.is_file():
         raise LiberoError(f"{path}: no results; the run is not finished, or it is another folder.")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def table(lines: Sequence[Mapping[str, Any]], instructions: Mapping[int, str]) -> str:

@@ -128,7 +128,7 @@ def download_assets() -> pathlib.Path:
 
     folder = downloaded()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name("assets.lock").open("w") as lock:
+    with folder.with_name("assets.lock").open("w", encoding="utf-8") as lock:
         # The system frees it when the process dies, whichever way.
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have downloaded them while this one waited for the lock.
@@ -245,7 +245,7 @@ def _config_file(package: pathlib.Path, assets: pathlib.Path) -> pathlib.Path:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"config-{os.getpid()}.yaml")
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")
         beside.replace(file)
     return file
 

@@ -294,7 +294,7 @@ def draws_fixtures(task: Task) -> bool:
     Such fixtures have no joints, so initial states do not hold them. The first fixture of a scene is its table or
     floor, which stays where it is.
     """
-    fixtures = re.search(r"\(:fixtures(.*?)\)", task.bddl_file.read_text(), re.DOTALL)
+    fixtures = re.search(r"\(:fixtures(.*?)\)", task.bddl_file.read_text(encoding="utf-8"), re.DOTALL)
     return fixtures is not None and fixtures[1].count(" - ") > 1
 
 
