@@ -102,7 +102,7 @@ def close_loop(
             lambda start, action_BNTA, low: replay(
                 world.value, judge.params, start, action_BNTA, key(f"{name}-forced", low)
             ),
-            *(table, row_K, rollout.action_BNTA, frame_KSHWC, prompt_KL, batch),
+            *(table, row_K, np.asarray(rollout.action_BNTA), frame_KSHWC, prompt_KL, batch),
         )
         won = (prob_KS > judge.threshold, true_KS, forced_KS > judge.threshold)
         imagined_K, true_K, forced_K = (np.any(won_KS & live_KS, axis=1) for won_KS in won)
