@@ -283,8 +283,8 @@ class Libero:
                 flags.append((mine[number], played[0].tolist()))
                 bar.update()
         every = dict(itertools.chain(*processes.gather(flags, "follow their rows", wait_s=collect.PATIENCE_S)))
-        success_KS, film_K = (np.array([of[k] for k in range(len(jobs))]) for of in (every, frames))
-        return success_KS, film_K if film else None
+        success_KS = np.array([every[k] for k in range(len(jobs))], bool)
+        return success_KS, np.array([frames[k] for k in range(len(jobs))]) if film else None
 
     def _trial_of(self, table: Starts, row: int) -> Trial:
         """Returns the trial that the episode of a start state was."""
