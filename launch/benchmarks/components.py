@@ -196,14 +196,14 @@ class Maker:
         """The rollouts of one iteration of RL."""
         recipe = self.recipe
         phase = phases.dream(recipe, Placement(self.mesh))
-        state, parts, key = phase.args
+        state, parts, start, key = phase.args
         if recipe.learner.lora is not None:
             state = cast(state, self._dtypes(vla.network(recipe.policy)))
         nets: dict[str, Pure] = {"reward": classifier.network(recipe.reward)}
         nets |= dict(zip(("world/dit", "world/vae"), world_model.networks(recipe.world), strict=True))
         parts = cast(parts, self._below(nets))
         frames = recipe.dream.groups * recipe.learner.grpo.group * recipe.dream.chunks * recipe.world.chunk
-        args = fill(self._with_prompts((state, parts, key)))
+        args = fill(self._with_prompts((state, parts, start, key)))
         return Part("dream", None, phase.program, args, recipe.world.dit.dtype, frames=frames)
 
     def update(self) -> Part:
