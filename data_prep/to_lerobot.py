@@ -14,7 +14,6 @@ import argparse
 import io
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from wovr_jax.core.disk import fresh_folder, replace_folder, write_json
+from wovr_jax.core.disk import drop_folder, fresh_folder, replace_folder, write_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.types import ACTION_DIM, Episode
 
@@ -69,7 +68,7 @@ def write(source: disk.EpisodeSource, out: pathlib.Path, *, fps: int = 20, video
         _write_meta(fresh, info, listing, [tasks[number] for number in sorted(tasks)], sums)
         replace_folder(fresh, out.expanduser().absolute())
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        drop_folder(fresh)
     return info
 
 

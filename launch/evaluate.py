@@ -64,7 +64,7 @@ def measure(cfg: LiberoEvaluation, folder: pathlib.Path) -> str:
     shared = evaluate.check_overlap(wanted, cfg)
     if remark := evaluate.explain_twins(wanted, cfg):
         print(remark, file=sys.stderr)
-    Run(folder, dataclasses.asdict(cfg))
+    run = Run(folder, dataclasses.asdict(cfg))
     # The policy is opened when the first trial wants it: a run that is complete is only tabled again.
     runner = TrialRunner(cfg, folder, lambda: load_policy(cfg))
     with tqdm(total=len(wanted), desc=folder.name, unit="trial") as bar:
@@ -81,6 +81,7 @@ def measure(cfg: LiberoEvaluation, folder: pathlib.Path) -> str:
     collect.check_verdicts(lines)
     facts = fingerprint(runner.renderer) | {"trials_seen_in_training": shared if cfg.trained_on else None}
     evaluate.save_results(folder, evaluate.results(lines, dataclasses.asdict(cfg), facts))
+    run.close()
     return evaluate.table(lines, {task.index: task.instruction for task in tasks(cfg.suite)})
 
 

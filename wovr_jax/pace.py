@@ -135,8 +135,8 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
         machine.enable_compile_cache(opened.folder.parent / ".jax_cache")
         pace(recipe, opened, JOBS[job])
         results = summarize_run(recipe, opened, time.perf_counter() - begin)
-    opened.log.close()
     write_json(opened.folder / "results.json", results)
+    opened.close()
     return results
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
+import threading
 import time
 from typing import Any
 
 import pytest
 
 from configs import pace as pace_config
-from wovr_jax.core import config
+from wovr_jax.core import config, disk
+from wovr_jax.core.disk import InUseError
 from wovr_jax.run.folder import Run, RunError
 from wovr_jax.run.recipe import Recipe
+from wovr_jax.studies import runner
 
 
 def _made(run: Run, calls: list[str], name: str = "one", **facts: Any) -> str:
@@ -166,6 +172,90 @@ def test_a_foreign_folder_is_refused_and_untouched(tmp_path: pathlib.Path) -> No
     with pytest.raises(RunError, match=r"is not a run folder.*--run="):
         Run(tmp_path / "photos", {"seed": 0})
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+# --- whose folder it is ---------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from wovr_jax.run.folder import Run
+run = Run(sys.argv[1], {"seed": 0})
+print("open", flush=True)
+time.sleep(120)
+"""
+
+
+def hold(folder: pathlib.Path) -> subprocess.Popen:
+    """Starts a process that has the run open, and waits until it has."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "open\n"
+    return process
+
+
+def test_a_second_process_is_refused_and_the_first_goes_on(tmp_path: pathlib.Path, capsys) -> None:
+    with hold(tmp_path / "run") as first:
+        with pytest.raises(InUseError, match=rf"run is in use by process {first.pid} on .*another folder"):
+            Run(tmp_path / "run", {"seed": 0})
+        assert "looking for at most 30 s whether the process" in capsys.readouterr().err
+        assert first.poll() is None
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "owner"}
+        # Whoever only looks at what is finished is let in.
+        assert runner._LookedAt(tmp_path / "run", {"seed": 0}).facts == {}
+        first.kill()
+    # A killed one leaves its mark behind, which holds nobody up.
+    Run(tmp_path / "run", {"seed": 0}).close()
+    assert not (tmp_path / "run" / "owner").exists()
+
+
+def test_the_dead_owner_of_another_machine_is_given_up(tmp_path: pathlib.Path, monkeypatch) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(disk, "BEAT_S", 0.2)
+    monkeypatch.setattr(disk, "LEASE_S", 1.0)
+    mark = tmp_path / "run" / "owner"
+    mark.write_text(
+        f"filelock/2\npid=1\nhost=elsewhere\nmode=lease\ntoken={'a' * 32}\nduration=1.0\nstart=7\n", encoding="utf-8"
+    )
+    run = Run(tmp_path / "run", {"seed": 0})
+    assert f"pid={os.getpid()}" in mark.read_text(encoding="utf-8")
+    run.close()
+
+
+def test_the_living_owner_of_another_machine_is_not(tmp_path: pathlib.Path, monkeypatch) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(disk, "BEAT_S", 0.2)
+    mark, ended = tmp_path / "run" / "owner", threading.Event()
+    mark.write_text(
+        f"filelock/2\npid=1\nhost=elsewhere\nmode=lease\ntoken={'a' * 32}\nduration=30.0\nstart=7\n", encoding="utf-8"
+    )
+
+    def live() -> None:
+        while not ended.wait(0.1):
+            mark.touch()
+
+    threading.Thread(target=live, daemon=True).start()
+    with pytest.raises(InUseError, match="process 1 on elsewhere"):
+        Run(tmp_path / "run", {"seed": 0})
+    ended.set()
+
+
+def test_a_process_opens_its_own_run_twice(tmp_path: pathlib.Path) -> None:
+    runs = [Run(tmp_path / "run", {"seed": 0}) for _ in range(2)]
+    runs[0].close()
+    assert (tmp_path / "run" / "owner").exists(), "the other one is still open"
+    runs[1].close()
+    assert not (tmp_path / "run" / "owner").exists()
+
+
+def test_a_run_that_was_taken_over_stops(tmp_path: pathlib.Path, monkeypatch) -> None:
+    monkeypatch.setattr(disk, "BEAT_S", 0.1)
+    run = Run(tmp_path / "run", {"seed": 0})
+    (tmp_path / "run" / "owner").unlink()
+    (tmp_path / "run" / "owner").write_text("of another", encoding="utf-8")
+    assert run._lease is not None
+    while run._lease.compromise is None:
+        time.sleep(0.05)
+    with pytest.raises(RunError, match="another process goes on with this run"):
+        _made(run, [])
 
 
 def test_a_broken_config_is_named(tmp_path: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """Windows as latents: the same whether encoded beforehand, read from disk or encoded when drawn."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -94,9 +95,14 @@ def test_a_damaged_file_is_said_to_be_so_and_made_again(vae_params, encoded, tmp
     index = windows(episodes(), val_share=0.4)
     latents.encode_once(tmp_path, CFG, vae_params, index, batch=4)
     (kept,) = tmp_path.iterdir()
-    whole = kept.read_bytes()
-    body = {"cut": whole[:-100], "changed": whole[:-1] + bytes([whole[-1] ^ 1]), "foreign": b"{}"}[how]
-    kept.write_bytes(body)
+    if how == "foreign":
+        shutil.rmtree(kept)
+        kept.mkdir()
+        (kept / "notes.txt").write_text("not latents")
+    else:
+        largest = max((path for path in kept.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        whole = largest.read_bytes()
+        largest.write_bytes(whole[:-100] if how == "cut" else whole[:-1] + bytes([whole[-1] ^ 1]))
     same(latents.encode_once(tmp_path, CFG, vae_params, index, batch=4), encoded)
     assert f"{kept} cannot be used" in capsys.readouterr().err
     same(latents.encode_once(tmp_path, CFG, vae_params, index, batch=4), encoded)

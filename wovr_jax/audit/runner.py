@@ -64,7 +64,7 @@ def audit(folder: str | os.PathLike, mesh: Mapping[str, int] | None = None) -> d
             write_json(path, results)
         else:
             processes.say(f"{folder}: no learned world with a judge was made here, so there is nothing to audit.")
-    run.log.close()
+    run.close()
     return {name: facts for name, facts in run.facts.items() if name.startswith(STAGES)}
 
 

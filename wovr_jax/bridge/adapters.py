@@ -15,7 +15,6 @@ import functools
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -260,7 +259,7 @@ def write_native(opened: Adapters, folder: str | os.PathLike, name: str = "lora"
         card = writer.write_native(folder, name, opened.about, opened.plan.leaf, opened.leaves.items(), about)
         disk.replace_folder(fresh, beside)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        disk.drop_folder(fresh)
     return card
 
 

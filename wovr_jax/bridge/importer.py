@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -246,7 +245,7 @@ def write_import(
         if ready.kept:
             disk.replace_folder(fresh, kept)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        disk.drop_folder(fresh)
     return card
 
 

@@ -17,6 +17,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from filelock import SoftFileLease, Timeout
+
 from wovr_jax.core import processes
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -94,15 +96,70 @@ def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1, e
         fresh.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
 
 
+# ---------------------------------------------------------------- owners
+
+BEAT_S, LEASE_S = 2.0, 30.0
+"""Seconds between an owner's signs of life, and those without one after which it is taken for dead."""
+
+
+class InUseError(ValueError):
+    """A place that another process writes into; the message says which process, and what to do."""
+
+
+def own(mark: pathlib.Path, place: pathlib.Path) -> SoftFileLease:
+    """Makes this process the only one that writes into ``place``, until it releases that or ends.
+
+    The file ``mark`` names the owner, who touches it every ``BEAT_S`` seconds. An owner on this machine that is dead
+    is seen at once, one on another machine that shares the disk after ``LEASE_S`` seconds. A process may own a place
+    several times over.
+
+    Args:
+      mark: the file; its folder is there.
+      place: what is said to be in use.
+
+    Raises:
+      InUseError: when another process, which lives, owns it; after two signs of its life.
+    """
+    # A file and no lock of the kernel: not every network's file system passes those on to other machines.
+    lease = SoftFileLease(
+        mark, lease_duration=LEASE_S, heartbeat_interval=BEAT_S, is_singleton=True, thread_local=False
+    )
+    signs: set[int] = set()
+    while len(signs) < 2:
+        with contextlib.suppress(Timeout):
+            lease.acquire(timeout=BEAT_S, poll_interval=0.2)
+            return lease
+        if not signs:
+            processes.say(f"{place}: looking for at most {LEASE_S:.0f} s whether the process that began it lives")
+        with contextlib.suppress(FileNotFoundError):  # released meanwhile
+            signs.add(mark.stat().st_mtime_ns)
+    who = f"process {owner.pid} on {owner.hostname}" if (owner := lease.owner) else "another process"
+    raise InUseError(
+        f"{place} is in use by {who}, and two that write into one place destroy each other's files. Wait until it has "
+        "ended, stop it, or choose another folder."
+    )
+
+
 # ---------------------------------------------------------------- folders
+
+_FRESH: dict[pathlib.Path, SoftFileLease] = {}
+"""The folders that this process writes, owned until they are in place."""
 
 
 def fresh_folder(folder: pathlib.Path) -> pathlib.Path:
-    """Makes an empty folder beside ``folder`` to write into; :func:`replace_folder` puts it in place."""
+    """Makes an empty folder beside ``folder`` to write into.
+
+    :func:`replace_folder` puts it in place, :func:`drop_folder` gives it up; one of them has to come.
+
+    Raises:
+      InUseError: when another process writes the same folder.
+    """
     folder = _follow(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(folder.name + ".new")
+    _FRESH[fresh] = own(folder.with_name(folder.name + ".owner"), folder)
     shutil.rmtree(fresh, ignore_errors=True)  # what an interrupted attempt left
-    fresh.mkdir(parents=True)
+    fresh.mkdir()
     return fresh
 
 
@@ -119,6 +176,14 @@ def replace_folder(fresh: pathlib.Path, folder: pathlib.Path) -> None:
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+    drop_folder(fresh)
+
+
+def drop_folder(fresh: pathlib.Path) -> None:
+    """Removes what :func:`fresh_folder` made, if it is not in place, and gives its name free for another process."""
+    shutil.rmtree(fresh, ignore_errors=True)
+    if lease := _FRESH.pop(fresh, None):
+        lease.release(force=True)
 
 
 def settle_folder(folder: str | os.PathLike, complete: Callable[[pathlib.Path], bool]) -> pathlib.Path:

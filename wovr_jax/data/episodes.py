@@ -19,7 +19,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from wovr_jax.core import processes
-from wovr_jax.core.disk import fresh_folder, read_json, replace_folder, settle_folder, sha256, write_json
+from wovr_jax.core.disk import drop_folder, fresh_folder, read_json, replace_folder, settle_folder, sha256, write_json
 from wovr_jax.data.records import EpisodesError, Head, check, decode, encode, peek
 from wovr_jax.types import ACTION_DIM, Episode
 
@@ -76,7 +76,7 @@ class EpisodeWriter:
             self.close()
         else:
             self._end_shard()
-            shutil.rmtree(self._fresh, ignore_errors=True)
+            drop_folder(self._fresh)
 
     def add(self, episode: Episode) -> None:
         """Appends one episode."""
@@ -123,7 +123,7 @@ class EpisodeWriter:
         self._end_shard()
         # Whatever reads episodes needs one; better said here than by the stage that comes to read.
         if not self._facts["episodes"]:
-            shutil.rmtree(self._fresh, ignore_errors=True)
+            drop_folder(self._fresh)
             raise EpisodesError(f"no episodes were given for {self.folder}; an empty folder is not written.")
         for shard in self._shards:
             path = self._fresh / shard["file"]

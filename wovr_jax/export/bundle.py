@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from wovr_jax.core import machine
-from wovr_jax.core.disk import fresh_folder, replace_folder, settle_folder, write_json
+from wovr_jax.core.disk import drop_folder, fresh_folder, replace_folder, settle_folder, write_json
 from wovr_jax.export import contract, program, robot
 from wovr_jax.export.robot import MANIFEST, PROGRAM, RECIPE, STATISTICS, WEIGHTS
 from wovr_jax.export.source import Policy
@@ -62,7 +61,7 @@ def write(
         write_json(fresh / MANIFEST, manifest)
         replace_folder(fresh, folder)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        drop_folder(fresh)
     return manifest
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import filecmp
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from wovr_jax.bridge import exporter, importer, rest
 from wovr_jax.bridge.sources import find, open_source
-from wovr_jax.core.disk import fresh_folder, replace_folder
+from wovr_jax.core.disk import drop_folder, fresh_folder, replace_folder
 from wovr_jax.export.robot import BundleError
 from wovr_jax.export.source import Policy
 from wovr_jax.weights import writer
@@ -65,8 +64,8 @@ def write(
         _read_back(source, cfg, fresh)
         replace_folder(fresh, folder)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(work, ignore_errors=True)
+        drop_folder(fresh)
+        drop_folder(work)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

@@ -3,6 +3,7 @@
 ::
 
     runs/<name>/
+      owner                  which process writes here, while one does
       config.json            the whole configuration, written first (config-before-<n>.json: what it was)
       metrics.jsonl, tb/     curves of every stage
       stages/<stage>/        the stage's products and done.json, its facts
@@ -26,14 +27,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
+from filelock import SoftFileLease
+
 from wovr_jax.core import config, processes
-from wovr_jax.core.disk import not_written, read_json, write_json
+from wovr_jax.core.disk import not_written, own, read_json, write_json
 from wovr_jax.core.log import Log
 from wovr_jax.run.recipe import differences
 
 T = TypeVar("T")
 
-MARK = "done.json"
+MARK, OWNER = "done.json", "owner"
 # What a claim about sample efficiency is made of: true steps are what the method saves, imagined ones what it pays.
 # Watched steps are true ones that are drawn as a curve and decide nothing.
 COUNTED = ("episodes", "true_steps", "watched_steps", "pretrained_frames", "imagined_frames")
@@ -80,9 +83,12 @@ class Run:
         stay as they are; the configuration before is kept as ``config-before-<n>.json``.
 
     Raises:
+      InUseError: when another process makes this run.
       RunError: when the folder holds something else, or a run with another configuration
         (every difference is listed), or cannot be written to.
     """
+
+    _lease: SoftFileLease | None = None
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], *, allow_change: bool = False):
         self.folder = pathlib.Path(folder).absolute()
@@ -104,17 +110,24 @@ class Run:
 
     def _claim(self, allow_change: bool) -> None:
         mark = self.folder / "config.json"
-        if mark.exists():
-            self._compare(mark, allow_change)
+        self.folder.mkdir(parents=True, exist_ok=True)
         # A mistyped --run must not fill somebody's folder.
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        if not mark.exists() and any(path.name != OWNER for path in self.folder.iterdir()):
             raise RunError(
                 f"{self.folder} is not empty and is not a run folder (no config.json in it). "
                 "Choose another folder with --run=..., or empty this one."
             )
+        self._lease = own(self.folder / OWNER, self.folder)
+        if mark.exists():
+            self._compare(mark, allow_change)
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_json(mark, self.settings)
+
+    def close(self) -> None:
+        """Ends the log and gives the folder free for another process."""
+        self.log.close()
+        if self._lease:
+            self._lease.release()
 
     def _compare(self, mark: pathlib.Path, allow_change: bool) -> None:
         try:
@@ -188,6 +201,11 @@ class Run:
 
     def _make(self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], folder: pathlib.Path) -> None:
         with _explained(folder, f"{name} cannot go on"):
+            if self._lease and self._lease.compromise:
+                raise RunError(
+                    f"{self.folder}: another process goes on with this run, because this one had given no sign of "
+                    "life for too long (a machine that slept, a disk that did not answer). It stops here."
+                )
             folder.mkdir(parents=True, exist_ok=True)
             tried = folder / "tried.json"
             # Tries that were interrupted have cost their seconds too.

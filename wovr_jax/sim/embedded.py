@@ -13,6 +13,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -65,31 +66,15 @@ class Suite(NamedTuple):
     act: Callable[[Any, Any, ExpertConfig, Any], tuple[Any, Array]]
 
 
+def _join(name: str, table: ModuleType, expert: ModuleType) -> Suite:
+    """Returns the suite of a module that simulates and one that demonstrates, whose functions have the same names."""
+    of_both = {part: getattr(expert if part in ("begin", "act") else table, part) for part in Suite._fields[2:]}
+    return Suite(name, table.INSTRUCTIONS, **of_both)
+
+
 SUITES: dict[type, Suite] = {
-    TabletopConfig: Suite(
-        "tabletop",
-        tabletop.INSTRUCTIONS,
-        tabletop.reset,
-        tabletop.step,
-        tabletop.success,
-        tabletop.render,
-        tabletop.task_of,
-        tabletop.subgoals,
-        tabletop_expert.begin,
-        tabletop_expert.act,
-    ),
-    RelayConfig: Suite(
-        "relay",
-        relay.INSTRUCTIONS,
-        relay.reset,
-        relay.step,
-        relay.success,
-        relay.render,
-        relay.task_of,
-        relay.subgoals,
-        relay_expert.begin,
-        relay_expert.act,
-    ),
+    TabletopConfig: _join("tabletop", tabletop, tabletop_expert),
+    RelayConfig: _join("relay", relay, relay_expert),
 }
 
 

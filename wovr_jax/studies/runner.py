@@ -72,9 +72,9 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
         else:
             tables = variants.study(job, recipe, opened.folder, keep)
         results = complete(tables) | {"seconds": time.perf_counter() - begin}
-    opened.log.close()
     write_json(opened.folder / "results.json", results)
     page.write(opened.folder)
+    opened.close()
     return results
 
 
@@ -105,7 +105,7 @@ def probe(folder: pathlib.Path, stage: str | None, starts: int) -> tuple[str, Re
     # Before anything is compiled: a misspelt stage is answered at once.
     stage = _choose_model(folder, recipe.job, stage)
     machine.enable_compile_cache(folder.parent / ".jax_cache")
-    recipe, cfg, params = _load_model(recipe, Run(folder, config.to_dict(recipe)), stage)
+    recipe, cfg, params = _load_model(recipe, _LookedAt(folder, config.to_dict(recipe)), stage)
     # Layouts of the evaluation, which no stage trains on, whatever model is asked.
     key, seeds = keys.key(recipe.seed, "probe"), layouts(recipe.seed, "evaluate", starts)
     numbers = probing.probe(cfg, params, recipe.sim, seeds, key)
@@ -114,6 +114,13 @@ def probe(folder: pathlib.Path, stage: str | None, starts: int) -> tuple[str, Re
     picture = pixels.image(folder / "probe" / f"{stage}.png", sheet)
     write_json(picture.with_suffix(".json"), {"stage": stage, "starts": starts, **numbers})
     return stage, numbers, picture
+
+
+class _LookedAt(Run):
+    """A run of which nothing is made, so that it may be another process's at the same time."""
+
+    def _claim(self, allow_change: bool) -> None:
+        del allow_change
 
 
 def _choose_model(folder: pathlib.Path, job: str, stage: str | None) -> str:

@@ -258,7 +258,7 @@ def study(
         own = variant.name == REFERENCE
         base = seeds.read_outcomes(run.facts["evaluate-0"]) if own else ends[REFERENCE][-1].base
         ends[variant.name].append(Ends(seed, count_episodes(run.facts, last), base, final))
-        run.log.close()
+        run.close()
         outcomes.write(folder, name, settings, ends)
         results = summarize(rows, ends)
         keep(results)

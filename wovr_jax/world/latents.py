@@ -1,9 +1,9 @@
 """Windows of episodes as latents: encoded once and held on the device, kept on disk too, or encoded when drawn.
 
 The VAE is frozen, so a window has one encoding. ``encode_windows`` makes all of them once; ``encode_once`` also keeps
-them in a file that a later run with the same VAE, frames and layout of the window finds; ``Frames`` holds pixels only
-and encodes each batch as it is drawn, where latents of all windows would not fit; ``WindowStream`` reads them from disk
-step by step, where the pixels would not fit either.
+them in a checkpoint that a later run with the same VAE, frames and layout of the window finds; ``Frames`` holds pixels
+only and encodes each batch as it is drawn, where latents of all windows would not fit; ``WindowStream`` reads them from
+disk step by step, where the pixels would not fit either.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,15 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from safetensors.numpy import save_file
 
-from wovr_jax.core import config, processes, sharding
-from wovr_jax.core.disk import replace_file
+from wovr_jax.core import checkpoint, config, processes, sharding
 from wovr_jax.core.pixels import to_float
 from wovr_jax.data.batches import Windows, gather_windows
 from wovr_jax.data.stream import Feed, Stream
 from wovr_jax.types import NULL_ACTION, Array, Params
-from wovr_jax.weights import safetensors
 from wovr_jax.world.model import WorldConfig, arrange_actions, arrange_frames, networks
 
 SCHEMA = "wovr_jax latents 1"
@@ -221,8 +219,7 @@ def encode_windows(
 
     # In batches of one shape, whose results are kept; the VAE over all windows at once would not fit.
     def encode_all(row_I2: np.ndarray, static: bool) -> Batch:
-        static_B = np.full(batch, static)
-        return _in_batches(lambda row_B2: encode_batch(vae_params, data, row_B2, static_B), row_I2, batch)
+        return _in_batches(lambda row_B2: encode_batch(vae_params, data, row_B2, np.full(batch, static)), row_I2, batch)
 
     # One picture an episode, held for a whole window: what ``take`` gives where nothing is to move.
     begin_E2 = np.array([(episode, 0) for episode in range(len(windows.frame_ESHWC))], np.int32)
@@ -254,17 +251,21 @@ def encode_once(
 ) -> tuple[Latents, Latents]:
     """Does as ``encode_windows``, and keeps the result in ``folder`` under the hash of everything that decides it.
 
-    A file that is cut short or changed is said to be so on stderr, and made again.
+    What is damaged there is said to be so on stderr, and made again.
     """
     # One process looks and all do as it says: on a network's disk two may not see the same files.
-    path = pathlib.Path(folder) / f"{digest(cfg, vae_params, windows)[:20]}.safetensors"
+    path = pathlib.Path(folder) / digest(cfg, vae_params, windows)[:20]
     if processes.once(path.exists, "look for latents"):
         try:
-            return _read(path)
-        except (OSError, KeyError, ValueError) as error:
+            sides, starts = checkpoint.load(path), checkpoint.meta(path)["starts"]
+            train, held = (Latents(**jax.device_put(arrays), starts=n) for arrays, n in zip(sides, starts, strict=True))
+            return train, held
+        except (OSError, ValueError) as error:
             processes.say(f"{path} cannot be used ({error}); its windows are encoded again.")
+            processes.once(lambda: shutil.rmtree(path, ignore_errors=True), "remove damaged latents")
     sides = encode_windows(cfg, vae_params, windows, batch=batch)
-    _write(path, sides)
+    arrays = [{name: array for name, array in vars(side).items() if name != "starts"} for side in sides]
+    checkpoint.save(path, arrays, {"starts": [side.starts for side in sides]})
     return sides
 
 
@@ -274,47 +275,14 @@ def digest(cfg: WorldConfig, vae_params: Params, windows: Windows) -> str:
     layout = {"vae": cfg.vae, "anchor": cfg.anchor, "memory": cfg.memory, "slots": windows.memory, "new": windows.new}
     layout |= {"starts": [windows.train_starts, windows.val_starts]}
     arrays = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(vae_params)[0]}
-    names = ("frame_ESHWC", "action_ESA", "train_I2", "val_I2")
-    arrays |= {name: getattr(windows, name) for name in names}
-    return _hash(json.dumps([SCHEMA, config.to_dict(layout)]), arrays)
-
-
-def _hash(text: str, arrays: dict[str, Any]) -> str:
-    total = hashlib.sha256(text.encode())
+    arrays |= {name: getattr(windows, name) for name in ("frame_ESHWC", "action_ESA", "train_I2", "val_I2")}
+    total = hashlib.sha256(json.dumps([SCHEMA, config.to_dict(layout)]).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         # Name, dtype and shape too: the same bytes in another shape are other data.
         total.update(f"{name} {array.dtype} {array.shape}".encode())
         total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
-
-
-def _write(path: pathlib.Path, sides: tuple[Latents, Latents]) -> None:
-    sides = sharding.host(sides)  # by all processes together, each of which may hold a part; then one of them writes
-    arrays: dict[str, Any] = {"static": sides[0].static_Efhwc}
-    for name, side in zip(("train", "held"), sides, strict=True):
-        arrays[f"{name}.latent"] = side.latent_Ifhwc
-        arrays[f"{name}.action"] = side.action_IFA
-        arrays[f"{name}.episode"] = side.episode_I
-    if not processes.first():
-        return
-    starts = {f"{name}.starts": str(side.starts) for name, side in zip(("train", "held"), sides, strict=True)}
-    with replace_file(path) as fresh:
-        save_file(arrays, fresh, starts | {"sha256": _hash(SCHEMA, arrays)})
-
-
-def _read(path: pathlib.Path) -> tuple[Latents, Latents]:
-    opened = safetensors.header(path)
-    facts, arrays = opened.metadata, dict(safetensors.read_all(opened))
-    # The hash is of the tensors, not of the file: it was in the header before they were written.
-    if facts.get("sha256") != _hash(SCHEMA, arrays):
-        raise ValueError("its tensors are not those that were written")
-
-    def side(name: str) -> Latents:
-        latent, action, episode = (jnp.asarray(arrays[f"{name}.{part}"]) for part in ("latent", "action", "episode"))
-        return Latents(latent, action, episode, jnp.asarray(arrays["static"]), int(facts[f"{name}.starts"]))
-
-    return side("train"), side("held")
 
 
 def _check(cfg: WorldConfig, windows: Windows) -> None:
