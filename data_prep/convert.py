@@ -29,7 +29,8 @@ from tqdm import tqdm
 from data_prep import beliefs
 from data_prep.beliefs import Told
 from data_prep.demos import GRIPPERS, ROTATIONS, Conventions, Demo, SourceError, to_episode
-from wovr_jax.core.disk import replace_file, write_json
+from data_prep.files import place
+from wovr_jax.core.disk import own, replace_file, write_json
 from wovr_jax.core.tables import text_table
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import naming, normalize
@@ -271,10 +272,10 @@ def render_table(notes: Sequence[Mapping[str, Any]], action_NA: np.ndarray) -> s
 def parser(doc: str | None, *, rotation: str, gripper: str, actor: str) -> argparse.ArgumentParser:
     """Returns the flags of a converter; the defaults are those of its format."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("source", type=pathlib.Path, help="folder of the data set")
-    made.add_argument("--out", type=pathlib.Path, required=True, help="episode folder to write")
+    made.add_argument("source", type=place, help="folder of the data set")
+    made.add_argument("--out", type=place, required=True, help="episode folder to write")
     made.add_argument("--key", help="name in the statistics; default: the source's name and _no_noops")
-    made.add_argument("--tasks", type=pathlib.Path, help="text file, one instruction a line, in order of task number")
+    made.add_argument("--tasks", type=place, help="text file, one instruction a line, in order of task number")
     made.add_argument("--rotation", choices=ROTATIONS, default=rotation, help=f"of frames (default {rotation})")
     made.add_argument("--gripper", choices=GRIPPERS, default=gripper, help=f"convention (default {gripper})")
     made.add_argument("--actor", default=actor, help=f"who is recorded as having acted (default {actor})")
@@ -339,7 +340,10 @@ def run(
     meta = {"format": kind, "source": key.removesuffix(naming.NO_NOOPS), **(meta or {})}
     ways = {"skip": args.skip, "strict": args.strict, "overwrite": args.overwrite}
     try:
+        args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        owned = own(args.out.absolute().with_name(f"{args.out.name}.parts.owner"), args.out)
         facts = convert(sources, read, given, args.out, how, key=key, meta=meta, told=told, **ways)
+        owned.release()
     except KeyboardInterrupt:
         sys.exit("\nStopped. What is complete is kept beside --out; the same command continues.")
     print(f"{args.out}: {facts['episodes']} episodes, {facts['steps']} steps, statistics {key!r}")

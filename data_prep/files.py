@@ -7,6 +7,7 @@ file.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import pathlib
@@ -29,6 +30,14 @@ KINDS = {
     b"oid sha256:": "part of a pointer of Git LFS; fetch the file with `git lfs pull`",
 }
 """How well-known files begin, and what to say of them where another kind was expected."""
+
+
+def place(text: str) -> pathlib.Path:
+    """Returns the path of a flag, with the home folder for its ``~``, which a shell leaves alone in --name=value."""
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:  # a container's user without an entry in /etc/passwd
+        raise argparse.ArgumentTypeError(f"{text}: there is no home folder for ~; write the whole path") from error
 
 
 def check(path: pathlib.Path, kind: str, begins: bytes | None = None) -> None:

@@ -30,6 +30,7 @@ from data_prep.columns import SUCCESS, choose
 from data_prep.demos import Demo, SourceError, Stream, collect, find_success
 from data_prep.film import Film, rate
 from data_prep.tables import fill, need, numbers, picture, read_json, read_table
+from wovr_jax.core.disk import InUseError
 from wovr_jax.data.episodes import EpisodesError
 
 
@@ -440,7 +441,7 @@ def main() -> None:
         chosen = {"columns": dataclasses.asdict(data.columns), "success": args.success}
         kind, tasks = f"LeRobot {data.version}", list(data.tasks.values())
         convert.run(args, sources, data.read, tasks, kind, data.told, chosen)
-    except (SourceError, EpisodesError, OSError) as error:
+    except (SourceError, EpisodesError, InUseError, OSError) as error:
         sys.exit(str(error))
 
 

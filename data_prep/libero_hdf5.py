@@ -26,6 +26,7 @@ import numpy as np
 from data_prep import convert, files
 from data_prep.beliefs import Told
 from data_prep.demos import Demo, SourceError, Stream, find_success
+from wovr_jax.core.disk import InUseError
 from wovr_jax.data.episodes import EpisodesError, instruction_of
 
 FRAMES, WRIST = "obs/agentview_rgb", "obs/eye_in_hand_rgb"
@@ -235,7 +236,7 @@ def main() -> None:
         # One file a task, so the names of the files are the list of tasks.
         tasks = [instruction_of(path.stem) for path in paths]
         convert.run(args, [(path.name, path) for path in paths], read, tasks, "LIBERO HDF5", survey(paths))
-    except (SourceError, EpisodesError, OSError) as error:
+    except (SourceError, EpisodesError, InUseError, OSError) as error:
         sys.exit(str(error))
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from data_prep import checksums, convert, files
 from data_prep.beliefs import Told
 from data_prep.demos import Demo, SourceError, Stream, find_success
-from wovr_jax.core.disk import read_json
+from wovr_jax.core.disk import InUseError, read_json
 from wovr_jax.data.episodes import EpisodesError
 
 SHARDS = "*.tfrecord*"
@@ -265,7 +265,7 @@ def main() -> None:
         told.facts["cameras"] = f"{', '.join(taken) or 'none'}; left: {', '.join(left) or 'none'}"
         tasks = [] if args.tasks else instructions(found)
         convert.run(args, [(path.name, (path, length)) for path, length in found], read, tasks, "RLDS", told)
-    except (SourceError, EpisodesError, OSError) as error:
+    except (SourceError, EpisodesError, InUseError, OSError) as error:
         sys.exit(str(error))
 
 

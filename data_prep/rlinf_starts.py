@@ -36,8 +36,9 @@ import numpy as np
 from data_prep import beliefs
 from data_prep.convert import read_tasks, shorten
 from data_prep.demos import SourceError
-from data_prep.files import check, nearby
+from data_prep.files import check, nearby, place
 from data_prep.plain_pickle import RefusedError, load
+from wovr_jax.core.disk import InUseError
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts
 from wovr_jax.data.batches import NoDataError
@@ -267,11 +268,11 @@ def _kinds(frames: list[Any]) -> str:
 def main() -> None:
     """Reads a folder and writes start states or episodes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=pathlib.Path, help="folder of .npy files")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    parser.add_argument("folder", type=place, help="folder of .npy files")
+    parser.add_argument("--out", type=place, required=True, help="folder to write")
     parser.add_argument("--episodes", action="store_true", help="write keyframe files as short episodes")
     parser.add_argument("--no-keyframes", action="store_true", help="leave *_kir.npy out")
-    parser.add_argument("--tasks", type=pathlib.Path, help="text file, one instruction a line, in order of task number")
+    parser.add_argument("--tasks", type=place, help="text file, one instruction a line, in order of task number")
     parser.add_argument("--skip", action="store_true", help="leave out what cannot be read, and say so")
     parser.add_argument("--strict", action="store_true", help="write nothing where anything looks odd")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
@@ -295,7 +296,7 @@ def main() -> None:
             disk.write(args.out, to_episodes(files, instructions), meta=meta, overwrite=args.overwrite)
         else:
             starts.save(args.out, to_starts(files, instructions), meta=meta, overwrite=args.overwrite)
-    except (RefusedError, SourceError, NoDataError, disk.EpisodesError, OSError) as error:
+    except (RefusedError, SourceError, NoDataError, disk.EpisodesError, InUseError, OSError) as error:
         sys.exit(str(error))
     keys = sum(file.is_keyframe for file in files)
     print(f"{args.out}: {len(files) - keys} starts and {keys} keyframes of {len(instructions)} tasks")

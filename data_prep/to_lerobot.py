@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from wovr_jax.core.disk import drop_folder, fresh_folder, replace_folder, write_json
+from data_prep.files import place
+from wovr_jax.core.disk import InUseError, drop_folder, fresh_folder, replace_folder, write_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.types import ACTION_DIM, Episode
 
@@ -257,14 +258,14 @@ def _save(path: pathlib.Path, columns: dict[str, list[Any]]) -> None:
 def main() -> None:
     """Reads episodes and writes a LeRobot data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=pathlib.Path, help="episode folder")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    parser.add_argument("folder", type=place, help="episode folder")
+    parser.add_argument("--out", type=place, required=True, help="folder to write")
     parser.add_argument("--fps", type=int, default=20, help="control steps in a second (default 20, LIBERO's)")
     parser.add_argument("--video", action="store_true", help="films instead of pictures")
     args = parser.parse_args()
     try:
         info = write(disk.EpisodeSource(args.folder), args.out, fps=args.fps, video=args.video)
-    except (disk.EpisodesError, OSError) as error:
+    except (disk.EpisodesError, InUseError, OSError) as error:
         sys.exit(str(error))
     print(f"{args.out}: {info['total_episodes']} episodes, {info['total_frames']} frames, {info['total_tasks']} tasks")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from data_prep import lerobot, rlinf_starts  # noqa: E402
 from data_prep.columns import choose, not_colour  # noqa: E402
 from data_prep.demos import SourceError, find_success, gripper_to_environment  # noqa: E402
 from tests.data_prep import test_lerobot as sets  # noqa: E402
+from wovr_jax.core import disk as core_disk  # noqa: E402
 from wovr_jax.data import episodes as disk  # noqa: E402
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
@@ -364,3 +367,31 @@ def test_a_description_without_what_is_needed_is_no_traceback(folder, monkeypatc
     describe(folder, lambda info: info.pop(lacking))
     with pytest.raises(SystemExit, match=rf"info.json: expected '{lacking}' as .*, got nothing"):
         convert(monkeypatch, folder)
+
+
+# ---------------------------------------------------------------- whose folder it is, and where
+
+
+def test_a_folder_that_another_process_converts_into_is_refused(folder, monkeypatch, tmp_path):
+    living = f"filelock/2\npid={os.getppid()}\nhost=elsewhere\nmode=lease\ntoken={'a' * 32}\nduration=30.0\nstart=7\n"
+    mark, ended = tmp_path / "ours.parts.owner", threading.Event()
+    mark.write_text(living, encoding="utf-8")
+    monkeypatch.setattr(core_disk, "BEAT_S", 0.2)
+
+    def live():
+        while not ended.wait(0.1):
+            mark.touch()
+
+    threading.Thread(target=live, daemon=True).start()
+    with pytest.raises(SystemExit, match="ours is in use by process .* on elsewhere"):
+        sets.run(monkeypatch, folder, "--out", tmp_path / "ours")
+    ended.set()
+    assert not (tmp_path / "ours").exists() and not (tmp_path / "ours.parts").exists()
+
+
+def test_home_is_where_the_user_means_it(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(folder)
+    sets.run(monkeypatch, "~/set", "--out=~/ours")
+    assert len(disk.read(tmp_path / "ours")) == 3 and not (folder / "~").exists()
+    assert not list(tmp_path.glob("ours.*")), "neither parts nor an owner are left"
