@@ -134,6 +134,24 @@ def test_baselines_get_the_true_budget_of_the_loop_or_a_multiple_of_it() -> None
     assert (rows["imagined"].of, rows["imagined"].after) == (studies.REFERENCE, 1)
 
 
+def test_refreshes_differ_in_how_often_and_not_in_what_they_spend() -> None:
+    rows = {one.name: one for one in studies.variants("refreshes", RECIPE)}
+    assert list(rows) == ["at_once", studies.REFERENCE, "refresh_2", "refresh_3", "triggered"]
+    for name, variant in rows.items():
+        recipe = config.from_dict(Recipe, studies.merge_settings(config.to_dict(RECIPE), variant.change))
+        again = (recipe.rounds - 1) * recipe.pace
+        assert abs(recipe.collect.first + again * recipe.collect.again - 400) < 4, name
+        steps = RECIPE.world_train.steps + RECIPE.refresh.steps
+        assert abs(recipe.world_train.steps + again * recipe.refresh.steps - steps) < 4, name
+        assert sum(recipe.dream.updates) == 7, name
+    assert rows["refresh_3"].change["dream"]["updates"] == [1, 2, 2, 2]
+    once = dataclasses.replace(RECIPE, dream=DreamConfig(updates=(4,)))
+    with pytest.raises(config.ConfigError, match="two rounds at least"):
+        studies.variants("refreshes", once)
+    many = dataclasses.replace(RECIPE, dream=DreamConfig(updates=(1,) * 6))
+    assert studies.variants("refreshes", many)[-2].says == "5 refreshes"
+
+
 def test_a_budget_has_a_point_of_both_curves_where_both_can_spend_it() -> None:
     some = dataclasses.replace(RECIPE, budgets=(20, 40, 80))
     rows = {one.name: one for one in studies.variants("budget", some)}

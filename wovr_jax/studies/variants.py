@@ -8,6 +8,7 @@ reference variant of the same seed by a link, so they are made once and are the 
   part more on each rung;
 * the ablations: what does each part of WoVR contribute?
 * the baselines: is there a cheaper way to the same success, or a better use of the same true episodes?
+* the refreshes: how often is the world model best trained again, at the same true budget, steps and updates?
 * the budget: from how many true episodes on is imagination no longer ahead of online RL?
 """
 
@@ -81,6 +82,8 @@ LADDER = (
 ONLINE = {"dream": TRUE, "starts": {"share": 0.0}}
 NO_KIR = Variant("no_kir", "no keyframe starts", {"starts": {"share": 0.0}}, MODELLED)
 NO_PACE = Variant("no_pace", "no refresh, as many updates", {"pace": False}, (*STARTED, "grpo-1", "evaluate-1"))
+# What a refresh costs is also true episodes that the first world could have had.
+AT_ONCE = Variant("at_once", "no refresh, the whole budget collected first", {})
 SAME_BUDGET = Variant("online", "online GRPO, same true budget", ONLINE)
 
 ABLATIONS = (
@@ -100,8 +103,7 @@ BASELINES = (
     Variant("imitation", "imitation of its own successes", {}, after=1, imitates=True),
     Variant("imagined", "imagined GRPO, first round", {}, after=1, of=REFERENCE),
     NO_PACE,
-    # What a refresh costs is also true episodes that the first world could have had.
-    Variant("at_once", "no refresh, the whole budget collected first", {"pace": False}),
+    AT_ONCE,
     NO_KIR,
     SAME_BUDGET,
     # Runs of their own and no later rounds of one: a round begins with a fresh optimizer and warms up again.
@@ -113,6 +115,7 @@ STUDIES: dict[str, tuple[Variant, ...] | None] = {
     "ladder": LADDER,
     "ablations": ABLATIONS,
     "baselines": BASELINES,
+    "refreshes": None,
     "budget": None,
 }
 """Variants by the name of their study; those of None depend on the recipe."""
@@ -122,6 +125,8 @@ def variants(name: str, recipe: Recipe) -> list[Variant]:
     """Returns the variants of a study, with the numbers that depend on the recipe filled in."""
     if name == "baselines" and not recipe.sft.steps:
         raise config.ConfigError("config.sft.steps: expected at least 1, by which the baselines imitate, got 0.")
+    if name == "refreshes":
+        return choose_variants(_list_refreshes(recipe), recipe.variants)
     updates, group = sum(recipe.dream.updates), recipe.learner.grpo.group
     # Imagination is free to roll more at a time; for online RL an iteration that large would leave hardly any of them.
     online_groups = recipe.online_groups or recipe.dream.groups
@@ -138,13 +143,48 @@ def variants(name: str, recipe: Recipe) -> list[Variant]:
     fill["sft_more"] = {"sft": {"steps": 2 * recipe.sft.steps, "patience": 0}}
     # All of them from the base: what it succeeds in is what it imitates.
     fill["imitation"] = {"collect": {"first": budget}}
-    # The steps of the refreshes too, or it would be a comparison of world models that are trained longer or shorter.
-    steps = recipe.world_train.steps + (recipe.rounds - 1) * recipe.refresh.steps
-    fill["at_once"] = {"collect": {"first": budget}, "world_train": {"steps": steps}}
+    fill["at_once"] = _train_world_once(recipe, budget)
     return [
         dataclasses.replace(one, change=merge_settings(one.change, fill.get(one.name, {})))
         for one in choose_variants(STUDIES[name] or _list_budgets(recipe), recipe.variants)
     ]
+
+
+def _train_world_once(recipe: Recipe, episodes: int) -> Settings:
+    """Returns the settings of a run that collects all its true episodes first and trains one world model on them."""
+    # The steps of the refreshes too, or it would be a comparison of world models that are trained longer or shorter.
+    steps = recipe.world_train.steps + (recipe.rounds - 1) * recipe.refresh.steps
+    return {"pace": False, "collect": {"first": episodes}, "world_train": {"steps": steps}}
+
+
+def _list_refreshes(recipe: Recipe) -> list[Variant]:
+    """Returns a variant without a refresh, one each for one to three of them, and one that asks for them by itself.
+
+    All of them collect as many true episodes, train the world model for as many steps, and make as many updates.
+
+    Raises:
+      ConfigError: when the recipe does not refresh.
+    """
+    if not (recipe.pace and recipe.rounds > 1):
+        raise config.ConfigError("config.dream.updates: expected two rounds at least, between which is a refresh.")
+    episodes = recipe.collect.first + (recipe.rounds - 1) * recipe.collect.again
+    steps, updates = (recipe.rounds - 1) * recipe.refresh.steps, sum(recipe.dream.updates)
+    rows = [dataclasses.replace(AT_ONCE, change=_train_world_once(recipe, episodes))]
+    for count in (1, 2, 3):
+        rounds = count + 1
+        change = {
+            "collect": {"first": episodes // rounds, "again": episodes // rounds},
+            "refresh": {"steps": steps // count},
+            "dream": {"updates": [updates * (k + 1) // rounds - updates * k // rounds for k in range(rounds)]},
+        }
+        # The recipe itself is the reference, as it stands.
+        ours = rounds == recipe.rounds
+        says = "one refresh" if count == 1 else f"{count} refreshes"
+        rows.append(Variant(REFERENCE if ours else f"refresh_{count}", says, {} if ours else change))
+    if all(row.name != REFERENCE for row in rows):
+        rows.append(Variant(REFERENCE, f"{recipe.rounds - 1} refreshes", {}))
+    watched = "refreshed when the closed loop asks for it; what it watches are true steps too"
+    return [*rows, Variant("triggered", watched, {"dream": {"select": "triggered"}}, STARTED)]
 
 
 def _list_budgets(recipe: Recipe) -> list[Variant]:
