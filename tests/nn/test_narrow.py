@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from wovr_jax.export import program
 from wovr_jax.nn.functional import Pure, scan_blocks, stack
 from wovr_jax.policy import vla
+from wovr_jax.policy.processing import Processing
 from wovr_jax.policy.vla import VLAConfig
+from wovr_jax.weights import native
 from wovr_jax.world.dit import DiT, DiTConfig
 
 Shape = jax.ShapeDtypeStruct
@@ -39,14 +43,33 @@ def test_the_transformer_takes_at_most_a_third_more_than_its_weights():
     assert extra(lambda params, *inputs: net(params, *inputs), narrow(net.shapes()), *inputs) <= 0.3
 
 
-def test_the_policy_takes_at_most_a_third_more_than_its_weights():
-    cfg, half = VLAConfig.fake(), {"dtype": "bfloat16", "remat": True}
+def deep_policy(remat: bool) -> VLAConfig:
+    """As deep as the released policy, and narrow."""
+    cfg, half = VLAConfig.fake(), {"dtype": "bfloat16", "remat": remat}
     towers = {
         name: dataclasses.replace(getattr(cfg, name), width=64, depth=24, heads=2, mlp=256, **half)
         for name in ("dino", "siglip")
     }
-    llm = dataclasses.replace(cfg.llm, width=256, depth=32, heads=2, mlp=688, **half)
-    net, side = vla.network(dataclasses.replace(cfg, **towers, llm=llm)), cfg.dino.image
+    return dataclasses.replace(
+        cfg, **towers, llm=dataclasses.replace(cfg.llm, width=256, depth=32, heads=2, mlp=688, **half)
+    )
+
+
+def test_a_bundle_takes_at_most_a_third_more_than_its_weights():
+    cfg = deep_policy(remat=False)
+    side, policy = cfg.dino.image, program.make(cfg, Processing(size=cfg.dino.image), 6)
+    shapes = native.flatten(narrow(vla.network(cfg).shapes()))
+    weights = {path.replace("/", "."): leaf for path, leaf in shapes.items()}
+    blob = program.serialise(policy, weights, frame=(side, side, 3), length=6, dim=7)
+    quantile, seeds = Shape((7,), jnp.float32), Shape((1,), jnp.uint32)
+    statistics = {"q01": quantile, "q99": quantile, "mask": Shape((7,), jnp.bool_)}
+    inputs = Shape((1, side, side, 3), jnp.uint8), Shape((1, 6), jnp.int32), seeds, Shape((), jnp.float32)
+    assert extra(jax.export.deserialize(bytearray(blob)).call, weights, statistics, *inputs) <= 0.3
+
+
+def test_the_policy_takes_at_most_a_third_more_than_its_weights():
+    cfg = deep_policy(remat=True)
+    net, side = vla.network(cfg), cfg.dino.image
     inputs = Shape((1, side, side, 3), jnp.float32), Shape((1, 6), jnp.int32)
     assert extra(lambda params, *inputs: net(params, *inputs), narrow(net.shapes()), *inputs) <= 0.3
 
