@@ -37,7 +37,7 @@ from wovr_jax.core.sharding import WHOLE, Axes
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.policy.vla import PolicyLoRA
 from wovr_jax.train import optimizers
-from wovr_jax.train.optimizers import Mask, Path
+from wovr_jax.train.optimizers import Path
 from wovr_jax.types import Array, Imagined, Params
 
 LogitsFn = Callable[[Params, Array, Array], Array]
@@ -97,22 +97,23 @@ class PolicyState:
 
 
 def create(
-    cfg: LearnerConfig, params: Params, trainable: Mask | None = None, rate: float = 1.0, axes: Axes = WHOLE
+    cfg: LearnerConfig, params: Params, frozen: frozenset[Path] = frozenset(), rate: float = 1.0, axes: Axes = WHOLE
 ) -> PolicyState:
     """Makes a fresh state. The parameters are copied, because updates donate the state.
 
     Args:
       cfg: its optimizer settings.
       params: nested dict of arrays.
-      trainable: a ``Mask``, for example ``optimizers.all_but("vision")``. What it freezes has no gradient,
-        no optimizer state and no update.
+      frozen: what has no gradient, no optimizer state and no update, for example
+        ``optimizers.find_frozen(params, "vision")``.
       rate: factor on the learning rate.
       axes: of the network, for the mesh in use (``sharding``).
 
     Raises:
-      ValueError: a mask of another structure, or one that leaves nothing to train.
+      ValueError: where nothing is left to train.
     """
-    frozen = optimizers.frozen_paths(params, trainable)
+    if len(frozen) == len(jax.tree.leaves(params)):
+        raise ValueError(f"learner: all {len(frozen)} parameters are frozen, so there is nothing to train")
     params = jax.tree.map(jnp.copy, params)
     # Moments of the trained part only: of a frozen 7B model they would be 60 GB that nothing reads.
     opt_state = optimizer(cfg).init(optimizers.split_frozen(params, frozen)[0])

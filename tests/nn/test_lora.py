@@ -162,13 +162,12 @@ def test_foreign_adapters_are_refused(params):
         lora.merge(params, foreign, CFG)
 
 
-def test_what_was_joined_is_separated_and_the_mask_names_the_adapters(params):
+def test_what_was_joined_is_separated_and_all_but_the_adapters_is_frozen(params):
     adapters = lively(params, CFG)
     joined = lora.join(params, adapters)
     plain, own = lora.separate(joined)
     jax.tree.map(np.testing.assert_array_equal, (plain, own), (params, adapters))
-    assert jax.tree.structure(lora.mask(joined)) == jax.tree.structure(joined)
-    assert sum(jax.tree.leaves(lora.mask(joined))) == len(jax.tree.leaves(adapters))
+    assert len(lora.find_frozen(joined)) == len(jax.tree.leaves(params))
 
 
 def test_a_choice_of_layers_leaves_the_others_alone(params):

@@ -45,7 +45,7 @@ def test_only_adapters_learn_and_the_plain_policy_does_what_they_did() -> None:
         success_BNT=jnp.asarray(success),
     )
     cfg = fake_learner(lr=0.02, lora=OWN, grpo=GRPOConfig.fake(group=2))
-    state = learner.create(cfg, params, lora.mask)
+    state = learner.create(cfg, params, lora.find_frozen(params))
     state, metrics = learner.make_update(cfg, policy.net, 1.0)(state, rollout, KEY)
     assert metrics["steps"] == 1 and metrics["ratio_gap"] < 1e-5
 

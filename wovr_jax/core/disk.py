@@ -121,19 +121,17 @@ def own(mark: pathlib.Path, place: pathlib.Path) -> SoftFileLease:
       InUseError: when another process, which lives, owns it; after two signs of its life.
     """
     # A file and no lock of the kernel: not every network's file system passes those on to other machines.
-    lease = SoftFileLease(
-        mark, lease_duration=LEASE_S, heartbeat_interval=BEAT_S, is_singleton=True, thread_local=False
-    )
+    hold = SoftFileLease(mark, lease_duration=LEASE_S, heartbeat_interval=BEAT_S, is_singleton=True, thread_local=False)
     signs: set[int] = set()
     while len(signs) < 2:
         with contextlib.suppress(Timeout):
-            lease.acquire(timeout=BEAT_S, poll_interval=0.2)
-            return lease
+            hold.acquire(timeout=BEAT_S, poll_interval=0.2)
+            return hold
         if not signs:
             processes.say(f"{place}: looking for at most {LEASE_S:.0f} s whether the process that began it lives")
         with contextlib.suppress(FileNotFoundError):  # released meanwhile
             signs.add(mark.stat().st_mtime_ns)
-    who = f"process {owner.pid} on {owner.hostname}" if (owner := lease.owner) else "another process"
+    who = f"process {owner.pid} on {owner.hostname}" if (owner := hold.owner) else "another process"
     raise InUseError(
         f"{place} is in use by {who}, and two that write into one place destroy each other's files. Wait until it has "
         "ended, stop it, or choose another folder."

@@ -6,10 +6,12 @@ file is the only door between the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fnmatch
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from wovr_jax.core import sharding
@@ -61,6 +63,22 @@ class Pure:
         module = self.module(params)
         output = getattr(module, method)(*args, **kwargs)
         return output, nnx.to_pure_dict(nnx.state(module))
+
+
+def narrow(params: Params, dtype: str, islands: Sequence[str] = ("*norm*",)) -> Params:
+    """Returns parameters in the dtype that their network computes in: it gives the same bits, from fewer bytes.
+
+    Args:
+      params: nested dict of arrays.
+      dtype: to which the network rounds them at each use.
+      islands: patterns of the paths, joined by "/", of parameters that it uses as they are.
+    """
+
+    def cast(path: tuple[Any, ...], leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return leaf if any(fnmatch.fnmatchcase(name, island) for island in islands) else leaf.astype(jnp.dtype(dtype))
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def stack(build: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -> nnx.Module:

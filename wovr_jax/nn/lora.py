@@ -161,9 +161,9 @@ def separate(joined: Params) -> tuple[Params, Params]:
     return unflatten_dict(plain), unflatten_dict(adapters)
 
 
-def mask(joined: Params) -> Params:
-    """Returns True for every leaf of an adapter and False for the network's: what is trained of ``join``'s result."""
-    return unflatten_dict({keys: keys[-1] in (DOWN, UP) for keys in _flatten(joined)})
+def find_frozen(joined: Params) -> frozenset[Keys]:
+    """Returns the paths of the network's own parameters in ``join``'s result, beside which the adapters are trained."""
+    return frozenset(keys for keys in _flatten(joined) if keys[-1] not in (DOWN, UP))
 
 
 def adapt(module: nnx.Module, cfg: LoRAConfig) -> nnx.Module:

@@ -21,6 +21,7 @@ from wovr_jax.core.sharding import BATCH, Axes
 from wovr_jax.data.batches import HELD_OUT, Layout
 from wovr_jax.data.starts import Starts
 from wovr_jax.nn import lora
+from wovr_jax.nn.functional import narrow
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.train import RLPolicy, make_rl_policy
@@ -157,11 +158,12 @@ def _policy(recipe: Recipe, on: Placement) -> tuple[RLPolicy, learner.PolicyStat
     """Returns the policy as RL runs it, and its state."""
     cfg, frozen = recipe.learner, recipe.sft.frozen
     network = make_rl_policy(recipe.policy, cfg.lora, frozen)
-    # What is not trained has no moments in the optimizer, which are twice the size of what is.
-    mask = lora.mask if cfg.lora else optimizers.all_but(*frozen) if frozen else None
 
     def begin(plain: Params) -> learner.PolicyState:
-        return learner.create(cfg, network.begin(plain, jax.random.key(0)), mask, axes=vla.AXES)
+        params = network.begin(plain, jax.random.key(0))
+        # What is not trained has no moments in the optimizer, which are twice the size of what is.
+        fixed = lora.find_frozen(params) if cfg.lora else optimizers.find_frozen(params, *frozen)
+        return learner.create(cfg, params, fixed, axes=vla.AXES)
 
     return network, on.place(jax.eval_shape(begin, vla.network(recipe.policy).shapes()), vla.AXES)
 
@@ -173,7 +175,8 @@ def _windows(recipe: Recipe, on: Placement) -> Any:
     if train.latents in ("fly", "stream"):
         # Held or streamed, pixels are encoded batch by batch; the data set itself stays out of this account.
         frames = on.rows(train.batch, cfg.frames, side, side, 3, dtype=jnp.uint8)
-        return HostBatch(frames, on.rows(train.batch, cfg.frames, ACTION_DIM), on.whole(vae.shapes()), cfg)
+        held = jax.eval_shape(lambda params: narrow(params, cfg.vae.dtype), vae.shapes())
+        return HostBatch(frames, on.rows(train.batch, cfg.frames, ACTION_DIM), on.whole(held), cfg)
     episodes = recipe.collect.first + recipe.collect.demonstrations
     # As the stage cuts them: held-out episodes are no windows to learn from.
     learned = episodes - round(episodes * HELD_OUT)
@@ -224,7 +227,9 @@ def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
     # As ``improve`` packs them: only what this world and this judge read.
     if recipe.dream.world != "true":
         transformer, vae = world_model.networks(cfg)
-        parts["world"] = on.place({"dit": transformer.shapes(), "vae": vae.shapes()}, world_model.AXES)
+        weights = {"dit": transformer.shapes(), "vae": vae.shapes()}
+        held = jax.eval_shape(functools.partial(world_model.for_use, cfg), weights)
+        parts["world"] = on.place(held, world_model.AXES)
     if recipe.dream.reward == "learned":
         parts["reward"] = on.whole(classifier.network(recipe.reward).shapes())
     return parts

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wovr_jax.core.config import Count, DType, Faults, Natural, checked
-from wovr_jax.nn.functional import Pure
+from wovr_jax.nn.functional import Pure, narrow
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import actions
 from wovr_jax.policy.actions import BINS, Codec
@@ -159,6 +159,12 @@ class Projector(nnx.Module):
         for i in range(1, self.depth):
             x = jax.nn.gelu(getattr(self, f"fc{i}")(x), approximate=False)
         return getattr(self, f"fc{self.depth}")(x)
+
+
+def for_use(cfg: VLAConfig) -> Callable[[Params], Params]:
+    """Makes of the policy's weights what is best held where nothing trains them; see ``nn.functional.narrow``."""
+    # What joins the parts computes in the language model's dtype.
+    return lambda params: {name: narrow(part, getattr(cfg, name, cfg.llm).dtype) for name, part in params.items()}
 
 
 class VLA(nnx.Module):

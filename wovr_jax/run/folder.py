@@ -27,8 +27,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from filelock import SoftFileLease
-
 from wovr_jax.core import config, processes
 from wovr_jax.core.disk import not_written, own, read_json, write_json
 from wovr_jax.core.log import Log
@@ -56,17 +54,24 @@ class Product(Generic[T]):
     A run that is resumed passes every finished stage on its way; of those whose value nobody reads, nothing is loaded.
 
     Attributes:
+      load: reads it as it was made, and keeps nothing: for a training that goes on from it.
       name: the stage; empty for a value that no stage made.
       facts: what the stage wrote down, ready for JSON.
     """
 
     def __init__(self, load: Callable[[], T], name: str = "", facts: Mapping[str, Any] | None = None):
-        self.name, self.facts, self._load = name, dict(facts or {}), load
+        self.load, self.name, self.facts = load, name, dict(facts or {})
+        self._use: Callable[[T], T] = lambda made: made
+
+    def used_as(self, use: Callable[[T], T]) -> Product[T]:
+        """Returns the product, whose ``value`` is from now on ``use(load())``: weights of fewer bytes, for example."""
+        self._use = use
+        return self
 
     @functools.cached_property
     def value(self) -> T:
-        """The product itself."""
-        return self._load()
+        """The product, for whoever only uses it."""
+        return self._use(self.load())
 
 
 class _Reached(Exception):  # noqa: N818  it is no error
@@ -88,7 +93,7 @@ class Run:
         (every difference is listed), or cannot be written to.
     """
 
-    _lease: SoftFileLease | None = None
+    _lease: Any = None
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], *, allow_change: bool = False):
         self.folder = pathlib.Path(folder).absolute()

@@ -31,9 +31,6 @@ from wovr_jax.types import Array, Params
 Path = tuple[Any, ...]
 """The keys that lead to a parameter."""
 
-Mask = Params | Callable[[Params], Params]
-"""Booleans in the structure of the parameters, or a function that makes them from the parameters; False freezes."""
-
 Name = Literal["adamw", "muon"]
 NEWTON_SCHULZ_STEPS = 4
 """Steps of Muon's orthogonalisation in every run reported with it; optax's default is five."""
@@ -167,43 +164,18 @@ def _matrices(params: Params) -> Any:
 # ---------------------------------------------------------------- what stays as it is
 
 
-def all_but(*names: str) -> Callable[[Params], Params]:
-    """Makes a mask that freezes the subtrees at these paths, e.g. ``all_but("vision/dino")``.
-
-    Raises (when the mask is made): ValueError for a path that names nothing.
-    """
-
-    def mask(params: Params) -> Params:
-        # The slash at the end keeps "dino" from freezing "dino_head" as well.
-        flat = traverse_util.flatten_dict(params)
-        inside = {name: [path for path in flat if f"{_slashed(path)}/".startswith(f"{name}/")] for name in names}
-        for name, paths in inside.items():
-            if not paths:
-                raise ValueError(f"all_but: no parameter under {name!r}; the top level has {sorted(map(str, params))}")
-        frozen = {path for paths in inside.values() for path in paths}
-        return traverse_util.unflatten_dict({path: path not in frozen for path in flat})
-
-    return mask
-
-
-def frozen_paths(params: Params, trainable: Mask | None) -> frozenset[Path]:
-    """Returns the paths that ``trainable`` freezes; without a mask none.
+def find_frozen(params: Params, *names: str) -> frozenset[Path]:
+    """Returns the paths of all parameters in the named subtrees, e.g. ``find_frozen(params, "vision/dino")``.
 
     Raises:
-      ValueError: a mask of another structure, or one that leaves nothing to train.
+      ValueError: for a name of nothing.
     """
-    if trainable is None:
-        return frozenset()
-    mask = trainable(params) if callable(trainable) else trainable
-    # By path, because a mask may be a plain dict where the parameters are another kind of mapping.
-    flat, flags = traverse_util.flatten_dict(params), traverse_util.flatten_dict(mask)
-    if set(flat) != set(flags):
-        odd = sorted(_slashed(path) for path in set(flat) ^ set(flags))
-        raise ValueError(f"trainable: expected one boolean for each parameter; the mask and params differ at {odd[:5]}")
-    frozen = frozenset(path for path, trained in flags.items() if not trained)
-    if len(frozen) == len(flat):
-        raise ValueError(f"trainable: all {len(flat)} parameters are frozen, so there is nothing to train")
-    return frozen
+    # The slash at the end keeps "dino" from freezing "dino_head" as well.
+    flat = {f"{_slashed(path)}/": path for path in traverse_util.flatten_dict(params)}
+    inside = {name: [path for text, path in flat.items() if text.startswith(f"{name}/")] for name in names}
+    if empty := [name for name, paths in inside.items() if not paths]:
+        raise ValueError(f"frozen: no parameter under {empty[0]!r}; the top level has {sorted(map(str, params))}")
+    return frozenset(path for paths in inside.values() for path in paths)
 
 
 def split_frozen(params: Params, frozen: frozenset[Path]) -> tuple[Params, dict[Path, Array]]:

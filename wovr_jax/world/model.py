@@ -27,7 +27,7 @@ import numpy as np
 from flax import struct
 
 from wovr_jax.core.config import Count, Faults, Natural, checked
-from wovr_jax.nn.functional import Pure
+from wovr_jax.nn.functional import Pure, narrow
 from wovr_jax.types import NULL_ACTION, Array, Params, Start, World
 from wovr_jax.world import dit, flow
 from wovr_jax.world.dit import DiT, DiTConfig
@@ -142,6 +142,11 @@ def networks(cfg: WorldConfig) -> tuple[Pure, Pure]:
     """Returns the transformer and the VAE, without weights."""
     # Cached: a program is compiled for these very objects, and new ones would compile it anew.
     return Pure(lambda rngs: DiT(cfg.dit, rngs=rngs)), Pure(lambda rngs: VAE(cfg.vae, rngs=rngs))
+
+
+def for_use(cfg: WorldConfig, params: Params) -> Params:
+    """Makes of the weights of :func:`world` what is best held where nothing trains them; see ``functional.narrow``."""
+    return {"dit": narrow(params["dit"], cfg.dit.dtype, dit.ISLANDS), "vae": narrow(params["vae"], cfg.vae.dtype)}
 
 
 def world(cfg: WorldConfig, params: Params) -> World:

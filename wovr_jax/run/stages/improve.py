@@ -110,7 +110,7 @@ def improve(
         facts |= _count_steps(cfg, rolled, imagination.arena, curve)
         return facts | {"skipped": sum(line["skipped"] for line in curve), "said": remark}
 
-    return run.stage(name, make, lambda folder: load_policy(cfg.policy, folder))
+    return run.stage(name, make, lambda folder: load_policy(cfg.policy, folder)).used_as(vla.for_use(cfg.policy))
 
 
 def begin(
@@ -130,7 +130,7 @@ def begin(
     network = cfg.network
     # Without start states the arena itself begins its episodes.
     rollout = _explore(cfg, imagination) if imagination.starts is None else _dream(cfg, imagination)
-    params = network.begin(policies[round_].value, key("adapters", round_))
+    params = network.begin(policies[round_].load(), key("adapters", round_))
     # The regulariser holds the policy to the base policy, not to the one that it was a round ago.
     reference = network.begin(policies[0].value, key("adapters", 0)) if cfg.learner.grpo.kl else None
     update = programs.update(cfg.learner, network.net, cfg.temperature)
@@ -156,10 +156,10 @@ def begin(
         state, metrics = update(state, dataclasses.replace(imagined, truth_BNT=None), k_update, reference)
         return state, {name: metric for name, metric in (metrics | shares).items() if not name.endswith(absent)}
 
-    trainable = optimizers.all_but(*cfg.frozen) if cfg.frozen else None
+    frozen = lora.find_frozen(params) if cfg.learner.lora else optimizers.find_frozen(params, *cfg.frozen)
     # Rounds beyond the list take its last rate.
     rate = cfg.dream.rates[min(round_, len(cfg.dream.rates) - 1)]
-    state = learner.create(cfg.learner, params, lora.mask if cfg.learner.lora else trainable, rate, vla.AXES)
+    state = learner.create(cfg.learner, params, frozen, rate, vla.AXES)
     # Its batch depends on the state: after a bad update the rollouts can only be made again from the state before it.
     return state, ReplayableStep(step, roll, on_policy=True)
 
@@ -269,7 +269,7 @@ class _Choice:
     def choose(self, updates: int, before: Product[Params]) -> tuple[Params, dict[str, Any], str]:
         """Returns the last good policy of a round, after how many updates it was that, and what to tell the user."""
         paid = f"at most {self.cfg.dream.false_success:.0%} of the true failures (smoothed) were paid as successes"
-        params, good, said = before.value, None, f"At no time {paid}: the policy is the one from before this round."
+        params, good, said = before.load(), None, f"At no time {paid}: the policy is the one from before this round."
         if checkpoint.exists(self.folder / "good"):
             params = load_policy(self.cfg.policy, self.folder, "good")
             good = checkpoint.meta(self.folder / "good")["iteration"]

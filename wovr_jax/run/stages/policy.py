@@ -85,7 +85,7 @@ def fine_tune(
     """
     # No stage then: nothing was made, and weights from outside are not copied into the run.
     if not train.steps:
-        return Product(start)
+        return Product(start).used_as(vla.for_use(cfg))
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         params = start()
@@ -124,7 +124,7 @@ def fine_tune(
         checkpoint.save(folder / "policy", sft.merge_weights(cfg, train, params, state))
         return facts | measure(state)
 
-    return run.stage(name, make, lambda folder: load_policy(cfg, folder))
+    return run.stage(name, make, lambda folder: load_policy(cfg, folder)).used_as(vla.for_use(cfg))
 
 
 def _wait(best: pathlib.Path, done: int, params: Params, loss: float) -> int:

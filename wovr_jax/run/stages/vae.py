@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from wovr_jax.core import sharding
 from wovr_jax.data import batches
 from wovr_jax.data.batches import Layout, Windows
+from wovr_jax.nn.functional import narrow
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.stages.episodes import Demonstrations
 from wovr_jax.train import loop
@@ -96,7 +97,8 @@ def count_pretraining(run: Run, folder: pathlib.Path, names: Sequence[str]) -> P
 
 def _load(cfg: WorldConfig, name: str, folder: pathlib.Path) -> VAE:
     vae_cfg, params = native.load_asset(name, folder)
-    return dataclasses.replace(cfg, vae=vae_cfg), sharding.whole(params)
+    # Nothing trains it any more.
+    return dataclasses.replace(cfg, vae=vae_cfg), sharding.whole(narrow(params, vae_cfg.dtype))
 
 
 def cut_windows(cfg: WorldConfig, episodes: Any) -> Windows:

@@ -93,13 +93,17 @@ def fit_world(
     Raises:
       NoDataError, ValueError: when the episodes give no window to train or to validate on.
     """
+
+    def for_use(params: Params) -> Params:
+        return world_model.for_use(vae.value[0], params)
+
     # Frozen: nothing is made, and weights from outside are not copied into the run.
     if not train.steps:
-        return worlds[-1] if worlds else Product(lambda: {"dit": start(), "vae": vae.value[1]})
+        return worlds[-1] if worlds else Product(lambda: {"dit": start(), "vae": vae.value[1]}).used_as(for_use)
     name = f"world-{round_}"
     if worlds:
         before = worlds[round_ - 1]
-        train, start = dataclasses.replace(train, **dataclasses.asdict(refresh)), lambda: before.value["dit"]
+        train, start = dataclasses.replace(train, **dataclasses.asdict(refresh)), lambda: before.load()["dit"]
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         (cfg, vae_params), start_dit, train_key = vae.value, start(), key(name)
@@ -135,7 +139,7 @@ def fit_world(
         cfg, vae_params = vae.value
         return {"dit": load_world(cfg, train, start, folder), "vae": vae_params}
 
-    return run.stage(name, make, load)
+    return run.stage(name, make, load).used_as(for_use)
 
 
 def load_world(cfg: WorldConfig, train: WorldTrainConfig, start: Callable[[], Params], folder: pathlib.Path) -> Params:
