@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from wovr_jax.grpo import GRPOConfig
 from wovr_jax.nn import lora
 from wovr_jax.policy import actions, vla
 from wovr_jax.policy.tokenizer import Tokenizer
-from wovr_jax.policy.train import make_rl_policy
+from wovr_jax.policy.train import make_rl_policy, resolve_targets
 from wovr_jax.policy.vla import PolicyLoRA
 from wovr_jax.types import Imagined
 
@@ -58,13 +60,34 @@ def test_only_adapters_learn_and_the_plain_policy_does_what_they_did() -> None:
 
     after = net(state.params, frame, prompt)
     assert float(jnp.abs(after - logits).max()) > 1e-3
-    np.testing.assert_allclose(before(policy.plain(state.params), frame, prompt), after, atol=2e-5)
+    np.testing.assert_allclose(before(policy.plain(state.params, lambda: plain), frame, prompt), after, atol=2e-5)
 
 
 def test_without_adapters_the_policy_is_itself() -> None:
     policy, params = make_rl_policy(CFG, None), {"any": 1}
     assert policy.net is vla.network(CFG)
-    assert policy.begin(params, KEY) is params and policy.plain(params) is params
+    assert policy.begin(params, KEY) is params and policy.plain(params, dict) is params
+
+
+def test_beside_adapters_the_weights_are_held_narrow_and_folded_into_those_that_were_not() -> None:
+    parts = {name: dataclasses.replace(getattr(CFG, name), dtype="bfloat16") for name in ("dino", "siglip", "llm")}
+    cfg = dataclasses.replace(CFG, **parts)
+    policy, plain = make_rl_policy(cfg, OWN), vla.network(cfg).init(KEY)
+    joined = policy.begin(plain, KEY)
+    held, adapters = lora.separate(joined)
+    jax.tree.map(np.testing.assert_array_equal, held, vla.for_use(cfg)(plain))
+    assert held["llm"]["blocks"]["q"]["kernel"].dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(adapters)} == {jnp.dtype("float32")}
+    prompt = jnp.asarray(Tokenizer.tabletop().prompts(["pick up the red block"])).repeat(2, axis=0)
+    frame = jax.random.normal(KEY, (2, 16, 16, 3))
+    # Of the rounding at use there is none, so the adapters learn as they would beside float32.
+    wide = lora.join(plain, adapters)
+    np.testing.assert_array_equal(policy.net(joined, frame, prompt), policy.net(wide, frame, prompt))
+    lively = jax.tree.map(lambda leaf: leaf + 0.1, adapters)
+    merged = policy.plain(lora.join(held, lively), lambda: plain)
+    assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype("float32")}
+    expected = lora.merge(plain, lively, resolve_targets(cfg, OWN, ()))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), merged, expected)
 
 
 def test_adapters_without_a_layer_are_refused() -> None:

@@ -26,7 +26,7 @@ from wovr_jax.core.config import Count, Decay, Faults, Natural, Positive, checke
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy.actions import Codec, entropy, greedy, log_prob
-from wovr_jax.policy.vla import AXES, VLA, PolicyLoRA, VLAConfig, network
+from wovr_jax.policy.vla import AXES, VLA, PolicyLoRA, VLAConfig, for_use, network
 from wovr_jax.train import step as train_step
 from wovr_jax.train.optimizers import TrainingConfig
 from wovr_jax.train.step import Objective, ReplayableStep, TrainState
@@ -269,12 +269,14 @@ class RLPolicy(NamedTuple):
     Attributes:
       net: the network, for actor and learner alike; rounded otherwise in one of them, the ratios would not begin at 1.
       begin: ``begin(params, key)``: the plain network's parameters -> those of ``net``, which does the same with them.
-      plain: the way back; adapters are folded in, in float32.
+        Beside adapters they are no longer trained, and are held as the policy is for use.
+      plain: ``plain(params, base)``: the way back; adapters are folded in, in float32, into what ``base()`` gives, the
+        plain parameters that ``begin`` was given.
     """
 
     net: Pure
     begin: Callable[[Params, Array], Params]
-    plain: Callable[[Params], Params]
+    plain: Callable[[Params, Callable[[], Params]], Params]
 
 
 def make_rl_policy(cfg: VLAConfig, adapters: PolicyLoRA | None, frozen: Sequence[str] = ()) -> RLPolicy:
@@ -284,13 +286,12 @@ def make_rl_policy(cfg: VLAConfig, adapters: PolicyLoRA | None, frozen: Sequence
       ValueError: as :func:`resolve_targets`.
     """
     if adapters is None:  # the very functions and arrays, so that nothing compiles or is copied for its sake
-        return RLPolicy(network(cfg), lambda params, key: params, lambda params: params)
+        return RLPolicy(network(cfg), lambda params, key: params, lambda params, base: params)
     resolved = resolve_targets(cfg, adapters, frozen)
 
     # Adapters start at a product of zero, so the first rollouts are the plain policy's.
     def begin(params: Params, key: Array) -> Params:
-        return lora.join(params, lora.init(key, params, resolved))
+        return lora.join(for_use(cfg)(params), lora.init(key, params, resolved))
 
-    return RLPolicy(
-        adapted_network(cfg, resolved), begin, jax.jit(lambda joined: lora.merge(*lora.separate(joined), resolved))
-    )
+    merge = jax.jit(lambda base, adapters: lora.merge(base, adapters, resolved))
+    return RLPolicy(adapted_network(cfg, resolved), begin, lambda joined, base: merge(base(), lora.separate(joined)[1]))

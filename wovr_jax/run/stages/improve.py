@@ -87,20 +87,20 @@ def improve(
         # With what the round before left over because its refresh was due.
         left = run.facts.get(f"grpo-{round_}", {}).get("left", 0) if cfg.dream.select == "triggered" else 0
         updates = cfg.dream.updates[round_] + left
-        choice = _Choice(run, name, cfg, folder) if cfg.dream.select != "last" else None
+        choice = _Choice(run, name, cfg, folder, policies[round_].load) if cfg.dream.select != "last" else None
         state, step = begin(cfg, policies, imagination, key, round_, choice and choice.judge)
         # An iteration is minutes long on a real policy, so each of them is logged.
         how = {"log": run.log, "folder": folder, "log_every": 1, "undefined": evaluate.WATCHED}
         state = loop.fit(name, state, step, updates, **how)
         # Adapters are merged: the next round may train others, and evaluation and export know plain weights only.
-        params, facts, said, rolled = cfg.network.plain(state.params), {}, "", updates
+        params, facts, said, rolled = cfg.network.plain(state.params, policies[round_].load), {}, "", updates
         if choice:
             if not choice.over:
                 # The last policy has not acted yet.
                 last = jnp.asarray(updates, jnp.int32)
                 with contextlib.suppress(loop.Enough):
                     choice.judge(state.params, last, _watch(cfg, step.batch(state, last)[0]))
-            params, facts, said = choice.choose(updates, policies[round_])
+            params, facts, said = choice.choose(updates)
             rolled = choice.rolled
         checkpoint.save(folder / "policy", params)
         curve = _read_curve(run, name)
@@ -234,6 +234,7 @@ class _Choice:
 
     Attributes:
       run, name, cfg, folder: of the stage.
+      before: gives the policy that the round began with.
       rolled: policies that have acted.
       over: whether the newest of them ended the round (``DreamConfig.select``).
     """
@@ -242,6 +243,7 @@ class _Choice:
     name: str
     cfg: Improvement
     folder: pathlib.Path
+    before: Callable[[], Params]
     rolled: int = 0
     over: bool = False
 
@@ -261,15 +263,15 @@ class _Choice:
         before = processes.once(read_shares, f"read the curve of {self.name}")
         self.rolled = done + 1
         if is_good([*before, None if math.isnan(now) else now], self.cfg.dream.false_success):
-            checkpoint.save(self.folder / "good", self.cfg.network.plain(params), {"iteration": done})
+            checkpoint.save(self.folder / "good", self.cfg.network.plain(params, self.before), {"iteration": done})
         elif self.cfg.dream.select == "triggered":
             self.over = True
             raise loop.Enough
 
-    def choose(self, updates: int, before: Product[Params]) -> tuple[Params, dict[str, Any], str]:
+    def choose(self, updates: int) -> tuple[Params, dict[str, Any], str]:
         """Returns the last good policy of a round, after how many updates it was that, and what to tell the user."""
         paid = f"at most {self.cfg.dream.false_success:.0%} of the true failures (smoothed) were paid as successes"
-        params, good, said = before.load(), None, f"At no time {paid}: the policy is the one from before this round."
+        params, good, said = self.before(), None, f"At no time {paid}: the policy is the one from before this round."
         if checkpoint.exists(self.folder / "good"):
             params = load_policy(self.cfg.policy, self.folder, "good")
             good = checkpoint.meta(self.folder / "good")["iteration"]
