@@ -83,9 +83,7 @@ def main() -> None:
             found = np.flatnonzero(failed_B & (believed_B == believed) & (true_B == true))
             if not found.size:
                 command.refuse(f"{args.run}: of {AMONG} layouts none is {kind}.")
-            print(
-                f"{kind}: {found.size} of the {failed_B.sum()} layouts that the base fails in; drawn is {seeds[found[0]]}"
-            )
+            print(f"{kind}: {found.size} of {failed_B.sum()} layouts in which the base fails; drawn: {seeds[found[0]]}")
             for film in (base, after, followed):
                 steps = np.asarray(film.video_BNTHWC[found[0]]).reshape(-1, *film.video_BNTHWC.shape[3:])
                 frames = pixels.to_uint8(np.concatenate([np.asarray(start.anchor_BHWC[found[0]])[None], steps])[::2])
