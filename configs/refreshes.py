@@ -4,7 +4,7 @@ All rows collect as many true episodes, train the world model for as many steps 
 configs/pace.py; they differ in how these are spread over rounds. The triggered row ends a round as soon as more than
 ``dream.false_success`` of the true failures that it watches are paid; what it watches are true steps of its own.
 
-Command:   python launch/study.py --config=configs/refreshes.py[:preset of configs/pace.py]
+Command:   python launch/study.py --config=configs/refreshes.py[:embedded preset of configs/pace.py]
 Expect:    about four runs of configs/pace.py for each seed
 """
 

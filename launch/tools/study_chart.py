@@ -44,9 +44,11 @@ def main() -> None:
                 name: [row for path in args.outcomes for row in read_json(path)["runs"].get(name, ())] for name in runs
             }
             write_json(args.join, first | {"runs": joined})
-        known = {one.name: one for one in variants.variants(first["study"], read_recipe(first["settings"]))}
+        # All of them, whichever the first file was asked for.
+        recipe = read_recipe(first["settings"] | {"variants": []})
+        known = {one.name: one for one in variants.variants(first["study"], recipe)}
         # In the order of the study, the base and what is cheap first and the reference last.
-        order = sorted(runs, key=lambda name: (name == variants.REFERENCE, list(known).index(name)))
+        order = sorted(filter(runs.get, runs), key=lambda name: (name == variants.REFERENCE, list(known).index(name)))
         rows = [seeds.summarize(name, known[name].says, runs[name], None) for name in order]
         draw(rows, args.out)
         print(render_markdown(rows))

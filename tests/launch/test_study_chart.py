@@ -33,6 +33,15 @@ def test_what_is_drawn_is_what_was_measured(tmp_path, monkeypatch, capsys) -> No
     assert rows["base"][2] == "0" and list(rows)[-1] == "PACE"
 
 
+def test_what_has_not_run_yet_is_left_out(tmp_path, monkeypatch, capsys) -> None:
+    facts = json.loads(MEASURED.read_text(encoding="utf-8"))
+    facts["runs"]["online_4"] = []
+    facts["settings"]["variants"] = ["online"]
+    (tmp_path / "some.json").write_text(json.dumps(facts), encoding="utf-8")
+    run(monkeypatch, tmp_path / "some.json", "--out", tmp_path / "chart.png")
+    assert "four times" not in capsys.readouterr().out and (tmp_path / "chart.png").exists()
+
+
 def test_seeds_of_other_settings_are_refused(tmp_path, monkeypatch) -> None:
     facts = json.loads(MEASURED.read_text(encoding="utf-8"))
     facts["settings"]["temperature"] = 9.0

@@ -122,16 +122,20 @@ def own(mark: pathlib.Path, place: pathlib.Path) -> SoftFileLease:
     """
     # A file and no lock of the kernel: not every network's file system passes those on to other machines.
     hold = SoftFileLease(mark, lease_duration=LEASE_S, heartbeat_interval=BEAT_S, is_singleton=True, thread_local=False)
-    signs: set[int] = set()
-    while len(signs) < 2:
+    signs: list[int] = []
+    while len(set(signs)) < 2:
         with contextlib.suppress(Timeout):
             hold.acquire(timeout=BEAT_S, poll_interval=0.2)
             return hold
         if not signs:
             processes.say(f"{place}: looking for at most {LEASE_S:.0f} s whether the process that began it lives")
         with contextlib.suppress(FileNotFoundError):  # released meanwhile
-            signs.add(mark.stat().st_mtime_ns)
-    who = f"process {owner.pid} on {owner.hostname}" if (owner := hold.owner) else "another process"
+            signs.append(mark.stat().st_mtime_ns)
+        # The library gives up the mark of the dead by a swap of two names, which file systems of a network may refuse.
+        if len(signs) > LEASE_S / BEAT_S + 2 and len(set(signs)) < 2:
+            mark.unlink(missing_ok=True)
+    # In a container the library writes more than the name of the machine.
+    who = f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if (owner := hold.owner) else "another process"
     raise InUseError(
         f"{place} is in use by {who}, and two that write into one place destroy each other's files. Wait until it has "
         "ended, stop it, or choose another folder."
@@ -179,8 +183,8 @@ def replace_folder(fresh: pathlib.Path, folder: pathlib.Path) -> None:
 
 def drop_folder(fresh: pathlib.Path) -> None:
     """Removes what :func:`fresh_folder` made, if it is not in place, and gives its name free for another process."""
-    shutil.rmtree(fresh, ignore_errors=True)
     if lease := _FRESH.pop(fresh, None):
+        shutil.rmtree(fresh, ignore_errors=True)
         lease.release(force=True)
 
 

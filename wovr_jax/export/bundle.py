@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.core import machine
-from wovr_jax.core.disk import drop_folder, fresh_folder, replace_folder, settle_folder, write_json
+from wovr_jax.core.disk import drop_folder, fresh_folder, own, replace_folder, settle_folder, write_json
 from wovr_jax.export import contract, program, robot
 from wovr_jax.export.robot import MANIFEST, PROGRAM, RECIPE, STATISTICS, WEIGHTS
 from wovr_jax.export.source import Policy
@@ -46,7 +46,18 @@ def write(
       BundleError: when ``folder`` holds something that must not be replaced.
       ContractError: when the bundle does not act as the policy does; nothing was written.
     """
-    folder = settle_folder(folder, _is_bundle)
+    folder = pathlib.Path(folder).expanduser().absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Before anything is settled: what another export is about to check looks whole to whoever comes meanwhile.
+    hold = own(folder.with_name(folder.name + ".owner"), folder)
+    try:
+        return _write(policy, settle_folder(folder, _is_bundle), frames, overwrite, progress)
+    finally:
+        hold.release(force=True)
+
+
+def _write(policy: Policy, folder: pathlib.Path, frames: int, overwrite: bool, progress: Progress) -> dict[str, Any]:
+    """Writes and checks the bundle beside its place, and puts it there."""
     check_vacant(folder, overwrite)
     # Read first: a folder without episodes is noticed before gigabytes are written.
     replayed = contract.choose_frames(policy.recorded, frames, policy.cfg.chunk)

@@ -143,7 +143,9 @@ def update(recipe: Recipe, on: Placement) -> Phase:
         keyframe_B=on.rows(count, dtype=bool),
     )
     # The regulariser holds the policy to the base policy, which is then a second set of parameters.
-    base = state.params if cfg.grpo.kl else None
+    base = (
+        on.place(jax.eval_shape(network.begin, _for_use(recipe), jax.random.key(0)), vla.AXES) if cfg.grpo.kl else None
+    )
     program = programs.update(cfg, network.net, recipe.temperature)
     held = {"policy": (state.params, base), "optimizer": state.opt_state, "rollouts": rollouts}
     # World model, judge and start states stay for the next iteration's imagination.
@@ -166,6 +168,11 @@ def _policy(recipe: Recipe, on: Placement) -> tuple[RLPolicy, learner.PolicyStat
         return learner.create(cfg, params, fixed, axes=vla.AXES)
 
     return network, on.place(jax.eval_shape(begin, vla.network(recipe.policy).shapes()), vla.AXES)
+
+
+def _for_use(recipe: Recipe) -> Params:
+    """Returns the policy as it is held where nothing trains it."""
+    return jax.eval_shape(vla.for_use(recipe.policy), vla.network(recipe.policy).shapes())
 
 
 def _windows(recipe: Recipe, on: Placement) -> Any:

@@ -271,7 +271,7 @@ class RLPolicy(NamedTuple):
       begin: ``begin(params, key)``: the plain network's parameters -> those of ``net``, which does the same with them.
         Beside adapters they are no longer trained, and are held as the policy is for use.
       plain: ``plain(params, base)``: the way back; adapters are folded in, in float32, into what ``base()`` gives, the
-        plain parameters that ``begin`` was given.
+        plain parameters that ``begin`` was given, in arrays that nobody needs afterwards.
     """
 
     net: Pure
@@ -291,7 +291,9 @@ def make_rl_policy(cfg: VLAConfig, adapters: PolicyLoRA | None, frozen: Sequence
 
     # Adapters start at a product of zero, so the first rollouts are the plain policy's.
     def begin(params: Params, key: Array) -> Params:
-        return lora.join(for_use(cfg)(params), lora.init(key, params, resolved))
+        # A convolution adds its adapters' product to the kernel before it rounds the sum.
+        return lora.join(for_use(cfg, ("*norm*", "patch_embed/kernel"))(params), lora.init(key, params, resolved))
 
-    merge = jax.jit(lambda base, adapters: lora.merge(base, adapters, resolved))
+    # What ``base()`` gives was read for this, and is given up: of a 7B policy there would be 30 GB more.
+    merge = jax.jit(lambda base, adapters: lora.merge(base, adapters, resolved), donate_argnums=0)
     return RLPolicy(adapted_network(cfg, resolved), begin, lambda joined, base: merge(base(), lora.separate(joined)[1]))

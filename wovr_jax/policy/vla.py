@@ -161,10 +161,11 @@ class Projector(nnx.Module):
         return getattr(self, f"fc{self.depth}")(x)
 
 
-def for_use(cfg: VLAConfig) -> Callable[[Params], Params]:
+def for_use(cfg: VLAConfig, islands: tuple[str, ...] = ("*norm*",)) -> Callable[[Params], Params]:
     """Makes of the policy's weights what is best held where nothing trains them; see ``nn.functional.narrow``."""
     # What joins the parts computes in the language model's dtype.
-    return lambda params: {name: narrow(part, getattr(cfg, name, cfg.llm).dtype) for name, part in params.items()}
+    dtypes = {"dino": cfg.dino.dtype, "siglip": cfg.siglip.dtype}
+    return lambda params: {name: narrow(x, dtypes.get(name, cfg.llm.dtype), islands) for name, x in params.items()}
 
 
 class VLA(nnx.Module):

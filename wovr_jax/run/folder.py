@@ -160,6 +160,16 @@ class Run:
         write_json(self.folder / f"config-before-{earlier + 1}.json", there)
         write_json(mark, self.settings)
 
+    def _keep(self) -> None:
+        """Asks for the folder anew where it was lost, by a long sleep for example; nobody else may have come.
+
+        Raises:
+          InUseError: somebody else has.
+        """
+        if self._lease and self._lease.compromise:
+            self._lease.release(force=True)
+            self._lease = own(self.folder / OWNER, self.folder)
+
     def stage(
         self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], load: Callable[[pathlib.Path], T]
     ) -> Product[T]:
@@ -206,11 +216,7 @@ class Run:
 
     def _make(self, name: str, make: Callable[[pathlib.Path], Mapping[str, Any]], folder: pathlib.Path) -> None:
         with _explained(folder, f"{name} cannot go on"):
-            if self._lease and self._lease.compromise:
-                raise RunError(
-                    f"{self.folder}: another process goes on with this run, because this one had given no sign of "
-                    "life for too long (a machine that slept, a disk that did not answer). It stops here."
-                )
+            self._keep()
             folder.mkdir(parents=True, exist_ok=True)
             tried = folder / "tried.json"
             # Tries that were interrupted have cost their seconds too.
@@ -220,6 +226,7 @@ class Run:
             try:
                 facts = dict(make(folder))
                 seconds = before + time.perf_counter() - begin - self._inside_s
+                self._keep()
                 # The mark comes last: until it is there the stage counts as not made, whatever lies in its folder.
                 write_json(folder / MARK, facts | {"seconds": seconds})
             except BaseException:

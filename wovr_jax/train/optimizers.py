@@ -128,17 +128,8 @@ def build(
         update = optax.adamw(rate, b1, b2, eps=eps, weight_decay=decay)
     elif name == "muon":
         # optax accepts a function of the parameters here; its annotation lets no checker see that.
-        options: Any = {"muon_weight_dimension_numbers": _matrices, "consistent_rms": 0.2}
-        update = muon(
-            rate,
-            ns_steps=NEWTON_SCHULZ_STEPS,
-            eps=eps,
-            adam_b1=b1,
-            adam_b2=b2,
-            weight_decay=decay,
-            adam_weight_decay=decay,
-            **options,
-        )
+        how: Any = {"muon_weight_dimension_numbers": _matrices, "consistent_rms": 0.2, "ns_steps": NEWTON_SCHULZ_STEPS}
+        update = muon(rate, eps=eps, adam_b1=b1, adam_b2=b2, weight_decay=decay, adam_weight_decay=decay, **how)
     else:
         raise ValueError(f"optimizer: expected 'adamw' or 'muon', got {name!r}")
     # First the clip: moments are averages of clipped gradients, so that one wild batch is not remembered.
@@ -171,7 +162,7 @@ def find_frozen(params: Params, *names: str) -> frozenset[Path]:
       ValueError: for a name of nothing.
     """
     # The slash at the end keeps "dino" from freezing "dino_head" as well.
-    flat = {f"{_slashed(path)}/": path for path in traverse_util.flatten_dict(params)}
+    flat = {"/".join(map(str, path)) + "/": path for path in traverse_util.flatten_dict(params)}
     inside = {name: [path for text, path in flat.items() if text.startswith(f"{name}/")] for name in names}
     if empty := [name for name, paths in inside.items() if not paths]:
         raise ValueError(f"frozen: no parameter under {empty[0]!r}; the top level has {sorted(map(str, params))}")
@@ -189,7 +180,3 @@ def split_frozen(params: Params, frozen: frozenset[Path]) -> tuple[Params, dict[
 def merge_frozen(trained: Params, frozen: dict[Path, Array]) -> Params:
     """Undoes :func:`split_frozen`."""
     return traverse_util.unflatten_dict(traverse_util.flatten_dict(trained) | frozen)
-
-
-def _slashed(path: Path) -> str:
-    return "/".join(map(str, path))

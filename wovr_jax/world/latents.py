@@ -264,7 +264,8 @@ def encode_once(
             processes.say(f"{path} cannot be used ({error}); its windows are encoded again.")
             processes.once(lambda: shutil.rmtree(path, ignore_errors=True), "remove damaged latents")
     sides = encode_windows(cfg, vae_params, windows, batch=batch)
-    arrays = [{name: array for name, array in vars(side).items() if name != "starts"} for side in sides]
+    # On the host: each process has all of some of them.
+    arrays = sharding.host([{name: x for name, x in vars(side).items() if name != "starts"} for side in sides])
     checkpoint.save(path, arrays, {"starts": [side.starts for side in sides]})
     return sides
 
