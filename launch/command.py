@@ -160,6 +160,9 @@ def expand_home(path: pathlib.Path, refuse: Callable[[str], NoReturn]) -> pathli
 
 def load_config(file: str, preset: str) -> dict[str, Any]:
     """Returns the settings of a config file with its presets; a file that cannot be used is refused with the reason."""
+    # A name is one of ours: pace stands for configs/pace.py, wherever that lies.
+    if (ours := ROOT / "configs" / f"{file}.py").is_file():
+        file = str(ours)
     if not pathlib.Path(file).is_file():
         near = difflib.get_close_matches(pathlib.Path(file).stem, _configs(), n=1)
         hint = f" Did you mean --config=configs/{near[0]}.py?" if near else ""
@@ -211,7 +214,8 @@ def default_run(file: str, preset: str, settings: Mapping[str, Any]) -> pathlib.
     parts = [pathlib.Path(file).stem, *filter(None, preset.split(","))]
     if settings.get("seed"):  # seed 0 is the plain folder
         parts.append(f"seed{settings['seed']}")
-    return ROOT / "runs" / "-".join(parts)
+    # Out of a wheel, runs lie where the command was given and not beside the installed files.
+    return (ROOT if (ROOT / "pyproject.toml").exists() else pathlib.Path.cwd()) / "runs" / "-".join(parts)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,10 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wovr_jax.types import Imagined, Start
 
 # Python puts this file's folder first on the path; the packages lie two above it.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
@@ -75,24 +79,36 @@ def main() -> None:
             lambda action_BNTA: imagine(action_BNTA, truth, predicate, start, key, chunks=chunks, video=True)
         )(after.action_BNTA)
 
-        failed_B = ~np.asarray(base.success_BNT).any((1, 2))
-        believed_B = (np.asarray(after.prob_BNT) > judge.threshold).any((1, 2))
-        true_B = np.asarray(followed.success_BNT).any((1, 2))
-        rows = []
-        for kind, (believed, true) in KINDS.items():
-            found = np.flatnonzero(failed_B & (believed_B == believed) & (true_B == true))
-            if not found.size:
-                command.refuse(f"{args.run}: of {AMONG} layouts none is {kind}.")
-            print(f"{kind}: {found.size} of {failed_B.sum()} layouts in which the base fails; drawn: {seeds[found[0]]}")
-            for film in (base, after, followed):
-                steps = np.asarray(film.video_BNTHWC[found[0]]).reshape(-1, *film.video_BNTHWC.shape[3:])
-                frames = pixels.to_uint8(np.concatenate([np.asarray(start.anchor_BHWC[found[0]])[None], steps])[::2])
-                frames = np.pad(frames, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)
-                rows.append(np.concatenate(list(frames), axis=1))
-            rows.append(np.full((GAP, *rows[-1].shape[1:]), 255, np.uint8))
-        picture = np.concatenate(rows[:-1])
+        rows = choose(args.run, seeds, start, judge.threshold, base, after, followed)
+        picture = np.concatenate(rows)
         pixels.image(args.out, picture.repeat(SCALE, axis=0).repeat(SCALE, axis=1))
         run.close()
+
+
+def choose(
+    run: pathlib.Path, seeds: Any, start: Start, threshold: float, base: Imagined, after: Imagined, followed: Imagined
+) -> list[Any]:
+    """Returns rows of frames: the first layout of each of ``KINDS``, before, imagined and true."""
+    import numpy as np
+
+    from wovr_jax.core import pixels
+
+    failed_B = ~np.asarray(base.success_BNT).any((1, 2))
+    believed_B = (np.asarray(after.prob_BNT) > threshold).any((1, 2))
+    true_B = np.asarray(followed.success_BNT).any((1, 2))
+    rows = []
+    for kind, (believed, true) in KINDS.items():
+        found = np.flatnonzero(failed_B & (believed_B == believed) & (true_B == true))
+        if not found.size:
+            command.refuse(f"{run}: of {AMONG} layouts none is {kind}.")
+        print(f"{kind}: {found.size} of {failed_B.sum()} layouts in which the base fails; drawn: {seeds[found[0]]}")
+        for film in (base, after, followed):
+            steps = np.asarray(film.video_BNTHWC[found[0]]).reshape(-1, *film.video_BNTHWC.shape[3:])
+            frames = pixels.to_uint8(np.concatenate([np.asarray(start.anchor_BHWC[found[0]])[None], steps])[::2])
+            frames = np.pad(frames, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)
+            rows.append(np.concatenate(list(frames), axis=1))
+        rows.append(np.full((GAP, *rows[-1].shape[1:]), 255, np.uint8))
+    return rows[:-1]
 
 
 if __name__ == "__main__":
