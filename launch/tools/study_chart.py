@@ -92,6 +92,7 @@ def draw(rows: list[dict[str, Any]], out: pathlib.Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.title.set_fontsize(10)
     figure.tight_layout(pad=1.2)
+    figure.subplots_adjust(left=0.24)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     plt.close(figure)
