@@ -40,6 +40,8 @@ DOORS = {
     "tools/pretrain_tabletop.py": 2,
     "tools/report.py": 2,
     "tools/film_strip.py": 2,
+    "tools/study_chart.py": 2,
+    "tools/before_and_after.py": 2,
     "tools/demonstrate_libero.py": 2,
 }
 """Door -> exit status of a misspelt flag. It is 1 where a script begins again whatever ends with another status."""
@@ -87,6 +89,8 @@ def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path:
         "tools/pretrain_tabletop.py": ["vae"],
         "tools/report.py": ["x"],
         "tools/film_strip.py": ["relay", "--out=x"],
+        "tools/study_chart.py": ["x", "--out=x"],
+        "tools/before_and_after.py": ["x", "--out=x"],
     }
     done = run(door, *required.get(door, []), "--hlep", cwd=tmp_path)
     assert done.returncode == status

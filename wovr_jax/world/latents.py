@@ -258,14 +258,16 @@ def encode_once(
     if processes.once(path.exists, "look for latents"):
         try:
             sides, starts = checkpoint.load(path), checkpoint.meta(path)["starts"]
-            train, held = (Latents(**jax.device_put(arrays), starts=n) for arrays, n in zip(sides, starts, strict=True))
+            sides = jax.tree.map(lambda x: jax.device_put(x[1:]), sides)
+            train, held = (Latents(**arrays, starts=n) for arrays, n in zip(sides, starts, strict=True))
             return train, held
         except (OSError, ValueError) as error:
             processes.say(f"{path} cannot be used ({error}); its windows are encoded again.")
             processes.once(lambda: shutil.rmtree(path, ignore_errors=True), "remove damaged latents")
     sides = encode_windows(cfg, vae_params, windows, batch=batch)
-    # On the host: each process has all of some of them.
+    # On the host: each process has all of some of them. With a row before each: Orbax keeps no array without rows.
     arrays = sharding.host([{name: x for name, x in vars(side).items() if name != "starts"} for side in sides])
+    arrays = jax.tree.map(lambda x: np.concatenate([np.zeros_like(x, shape=(1, *x.shape[1:])), x]), arrays)
     checkpoint.save(path, arrays, {"starts": [side.starts for side in sides]})
     return sides
 
