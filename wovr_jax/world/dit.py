@@ -54,8 +54,7 @@ AXES = (
     ("blocks/*/lora_b", ("layers", None, "embed")),
 )
 """What the axes of the parameters mean (``sharding``). The MLPs of text, actions and time see a few tokens only."""
-ISLANDS = ("*norm*", "*modulation", "time_*", "action_adaln/*", "head/*")
-"""Parameters that are used in float32 whatever the network computes in (``nn.functional.narrow``)."""
+ISLANDS = ("*norm*", "*modulation", "time_*", "action_adaln/*", "head/*")  # float32 always (``functional.narrow``)
 
 Activation = Callable[[Array], Array]
 EXACT_GELU: Activation = functools.partial(jax.nn.gelu, approximate=False)
