@@ -48,8 +48,8 @@ def violate_ranks(true_N: np.ndarray, imagined_N: np.ndarray) -> np.ndarray:
 
     (1 / N) sum_i max_j |R_i - R_j| [(S_i > S_j) != (R_i > R_j)], as ``mean_maximum_rank_violation`` of
     simpler_env/utils/metrics.py counts it: each policy answers for the worst pair that it is misplaced in, weighed by
-    what that costs in truth. Both comparisons are strict, so a tie in imagination of what differs in truth is charged to
-    the one that is better in truth, and a tie in truth weighs nothing.
+    what that costs in truth. Both comparisons are strict, so a tie in imagination of what differs in truth is charged
+    to the one that is better in truth, and a tie in truth weighs nothing.
     """
     true_NN, imagined_NN = (_subtract_pairs(x) for x in (true_N, imagined_N))
     wrong_NN = (imagined_NN > 0) != (true_NN > 0)
