@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +35,8 @@ def structural_similarity(a_BHWC: Array, b_BHWC: Array) -> Array:
     def blur(x_BHWC: Array) -> Array:
         # The window is a product of a row and a column: two passes of eleven products instead of one of 121.
         height, width = (side - SIDE + 1 for side in x_BHWC.shape[1:3])
-        x_BHWC = sum(weight[i] * x_BHWC[:, i : i + height] for i in range(SIDE))
-        return sum(weight[i] * x_BHWC[:, :, i : i + width] for i in range(SIDE))
+        rows_BHWC = sum((weight[i] * x_BHWC[:, i : i + height] for i in range(SIDE)), start=jnp.zeros(()))
+        return sum((weight[i] * rows_BHWC[:, :, i : i + width] for i in range(SIDE)), start=jnp.zeros(()))
 
     mean_a, mean_b = blur(a_BHWC), blur(b_BHWC)
     var_a, var_b = blur(a_BHWC**2) - mean_a**2, blur(b_BHWC**2) - mean_b**2
