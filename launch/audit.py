@@ -2,16 +2,16 @@
 
     python launch/audit.py runs/pace                          what is missing is made, the tables are printed
     python launch/audit.py runs/pace --config.mesh.data=4     over other devices than the run began on
-    python launch/audit.py runs/pace --rank                   can its worlds rank its policies, and up to which horizon?
-    python launch/audit.py runs/pace --ladder                 the same, with policies of 10, 20, 30, 50, 100 % of its data
+    python launch/audit.py runs/pace --rank                   do its worlds rank its policies, and how far do they go?
+    python launch/audit.py runs/pace --ladder                 the same, with policies of a part of its data too
     python launch/audit.py --foreign rollouts                 rollouts that any program wrote: docs/trust.md
 
 Every run of the whole loop ends with the first of these. Each policy meets the world model that taught it, and the one
 that was refreshed for it. Its recorded actions are replayed there (stages compare-*, with films); and in a closed loop
-it plays there as it does when it learns, while the true simulator follows the actions that it chose (closed-*). How many
-rollouts, the settings of the run say: evaluate.compare, evaluate.videos, evaluate.closed. The tables go to results.json
-and the page. What is there already is not made again, and the same command continues an audit that was interrupted. A
-run by several processes is audited by several, started as those of launch/train.py.
+it plays there as it does when it learns, while the true simulator follows the actions that it chose (closed-*). How
+many rollouts, the settings of the run say: evaluate.compare, evaluate.videos, evaluate.closed. The tables go to
+results.json and the page. What is there already is not made again, and the same command continues an audit that was
+interrupted. A run by several processes is audited by several, started as those of launch/train.py.
 
 --rank and --ladder are asked for, because they take minutes: their stages lie in <run>/trust/ and their answers in
 results.json and on the page. docs/trust.md says how to read them.
@@ -19,6 +19,7 @@ results.json and on the page. docs/trust.md says how to read them.
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import sys
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 # Python puts this file's folder first on the path; the packages lie one above it.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from launch import command
+from launch import command, flags
 
 
 def main() -> None:
@@ -35,13 +36,13 @@ def main() -> None:
     parser.add_argument("run", type=pathlib.Path, nargs="?", help="the run folder")
     parser.add_argument("--rank", action="store_true", help="try every policy of the run in every world of it")
     parser.add_argument("--ladder", action="store_true", help="and policies that imitate a part of its demonstrations")
-    parser.add_argument(
-        "--episodes", type=int, help="start states of each policy for --rank and --ladder (default 256)"
-    )
-    parser.add_argument("--shares", help="percent of the demonstrations for --ladder (default 10,20,30,50,100)")
+    words = "start states of each policy for --rank and --ladder (default 256)"
+    parser.add_argument("--episodes", type=flags.positive, help=words)
+    words = "percent of the demonstrations for --ladder (default 10,20,30,50,100)"
+    parser.add_argument("--shares", type=read_shares, help=words)
     parser.add_argument("--foreign", type=pathlib.Path, metavar="FOLDER", help="rollouts to audit in place of a run")
     parser.add_argument("--out", type=pathlib.Path, help="where the page of --foreign goes (default FOLDER/audit)")
-    parser.add_argument("--chunk", type=int, help="steps of a chunk for --foreign (default 8)")
+    parser.add_argument("--chunk", type=flags.positive, help="steps of a chunk for --foreign (default 8)")
     changes, rest = command.split_changes(sys.argv[1:])
     options = parser.parse_args(rest)
     if (options.run is None) == (options.foreign is None):
@@ -58,6 +59,17 @@ def main() -> None:
         audit_run(options, mesh.get("mesh"))
 
 
+def read_shares(text: str) -> list[float]:
+    """Returns 10,20 as shares, [0.1, 0.2]."""
+    try:
+        shares = [float(word) / 100 for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected percents with commas between them, got {text}") from None
+    if not (all(0 < share <= 1 for share in shares) and shares == sorted(set(shares))):
+        raise argparse.ArgumentTypeError(f"expected percents above 0, at most 100, in ascending order, got {text}")
+    return shares
+
+
 def check_flags(parser: command.Parser, options: Any) -> None:
     """Refuses flags that belong to another question."""
     of_run, of_rollouts = ("rank", "ladder", "episodes", "shares"), ("out", "chunk")
@@ -72,12 +84,8 @@ def check_flags(parser: command.Parser, options: Any) -> None:
 
 def audit_run(options: Any, mesh: dict[str, int] | None) -> None:
     """Audits a run and becomes the program that makes its page."""
-    run, asked = options.run, {}
-    if options.episodes is not None:
-        asked["episodes"] = options.episodes
-    if options.shares is not None:
-        words = str(command.parse_value(options.shares)).strip("()[]").split(",")
-        asked["shares"] = [percent / 100 for percent in map(command.parse_value, filter(str.strip, words))]
+    run = options.run
+    asked = {name: value for name in ("episodes", "shares") if (value := getattr(options, name)) is not None}
     with command.explain_errors(f"Stopped. {run} is kept up to here; the same command continues it.", place=run):
         # Only now: importing jax takes seconds, a misspelt flag none.
         from wovr_jax.core import processes

@@ -166,7 +166,7 @@ def rank(policies: Sequence[Mapping[str, Any]], how: str, world: int, seed: int)
     imagined = [policy[how]["imagined"][world] for policy in policies]
     counts = ([Count(rate["successes"], rate["n"]) for rate in side] for side in (true, imagined))
     pairs = itertools.combinations(zip((r["rate"] for r in true), (r["rate"] for r in imagined), strict=True), 2)
-    close = [(a - c) * (b - d) < 0 for (a, b), (c, d) in pairs if 0 < abs(a - c) < CLOSE]
+    close = [(a - c) * (b - d) < 0 for (a, b), (c, d) in pairs if 0 < abs(a - c) < CLOSE - 1e-9]
     return ranking.rank_policies(*counts, seed=seed) | {
         "close": {"within": CLOSE, "pairs": len(close), "inverted": sum(close)}
     }

@@ -153,15 +153,7 @@ def place_policies(trust: Answers) -> list[tuple[str, list[tuple[str, int, Point
     for how, words in trust["levels"].items():
         for w, name in enumerate(_world_names(trust)):
             if trust["worlds"][w]["ranking"].get(how):
-                points = [
-                    (
-                        policy["name"],
-                        2 if policy["ladder"] else 1,
-                        *map(_place_rate, (side["true"], side["imagined"][w])),
-                    )
-                    for policy in trust["policies"]
-                    for side in (policy[how],)
-                ]
+                points = [_place_policy(policy, how, w) for policy in trust["policies"]]
                 shown.append((f"{name}, {words}", points))
     return shown
 
