@@ -132,3 +132,14 @@ def test_a_file_that_numpy_did_not_write_is_named(tmp_path: pathlib.Path, spoil:
     spoil(tmp_path / "episode-7.npz")
     with pytest.raises(ForeignError, match="episode-7.npz: expected a file that numpy.savez wrote"):
         foreign.read_pairs(tmp_path)
+
+
+def test_the_door_prints_the_answers_or_says_what_is_wrong(
+    tmp_path: pathlib.Path, opened: Callable[..., tuple]
+) -> None:
+    status, out, err = opened("audit.py", "--foreign", tmp_path / "nowhere")
+    assert "there is no such folder" in str(status) and not out
+    write(tmp_path, 0, true_success=True, imagined_success=True)
+    status, out, err = opened("audit.py", "--foreign", tmp_path, "--out", tmp_path / "page", "--chunk", 5)
+    assert status == 0, err
+    assert "All 4 chunks (20 steps)" in out and out.strip().endswith(str(tmp_path / "page" / "report.html"))
