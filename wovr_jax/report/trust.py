@@ -85,19 +85,19 @@ def _state_horizon(horizon: Answers | None) -> str:
     if not horizon:
         return "Up to which horizon? Not asked."
     usable, chunks = horizon["horizon"], len(horizon["n"])
-    steps = f"{usable * horizon['chunk']} steps"
+    least = f"at least {horizon['thresholds']['surviving']:.0%} of the rollouts of recorded actions stay with the truth"
     reach = f"All {chunks} chunks" if usable == chunks else f"{usable} of {chunks} chunks"
+    said = f"{reach} ({usable * horizon['chunk']} steps), up to which {least}"
+    if not usable:
+        said = f"Not one chunk of {horizon['chunk']} steps, if {least.replace('stay', 'are to stay')}"
     # The chunk that ends the horizon says how sharp its end is.
-    last = horizon["with_truth"][min(usable, chunks - 1)]
-    end = f"{format_rate(last['rate'])} of {last['n']} after chunk {min(usable, chunks - 1) + 1}"
+    last = min(usable, chunks - 1)
+    alive = horizon["with_truth"][last]
+    said = f"Up to which horizon? {said}; after chunk {last + 1} {format_rate(alive['rate'])} of {alive['n']} are."
     if chunks == 1:
-        return f"Up to which horizon? {reach} ({steps}), as far as it was asked: {end} are still with the truth."
+        return said
     ssim, psnr = (f"{horizon[name][0]:.{d}f} to {horizon[name][-1]:.{d}f}" for name, d in (("ssim", 3), ("psnr", 1)))
-    return (
-        f"Up to which horizon? {reach} ({steps}), up to which at least {horizon['thresholds']['surviving']:.0%} of the "
-        f"rollouts of recorded actions stay with the truth: {end}. From the first to the last chunk PSNR goes from "
-        f"{psnr} dB and SSIM from {ssim}."
-    )
+    return f"{said} From the first to the last chunk PSNR goes from {psnr} dB and SSIM from {ssim}."
 
 
 # ---------------------------------------------------------------- tables
