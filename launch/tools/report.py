@@ -27,10 +27,11 @@ def main() -> None:
         command.refuse(f"{run} holds no results.json; a report is made of what launch/train.py has written there.")
     with command.explain_errors("Stopped.", place=run):
         from wovr_jax.core.disk import read_json
-        from wovr_jax.report import page, tables
+        from wovr_jax.report import page, tables, trust
 
-        path = page.write(run)
-        print(f"{tables.render_text(read_json(run / 'results.json'))}\n\n{path}")
+        path, results = page.write(run), read_json(run / "results.json")
+        parts = [tables.render_text(results)] + [trust.render_text(results["trust"])] * ("trust" in results)
+        print("\n\n".join([*parts, str(path)]))
 
 
 if __name__ == "__main__":

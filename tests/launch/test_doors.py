@@ -41,6 +41,7 @@ DOORS = {
     "tools/report.py": 2,
     "tools/film_strip.py": 2,
     "tools/study_chart.py": 2,
+    "tools/ranking_chart.py": 2,
     "tools/before_and_after.py": 2,
     "tools/demonstrate_libero.py": 2,
 }
@@ -90,6 +91,7 @@ def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path:
         "tools/report.py": ["x"],
         "tools/film_strip.py": ["relay", "--out=x"],
         "tools/study_chart.py": ["x", "--out=x"],
+        "tools/ranking_chart.py": ["x", "--out=x"],
         "tools/before_and_after.py": ["x", "--out=x"],
     }
     done = run(door, *required.get(door, []), "--hlep", cwd=tmp_path)
@@ -105,6 +107,14 @@ def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path:
         ("train.py", ["--config=configs/evaluate.py"], 1, "config.job=evaluate belongs to launch/evaluate.py"),
         ("audit.py", [], 2, "required: run"),
         ("audit.py", ["x", "--config.evaluate.closed=4"], 2, "a finished run keeps its settings"),
+        ("audit.py", ["x", "--foreign=y"], 2, "required: run, or --foreign FOLDER, and not both"),
+        ("audit.py", ["--foreign=y", "--ladder"], 2, "--ladder is of a run"),
+        ("audit.py", ["--foreign=y", "--config.mesh.data=1"], 2, "a finished run keeps its settings"),
+        ("audit.py", ["x", "--chunk=4"], 2, "--chunk is of --foreign FOLDER"),
+        ("audit.py", ["x", "--episodes=4"], 2, "--episodes is of --rank and --ladder"),
+        ("audit.py", ["x", "--rank", "--shares=10"], 2, "--shares is of --ladder"),
+        ("audit.py", ["x", "--ladder", "--shares=10,x"], 2, "expected percents with commas between them, got 10,x"),
+        ("audit.py", ["x", "--ladder", "--shares=50,10"], 2, "in ascending order, got 50,10"),
         ("study.py", ["--config=configs/pace.py:tiny"], 1, "config.job=pace belongs to launch/train.py"),
         ("study.py", ["--config=configs/lader.py"], 1, "Did you mean --config=configs/ladder.py?"),
         ("study.py probe", ["--run=x", "--starts=1"], 2, "--starts is at least 2"),

@@ -47,3 +47,12 @@ def test_an_interval_is_where_its_numbers_are():
     assert 'left:25.0%;width:50.0%"' in drawn
     assert 'title="10.0, 95% between 0.0 and 20.0"' in drawn
     assert drawn.count('<s class="zero" style="left:25.0%">') == 1, "the line of no gain"
+
+
+def test_a_dot_stands_where_both_rates_are_with_both_intervals():
+    drawn = figures.draw_scatter([("one <policy>", 2, (0.0, 0.5, 0.25, 0.75), (0.0, 1.0, 0.5, 1.0))], "true, imagined")
+    # 216 pixels across from 34 on, 200 up from 210 on.
+    assert 'circle class="dot series s2" cx="142.0" cy="10.0"' in drawn
+    assert 'class="line series s2" x1="88.0" y1="10.0" x2="196.0" y2="10.0"' in drawn
+    assert 'class="line series s2" x1="142.0" y1="110.0" x2="142.0" y2="10.0"' in drawn
+    assert "one &lt;policy&gt;: 50.0% across (95% between 25.0% and 75.0%), 100.0% up" in drawn

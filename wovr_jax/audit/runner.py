@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from wovr_jax.audit import trust
 from wovr_jax.audit.closed_loop import close_loop
 from wovr_jax.audit.replay import replay
+from wovr_jax.audit.trust import TrustConfig
 from wovr_jax.core import config, keys, machine, processes, sharding
 from wovr_jax.core.disk import read_json, write_json
 from wovr_jax.core.sharding import MeshConfig
@@ -32,12 +34,20 @@ STAGES = ("compare-", "closed-")
 """How the names of an audit's stages begin."""
 
 
-def audit(folder: str | os.PathLike, mesh: Mapping[str, int] | None = None) -> dict[str, dict[str, Any]]:
+def audit(
+    folder: str | os.PathLike,
+    mesh: Mapping[str, int] | None = None,
+    asked: TrustConfig | None = None,
+    *,
+    ladder: bool = False,
+) -> dict[str, dict[str, Any]]:
     """Holds the imagination of a finished run against the truth; what is there already is not made again.
 
     Args:
       folder: the run folder.
       mesh: devices along each axis, see ``core.sharding.MeshConfig``; by default as the run began.
+      asked: whether the worlds can rank policies and how far they can be followed, see ``trust``; None: not asked.
+      ladder: see ``trust.ask``.
 
     Returns:
       The facts of the audit's stages, by their names; none for a run without a learned world and its judge.
@@ -56,12 +66,15 @@ def audit(folder: str | os.PathLike, mesh: Mapping[str, int] | None = None) -> d
         made = _pass_stages(recipe, run)
         if made.worlds and made.rewards:
             audit_policies(recipe, run, made)
+            if asked is not None:
+                trust.ask(recipe, run, made, asked, ladder=ladder)
             about = {"rounds": recipe.rounds, "pace": recipe.pace, "online": recipe.dream.world == "true"}
             results = add_comparisons(summarize_run(recipe, run, time.perf_counter() - begin), about, run.facts)
             # The training may have needed more than the audit of it.
             if (path := run.folder / "results.json").exists():
                 results["peak_rss_gb"] = max(results["peak_rss_gb"], read_json(path).get("peak_rss_gb", 0.0))
-            write_json(path, results)
+            # What was asked once stays in the results, whoever puts them together again.
+            write_json(path, results | trust.read(run.folder))
         else:
             processes.say(f"{folder}: no learned world with a judge was made here, so there is nothing to audit.")
     run.close()

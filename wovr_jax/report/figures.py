@@ -133,13 +133,16 @@ def draw_curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
     return frame.svg(*parts, label=label)
 
 
-def draw_rates(lines: Sequence[tuple[str, Sequence[Point]]], label: str, *, log: bool = False) -> str:
+def draw_rates(
+    lines: Sequence[tuple[str, Sequence[Point]]], label: str, *, log: bool = False, what: str = "true success"
+) -> str:
     """Draws success rates against one quantity, a line for each name, and a key above them.
 
     Args:
       lines: (name, points in ascending order).
       label: what the quantity is.
       log: whether it has a logarithmic axis.
+      what: rates of what.
     """
     place = math.log2 if log else float
     xs = sorted({x for _, points in lines for x, *_ in points})
@@ -156,7 +159,27 @@ def draw_rates(lines: Sequence[tuple[str, Sequence[Point]]], label: str, *, log:
             parts.append(_rule(frame, place(x), low, place(x), high, kind=f"line {kind}"))
             parts.append(f'<circle class="dot {kind}" cx="{cx}" cy="{cy}" r="3.5">{_hover(numbers)}</circle>')
         key += f'<span><i class="{kind}"></i>{html.escape(name)}</span>'
-    return f'<p class="key">{key}</p>{frame.svg(*parts, label=f"true success against {label}")}'
+    return f'<p class="key">{key}</p>{frame.svg(*parts, label=f"{what} against {label}")}'
+
+
+def draw_scatter(points: Sequence[tuple[str, int, Point, Point]], label: str) -> str:
+    """Draws one rate against another on two axes from 0 to 1, a dot with both intervals for each point.
+
+    Args:
+      points: (name, number of its colour, across, up); of a ``Point`` the rate and the ends of its interval are drawn.
+      label: what the rates are, across first.
+    """
+    frame = Frame(262, 250, (0.0, 1.0), (0.0, 1.0), left=34, bottom=40)
+    parts = _axes(frame, (0, 0.5, 1), (0, 0.5, 1), label)
+    # On the diagonal the two rates agree.
+    parts.append(_rule(frame, 0, 0, 1, 1, kind="ideal"))
+    for name, colour, (_, x, left, right), (_, y, low, high) in points:
+        kind = f"series s{colour % SERIES}"
+        numbers = f"{name}: {x:.1%} across (95% between {left:.1%} and {right:.1%}), {y:.1%} up ({low:.1%}, {high:.1%})"
+        parts += [_rule(frame, left, y, right, y, f"line {kind}"), _rule(frame, x, low, x, high, f"line {kind}")]
+        cx, cy = frame.at(x, y)
+        parts.append(f'<circle class="dot {kind}" cx="{cx}" cy="{cy}" r="4">{_hover(numbers)}</circle>')
+    return frame.svg(*parts, label=label)
 
 
 def draw_reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], threshold: float | None) -> str:

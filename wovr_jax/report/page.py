@@ -22,7 +22,7 @@ from typing import Any
 
 from wovr_jax.core.disk import read_json, replace_file
 from wovr_jax.core.log import RESERVED, read_metrics
-from wovr_jax.report import figures, tables
+from wovr_jax.report import figures, tables, trust
 from wovr_jax.report.tables import Results, Rows
 
 FIRST_CURVES = (
@@ -31,6 +31,7 @@ FIRST_CURVES = (
 )
 """Shown at once when a stage has them, and other curves to fill up; the rest is behind a fold."""
 CURVES_AT_ONCE = 3
+RATES = "true success across, imagined success up"
 
 
 def write(run: str | os.PathLike) -> pathlib.Path:
@@ -73,6 +74,7 @@ def render(
         "facts": _render_facts(results),
         "lead": "".join(f'<p class="lead">{html.escape(said)}</p>\n' for said in tables.state_findings(results)),
         "success": _render_success(results.get("phases") or ()),
+        "trust": _render_trust(results.get("trust") or {}),
         # Tables that a study brings along have no section of their own in the template.
         "tables": "".join(map(_render_titled_table, results.get("tables") or ())),
         "closed": _render_closed_loop(results.get("closed_loop") or ()),
@@ -138,6 +140,25 @@ def _render_titled_table(table: Results) -> str:
         # At least ten points to each side, or a study without any effect would look like one with large effects.
         drawn += figures.draw_intervals(rows, min(*ends, -0.1), max(*ends, 0.1))
     return f'<h2>{title}</h2>\n<p class="why">{why}</p>\n{drawn}{_render_table(table["rows"])}'
+
+
+def _render_trust(answers: Results) -> str:
+    if not answers:
+        return ""
+    said = "".join(f'<p class="lead">{html.escape(words)}</p>\n' for words in trust.state_answers(answers))
+    scattered = trust.place_policies(answers)
+    drawn = [
+        f"<figure>{figures.draw_scatter(points, RATES)}<figcaption>{html.escape(title)}</figcaption></figure>"
+        for title, points in scattered
+    ]
+    key = "".join(f'<span><i class="series s{colour}"></i>{words}</span>' for colour, words in trust.KINDS.items())
+    # Of rollouts from elsewhere there is one kind, which needs no key.
+    mixed = len({colour for _, points in scattered for _, colour, *_ in points}) > 1
+    lines = [line for line in trust.place_chunks(answers) if len(line[1]) > 1]
+    parts = [said, f'<p class="key">{key}</p>' * mixed, _side_by_side(drawn)]
+    parts += map(_render_table, filter(None, (trust.policy_rows(answers), trust.ranking_rows(answers))))
+    parts += [figures.draw_rates(lines, "chunk", what="with the truth")] if lines else []
+    return "\n".join([*parts, *map(_render_table, filter(None, [trust.horizon_rows(answers)]))])
 
 
 def _render_closed_loop(closed_loop: Sequence[Results]) -> str:

@@ -32,7 +32,7 @@ from wovr_jax.studies.variants import REFERENCE, Settings, Variant, choose_varia
 from wovr_jax.train import loop
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
-from wovr_jax.world import dit
+from wovr_jax.world import dit, fidelity
 from wovr_jax.world import train as training
 from wovr_jax.world.model import WorldConfig, networks
 
@@ -114,8 +114,8 @@ class _Seed:
             elif name == "still":
                 seen_BNTHWC = jnp.broadcast_to(first_BHWC[:, None, None], true_BNTHWC.shape)
             else:
-                seen_BNTHWC = open_loop.reconstruct(cfg, vae_params, first_BHWC, true_BNTHWC)
-            errors = open_loop.measure_errors(cfg, vae_params, first_BHWC, true_BNTHWC, seen_BNTHWC)
+                seen_BNTHWC = fidelity.reconstruct(cfg, vae_params, first_BHWC, true_BNTHWC)
+            errors = fidelity.measure_errors(cfg, vae_params, first_BHWC, true_BNTHWC, seen_BNTHWC)
             frames = int(np.prod(seen_BNTHWC.shape[:3]))
             return {key: errors[f"{key}_N"].tolist() for key in ("latent", "psnr")} | {"imagined_frames": frames}
 
