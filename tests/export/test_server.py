@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.export.robots import TASKS, fake_run
-from wovr_jax.export import program, server, source, wire
+from wovr_jax.export import listen, program, source, wire
 from wovr_jax.export.server import PolicyServer, ServerConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -407,9 +407,9 @@ def test_a_port_that_is_taken_is_said_before_the_policy_is_opened(opened, tmp_pa
 
 
 def test_two_servers_that_load_at_once_do_not_get_one_port():
-    first = server.reserve(ServerConfig(port=0))
-    with pytest.raises(server.ServerError, match="is in use"):
-        server.reserve(ServerConfig(port=first[0].getsockname()[1]))
+    first = listen.reserve("127.0.0.1", 0)
+    with pytest.raises(listen.ServerError, match="is in use"):
+        listen.reserve("127.0.0.1", first[0].getsockname()[1])
     first[0].close()
 
 
@@ -463,5 +463,5 @@ def test_a_client_comes_back_to_a_server_that_began_anew(robot):
         with Served(robot) as before:
             client = until_it_ends.enter_context(module.Client(before.url))
             got = client.act(IMAGE, TASKS[0])
-        with Served(robot, sockets=server.reserve(ServerConfig(port=before.port))):
+        with Served(robot, sockets=listen.reserve("127.0.0.1", before.port)):
             np.testing.assert_array_equal(client.act(IMAGE, TASKS[0]), got)

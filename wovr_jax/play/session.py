@@ -1,0 +1,214 @@
+"""One player's episode in two worlds: the same actions happen in the true simulator and in the imagined one.
+
+A session knows no socket. It holds one episode, of bounded length, and nothing of it outlives a new beginning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tempfile
+from typing import Any, Literal
+
+import numpy as np
+
+from wovr_jax.core import pixels
+from wovr_jax.core.pixels import to_uint8
+from wovr_jax.play.programs import Programs
+from wovr_jax.types import Start
+
+APART = 0.1
+"""Imagination has left the truth where the two pictures differ by more than this: the root of the mean square over all
+pixels and colours, as a share of the range from black to white. It is a PSNR of 20 dB."""
+EPISODE_BYTES = 24 * 2**20
+"""Of the frames of one episode, both worlds together."""
+MOST_CHUNKS = 64
+FILM_FPS = 10
+
+Eye = Literal["imagined", "true"]
+
+
+class SessionError(ValueError):
+    """Tells a player why a request cannot be followed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """How an episode begins.
+
+    Attributes:
+      instruction: what the robot is asked to do.
+      imagined_HWC, true_HWC: uint8, the first picture; the true one is None where there is no simulator.
+      step: steps of the true episode that are over.
+      keyframe: whether it is the middle of an episode.
+      closed: whether the fingers were last told to close; whoever goes on with a thing in them has to keep them so.
+      action_NTA: actions to play again, chunk by chunk; empty for a new episode.
+    """
+
+    instruction: str
+    imagined_HWC: np.ndarray
+    true_HWC: np.ndarray | None
+    step: int
+    keyframe: bool
+    closed: bool
+    action_NTA: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Eight actions and what they led to.
+
+    Attributes:
+      n: number of the chunk in its episode.
+      action_TA: float32, the actions.
+      imagined_THWC, true_THWC: uint8 frames; the true ones are None where there is no simulator.
+      prob_T: success probability of each imagined frame; None where there is no judge yet.
+      truth_T: whether the goal holds in each true frame; None where there is no simulator.
+      apart_T: how far the two pictures are from each other, see ``APART``; None where there is one only.
+      left: the first step of the episode, from 0, after which they were further apart than that; None so far.
+      room: chunks that may still follow.
+    """
+
+    n: int
+    action_TA: np.ndarray
+    imagined_THWC: np.ndarray
+    true_THWC: np.ndarray | None
+    prob_T: np.ndarray | None
+    truth_T: np.ndarray | None
+    apart_T: np.ndarray | None
+    left: int | None
+    room: int
+
+
+class Session:
+    """An episode that is played chunk by chunk; it begins on a layout, or a row of the start states.
+
+    Args:
+      programs: the compiled steps.
+    """
+
+    def __init__(self, programs: Programs):
+        self.programs = programs
+        self._start: Start | None = None
+        self._chunks: list[Chunk] = []
+
+    @property
+    def most_chunks(self) -> int:
+        """Chunks of the longest episode."""
+        side = self.programs.source.starts.anchor_KHWC.shape[1:]
+        return max(1, min(MOST_CHUNKS, EPISODE_BYTES // (2 * self.programs.chunk * int(np.prod(side)))))
+
+    def begin(self, row: int | None, layout: int, noise: int) -> Begun:
+        """Begins at row ``row`` of the start states, or, without one, on the layout of a seed.
+
+        Args:
+          row: of the table.
+          layout: seed of a layout, in the true simulator only.
+          noise: seed of what the world model and a sampling policy draw.
+
+        Raises:
+          SessionError: no such row, or a layout where there is no simulator that could draw it.
+        """
+        source = self.programs.source
+        if row is None and source.sim is None:
+            raise SessionError(f"layouts are drawn by the true simulator, which {source.suite} has not; choose a start")
+        if row is not None and not 0 <= row < len(source.starts):
+            raise SessionError(f"'row': expected 0 to {len(source.starts) - 1}, a start state of the run, got {row}")
+        self._start = self.programs.begin_layout(layout) if row is None else self.programs.begin_row(row)
+        return self._rewind(noise, [])
+
+    def again(self, noise: int) -> Begun:
+        """Goes back to where the episode began; the actions so far come along, to be played under other noise.
+
+        Raises:
+          SessionError: nothing has begun.
+        """
+        self._check_begun()
+        return self._rewind(noise, [chunk.action_TA for chunk in self._chunks])
+
+    def step(self, action_TA: np.ndarray) -> Chunk:
+        """Plays eight actions in both worlds.
+
+        Raises:
+          SessionError: nothing has begun, or the episode is full.
+        """
+        start, source = self._check_begun(), self.programs.source
+        if len(self._chunks) >= self.most_chunks:
+            raise SessionError(f"this episode has its {self.most_chunks} chunks, and more are not kept; begin again")
+        n = len(self._chunks)
+        self._world, frame_1THWC, prob_1T = self.programs.imagine(
+            self._world, action_TA, start.task_B, self._noise, n
+        )
+        imagined_THWC, true_THWC, truth_T, apart_T = to_uint8(frame_1THWC)[0], None, None, None
+        if source.sim is not None:
+            self._sim, true_1THWC, truth_1T = self.programs.step(self._sim, action_TA)
+            self._seen = true_1THWC[:, -1]
+            true_THWC, truth_T = to_uint8(true_1THWC)[0], np.asarray(truth_1T)[0]
+            apart_T = measure_distance(imagined_THWC, true_THWC)
+            over_T = np.flatnonzero(apart_T > APART)
+            if self._left is None and len(over_T):
+                self._left = n * self.programs.chunk + int(over_T[0])
+        prob_T = None if prob_1T is None else np.asarray(prob_1T)[0]
+        room = self.most_chunks - n - 1
+        chunk = Chunk(n, action_TA, imagined_THWC, true_THWC, prob_T, truth_T, apart_T, self._left, room)
+        self._chunks.append(chunk)
+        return chunk
+
+    def act(self, sees: Eye, temperature: float) -> Chunk:
+        """Lets the policy choose the next chunk at the newest frame of one of the worlds, and plays it in both.
+
+        Raises:
+          SessionError: as :meth:`step`, and true frames where there is no simulator.
+        """
+        start = self._check_begun()
+        if sees == "true" and self.programs.source.sim is None:
+            raise SessionError("the policy cannot look at true frames: there is no true simulator here")
+        frame_1HWC = self._world.memory_BMHWC[:, -1] if sees == "imagined" else self._seen
+        chosen = self.programs.act(frame_1HWC, start.prompt_BL, temperature, self._noise, len(self._chunks))
+        return self.step(chosen)
+
+    def film(self) -> bytes:
+        """Returns the episode so far as an mp4: the truth on the left, imagination on the right.
+
+        Raises:
+          SessionError: no chunk has been played.
+        """
+        if not self._chunks:
+            raise SessionError("there is nothing to film yet; play a chunk first")
+        first = self._first
+        films = [np.concatenate([first.imagined_HWC[None], *(chunk.imagined_THWC for chunk in self._chunks)])]
+        if first.true_HWC is not None:
+            true = [chunk.true_THWC for chunk in self._chunks if chunk.true_THWC is not None]
+            films.insert(0, np.concatenate([first.true_HWC[None], *true]))
+        with tempfile.TemporaryDirectory() as folder:
+            film = films[0] if len(films) == 1 else pixels.side_by_side(*films)
+            return pixels.video(pathlib.Path(folder) / "episode.mp4", film, fps=FILM_FPS).read_bytes()
+
+    def _check_begun(self) -> Start:
+        if self._start is None:
+            raise SessionError("no episode has begun; begin one first")
+        return self._start
+
+    def _rewind(self, noise: int, action_NTA: list[np.ndarray]) -> Begun:
+        start, source = self._check_begun(), self.programs.source
+        self._noise, self._chunks, self._left = noise, [], None
+        # ``_seen``: what the true camera shows; it begins with the frame that imagination begins with.
+        self._world, self._sim, self._seen = self.programs.begin_world(start), start.sim, start.memory_BMHWC[:, -1]
+        picture_HWC = to_uint8(self._seen)[0]
+        shape = (0, self.programs.chunk, start.action_BMA.shape[-1])
+        self._first = Begun(
+            instruction=source.instructions[int(start.task_B[0])],
+            imagined_HWC=picture_HWC,
+            true_HWC=None if source.sim is None else picture_HWC,
+            step=int(start.step_B[0]),
+            keyframe=bool(start.keyframe_B[0]),
+            closed=bool(start.action_BMA[0, -1, -1] > 0.0),
+            action_NTA=np.stack(action_NTA) if action_NTA else np.zeros(shape, np.float32),
+        )
+        return self._first
+
+
+def measure_distance(imagined_THWC: np.ndarray, true_THWC: np.ndarray) -> np.ndarray:
+    """Returns how far two uint8 films are apart, frame by frame, as ``APART`` measures it: 0 is equal, 1 the most."""
+    difference_THWC = (imagined_THWC.astype(np.float32) - true_THWC.astype(np.float32)) / 255.0
+    return np.sqrt(np.mean(difference_THWC**2, axis=(1, 2, 3)))
