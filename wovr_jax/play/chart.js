@@ -1,6 +1,6 @@
 /* Two small charts over the steps of an episode: how far the two pictures are apart, and who calls it a success. */
 
-const CHART = { left: 34, right: 8, gap: 34, apart: 92, success: 58, top: 20, least: 24, highest: 0.3 };
+const CHART = { left: 34, right: 2, gap: 46, apart: 96, success: 56, top: 26, least: 24, highest: 0.06 };
 
 function drawChart(at, episode, hello, shown) {
   const width = Math.max(at.clientWidth, 240), steps = episode.imagined.length - 1;
@@ -17,13 +17,15 @@ function drawChart(at, episode, hello, shown) {
   };
 
   if (hello.simulator) {
-    const high = Math.max(CHART.highest, ...episode.apart) , bottom = top + CHART.apart;
+    const high = Math.max(CHART.highest, ...episode.apart), bottom = top + CHART.apart;
     const y = (value) => bottom - (Math.min(value, high) / high) * CHART.apart;
-    label("name", 0, top - 7, "How far apart the two pictures are");
-    for (const tick of [0, 0.1, 0.2, 0.3]) {
-      line(tick === hello.apart ? "limit" : "rule", CHART.left, y(tick), width - CHART.right, y(tick));
+    label("name", 0, top - 13, "How much of the picture differs");
+    for (const tick of [0, 0.02, 0.04, 0.06]) {
+      if (high > 0.12 && tick && tick < 0.06) continue;
+      line("rule", CHART.left, y(tick), width - CHART.right, y(tick));
       label("", CHART.left - 6, y(tick) + 4, `${Math.round(100 * tick)}%`, "end");
     }
+    line("limit", CHART.left, y(hello.apart), width - CHART.right, y(hello.apart));
     path("line before", episode.before || [], y);
     if (episode.apart.length) {
       const last = x(episode.apart.length).toFixed(1), points = episode.apart.map((value, i) => `${x(i + 1).toFixed(1)},${y(value).toFixed(1)}`);
@@ -39,20 +41,21 @@ function drawChart(at, episode, hello, shown) {
     top = bottom + CHART.gap;
   }
   const bottom = top + CHART.success, y = (value) => bottom - value * CHART.success;
-  label("name", 0, top - 7, "Success");
+  label("name", 0, top - 13, "Success");
   if (hello.threshold !== null) {
-    label("imagined", width - CHART.right, top - 7, "what the judge gives the imagined picture", "end");
+    label("imagined", width - CHART.right, top - 13, "what the judge gives the imagined picture", "end");
   }
   line("rule", CHART.left, y(0), width - CHART.right, y(0));
   line("rule", CHART.left, y(1), width - CHART.right, y(1));
   label("", CHART.left - 6, y(0) + 4, "0", "end");
   label("", CHART.left - 6, y(1) + 4, "1", "end");
   if (hello.threshold !== null) line("limit", CHART.left, y(hello.threshold), width - CHART.right, y(hello.threshold));
-  episode.truth.forEach((won, i) => {
-    if (won) parts.push(tag("rect", { class: "band true", x: x(i + 0.5), y: top, width: x(1) - x(0) + 0.5, height: CHART.success }));
-  });
+  for (let i = 0, end; i < episode.truth.length; i = end) {
+    for (end = i + 1; end < episode.truth.length && episode.truth[end] === episode.truth[i]; end++);
+    if (episode.truth[i]) parts.push(tag("rect", { class: "band true", x: x(i + 0.5), y: top, width: x(end + 0.5) - x(i + 0.5), height: CHART.success }));
+  }
   const first = episode.truth.findIndex(Boolean);
-  if (first >= 0) label("true", Math.min(x(first + 0.5) + 5, width - 70), bottom - 7, "true success");
+  if (first >= 0) label("true", Math.min(x(first + 0.5) + 6, width - 74), bottom - 7, "true success");
   path("line imagined", episode.prob, y);
   if (episode.offset + span > hello.steps && hello.steps - episode.offset < span && hello.steps > episode.offset) {
     const end = x(hello.steps - episode.offset);

@@ -63,10 +63,11 @@ async function greet(hello) {
   }
   $("keys-high").hidden = !("up_high" in hello.moves);
   $("temperature").max = Math.max(2, hello.temperature);
-  $("about-policy").textContent = `${hello.policy} learned on imagined frames at temperature ${hello.temperature}; a robot would be greedy.`;
+  const learned = hello.policy === "sft" ? "imitates demonstrations; it samples" : "learned on imagined frames, sampling";
+  $("about-policy").textContent = `${hello.policy} ${learned} at temperature ${hello.temperature}. A robot would be greedy.`;
   const judged = hello.threshold === null ? "no judge yet" : `the judge's threshold is ${hello.threshold.toFixed(2)}`;
   $("facts").textContent = `Run ${hello.run}, ${hello.suite}. Policy ${hello.policy}, world model ${hello.world}; ${judged}. ` +
-    `The pictures are apart when they differ by more than ${Math.round(100 * hello.apart)}% of the way from black to white (root mean square; a PSNR of 20 dB).`;
+    `A pixel differs where the other picture has no similar colour there or next to it; above ${(100 * hello.apart).toFixed(1)}% imagination has left the truth.`;
   // A start that a fresh pair of eyes has not seen before, or a recorded one where nothing draws layouts.
   play.place = hello.simulator ? { layout: Math.floor(Math.random() * 2 ** 31) } : { row: 0 };
   listStarts(play.kind);
@@ -302,7 +303,7 @@ function tell(step, gone) {
   if (won) return verdict("truth", "It is done in truth.", left);
   if (gone) return verdict("left", left, "The two pictures show different things from here on.");
   if (step) return verdict("", hello.simulator ? "So far imagination tells the truth." : "");
-  const touch = matchMedia("(hover: none)").matches;
+  const touch = matchMedia("(pointer: coarse)").matches;
   verdict("", touch ? "Push the round pad to move." : "Press an arrow key to move, the space bar to close the fingers.",
     "Every eight moves are imagined at once: while they play, you choose the next eight.");
 }
@@ -348,6 +349,7 @@ function resize() {
   const width = play.hello.frame[1], ratio = devicePixelRatio || 1;
   const side = width < room * ratio ? (Math.floor((room * ratio) / width) * width) / ratio : room;
   document.documentElement.style.setProperty("--side", `${side}px`);
+  $("views").classList.add("sized");
   if (play.episode) showFrame(play.shown);
   showTape();
 }
