@@ -48,7 +48,8 @@ def main() -> None:
             what = "the true simulator of LIBERO cannot be played in this version; the world model can"
             print(f"{source.name}: {what}", file=sys.stderr)
         # An IPv6 address stands in brackets in a URL; one that listens everywhere is no address to go to.
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(args.host, f"[{args.host}]" if ":" in args.host else args.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(args.host, args.host)
+        host = f"[{host}]" if ":" in host else host
 
         def tell(port: int) -> None:
             print(f"playing at http://{host}:{port}", flush=True)

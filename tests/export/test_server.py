@@ -442,8 +442,8 @@ with Client(sys.argv[1]) as client:
 
 def test_a_client_that_stands_still_is_answered_on_the_same_connection(robot, monkeypatch):
     # As if the pings of a minute were missed; the server says itself how long it waits for an answer.
-    hasty = functools.partial(server.serve, ping_interval=0.1, ping_timeout=0.3)
-    monkeypatch.setattr(server, "serve", hasty)
+    hasty = functools.partial(listen.serve, ping_interval=0.1, ping_timeout=0.3)
+    monkeypatch.setattr(listen, "serve", hasty)
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with (
         Served(robot) as served,

@@ -32,8 +32,10 @@ def find() -> str | None:
 class Tab:
     """An open page; what its console said stands in ``said``."""
 
-    def __init__(self, connection: ClientConnection):
-        self._connection, self._number, self.said = connection, 0, []
+    def __init__(self, connection: ClientConnection, folder: pathlib.Path):
+        self._connection, self._number, self.folder = connection, 0, folder
+        self.said: list[str] = []
+        self.url = ""
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -109,7 +111,7 @@ def chromium(program: str, folder: pathlib.Path) -> Iterator[Tab]:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=PATIENCE) as reply:
             (page,) = (page for page in json.load(reply) if page["type"] == "page")
         with connect(page["webSocketDebuggerUrl"], max_size=None, compression=None) as connection:
-            yield Tab(connection)
+            yield Tab(connection, folder)
     finally:
         process.terminate()
         process.wait(PATIENCE)

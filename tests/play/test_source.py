@@ -1,4 +1,4 @@
-"""Which policy, world model, judge and start states of a run are played with, and what is said where some are not there."""
+"""Which policy, world model, judge and start states of a run are played with, and what is said where some lack."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def test_nothing_in_the_folder_changes(copy: pathlib.Path) -> None:
 def test_what_is_not_there_is_said(run: pathlib.Path, copy: pathlib.Path, tmp_path: pathlib.Path) -> None:
     with pytest.raises(PlayError, match=r"a policy of round 7, found round 0 \(sft\), round 1 \(grpo-1\), round 2"):
         open_run(run, 7)
-    with pytest.raises(PlayError, match="a world model of round 5 .*, found round 0, round 1. Let the run go on"):
+    with pytest.raises(PlayError, match="a world model of round 5, found round 0, round 1. Let the run go on"):
         open_run(run, None, 5)
     for mark in copy.glob("stages/world-*/done.json"):
         mark.unlink()
-    with pytest.raises(PlayError, match="a finished world model .*, found none yet"):
+    with pytest.raises(PlayError, match="a finished world model, found none yet"):
         open_run(copy)
     with pytest.raises(PlayError, match="is not a run folder: its config.json cannot be read"):
         open_run(tmp_path)

@@ -38,6 +38,7 @@ from wovr_jax.export.wire import WireError
 
 LOG = logging.getLogger(__name__)
 
+
 @checked
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:

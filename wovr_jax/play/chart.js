@@ -7,9 +7,12 @@ function drawChart(at, episode, hello, shown) {
   const span = Math.max(CHART.least, hello.steps, Math.ceil(steps / 8) * 8, (episode.before || []).length);
   const x = (step) => CHART.left + (step / span) * (width - CHART.left - CHART.right);
   const parts = [];
+  const panels = [];
   let top = CHART.top;
   const tag = (name, attributes, inside = "") =>
     `<${name} ${Object.entries(attributes).map(([key, value]) => `${key}="${value}"`).join(" ")}>${inside}</${name}>`;
+  /** A line down through every chart, but not through the words between them. */
+  const upright = (kind, at) => panels.forEach(([from, to]) => line(kind, at, from, at, to));
   const line = (kind, x1, y1, x2, y2) => parts.push(tag("line", { class: kind, x1, y1, x2, y2 }));
   const label = (kind, x, y, said, anchor = "start") => parts.push(tag("text", { class: kind, x, y, "text-anchor": anchor }, said));
   const path = (kind, values, y) => {
@@ -18,6 +21,7 @@ function drawChart(at, episode, hello, shown) {
 
   if (hello.simulator) {
     const high = Math.max(CHART.highest, ...episode.apart), bottom = top + CHART.apart;
+    panels.push([top, bottom]);
     const y = (value) => bottom - (Math.min(value, high) / high) * CHART.apart;
     label("name", 0, top - 13, "How much of the picture differs");
     for (const tick of [0, 0.02, 0.04, 0.06]) {
@@ -41,9 +45,10 @@ function drawChart(at, episode, hello, shown) {
     top = bottom + CHART.gap;
   }
   const bottom = top + CHART.success, y = (value) => bottom - value * CHART.success;
+  panels.push([top, bottom]);
   label("name", 0, top - 13, "Success");
   if (hello.threshold !== null) {
-    label("imagined", width - CHART.right, top - 13, "what the judge gives the imagined picture", "end");
+    label("imagined", width - CHART.right, top - 13, "as the judge sees the imagined picture", "end");
   }
   line("rule", CHART.left, y(0), width - CHART.right, y(0));
   line("rule", CHART.left, y(1), width - CHART.right, y(1));
@@ -59,10 +64,10 @@ function drawChart(at, episode, hello, shown) {
   path("line imagined", episode.prob, y);
   if (episode.offset + span > hello.steps && hello.steps - episode.offset < span && hello.steps > episode.offset) {
     const end = x(hello.steps - episode.offset);
-    line("rule", end, CHART.top, end, bottom);
+    upright("rule", end);
     label("", end - 4, bottom + 16, `the run's episodes end at ${hello.steps}`, "end");
   }
-  if (shown > 0) line("at", x(shown), CHART.top, x(shown), bottom);
+  if (shown > 0) upright("at", x(shown));
   if (shown > 0 && episode.apart.length >= shown) {
     const high = Math.max(CHART.highest, ...episode.apart);
     parts.push(tag("circle", { class: "dot", r: 4, cx: x(shown), cy: CHART.top + CHART.apart * (1 - episode.apart[shown - 1] / high) }));

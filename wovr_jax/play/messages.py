@@ -2,7 +2,7 @@
 
     {do: starts, low, count}           ->  {told: starts, row (K,), frame (K, h, w, 3), instruction, step, keyframe}
     {do: begin, row or layout, noise}  ->  {told: begun, instruction, imagined, true, step, keyframe, closed, action}
-    {do: again, noise}                 ->  the same; action (N, T, A) is what was played so far, in a new episode nothing
+    {do: again, noise}                 ->  the same; action (N, T, A) is what was played so far, else nothing
     {do: step, action (T, A)}          ->  {told: chunk, n, action, imagined, true, prob, truth, apart, left, room, ms}
     {do: act, sees, temperature}       ->  the same: the policy chose the actions
     {do: film}                         ->  {told: film, mp4}

@@ -7,6 +7,7 @@ Each is compiled once, for one trajectory; weights, thresholds, chunk numbers an
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -40,20 +41,21 @@ class Programs:
         self._imagine = jax.jit(self._imagine_chunk)
         self._act = jax.jit(self._act_chunk)
         if source.sim is not None:
-            sim, world = source.sim, embedded.world(source.sim)
-            self._step = jax.jit(lambda state, action_1TA: world.step(state, action_1TA, None))
+            # Nothing is drawn in the simulator.
+            sim, world, no_key = source.sim, embedded.world(source.sim), jax.random.split(jax.random.key(0), 1)
+            self._step = jax.jit(lambda state, action_1TA: world.step(state, action_1TA, no_key))
             self._reset = jax.jit(lambda seed_1, prompt_KL: embedded.make_starts(seed_1, prompt_KL, sim, self.memory))
-            self._replay = jax.jit(lambda *played: embedded.replay(*played, sim))
+            self._replay = jax.jit(lambda seed_1, action_1SA, step_1: embedded.replay(seed_1, action_1SA, step_1, sim))
 
     def begin_row(self, row: int) -> Start:
         """Returns a start state of the table; with the simulator's state where there is a simulator."""
         table = self.source.starts
-        start = start_states.gather(table, np.asarray([row]), self.source.prompt_KL)
+        start = start_states.gather(table, jnp.asarray([row]), jnp.asarray(self.source.prompt_KL))
         if self.source.sim is None:
             return start
         # A state is not stored but played again, from its seed and the actions before it.
         played = (jnp.asarray(column[row : row + 1]) for column in (table.seed_K, table.played_KSA, table.step_K))
-        return start.replace(sim=self._replay(*played))
+        return dataclasses.replace(start, sim=self._replay(*played))
 
     def begin_layout(self, seed: int) -> Start:
         """Returns the start of an episode on the layout of a seed."""

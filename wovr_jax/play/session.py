@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ APART = 0.015
 SIMILAR = 0.15
 """Colours are similar that differ by at most this share of the range, in red, green and blue each."""
 SLACK = 1 / 32
-"""How far beside its place a colour may be, as a share of the picture: an edge that is imagined a pixel off is no lie."""
+"""How far beside its place a colour may be, as a share of the picture: an edge imagined a pixel off is no lie."""
 EPISODE_BYTES = 24 * 2**20
 """Of the frames of one episode, both worlds together."""
 MOST_CHUNKS = 64
@@ -140,9 +140,7 @@ class Session:
         if len(self._chunks) >= self.most_chunks:
             raise SessionError(f"this episode has its {self.most_chunks} chunks, and more are not kept; begin again")
         n = len(self._chunks)
-        self._world, frame_1THWC, prob_1T = self.programs.imagine(
-            self._world, action_TA, start.task_B, self._noise, n
-        )
+        self._world, frame_1THWC, prob_1T = self.programs.imagine(self._world, action_TA, start.task_B, self._noise, n)
         imagined_THWC, true_THWC, truth_T, apart_T = to_uint8(frame_1THWC)[0], None, None, None
         if source.sim is not None:
             self._sim, true_1THWC, truth_1T = self.programs.step(self._sim, action_TA)

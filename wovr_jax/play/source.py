@@ -98,7 +98,7 @@ def open_run(folder: str | os.PathLike, round_: int | None = None, world_round: 
     recipe = _read_recipe(folder)
     # By name, as the stages draw: weights that a run begins with at random are then the same here.
     key = functools.partial(keys.key, recipe.seed)
-    world_round = _choose_round(folder, "world", world_round, frozen=not recipe.world_train.steps)
+    world_round = _choose_world(folder, world_round, frozen=not recipe.world_train.steps)
     starts, instructions = _read_starts(folder, recipe, world_round)
     world_cfg, world = _read_world(folder, recipe, world_round, key)
     policy, policy_stage = _read_policy(folder, recipe, round_, key)
@@ -143,15 +143,15 @@ def _find_rounds(folder: pathlib.Path, kind: str) -> list[int]:
     return sorted(int(name.removeprefix(f"{kind}-")) for name in names if re.fullmatch(rf"{kind}-\d+", name))
 
 
-def _choose_round(folder: pathlib.Path, kind: str, asked: int | None, *, frozen: bool) -> int:
+def _choose_world(folder: pathlib.Path, asked: int | None, *, frozen: bool) -> int:
     """Returns the round of the world model to play in; a frozen one is the same in every round."""
     if frozen:
         return 0
-    there = _find_rounds(folder, kind)
+    there = _find_rounds(folder, "world")
     if not there or (asked is not None and asked not in there):
         wanted = "a finished world model" if asked is None else f"a world model of round {asked}"
         has = ", ".join(f"round {k}" for k in there) or "none yet"
-        raise PlayError(f"{folder}: expected {wanted} (stages/{kind}-*), found {has}. Let the run go on, or choose one.")
+        raise PlayError(f"{folder}: expected {wanted}, found {has}. Let the run go on, or choose one with --world.")
     return there[-1] if asked is None else asked
 
 
