@@ -24,8 +24,8 @@ function drawChart(at, episode, hello, shown) {
     panels.push([top, bottom]);
     const y = (value) => bottom - (Math.min(value, high) / high) * CHART.apart;
     label("name", 0, top - 13, "How much of the picture differs");
-    for (const tick of [0, 0.02, 0.04, 0.06]) {
-      if (high > 0.12 && tick && tick < 0.06) continue;
+    const between = high <= 0.12 ? 0.02 : high <= 0.3 ? 0.05 : 0.2;
+    for (let tick = 0; tick <= high + 1e-9; tick += between) {
       line("rule", CHART.left, y(tick), width - CHART.right, y(tick));
       label("", CHART.left - 6, y(tick) + 4, `${Math.round(100 * tick)}%`, "end");
     }
@@ -39,8 +39,7 @@ function drawChart(at, episode, hello, shown) {
     if (episode.left !== null && episode.left < episode.apart.length) {
       const gone = x(episode.left + 1);
       line("gone", gone, top, gone, bottom);
-      const right = gone > width * 0.6;
-      label("imagined", gone + (right ? -6 : 6), top + 11, `left the truth, step ${episode.left + 1}`, right ? "end" : "start");
+      label("imagined", width - CHART.right, top - 13, `left the truth at step ${episode.offset + episode.left + 1}`, "end");
     }
     top = bottom + CHART.gap;
   }
