@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -29,6 +30,7 @@ GRIPPER = """(() => {
   }
   return count ? [x / count, y / count] : null;
 })()"""
+MIDDLE = "(({{ x, y, width, height }}) => [x + width / 2, y + height / 2])($('{}').getBoundingClientRect())"
 PICTURES = "[$('true'), $('imagined')].map((canvas) => canvas.toDataURL())"
 STILL = "play.episode && !play.queue.length && !play.asked && play.timer === null"
 
@@ -91,7 +93,7 @@ def test_the_space_bar_closes_the_fingers(page: Tab) -> None:
 
 def test_the_pad_pushes(page: Tab) -> None:
     before = page.ask(GRIPPER)
-    x, y = page.ask("(({ x, y, width, height }) => [x + width / 2, y + height / 2])($('pad').getBoundingClientRect())")
+    x, y = page.ask(MIDDLE.format("pad"))
     mouse = {"button": "left", "buttons": 1, "clickCount": 1}
     page.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, **mouse)
     page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x - 50, y=y, **mouse)
@@ -167,3 +169,29 @@ def test_what_the_server_refuses_is_shown(page: Tab) -> None:
     page.ask("$('trouble-again').click()")
     page.wait(f"play.socket.readyState === WebSocket.OPEN && {STILL}")
     assert page.said == []
+
+
+def test_a_pointer_leaves_the_keys_to_the_driver(page: Tab) -> None:
+    x, y = page.ask(MIDDLE.format("temperature"))
+    mouse = {"button": "left", "clickCount": 1, "x": x, "y": y}
+    for kind in ("mousePressed", "mouseReleased"):
+        page.call("Input.dispatchMouseEvent", type=kind, **mouse)
+    warmth = page.ask("$('warmth').textContent")
+    assert warmth == "1.0"
+    page.ask("new Promise((done) => setTimeout(done, 50))")
+    page.press("ArrowLeft", 0.2)
+    page.wait(f"play.episode.imagined.length >= 9 && {STILL}")
+    assert page.ask("$('warmth').textContent") == warmth and page.said == []
+
+
+def test_without_a_simulator_the_world_model_is_played_alone(tab: Tab, programs: Programs) -> None:
+    source = dataclasses.replace(programs.source, sim=None)
+    with Served(Programs(source)) as served:
+        tab.open(f"http://127.0.0.1:{served.port}/")
+        tab.wait(f"typeof play === 'object' && document.querySelector('#starts button') && {STILL}")
+        assert "LIBERO cannot be played" in tab.ask("$('absent').textContent")
+        assert tab.ask("$('true').hidden && $('random').disabled && play.place.row === 0")
+        before = tab.ask("$('imagined').toDataURL()")
+        tab.press("ArrowLeft", 0.3)
+        tab.wait(f"play.episode.imagined.length >= 9 && {STILL}")
+        assert tab.ask("$('imagined').toDataURL()") != before and tab.said == []

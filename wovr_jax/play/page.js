@@ -394,12 +394,15 @@ function markStart() {
 
 /* ------------------------------------------------------------------ keys, mouse, touch */
 
-const isTyping = (target) => target instanceof HTMLInputElement && target.type === "range";
+/** Keys that the focused control needs itself; see below how seldom one is focused. */
+const belongsTo = (target, key) =>
+  (target instanceof HTMLInputElement && key.startsWith("Arrow")) || (target instanceof HTMLButtonElement && key === " ");
 
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("trouble").open) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key, name = KEYS[key];
-  if (name && play.hello && name in play.hello.moves && !(isTyping(event.target) && key.startsWith("Arrow"))) {
+  if (belongsTo(event.target, key)) return;
+  if (name && play.hello && name in play.hello.moves) {
     event.preventDefault();
     if (!event.repeat) { play.held.add(name); play.tapped.add(name); take(); }
   } else if (key === " ") {
@@ -411,8 +414,6 @@ addEventListener("keydown", (event) => {
 addEventListener("keyup", (event) => {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (KEYS[key]) play.held.delete(KEYS[key]);
-  // A button in focus would be pressed by the space that has closed the fingers.
-  if (key === " ") event.preventDefault();
 });
 addEventListener("blur", () => { play.held.clear(); release(); });
 
@@ -445,7 +446,12 @@ $("chart").addEventListener("pointerleave", () => {
   if (play.episode && !play.queue.length) showFrame(play.episode.imagined.length - 1);
 });
 
-const press = (id, follow) => $(id).addEventListener("click", () => { $(id).blur(); follow(); });
+// Who used a control with the pointer wants the keys for driving again; who came by Tab goes on with Tab.
+const letGo = () => setTimeout(() => document.activeElement && document.activeElement.blur());
+addEventListener("click", ({ detail }) => detail && !$("trouble").open && letGo());
+$("temperature").addEventListener("pointerup", letGo);
+
+const press = (id, follow) => $(id).addEventListener("click", follow);
 press("fingers", toggleFingers);
 press("reset", () => begin(play.place));
 press("policy", togglePolicy);
