@@ -21,42 +21,46 @@ from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.folder import MARK
 from wovr_jax.sim import embedded
+from wovr_jax.sim.embedded import Simulator
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
 from wovr_jax.types import Episode
 from wovr_jax.world.model import WorldConfig, networks
 
-SIM = TabletopConfig.fake()
+SIM, POLICY = TabletopConfig.fake(), VLAConfig.fake()
 EPISODES, KEYFRAMES = 6, 12
 THRESHOLD = 0.25
 
 
-def make_run(folder: pathlib.Path, *, rounds: int = 2, **changes: Any) -> pathlib.Path:
-    """Writes the stages of a run of ``rounds`` rounds; ``changes`` are settings."""
+def make_run(
+    folder: pathlib.Path, *, rounds: int = 2, sim: Simulator = SIM, policy: VLAConfig = POLICY, **changes: Any
+) -> pathlib.Path:
+    """Writes the stages of a run of ``rounds`` rounds in a simulator; ``changes`` are settings."""
     folder.mkdir(parents=True)
-    write_json(folder / "config.json", small_settings(save_parts(folder / "parts"), **changes))
-    episodes = play_episodes()
+    write_json(folder / "config.json", small_settings(save_parts(folder / "parts"), policy=policy, **changes))
+    episodes = play_episodes(sim)
     disk.write(_done(folder, "demonstrations") / "episodes", iter(episodes))
-    checkpoint.save(_done(folder, "sft") / "policy", spread(vla.network(VLAConfig.fake()), 10))
+    checkpoint.save(_done(folder, "sft") / "policy", spread(vla.network(policy), 10))
     for k in range(rounds):
         checkpoint.save(_done(folder, f"world-{k}") / "dit", spread(networks(WorldConfig.fake())[0], 20 + k))
         reward = spread(classifier.network(RewardConfig.fake()), 30 + k)
         checkpoint.save(_done(folder, f"reward-{k}", threshold=THRESHOLD) / "reward", reward)
-        starts.save(_done(folder, f"starts-{k}") / "starts", choose_starts(episodes))
-        checkpoint.save(_done(folder, f"grpo-{k + 1}") / "policy", spread(vla.network(VLAConfig.fake()), 40 + k))
+        starts.save(_done(folder, f"starts-{k}") / "starts", choose_starts(episodes, sim))
+        checkpoint.save(_done(folder, f"grpo-{k + 1}") / "policy", spread(vla.network(policy), 40 + k))
     return folder
 
 
-def play_episodes() -> list[Episode]:
+def play_episodes(sim: Simulator) -> list[Episode]:
     """The expert's episodes."""
-    return list(embedded.play_demonstrations(range(EPISODES), jax.random.key(0), ExpertConfig(), SIM, batch=EPISODES))
+    expert = ExpertConfig(flaw="none")
+    return list(embedded.play_demonstrations(range(EPISODES), jax.random.key(0), expert, sim, batch=EPISODES))
 
 
-def choose_starts(episodes: list[Episode]) -> starts.Starts:
+def choose_starts(episodes: list[Episode], sim: Simulator) -> starts.Starts:
     """A start at each episode, and two keyframes of each."""
     failed = [dataclasses.replace(episode, success_S=np.zeros_like(episode.success_S)) for episode in episodes]
     how = StartsConfig(rule="uniform", each=KEYFRAMES // EPISODES, room=0)
-    return starts.join(starts.initial(episodes), starts.keyframes(failed, how, steps=SIM.horizon))
+    return starts.join(starts.initial(episodes), starts.keyframes(failed, how, steps=sim.horizon))
 
 
 def spread(network: Any, seed: int) -> Any:

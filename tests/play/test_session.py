@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import subprocess
 
 import imageio_ffmpeg
@@ -11,14 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.play.small import EPISODES, SIM
+from tests.play.small import EPISODES, SIM, make_run
 from wovr_jax.core.pixels import to_uint8
 from wovr_jax.data import starts as start_states
 from wovr_jax.play import session as sessions
 from wovr_jax.play.programs import Programs
 from wovr_jax.play.session import Session, SessionError, measure_distance
+from wovr_jax.play.source import open_run
+from wovr_jax.policy.tokenizer import Tokenizer
+from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.run import programs as run_programs
 from wovr_jax.sim import embedded
+from wovr_jax.sim.relay.table import RelayConfig
+from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.types import NULL_ACTION
 
 NOISE = 5
@@ -161,7 +167,7 @@ def test_without_a_simulator_and_without_a_judge(programs: Programs) -> None:
     assert session.film()[4:8] == b"ftyp"
 
 
-def test_a_film_shows_both_worlds(programs: Programs, tmp_path) -> None:
+def test_a_film_shows_both_worlds(programs: Programs, tmp_path: pathlib.Path) -> None:
     session = Session(programs)
     session.begin(0, 0, 0)
     chunk = session.step(draw_actions(1)[0])
@@ -201,3 +207,15 @@ def test_the_moment_when_imagination_left_the_truth(programs: Programs, monkeypa
     session.begin(0, 0, 0)
     monkeypatch.setattr(sessions, "measure_distance", lambda *_: np.zeros(8))
     assert session.step(draw_actions(1)[0]).left is None
+
+
+def test_relay_is_played_as_the_table_is(tmp_path: pathlib.Path) -> None:
+    words, sim = Tokenizer.relay(), RelayConfig.fake()
+    policy = dataclasses.replace(VLAConfig.fake(), vocab_size=words.vocab_size, pad=words.pad)
+    run = make_run(tmp_path / "relay", rounds=1, sim=sim, policy=policy, relay=sim, expert=ExpertConfig(flaw="none"))
+    source = open_run(run)
+    session = Session(Programs(source))
+    begun = session.begin(EPISODES, 0, 0)
+    assert source.suite == "relay" and begun.keyframe and begun.instruction in source.instructions
+    chunk, chosen = session.step(draw_actions(1)[0]), session.act("imagined", 0.0)
+    assert chunk.true_THWC is not None and chunk.true_THWC.shape == chosen.imagined_THWC.shape == (8, 16, 16, 3)

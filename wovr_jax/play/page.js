@@ -12,7 +12,7 @@ const play = {
   episode: null, queue: [], asked: false, shown: 0, room: 1,
   held: new Set(), tapped: new Set(), push: null, closed: false, sentClosed: false,
   tape: [], now: [], driver: "person", recorded: [], place: { layout: 1 }, noise: 0,
-  starts: [], kind: "initial", toFrame: null, timer: null,
+  starts: [], kind: "initial", toFrame: null, timer: null, shownAt: -Infinity, until: null,
 };
 
 /* ------------------------------------------------------------------ the server */
@@ -131,6 +131,7 @@ function tick() {
   const { queue, hello, tape } = play, showing = queue.length > 0;
   if (showing) {
     add(queue.shift());
+    play.shownAt = performance.now();
     showFrame(play.episode.imagined.length - 1);
   }
   if (play.driver === "person" && !play.asked && tape.length < hello.chunk && (showing || tape.length || wanted())) {
@@ -189,7 +190,8 @@ async function request(message) {
   }
   if (play.driver !== "person") { play.closed = play.now[steps - 1][dim - 1] > 0; play.sentClosed = play.closed; showFingers(); }
   pause();
-  tick();
+  // In the pace of the frames before: an answer that comes early waits for its turn.
+  schedule(Math.max(0, TICK_MS - (performance.now() - play.shownAt)));
 }
 
 function add(frame) {
