@@ -34,7 +34,8 @@ def main() -> None:
     with command.explain_errors("stopped", place=f"{args.host}:{args.port}"):
         # Only now: importing jax takes seconds, a misspelt flag none.
         from wovr_jax.core import config
-        from wovr_jax.export.server import PolicyServer, ServerConfig, reserve
+        from wovr_jax.export.listen import reserve
+        from wovr_jax.export.server import PolicyServer, ServerConfig
 
         key = read_key(args.api_key_file)
         # Nothing is refused here: in a robot's own network an open server may be what is wanted.
@@ -45,7 +46,7 @@ def main() -> None:
         limits = {"max_bytes": int(args.max_mb * 2**20), "connections": args.clients}
         cfg = config.from_dict(ServerConfig, flags | limits | {"api_key": key}, "server")
         # Before the policy, whose opening takes minutes: a port that is taken is said at once.
-        sockets = reserve(cfg)
+        sockets = reserve(cfg.host, cfg.port)
         robot = open_policy(args.source, args.round)
         # An IPv6 address stands in brackets in a URL.
         name, host = robot.about["policy"], f"[{args.host}]" if ":" in args.host else args.host

@@ -30,6 +30,7 @@ DOORS = {
     "import": "launch/import_weights.py",
     "export": "launch/export.py",
     "serve": "launch/serve.py",
+    "play": "launch/play.py",
     "benchmark": "launch/benchmark.py",
     "doctor": "launch/doctor.py",
 }

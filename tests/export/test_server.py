@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.export.robots import TASKS, fake_run
-from wovr_jax.export import program, server, source, wire
+from wovr_jax.export import listen, program, source, wire
 from wovr_jax.export.server import PolicyServer, ServerConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -407,9 +407,9 @@ def test_a_port_that_is_taken_is_said_before_the_policy_is_opened(opened, tmp_pa
 
 
 def test_two_servers_that_load_at_once_do_not_get_one_port():
-    first = server.reserve(ServerConfig(port=0))
-    with pytest.raises(server.ServerError, match="is in use"):
-        server.reserve(ServerConfig(port=first[0].getsockname()[1]))
+    first = listen.reserve("127.0.0.1", 0)
+    with pytest.raises(listen.ServerError, match="is in use"):
+        listen.reserve("127.0.0.1", first[0].getsockname()[1])
     first[0].close()
 
 
@@ -442,8 +442,8 @@ with Client(sys.argv[1]) as client:
 
 def test_a_client_that_stands_still_is_answered_on_the_same_connection(robot, monkeypatch):
     # As if the pings of a minute were missed; the server says itself how long it waits for an answer.
-    hasty = functools.partial(server.serve, ping_interval=0.1, ping_timeout=0.3)
-    monkeypatch.setattr(server, "serve", hasty)
+    hasty = functools.partial(listen.serve, ping_interval=0.1, ping_timeout=0.3)
+    monkeypatch.setattr(listen, "serve", hasty)
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with (
         Served(robot) as served,
@@ -463,5 +463,5 @@ def test_a_client_comes_back_to_a_server_that_began_anew(robot):
         with Served(robot) as before:
             client = until_it_ends.enter_context(module.Client(before.url))
             got = client.act(IMAGE, TASKS[0])
-        with Served(robot, sockets=server.reserve(ServerConfig(port=before.port))):
+        with Served(robot, sockets=listen.reserve("127.0.0.1", before.port)):
             np.testing.assert_array_equal(client.act(IMAGE, TASKS[0]), got)

@@ -28,6 +28,7 @@ DOORS = {
     "import_weights.py": 2,
     "export.py": 2,
     "serve.py": 2,
+    "play.py": 2,
     "doctor.py": 2,
     "benchmark.py": 2,
     "benchmark.py parts": 2,

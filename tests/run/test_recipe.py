@@ -25,6 +25,7 @@ from wovr_jax.core import config, keys
 from wovr_jax.core.config import Between, ConfigError
 from wovr_jax.export.server import ServerConfig
 from wovr_jax.grpo import GRPOConfig
+from wovr_jax.play.server import PlayConfig
 from wovr_jax.policy import vla
 from wovr_jax.policy.towers_train import TowerTraining
 from wovr_jax.policy.vla import VLAConfig
@@ -57,7 +58,7 @@ def _numbers(hint: Any, path: str, ranges: tuple[Any, ...] = ()) -> Iterator[tup
         assert origin is Literal or hint in (str, bool, type(None), ...), f"{path}: {hint} is not looked into"
 
 
-@pytest.mark.parametrize("root", [Recipe, TowerTraining, ServerConfig, LiberoEvaluation])
+@pytest.mark.parametrize("root", [Recipe, TowerTraining, ServerConfig, PlayConfig, LiberoEvaluation])
 def test_every_number_has_a_range(root: type) -> None:
     numbers = list(_numbers(root, root.__name__))
     assert len(numbers) > (150 if root is Recipe else 3)

@@ -15,37 +15,28 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import dataclasses
-import errno
 import hmac
 import http
 import itertools
 import logging
-import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from wovr_jax.core.config import Between, Count, NonNegative, Seed, checked
 from wovr_jax.export import observation, wire
+from wovr_jax.export.listen import listen, reserve, run_until_signal
 from wovr_jax.export.observation import ObservationError
 from wovr_jax.export.robot import BundleError, Robot
 from wovr_jax.export.wire import WireError
 
 LOG = logging.getLogger(__name__)
-# The library logs a traceback for every stranger's broken handshake; those are no faults of this server.
-_QUIET = logging.getLogger(f"{__name__}.websockets")
-_QUIET.setLevel(logging.CRITICAL)
-
-
-class ServerError(ValueError):
-    """An address that cannot be served on; the message says why."""
 
 
 @checked
@@ -77,7 +68,7 @@ class PolicyServer:
     Args:
       robot: the policy.
       cfg: how to serve it.
-      sockets: of :func:`reserve`; by default they are bound when it serves.
+      sockets: of ``listen.reserve``; by default they are bound when it serves.
     """
 
     def __init__(self, robot: Robot, cfg: ServerConfig, sockets: Sequence[socket.socket] = ()):
@@ -94,53 +85,32 @@ class PolicyServer:
         Args:
           ready: called with the port once clients can connect.
         """
-
-        async def until_signal() -> None:
-            # Not KeyboardInterrupt: it would come in the middle of whatever the loop does.
-            stop = asyncio.Event()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, stop.set)
-            await self.serve(stop, ready)
-
-        asyncio.run(until_signal())
+        run_until_signal(lambda stop: self.serve(stop, ready))
 
     async def serve(self, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
         """Serves until ``stop`` is set.
 
         Raises:
-          ServerError: see :func:`reserve`.
+          ServerError: see ``listen.reserve``.
           OSError: when another process has begun to listen on the port meanwhile.
         """
         # Compiled before the first client comes, whose robot would wait for it.
         self.robot.warm()
-        sockets = self.sockets or reserve(self.cfg)
-        try:
-            async with contextlib.AsyncExitStack() as open_until_stopped:
-                for listener in sockets:
-                    await open_until_stopped.enter_async_context(self._serve_on(listener))
-                ready(sockets[0].getsockname()[1])
-                await stop.wait()
-        finally:
-            self._thread.shutdown()
-
-    def _serve_on(self, listener: socket.socket) -> Any:
-        # Or connections that have just ended would keep the next server from the port.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return serve(
-            self._converse,
-            sock=listener,
+        sockets = self.sockets or reserve(self.cfg.host, self.cfg.port)
+        options = {
             # None stands for a request without an Origin header, as programs send it.
-            origins=[None],
-            compression=None,  # frames of a camera hardly shrink, and deflating them takes milliseconds
-            max_size=self.cfg.max_bytes,
-            max_queue=2,  # a client that sends faster than the policy acts is slowed down, not buffered
-            process_request=self._admit,
+            "origins": [None],
+            "max_size": self.cfg.max_bytes,
+            "max_queue": 2,  # a client that sends faster than the policy acts is slowed down, not buffered
+            "process_request": self._admit,
             # A robot that stands still (a debugger, a simulator that starts) comes back minutes later. Pings go on:
             # where no machine is any more that receives them, the system ends the connection.
-            ping_timeout=None,
-            server_header=None,
-            logger=_QUIET,
-        )
+            "ping_timeout": None,
+        }
+        try:
+            await listen(sockets, self._converse, stop, ready, **options)
+        finally:
+            self._thread.shutdown()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answers health checks and refuses strangers and too many clients; None goes on to the handshake."""
@@ -198,37 +168,6 @@ class PolicyServer:
             # Whatever one request meets, the next one is answered.
             LOG.exception("the policy failed on an observation")
             return "the policy failed on this observation; the server's log says how"
-
-
-def reserve(cfg: ServerConfig) -> list[socket.socket]:
-    """Returns a bound socket for each address of ``cfg.host``, so that no policy is loaded for a port that is taken.
-
-    Raises:
-      ServerError: when the port is taken, or the host is not an address of this machine.
-    """
-    where, port, sockets = f"{cfg.host}:{cfg.port}", cfg.port, []
-    try:
-        for family, kind, number, _, address in socket.getaddrinfo(cfg.host, port, type=socket.SOCK_STREAM):
-            if sockets and port == 0:  # the free one that the first address took
-                address = (address[0], sockets[0].getsockname()[1], *address[2:])
-            try:
-                sockets.append(socket.socket(family, kind, number))
-            except OSError:  # a machine without IPv6 may know the address
-                continue
-            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sockets[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sockets[-1].bind(address)
-            # Until it listens, another server that loads meanwhile would get the port too.
-            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-    except OSError as error:
-        for each in sockets:
-            each.close()
-        what = "the port is in use; stop the other server, or choose another --port (0: a free one)"
-        if error.errno != errno.EADDRINUSE:
-            what = f"{error.strerror or error}; expected an address of this machine and a port that may be opened"
-        raise ServerError(f"{where}: {what}") from error
-    return sockets
 
 
 def metadata(robot: Robot, temperature: float) -> dict[str, Any]:
