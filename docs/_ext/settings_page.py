@@ -35,10 +35,7 @@ class Settings(SphinxDirective):
         asked = importlib.import_module("configs.pace").get_config().to_dict()
         self.env.note_reread()  # the code may have changed, though the page has not
         text = "\n".join(line for group in walk(cls, asked) for line in group.write())
-        written = self.parse_text_to_nodes(text, allow_section_headings=True)
-        for table in (table for node in written for table in node.findall(nodes.table)):
-            table["classes"].append("settings")  # for site.css: on a narrow screen each row is a card
-        return written
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 
 @dataclasses.dataclass(frozen=True)
