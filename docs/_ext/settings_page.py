@@ -19,6 +19,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from wovr_jax.core import config
+
 ITEM = re.compile(r"([a-zA-Z_]\w*(?:, \w+)*): (.*)")
 """``steps, lr: fewer and smaller``: one entry of ``Attributes``."""
 
@@ -32,7 +34,7 @@ class Settings(SphinxDirective):
         """Returns one section a dataclass, each with a table."""
         module, _, name = self.arguments[0].rpartition(".")
         cls = getattr(importlib.import_module(module), name)
-        asked = importlib.import_module("configs.pace").get_config().to_dict()
+        asked = config.from_dict(cls, importlib.import_module("configs.pace").get_config().to_dict())
         self.env.note_reread()  # the code may have changed, though the page has not
         text = "\n".join(line for group in walk(cls, asked) for line in group.write())
         return self.parse_text_to_nodes(text, allow_section_headings=True)
@@ -46,20 +48,20 @@ class Group:
       path: where it hangs, such as ``learner.grpo``; empty for the root.
       cls: the dataclass.
       default: an object of it where the settings have one, else None.
-      asked: what ``configs/pace.py`` says of its fields.
+      asked: the object that ``configs/pace.py`` makes of it, or None.
       optional: whether the group may be None.
     """
 
     path: str
     cls: type
     default: Any
-    asked: dict[str, Any]
+    asked: Any
     optional: bool
 
     def write(self) -> Iterator[str]:
         """Yields the section as Markdown."""
         yield f"\n## `{self.path or 'config'}`\n"
-        yield f"{inspect.getdoc(self.cls).partition(chr(10))[0]}".replace("``", "`") + "\n"
+        yield first_line(self.cls).replace("``", "`") + "\n"
         notes = [f"Class `{self.cls.__module__}.{self.cls.__name__}`."]
         if self.optional:
             notes.append("`None` leaves the whole group out.")
@@ -88,14 +90,12 @@ class Group:
     def _default(self, field: dataclasses.Field) -> str:
         value = get_default(self.default, field)
         text = "required" if value is dataclasses.MISSING else f"`{value!r}`"
-        asked = self.asked.get(field.name, value)
-        asked = tuple(asked) if isinstance(asked, list) else asked
+        asked = value if self.asked is None else getattr(self.asked, field.name)
         return text if asked == value else f"{text}; `{asked!r}` in pace"
 
 
-def walk(cls: type, asked: Any, path: str = "", default: Any = None, optional: bool = False) -> Iterator[Group]:
+def walk(cls: type, asked: Any = None, path: str = "", default: Any = None, optional: bool = False) -> Iterator[Group]:
     """Yields the dataclass and then those inside it, in the order of the fields."""
-    asked = asked if isinstance(asked, dict) else {}
     yield Group(path, cls, default, asked, optional)
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
@@ -104,7 +104,7 @@ def walk(cls: type, asked: Any, path: str = "", default: Any = None, optional: b
             inner = get_default(default, field)
             inner = inner if dataclasses.is_dataclass(inner) else None
             below = ".".join(filter(None, [path, field.name]))
-            yield from walk(nested, asked.get(field.name), below, inner, may_be_none)
+            yield from walk(nested, getattr(asked, field.name, None), below, inner, may_be_none)
 
 
 def get_default(default: Any, field: dataclasses.Field) -> Any:
@@ -119,6 +119,11 @@ def dataclass_of(hint: Any) -> tuple[type | None, bool]:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) or is_union(hint) else (hint,)
     inside = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
     return (inside[0] if inside else None), type(None) in options
+
+
+def first_line(cls: type | None) -> str:
+    """Returns the first line of a class's docstring; empty without a class."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0] if cls else ""
 
 
 def is_union(hint: Any) -> bool:
