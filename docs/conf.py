@@ -36,7 +36,7 @@ extensions = [
 ]
 
 # ---------------------------------------------------------------- Markdown and notebooks
-myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "fieldlist"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
 # Outputs are those that are stored; the tests execute the notebooks.
 nb_execution_mode = "off"
