@@ -40,6 +40,7 @@ def test_every_setting_has_a_meaning(settings_page: ModuleType) -> None:
             nested = any(other.path == ".".join(filter(None, [group.path, field.name])) for other in groups)
             assert meanings.get(field.name) or nested or not field.init, f"{group.cls.__name__}.{field.name}"
         rows = [line for line in group.write() if line.startswith("| `")]
+        assert not any(row.endswith("|  |") for row in rows), "a group without a meaning of its own"
         assert len(rows) == sum(field.init for field in dataclasses.fields(group.cls))
         assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows), "four cells each"
 

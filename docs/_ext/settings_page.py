@@ -77,14 +77,12 @@ class Group:
             path = ".".join(filter(None, [self.path, field.name]))
             nested, _ = dataclass_of(hints[field.name])
             if nested:
-                cells = [f"`{field.name}`", f"[{nested.__name__}](#{anchor(path)})", "", meanings.get(field.name, "")]
+                kind, default = f"[{nested.__name__}](#{anchor(path)})", ""
             else:
-                cells = [
-                    f"`{field.name}`",
-                    spell(hints[field.name]),
-                    self._default(field),
-                    meanings.get(field.name, ""),
-                ]
+                kind, default = spell(hints[field.name]), self._default(field)
+            # A group that its parent says nothing of says itself what it is.
+            meaning = meanings.get(field.name) or first_line(nested)
+            cells = [f"`{field.name}`", kind, default, meaning]
             yield "| " + " | ".join(cell.replace("|", "\\|").replace("``", "`") for cell in cells) + " |"
 
     def _default(self, field: dataclasses.Field) -> str:
