@@ -3,6 +3,7 @@
 #   make test ARGS="tests/world -x"     arguments for pytest
 #   make libero                         the real LIBERO simulator, without torch, and a check of the machine
 #   make parity                         torch and diffusers: from then on `make test` also compares with the originals
+#   make docs                           the documentation site, into build/docs/index.html
 # VENV=folder puts the environment elsewhere.
 
 SHELL := bash
@@ -12,10 +13,10 @@ PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help pace test libero parity lint format clean
+.PHONY: help pace test libero parity docs lint format clean
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 pace: $(VENV)/.ready
 	$(PYTHON) launch/train.py --config=configs/pace.py $(ARGS)
@@ -27,6 +28,10 @@ libero: $(VENV)/.ready-libero
 	$(PYTHON) launch/doctor.py
 
 parity: $(VENV)/.ready-parity
+
+# Strict: a link that leads nowhere, a name that is not there or a page in no list of pages fails the build.
+docs: $(VENV)/.ready-docs
+	$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going --nitpicky -c docs -d build/doctrees . build/docs
 
 lint: $(VENV)/.ready-dev
 	$(PYTHON) -m ruff check .
@@ -59,6 +64,10 @@ $(VENV)/.ready-libero: requirements-libero.txt $(VENV)/.ready
 
 $(VENV)/.ready-parity: requirements-parity.txt $(VENV)/.ready-dev
 	$(PIP) -r requirements-parity.txt
+	@touch $@
+
+$(VENV)/.ready-docs: requirements-docs.txt $(VENV)/.ready
+	$(PIP) -r requirements-docs.txt
 	@touch $@
 
 # The first Python that really runs: a version manager may put a name on the path that only prints an error.

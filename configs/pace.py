@@ -210,7 +210,7 @@ def libero_small(settings):
     Hardware:  a CPU for the simulator, 1.2 GB a worker; a GPU makes the training short
     Hours:     2 h 34 min on two CPU cores; 6.2 GB
     Expect:    greedy 0.16, 0.48, 0.54 for base, imagined GRPO and PACE, sampled 0.48, 0.47, 0.49 (one seed, the
-               official states twice, keyframes before releases alone: docs/libero.md)
+               official states twice, keyframes before releases alone: docs/libero_runs.md)
     """
     settings.name, settings.temperature = "libero_small", 1.0
     settings.libero = common.settings(

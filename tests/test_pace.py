@@ -11,7 +11,6 @@ import functools
 import json
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.compiles import count_compiles
+from tests.notebooks import run_cells
 from tests.small_run import run_whole, save_parts, small_settings
 from wovr_jax import pace
 from wovr_jax.core import checkpoint
@@ -388,26 +388,33 @@ def test_unknown_job_is_named(parts: pathlib.Path, tmp_path: pathlib.Path) -> No
         pace.run("paec", small_settings(parts), tmp_path / "run")
 
 
-# --- the notebook ---------------------------------------------------------------------------
+# --- the notebooks --------------------------------------------------------------------------
 
 
-def test_the_notebook_runs(reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its cells, one after another, on the finished run of the smallest size."""
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    root = pathlib.Path(__file__).parents[1]
-    notebook = json.loads((root / "notebooks" / "01_pace_on_a_laptop.ipynb").read_text())
+def test_the_notebook_of_the_whole_loop_runs(
+    reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the finished run of the smallest size."""
     monkeypatch.setattr("configs.pace.get_config", lambda: ConfigDict(reference.settings))
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "pace").symlink_to(reference.folder)
-    (tmp_path / "wovr_jax").symlink_to(root / "wovr_jax")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    names: dict[str, Any] = {}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)
+    names = run_cells("01_pace_on_a_laptop.ipynb", tmp_path, monkeypatch)
     assert names["video"].shape[:2] == (2, names["won"].action_SA.shape[0])
     assert np.isfinite(float(names["metrics"]["loss"]))
-    assert len(pyplot.get_fignums()) == 3  # an episode, its imagination, the reward
-    pyplot.close("all")
+    assert names["figures"] == 3  # an episode, its imagination, the reward
+
+
+def test_the_notebook_that_drives_a_world_model_runs(
+    reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same run, which it takes as it is."""
+    stages = sorted(path.name for path in (reference.folder / "stages").iterdir())
+    monkeypatch.setenv("WOVR_RUN", str(reference.folder))
+    names = run_cells("02_drive_a_world_model.ipynb", tmp_path, monkeypatch)
+    assert sorted(path.name for path in (reference.folder / "stages").iterdir()) == stages
+    # The truth that stands beside is the simulator's: it knows success, and starts where imagination starts.
+    assert names["true"].truth_BNT is not None and names["imagined"].truth_BNT is None
+    assert np.array_equal(names["true"].frame_BNHWC[:, 0], names["imagined"].frame_BNHWC[:, 0])
+    assert all(np.isfinite(psnr).all() for psnr in names["fidelity"].values())
+    assert len(names["surest"]) == 2 and not names["succeeded"][names["surest"]].any()
+    assert names["figures"] == 3

@@ -56,7 +56,7 @@ class GRPOConfig:
       ratio: log-ratios of one token, summed over a step, or summed over the valid steps of a chunk.
       clip_low: the ratio is clipped at 1 - clip_low where the advantage is negative.
       clip_high: and at 1 + clip_high where it is positive.
-      dual_clip: c > 1 bounds the loss of negative advantages at c * |A|; 0 is off.
+      dual_clip: c > 1 bounds the loss of negative advantages at ``c * |A|``; 0 is off.
       kl: weight of the divergence to a reference policy.
       entropy: weight of the entropy bonus.
     """

@@ -146,10 +146,10 @@ def make_update(cfg: LearnerConfig, logits_fn: LogitsFn, temperature: float, axe
       policy ratio (mean, max), clip_fraction, kl (to the reference), kl_step (KL(before || after) of all steps
       together, on the samples that were learned from), entropy, grad_norm, return_mean, success, length (valid share
       of the steps), groups, kept_groups, steps (optimizer steps taken), skipped (1 when none was) and ratio_gap: the
-      largest |log ratio| before the first step, which is rounding unless actor and learner disagree about temperature
-      or tokens. Where the rollouts say which of them began at keyframes there are also success and the shares of
-      groups that are mixed, all lost and all won among those of one kind, such as ``won_keyframe``; 0 for a kind of
-      which there is none.
+      largest ``|log ratio|`` before the first step, which is rounding unless actor and learner disagree about
+      temperature or tokens. Where the rollouts say which of them began at keyframes there are also success and the
+      shares of groups that are mixed, all lost and all won among those of one kind, such as ``won_keyframe``; 0 for a
+      kind of which there is none.
 
     Raises:
       ValueError: a temperature that is not above 0; by ``update``, a KL weight without a reference, or rollouts whose

@@ -46,7 +46,7 @@ class Reliability:
       count: frames in each bin.
       predicted: mean probability in each bin, 0 for an empty one.
       observed: share of true successes in each bin, 0 for an empty one.
-      error: expected calibration error, |predicted - observed| weighted by count.
+      error: expected calibration error, ``|predicted - observed|`` weighted by count.
     """
 
     edges: tuple[float, ...]

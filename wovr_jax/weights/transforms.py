@@ -47,7 +47,7 @@ class Keep:
 
 
 class Kernel:
-    """(O, I, *window) of torch to (*window, I, O): linear layers and convolutions of any rank."""
+    """``(O, I, *window)`` of torch to ``(*window, I, O)``: linear layers and convolutions of any rank."""
 
     def theirs(self, shape: Shape) -> Shape:
         # torch keeps a weight as outputs x inputs and multiplies by its mirror; here x @ kernel reads as it is written.
@@ -81,7 +81,7 @@ class Ones:
 
 @dataclasses.dataclass(frozen=True)
 class Flattened:
-    """(O, *window) of a convolution whose windows do not overlap, to a matrix (product of the window, O)."""
+    """``(O, *window)`` of a convolution whose windows do not overlap, to a matrix (product of the window, O)."""
 
     window: Shape
 

@@ -43,6 +43,7 @@ class TabletopConfig:
       grasp_radius: closed jaws hold a block whose centre is nearer than this...
       grasp_speed: ...if the step moved each axis less than this share of ``max_move``.
       success_radius: a released block nearer than this to the plate's centre is a success.
+      plate_radius: of the plate, as it is drawn.
       clutter: whether a block of another colour lies in the other slot. Without, the instruction
         names the only block, and the policy need not bind a word to a picture to succeed.
       jitter: half-widths of the uniform layout noise: gripper x, y; blocks x, y; plate x, y.
