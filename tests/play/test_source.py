@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -102,3 +103,13 @@ def test_a_run_of_libero_has_the_learned_world_and_no_simulator(tmp_path: pathli
     starts.save(folder, starts.load(folder), meta={"tasks": list(told)}, overwrite=True)
     source = open_run(run)
     assert source.sim is None and source.suite == "libero_spatial" and source.instructions == told
+
+
+def test_the_lines_of_the_readme(run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """What README.md says in Python runs as it stands there, but for the folder."""
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert '"runs/pace"' in lines
+    monkeypatch.chdir(run.parent)
+    exec(lines.replace('"runs/pace"', repr(run.name)), {})
+    assert capsys.readouterr().out.startswith("(8, 16, 16, 3) [")
