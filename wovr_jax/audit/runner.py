@@ -18,7 +18,7 @@ from wovr_jax.audit import trust
 from wovr_jax.audit.closed_loop import close_loop
 from wovr_jax.audit.replay import replay
 from wovr_jax.audit.trust import TrustConfig
-from wovr_jax.core import config, keys, machine, processes, sharding
+from wovr_jax.core import config, history, keys, machine, processes, sharding
 from wovr_jax.core.disk import read_json, write_json
 from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.data import starts as start_states
@@ -60,7 +60,8 @@ def audit(
     recipe = _read_recipe(folder)
     if mesh is not None:
         recipe = dataclasses.replace(recipe, mesh=config.from_dict(MeshConfig, mesh))
-    with sharding.use(recipe.mesh):
+    # Nothing of the run is trained, but the policies of a ladder are, and keep their state as the run did.
+    with sharding.use(recipe.mesh), history.use(recipe.checkpoints):
         run = _FinishedRun(folder, config.to_dict(recipe))
         machine.enable_compile_cache(run.folder.parent / ".jax_cache")
         made = _pass_stages(recipe, run)
