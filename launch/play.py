@@ -3,6 +3,7 @@
     python launch/play.py runs/pace                  a run folder, finished or still going
     python launch/play.py runs/pace --open           and shows the page in a browser
     python launch/play.py runs/pace --round 0 --world 0 --port 0
+    python launch/play.py runs/pace --rows 16        programs may drive the world model as well, 16 rollouts each
     python launch/play.py runs/pace --measure 100    plays so many chunks without a page, and tells how long they took
 
 Arrow keys or the round pad move, the space bar closes the fingers; or the policy drives. Only this machine can open the
@@ -40,7 +41,7 @@ def main() -> None:
 
         if args.host not in LOCAL:
             print(f"warning: whoever reaches {args.host} can play here, and see the run's frames", file=sys.stderr)
-        settings = {"host": args.host, "port": args.port, "sessions": args.players}
+        settings = {"host": args.host, "port": args.port, "sessions": args.players, "rows": args.rows}
         cfg = config.from_dict(PlayConfig, settings, "play")
         # Before the run, whose opening takes a while: a port that is taken is said at once.
         sockets = [] if args.measure else [held.enter_context(one) for one in reserve(cfg.host, cfg.port)]
@@ -75,6 +76,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8100, help="0 takes a free one (default 8100)")
     parser.add_argument("--players", type=flags.positive, default=8, help="most pages at once (default 8)")
+    text = "let programs in as well, each with so many rollouts in the learned world (wovr_jax/export/world_env.py)"
+    parser.add_argument("--rows", type=int, default=0, metavar="N", help=text)
     parser.add_argument("--measure", type=flags.positive, metavar="N", help="play N chunks without a page, and end")
     parser.add_argument("--open", action="store_true", help="show the page in a browser")
     args = parser.parse_args()

@@ -102,7 +102,7 @@ class Programs:
         n: Array,
     ) -> tuple[WorldState, Array, Array | None]:
         world = world_model.world(self.source.world_cfg, world_params)
-        state, frame_1THWC, _ = world.step(state, action_1TA, _fold(noise, n)[:, 1])
+        state, frame_1THWC, _ = world.step(state, action_1TA, fold_keys(noise, n)[None][:, 1])
         if reward_params is None:
             return state, frame_1THWC, None
         score = classifier.score(self.source.recipe.reward, reward_params)
@@ -113,12 +113,12 @@ class Programs:
     ) -> Array:
         logits_1TAK = vla.network(self.source.recipe.policy)(params, frame_1HWC, prompt_1L)
         # Both ways in one program: a slider that moves must not compile.
-        drawn = actions.sample(logits_1TAK, _fold(noise, n)[:, 0], jnp.maximum(temperature, COLDEST))  # pyright: ignore
+        drawn = actions.sample(logits_1TAK, fold_keys(noise, n)[None][:, 0], jnp.maximum(temperature, COLDEST))  # pyright: ignore
         token_1TA = jnp.where(temperature > 0.0, drawn, actions.greedy(logits_1TAK))
         return self.source.codec.decode(token_1TA)
 
 
-def _fold(noise: Array, n: Array) -> Array:
-    """Returns (1, 2) keys, of the policy and of the world, for chunk ``n`` of row 0; see ``imagine``."""
+def fold_keys(noise: Array, n: Array) -> Array:
+    """Returns two keys, of the policy and of the world, for chunk ``n`` of the one rollout of a batch."""
     key = jax.random.fold_in(jax.random.key(noise), 0)
-    return jax.random.split(jax.random.fold_in(key, n))[None]
+    return jax.random.split(jax.random.fold_in(key, n))

@@ -5,12 +5,14 @@
     GET /healthz                   ->  200 OK
     GET /ws, a WebSocket           ->  {told: hello, ...}, a msgpack map of ``export.wire``
     a message of ``messages``      ->  its answer
+    GET /world, a WebSocket        ->  the same for programs, where it is asked for: messages of ``rollouts``
     anything else                  ->  a text frame that says what was expected; the connection stays open
 
 Each connection is a session of its own, which ends with it. The networks run in one thread, one chunk after another,
 while the event loop answers everybody else. Only the page itself may connect: the Origin header has to name the very
 host that was asked, and that host has to be an address or a name of this machine, so that no page from elsewhere can
-come in, not even one whose name was made to point here.
+come in, not even one whose name was made to point here. Programs, which send no Origin, have a path of their own, and
+no page may take it.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ from wovr_jax.core.config import Between, Count, Positive, checked
 from wovr_jax.export import wire
 from wovr_jax.export.listen import listen, reserve, run_until_signal
 from wovr_jax.export.wire import WireError
-from wovr_jax.play import messages, page
+from wovr_jax.play import messages, page, rollouts
 from wovr_jax.play.programs import Programs
+from wovr_jax.play.rollouts import Batch, Rollouts
 from wovr_jax.play.session import Session, SessionError
 
 LOG = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ class PlayConfig:
       host, port: the address to listen on; port 0 takes a free one.
       sessions: most players at once.
       max_bytes: bytes of the longest message; a longer one closes its connection with code 1009.
+      rows: rollouts of each program that drives the learned world; 0 lets no program in.
       idle_s: seconds without a message after which a player's place is given to others.
     """
 
@@ -60,6 +64,7 @@ class PlayConfig:
     port: Annotated[int, Between(0, 65_535)] = 8100
     sessions: Count = 8
     max_bytes: Count = 64 * 2**10
+    rows: Annotated[int, Between(0, 256)] = 0
     idle_s: Positive = 1800.0
 
 
@@ -75,6 +80,8 @@ class PlayServer:
     def __init__(self, programs: Programs, cfg: PlayConfig, sockets: Sequence[socket.socket] = ()):
         self.programs, self.cfg, self.sockets = programs, cfg, sockets
         self._hello = wire.pack(messages.describe(programs.source, Session(programs).most_chunks))
+        self._rollouts = Rollouts(programs.source, cfg.rows) if cfg.rows else None
+        self._hello_program = wire.pack(rollouts.describe(self._rollouts)) if self._rollouts else b""
         self._page, self._policy = page.build()
         self._names = {cfg.host.lower(), "localhost", socket.gethostname().lower()}
         # One thread: a device computes one chunk at a time, and the event loop stays free.
@@ -93,6 +100,8 @@ class PlayServer:
           OSError: when another process has begun to listen on the port meanwhile.
         """
         self.programs.warm()
+        if self._rollouts:
+            self._rollouts.warm()
         sockets = self.sockets or reserve(self.cfg.host, self.cfg.port)
         # A page that sends faster than the worlds turn is slowed down, not buffered.
         options = {"max_size": self.cfg.max_bytes, "max_queue": 2, "process_request": self._admit}
@@ -112,6 +121,11 @@ class PlayServer:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if path == "/":
             return self._show_page(connection, host)
+        if path == "/world" and self._rollouts:
+            # A page cannot leave the header out.
+            if request.headers.get_all("Origin"):
+                return connection.respond(http.HTTPStatus.FORBIDDEN, "This path is for programs, not for pages.\n")
+            return None
         if path != "/ws":
             return connection.respond(http.HTTPStatus.NOT_FOUND, "There is one page here: /\n")
         origin = urllib.parse.urlsplit(_only(request.headers.get_all("Origin")))
@@ -150,9 +164,11 @@ class PlayServer:
             await connection.close(FULL, f"all {self.cfg.sessions} places are taken")
             return
         self.players += 1
-        session = Session(self.programs)
+        path = connection.request.path if connection.request else ""
+        is_program = self._rollouts is not None and path.partition("?")[0] == "/world"
+        session = Batch(self._rollouts) if is_program else Session(self.programs)
         try:
-            await connection.send(self._hello)
+            await connection.send(self._hello_program if is_program else self._hello)
             while True:
                 message = await asyncio.wait_for(connection.recv(), self.cfg.idle_s)
                 await connection.send(await self._answer(session, message))
@@ -163,18 +179,19 @@ class PlayServer:
         finally:
             self.players -= 1
 
-    async def _answer(self, session: Session, data: bytes | str) -> bytes | str:
+    async def _answer(self, session: Session | Batch, data: bytes | str) -> bytes | str:
         """Returns the reply to a message: a map as bytes, or text that says what was wrong."""
 
         def work(message: Any) -> bytes:
-            return wire.pack(messages.answer(session, message))
+            is_batch = isinstance(session, Batch)
+            return wire.pack(session.answer(message) if is_batch else messages.answer(session, message))
 
         try:
             if isinstance(data, str):
                 raise WireError("expected a binary message, one msgpack map; got text")
             message = wire.unpack(data)
             # ffmpeg works beside the worlds, and they go on for the other players.
-            thread = None if messages.is_film(message) else self._thread
+            thread = None if isinstance(session, Session) and messages.is_film(message) else self._thread
             return await asyncio.get_running_loop().run_in_executor(thread, work, message)
         except (WireError, SessionError) as error:
             return str(error)
