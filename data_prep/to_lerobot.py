@@ -2,15 +2,18 @@
 
     python -m data_prep.to_lerobot data/spatial_expert --out lerobot/spatial_expert
     python -m data_prep.to_lerobot data/spatial_expert --out lerobot/small --video
+    python -m data_prep.to_lerobot runs/pace/stages/demonstrations/episodes --out lerobot/table --robot table --executed
 
 A row is a frame and the action that was chosen in it, so the last frame of an episode, which has no action, is left
 out; ``next.reward`` and ``next.done`` say what the action led to. Cameras are PNG pictures in the tables, without loss,
-or with ``--video`` H.264 films. Actions are those to imitate (``label_SA``), -1 for an open gripper.
+or with ``--video`` H.264 films. Actions are those to imitate, -1 for an open gripper. Where the hand was noisy the
+frames follow other actions, those that were executed: ``--executed`` writes these, as a world model wants them.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import pathlib
@@ -40,7 +43,15 @@ STATE_NAMES = ("x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "fing
 ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
-def write(source: disk.EpisodeSource, out: pathlib.Path, *, fps: int = 20, video: bool = False) -> dict[str, Any]:
+def write(
+    source: disk.EpisodeSource,
+    out: pathlib.Path,
+    *,
+    fps: int = 20,
+    video: bool = False,
+    executed: bool = False,
+    robot: str = "panda",
+) -> dict[str, Any]:
     """Writes the data set, whole or not at all, and returns its ``info.json``.
 
     Args:
@@ -48,6 +59,8 @@ def write(source: disk.EpisodeSource, out: pathlib.Path, *, fps: int = 20, video
       out: the folder.
       fps: control steps in a second; LIBERO has 20.
       video: films instead of pictures.
+      executed: the actions that led to the frames, instead of those to imitate.
+      robot: its name in ``info.json``; LIBERO's arm is a Panda.
 
     Raises:
       EpisodesError: ``out`` is there.
@@ -64,8 +77,11 @@ def write(source: disk.EpisodeSource, out: pathlib.Path, *, fps: int = 20, video
         for file in tqdm(range(-(-len(source) // EACH)), desc=out.name, unit="file"):
             # A file at a time: all episodes at once would not fit in memory.
             part = range(file * EACH, min((file + 1) * EACH, len(source)))
-            _write_file(fresh, [source[index] for index in part], file, order, listing, sums, fps, video)
-        info = _info(source, listing, len(tasks), fps, video)
+            episodes = [source[index] for index in part]
+            if executed:
+                episodes = [dataclasses.replace(episode, label_SA=episode.action_SA) for episode in episodes]
+            _write_file(fresh, episodes, file, order, listing, sums, fps, video)
+        info = _info(source, listing, len(tasks), fps, video) | {"robot_type": robot}
         _write_meta(fresh, info, listing, [tasks[number] for number in sorted(tasks)], sums)
         replace_folder(fresh, out.expanduser().absolute())
     finally:
@@ -167,7 +183,6 @@ def _info(
         features[name] = {"dtype": dtype, "shape": [1], "names": None}
     return {
         "codebase_version": "v3.0",
-        "robot_type": "panda",
         "total_episodes": len(listing),
         "total_frames": sum(line["length"] for line in listing),
         "total_tasks": tasks,
@@ -262,9 +277,12 @@ def main() -> None:
     parser.add_argument("--out", type=place, required=True, help="folder to write")
     parser.add_argument("--fps", type=int, default=20, help="control steps in a second (default 20, LIBERO's)")
     parser.add_argument("--video", action="store_true", help="films instead of pictures")
+    parser.add_argument("--executed", action="store_true", help="actions as executed, instead of those to imitate")
+    parser.add_argument("--robot", default="panda", help="name of the robot in info.json (default panda, LIBERO's)")
     args = parser.parse_args()
+    how = {"fps": args.fps, "video": args.video, "executed": args.executed, "robot": args.robot}
     try:
-        info = write(disk.EpisodeSource(args.folder), args.out, fps=args.fps, video=args.video)
+        info = write(disk.EpisodeSource(args.folder), args.out, **how)
     except (disk.EpisodesError, InUseError, OSError) as error:
         sys.exit(str(error))
     print(f"{args.out}: {info['total_episodes']} episodes, {info['total_frames']} frames, {info['total_tasks']} tasks")

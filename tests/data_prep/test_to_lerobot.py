@@ -92,3 +92,17 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         to_lerobot.write(disk.EpisodeSource(tmp_path / "ours"), tmp_path / "set", video=True)
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_executed_actions_are_those_that_led_to_the_frames(tmp_path, monkeypatch):
+    made = [make(number, 4) for number in range(2)]
+    disk.write(tmp_path / "ours", made)
+    arguments = [str(tmp_path / "ours"), "--out", str(tmp_path / "set"), "--executed", "--robot", "table"]
+    monkeypatch.setattr(sys, "argv", ["to_lerobot", *arguments])
+    to_lerobot.main()
+    rows = pq.read_table(tmp_path / "set/data/chunk-000/file-000.parquet").to_pydict()
+    executed = np.concatenate([episode.action_SA for episode in made])
+    assert np.array_equal(np.array(rows["action"], np.float32), executed)
+    assert json.loads((tmp_path / "set/meta/info.json").read_text())["robot_type"] == "table"
+    stats = json.loads((tmp_path / "set/meta/stats.json").read_text())
+    assert np.allclose(stats["action"]["max"], executed.max(0))
