@@ -82,6 +82,7 @@ def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path:
         "import_weights.py": ["x"],
         "export.py": ["--to=jax", "--out=x"],
         "serve.py": ["x"],
+        "play.py": ["x"],
         "benchmark.py": ["libero"],
         "benchmark.py import": ["--folder=x"],
         "benchmark.py input": ["--episodes=x"],

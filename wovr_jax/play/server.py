@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
+import functools
 import http
 import ipaddress
 import logging
@@ -164,14 +165,15 @@ class PlayServer:
             await connection.close(FULL, f"all {self.cfg.sessions} places are taken")
             return
         self.players += 1
-        path = connection.request.path if connection.request else ""
-        is_program = self._rollouts is not None and path.partition("?")[0] == "/world"
-        session = Batch(self._rollouts) if is_program else Session(self.programs)
+        path = connection.request.path.partition("?")[0] if connection.request else ""
+        hello, follow = self._hello, functools.partial(messages.answer, Session(self.programs))
+        if self._rollouts and path == "/world":
+            hello, follow = self._hello_program, Batch(self._rollouts).answer
         try:
-            await connection.send(self._hello_program if is_program else self._hello)
+            await connection.send(hello)
             while True:
                 message = await asyncio.wait_for(connection.recv(), self.cfg.idle_s)
-                await connection.send(await self._answer(session, message))
+                await connection.send(await self._answer(follow, message))
         except TimeoutError:
             await connection.close(IDLE, f"nothing was done for {self.cfg.idle_s:g} s")
         except ConnectionClosed:
@@ -179,19 +181,18 @@ class PlayServer:
         finally:
             self.players -= 1
 
-    async def _answer(self, session: Session | Batch, data: bytes | str) -> bytes | str:
+    async def _answer(self, follow: Callable[[Any], dict[str, Any]], data: bytes | str) -> bytes | str:
         """Returns the reply to a message: a map as bytes, or text that says what was wrong."""
 
         def work(message: Any) -> bytes:
-            is_batch = isinstance(session, Batch)
-            return wire.pack(session.answer(message) if is_batch else messages.answer(session, message))
+            return wire.pack(follow(message))
 
         try:
             if isinstance(data, str):
                 raise WireError("expected a binary message, one msgpack map; got text")
             message = wire.unpack(data)
             # ffmpeg works beside the worlds, and they go on for the other players.
-            thread = None if isinstance(session, Session) and messages.is_film(message) else self._thread
+            thread = None if messages.is_film(message) else self._thread
             return await asyncio.get_running_loop().run_in_executor(thread, work, message)
         except (WireError, SessionError) as error:
             return str(error)
