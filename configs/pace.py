@@ -130,21 +130,23 @@ def relay(settings):
 
     Command:   python launch/train.py --config=configs/pace.py:relay
     Hardware:  two CPU cores, 6 GB of memory; no downloads
-    Expect:    the base policy at 0.14 as sampled and 0.18 greedy (one seed); the loop has not been tuned on it yet
+    Expect:    the base policy at 0.17 as sampled and 0.33 greedy (one seed). GRPO in the true world improves it
+               (dream.world, dream.reward "true"); the learned world loses the gripper on the way, so the whole loop
+               earns nothing yet: docs/tabletop.md
     """
-    settings.name = "relay"
+    settings.name, settings.temperature = "relay", 1.0  # over twelve chunks noise adds up: 0.08 at 1.3
     settings.relay = common.settings()
     settings.policy.size = "relay"
     settings.vae, settings.towers = "relay_vae", ("relay_dinov2", "relay_siglip")
     settings.sft.steps = 800
     # From a keyframe there has to be time for what the expert needs from the start, 49 steps in the middle.
     settings.starts.update(before=16, room=48)
-    settings.collect.update(demonstrations=48, first=384, again=192, retold=192)
-    settings.world_train.update(steps=1500, stride=4, shift=0, context_sigma=5 / 24)
-    settings.refresh.update(steps=300, lr=3e-3)
+    settings.collect.update(demonstrations=128, first=384, again=192, retold=192)
+    settings.world_train.update(steps=2500, stride=4, shift=0)
     settings.reward_train.rule = "rate"
-    settings.dream.update(groups=12, chunks=12, updates=(10, 10), rates=(1.0, 1 / 3))
-    settings.learner.lr = 3e-4
+    settings.dream.update(groups=32, chunks=12, updates=(12, 12))
+    # A reward at the end of twelve chunks is a weak signal: with two minibatches nothing moved.
+    settings.learner.minibatches = 8
 
 
 def lora(settings):
