@@ -49,9 +49,13 @@ def main() -> None:
         known = {one.name: one for one in variants.variants(first["study"], recipe)}
         # In the order of the study, the base and what is cheap first and the reference last.
         order = sorted(filter(runs.get, runs), key=lambda name: (name == variants.REFERENCE, list(known).index(name)))
-        rows = [seeds.summarize(name, known[name].says, runs[name], None) for name in order]
+        ours = runs.get(variants.REFERENCE)
+        rows = [
+            seeds.summarize(name, known[name].says, runs[name], None if name == variants.REFERENCE else ours)
+            for name in order
+        ]
         draw(rows, args.out)
-        print(render_markdown(rows))
+        print(render_markdown(rows), render_against(rows), sep="\n\n")
 
 
 def base_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -114,6 +118,31 @@ def render_markdown(rows: list[dict[str, Any]]) -> str:
         cells += [points(row[how]["gain"]) for how in ("sampled", "greedy")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def render_against(rows: list[dict[str, Any]]) -> str:
+    """Returns the table of differences, reference minus row, on the seeds that both have; the base comes first."""
+    from wovr_jax.studies import seeds
+
+    ours = rows[-1]
+    lines = [
+        f"| {ours['says']} against | seeds | " + " | ".join(seeds.DECODINGS.values()) + " |",
+        "|---|---|---|---|---|",
+    ]
+    gains = [(f"the base ({ours['says']}'s gain)", [ours[how]["gain"] for how in seeds.DECODINGS])]
+    for row in rows[:-1]:
+        # The row holds its own difference to the reference; here the reference is what is asked about.
+        turned = [row[how]["against"] and turn(row[how]["against"]) for how in seeds.DECODINGS]
+        gains += [(row["says"], turned)] if all(turned) else []
+    for says, each in gains:
+        lines.append("| " + " | ".join([says, str(each[0]["n"]), *map(points, each)]) + " |")
+    return "\n".join(lines)
+
+
+def turn(gain: dict[str, Any]) -> dict[str, Any]:
+    """Returns a difference the other way round."""
+    low, high = (None, None) if gain["low"] is None else (-gain["high"], -gain["low"])
+    return {"mean": -gain["mean"], "low": low, "high": high, "n": gain["n"]}
 
 
 def points(gain: dict[str, Any] | None) -> str:

@@ -31,6 +31,13 @@ def test_what_is_drawn_is_what_was_measured(tmp_path, monkeypatch, capsys) -> No
     rates = [end["final"]["greedy"].count("1") / len(end["final"]["greedy"]) for end in ends]
     assert rows["PACE"][1] == str(len(ends)) and rows["PACE"][4] == f"{sum(rates) / len(rates):.3f}"
     assert rows["base"][2] == "0" and list(rows)[-1] == "PACE"
+    # Reference minus row, on the seeds that both have.
+    against = {cells[0]: cells for cells in lines if len(cells) == 5}
+    other = {end["seed"]: end["final"]["sampled"] for end in facts["runs"]["online"]}
+    pairs = [(end["final"]["sampled"], other[end["seed"]]) for end in ends if end["seed"] in other]
+    gaps = [(mine.count("1") - theirs.count("1")) / len(mine) for mine, theirs in pairs]
+    assert against["online GRPO, same true budget"][1] == str(len(gaps))
+    assert against["online GRPO, same true budget"][2].startswith(f"{100 * sum(gaps) / len(gaps):+.1f} [")
 
 
 def test_what_has_not_run_yet_is_left_out(tmp_path, monkeypatch, capsys) -> None:
