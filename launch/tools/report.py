@@ -30,7 +30,9 @@ def main() -> None:
         from wovr_jax.report import page, tables, trust
 
         path, results = page.write(run), read_json(run / "results.json")
-        parts = [tables.render_text(results)] + [trust.render_text(results["trust"])] * ("trust" in results)
+        parts = [tables.render_text(results)]
+        if "trust" in results:  # asked for on request
+            parts.append(trust.render_text(results["trust"]))
         print("\n\n".join([*parts, str(path)]))
 
 
