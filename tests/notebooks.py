@@ -22,6 +22,7 @@ def run_cells(name: str, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) 
     """
     monkeypatch.setenv("MPLBACKEND", "agg")
     pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.close("all")  # What an earlier test left open is not this notebook's.
     cells = json.loads((ROOT / "notebooks" / name).read_text())["cells"]
     for part in ("wovr_jax", "data_prep"):
         (folder / part).symlink_to(ROOT / part)

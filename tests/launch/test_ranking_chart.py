@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+from typing import Any
 
 import pytest
 
@@ -28,11 +29,19 @@ def trust() -> dict:
 
 def test_every_policy_stands_where_its_rates_are(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"trust": trust()}), encoding="utf-8")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
     figures: list = []
-    monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
+    close = pyplot.close
+
+    def keep(figure: Any) -> None:
+        figures.append(figure)
+        close(figure)
+
+    monkeypatch.setattr(pyplot, "close", keep)
     monkeypatch.setattr(sys, "argv", ["chart", str(tmp_path / "results.json"), "--out", str(tmp_path / "chart.png")])
     ranking_chart.main()
     assert (tmp_path / "chart.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not pyplot.get_fignums()  # Nothing stays open for whoever counts figures next.
     panels = figures[0].axes
     assert [panel.get_title() for panel in panels] == ["sampled, T = 1", "greedy"]
     dots = {(line.get_xdata()[0], line.get_ydata()[0]) for line in panels[0].lines if line.get_marker() == "o"}
