@@ -171,6 +171,8 @@ def update(policy: Policy, optimizer: torch.optim.Optimizer, rolled: Rollouts, g
     chunk, row = rolled.live.nonzero(as_tuple=True)
     kept = advantage[row] != 0  # groups that all succeed or all fail teach nothing
     chunk, row = chunk[kept], row[kept]
+    if not len(row):
+        return 0.0
     clipped = []
     for _ in range(epochs):
         for part in torch.randperm(len(row)).split(256):
@@ -184,7 +186,7 @@ def update(policy: Policy, optimizer: torch.optim.Optimizer, rolled: Rollouts, g
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             clipped.append(((ratio < 0.8) | (ratio > 1.28)).float().mean().item())
-    return float(np.mean(clipped)) if clipped else 0.0
+    return float(np.mean(clipped))
 
 
 def improve(
@@ -192,6 +194,7 @@ def improve(
 ) -> list[float]:
     """Improves the policy in the learned world; returns the judge's mean reward before each update."""
     rng = np.random.default_rng(seed)
+    env.reset(seed=seed)
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     paid = []
     for i in range(updates):
@@ -228,8 +231,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demonstrations", type=pathlib.Path, help="a LeRobot data set with pictures in its tables")
     parser.add_argument("--url", default="ws://127.0.0.1:8100", help="of launch/play.py RUN --rows N")
-    parser.add_argument("--imitate", type=int, default=1500, metavar="N", help="updates of imitation (default 1500)")
-    parser.add_argument("--updates", type=int, default=12, metavar="N", help="of GRPO (default 12)")
+    parser.add_argument("--imitate", type=int, default=1000, metavar="N", help="updates of imitation (default 1000)")
+    parser.add_argument("--updates", type=int, default=20, metavar="N", help="of GRPO (default 20)")
     parser.add_argument("--rollouts", type=int, default=256, metavar="N", help="of an update, at least (default 256)")
     parser.add_argument("--group", type=int, default=8, help="rollouts from one start; divides the rows (default 8)")
     parser.add_argument("--lr", type=float, default=2e-4, help="of GRPO (default 2e-4)")
