@@ -231,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demonstrations", type=pathlib.Path, help="a LeRobot data set with pictures in its tables")
     parser.add_argument("--url", default="ws://127.0.0.1:8100", help="of launch/play.py RUN --rows N")
-    parser.add_argument("--imitate", type=int, default=1000, metavar="N", help="updates of imitation (default 1000)")
+    parser.add_argument("--imitate", type=int, default=3000, metavar="N", help="updates of imitation (default 3000)")
     parser.add_argument("--updates", type=int, default=20, metavar="N", help="of GRPO (default 20)")
     parser.add_argument("--rollouts", type=int, default=256, metavar="N", help="of an update, at least (default 256)")
     parser.add_argument("--group", type=int, default=8, help="rollouts from one start; divides the rows (default 8)")
