@@ -3,7 +3,7 @@
     python launch/play.py runs/pace                  a run folder, finished or still going
     python launch/play.py runs/pace --open           and shows the page in a browser
     python launch/play.py runs/pace --round 0 --world 0 --port 0
-    python launch/play.py runs/pace --rows 16        programs may drive the world model as well, 16 rollouts each
+    python launch/play.py runs/pace --rows 16        programs may drive both worlds as well, 16 rollouts each
     python launch/play.py runs/pace --measure 100    plays so many chunks without a page, and tells how long they took
 
 Arrow keys or the round pad move, the space bar closes the fingers; or the policy drives. Only this machine can open the
@@ -76,7 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8100, help="0 takes a free one (default 8100)")
     parser.add_argument("--players", type=flags.positive, default=8, help="most pages at once (default 8)")
-    text = "let programs in as well, each with so many rollouts in the learned world (wovr_jax/export/world_env.py)"
+    text = "let programs in as well, each with so many rollouts in either world (wovr_jax/export/world_env.py)"
     parser.add_argument("--rows", type=int, default=0, metavar="N", help=text)
     parser.add_argument("--measure", type=flags.positive, metavar="N", help="play N chunks without a page, and end")
     parser.add_argument("--open", action="store_true", help="show the page in a browser")

@@ -48,6 +48,7 @@ CONFINED = {
     "mujoco": ("wovr_jax/sim/libero/", "tests/"),
     "ml_collections": ("configs/common.py", "tests/"),
     "absl": ("wovr_jax/data/stream.py",),
+    "gymnasium": ("wovr_jax/export/gym_env.py", "tests/"),
 }
 """Heavy or outside packages, and the only places that may import them."""
 

@@ -1,6 +1,8 @@
 """Makes the page of a run from what lies in its folder, also while the run goes on; every training ends with it.
 
     python launch/tools/report.py runs/pace
+    python launch/tools/report.py runs/pace runs/second runs/third     compares runs on one page, comparison.html
+    python launch/tools/report.py runs/pace runs/second --out page.html
 
 It reads results.json, metrics.jsonl and the videos, writes report.html beside them, and prints the tables. It is a
 program of its own, so that a page that cannot be made costs no results, and whoever reads how training works need
@@ -21,8 +23,16 @@ from launch import command
 def main() -> None:
     """Writes the page and prints its tables."""
     parser = command.Parser(__doc__)
-    parser.add_argument("run", type=pathlib.Path, help="the run folder")
-    run = parser.parse_args().run
+    parser.add_argument("runs", type=pathlib.Path, nargs="+", metavar="run", help="a run folder; several are compared")
+    parser.add_argument("--out", type=pathlib.Path, help="page of a comparison (default: comparison.html, here)")
+    args = parser.parse_args()
+    runs = [command.expand_home(run, parser.error) for run in args.runs]
+    if len(runs) > 1:
+        compare_runs(runs, args.out or pathlib.Path("comparison.html"))
+        return
+    (run,) = runs
+    if args.out:
+        parser.error(f"--out is for several runs; the page of one lies in its folder, {run / 'report.html'}")
     if not (run / "results.json").is_file():
         command.refuse(f"{run} holds no results.json; a report is made of what launch/train.py has written there.")
     with command.explain_errors("Stopped.", place=run):
@@ -34,6 +44,15 @@ def main() -> None:
         if "trust" in results:  # asked for on request
             parts.append(trust.render_text(results["trust"]))
         print("\n\n".join([*parts, str(path)]))
+
+
+def compare_runs(runs: list[pathlib.Path], out: pathlib.Path) -> None:
+    """Writes the page of several runs and prints its tables."""
+    with command.explain_errors("Stopped.", place=out):
+        from wovr_jax.report import compare
+
+        entries = compare.read(runs)
+        print(f"{compare.render_text(entries)}\n\n{compare.write(entries, out)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from launch import command
+from tests.report.test_compare import make_run
 from wovr_jax import pace
 from wovr_jax.core import disk
 from wovr_jax.studies import runner
@@ -177,6 +178,18 @@ def test_a_report_is_made_again_of_a_run_folder_and_of_nothing_else(opened, tmp_
     status, out, err = opened("tools/report.py", tmp_path)
     assert status in (0, None) and not err and out.strip().endswith("report.html")
     assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_several_runs_are_compared_on_one_page(opened, tmp_path):
+    runs = [make_run(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two"))]
+    status, out, err = opened("tools/report.py", *runs, f"--out={tmp_path / 'both.html'}")
+    assert status in (0, None) and not err and out.strip().endswith("both.html")
+    assert "<html" in (tmp_path / "both.html").read_text() and "Highest true success" in out
+    status, out, _ = opened("tools/report.py", runs[0], runs[0], f"--out={tmp_path / 'none.html'}")
+    assert "cannot be compared" in str(status) and "the same run as" in str(status) and not out
+    assert not (tmp_path / "none.html").exists()
+    status, _, err = opened("tools/report.py", runs[0], "--out=page.html")
+    assert status == 2 and "--out is for several runs" in err
 
 
 # --- the machine as it is -------------------------------------------------------------------

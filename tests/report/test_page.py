@@ -326,6 +326,14 @@ def test_true_steps_that_were_only_watched_have_a_column_and_a_sentence():
     assert "Another 27,648 true steps only drew its curves" in " ".join(text.split())
 
 
+def test_a_run_with_a_world_model_says_how_to_play_in_it():
+    shown = results()
+    assert "wovr play &#x27;runs/my pace&#x27; --open" in report.render(shown, folder="runs/my pace")
+    assert "wovr play" not in report.render(shown)  # nobody said where it lies
+    shown["ledger"] = {"demonstrations": shown["ledger"]["demonstrations"]}
+    assert "wovr play" not in report.render(shown, folder="runs/pace")
+
+
 def test_no_results_no_report(tmp_path):
     with pytest.raises(FileNotFoundError, match="run the job first"):
         report.write(tmp_path)
@@ -336,7 +344,7 @@ def test_templates_and_assets_are_part_of_an_installation():
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["wovr_jax"]
     package = root / "wovr_jax"
     data = [path.relative_to(package).as_posix() for path in package.rglob("*.*") if path.suffix not in (".py", ".pyc")]
-    assert {"report/page.html", "report/page.css"} <= set(data)
+    assert {"report/page.html", "report/compare.html", "report/page.css"} <= set(data)
     assert not [name for name in data if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
 

@@ -1,4 +1,4 @@
-"""Many rollouts in the learned world for a program that drives them: one compiled step for all rows of a batch.
+"""Many rollouts for a program that drives them, in the learned world or the true one: one compiled step for all rows.
 
 What a program asks and is told over a socket (``server``), in maps of ``export.wire``; B rows of T steps::
 
@@ -6,12 +6,16 @@ What a program asks and is told over a socket (``server``), in maps of ``export.
     {do: step, action (B, T, A)}                   ->  {told: chunk, frame (B, T, H, W, 3), prob (B, T)}
 
 A reset begins only the rows that ``where`` names; the others stay as they are. ``export.world_env`` is a client.
+
+In the learned world ``row`` counts the run's start states. In the true simulator it counts the layouts on which the
+run's policies are evaluated, which no training has seen, and ``prob`` is 1 where the goal holds and 0 elsewhere: so the
+client that trains in imagination measures true success too, and gets the report's figures for the report's policies.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +27,55 @@ from wovr_jax.play.programs import fold_keys
 from wovr_jax.play.session import SessionError
 from wovr_jax.play.source import PlayError, Source
 from wovr_jax.reward import classifier
+from wovr_jax.sim import embedded
+from wovr_jax.sim.arena import layouts
 from wovr_jax.types import Array, Params
 from wovr_jax.world import model as world_model
 from wovr_jax.world.model import WorldState
 
+TRUE_THRESHOLD = 0.5
+"""Between the 0 and the 1 of the true simulator."""
+
+
+class Held(NamedTuple):
+    """What a program's rollouts are at: what their world carries, frame_BHWC, task_B, and step_B of their start."""
+
+    state: Any
+    frame_BHWC: Array
+    task_B: Array
+    step_B: Array
+
+
+class Worlds(Protocol):
+    """B worlds that turn at once.
+
+    Attributes:
+      source: what is played with.
+      name: of the world, for whoever connects.
+      rows: B.
+      starts: how many start states there are.
+      threshold: a frame whose ``prob`` is above it counts as a success.
+    """
+
+    source: Source
+    name: str
+    rows: int
+    starts: int
+    threshold: float
+
+    def begin(self, row_B: np.ndarray) -> Held:
+        """Begins every row at a start state."""
+        ...
+
+    def step(
+        self, state: Any, action_BTA: np.ndarray, task_B: Array, noise_B: np.ndarray, n_B: np.ndarray
+    ) -> tuple[Any, Array, Array]:
+        """Plays a chunk of every row, the ``n_B``-th of its rollout: state, frame_BTHWC, prob_BT."""
+        ...
+
 
 class Rollouts:
-    """The compiled step of B rollouts at once.
+    """B rollouts in the learned world of a run; see ``Worlds``.
 
     Args:
       source: what is played with.
@@ -43,21 +89,15 @@ class Rollouts:
         if source.judge is None:
             raise PlayError(f"{source.name}: --rows needs a success classifier, and none is trained yet.")
         self.source, self.rows, self._judge = source, rows, source.judge
+        self.name, self.starts = f"world-{source.world_round}", len(source.starts)
+        self.threshold = float(source.judge.threshold)
         self._step = jax.jit(self._step_rows)
-        self._merge = jax.jit(
-            lambda where_B, new, old: jax.tree.map(
-                lambda a, b: jnp.where(where_B.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
-            )
-        )
 
-    def gather(self, row_B: np.ndarray) -> tuple[WorldState, Array, Array]:
-        """Returns what the world carries at start states, and their tasks and steps."""
+    def begin(self, row_B: np.ndarray) -> Held:
+        """Begins at start states of the run, keyframes among them."""
         start = start_states.gather(self.source.starts, jnp.asarray(row_B), jnp.asarray(self.source.prompt_KL))
-        return WorldState(start.anchor_BHWC, start.memory_BMHWC, start.action_BMA), start.task_B, start.step_B
-
-    def merge(self, where_B: np.ndarray, new: Any, old: Any) -> Any:
-        """Returns ``new`` in the rows that are named, ``old`` in the others."""
-        return self._merge(jnp.asarray(where_B), new, old)
+        world = WorldState(start.anchor_BHWC, start.memory_BMHWC, start.action_BMA)
+        return Held(world, start.memory_BMHWC[:, -1], start.task_B, start.step_B)
 
     def step(
         self, state: WorldState, action_BTA: np.ndarray, task_B: Array, noise_B: np.ndarray, n_B: np.ndarray
@@ -65,13 +105,6 @@ class Rollouts:
         """Imagines a chunk of every row, the ``n_B``-th of its rollout: state, frame_BTHWC, prob_BT."""
         drawn = (jnp.asarray(noise_B), jnp.asarray(n_B))
         return self._step(self.source.world, self._judge.params, state, jnp.asarray(action_BTA), task_B, *drawn)
-
-    def warm(self) -> None:
-        """Compiles everything."""
-        batch = Batch(self)
-        every = {"where": np.ones(self.rows, bool)} | {name: np.zeros(self.rows, np.int32) for name in ("row", "noise")}
-        batch.answer({"do": "reset", **every})
-        batch.answer({"do": "step", "action": np.zeros(batch.action_shape, np.float32)})
 
     def _step_rows(
         self,
@@ -90,19 +123,58 @@ class Rollouts:
         return state, frame_BTHWC, classifier.score(self.source.recipe.reward, reward_params)(frame_BTHWC, task_B, None)
 
 
+class TrueRollouts:
+    """B rollouts in the true simulator of a run; see ``Worlds``.
+
+    Args:
+      source: what is played with.
+      rows: B.
+
+    Raises:
+      PlayError: a suite whose simulator is no compiled program.
+    """
+
+    threshold = TRUE_THRESHOLD
+    name = "truth"
+
+    def __init__(self, source: Source, rows: int):
+        if source.sim is None:
+            raise PlayError(f"{source.name}: {source.suite} has no true simulator that can be played here.")
+        sim, memory = source.sim, source.world_cfg.slots
+        self.source, self.rows, self.starts = source, rows, source.recipe.evaluate.episodes
+        self._seed_K = layouts(source.recipe.seed, "evaluate", self.starts)
+        self._reset = jax.jit(lambda seed_B, prompt_KL: embedded.make_starts(seed_B, prompt_KL, sim, memory))
+        # Nothing is drawn in the simulator.
+        world, keys_B = embedded.world(sim), jax.random.split(jax.random.key(0), rows)
+        self._step = jax.jit(lambda state, action_BTA: world.step(state, action_BTA, keys_B))
+
+    def begin(self, row_B: np.ndarray) -> Held:
+        """Begins at layouts of the evaluation."""
+        start = self._reset(jnp.asarray(self._seed_K[row_B]), jnp.asarray(self.source.prompt_KL))
+        return Held(start.sim, start.memory_BMHWC[:, -1], start.task_B, start.step_B)
+
+    def step(
+        self, state: Any, action_BTA: np.ndarray, task_B: Array, noise_B: np.ndarray, n_B: np.ndarray
+    ) -> tuple[Any, Array, Array]:
+        """Plays a chunk of every row: state, frame_BTHWC, prob_BT."""
+        state, frame_BTHWC, truth_BT = self._step(state, jnp.asarray(action_BTA))
+        return state, frame_BTHWC, truth_BT.astype(jnp.float32)
+
+
 class Batch:
     """The rollouts of one program."""
 
-    def __init__(self, rollouts: Rollouts):
-        self.rollouts = rollouts
-        self._begun_B = np.zeros(rollouts.rows, bool)
-        self._noise_B, self._n_B = (np.zeros(rollouts.rows, np.int32) for _ in range(2))
+    def __init__(self, worlds: Worlds):
+        self.worlds = worlds
+        self._held: Held | None = None
+        self._begun_B = np.zeros(worlds.rows, bool)
+        self._noise_B, self._n_B = (np.zeros(worlds.rows, np.int32) for _ in range(2))
 
     @property
     def action_shape(self) -> tuple[int, int, int]:
         """(B, T, A)."""
-        source = self.rollouts.source
-        return self.rollouts.rows, source.world_cfg.chunk, source.starts.action_KMA.shape[-1]
+        source = self.worlds.source
+        return self.worlds.rows, source.world_cfg.chunk, source.starts.action_KMA.shape[-1]
 
     def answer(self, message: Any) -> dict[str, Any]:
         """Does what a message asks, and returns the answer.
@@ -118,42 +190,56 @@ class Batch:
         return told | {"ms": 1000.0 * (time.perf_counter() - began)}
 
     def _reset(self, message: dict[str, Any]) -> dict[str, Any]:
-        rows, most = (self.rollouts.rows,), len(self.rollouts.source.starts) - 1
+        rows, most = (self.worlds.rows,), self.worlds.starts - 1
         where_B = _read(message, "where", np.bool_, rows)
         row_B, noise_B = (_read(message, name, np.int32, rows) for name in ("row", "noise"))
         if (row_B < 0).any() or (row_B > most).any() or (noise_B < 0).any():
             raise SessionError(f"'row': expected 0 to {most}, start states of the run, and 'noise' at least 0")
         if not (where_B | self._begun_B).all():
             raise SessionError("'where': expected every row that has not begun yet")
-        new = self.rollouts.gather(row_B)
-        held = new if where_B.all() else self.rollouts.merge(where_B, new, (self._world, self._task_B, self._step_B))
-        self._world, self._task_B, self._step_B = held
-        self._noise_B = np.where(where_B, noise_B, self._noise_B)
+        new = self.worlds.begin(row_B)
+        held = new if where_B.all() else _merge(jnp.asarray(where_B), new, self._held)
+        self._held, self._noise_B = held, np.where(where_B, noise_B, self._noise_B)
         self._n_B, self._begun_B = np.where(where_B, np.int32(0), self._n_B), where_B | self._begun_B
-        task_B, step_B = (np.asarray(x, np.int32) for x in (self._task_B, self._step_B))
-        return {"told": "begun", "frame": to_uint8(self._world.memory_BMHWC[:, -1]), "task": task_B, "step": step_B}
+        task_B, step_B = (np.asarray(x, np.int32) for x in (held.task_B, held.step_B))
+        return {"told": "begun", "frame": to_uint8(held.frame_BHWC), "task": task_B, "step": step_B}
 
     def _step(self, message: dict[str, Any]) -> dict[str, Any]:
         action_BTA = _read(message, "action", np.float32, self.action_shape)
         if not (np.isfinite(action_BTA).all() and np.abs(action_BTA).max() <= 1.0):
             raise SessionError("'action': expected finite numbers from -1 to 1")
-        if not self._begun_B.all():
+        held = self._held
+        if held is None:
             raise SessionError("no rollout has begun; reset first")
-        self._world, frame_BTHWC, prob_BT = self.rollouts.step(
-            self._world, action_BTA, self._task_B, self._noise_B, self._n_B
-        )
+        state, frame_BTHWC, prob_BT = self.worlds.step(held.state, action_BTA, held.task_B, self._noise_B, self._n_B)
+        self._held = held._replace(state=state, frame_BHWC=frame_BTHWC[:, -1])
         self._n_B = self._n_B + np.int32(1)
         return {"told": "chunk", "frame": to_uint8(frame_BTHWC), "prob": np.asarray(prob_BT, np.float32)}
 
 
-def describe(rollouts: Rollouts) -> dict[str, Any]:
+def warm(worlds: Worlds) -> None:
+    """Compiles everything, so that no program waits for it."""
+    batch = Batch(worlds)
+    zeros = {name: np.zeros(worlds.rows, np.int32) for name in ("row", "noise")}
+    batch.answer({"do": "reset", "where": np.ones(worlds.rows, bool)} | zeros)
+    batch.answer({"do": "step", "action": np.zeros(batch.action_shape, np.float32)})
+    batch.answer({"do": "reset", "where": np.arange(worlds.rows) == 0} | zeros)
+
+
+def describe(worlds: Worlds) -> dict[str, Any]:
     """Returns what a program is told when it connects."""
-    source = rollouts.source
-    facts = {"told": "hello", "run": source.name, "suite": source.suite, "world": f"world-{source.world_round}"}
-    shapes = {"action": list(Batch(rollouts).action_shape), "frame": list(source.starts.anchor_KHWC.shape[1:])}
-    limits = {"steps": source.recipe.steps, "starts": len(source.starts), "initials": source.starts.initials}
-    judge = {"threshold": float(rollouts._judge.threshold), "instructions": list(source.instructions)}
+    source = worlds.source
+    facts = {"told": "hello", "run": source.name, "suite": source.suite, "world": worlds.name}
+    shapes = {"action": list(Batch(worlds).action_shape), "frame": list(source.starts.anchor_KHWC.shape[1:])}
+    limits = {"steps": source.recipe.steps, "starts": worlds.starts}
+    judge = {"threshold": worlds.threshold, "instructions": list(source.instructions)}
     return facts | shapes | limits | judge
+
+
+@jax.jit
+def _merge(where_B: Array, new: Held, old: Held) -> Held:
+    """Returns ``new`` in the rows that are named, ``old`` in the others."""
+    return jax.tree.map(lambda a, b: jnp.where(where_B.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
 def _read(message: dict[str, Any], name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:

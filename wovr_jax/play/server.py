@@ -6,6 +6,7 @@
     GET /ws, a WebSocket           ->  {told: hello, ...}, a msgpack map of ``export.wire``
     a message of ``messages``      ->  its answer
     GET /world, a WebSocket        ->  the same for programs, where it is asked for: messages of ``rollouts``
+    GET /truth, a WebSocket        ->  the same in the true simulator, where there is one
     anything else                  ->  a text frame that says what was expected; the connection stays open
 
 Each connection is a session of its own, which ends with it. The networks run in one thread, one chunk after another,
@@ -39,7 +40,7 @@ from wovr_jax.export.listen import listen, reserve, run_until_signal
 from wovr_jax.export.wire import WireError
 from wovr_jax.play import messages, page, rollouts
 from wovr_jax.play.programs import Programs
-from wovr_jax.play.rollouts import Batch, Rollouts
+from wovr_jax.play.rollouts import Batch, Rollouts, TrueRollouts, Worlds
 from wovr_jax.play.session import Session, SessionError
 
 LOG = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class PlayConfig:
       host, port: the address to listen on; port 0 takes a free one.
       sessions: most players at once.
       max_bytes: bytes of the longest message; a longer one closes its connection with code 1009.
-      rows: rollouts of each program that drives the learned world; 0 lets no program in.
+      rows: rollouts of each program that drives the learned world or the true one; 0 lets no program in.
       idle_s: seconds without a message after which a player's place is given to others.
     """
 
@@ -81,8 +82,11 @@ class PlayServer:
     def __init__(self, programs: Programs, cfg: PlayConfig, sockets: Sequence[socket.socket] = ()):
         self.programs, self.cfg, self.sockets = programs, cfg, sockets
         self._hello = wire.pack(messages.describe(programs.source, Session(programs).most_chunks))
-        self._rollouts = Rollouts(programs.source, cfg.rows) if cfg.rows else None
-        self._hello_program = wire.pack(rollouts.describe(self._rollouts)) if self._rollouts else b""
+        self._worlds: dict[str, Worlds] = {}  # by path
+        if cfg.rows:
+            self._worlds["/world"] = Rollouts(programs.source, cfg.rows)
+            if programs.source.sim is not None:
+                self._worlds["/truth"] = TrueRollouts(programs.source, cfg.rows)
         self._page, self._policy = page.build()
         self._names = {cfg.host.lower(), "localhost", socket.gethostname().lower()}
         # One thread: a device computes one chunk at a time, and the event loop stays free.
@@ -101,8 +105,8 @@ class PlayServer:
           OSError: when another process has begun to listen on the port meanwhile.
         """
         self.programs.warm()
-        if self._rollouts:
-            self._rollouts.warm()
+        for worlds in self._worlds.values():
+            rollouts.warm(worlds)
         sockets = self.sockets or reserve(self.cfg.host, self.cfg.port)
         # A page that sends faster than the worlds turn is slowed down, not buffered.
         options = {"max_size": self.cfg.max_bytes, "max_queue": 2, "process_request": self._admit}
@@ -122,7 +126,7 @@ class PlayServer:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if path == "/":
             return self._show_page(connection, host)
-        if path == "/world" and self._rollouts:
+        if path in self._worlds:
             # A page cannot leave the header out.
             if request.headers.get_all("Origin"):
                 return connection.respond(http.HTTPStatus.FORBIDDEN, "This path is for programs, not for pages.\n")
@@ -167,8 +171,8 @@ class PlayServer:
         self.players += 1
         path = connection.request.path.partition("?")[0] if connection.request else ""
         hello, follow = self._hello, functools.partial(messages.answer, Session(self.programs))
-        if self._rollouts and path == "/world":
-            hello, follow = self._hello_program, Batch(self._rollouts).answer
+        if worlds := self._worlds.get(path):
+            hello, follow = wire.pack(rollouts.describe(worlds)), Batch(worlds).answer
         try:
             await connection.send(hello)
             while True:

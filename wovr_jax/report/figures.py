@@ -114,12 +114,17 @@ def draw_agreement(rows: Sequence[tuple[str, Mapping[str, int], str]]) -> str:
     return f'<div class="rows">{body}</div>'
 
 
-def draw_curve(points: Sequence[tuple[float, float | None]], label: str) -> str:
-    """Draws one quantity over steps; a value of None breaks the line, and without any value nothing is drawn."""
+def draw_curve(
+    points: Sequence[tuple[float, float | None]], label: str, *, span: tuple[float, float] | None = None
+) -> str:
+    """Draws one quantity over steps; a value of None breaks the line, and without any value nothing is drawn.
+
+    ``span`` are the ends of the axis; by default they follow the values.
+    """
     values = [y for _, y in points if y is not None]
     if not values:
         return ""
-    low, high = _widen(min(values), max(values))
+    low, high = span or _widen(min(values), max(values))
     # The steps of a curve of one point are widened, or all of it would lie on one spot.
     frame = Frame(262, 120, (points[0][0], max(points[-1][0], points[0][0] + 1)), (low, high), left=44, bottom=20)
     parts = _axes(frame, [points[-1][0]], _ticks(low, high, 3))

@@ -3,26 +3,24 @@
 ``results.json``, ``metrics.jsonl``, ``config.json`` and the videos go in; ``report.html`` comes out: no script, no
 network, everything inside, light or dark as the reader has it. The words of the page are in ``page.html`` and its
 looks in ``page.css`` beside this file; a section for which the results have nothing is left out, so that single jobs
-and studies use the same page. Every function here is pure but :func:`write`.
+and studies use the same page. Every function here is pure but :func:`write`. Several runs on one page: ``compare``.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import importlib.resources
-import itertools
 import json
 import os
 import pathlib
-import re
-import string
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from wovr_jax.core.disk import read_json, replace_file
 from wovr_jax.core.log import RESERVED, read_metrics
 from wovr_jax.report import figures, tables, trust
+from wovr_jax.report.pieces import fill, render_table, side_by_side
 from wovr_jax.report.tables import Results, Rows
 
 FIRST_CURVES = (
@@ -66,13 +64,12 @@ def render(
       config: the settings of the run.
       folder: what the paths of the videos are relative to.
     """
-    templates = importlib.resources.files("wovr_jax").joinpath("report")
     settings = {"versions": results.get("versions"), "config": config}
     parts = {
         "title": html.escape(str(results.get("name", "run"))),
-        "style": templates.joinpath("page.css").read_text(encoding="utf-8"),
         "facts": _render_facts(results),
         "lead": "".join(f'<p class="lead">{html.escape(said)}</p>\n' for said in tables.state_findings(results)),
+        "play": _render_play(results.get("ledger") or {}, pathlib.Path(folder)),
         "success": _render_success(results.get("phases") or ()),
         "trust": _render_trust(results.get("trust") or {}),
         # Tables that a study brings along have no section of their own in the template.
@@ -86,10 +83,7 @@ def render(
         "ledger": _render_ledger(results.get("ledger") or {}),
         "settings": html.escape(json.dumps(settings, indent=2)) if any(settings.values()) else "",
     }
-    words = templates.joinpath("page.html").read_text(encoding="utf-8")
-    # A section whose part is empty goes with its heading and its explanation.
-    words = re.sub(r'(?s)<section id="(\w+)">.*?</section>\n', lambda match: match[0] * bool(parts[match[1]]), words)
-    return string.Template(words).substitute(parts)
+    return fill("page.html", parts)
 
 
 # ---------------------------------------------------------------- sections, each empty when there is nothing to show
@@ -100,6 +94,14 @@ def _render_facts(results: Results) -> str:
     facts += [tables.format_duration(results["seconds"])] if results.get("seconds") else []
     facts += [f"{results['peak_rss_gb']:.1f} GB of memory at most"] if results.get("peak_rss_gb") else []
     return " · ".join(html.escape(str(fact)) for fact in facts if fact)
+
+
+def _render_play(ledger: Mapping[str, Results], folder: pathlib.Path) -> str:
+    """The line that opens this run to play in, where it has trained a world model and the page knows its folder."""
+    if not folder.name or not any(stage.startswith("world-") for stage in ledger):
+        return ""
+    line = html.escape(f"wovr play {shlex.quote(str(folder))} --open")
+    return f'<p class="play">Drive its world model yourself, beside the truth: <code>{line}</code></p>\n'
 
 
 def _render_success(phases: Sequence[Results]) -> str:
@@ -115,9 +117,9 @@ def _render_success(phases: Sequence[Results]) -> str:
     further = [rows for rows in (tables.temperature_rows(phases), tables.subgoal_rows(phases)) if rows]
     return (
         figures.draw_intervals(rows)
-        + _render_table(tables.policy_rows(phases))
+        + render_table(tables.policy_rows(phases))
         + _draw_temperatures(phases)
-        + "".join(map(_render_table, further))
+        + "".join(map(render_table, further))
     )
 
 
@@ -139,7 +141,7 @@ def _render_titled_table(table: Results) -> str:
         ends = [end for _, marks, _ in rows for _, _, *both in marks for end in both]
         # At least ten points to each side, or a study without any effect would look like one with large effects.
         drawn += figures.draw_intervals(rows, min(*ends, -0.1), max(*ends, 0.1))
-    return f'<h2>{title}</h2>\n<p class="why">{why}</p>\n{drawn}{_render_table(table["rows"])}'
+    return f'<h2>{title}</h2>\n<p class="why">{why}</p>\n{drawn}{render_table(table["rows"])}'
 
 
 def _render_trust(answers: Results) -> str:
@@ -155,10 +157,10 @@ def _render_trust(answers: Results) -> str:
     # Of rollouts from elsewhere there is one kind, which needs no key.
     mixed = len({colour for _, points in scattered for _, colour, *_ in points}) > 1
     lines = [line for line in trust.place_chunks(answers) if len(line[1]) > 1]
-    parts = [said, f'<p class="key">{key}</p>' * mixed, _side_by_side(drawn)]
-    parts += map(_render_table, filter(None, (trust.policy_rows(answers), trust.ranking_rows(answers))))
+    parts = [said, f'<p class="key">{key}</p>' * mixed, side_by_side(drawn)]
+    parts += map(render_table, filter(None, (trust.policy_rows(answers), trust.ranking_rows(answers))))
     parts += [figures.draw_rates(lines, "chunk", what="with the truth")] if lines else []
-    return "\n".join([*parts, *map(_render_table, filter(None, [trust.horizon_rows(answers)]))])
+    return "\n".join([*parts, *map(render_table, filter(None, [trust.horizon_rows(answers)]))])
 
 
 def _render_closed_loop(closed_loop: Sequence[Results]) -> str:
@@ -170,7 +172,7 @@ def _render_closed_loop(closed_loop: Sequence[Results]) -> str:
                 false = row[kind]["false_success"]
                 paid = f"{false['rate']:.0%} of failures paid" if false else "no failure"
                 rows.append((f"{tables.name_pair(row)}, {words}", row[kind], paid))
-    return figures.draw_agreement(rows) + _render_table(tables.closed_rows(closed_loop)) if rows else ""
+    return figures.draw_agreement(rows) + render_table(tables.closed_rows(closed_loop)) if rows else ""
 
 
 def _render_comparison(comparison: Sequence[Results]) -> str:
@@ -178,7 +180,7 @@ def _render_comparison(comparison: Sequence[Results]) -> str:
     for row in comparison:
         imagined, true, _ = tables.success_rates(row)
         rows.append((f"{row['policy']}, {row['world']}", row, f"{imagined:.0%} imagined, {true:.0%} true"))
-    return figures.draw_agreement(rows) + _render_table(tables.world_rows(comparison)) if rows else ""
+    return figures.draw_agreement(rows) + render_table(tables.world_rows(comparison)) if rows else ""
 
 
 def _render_films(comparison: Sequence[Results], folder: pathlib.Path) -> str:
@@ -186,7 +188,7 @@ def _render_films(comparison: Sequence[Results], folder: pathlib.Path) -> str:
     for row in comparison:
         if row.get("videos"):
             title = html.escape(f"policy: {row['policy']}; true left, imagined right ({row['world']})")
-            blocks += f"<h3>{title}</h3>{_side_by_side([_render_film(film, folder) for film in row['videos']])}"
+            blocks += f"<h3>{title}</h3>{side_by_side([_render_film(film, folder) for film in row['videos']])}"
     return blocks
 
 
@@ -201,7 +203,7 @@ def _render_film(film: Results, folder: pathlib.Path) -> str:
     # Older runs did not keep the outcome of each film; without both there is nothing to mark.
     lies = " lies" * (None not in (true, imagined) and true != imagined)
     under = f'<b class="true">true{verdicts[true]}</b><b class="imagined{lies}">imagined{verdicts[imagined]}</b>'
-    video = f'<video src="{source}" autoplay loop muted playsinline></video>'
+    video = f'<video src="{source}" controls autoplay loop muted playsinline></video>'
     return f'<figure class="film">{video}<figcaption>{under}</figcaption></figure>'
 
 
@@ -226,8 +228,8 @@ def _render_stage_curves(stage: str, curves: Mapping[str, list[tuple[float, floa
     ]
     # A stage may have thirty curves; three fill the width of the page.
     shown, folded = drawn[:CURVES_AT_ONCE], drawn[CURVES_AT_ONCE:]
-    more = f"<details><summary>{len(folded)} more</summary>{_side_by_side(folded)}</details>" if folded else ""
-    return f"<h3>{html.escape(stage)}</h3>{_side_by_side(shown)}{more}" if drawn else ""
+    more = f"<details><summary>{len(folded)} more</summary>{side_by_side(folded)}</details>" if folded else ""
+    return f"<h3>{html.escape(stage)}</h3>{side_by_side(shown)}{more}" if drawn else ""
 
 
 def _render_reward(rewards: Mapping[str, Results]) -> str:
@@ -245,8 +247,8 @@ def _render_reward(rewards: Mapping[str, Results]) -> str:
         ):
             rows.append((words, *(tables.format_rate(scores[level][part]) for scores in kinds.values())))
         title = f"{html.escape(name)}: threshold {reward['threshold']:.4g}"
-        shown.append(f"<figure><h3>{title}</h3>{drawn}{_render_table(rows)}</figure>")
-    return _side_by_side(shown)
+        shown.append(f"<figure><h3>{title}</h3>{drawn}{render_table(rows)}</figure>")
+    return side_by_side(shown)
 
 
 def _render_flat(curves: Sequence[Mapping[str, Any]]) -> str:
@@ -264,7 +266,7 @@ def _render_keyframes(keyframes: Mapping[str, Results]) -> str:
         rules = ", ".join(f"{count:,} {rule.replace('_', ' ')}" for rule, count in starts["rules"].items())
         drawn = figures.draw_histogram(starts["steps"], "step of the episode")
         shown.append(f"<figure><h3>{html.escape(f'{name}: {rules}')}</h3>{drawn}</figure>")
-    return _side_by_side(shown)
+    return side_by_side(shown)
 
 
 def _render_ledger(ledger: Mapping[str, Results]) -> str:
@@ -272,22 +274,4 @@ def _render_ledger(ledger: Mapping[str, Results]) -> str:
     longest = max((account["seconds"] for account in ledger.values()), default=0) or 1.0
     styles = [f'style="--share:{account["seconds"] / longest:.3f}"' for account in ledger.values()]
     kinds = ['class="learner"' if stage.startswith(tables.LEARNER) else "" for stage in ledger]
-    return _render_table(tables.cost_rows(ledger), map(" ".join, zip(kinds, styles, strict=True))) if ledger else ""
-
-
-# ---------------------------------------------------------------- small pieces
-
-
-def _side_by_side(drawn: Sequence[str]) -> str:
-    return f'<div class="row">{"".join(drawn)}</div>' if drawn else ""
-
-
-def _render_table(rows: Rows, attributes: Iterable[str] = ()) -> str:
-    """Returns a table in HTML; ``attributes`` are those of the rows under the head, which may be more."""
-    kinds = itertools.zip_longest(rows[1:], attributes, fillvalue="")
-    lines = [f"<tr {kind}>{_render_cells(row)}</tr>" for row, kind in kinds]
-    return f'<div class="wide"><table><tr>{_render_cells(rows[0], "th")}</tr>{"".join(lines)}</table></div>'
-
-
-def _render_cells(row: Iterable[str], kind: str = "td") -> str:
-    return "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row)
+    return render_table(tables.cost_rows(ledger), map(" ".join, zip(kinds, styles, strict=True))) if ledger else ""
