@@ -24,7 +24,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wovr_jax.core import stats
 from wovr_jax.core.config import Between, Count, Faults, Natural, NonNegative, Positive, Share, checked
 
 Array = jax.Array
@@ -184,7 +183,7 @@ def returns(
     valid_BS = (valid_mask(success_BNT, "chunk" if flicker else "step") & live_BNT).reshape(batch, -1)
     # gamma^0 for the first step: a success at once is worth coef, not gamma * coef.
     discount_S = jnp.power(jnp.float32(gamma), jnp.arange(score_BS.shape[1], dtype=jnp.float32))
-    return coef * stats.masked_sum(discount_S[None, :] * reward_BS, valid_BS, axis=1)
+    return coef * jnp.sum(discount_S[None, :] * reward_BS, axis=1, where=valid_BS)
 
 
 def advantages(return_B: Array, group: int, normalise: str = "mean", ddof: int = 1, eps: float = 1e-6) -> Array:
@@ -317,11 +316,11 @@ def chunk_loss(
     nothing_XTA = jnp.zeros_like(logp_XTA)
     tally = Tally(
         tokens=jnp.sum(valid_XTA, dtype=jnp.float32),
-        ratio=stats.masked_sum(ratio_XTA, valid_XTA),
-        clipped=stats.masked_sum(clipped_XTA.astype(jnp.float32), valid_XTA),
-        k3=stats.masked_sum(k3(log_ratio_XTA), valid_XTA),
-        kl=stats.masked_sum(nothing_XTA if kl_XTA is None else kl_XTA, valid_XTA),
-        entropy=stats.masked_sum(nothing_XTA if entropy_XTA is None else entropy_XTA, valid_XTA),
+        ratio=jnp.sum(ratio_XTA, where=valid_XTA),
+        clipped=jnp.sum(clipped_XTA.astype(jnp.float32), where=valid_XTA),
+        k3=jnp.sum(k3(log_ratio_XTA), where=valid_XTA),
+        kl=jnp.sum(nothing_XTA if kl_XTA is None else kl_XTA, where=valid_XTA),
+        entropy=jnp.sum(nothing_XTA if entropy_XTA is None else entropy_XTA, where=valid_XTA),
         ratio_max=jnp.max(jnp.where(valid_XTA, ratio_XTA, 0.0)),
         gap_max=jnp.max(jnp.abs(log_ratio_XTA)),
     )

@@ -35,25 +35,28 @@ def episode(index: int, steps: int) -> Episode:
     return Episode(frame, action, np.zeros(steps + 1, bool), "reach", index % 2, index, "base", action)
 
 
-def test_episodes_are_replayed_in_equal_batches_from_their_own_first_frames() -> None:
+def test_episodes_are_replayed_in_equal_batches_from_their_own_first_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     made, asked = [episode(0, 16), episode(1, 12), episode(2, 3)], []
 
-    def play(start, action_BNTA, low):
+    def play(params, reward, start, action_BNTA, key):
         """Frames that count the steps: 100 after the first."""
-        asked.append((start, np.asarray(action_BNTA), low))
+        assert (params, reward) == ("world", "weights")
+        asked.append((start, np.asarray(action_BNTA), jax.random.key_data(key).tolist()))
         none = {field.name: None for field in dataclasses.fields(Imagined)}
         step_NT = 100 + np.arange(16).reshape(2, 8)
         video = np.broadcast_to(to_float(step_NT.astype(np.uint8))[None, ..., None, None, None], (2, 2, 8, 4, 4, 3))
         return Imagined(**none | {"frame_BNHWC": video[:, :, 0], "video_BNTHWC": video})
 
-    size = {"batch": 2, "steps": 16, "chunk": 8, "memory": 4}
-    films = list(programs.replay_episodes(play, made, PROMPT_KL, **size))
+    monkeypatch.setattr(programs, "replay", lambda cfg, reward: play if reward == "judge" else None)
+    cfg, key = WorldConfig.fake(), jax.random.key(0)
+    how = {"batch": 2, "judge": ("judge", "weights")}
+    films = list(programs.replay_episodes(cfg, "world", made, PROMPT_KL, key, **how))
     assert [len(film) for film in films] == [17, 13, 4]
     for index, film in enumerate(films):
         assert film.dtype == np.uint8
         assert film[:, 0, 0, 0].tolist() == [index, *range(100, 100 + len(film) - 1)]
 
-    assert [low for *_, low in asked] == [0, 2]
+    assert [key for *_, key in asked] == [jax.random.key_data(jax.random.fold_in(key, low)).tolist() for low in (0, 2)]
     (first, action, _), (last, filled, _) = asked
     np.testing.assert_allclose(first.anchor_BHWC[:, 0, 0, 0], to_float(np.array([0, 1], np.uint8)), atol=1e-6)
     np.testing.assert_array_equal(first.prompt_BL, PROMPT_KL)
@@ -63,6 +66,9 @@ def test_episodes_are_replayed_in_equal_batches_from_their_own_first_frames() ->
     np.testing.assert_array_equal(done[12:], np.broadcast_to(np.float32(NULL_ACTION), (4, 7)))
     np.testing.assert_array_equal(filled[0], filled[1])  # the last batch is filled up, so that one program does
     assert last.task_B.tolist() == [0, 0]
+    # As long as is asked for: one program for collections whose longest episodes differ.
+    list(programs.replay_episodes(cfg, "world", made[2:], PROMPT_KL, key, steps=16, **how))
+    assert asked[-1][1].shape == (2, 2, 8, 7)
 
 
 def test_a_rollout_from_a_keyframe_ends_with_its_episode(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Masked sums and means, intervals of success rates, and how far pictures are apart.
+"""Masked means, intervals of success rates, and how far pictures are apart.
 
 The masked functions run inside compiled programs. The intervals are for the host: outcomes go in as numbers of Python
 or numpy, and what comes out can be written as JSON.
@@ -13,56 +13,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 
 Array = jax.Array
-Axis = int | tuple[int, ...] | None
 
-# ---------------------------------------------------------------- masked sums and means
-
-
-def masked_sum(x: Array, where: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """Returns the sum over ``axis`` of the values at which ``where`` holds; it broadcasts to the shape of ``x``."""
-    keep = jnp.broadcast_to(where, x.shape)
-    # Not x * where: a NaN among the values left out would come through the product, and into the gradient too.
-    return jnp.sum(jnp.where(keep, x, jnp.zeros_like(x)), axis, keepdims=keepdims)
+# ---------------------------------------------------------------- masked means
 
 
-def masked_mean(x: Array, where: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+def masked_mean(x: Array, where: Array, axis: Any = None, keepdims: bool = False) -> Array:
     """Returns the mean over ``axis`` of the values at which ``where`` holds; 0 where it holds nowhere."""
     count = jnp.sum(jnp.broadcast_to(where, x.shape), axis, dtype=x.dtype, keepdims=keepdims)
-    return masked_sum(x, where, axis, keepdims) / jnp.maximum(count, 1)
+    # Not x * where: a NaN among the values left out would come through the product, and into the gradient too.
+    return jnp.sum(x, axis, keepdims=keepdims, where=where) / jnp.maximum(count, 1)
 
 
 # ---------------------------------------------------------------- success rates
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Returns Wilson's score interval (low, high) of a success rate; (0, 1) for no trials.
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Returns Wilson's 95 % score interval (low, high) of a success rate; (0, 1) for no trials.
 
     Unlike the interval of the normal distribution it never leaves [0, 1] and never shrinks to a point at 0 or n of n
     (Newcombe, Statistics in Medicine 17:857, 1998, method 3).
 
-    Args:
-      successes, n: how many of how many trials.
-      z: standard deviations on each side; 1.96 for 95 %.
-
     Raises:
       ValueError: unless 0 <= ``successes`` <= ``n``.
     """
-    if not 0 <= successes <= n:
-        raise ValueError(f"expected 0 <= successes <= n, got {successes} of {n}.")
     if n == 0:
         return 0.0, 1.0
-    rate = successes / n
-    # The rate drawn towards one half, as if z * z / 2 successes and as many failures had been seen too.
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    # At 0 and n of n one end is exact; rounding must not move it.
-    return (0.0 if successes == 0 else max(0.0, centre - half)), (1.0 if successes == n else min(1.0, centre + half))
+    low, high = scipy.stats.binomtest(successes, n).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def paired_difference(
-    success: Sequence[bool] | np.ndarray, base: Sequence[bool] | np.ndarray, z: float = 1.96
+    success: Sequence[bool] | np.ndarray, base: Sequence[bool] | np.ndarray
 ) -> tuple[float, float, float]:
     """Returns the gain in success rate over a base that ran from the same start states: (gain, low, high).
 
@@ -72,7 +56,6 @@ def paired_difference(
 
     Args:
       success, base: outcomes; ``success[i]`` and ``base[i]`` are of the same start.
-      z: standard deviations on each side; 1.96 for 95 %.
 
     Raises:
       ValueError: for lists of unequal length.
@@ -94,8 +77,8 @@ def paired_difference(
     correlation = excess / math.sqrt(margins) if margins else 0.0
 
     rate, base_rate = (both + gained) / n, (both + lost) / n
-    low, high = wilson(both + gained, n, z)
-    base_low, base_high = wilson(both + lost, n, z)
+    low, high = wilson(both + gained, n)
+    base_low, base_high = wilson(both + lost, n)
 
     def reach(ours: float, theirs: float) -> float:
         # The half width of a difference whose two parts have the half widths ``ours`` and ``theirs``.

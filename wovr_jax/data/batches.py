@@ -80,7 +80,7 @@ def _place(episode: Episode | Head) -> float:
     return int.from_bytes(digest[:8], "little") / 2**64
 
 
-def _stack(arrays: Sequence[np.ndarray], fill: np.ndarray | None = None) -> np.ndarray:
+def stack(arrays: Sequence[np.ndarray], fill: np.ndarray | None = None) -> np.ndarray:
     """Stacks arrays of unequal length, padded at the end with ``fill`` or with their last row."""
     # One array for all episodes, because a compiled program indexes one array.
     longest, rows = max(map(len, arrays)), []
@@ -146,6 +146,8 @@ class Windows:
       train_I2, val_I2: (I, 2) int32 rows (episode, start); with ``Layout.shift`` those to learn from are (I, 4), with
         how far down and right the window looks. The first ``train_starts`` (``val_starts``) rows are the
         episode-start windows.
+      seen_ESHWC: the same episodes as a world model imagined them, of the shape of ``frame_ESHWC``. Where there are
+        some, the memory of a window shows them, and what follows it is the truth.
     """
 
     frame_ESHWC: Column
@@ -157,6 +159,7 @@ class Windows:
     val_starts: int = struct.field(pytree_node=False)
     memory: int = struct.field(pytree_node=False, default=4)
     new: int = struct.field(pytree_node=False, default=8)
+    seen_ESHWC: Column | None = None
 
 
 def windows(episodes: Sequence[Episode], layout: Layout = Layout(), *, val_share: float = HELD_OUT) -> Windows:
@@ -186,8 +189,8 @@ def windows(episodes: Sequence[Episode], layout: Layout = Layout(), *, val_share
         )
         train_I2, train_starts = np.hstack([np.repeat(train_I2, SHIFTS, axis=0), by_I2]), SHIFTS * train_starts
     return Windows(
-        frame_ESHWC=_stack([episode.frame_SHWC for episode in episodes]),
-        action_ESA=_stack([episode.action_SA for episode in episodes], np.asarray(NULL_ACTION, np.float32)),
+        frame_ESHWC=stack([episode.frame_SHWC for episode in episodes]),
+        action_ESA=stack([episode.action_SA for episode in episodes], np.asarray(NULL_ACTION, np.float32)),
         task_E=np.array([episode.task for episode in episodes], np.int32),
         train_I2=train_I2,
         train_starts=train_starts,
@@ -242,7 +245,12 @@ def gather_windows(data: Windows, row_B2: Array) -> tuple[Array, Array]:
     # The anchor is step 0, then consecutive steps; those before the episode are negative and show frame 0.
     step_BF = start_B[:, None] + jnp.arange(data.memory + data.new)
     step_BF = jnp.concatenate([jnp.zeros_like(step_BF[:, :1]), step_BF], axis=1)
-    frame_BFHWC = to_float(jnp.asarray(data.frame_ESHWC)[episode_B1, jnp.maximum(step_BF, 0)])
+    row_BF = (episode_B1, jnp.maximum(step_BF, 0))
+    frame_BFHWC = jnp.asarray(data.frame_ESHWC)[row_BF]
+    if data.seen_ESHWC is not None:
+        memory = np.s_[:, 1 : 1 + data.memory]
+        frame_BFHWC = frame_BFHWC.at[memory].set(jnp.asarray(data.seen_ESHWC)[row_BF][memory])
+    frame_BFHWC = to_float(frame_BFHWC)
     if row_B2.shape[1] > 2:
         frame_BFHWC = jax.vmap(lambda frame, by: shift_frames(frame, by, jnp.take))(frame_BFHWC, row_B2[:, 2:])
     # action_SA[i] leads from frame i to frame i + 1, so the action that produced frame i is the one before it.

@@ -100,14 +100,12 @@ def by_episode(prob_X: np.ndarray, label_X: np.ndarray, episode_X: np.ndarray) -
 def reliability(prob_X: np.ndarray, label_X: np.ndarray, bins: int = 10) -> Reliability:
     """Counts how often frames of a given probability are successes, in ``bins`` equal bins."""
     prob_X, label_X = np.asarray(prob_X, np.float64), np.asarray(label_X, np.float64)
-    index_X = np.minimum((prob_X * bins).astype(int), bins - 1)
-    count = np.bincount(index_X, minlength=bins)
-    divisor = np.maximum(count, 1)  # empty bins give 0, not 0 / 0; they weigh nothing in the error
-    predicted = np.bincount(index_X, prob_X, minlength=bins) / divisor
-    observed = np.bincount(index_X, label_X, minlength=bins) / divisor
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    count = np.histogram(prob_X, edges)[0]
+    # Empty bins give 0, not 0 / 0; they weigh nothing in the error.
+    predicted, observed = (np.histogram(prob_X, edges, weights=x)[0] / np.maximum(count, 1) for x in (prob_X, label_X))
     # ECE: how far prediction and truth lie apart in a bin, over the frames. It says whether 0.7 means seven of ten.
     error = float((count * np.abs(predicted - observed)).sum() / max(count.sum(), 1))
-    edges = np.linspace(0.0, 1.0, bins + 1)
     # Plain numbers, so that the table goes into a JSON file as it is.
     edges, count, predicted, observed = (tuple(column.tolist()) for column in (edges, count, predicted, observed))
     return Reliability(edges, count, predicted, observed, error)

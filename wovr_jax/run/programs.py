@@ -227,30 +227,33 @@ def replay(world: WorldConfig, reward: RewardConfig | None = None) -> Callable[.
 
 
 def replay_episodes(
-    play: Callable[[Start, Array, int], Imagined],
+    cfg: WorldConfig,
+    params: Params,
     episodes: Sequence[Episode],
     prompt_KL: Array,
+    key: Array,
     *,
-    batch: int,
-    steps: int,
-    chunk: int,
-    memory: int,
+    batch: int = 32,
+    steps: int = 0,
+    judge: tuple[RewardConfig | None, Params | None] = (None, None),
 ) -> Iterator[np.ndarray]:
-    """Plays the actions of episodes from their first frames, and gives the frames that they led to.
+    """Plays the actions of episodes from their first frames in a learned world, and gives the frames they led to.
 
     Args:
-      play: ``play(start, action_BNTA, low)``: the world; ``low`` is the place of the batch's first episode.
-      episodes: to play, none longer than ``steps``.
+      cfg, params: the world.
+      episodes: to play.
       prompt_KL: (tasks, L) prompt tokens of every task.
+      key: of the noise.
       batch: episodes played at once; the last batch is filled up with some again, so that one program does.
-      steps: of every rollout, a multiple of ``chunk``. After its end an episode does nothing.
-      chunk: T, steps of a chunk.
-      memory: M, memory frames of a start state.
+      steps: of every rollout, a multiple of a chunk; 0 for as many as the longest episode needs. After its end an
+        episode does nothing.
+      judge: classifier and weights of the program to play in, as of :func:`replay`; its scores are not looked at.
 
     Yields:
       (S + 1, H, W, 3) uint8 of each episode, its own first frame included.
     """
-    starts = start_states.initial(episodes, memory=memory, intervened=True)  # a row for each
+    steps = steps or -(-max(len(episode.action_SA) for episode in episodes) // cfg.chunk) * cfg.chunk
+    starts = start_states.initial(episodes, memory=cfg.slots, intervened=True)  # a row for each
     for low in range(0, len(episodes), batch):
         # The last batch is filled up with its own rows: another size would be another program, compiled for one batch.
         rows = np.resize(np.arange(low, min(low + batch, len(episodes))), batch).tolist()
@@ -259,10 +262,11 @@ def replay_episodes(
         for b, row in enumerate(rows):
             action_BSA[b, : len(episodes[row].action_SA)] = episodes[row].action_SA
         # (B, S, A) -> (B, N, T, A): the spine counts in chunks.
-        action_BNTA = jnp.asarray(action_BSA.reshape(batch, -1, chunk, action_BSA.shape[-1]))
+        action_BNTA = jnp.asarray(action_BSA.reshape(batch, -1, cfg.chunk, action_BSA.shape[-1]))
         start = start_states.gather(starts, jnp.asarray(rows), prompt_KL)
         # To the host batch by batch: the films of a whole collection would not fit on the device.
-        rollout = sharding.host(play(start, action_BNTA, low))
+        played = replay(cfg, judge[0])(params, judge[1], start, action_BNTA, jax.random.fold_in(key, low))
+        rollout = sharding.host(played)
         video_BSHWC = to_uint8(rollout.video_BNTHWC).reshape(batch, -1, *rollout.frame_BNHWC.shape[2:])
         for row, video_SHWC in list(zip(rows, video_BSHWC, strict=True))[: len(episodes) - low]:
             length = len(episodes[row].action_SA)

@@ -207,7 +207,8 @@ class Embedded:
         seeds = layouts(self.seed, "evaluate", count)
         parts = [sharding.host(rollout) for _, rollout in self._roll(seeds, actor)]
         rollout = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)  # without the last padding
-        rates = measure_subgoals(rollout, jnp.asarray(seeds), self.sim)
+        rates = measure_subgoals(rollout.action_BNTA, jnp.asarray(seeds), self.sim)
+        rates = {name: float(rate) for name, rate in rates.items()}
         return Measured(rollout.truth_BNT.any(axis=(1, 2)), rates, count * self.steps)
 
     def play(self, count: int, actor: Actor) -> Iterator[Played]:
@@ -355,17 +356,11 @@ def _follow(seed_B: Array, played_BSA: Array, step_B: Array, action_BSA: Array, 
     return success_BS, frame_BSHWC if film else None
 
 
-def measure_subgoals(rollout: Imagined, seed_B: Array, sim: Simulator) -> dict[str, float]:
-    """Returns the share of true episodes that reached each sub-goal, by replaying their actions."""
-    batch = seed_B.shape[0]
-    action_BSA = rollout.action_BNTA.reshape(batch, -1, rollout.action_BNTA.shape[-1])
-    return {name: float(rate) for name, rate in _subgoals(seed_B, action_BSA, sim).items()}
-
-
 @functools.partial(jax.jit, static_argnums=2)
-def _subgoals(seed_B: Array, action_BSA: Array, sim: Simulator) -> dict[str, Array]:
+def measure_subgoals(action_BNTA: Array, seed_B: Array, sim: Simulator) -> dict[str, Array]:
+    """Returns the share of true episodes that reached each sub-goal, by replaying their actions."""
     # Sub-goals are in the state (what is held) and not in the pictures, so the state is made again from the actions.
-    state = reset_batch(seed_B, sim)
+    state, action_BSA = reset_batch(seed_B, sim), action_BNTA.reshape(len(seed_B), -1, action_BNTA.shape[-1])
     states = jax.vmap(lambda s, a: roll(s, a, sim))(state, action_BSA)
     reached = jax.vmap(lambda s: suite_of(sim).subgoals(s, sim))(states)
     # A share of episodes each: how far the policy comes on the way to a success.

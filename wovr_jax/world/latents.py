@@ -278,7 +278,7 @@ def digest(cfg: WorldConfig, vae_params: Params, windows: Windows) -> str:
     layout = {"vae": cfg.vae, "anchor": cfg.anchor, "memory": cfg.memory, "slots": windows.memory, "new": windows.new}
     layout |= {"starts": [windows.train_starts, windows.val_starts]}
     arrays = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(vae_params)[0]}
-    arrays |= {name: getattr(windows, name) for name in ("frame_ESHWC", "action_ESA", "train_I2", "val_I2")}
+    arrays |= {name: column for name, column in vars(windows).items() if isinstance(column, np.ndarray)}
     total = hashlib.sha256(json.dumps([SCHEMA, config.to_dict(layout)]).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wovr_jax.core import sharding
-from wovr_jax.core.config import Count, Natural, Share, checked
+from wovr_jax.core.config import Count, Faults, Natural, Share, checked
 from wovr_jax.data.batches import sample_rows
 from wovr_jax.data.stream import StreamConfig
 from wovr_jax.nn import lora
@@ -55,6 +55,11 @@ class WorldTrainConfig(TrainingConfig):
         reads its frames from disk, where they would not fit.
       stream: how it reads.
       lora: trains these adapters only, beside weights that stay as they are; None trains everything.
+      own_memory: steps of each round that follows, in which windows have a memory that the model imagined itself.
+        At use every memory but the first is imagined, faults and all, and in the training proper none is: errors feed
+        on themselves. So before each round the model imagines all episodes under their actions, and from what it then
+        remembers it learns the true frames that follow. ``replay_share`` of a batch remembers the truth. No part of
+        WoVR; known as scheduled sampling (Bengio et al., 2015) and DAgger (Ross et al., 2011).
       validate_every: steps between two measurements on held-out episodes, each with a film of some, true
         beside imagined; 0 for one measurement at the end.
     """
@@ -70,7 +75,13 @@ class WorldTrainConfig(TrainingConfig):
     latents: Literal["memory", "disk", "fly", "stream"] = "memory"
     stream: StreamConfig = StreamConfig()
     lora: DiTLoRA | None = None
+    own_memory: tuple[Count, ...] = ()
     validate_every: Natural = 0
+
+    def faults(self) -> Faults:
+        """Yields episodes that are to be imagined whole and are never in memory."""
+        if self.own_memory and self.latents == "stream":
+            yield "own_memory", f"expected none with latents='stream', which reads windows only, got {self.own_memory}"
 
     @classmethod
     def rlinf(cls, **changes) -> WorldTrainConfig:

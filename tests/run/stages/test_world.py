@@ -10,9 +10,10 @@ import pytest
 
 from tests.sizes import draw_world, fake_world_train
 from wovr_jax.core import checkpoint
+from wovr_jax.core.config import ConfigError
 from wovr_jax.core.log import read_metrics
 from wovr_jax.data import episodes as disk
-from wovr_jax.data.batches import Layout
+from wovr_jax.data.batches import Layout, gather_windows
 from wovr_jax.data.stream import StreamConfig, window
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import RefreshConfig
@@ -85,6 +86,62 @@ def test_of_an_adapter_training_only_adapters_are_kept(params, tmp_path, monkeyp
     jax.tree.map(np.testing.assert_array_equal, product.value["dit"], params["dit"])  # fresh adapters change nothing
 
 
+@pytest.mark.parametrize("how", [{}, {"lora": DiTLoRA.wan(rank=2), "latents": "disk"}])
+def test_a_model_is_trained_on_from_memories_of_its_own(params, tmp_path, monkeypatch, how):
+    """The second training goes on from the first, on windows that remember what the first one imagines."""
+    train = dataclasses.replace(TRAIN, validate_every=0, own_memory=(3,), **how)
+    drawn, begun = [], []
+
+    def remember(cfg, train, vae, episodes, cache="", *, held_out=0.15, seen=None, windows=stage.windows):
+        drawn.append(seen)
+        return windows(cfg, train, vae, episodes, cache, held_out=held_out, seen=seen)
+
+    def begin(name, state, step, steps, fit=stage.loop.fit, **options):
+        begun.append((name, steps, jax.tree.map(np.asarray, state.params)))
+        return fit(name, state, step, steps, **options)
+
+    monkeypatch.setattr(stage, "windows", remember)
+    monkeypatch.setattr(stage.loop, "fit", begin)
+    results = []
+    for name in ("run", "again"):
+        run = Run(tmp_path / name, {})
+        product = fit(run, train, params, episodes())
+        results.append(jax.tree.map(np.asarray, product.value["dit"]))
+        run.log.close()
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+    assert [(name, steps) for name, steps, _ in begun[:2]] == [("world-0", 4), ("world-0-own-0", 3)]
+    first, second = begun[0][2], begun[1][2]
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), first, second)))
+    assert drawn[0] is None and [film.shape for film in drawn[1]] == [(17, 16, 16, 3)] * 12
+    true = episodes()
+    np.testing.assert_array_equal(drawn[1][3][0], true[3].frame_SHWC[0])
+    assert (drawn[1][3][1:] != true[3].frame_SHWC[1:]).mean() > 0.5
+    lines = {line["stage"] for line in read_metrics(run.folder)}
+    assert {"world-0", "world-0-own-0"} <= lines
+
+
+def test_a_memory_of_its_own_stands_before_the_true_frames(params):
+    made = episodes(3)
+    seen = [255 - episode.frame_SHWC for episode in made]
+    train = dataclasses.replace(TRAIN, latents="fly")
+    data, _ = stage.windows(CFG, train, params["vae"], made, seen=seen)
+    rows = np.asarray(data.row_I2)
+    frame_BFHWC, _ = gather_windows(data.windows, data.row_I2)
+    shown = np.round((np.asarray(frame_BFHWC) + 1) * 127.5).astype(int)
+    for (e, start), window_FHWC in zip(rows, shown, strict=True):
+        steps = np.maximum(start + np.arange(CFG.slots + CFG.chunk), 0)
+        np.testing.assert_array_equal(window_FHWC[0], made[e].frame_SHWC[0])
+        np.testing.assert_array_equal(window_FHWC[1 : 1 + CFG.slots], seen[e][steps[: CFG.slots]])
+        np.testing.assert_array_equal(window_FHWC[1 + CFG.slots :], made[e].frame_SHWC[steps[CFG.slots :]])
+    # What is kept on disk is kept for these memories alone.
+    plain, own = data.windows.replace(seen_ESHWC=None), data.windows
+    plain, own = (jax.tree.map(np.asarray, windows) for windows in (plain, own))
+    assert latents.digest(CFG, params["vae"], plain) != latents.digest(CFG, params["vae"], own)
+    with pytest.raises(ConfigError, match="own_memory: expected none with latents='stream'"):
+        dataclasses.replace(TRAIN, latents="stream", own_memory=(3,))
+
+
 def test_a_film_has_a_row_for_each_episode_and_shows_the_truth_on_the_left(monkeypatch, tmp_path):
     shown, made = [], episodes(2, steps=24)
 
@@ -95,7 +152,7 @@ def test_a_film_has_a_row_for_each_episode_and_shows_the_truth_on_the_left(monke
         video_BNTHWC = -true_BSHWC.reshape(2, 3, 8, 16, 16, 3)
         return Imagined(**none | {"frame_BNHWC": video_BNTHWC[:, :, 0], "video_BNTHWC": video_BNTHWC})
 
-    monkeypatch.setattr(stage.programs, "replay", lambda cfg: play)
+    monkeypatch.setattr(stage.programs, "replay", lambda cfg, judge: play)
     monkeypatch.setattr(stage.pixels, "video", lambda path, frames, fps: shown.append(frames))
     stage._film(CFG, {}, made, PROMPT_KL, tmp_path / "film.mp4", jax.random.key(0))
     (film,) = shown

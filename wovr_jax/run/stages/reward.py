@@ -28,7 +28,7 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import CollectConfig
 from wovr_jax.run.stages.episodes import Demonstrations, Keys, join_rounds
 from wovr_jax.train import loop
-from wovr_jax.types import Array, Episode, Imagined, Params, Start
+from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
 from wovr_jax.world.model import WorldConfig
 
@@ -95,13 +95,9 @@ def fit_reward(
 
         first, world_cfg = start(), vae.value[0]
 
-        def play(start_B: Start, action_BNTA: Array, low: int) -> Imagined:
-            replay = programs.replay(world_cfg, cfg)
-            # The program of the comparison, which scores as well; scores of the first weights, which nobody looks at.
-            return replay(world.value, first, start_B, action_BNTA, key("retold", round_, low))
-
-        size = {"batch": collected.batch, "steps": steps, "chunk": world_cfg.chunk, "memory": world_cfg.slots}
-        videos = programs.replay_episodes(play, episodes, prompt_KL, **size)
+        # The program of the comparison, which scores as well; scores of the first weights, which nobody looks at.
+        how = {"batch": collected.batch, "steps": steps, "judge": (cfg, first)}
+        videos = programs.replay_episodes(world_cfg, world.value, episodes, prompt_KL, key("retold", round_), **how)
         imagined = dict(zip(rows, _relabel(episodes, videos), strict=True))
         params, facts = fit(cfg, train, first, real, imagined, key(name), name=name, log=run.log, folder=folder)
         checkpoint.save(folder / "reward", params)

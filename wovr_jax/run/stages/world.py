@@ -26,7 +26,7 @@ from wovr_jax.run.recipe import RefreshConfig
 from wovr_jax.run.stages.episodes import Demonstrations, Keys, join_rounds
 from wovr_jax.train import loop
 from wovr_jax.train.step import TrainState
-from wovr_jax.types import Array, Episode, Imagined, Params, Start
+from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
 from wovr_jax.world import dit, latents
 from wovr_jax.world import model as world_model
@@ -126,8 +126,16 @@ def fit_world(
                 _film(cfg, params, filmed, prompt_KL, folder / "films" / f"step-{done:06d}.mp4", train_key)
             return _floats(measure(params["dit"]))
 
-        state = loop.fit(name, state, step, train.steps, log=run.log, folder=folder, on_step=watch)
-        kept = state.result
+        kept = loop.fit(name, state, step, train.steps, log=run.log, folder=folder, on_step=watch).result
+        for k, steps in enumerate(train.own_memory):
+            own, both = f"{name}-own-{k}", disk.join([old, new])
+            params = {"dit": training.merge_weights(train, kept, start_dit), "vae": vae_params}
+            seen = list(programs.replay_episodes(cfg, params, both, prompt_KL, key(own, "imagine")))
+            remembered = windows(cfg, train, vae_params, both, run.folder / "latents", seen=seen)[0]
+            again = dataclasses.replace(train, steps=steps)
+            state, step = training.make(cfg, again, start_dit, remembered, key(own), replay=data)
+            # From where the training came to, and not from where it began.
+            kept = loop.fit(own, state.replace(params=kept), step, steps, log=run.log, folder=folder / own).result
         # Adapters alone where only they were trained: of a 5B model they are a hundredth.
         checkpoint.save(folder / _product_name(train), kept)
         # Of the weights that were kept, not of the last step that happened to be validated.
@@ -161,8 +169,11 @@ def windows(
     cache: str | os.PathLike = "",
     *,
     held_out: float = batches.HELD_OUT,
+    seen: Sequence[np.ndarray] | None = None,
 ) -> tuple[Data, Resident]:
     """Windows to learn from and held-out ones, encoded as ``train.latents`` says.
+
+    ``seen`` are the episodes as they were imagined, for ``Windows.seen_ESHWC``.
 
     Raises:
       ValueError: ``latents="disk"`` without a folder.
@@ -182,6 +193,7 @@ def windows(
         kept, none = latents.frames(cfg, vae_params, batches.windows(some or [episodes[0]], layout, val_share=0.0))
         return data, kept if some else none
     cut = batches.windows(episodes, layout, val_share=held_out)
+    cut = cut if seen is None else dataclasses.replace(cut, seen_ESHWC=batches.stack(seen))
     if train.latents == "fly":
         return latents.frames(cfg, vae_params, cut)
     if train.latents == "memory":
@@ -205,14 +217,7 @@ def _film(
     cfg: WorldConfig, params: Params, episodes: list[Episode], prompt_KL: Array, path: pathlib.Path, key: Array
 ) -> None:
     """Writes a film with a row for each episode, the truth on the left, imagination on the right."""
-
-    def play(start: Start, action_BNTA: Array, low: int) -> Imagined:
-        del low  # there is one batch only
-        return programs.replay(cfg)(params, None, start, action_BNTA, key)
-
-    steps = len(episodes[0].action_SA)
-    size = {"batch": len(episodes), "steps": steps, "chunk": cfg.chunk, "memory": cfg.slots}
-    imagined = programs.replay_episodes(play, episodes, prompt_KL, **size)
+    imagined = programs.replay_episodes(cfg, params, episodes, prompt_KL, key, batch=len(episodes))
     rows = [pixels.side_by_side(*pair) for pair in zip((episode.frame_SHWC for episode in episodes), imagined)]
     pixels.video(path, np.concatenate(rows, axis=1), fps=FILM_FPS)
 
