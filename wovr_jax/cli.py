@@ -208,9 +208,9 @@ def _complete() -> NoReturn:
         commands.choices["completion"].add_argument("shell", choices=SHELLS)
     if words[0] == "demo":
         parser.add_argument("--smoke", action="store_true")
+    configs = [path.stem for path in (root() / "configs").glob("*.py") if path.stem != "common"]
     for action in parser._actions:
         if "--config" in action.option_strings:
-            configs = [path.stem for path in (root() / "configs").glob("*.py") if path.stem != "common"]
             vars(action)["completer"] = lambda **_: configs
     # It counts from 1, and what stands before is the program.
     os.environ["_ARGCOMPLETE"] = str(skipped)
