@@ -160,7 +160,7 @@ def test_a_converter_whose_packages_are_missing_says_what_to_type(monkeypatch, c
     line = f"{sys.executable} -m pip install 'pyarrow>=20'"
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    said = f"wovr data lerobot needs pyarrow (the extra formats), which is not installed here.\n{line}"
+    said = f"wovr data lerobot needs pyarrow, of the extra formats. Not installed here; type\n{line}"
     assert stopped.value.code == said
     # The help is there all the same.
     monkeypatch.setattr(sys, "argv", ["wovr", "data", "lerobot", "--help"])

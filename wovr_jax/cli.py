@@ -158,12 +158,12 @@ def _become_converter(words: list[str]) -> NoReturn:
 
     extra, packages = CONVERTERS[name]
     if lacking := extras.find_missing(extra, packages) if packages else []:
-        names, line = ", ".join(requirement.name for requirement in lacking), extras.install_line(lacking)
+        names, line = " and ".join(requirement.name for requirement in lacking), extras.install_line(lacking)
         if asks_for_help(rest):
             print(ast.get_docstring(ast.parse((root() / "data_prep" / f"{name}.py").read_text(encoding="utf-8"))))
-            print(f"\nIts flags are listed where {names} (the extra {extra}) is installed:\n{line}")
+            print(f"\nIts flags are listed once there is {names}, of the extra {extra}:\n{line}")
             sys.exit(0)
-        sys.exit(f"wovr data {name} needs {names} (the extra {extra}), which is not installed here.\n{line}")
+        sys.exit(f"wovr data {name} needs {names}, of the extra {extra}. Not installed here; type\n{line}")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH")]))
     _become(["-m", f"data_prep.{name}", *rest])
 

@@ -53,6 +53,13 @@ def test_a_door_that_misses_a_package_of_an_extra_says_what_to_type() -> None:
     )
     with said, command.explain_errors("stopped"):
         raise missing
+    # jax.export raises an error of its own over the import that failed.
+    said = pytest.raises(SystemExit, match=r"^flatbuffers \(the extra serve\) is not installed here\.\n")
+    with said, command.explain_errors("stopped"):
+        try:
+            raise ModuleNotFoundError("No module named 'flatbuffers'", name="flatbuffers")
+        except ImportError as error:
+            raise ImportError("Please install 'flatbuffers' in order to use Exported serialization") from error
     # A module of ours that is not there is a bug, and keeps its traceback.
     with pytest.raises(ModuleNotFoundError), command.explain_errors("stopped"):
         raise ModuleNotFoundError("No module named 'wovr_jax.worlds'", name="wovr_jax.worlds")

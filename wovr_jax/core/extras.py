@@ -65,9 +65,12 @@ def install_line(requirements: Iterable[Requirement]) -> str:
 
 def explain(error: ImportError) -> str:
     """Returns which extra brings the module that is missing and what to type; empty for a module of no extra."""
+    # jax.export says in words of its own that flatbuffers is missing, and keeps the import that failed as the cause.
+    cause = error.__cause__ or error.__context__ if error.name is None else error
+    missing = (getattr(cause, "name", None) or "").partition(".")[0]
     for extra, requirements in declared().items():
         for requirement in requirements:
-            if MODULES.get(requirement.name, requirement.name) == (error.name or "").partition(".")[0]:
+            if MODULES.get(requirement.name, requirement.name) == missing:
                 # All of the extra at once, or the next import would fail as this one did.
                 group = f"the extra {extra}" if extra else "what everything needs"
                 line = install_line(find_missing(extra) or [requirement])
