@@ -227,6 +227,7 @@ def find_parser(program: pathlib.Path, *words: str) -> argparse.ArgumentParser:
     with (
         mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop),
         mock.patch.object(sys, "argv", [str(program), *words]),
+        mock.patch.object(sys, "path", [*sys.path]),  # whose first entry a door replaces
     ):
         try:
             runpy.run_path(str(program), run_name="__main__")
