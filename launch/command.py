@@ -230,7 +230,7 @@ def explain_errors(stopped: str, *, place: object = None, kept: str = "") -> Ite
     settle_jax()
     try:
         yield
-    except (RuntimeError, AssertionError) as error:
+    except (ImportError, RuntimeError, AssertionError) as error:
         # What a machine lacks, jax and Python say in words for their authors; the doctor knows what it means.
         if why := runpy.run_path(str(ROOT / "launch" / "doctor.py"))["explain"](error):
             refuse(why)

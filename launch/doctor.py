@@ -3,8 +3,10 @@
     python launch/doctor.py             versions, devices, memory, disk, video; LIBERO where it is installed
     python launch/doctor.py --libero    LIBERO has to be there
     python launch/doctor.py --step      and one step of it is taken and drawn, half a minute the first time
+    python launch/doctor.py --json      the same for a program: {"well": ..., "checks": [...], "optional": [...]}
 
-Ends with status 1 when something has to be mended.
+Ends with status 1 when something has to be mended. What only some commands need may be missing; it is listed with the
+line that brings it.
 """
 
 from __future__ import annotations
@@ -18,14 +20,23 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from launch import command
+from launch import command, terminal
 
+CLONE = (ROOT / "pyproject.toml").is_file()
+"""Whether this is a clone; else pip put the programs beside an installed package."""
 DISK_GB, MEMORY_GB = 10.0, 6.0
 """What the loop on the embedded table wants to find free, generously counted."""
+EXTRAS = {
+    "serve": "wovr serve, wovr play and wovr export --to jax",
+    "formats": "wovr data, wovr import of a policy's tokenizer, LIBERO's assets",
+    "hdf5": "wovr data libero_hdf5",
+}
+"""Extra -> what needs it. Those of tests and accelerators are not listed: who wants them knows."""
 
 
 class FaultError(Exception):
@@ -37,6 +48,7 @@ def main() -> None:
     parser = command.Parser(__doc__)
     parser.add_argument("--libero", action="store_true", help="LIBERO has to be there")
     parser.add_argument("--step", action="store_true", help="take and draw one step of LIBERO")
+    parser.add_argument("--json", action="store_true", help="for a program: nothing but JSON on stdout")
     args = parser.parse_args()
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", python),
@@ -51,24 +63,37 @@ def main() -> None:
         checks += [("libero", libero), ("assets", assets), ("renderer", renderer)]
     if args.step:
         checks.append(("step", step))
-    faults = sum(not report(name, check) for name, check in checks)
-    if "libero" not in dict(checks):
-        print("-     libero    not installed; make libero brings it")
-    print(f"{faults} to mend." if faults else "All well.")
+    reports = []
+    for name, check in checks:
+        reports.append(examine(name, check))
+        if not args.json:
+            print(describe(reports[-1]), flush=True)
+    missing = find_missing_extras()
+    faults = sum(not found["ok"] for found in reports)
+    if args.json:
+        terminal.print_json({"well": not faults, "checks": reports, "optional": missing})
+    else:
+        for part in missing:
+            print(f"-     {part['name']:9s} for {part['for']}\n          {part['line']}")
+        print(f"{faults} to mend." if faults else "All well.")
     sys.exit(bool(faults))  # status 1 for one fault or five
 
 
-def report(name: str, check: Callable[[], str]) -> bool:
-    """Runs one check and prints how it went; returns whether it went well."""
+def examine(name: str, check: Callable[[], str]) -> dict[str, Any]:
+    """Runs one check; returns its ``name``, whether it is ``ok``, what it ``says``, and the ``line`` that mends it."""
     try:
-        print(f"ok    {name:9s} {check()}", flush=True)
-        return True
+        return {"name": name, "ok": True, "says": check(), "line": ""}
     except FaultError as fault:
         what, _, line = str(fault).partition("\n")
-        print(f"MEND  {name:9s} {what}\n          {line.strip()}", flush=True)
+        return {"name": name, "ok": False, "says": what, "line": line.strip()}
     except Exception as error:  # what nobody thought of must not keep the other checks from being made
-        print(f"MEND  {name:9s} this check itself failed: {error!r}", flush=True)
-    return False
+        return {"name": name, "ok": False, "says": f"this check itself failed: {error!r}", "line": ""}
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Returns a check as a line, and a second one where it has to be mended."""
+    mark = terminal.paint("ok  ", "green") if found["ok"] else terminal.paint("MEND", "red")
+    return f"{mark}  {found['name']:9s} {found['says']}" + (f"\n          {found['line']}" if found["line"] else "")
 
 
 # ---------------------------------------------------------------- the machine
@@ -83,7 +108,14 @@ def python() -> str:
 
 
 def packages() -> str:
-    """Checks that what requirements.txt pins is installed in exactly that version."""
+    """Checks that what everything needs is there: in a clone as ``requirements.txt`` pins it, else in its ranges."""
+    if not CLONE:  # pip chose versions from the ranges, which are all that is promised
+        from wovr_jax.core import extras
+
+        if lacking := extras.find_missing(""):
+            wanted = ", ".join(map(str, lacking))
+            raise FaultError(f"missing, too old or too new: {wanted}\n{extras.install_line(lacking)}")
+        return f"{len(extras.declared()[''])} in the wanted ranges"
     pins = dict(pinned(ROOT / "requirements.txt"))
     wrong = [f"{name} {version or 'missing'} (wanted {pins[name]})" for name, version in different(pins)]
     if wrong:
@@ -138,6 +170,10 @@ def devices() -> str:
 
 def explain(error: Exception) -> str:
     """Returns what of the machine made a program fail with ``error``, and what to do; empty where nothing of it did."""
+    if isinstance(error, ImportError):
+        from wovr_jax.core import extras
+
+        return extras.explain(error)
     if "home directory" in str(error):
         return "There is no home folder for ~: $HOME is not set, and this user is not known here.\nWrite whole paths."
     if (jax := sys.modules.get("jax")) is None:
@@ -168,13 +204,14 @@ def memory() -> str:
 
 
 def disk() -> str:
-    """Checks the room for runs, beside the project."""
-    free = shutil.disk_usage(ROOT).free / 1e9
+    """Checks the room for runs: beside the project, or where the command is given."""
+    folder = ROOT if CLONE else pathlib.Path.cwd()
+    free = shutil.disk_usage(folder).free / 1e9
     if free < DISK_GB:
         raise FaultError(
-            f"{free:.1f} GB free at {ROOT}, {DISK_GB:.0f} are wanted\ndf -h {ROOT}; rm -r {ROOT / 'runs'}/<old>"
+            f"{free:.1f} GB free at {folder}, {DISK_GB:.0f} are wanted\ndf -h {folder}; rm -r {folder / 'runs'}/<old>"
         )
-    return f"{free:.0f} GB free at {ROOT}"
+    return f"{free:.0f} GB free at {folder}"
 
 
 def video() -> str:
@@ -187,7 +224,31 @@ def video() -> str:
         raise FaultError(f"no ffmpeg: {error}\n{sys.executable} -m pip install imageio-ffmpeg==0.6.0") from error
 
 
+# ---------------------------------------------------------------- what may be missing
+
+
+def find_missing_extras() -> list[dict[str, str]]:
+    """Returns the optional parts that are not there: ``name``, what they are ``for``, and the ``line`` to type."""
+    from wovr_jax.core import extras
+
+    lacking = {name: extras.find_missing(name) for name in EXTRAS}
+    parts = [
+        {"name": name, "for": EXTRAS[name], "line": extras.install_line(missing)}
+        for name, missing in lacking.items()
+        if missing
+    ]
+    if not libero_is_there():
+        line = "make libero" if CLONE else libero_line()
+        parts.append({"name": "libero", "for": "the real simulator, wovr evaluate", "line": line})
+    return parts
+
+
 # ---------------------------------------------------------------- LIBERO
+
+
+def libero_line() -> str:
+    """Returns what installs LIBERO without make."""
+    return f"{sys.executable} -m pip install --no-deps -r {ROOT / 'requirements-libero.txt'}"
 
 
 def libero_is_there() -> bool:
@@ -201,7 +262,6 @@ def libero() -> str:
     """Checks that the tested versions are there, on a tested Python."""
     from wovr_jax.sim.libero import setup
 
-    line = f"{sys.executable} -m pip install --no-deps -r {ROOT / 'requirements-libero.txt'}"
     # Before the packages: on another Python their pins cannot be installed at all.
     if sys.version_info[:2] > (3, 12):
         raise FaultError(
@@ -210,7 +270,9 @@ def libero() -> str:
     pins = dict(pinned(ROOT / "requirements-libero.txt"))
     wrong = [f"{name} {version or 'missing'} (wanted {pins[name]})" for name, version in different(pins)]
     if wrong:
-        raise FaultError(f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}\n{line}")
+        raise FaultError(
+            f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}\n{libero_line()}"
+        )
     return ", ".join(f"{name} {version}" for name, version in setup.installed().items())
 
 

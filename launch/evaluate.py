@@ -3,6 +3,7 @@
     python launch/evaluate.py --config=configs/evaluate.py:libero_spatial --config.policy=runs/mine/bundle
     python launch/evaluate.py --config=configs/evaluate.py:libero_goal,rlinf --config.policy=... --config.workers=16
     python launch/evaluate.py --config=... --run=runs/new --against=runs/old     and the paired gain over another run
+    python launch/evaluate.py --config=... --json                                results.json on stdout, for a program
 
 The same command goes on with a run that was interrupted, kill -9 included. ``results.json`` in the run folder holds
 every outcome and what decided it: protocol, versions, renderer and a hash of the assets. Needs make libero.
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from launch import command
+from launch import command, terminal
 
 if TYPE_CHECKING:
     from wovr_jax.sim.libero.evaluate import LiberoEvaluation
@@ -31,13 +32,15 @@ def main() -> None:
     parser = command.Parser(__doc__)
     command.add_config(parser)
     parser.add_argument("--against", metavar="FOLDER", help="run of another policy, compared trial by trial")
+    parser.add_argument("--json", action="store_true", help="for a program: nothing but JSON on stdout")
     request = command.read(parser, door="evaluate")
     folder, other = request.run, request.options.against
     with command.explain_errors(f"Stopped. {folder} is kept up to here; the same command continues it."):
         # Only now: importing jax takes seconds, a misspelt flag none.
         from wovr_jax.core import processes
         from wovr_jax.core.config import from_dict
-        from wovr_jax.sim.libero.evaluate import LiberoEvaluation
+        from wovr_jax.core.disk import read_json
+        from wovr_jax.sim.libero.evaluate import RESULTS, LiberoEvaluation
 
         # Several processes would play the same trials and write the same file.
         if processes.detect(os.environ, on_tpu=False):
@@ -45,8 +48,12 @@ def main() -> None:
         # The job only said which door this is.
         settings = {name: value for name, value in request.settings.items() if name != "job"}
         table = measure(from_dict(LiberoEvaluation, settings), folder)
-        gain = compare(folder, other) if other else ""
-    print(f"{table}{gain}\n\n{folder / 'results.json'}")
+        gain = compare(folder, other) if other else None
+        if request.options.json:
+            results = read_json(folder / RESULTS)
+            terminal.print_json({"run": str(folder), "results": results, "against": other, "gain": gain})
+            return
+    print(f"{table}{describe_gain(gain, other) if gain else ''}\n\n{folder / RESULTS}")
 
 
 def measure(cfg: LiberoEvaluation, folder: pathlib.Path) -> str:
@@ -98,11 +105,15 @@ def load_policy(cfg: LiberoEvaluation) -> tuple[Policy, int]:
     return act, robot.frame_shape[0]
 
 
-def compare(folder: pathlib.Path, other: str) -> str:
-    """Returns the paired gain over another run, in a line."""
+def compare(folder: pathlib.Path, other: str) -> dict[str, Any]:
+    """Returns the paired gain over another run: ``gain``, ``low``, ``high``, of ``n`` trials that both played."""
     from wovr_jax.sim.libero import evaluate
 
-    gain = evaluate.compare(evaluate.load_results(folder), evaluate.load_results(other))
+    return evaluate.compare(evaluate.load_results(folder), evaluate.load_results(other))
+
+
+def describe_gain(gain: Mapping[str, Any], other: str) -> str:
+    """Returns it as a line, in points."""
     low, high = 100 * gain["low"], 100 * gain["high"]
     return f"\n{100 * gain['gain']:+.1f} points [{low:.1f}, {high:.1f}] over {other}, {gain['n']} paired trials"
 

@@ -4,6 +4,7 @@
     python launch/plan.py --config=configs/pace.py:libero_spatial,lora --topology=h200 --phases=update
     python launch/plan.py --config=configs/pace.py:libero_spatial --topology=v5e   on its smallest slice, found here
     python launch/plan.py --config=configs/pace.py --measure=5              on the devices that are here
+    python launch/plan.py --config=configs/pace.py --json                   for a program: bytes and seconds
 
 It needs libtpu, which comes with "jax[tpu]" and compiles without a TPU; a program of the full-size networks takes it
 minutes. The phases are world (a step of the world model's training), imagine (the rollouts of one iteration of RL) and
@@ -14,6 +15,7 @@ true simulator, data, and everything that is no matrix product.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import statistics
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from launch import command
+from launch import command, terminal
 
 if TYPE_CHECKING:
     from wovr_jax.plan.chips import Topology
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--phases", help="some of world,imagine,update; default all")
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak for the hours (default 0.4)")
     parser.add_argument("--measure", type=int, default=0, metavar="N", help="run each phase N times on what is here")
+    parser.add_argument("--json", action="store_true", help="for a program: nothing but JSON on stdout")
     request = command.read(parser)
     options = request.options
     if not 0 < options.efficiency <= 1:
@@ -80,23 +83,55 @@ def plan(recipe: Recipe, phases: list[str], options: Any) -> None:
 
     # A kind of chip alone, v5e, leaves the size of the slice open: each phase finds its own.
     fixed = None if options.topology in chips.SLICES else chips.topology(options.topology)
+
+    def say(text: str) -> None:
+        if not options.json:
+            print(text, flush=True)
+
     if fixed:
-        print(_head(fixed, recipe), flush=True)
-    needs, runs = [], []
+        say(_head(fixed, recipe))
+    needs, runs, rows = [], [], []
     for phase in phases:
         begin = time.perf_counter()
         if fixed:
-            where, required = fixed, need(phase, recipe, fixed)
+            where, required, sharded = fixed, need(phase, recipe, fixed), recipe
         else:
-            resharded, where, required = find_smallest_slice(phase, recipe, options.topology)
-            print(f"\n{_head(where, resharded)}")
-        print(_paragraph(required, where, options.efficiency, time.perf_counter() - begin), flush=True)
+            sharded, where, required = find_smallest_slice(phase, recipe, options.topology)
+            say(f"\n{_head(where, sharded)}")
+        say(_paragraph(required, where, options.efficiency, time.perf_counter() - begin))
         needs.append(required)
+        rows.append(_row(required, where, sharded, options.efficiency))
         if options.measure:
             runs.append(measure.measure_phase(phase, recipe, where, options.measure))
-            print(_against(required, where, runs[-1]), flush=True)
+            rows[-1] |= {"measured": runs[-1]._asdict()}
+            say(_against(required, where, runs[-1]))
     if fixed and len(needs) > 1:
-        print(_largest(needs, runs))
+        say(_largest(needs, runs))
+    if options.json:
+        terminal.print_json({"efficiency": options.efficiency, "phases": rows})
+
+
+def _row(need: Need, where: Topology, recipe: Recipe, efficiency: float) -> dict[str, Any]:
+    """Returns a phase for a program: bytes on each device, seconds of one run of it, operations of all devices."""
+    known = bool(where.chip.gib)
+    return {
+        "phase": need.name,
+        "topology": where.name,
+        "devices": len(where.devices),
+        "mesh": dataclasses.asdict(recipe.mesh),
+        "exact": where.exact,
+        "peak": need.peak,
+        "memory": where.chip.gib * GIB if known else None,
+        "fits": need.fits(where) if known else None,
+        "held": need.held,
+        "idle": need.beside,
+        "temporary": need.temporary,
+        "collectives": need.collectives,
+        "flop": need.flops,
+        "seconds": need.seconds(where, efficiency),
+        "times": need.times,
+        "refused": need.refused,
+    }
 
 
 def _head(where: Topology, recipe: Recipe) -> str:
@@ -111,7 +146,9 @@ def _head(where: Topology, recipe: Recipe) -> str:
 
 
 def _paragraph(need: Need, where: Topology, efficiency: float, compiling: float) -> str:
-    verdict = "" if not where.chip.gib else " fits" if need.fits(where) else " DOES NOT FIT"
+    fits = need.fits(where)
+    # Whether it fits is a question only where the memory is known.
+    verdict = f" {terminal.paint(*(('fits', 'green') if fits else ('DOES NOT FIT', 'red')))}" if where.chip.gib else ""
     # Held is what the phase reads; idle is what a run keeps in memory meanwhile for the other phases.
     parts = [*need.held.items(), *((f"{name} (idle)", size) for name, size in need.beside.items())]
     held = ", ".join(f"{name} {_size(size)}" for name, size in [*parts, ("temporary", need.temporary)])
@@ -125,7 +162,7 @@ def _paragraph(need: Need, where: Topology, efficiency: float, compiling: float)
     ]
     if need.refused:  # a compiler that finds no room says so instead of an executable
         lines.append(f"  compiler     {need.refused.splitlines()[0][:300]}")
-    if "DOES" in verdict:
+    if where.chip.gib and not fits:
         lines.append(f"  try          {ADVICE[need.name]}")
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ def run_cells(name: str, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) 
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.close("all")  # What an earlier test left open is not this notebook's.
     cells = json.loads((ROOT / "notebooks" / name).read_text())["cells"]
-    for part in ("wovr_jax", "data_prep"):
+    for part in ("wovr_jax", "data_prep", "launch", "configs"):
         (folder / part).symlink_to(ROOT / part)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [*sys.path])

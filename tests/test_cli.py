@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import os
 import pathlib
+import shutil
+import subprocess
 import sys
 import tomllib
 
 import pytest
 
 from wovr_jax import cli
+from wovr_jax.core import extras
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -32,13 +35,11 @@ def become(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
 
 
 def test_a_command_is_its_door_with_the_same_words(monkeypatch) -> None:
-    words = ["--config=pace:tiny", "--run", "a folder", "--help"]
-    assert become(monkeypatch, "train", *words) == [str(ROOT / "launch" / "train.py"), *words]
-    assert become(monkeypatch, "demo", "--config.seed=3") == [
-        str(ROOT / "launch" / "train.py"),
-        "--config=pace",
-        "--config.seed=3",
-    ]
+    train = str(ROOT / "launch" / "train.py")
+    words = ["--config=pace:tiny", "--run", "a folder"]
+    assert become(monkeypatch, "train", *words) == [train, *words]
+    assert become(monkeypatch, "demo", "--config.seed=3") == [train, "--config=pace", "--config.seed=3"]
+    assert become(monkeypatch, "demo", "--run=x", "--smoke") == [train, "--config=pace:smoke", "--run=x"]
 
 
 def test_a_converter_finds_its_package_from_any_folder(monkeypatch) -> None:
@@ -65,6 +66,113 @@ def test_the_help_names_everything(monkeypatch, capsys, words: list[str]) -> Non
     out = capsys.readouterr().out
     assert not stopped.value.code
     assert all(f"  {name}" in out for name in (cli.CONVERTERS if "data" in words else [*cli.DOORS, "data"]))
+
+
+@pytest.mark.parametrize("words", [["demo"], ["plan"], ["benchmark", "parts"], ["data", "to_lerobot"]])
+def test_the_help_of_a_door_speaks_of_this_command(words: list[str], tmp_path: pathlib.Path) -> None:
+    """Whoever has a wheel has no launch/ to run."""
+    done = wovr(*words, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    if words[0] != "data":  # which says so in its own docstring
+        assert f"usage: wovr {' '.join(words).replace('demo', 'train')} [-h]" in done.stdout
+        assert "python launch/" not in done.stdout and ".py:" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120 and not list(tmp_path.iterdir())
+
+
+def wovr(*words: str, cwd: pathlib.Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", "from wovr_jax import cli; cli.main()", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | environment
+    return subprocess.run(program, capture_output=True, text=True, timeout=120, cwd=cwd, env=environment)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert wovr("--version").stdout == f"wovr {version}\n"
+
+
+# ---------------------------------------------------------------- TAB
+
+TAB = """
+wovr() {{ "{python}" -c 'from wovr_jax import cli; cli.main()' "$@"; }}
+eval "$(wovr completion bash)"
+COMP_LINE="$1"; COMP_POINT=${{#1}}; COMP_TYPE=9; COMP_KEY=9
+read -ra COMP_WORDS <<< "$1"; [[ "$1" == *" " ]] && COMP_WORDS+=("")
+COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+_python_argcomplete wovr
+printf '%s\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("wovr pl", ["plan", "play"]),
+        ("wovr data rl", ["rlds", "rlinf_starts"]),
+        ("wovr completion z", ["zsh"]),
+        ("wovr demo --sm", ["--smoke"]),
+        ("wovr plan --m", ["--measure"]),
+        ("wovr train --config=pa", ["pace"]),
+        ("wovr export --to ", ["torch", "jax"]),
+        ("wovr study probe --st", ["--stage", "--starts"]),
+        ("wovr benchmark parts --c", ["--config", "--compare"]),
+        ("wovr data rlinf_starts --no", ["--no-keyframes"]),
+    ],
+)
+def test_tab_offers_what_may_follow(line: str, offered: list[str], tmp_path: pathlib.Path) -> None:
+    """In a real bash, with what the command printed for it."""
+    script = TAB.format(python=sys.executable)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # stdin is nobody's: a completion that asked something would hang.
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script, "bash", line],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
+    assert [word.strip() for word in done.stdout.splitlines()] == offered, done.stderr
+
+
+@pytest.mark.parametrize("shell", cli.SHELLS)
+def test_each_shell_is_told_to_complete_wovr(monkeypatch, capsys, shell: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["wovr", "completion", shell])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code and "wovr" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- what is not installed
+
+
+def test_a_converter_whose_packages_are_missing_says_what_to_type(monkeypatch, capsys) -> None:
+    installed = extras.importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "pyarrow":
+            raise extras.importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(extras.importlib.metadata, "version", version)
+    monkeypatch.setattr(sys, "argv", ["wovr", "data", "lerobot", "set", "--out=o"])
+    line = f"{sys.executable} -m pip install 'pyarrow>=20'"
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = f"wovr data lerobot needs pyarrow, of the extra formats. Not installed here; type\n{line}"
+    assert stopped.value.code == said
+    # The help is there all the same.
+    monkeypatch.setattr(sys, "argv", ["wovr", "data", "lerobot", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0 and out.startswith("LeRobot") and out.strip().endswith(line)
+
+
+def test_what_a_converter_needs_is_declared_by_its_extra() -> None:
+    for extra, packages in cli.CONVERTERS.values():
+        assert set(packages) <= {requirement.name for requirement in extras.declared()[extra]}
 
 
 def has_main(path: pathlib.Path) -> bool:

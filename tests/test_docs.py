@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+import shlex
 import tomllib
 from types import ModuleType
 
@@ -96,3 +97,49 @@ def test_the_site_needs_no_other_versions() -> None:
     assert not pins["requirements-docs.txt"] & (pins["requirements.txt"] | pins["requirements-dev.txt"])
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["docs"]
     assert {re.split(r"[>=<]", line)[0] for line in extra} <= pins["requirements-docs.txt"]
+
+
+def printed_commands() -> list[tuple[str, str]]:
+    """Returns page and command of every line in a block of README and docs that starts a program of ours."""
+    found = []
+    for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))):
+        for block in re.findall(r"^```(?:sh|text)?\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if re.match(r"(\w+=\S+ )*(python (launch/|-m data_prep)|wovr )", line):
+                    found.append((page.name, line))
+    return found
+
+
+def test_a_command_on_a_page_has_flags_and_settings_that_there_are() -> None:
+    """Each is read as its program would read it, and run no further; <what> and ... stand for what a reader knows."""
+    parsers = {}
+    commands = printed_commands()
+    assert len(commands) > 40
+    for page, line in commands:
+        words = [word for word in shlex.split(line, comments=True) if word not in ("...", "[...]")]
+        while "=" in words[0]:  # variables of the environment
+            words.pop(0)
+        words = words[: words.index("|")] if "|" in words else words
+        if words[0] == "wovr":
+            assert words[1] in {*cli.DOORS, "data", "completion"}, f"{page}: {line}"
+            program, rest = cli.DOORS[words[1]], words[2:]
+        elif words[1] == "-m":
+            program, rest = f"{words[2].replace('.', '/')}.py", words[3:]
+        else:
+            program, rest = words[1], words[2:]
+        probe = program == "launch/study.py" and rest[:1] == ["probe"]
+        rest = rest[1:] if probe else rest
+        if (program, probe) not in parsers:
+            parsers[program, probe] = cli.find_parser(ROOT / program, *(["probe"] if probe else []))
+        changes, rest = command.split_changes(rest)
+        try:
+            options = parsers[program, probe].parse_args(rest)
+        except SystemExit:
+            pytest.fail(f"{page} has a command that {program} would refuse: {line}")
+        config = getattr(options, "config", None) or ""
+        # <job> is the reader's to fill in, and so is a preset of three dots.
+        if config and not re.search(r"[<>]|\.\.\.", config):
+            file, _, preset = config.partition(":")
+            settings = command.load_config(str(ROOT / file) if "/" in file else file, preset)
+            for path, text in changes:
+                command.put(settings, path, text)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from tests.notebooks import ROOT, run_cells
 from tests.small_run import save_parts, small_settings
+from wovr_jax.sim.libero import setup
 
 NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 STORED_BYTES = 250_000
@@ -51,6 +52,30 @@ def test_own_episodes_become_a_world_model(tmp_path: pathlib.Path, monkeypatch: 
     assert names["world"].facts["windows"] > 0
     assert [frames.shape for frames in names["imagined"]] == [names["held_out"][0].frame_SHWC.shape] * 2
     assert names["figures"] == 1
+
+
+@pytest.mark.libero
+def test_libero_is_demonstrated_read_and_measured(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    try:
+        setup.package_folder()
+        setup.choose_renderer()
+        if setup.assets_folder() is None:
+            raise setup.LiberoError("no assets")
+    except setup.LiberoError as error:
+        pytest.skip(f"the real LIBERO does not run here: {error}")
+    monkeypatch.setenv("WOVR_EPISODES", "1")
+    monkeypatch.setenv("WOVR_TRIALS", "1")
+    names = run_cells("05_libero.ipynb", tmp_path, monkeypatch)
+    said = capsys.readouterr().out
+    (won,) = names["episodes"]
+    assert won.frame_SHWC.shape[1:] == (128, 128, 3) and won.success_S.any() and won.origin["init"] == 0
+    assert names["failed"].origin["flaw"] == "early_release" and not names["failed"].success_S.any()
+    assert "actions as they were: True" in said
+    assert names["answer"]["outcomes"] == {"libero_object/7/10/0": True}
+    assert "1 of 2 trials begin at initial states that training saw" in said
+    assert names["figures"] == 3
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

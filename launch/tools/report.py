@@ -1,6 +1,7 @@
 """Makes the page of a run from what lies in its folder, also while the run goes on; every training ends with it.
 
     python launch/tools/report.py runs/pace
+    python launch/tools/report.py runs/pace --json     results.json and the page's path for a program, no tables
     python launch/tools/report.py runs/pace runs/second runs/third     compares runs on one page, comparison.html
     python launch/tools/report.py runs/pace runs/second --out page.html
 
@@ -17,7 +18,7 @@ import sys
 # Python puts this file's folder first on the path; the packages lie two above it.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
 
-from launch import command
+from launch import command, terminal
 
 
 def main() -> None:
@@ -25,13 +26,16 @@ def main() -> None:
     parser = command.Parser(__doc__)
     parser.add_argument("runs", type=pathlib.Path, nargs="+", metavar="run", help="a run folder; several are compared")
     parser.add_argument("--out", type=pathlib.Path, help="page of a comparison (default: comparison.html, here)")
-    args = parser.parse_args()
-    runs = [command.expand_home(run, parser.error) for run in args.runs]
+    parser.add_argument("--json", action="store_true", help="of one run, for a program: nothing but JSON on stdout")
+    options = parser.parse_args()
+    runs = [command.expand_home(run, parser.error) for run in options.runs]
     if len(runs) > 1:
-        compare_runs(runs, args.out or pathlib.Path("comparison.html"))
+        if options.json:
+            parser.error("--json is for one run; what several have is in the results.json of each")
+        compare_runs(runs, options.out or pathlib.Path("comparison.html"))
         return
     (run,) = runs
-    if args.out:
+    if options.out:
         parser.error(f"--out is for several runs; the page of one lies in its folder, {run / 'report.html'}")
     if not (run / "results.json").is_file():
         command.refuse(f"{run} holds no results.json; a report is made of what launch/train.py has written there.")
@@ -40,6 +44,9 @@ def main() -> None:
         from wovr_jax.report import page, tables, trust
 
         path, results = page.write(run), read_json(run / "results.json")
+        if options.json:
+            terminal.print_json({"page": str(path), "results": results})
+            return
         parts = [tables.render_text(results)]
         if "trust" in results:  # asked for on request
             parts.append(trust.render_text(results["trust"]))

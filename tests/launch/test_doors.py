@@ -66,7 +66,7 @@ def run(door: str, *words: str, cwd: pathlib.Path | None = None) -> subprocess.C
 
 def test_these_are_the_doors() -> None:
     names = {path.relative_to(LAUNCH).as_posix() for path in (*LAUNCH.glob("*.py"), *LAUNCH.glob("tools/*.py"))}
-    assert names == {door.split()[0] for door in DOORS} | {"command.py", "flags.py"}
+    assert names == {door.split()[0] for door in DOORS} | {"command.py", "flags.py", "terminal.py"}
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -178,6 +178,10 @@ def test_a_report_is_made_again_of_a_run_folder_and_of_nothing_else(opened, tmp_
     status, out, err = opened("tools/report.py", tmp_path)
     assert status in (0, None) and not err and out.strip().endswith("report.html")
     assert "<html" in (tmp_path / "report.html").read_text()
+    # And for a program: where the page lies, and the numbers.
+    status, out, err = opened("tools/report.py", tmp_path, "--json")
+    assert status in (0, None) and not err
+    assert json.loads(out) == {"page": str(tmp_path / "report.html"), "results": results}
 
 
 def test_several_runs_are_compared_on_one_page(opened, tmp_path):
@@ -224,14 +228,15 @@ def start(door, *words, cwd=LAUNCH.parent, **environment):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=inherited | environment)
 
 
-def test_a_check_of_the_doctor_that_fails_itself_keeps_no_other_from_being_made(monkeypatch, capsys):
+def test_a_check_of_the_doctor_that_fails_itself_keeps_no_other_from_being_made():
     from launch import doctor
 
     def odd():
         raise KeyError("what nobody thought of")
 
-    assert doctor.report("odd", odd) is False
-    assert capsys.readouterr().out == "MEND  odd       this check itself failed: KeyError('what nobody thought of')\n"
+    found = doctor.examine("odd", odd)
+    assert not found["ok"]
+    assert doctor.describe(found) == "MEND  odd       this check itself failed: KeyError('what nobody thought of')"
 
 
 @pytest.mark.parametrize(("name", "value"), [("JAX_ENABLE_X64", "True"), ("JAX_NUMPY_DTYPE_PROMOTION", "strict")])

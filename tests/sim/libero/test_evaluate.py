@@ -100,6 +100,32 @@ def test_an_evaluation_with_a_lost_trial_ends_in_words_and_without_results(tmp_p
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+def test_the_door_tells_a_program_the_results_and_the_gain(tmp_path, monkeypatch, opened):
+    def play(self, left):
+        return run(left)
+
+    runner = type("Runner", (), {"renderer": "egl", "__call__": play})
+    monkeypatch.setattr("wovr_jax.sim.libero.runner.TrialRunner", lambda *_: runner())
+    monkeypatch.setattr("wovr_jax.sim.libero.setup.fingerprint", lambda renderer: {"renderer": renderer})
+    monkeypatch.setattr("wovr_jax.sim.libero.tasks.tasks", lambda suite: TASKS)
+    monkeypatch.setattr(evaluate, "trials", lambda *_, **__: WANTED)
+    monkeypatch.setattr(evaluate, "explain_twins", lambda *_: "")
+    base = tmp_path / "base"
+    base.mkdir()
+    evaluate.save_results(base, finished(base, run))
+    words = ("--config=configs/evaluate.py", f"--run={tmp_path / 'run'}", f"--against={base}")
+    status, out, _ = opened("evaluate.py", *words, "--json")
+    told = json.loads(out)
+    assert not status and told["run"] == str(tmp_path / "run") and told["against"] == str(base)
+    assert told["results"] == json.loads((tmp_path / "run" / "results.json").read_text())
+    gain = told["gain"]
+    assert told["results"]["all"]["successes"] == 5 and gain == compare(told["results"], told["results"])
+    # The same for a person.
+    status, out, _ = opened("evaluate.py", *words)
+    shown = f"+0.0 points [{100 * gain['low']:.1f}, {100 * gain['high']:.1f}] over {base}, 8 paired trials"
+    assert not status and shown in out
+
+
 def test_runs_of_before_are_compared_on_trials_with_a_verdict(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     base = finished(tmp_path / "b", lose)
