@@ -97,6 +97,7 @@ def smoke(settings):
     """Every stage with almost nothing in it, to see a machine run them all; the numbers mean nothing."""
     settings.collect.update(demonstrations=32, first=32, again=16, retold=16)
     settings.sft.steps = settings.world_train.steps = settings.reward_train.steps = settings.refresh.steps = 10
+    settings.world_train.own_memory = tuple(10 for _ in settings.world_train.get("own_memory", ()))
     settings.dream.update(groups=2, updates=(1, 1))
     settings.online_groups = 0
     settings.evaluate.update(episodes=32, compare=16, videos=1)
@@ -114,6 +115,7 @@ def tiny(settings):
     settings.vae_train = common.settings(steps=8, batch=4)
     settings.sft.update(steps=12, batch=8, validate_every=6)
     settings.world_train.update(steps=12, batch=8, shift=0, context_sigma=5 / 24)
+    settings.world_train.own_memory = tuple(4 for _ in settings.world_train.get("own_memory", ()))
     settings.refresh.update(steps=8, lr=3e-3)
     settings.reward_train.update(steps=12, batch=16, extra=0.25, rule="rate", threshold=0.5)
     settings.dream.update(groups=4, chunks=2, updates=(4, 4), rates=(1.0, 1 / 3))
@@ -138,12 +140,14 @@ def relay(settings):
     settings.relay = common.settings()
     settings.policy.size = "relay"
     settings.vae, settings.towers = "relay_vae", ("relay_dinov2", "relay_siglip")
-    settings.sft.steps = 800
+    settings.sft.steps = 1600
     # From a keyframe there has to be time for what the expert needs from the start, 49 steps in the middle.
     settings.starts.update(before=16, room=48)
     settings.collect.update(demonstrations=128, first=384, again=192, retold=192)
-    settings.world_train.update(steps=2500, stride=4, shift=0)
-    settings.reward_train.rule = "rate"
+    # Twelve chunks are long: errors that feed on themselves end with a round of memories of the model's own.
+    settings.world_train.update(steps=4500, stride=2, shift=0, weight_decay=0.2, own_memory=(700,))
+    # Most failures have a button that lights up, or a block on the plate: a judge of 400 steps called half of them won.
+    settings.reward_train.update(rule="rate", steps=1500, swap=0.1)
     settings.dream.update(groups=32, chunks=12, updates=(12, 12))
     # A reward at the end of twelve chunks is a weak signal: with two minibatches nothing moved.
     settings.learner.minibatches = 8
