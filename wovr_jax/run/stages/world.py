@@ -128,14 +128,13 @@ def fit_world(
 
         kept = loop.fit(name, state, step, train.steps, log=run.log, folder=folder, on_step=watch).result
         for k, steps in enumerate(train.own_memory):
-            own, both = f"{name}-own-{k}", disk.join([old, new])
+            own, both, again = f"{name}-own-{k}", disk.join([old, new]), dataclasses.replace(train, steps=steps)
             params = {"dit": training.merge_weights(train, kept, start_dit), "vae": vae_params}
             seen = list(programs.replay_episodes(cfg, params, both, prompt_KL, key(own, "imagine")))
-            remembered = windows(cfg, train, vae_params, both, run.folder / "latents", seen=seen)[0]
-            again = dataclasses.replace(train, steps=steps)
-            state, step = training.make(cfg, again, start_dit, remembered, key(own), replay=data)
-            # From where the training came to, and not from where it began.
-            kept = loop.fit(own, state.replace(params=kept), step, steps, log=run.log, folder=folder / own).result
+            recalled = windows(cfg, train, vae_params, both, run.folder / "latents", seen=seen)[0]
+            state, step = training.make(cfg, again, start_dit, recalled, key(own), replay=data)
+            state = dataclasses.replace(state, params=kept)  # not those where the training proper began
+            kept = loop.fit(own, state, step, steps, log=run.log, folder=folder / own).result
         # Adapters alone where only they were trained: of a 5B model they are a hundredth.
         checkpoint.save(folder / _product_name(train), kept)
         # Of the weights that were kept, not of the last step that happened to be validated.
