@@ -7,6 +7,7 @@ episodes are imagined again from their first frame; the film shows them beside t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -93,12 +94,8 @@ def fit_world(
     Raises:
       NoDataError, ValueError: when the episodes give no window to train or to validate on.
     """
-
-    def for_use(params: Params) -> Params:
-        return world_model.for_use(vae.value[0], params)
-
-    # Frozen: nothing is made, and weights from outside are not copied into the run.
-    if not train.steps:
+    for_use = functools.partial(_for_use, vae)
+    if not train.steps:  # frozen: nothing is made, and weights from outside are not copied into the run
         return worlds[-1] if worlds else Product(lambda: {"dit": start(), "vae": vae.value[1]}).used_as(for_use)
     name = f"world-{round_}"
     if worlds:
@@ -108,8 +105,7 @@ def fit_world(
     def make(folder: pathlib.Path) -> dict[str, Any]:
         (cfg, vae_params), start_dit, train_key = vae.value, start(), key(name)
         new = disk.join([rollouts[-1].value, demonstrations.value.train if round_ == 0 else []])
-        # A refresh on the newest episodes alone would forget what the others showed, so old windows are mixed in.
-        old = join_rounds(rollouts[:-1])
+        old = join_rounds(rollouts[:-1])  # mixed in: a refresh on the newest alone would forget what the others showed
         data, held_out = windows(cfg, train, vae_params, new, run.folder / "latents")
         replayed = windows(cfg, train, vae_params, old, run.folder / "latents")[0] if old else None
         state, step = training.make(cfg, train, start_dit, data, train_key, replay=replayed)
@@ -133,12 +129,10 @@ def fit_world(
             seen = list(programs.replay_episodes(cfg, params, both, prompt_KL, key(own, "imagine")))
             recalled = windows(cfg, train, vae_params, both, run.folder / "latents", seen=seen)[0]
             state, step = training.make(cfg, again, start_dit, recalled, key(own), replay=data)
-            state = dataclasses.replace(state, params=kept)  # not those where the training proper began
-            kept = loop.fit(own, state, step, steps, log=run.log, folder=folder / own).result
-        # Adapters alone where only they were trained: of a 5B model they are a hundredth.
-        checkpoint.save(folder / _product_name(train), kept)
-        # Of the weights that were kept, not of the last step that happened to be validated.
-        final = _floats(measure(training.merge_weights(train, kept, start_dit)))
+            begun = dataclasses.replace(state, params=kept)  # where the training came to, not where it began
+            kept = loop.fit(own, begun, step, steps, log=run.log, folder=folder / own).result
+        checkpoint.save(folder / ("dit" if train.lora is None else "adapters"), kept)  # these: a hundredth of 5B
+        final = _floats(measure(training.merge_weights(train, kept, start_dit)))  # not of the last step validated
         run.log.scalars(name, train.steps, final)
         return final | {"windows": data.count}
 
@@ -149,15 +143,19 @@ def fit_world(
     return run.stage(name, make, load).used_as(for_use)
 
 
+def _for_use(vae: Product[tuple[WorldConfig, Params]], params: Params) -> Params:
+    return world_model.for_use(vae.value[0], params)
+
+
 def load_world(cfg: WorldConfig, train: WorldTrainConfig, start: Callable[[], Params], folder: pathlib.Path) -> Params:
     """The transformer that a stage left in ``folder``, having started from ``start()``: adapters are folded in."""
     shapes = sharding.describe(world_model.networks(cfg)[0].shapes(), dit.AXES)
     adapters = train.lora
     if adapters is None:
-        return checkpoint.restore(folder / _product_name(train), shapes)
+        return checkpoint.restore(folder / "dit", shapes)
     # By shapes: the weights that they sit beside are not read for that.
     like = jax.eval_shape(lambda: lora.init(jax.random.key(0), shapes, adapters))
-    return training.merge_weights(train, checkpoint.restore(folder / _product_name(train), like), start())
+    return training.merge_weights(train, checkpoint.restore(folder / "adapters", like), start())
 
 
 def windows(
@@ -219,10 +217,6 @@ def _film(
     imagined = programs.replay_episodes(cfg, params, episodes, prompt_KL, key, batch=len(episodes))
     rows = [pixels.side_by_side(*pair) for pair in zip((episode.frame_SHWC for episode in episodes), imagined)]
     pixels.video(path, np.concatenate(rows, axis=1), fps=FILM_FPS)
-
-
-def _product_name(train: WorldTrainConfig) -> str:
-    return "dit" if train.lora is None else "adapters"
 
 
 def _floats(measured: dict[str, Array]) -> dict[str, float]:
