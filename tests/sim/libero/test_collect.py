@@ -111,7 +111,7 @@ def test_the_table_does_not_count_lost_trials():
     lines = [line_of(outcome(trial)) for trial in WANTED[:3]]
     lines.append(line_of(Outcome(WANTED[3], None, 0, 3, ("died",) * 3)))
     shown = table(lines, {task.index: task.instruction for task in TASKS})
-    assert "3/3     1.00  [0.438, 1.000]" in shown and "0/0        -" in shown
+    assert "3/3     1.00  [0.439, 1.000]" in shown and "0/0        -" in shown
     assert "  3/3     1.00" in shown.splitlines()[-2] and "1 more were lost" in shown
 
 
