@@ -132,8 +132,8 @@ def relay(settings):
 
     Command:   python launch/train.py --config=configs/pace.py:relay
     Hardware:  two CPU cores, 6 GB of memory; no downloads
-    Expect:    the base policy at 0.24 as sampled and 0.38 greedy, PACE at 0.36 and 0.40 (one seed, on which these
-               settings were chosen); 45 min on one core, without the audit: docs/tabletop.md
+    Expect:    the base policy at 0.24 or 0.33 as sampled and 0.38 greedy (two seeds). Imagination improved the one, on
+               which settings were chosen, and harmed the other; 45 min on one core, without the audit: docs/tabletop.md
     """
     settings.name, settings.temperature = "relay", 1.0  # over twelve chunks noise adds up: 0.08 at 1.3
     settings.relay = common.settings()
