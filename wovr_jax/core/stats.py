@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 Array = jax.Array
 
@@ -41,6 +40,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """
     if n == 0:
         return 0.0, 1.0
+    import scipy.stats  # here, since it takes 0.4 s and few programs give intervals
+
     low, high = scipy.stats.binomtest(successes, n).proportion_ci(method="wilson")
     return float(low), float(high)
 

@@ -131,8 +131,8 @@ def fit_world(
             state, step = training.make(cfg, again, start_dit, recalled, key(own), replay=data)
             begun = dataclasses.replace(state, params=kept)  # where the training came to, not where it began
             kept = loop.fit(own, begun, step, steps, log=run.log, folder=folder / own).result
-        checkpoint.save(folder / ("dit" if train.lora is None else "adapters"), kept)  # these: a hundredth of 5B
-        final = _floats(measure(training.merge_weights(train, kept, start_dit)))  # not of the last step validated
+        checkpoint.save(folder / ("dit" if train.lora is None else "adapters"), kept)  # adapters: 1 % of a 5B model
+        final = _floats(measure(training.merge_weights(train, kept, start_dit)))  # of what is kept
         run.log.scalars(name, train.steps, final)
         return final | {"windows": data.count}
 
