@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import pathlib
-import subprocess
+import platform
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 
 from wovr_jax.core import processes
@@ -19,6 +18,10 @@ from wovr_jax.core.disk import replace_file
 
 VIDEO_PIXELS = 256
 """Videos and grids are enlarged until their shorter side has at least this many pixels."""
+# Rate factor 16: large flat squares cost little, and blur here would be blamed on the model. What x264 has for AVX-512
+# reads past its rows where 256 does not divide the width, so that the same frames give other bytes each time.
+X264 = {"crf": "16", "movflags": "faststart", "x264-params": "asm=sse4.2" if platform.machine() == "x86_64" else ""}
+"""How films are coded, in words of FFmpeg."""
 
 
 def to_float(frame: Any) -> Any:
@@ -48,40 +51,44 @@ def video(path: str | os.PathLike, frame_THWC: np.ndarray, fps: int = 10) -> pat
       frame_THWC: (T, H, W, 3) uint8, or float in [-1, 1].
       fps: frames in a second.
     """
-    # Rate factor 16: large flat squares cost little, and blur here would be blamed on the model.
-    coded = "-codec:v libx264 -crf 16 -pix_fmt yuv420p -movflags +faststart"
-    return _ffmpeg(pathlib.Path(path), _enlarge(_check(frame_THWC)), f"-framerate {fps}", coded)
+    return _encode(path, _enlarge(_check(frame_THWC)), "libx264", "yuv420p", fps, X264)
 
 
 def image(path: str | os.PathLike, frame_HWC: np.ndarray) -> pathlib.Path:
     """Writes a PNG of (H, W, 3), uint8 or float in [-1, 1], enlarged as :func:`video` does."""
-    return _ffmpeg(pathlib.Path(path), _enlarge(_check(np.asarray(frame_HWC)[None])), "", "-frames:v 1 -codec:v png")
+    return _encode(path, _enlarge(_check(np.asarray(frame_HWC)[None])), "png", "rgb24", 1, {})
 
 
-def _ffmpeg(path: pathlib.Path, frame_THWC: np.ndarray, rate: str, coded: str) -> pathlib.Path:
-    """Hands frames to ffmpeg, which codes them into ``path``; of several processes the first one does."""
+def _encode(path: Any, frame_THWC: np.ndarray, codec: str, colours: str, fps: int, options: dict) -> pathlib.Path:
+    """Writes frames into ``path`` by ``codec``, in FFmpeg's pixel format ``colours``; of several processes the first.
+
+    Raises:
+      OSError: the disk is full or closed to us.
+      av.FFmpegError: FFmpeg's libraries cannot; with their words.
+    """
     # All processes have the same frames; two that write one file would spoil it.
     if not processes.first():
-        return path
-    _, height, width, _ = frame_THWC.shape
-    raw = f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} {rate} -i -"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *raw.split(), *coded.split()]
-    # The suffix stays, for ffmpeg reads from it what to write.
-    with replace_file(path, keep_suffix=True) as fresh:
-        # Not through imageio's writer: it forks from Python, which JAX's threads do not survive safely.
-        done = subprocess.run(
-            [*command, str(fresh)], input=frame_THWC.tobytes(), capture_output=True, start_new_session=True
-        )
-        if done.returncode:
-            raise RuntimeError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
-    return path
+        return pathlib.Path(path)
+    # Late: only who makes a film or a picture waits for the libraries.
+    import av
+
+    # The suffix stays, for the format of the file is read from it. File and codec take what is theirs of the options.
+    with replace_file(path, keep_suffix=True) as fresh, av.open(fresh, "w", container_options=options) as file:
+        # More threads would take the cores of those who compute, and each number of them has other bytes.
+        stream: Any = file.add_stream(codec, fps, options, pix_fmt=colours, thread_count=1)
+        stream.height, stream.width = frame_THWC.shape[1:3]
+        for frame_HWC in frame_THWC:
+            frame = av.VideoFrame.from_ndarray(frame_HWC).reformat(format=colours, interpolation="BICUBIC", threads=1)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return pathlib.Path(path)
 
 
 def _check(frame: np.ndarray) -> np.ndarray:
     """Returns (T, H, W, 3) frames as uint8, and refuses what is neither that nor float."""
     frame = np.asarray(frame)
-    if frame.ndim != 4 or frame.shape[-1] != 3:
-        raise ValueError(f"expected frames of shape (T, H, W, 3), got {frame.shape}.")
+    if frame.ndim != 4 or frame.shape[-1] != 3 or not frame.size:
+        raise ValueError(f"expected frames of shape (T, H, W, 3), at least one, got {frame.shape}.")
     if frame.dtype == np.uint8:
         return frame
     # Other integers could mean anything: bytes, or levels of some other depth.
