@@ -17,18 +17,17 @@ import dataclasses
 import io
 import json
 import pathlib
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_prep.files import place
+from wovr_jax.core import pixels
 from wovr_jax.core.disk import InUseError, drop_folder, fresh_folder, replace_folder, write_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.types import ACTION_DIM, Episode
@@ -239,21 +238,19 @@ def png(frame_HWC: np.ndarray) -> dict[str, Any]:
 
 
 def film(path: pathlib.Path, frame_SHWC: np.ndarray, fps: int) -> None:
-    """Writes an H.264 film, pixel for pixel; sides have to be even.
+    """Writes an H.264 film, pixel for pixel.
 
     Raises:
-      EpisodesError: with ffmpeg's own words.
+      EpisodesError: a side is odd.
     """
     _, height, width, _ = frame_SHWC.shape
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Through a pipe, pixel for pixel: no picture is written in between.
-    raw = f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} -framerate {fps} -i -"
+    if height % 2 or width % 2:
+        raise disk.EpisodesError(
+            f"{path.name}: expected frames with even sides, which H.264 halves for colour, got {height} x {width}; "
+            "write pictures, without --video."
+        )
     # A key frame in every second frame: readers of training data jump about, and decode from the last key frame.
-    coded = "-c:v libx264 -crf 16 -g 2 -pix_fmt yuv420p"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *raw.split(), *coded.split(), str(path)]
-    done = subprocess.run(command, input=frame_SHWC.tobytes(), capture_output=True, check=False)
-    if done.returncode:
-        raise disk.EpisodesError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
+    pixels.encode(path, frame_SHWC, "libx264", "yuv420p", fps, pixels.X264 | {"g": "2"})
 
 
 def _save(path: pathlib.Path, columns: dict[str, list[Any]]) -> None:

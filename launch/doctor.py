@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import io
 import os
 import pathlib
 import re
@@ -215,13 +216,30 @@ def disk() -> str:
 
 
 def video() -> str:
-    """Checks that there is an ffmpeg for mp4 files."""
+    """Checks that films are written and read: a small one is, in memory."""
+    # The wheel has FFmpeg's libraries in it, H.264 included, which a build from source may lack.
+    av_pin = f"av=={dict(pinned(ROOT / 'requirements.txt'))['av']}"
+    line = f"{sys.executable} -m pip install --force-reinstall --no-deps --only-binary=:all: {av_pin}"
     try:
-        import imageio_ffmpeg
+        import av
+        import numpy as np
 
-        return f"ffmpeg {imageio_ffmpeg.get_ffmpeg_version()}"
-    except (ImportError, RuntimeError) as error:
-        raise FaultError(f"no ffmpeg: {error}\n{sys.executable} -m pip install imageio-ffmpeg==0.6.0") from error
+        film, frame_HWC = io.BytesIO(), np.full((64, 64, 3), 200, np.uint8)
+        with av.open(film, "w", "mp4") as file:
+            stream = file.add_stream("libx264", 10, {"crf": "16"}, width=64, height=64, thread_count=1)
+            for _ in range(5):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC)))
+            file.mux(stream.encode())
+        film.seek(0)
+        with av.open(film) as file:
+            read = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    except Exception as error:  # a build of one's own may lack H.264, a library may not load, a decoder may refuse
+        raise FaultError(f"no films: {type(error).__name__}: {error}\n{line}") from error
+    apart = max((int(np.abs(frame.astype(int) - frame_HWC).max()) for frame in read), default=255)
+    if len(read) != 5 or apart > 8:
+        raise FaultError(f"of a film of 5 frames {len(read)} are read back, up to {apart} of 255 levels apart\n{line}")
+    libavcodec = ".".join(map(str, av.library_versions["libavcodec"]))
+    return f"av {av.__version__}, libavcodec {libavcodec}: a small film is written in H.264 and read back"
 
 
 # ---------------------------------------------------------------- what may be missing

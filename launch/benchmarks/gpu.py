@@ -15,10 +15,10 @@ Needed are jax with CUDA (0.10.2 or newer) and the packages of ``NEEDS``; those 
 anything begins. No weights and no data are read. Onto a machine without a network packages travel as wheels, made where
 there is one, for the Python and the platform of the other (--only-binary=:all: --python-version 3.12 --platform ...):
 
-    pip download --no-deps -d .whl ml_collections grain array-record portpicker imageio-ffmpeg==0.6.0
+    pip download --no-deps -d .whl ml_collections grain array-record portpicker av==18.1.0
     pip install --no-index --no-deps --target site .whl/*.whl                there, and then PYTHONPATH=site
 
-These five, 34 MB, are what an image with CUDA, jax, flax, optax and orbax may lack; diffusers, 6 MB, needs torch beside
+These five, 40 MB, are what an image with CUDA, jax, flax, optax and orbax may lack; diffusers, 6 MB, needs torch beside
 it. Where jax is missing too, jax[cuda13] is downloaded without --no-deps: gigabytes, with all of CUDA's libraries.
 """
 
@@ -51,7 +51,7 @@ NEEDS = {
     "ml_collections": "ml_collections",
     "absl": "absl-py",
     "safetensors": "safetensors",
-    "imageio_ffmpeg": "imageio-ffmpeg==0.6.0",
+    "av": "av==18.1.0",
     "tqdm": "tqdm",
 }
 """Module -> the package that brings it."""

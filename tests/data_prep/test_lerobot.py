@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq  # noqa: E402
 from data_prep import lerobot  # noqa: E402
 from data_prep.columns import Columns, choose  # noqa: E402
 from data_prep.demos import SourceError  # noqa: E402
+from wovr_jax.core import pixels  # noqa: E402
 from wovr_jax.data import episodes as disk  # noqa: E402
 
 TASKS = ["pick up the bowl", "open the drawer"]
@@ -47,18 +46,14 @@ def rows(number, first):
     }
 
 
-def png(pixels):
+def png(frame_HWC):
     file = io.BytesIO()
-    PIL.fromarray(pixels).save(file, "PNG")
+    PIL.fromarray(frame_HWC).save(file, "PNG")
     return {"bytes": file.getvalue(), "path": "x.png"}
 
 
 def film(path, frames):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = f"-f rawvideo -pixel_format rgb24 -video_size {SIZE}x{SIZE} -framerate {FPS} -i -"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *raw.split(), "-c:v", "libx264", "-crf", "10"]
-    command += ["-pix_fmt", "yuv420p", str(path)]
-    subprocess.run(command, input=b"".join(one.tobytes() for one in frames), check=True)
+    pixels.encode(path, np.stack(frames), "libx264", "yuv420p", FPS, {"crf": "10"})
 
 
 def save(path, columns):

@@ -51,16 +51,24 @@ def video(path: str | os.PathLike, frame_THWC: np.ndarray, fps: int = 10) -> pat
       frame_THWC: (T, H, W, 3) uint8, or float in [-1, 1].
       fps: frames in a second.
     """
-    return _encode(path, _enlarge(_check(frame_THWC)), "libx264", "yuv420p", fps, X264)
+    return encode(path, _enlarge(_check(frame_THWC)), "libx264", "yuv420p", fps, X264)
 
 
 def image(path: str | os.PathLike, frame_HWC: np.ndarray) -> pathlib.Path:
     """Writes a PNG of (H, W, 3), uint8 or float in [-1, 1], enlarged as :func:`video` does."""
-    return _encode(path, _enlarge(_check(np.asarray(frame_HWC)[None])), "png", "rgb24", 1, {})
+    return encode(path, _enlarge(_check(np.asarray(frame_HWC)[None])), "png", "rgb24", 1, {})
 
 
-def _encode(path: Any, frame_THWC: np.ndarray, codec: str, colours: str, fps: int, options: dict) -> pathlib.Path:
-    """Writes frames into ``path`` by ``codec``, in FFmpeg's pixel format ``colours``; of several processes the first.
+def encode(path: Any, frame_THWC: np.ndarray, codec: str, colours: str, fps: int, options: dict) -> pathlib.Path:
+    """Writes frames into ``path`` as they are; of several processes the first one does.
+
+    Args:
+      path: the file; its suffix says the format, its parents are made.
+      frame_THWC: (T, H, W, 3) uint8.
+      codec: FFmpeg's name of the encoder, ``"libx264"`` or ``"png"``.
+      colours: FFmpeg's name of what it codes, ``"yuv420p"`` (both sides even) or ``"rgb24"``.
+      fps: frames in a second.
+      options: of codec and format; what neither knows is ignored by both.
 
     Raises:
       OSError: the disk is full or closed to us.

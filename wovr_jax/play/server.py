@@ -195,7 +195,7 @@ class PlayServer:
             if isinstance(data, str):
                 raise WireError("expected a binary message, one msgpack map; got text")
             message = wire.unpack(data)
-            # ffmpeg works beside the worlds, and they go on for the other players.
+            # A film is coded beside the worlds, and they go on for the other players.
             thread = None if messages.is_film(message) else self._thread
             return await asyncio.get_running_loop().run_in_executor(thread, work, message)
         except (WireError, SessionError) as error:

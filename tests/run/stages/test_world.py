@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import imageio_ffmpeg
+import av
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,8 +60,8 @@ def test_training_is_watched_and_filmed_at_intervals_and_streams_from_a_folder(p
     run.log.close()
     films = run.folder / "stages" / "world-0" / "films"
     assert [path.name for path in sorted(films.iterdir())] == ["step-000002.mp4", "step-000004.mp4"]
-    frames, _ = imageio_ffmpeg.count_frames_and_secs(films / "step-000004.mp4")
-    assert frames == 17
+    with av.open(films / "step-000004.mp4") as film:
+        assert len(list(film.decode(video=0))) == 17
     lines = read_metrics(run.folder)
     watched = {line["step"]: line for line in lines if "val_sample_mse" in line}
     assert sorted(watched) == [2, 4]
