@@ -189,7 +189,7 @@ def _open(path: pathlib.Path, name: str, said: list[str]) -> tuple[InputContaine
         raise SourceError(f"{name}: {error}") from error
     try:
         with _listen(said):
-            file = av.open(path)
+            file = av.open(path, metadata_errors="replace")
     except FFmpegError as error:
         raise SourceError(f"{name}: {path.name} is damaged ({said[0] if said else error.strerror}).") from error
     stream = next(iter(file.streams.video), None)
@@ -218,7 +218,10 @@ def _listen(said: list[str]) -> Iterator[None]:
 
 def _pixels(frame: av.VideoFrame, film: str) -> np.ndarray:
     """Returns the pixels of a frame, (H, W, 3) uint8, turned and mirrored as the film says that it is to be shown."""
-    frame_HWC = frame.to_ndarray(format="rgb24", threads=1)
+    try:
+        frame_HWC = frame.to_ndarray(format="rgb24", threads=1)
+    except FFmpegError as error:  # colours of a kind that is reserved, say
+        raise SourceError(f"{film} cannot be turned into RGB: {error.strerror}.") from error
     if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
         return frame_HWC
     # Where x and y of the picture go, in fixed point: x' = a x + c y, y' = b x + d y.
