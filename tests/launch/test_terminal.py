@@ -66,3 +66,16 @@ def test_a_plan_is_told_to_a_program(opened, monkeypatch) -> None:
     # The same for a person, who is told no verdict either.
     status, out, _ = opened("plan.py", *words)
     assert not status and "\nupdate: 0.0 MiB a device\n" in out and "fits" not in out.lower()
+
+
+def test_the_doctor_writes_and_reads_a_film(monkeypatch) -> None:
+    import av
+
+    assert doctor.video().startswith(f"av {av.__version__}, libavcodec ")
+
+    def lack(*_args: object, **_kwargs: object) -> None:
+        raise ValueError("no codec libx264")
+
+    monkeypatch.setattr(av, "open", lack)
+    with pytest.raises(doctor.FaultError, match=r"no films: ValueError: no codec libx264\n.* av==\d+\.\d+\.\d+$"):
+        doctor.video()
