@@ -231,7 +231,7 @@ def video() -> str:
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC)))
             file.mux(stream.encode())
         film.seek(0)
-        with av.open(film) as back:
+        with av.open(film, "r") as back:
             read = [frame.to_ndarray(format="rgb24") for frame in back.decode(video=0)]
     except Exception as error:  # a build of one's own may lack H.264, a library may not load, a decoder may refuse
         raise FaultError(f"no films: {type(error).__name__}: {error}\n{line}") from error
