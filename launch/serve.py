@@ -3,15 +3,18 @@
     python launch/serve.py robot                     a bundle (launch/export.py --to jax)
     python launch/serve.py runs/pace                 a run folder: its last policy
     python launch/serve.py robot --host 0.0.0.0 --api-key-file key.txt
+    python launch/serve.py robot --record recordings      and writes the episodes that clients record there
 
 Clients: openpi's own (pip install openpi-client), or notebooks/robot_client.py, which needs no JAX. They send
 ``observation/image`` (uint8, of the size that the server tells) and ``prompt``, and get ``actions`` (steps, 7).
-Only this machine can connect unless --host says otherwise; GET /healthz answers OK. See docs/robot.md.
+Only this machine can connect unless --host says otherwise; GET /healthz answers OK. See docs/robot.md, and for
+--record docs/recording.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import sys
 from typing import TYPE_CHECKING
@@ -35,6 +38,7 @@ def main() -> None:
         # Only now: importing jax takes seconds, a misspelt flag none.
         from wovr_jax.core import config
         from wovr_jax.export.listen import reserve
+        from wovr_jax.export.recorder import RecordConfig, Recorder
         from wovr_jax.export.server import PolicyServer, ServerConfig
 
         key = read_key(args.api_key_file)
@@ -47,10 +51,17 @@ def main() -> None:
         cfg = config.from_dict(ServerConfig, flags | limits | {"api_key": key}, "server")
         # Before the policy, whose opening takes minutes: a port that is taken is said at once.
         sockets = reserve(cfg.host, cfg.port)
-        robot = open_policy(args.source, args.round)
+        if args.record:
+            args.record.mkdir(parents=True, exist_ok=True)
+        robot, recorder = open_policy(args.source, args.round), None
+        if args.record:
+            facts = {"policy": robot.about["policy"], "weights": robot.hash_weights(), "temperature": args.temperature}
+            to_user = functools.partial(print, file=sys.stderr, flush=True)
+            recorder = Recorder(config.from_dict(RecordConfig, {"folder": str(args.record)}, "record"), facts, to_user)
         # An IPv6 address stands in brackets in a URL.
         name, host = robot.about["policy"], f"[{args.host}]" if ":" in args.host else args.host
-        PolicyServer(robot, cfg, sockets).run(lambda port: print(f"serving {name} at ws://{host}:{port}", flush=True))
+        server = PolicyServer(robot, cfg, sockets, recorder)
+        server.run(lambda port: print(f"serving {name} at ws://{host}:{port}", flush=True))
     print("stopped", file=sys.stderr)
 
 
@@ -66,6 +77,7 @@ def parse() -> argparse.Namespace:
         "--temperature", type=float, default=0.0, help="of the sampling; 0, the default, takes the likeliest actions"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--record", type=pathlib.Path, metavar="FOLDER", help="write what clients record, see above")
     parser.add_argument("--max-mb", type=float, default=8.0, help="longest message, MiB (default 8)")
     parser.add_argument("--clients", type=flags.positive, default=16, help="most clients at once (default 16)")
     args = parser.parse_args()

@@ -183,6 +183,16 @@ class Robot:
         except ValueError as error:
             raise BundleError(str(error)) from error
 
+    def hash_weights(self) -> str:
+        """Returns the SHA-256 of all weights with their names, dtypes and shapes, the same from a bundle and a run."""
+        digest = hashlib.sha256()
+        for name in sorted(self._weights):
+            # Leaf by leaf to the host: all of them at once may not fit.
+            leaf = np.ascontiguousarray(self._weights[name])
+            digest.update(f"{name} {leaf.dtype.name} {list(leaf.shape)}".encode())
+            digest.update(leaf.reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
     def warm(self, batch: int = 1) -> None:
         """Compiles for a batch size, so that the first real frames do not wait for it."""
         length = self.recipe["prompt"]["length"]

@@ -4,11 +4,13 @@
     GET /healthz                        ->  200 OK
     connect                             ->  metadata, a msgpack map
     observation, a msgpack map          ->  {actions (T, A) float32, server_timing: {infer_ms, prev_total_ms}}
+    {record: ...}, see ``recording``    ->  {record: {state, ...}}, where the server records
     anything else                       ->  a text frame that says what was expected; the connection stays open
 
 Messages are ``export.wire``, observations ``export.observation``. The policy acts in one thread of its own, one
-observation after another, while the event loop answers pings and health checks. Requests from web pages, which
-carry an Origin header, are refused: a page in a browser on this machine could otherwise drive the robot.
+observation after another, while the event loop answers pings and health checks, and a third thread writes what is
+recorded. Requests from web pages, which carry an Origin header, are refused: a page in a browser on this machine could
+otherwise drive the robot.
 """
 
 from __future__ import annotations
@@ -33,8 +35,12 @@ from wovr_jax.core.config import Between, Count, NonNegative, Seed, checked
 from wovr_jax.export import observation, wire
 from wovr_jax.export.listen import listen, reserve, run_until_signal
 from wovr_jax.export.observation import ObservationError
+from wovr_jax.export.record_messages import KINDS
+from wovr_jax.export.recorder import Recorder, RecordError
+from wovr_jax.export.recording import Recording
 from wovr_jax.export.robot import BundleError, Robot
 from wovr_jax.export.wire import WireError
+from wovr_jax.types import ACTION_DIM
 
 LOG = logging.getLogger(__name__)
 
@@ -69,11 +75,23 @@ class PolicyServer:
       robot: the policy.
       cfg: how to serve it.
       sockets: of ``listen.reserve``; by default they are bound when it serves.
+      recorder: writes what clients record; it is closed when the serving ends. None records nothing.
+
+    Raises:
+      BundleError: for a recorder and a policy whose actions do not fit into episodes.
     """
 
-    def __init__(self, robot: Robot, cfg: ServerConfig, sockets: Sequence[socket.socket] = ()):
-        self.robot, self.cfg, self.sockets = robot, cfg, sockets
-        self._metadata = wire.pack(metadata(robot, cfg.temperature))
+    def __init__(
+        self,
+        robot: Robot,
+        cfg: ServerConfig,
+        sockets: Sequence[socket.socket] = (),
+        recorder: Recorder | None = None,
+    ):
+        if recorder and robot.chunk_shape[1] != ACTION_DIM:
+            raise BundleError(f"episodes have {ACTION_DIM} numbers an action, this policy's {robot.chunk_shape[1]}.")
+        self.robot, self.cfg, self.sockets, self.recorder = robot, cfg, sockets, recorder
+        self._metadata = wire.pack(metadata(robot, cfg.temperature) | {"record": list(KINDS) if recorder else None})
         self._seeds = itertools.count(cfg.seed)
         # One thread: the accelerator serves one observation at a time, and the event loop stays free.
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
@@ -111,6 +129,8 @@ class PolicyServer:
             await listen(sockets, self._converse, stop, ready, **options)
         finally:
             self._thread.shutdown()
+            if self.recorder:
+                self.recorder.close()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answers health checks and refuses strangers and too many clients; None goes on to the handshake."""
@@ -132,42 +152,55 @@ class PolicyServer:
     async def _converse(self, connection: ServerConnection) -> None:
         """Answers one client's messages until it leaves."""
         self._clients += 1
-        loop, previous = asyncio.get_running_loop(), None
+        previous, recording = None, Recording(self.recorder, self.robot.frame_shape) if self.recorder else None
         try:
             await connection.send(self._metadata)
             async for message in connection:
                 began = time.perf_counter()
-                # In the thread of the policy, so that pings are answered while it acts.
-                reply = await loop.run_in_executor(self._thread, self._answer, message, previous)
-                await connection.send(reply)
+                await connection.send(await self._answer(message, recording, previous))
                 previous = 1000.0 * (time.perf_counter() - began)
         except ConnectionClosed:
             pass  # it left without a goodbye, or sent more than max_bytes
         finally:
             self._clients -= 1
+            if recording:
+                recording.leave()
 
-    def _answer(self, message: bytes | str, previous: float | None) -> bytes | str:
-        """Returns the reply to a message: bytes with actions, or text that says what was wrong."""
+    async def _answer(self, data: bytes | str, recording: Recording | None, previous: float | None) -> bytes | str:
+        """Returns the reply to a message: a map as bytes, or text that says what was wrong."""
         try:
-            if isinstance(message, str):
+            if isinstance(data, str):
                 raise WireError("expected a binary message, one msgpack map; got text")
-            observed = observation.read(wire.unpack(message), self.robot.frame_shape)
-            began = time.perf_counter()
-            seed = next(self._seeds) % 2**32 if observed.seed is None else observed.seed
-            answer = self.robot.act(
-                observed.frame_HWC[None], [observed.instruction], seeds=[seed], temperature=self.cfg.temperature
-            )
-            timing = {"infer_ms": 1000.0 * (time.perf_counter() - began)}
-            # openpi's clients report how long the whole of their last request took here.
-            if previous is not None:
-                timing["prev_total_ms"] = previous
-            return wire.pack({"actions": answer.action_BTA[0], "server_timing": timing})
-        except (WireError, ObservationError, BundleError) as error:
+            message = wire.unpack(data)
+            if isinstance(message, dict) and "record" in message:
+                if recording is None:
+                    raise RecordError("this server records nothing; start it with --record FOLDER")
+                return wire.pack(await recording.follow(message))
+            # In the thread of the policy, so that pings are answered while it acts.
+            reply = await asyncio.get_running_loop().run_in_executor(self._thread, self._act, message, previous)
+            if recording:
+                recording.propose(reply["actions"])
+            return wire.pack(reply)
+        except (WireError, ObservationError, BundleError, RecordError) as error:
             return str(error)
         except Exception:
             # Whatever one request meets, the next one is answered.
             LOG.exception("the policy failed on an observation")
             return "the policy failed on this observation; the server's log says how"
+
+    def _act(self, message: Any, previous: float | None) -> dict[str, Any]:
+        """Returns the reply to an observation."""
+        observed = observation.read(message, self.robot.frame_shape)
+        began = time.perf_counter()
+        seed = next(self._seeds) % 2**32 if observed.seed is None else observed.seed
+        answer = self.robot.act(
+            observed.frame_HWC[None], [observed.instruction], seeds=[seed], temperature=self.cfg.temperature
+        )
+        timing = {"infer_ms": 1000.0 * (time.perf_counter() - began)}
+        # openpi's clients report how long the whole of their last request took here.
+        if previous is not None:
+            timing["prev_total_ms"] = previous
+        return {"actions": answer.action_BTA[0], "server_timing": timing}
 
 
 def metadata(robot: Robot, temperature: float) -> dict[str, Any]:
