@@ -3,11 +3,15 @@
     python -m data_prep.to_lerobot data/spatial_expert --out lerobot/spatial_expert
     python -m data_prep.to_lerobot data/spatial_expert --out lerobot/small --video
     python -m data_prep.to_lerobot runs/pace/stages/demonstrations/episodes --out lerobot/table --robot table --executed
+    python -m data_prep.to_lerobot recordings --out lerobot/recordings --executed --fps 10
 
 A row is a frame and the action that was chosen in it, so the last frame of an episode, which has no action, is left
 out; ``next.reward`` and ``next.done`` say what the action led to. Cameras are PNG pictures in the tables, without loss,
 or with ``--video`` H.264 films. Actions are those to imitate, -1 for an open gripper. Where the hand was noisy the
 frames follow other actions, those that were executed: ``--executed`` writes these, as a world model wants them.
+
+A folder of episode folders, as a policy server records them, becomes one data set; times of recordings are not kept, as
+rows are ``--fps`` a second. It has to be the robot's own rate.
 """
 
 from __future__ import annotations
@@ -42,8 +46,51 @@ STATE_NAMES = ("x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "fing
 ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
+class Joined:
+    """Several episode folders that are read as one.
+
+    Args:
+      folders: all of one layout, with equal numbers for equal tasks.
+
+    Raises:
+      EpisodesError: other layouts, or tasks that are numbered differently.
+    """
+
+    def __init__(self, folders: Sequence[pathlib.Path]):
+        sources = [disk.EpisodeSource(folder) for folder in folders]
+        self._places = [(source, number) for source in sources for number in range(len(source))]
+        self.manifest: dict[str, Any] = {name: sources[0].manifest.get(name) for name in disk.LAYOUT} | {"tasks": {}}
+        for source in sources:
+            for name in disk.LAYOUT:
+                if source.manifest.get(name) != self.manifest[name]:
+                    raise disk.EpisodesError(
+                        f"{source.folder}: {name} is {source.manifest.get(name)}, in {sources[0].folder} it is "
+                        f"{self.manifest[name]}; a data set has one kind of episode."
+                    )
+            for number, facts in source.manifest["tasks"].items():
+                known = self.manifest["tasks"].setdefault(number, facts)
+                if known["instruction"] != facts["instruction"]:
+                    raise disk.EpisodesError(
+                        f"{source.folder}: task {number} is {facts['instruction']!r}, elsewhere "
+                        f"{known['instruction']!r}; equal numbers have to mean equal tasks."
+                    )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Episode:
+        source, number = self._places[index]
+        return source[number]
+
+
+def open_folder(folder: pathlib.Path) -> disk.EpisodeSource | Joined:
+    """Returns the episodes of an episode folder, or of all that lie in a folder, in the order of their names."""
+    inner = sorted(path.parent for path in folder.glob(f"[!.]*/{disk.MANIFEST}"))
+    return disk.EpisodeSource(folder) if (folder / disk.MANIFEST).is_file() or not inner else Joined(inner)
+
+
 def write(
-    source: disk.EpisodeSource,
+    source: disk.EpisodeSource | Joined,
     out: pathlib.Path,
     *,
     fps: int = 20,
@@ -158,7 +205,7 @@ def _cameras(episode: Episode) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _info(
-    source: disk.EpisodeSource, listing: list[dict[str, Any]], tasks: int, fps: int, video: bool
+    source: disk.EpisodeSource | Joined, listing: list[dict[str, Any]], tasks: int, fps: int, video: bool
 ) -> dict[str, Any]:
     """Returns the content of ``meta/info.json``."""
     facts = source.manifest
@@ -270,7 +317,7 @@ def _save(path: pathlib.Path, columns: dict[str, list[Any]]) -> None:
 def main() -> None:
     """Reads episodes and writes a LeRobot data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=place, help="episode folder")
+    parser.add_argument("folder", type=place, help="episode folder, or a folder of them")
     parser.add_argument("--out", type=place, required=True, help="folder to write")
     parser.add_argument("--fps", type=int, default=20, help="control steps in a second (default 20, LIBERO's)")
     parser.add_argument("--video", action="store_true", help="films instead of pictures")
@@ -279,7 +326,7 @@ def main() -> None:
     args = parser.parse_args()
     how = {"fps": args.fps, "video": args.video, "executed": args.executed, "robot": args.robot}
     try:
-        info = write(disk.EpisodeSource(args.folder), args.out, **how)
+        info = write(open_folder(args.folder), args.out, **how)
     except (disk.EpisodesError, InUseError, OSError) as error:
         sys.exit(str(error))
     print(f"{args.out}: {info['total_episodes']} episodes, {info['total_frames']} frames, {info['total_tasks']} tasks")

@@ -84,6 +84,11 @@ def by_hand(frames, temperature):
     return jax.device_get(act(pixels, Tokenizer.tabletop().prompts(frames.instruction_K), keys))
 
 
+def test_a_policy_has_one_hash_in_its_bundle_and_in_its_run(robot, policy, run):
+    assert robot.hash_weights() == program.make_robot(policy).hash_weights()
+    assert robot.hash_weights() != program.make_robot(source.from_run(run, 0)).hash_weights()
+
+
 # What it does ---------------------------------------------------------------------------------------------------
 
 

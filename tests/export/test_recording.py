@@ -16,6 +16,7 @@ import pytest
 
 from tests.export.recording import CHUNK, FRAME, POLICY, WIDTH, FakeRobot, Robot, Served
 from tests.export.test_server import load_client
+from tests.test_faults import files_no_larger_than
 from wovr_jax.data import episodes as disk
 from wovr_jax.export import recorder as recorders
 from wovr_jax.export import wire
@@ -165,7 +166,7 @@ def test_a_policy_of_other_actions_is_refused(tmp_path):
 def test_wrong_messages_are_answered_in_words_and_change_nothing(robot, folder):
     look = robot.look()
     small = {"observation/image": np.zeros((2, 2, 3), np.uint8)}
-    starts = {
+    starts: dict[str, dict] = {
         "expected one of start, step, success, failure, discard, got 'stop'": {"record": "stop"},
         r"'record': expected one of .*, got .\['start'\]": {"record": ["start"]},
         r"step: no episode is being recorded \(this connection began none\)": {"record": "step", "step": 1},
@@ -201,7 +202,7 @@ def test_wrong_messages_are_answered_in_words_and_change_nothing(robot, folder):
     robot.step(2)
     step = {"record": "step", "step": 3, "action": np.zeros((1, 7), np.float32), **robot.look(1)}
     end = {"record": "success", "steps": 2}
-    steps = {
+    steps: dict[str, dict] = {
         f"start: {name} is still being recorded, 2 steps": {"record": "start", "prompt": "a", **look},
         "'step': 2 steps are here, so the next is number 3, got 4": step | {"step": 4},
         "'step': 2 steps are here, so the next is number 3, got 2": step | {"step": 2},
@@ -393,6 +394,16 @@ def test_a_full_disk_when_the_episode_ends(robot, folder, monkeypatch, where):
     assert state["state"] == "lost" and "the disk is full" in state["why"]
     assert recordings(folder) == [] and unfinished(folder) == []
     assert "no episode is being recorded (the last was" in robot.ask({"record": "success", "steps": 1})
+
+
+def test_a_full_disk_as_the_system_tells_of_it(robot, folder):
+    robot.start()
+    robot.step()
+    wait_until(lambda: len(list(folder.glob(f"{UNFINISHED}*/*/wrist"))) == 1)
+    with files_no_larger_than(64):
+        state = robot.end("success")
+    assert state["state"] == "lost" and "the disk is full" in state["why"]
+    assert recordings(folder) == [] and unfinished(folder) == []
 
 
 def test_a_failure_of_our_own_is_logged_and_told(robot, folder, monkeypatch, caplog):

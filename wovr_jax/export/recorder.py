@@ -25,6 +25,7 @@ import datetime
 import fcntl
 import itertools
 import logging
+import os
 import pathlib
 import secrets
 import shutil
@@ -37,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.core.config import Count, checked
-from wovr_jax.core.disk import not_written, read_json
+from wovr_jax.core.disk import CLOSED, FULL, not_written, read_json
 from wovr_jax.data.episodes import MANIFEST, EpisodeSource, EpisodeWriter
 from wovr_jax.types import Episode
 
@@ -237,7 +238,9 @@ class Recorder:
 
     def _fail(self, take: Take, error: Exception) -> None:
         """Gives an episode up for what the disk, or whatever writes to it, has met."""
-        words = not_written(error, self.folder)
+        # The library that writes records says what the system said, without its number.
+        number = next((number for number in (*FULL, *CLOSED) if os.strerror(number) in str(error)), None)
+        words = not_written(OSError(number, str(error)) if number else error, self.folder)
         if not words and not isinstance(error, ValueError):
             LOG.error("a recording was not written", exc_info=error)
         take.lost = take.lost or words or f"it could not be written ({type(error).__name__}: {error})"
