@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
+from wovr_jax.data import episodes as disk
 from wovr_jax.export import wire
-from wovr_jax.export.recorder import RecordConfig, Recorder
+from wovr_jax.export.recorder import UNFINISHED, RecordConfig, Recorder
 from wovr_jax.export.robot import Answer
 from wovr_jax.export.server import PolicyServer, ServerConfig
+from wovr_jax.types import Episode
 
 PATIENCE = 60
 FRAME, CHUNK, WIDTH = (4, 6, 3), 8, 3
@@ -125,3 +128,24 @@ class Robot:
 
     def sent(self, name: str) -> np.ndarray:
         return np.concatenate([seen[f"observation/{name}"] for seen in self.seen])
+
+
+def recordings(folder: pathlib.Path) -> list[str]:
+    """Everything in the folder but what a living server keeps to itself."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(UNFINISHED))
+
+
+def unfinished(folder: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in folder.glob(f"{UNFINISHED}*/*") if path.name != "lock")
+
+
+def read(folder: pathlib.Path, name: str) -> Episode:
+    (episode,) = disk.read(folder / name)
+    return episode
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
