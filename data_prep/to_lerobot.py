@@ -10,8 +10,8 @@ out; ``next.reward`` and ``next.done`` say what the action led to. Cameras are P
 or with ``--video`` H.264 films. Actions are those to imitate, -1 for an open gripper. Where the hand was noisy the
 frames follow other actions, those that were executed: ``--executed`` writes these, as a world model wants them.
 
-A folder of episode folders, as a policy server records them, becomes one data set; times of recordings are not kept, as
-rows are ``--fps`` a second. It has to be the robot's own rate.
+A folder of recordings, as a policy server writes them, becomes one data set, with its labels applied. Times of
+recordings are not kept, as rows are ``--fps`` a second: that has to be the robot's own rate.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from data_prep.files import place
 from wovr_jax.core import pixels
 from wovr_jax.core.disk import InUseError, drop_folder, fresh_folder, replace_folder, write_json
 from wovr_jax.data import episodes as disk
+from wovr_jax.data.recordings import Recordings, find_recordings, read_recordings
 from wovr_jax.types import ACTION_DIM, Episode
 
 IMAGE, WRIST = "observation.images.image", "observation.images.wrist_image"
@@ -47,46 +48,38 @@ ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
 class Joined:
-    """Several episode folders that are read as one.
+    """The recordings of a folder, read as one set of episodes with their labels applied.
 
     Args:
-      folders: all of one layout, with equal numbers for equal tasks.
-
-    Raises:
-      EpisodesError: other layouts, or tasks that are numbered differently.
+      recordings: as ``data.recordings`` finds them.
     """
 
-    def __init__(self, folders: Sequence[pathlib.Path]):
-        sources = [disk.EpisodeSource(folder) for folder in folders]
-        self._places = [(source, number) for source in sources for number in range(len(source))]
-        self.manifest: dict[str, Any] = {name: sources[0].manifest.get(name) for name in disk.LAYOUT} | {"tasks": {}}
-        for source in sources:
-            for name in disk.LAYOUT:
-                if source.manifest.get(name) != self.manifest[name]:
-                    raise disk.EpisodesError(
-                        f"{source.folder}: {name} is {source.manifest.get(name)}, in {sources[0].folder} it is "
-                        f"{self.manifest[name]}; a data set has one kind of episode."
-                    )
-            for number, facts in source.manifest["tasks"].items():
-                known = self.manifest["tasks"].setdefault(number, facts)
-                if known["instruction"] != facts["instruction"]:
-                    raise disk.EpisodesError(
-                        f"{source.folder}: task {number} is {facts['instruction']!r}, elsewhere "
-                        f"{known['instruction']!r}; equal numbers have to mean equal tasks."
-                    )
+    def __init__(self, recordings: Recordings):
+        self._recordings = recordings
+        first = disk.manifest(recordings.places[0].folder)
+        self.manifest: dict[str, Any] = {name: first.get(name) for name in disk.LAYOUT} | {"tasks": {}}
+        for header in (found.header for found in recordings.places):
+            self.manifest["tasks"][str(header["task"])] = {"instruction": header["instruction"]}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._recordings)
 
     def __getitem__(self, index: int) -> Episode:
-        source, number = self._places[index]
-        return source[number]
+        return self._recordings[index]
 
 
 def open_folder(folder: pathlib.Path) -> disk.EpisodeSource | Joined:
-    """Returns the episodes of an episode folder, or of all that lie in a folder, in the order of their names."""
-    inner = sorted(path.parent for path in folder.glob(f"[!.]*/{disk.MANIFEST}"))
-    return disk.EpisodeSource(folder) if (folder / disk.MANIFEST).is_file() or not inner else Joined(inner)
+    """Returns the episodes of an episode folder, or all recordings in a folder, in the order of their names.
+
+    Raises:
+      EpisodesError: recordings of several kinds, a folder among them that is none, or labels that are malformed.
+    """
+    if not folder.is_dir() or (folder / disk.MANIFEST).is_file() or not find_recordings(folder):
+        return disk.EpisodeSource(folder)
+    recordings = read_recordings(folder)
+    if not len(recordings):
+        raise disk.EpisodesError(f"{folder}: every recording in it is discarded; nothing is left to write.")
+    return Joined(recordings)
 
 
 def write(
@@ -317,7 +310,7 @@ def _save(path: pathlib.Path, columns: dict[str, list[Any]]) -> None:
 def main() -> None:
     """Reads episodes and writes a LeRobot data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=place, help="episode folder, or a folder of them")
+    parser.add_argument("folder", type=place, help="episode folder, or a folder of recordings")
     parser.add_argument("--out", type=place, required=True, help="folder to write")
     parser.add_argument("--fps", type=int, default=20, help="control steps in a second (default 20, LIBERO's)")
     parser.add_argument("--video", action="store_true", help="films instead of pictures")

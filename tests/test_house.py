@@ -29,7 +29,7 @@ FLOORS = (
     ("learner", "evaluate", "bridge"),
     ("run", "report"),
     ("pace", "export", "plan"),
-    ("audit", "studies", "play"),
+    ("audit", "studies", "play", "label"),
     ("cli",),
 )
 """Imports go down only; rooms on one floor do not see each other. Doors, configs, notebooks and tests stand above;

@@ -40,6 +40,7 @@ DOORS = {
     "import": "launch/import_weights.py",
     "export": "launch/export.py",
     "serve": "launch/serve.py",
+    "label": "launch/label.py",
     "play": "launch/play.py",
     "benchmark": "launch/benchmark.py",
     "doctor": "launch/doctor.py",

@@ -9,11 +9,13 @@ import pytest
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("PIL.Image")
+import pyarrow.parquet as pq
 
 from data_prep import lerobot, to_lerobot
 from tests.export.recording import Robot, Served
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.episodes import EpisodesError
+from wovr_jax.label.store import Store
 
 
 @pytest.fixture
@@ -22,7 +24,11 @@ def recordings(tmp_path):
     folder = tmp_path / "recordings"
     with Served(folder) as served, Robot(served.url, 1) as one, Robot(served.url, 2) as two:
         two.start("drop it")
-        for robot, prompt, outcome in ((one, "lift it", "success"), (one, "drop it", "failure"), (two, None, "success")):
+        for robot, prompt, outcome in (
+            (one, "lift it", "success"),
+            (one, "drop it", "failure"),
+            (two, None, "success"),
+        ):
             if prompt:
                 robot.start(prompt)
             robot.ask({"prompt": "lift it", "observation/image": robot.sent("image")[-1]})
@@ -38,7 +44,9 @@ def test_there_and_back(recordings, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["to_lerobot", *arguments])
     to_lerobot.main()
     assert "3 episodes, 15 frames, 2 tasks" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["lerobot", str(tmp_path / "set"), "--out", str(tmp_path / "back"), "--keep-noops"])
+    monkeypatch.setattr(
+        sys, "argv", ["lerobot", str(tmp_path / "set"), "--out", str(tmp_path / "back"), "--keep-noops"]
+    )
     lerobot.main()
     names = sorted(path.name for path in recordings.iterdir() if not path.name.startswith("."))
     ours = [episode for name in names for episode in disk.read(recordings / name)]
@@ -65,5 +73,19 @@ def test_recordings_of_several_kinds_are_refused(recordings, tmp_path):
         robot.start("lift it")
         robot.step()
         robot.end("success")
-    with pytest.raises(EpisodesError, match=r"wrist is None, in .* it is \[2, 2, 3\]; a data set has one kind"):
+    with pytest.raises(EpisodesError, match=r"wrist is missing, in .* \[2, 2, 3\]"):
+        to_lerobot.open_folder(recordings)
+
+
+def test_labels_go_along(recordings, tmp_path):
+    store = Store(recordings, "ada")
+    store.mark(0, "discard", None, None)
+    store.mark(1, "success", 2, None)
+    to_lerobot.write(to_lerobot.open_folder(recordings), tmp_path / "set")
+    rows = pq.read_table(tmp_path / "set/data/chunk-000/file-000.parquet").to_pydict()
+    assert rows["episode_index"] == [0] * 5 + [1] * 5
+    assert rows["next.reward"] == [0, 1, 1, 1, 1] + [0] * 5  # the last was recorded as a failure
+    for number in (1, 2):
+        store.mark(number, "discard", None, None)
+    with pytest.raises(EpisodesError, match="every recording in it is discarded"):
         to_lerobot.open_folder(recordings)

@@ -102,7 +102,7 @@ def decode(record: bytes, where: str = "record") -> Episode:
       EpisodesError: naming ``where``, when the bytes are damaged or another format.
     """
     with _damage(where):
-        header, rest = _header(record)
+        header, rest = split_record(record)
         episode = _unpack(header, zlib.decompress(rest))
     check(episode, where)
     return episode
@@ -115,7 +115,7 @@ def peek(record: bytes, where: str = "record") -> Head:
       EpisodesError: as :func:`decode`.
     """
     with _damage(where):
-        header, body = _header(record)
+        header, body = split_record(record)
         won = header["won"] if "won" in header else _unpack(header, zlib.decompress(body)).success_S.any()
         return Head(header["action"][0], header["task"], header["seed"], header["actor"], bool(won))
 
@@ -131,7 +131,7 @@ def _damage(where: str) -> Iterator[None]:
         raise EpisodesError(f"{where}: damaged record ({type(error).__name__}: {error}).") from error
 
 
-def _header(record: bytes) -> tuple[dict[str, Any], bytes]:
+def split_record(record: bytes) -> tuple[dict[str, Any], bytes]:
     """Returns what a record says before its arrays, and the compressed arrays."""
     if record[:4] != MAGIC:
         raise ValueError(f"begins with {record[:4]!r}, not {MAGIC!r}: not an episode")

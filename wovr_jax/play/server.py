@@ -10,10 +10,8 @@
     anything else                  ->  a text frame that says what was expected; the connection stays open
 
 Each connection is a session of its own, which ends with it. The networks run in one thread, one chunk after another,
-while the event loop answers everybody else. Only the page itself may connect: the Origin header has to name the very
-host that was asked, and that host has to be an address or a name of this machine, so that no page from elsewhere can
-come in, not even one whose name was made to point here. Programs, which send no Origin, have a path of their own, and
-no page may take it.
+while the event loop answers everybody else. Only the page itself may connect (``export.pages``). Programs, which send
+no Origin, have a path of their own, and no page may take it.
 """
 
 from __future__ import annotations
@@ -22,28 +20,21 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import functools
-import http
-import ipaddress
-import logging
 import socket
-import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request, Response
 
 from wovr_jax.core.config import Between, Count, Positive, checked
-from wovr_jax.export import wire
+from wovr_jax.export import pages, wire
 from wovr_jax.export.listen import listen, reserve, run_until_signal
-from wovr_jax.export.wire import WireError
+from wovr_jax.export.pages import Front
 from wovr_jax.play import messages, page, rollouts
 from wovr_jax.play.programs import Programs
 from wovr_jax.play.rollouts import Batch, Rollouts, TrueRollouts, Worlds
 from wovr_jax.play.session import Session, SessionError
-
-LOG = logging.getLogger(__name__)
 
 FULL, IDLE = 1013, 4000
 """Codes with which a connection is closed: all places are taken (as in RFC 6455), and nothing came for too long."""
@@ -87,8 +78,7 @@ class PlayServer:
             self._worlds["/world"] = Rollouts(programs.source, cfg.rows)
             if programs.source.sim is not None:
                 self._worlds["/truth"] = TrueRollouts(programs.source, cfg.rows)
-        self._page, self._policy = page.build()
-        self._names = {cfg.host.lower(), "localhost", socket.gethostname().lower()}
+        self._front = Front(page.build(), cfg.host, self._worlds)
         # One thread: a device computes one chunk at a time, and the event loop stays free.
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="worlds")
         self.players = 0
@@ -109,58 +99,11 @@ class PlayServer:
             rollouts.warm(worlds)
         sockets = self.sockets or reserve(self.cfg.host, self.cfg.port)
         # A page that sends faster than the worlds turn is slowed down, not buffered.
-        options = {"max_size": self.cfg.max_bytes, "max_queue": 2, "process_request": self._admit}
+        options = {"max_size": self.cfg.max_bytes, "max_queue": 2, "process_request": self._front.admit}
         try:
             await listen(sockets, self._converse, stop, ready, **options)
         finally:
             self._thread.shutdown()
-
-    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answers with the page, and refuses strangers; None goes on to the handshake."""
-        host = _only(request.headers.get_all("Host"))
-        if not self._is_ours(host):
-            words = "Expected an address or a name of this machine in the header Host.\n"
-            return connection.respond(http.HTTPStatus.FORBIDDEN, words)
-        path = request.path.partition("?")[0]
-        if path == "/healthz":
-            return connection.respond(http.HTTPStatus.OK, "OK\n")
-        if path == "/":
-            return self._show_page(connection, host)
-        if path in self._worlds:
-            # A page cannot leave the header out.
-            if request.headers.get_all("Origin"):
-                return connection.respond(http.HTTPStatus.FORBIDDEN, "This path is for programs, not for pages.\n")
-            return None
-        if path != "/ws":
-            return connection.respond(http.HTTPStatus.NOT_FOUND, "There is one page here: /\n")
-        origin = urllib.parse.urlsplit(_only(request.headers.get_all("Origin")))
-        if origin.scheme not in ("http", "https") or origin.netloc.lower() != host.lower():
-            words = "Expected the page of this very server: a header Origin that names the host of the request.\n"
-            return connection.respond(http.HTTPStatus.FORBIDDEN, words)
-        return None
-
-    def _is_ours(self, host: str) -> bool:
-        """Whether the name in a Host header is this machine's: an address, or a name that nobody else can own."""
-        try:
-            name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-        except ValueError:  # brackets without an address in them
-            return False
-        if name in self._names:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
-    def _show_page(self, connection: ServerConnection, host: str) -> Response:
-        response = connection.respond(http.HTTPStatus.OK, self._page)
-        del response.headers["Content-Type"]
-        response.headers["Content-Type"] = "text/html; charset=utf-8"
-        response.headers["Content-Security-Policy"] = f"{self._policy}; connect-src ws://{host} wss://{host}"
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Cache-Control"] = "no-store"
-        return response
 
     async def _converse(self, connection: ServerConnection) -> None:
         """Plays with one client until it leaves."""
@@ -177,7 +120,8 @@ class PlayServer:
             await connection.send(hello)
             while True:
                 message = await asyncio.wait_for(connection.recv(), self.cfg.idle_s)
-                await connection.send(await self._answer(follow, message))
+                # A film is coded beside the worlds, and they go on for the other players.
+                await connection.send(await pages.answer(message, follow, self._choose_thread, SessionError))
         except TimeoutError:
             await connection.close(IDLE, f"nothing was done for {self.cfg.idle_s:g} s")
         except ConnectionClosed:
@@ -185,27 +129,5 @@ class PlayServer:
         finally:
             self.players -= 1
 
-    async def _answer(self, follow: Callable[[Any], dict[str, Any]], data: bytes | str) -> bytes | str:
-        """Returns the reply to a message: a map as bytes, or text that says what was wrong."""
-
-        def work(message: Any) -> bytes:
-            return wire.pack(follow(message))
-
-        try:
-            if isinstance(data, str):
-                raise WireError("expected a binary message, one msgpack map; got text")
-            message = wire.unpack(data)
-            # A film is coded beside the worlds, and they go on for the other players.
-            thread = None if messages.is_film(message) else self._thread
-            return await asyncio.get_running_loop().run_in_executor(thread, work, message)
-        except (WireError, SessionError) as error:
-            return str(error)
-        except Exception:
-            # Whatever one request meets, the next one is answered.
-            LOG.exception("a request could not be answered")
-            return "this request could not be answered; the server's log says why"
-
-
-def _only(values: Sequence[str]) -> str:
-    """Returns the one value of a header; empty where there is none, or several that a reader could choose from."""
-    return values[0] if len(values) == 1 else ""
+    def _choose_thread(self, message: Any) -> concurrent.futures.Executor | None:
+        return None if messages.is_film(message) else self._thread
