@@ -299,6 +299,14 @@ def test_the_client_comes_back_after_the_connection_broke(served, folder, capsys
     assert len(recordings(folder)) == 1
 
 
+def test_a_recording_that_cannot_be_read_is_said(robot, folder):
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / disk.MANIFEST).write_text("{")
+    assert "damaged/manifest.json is not JSON" in robot.ask({"record": "start", "prompt": "lift it", **robot.look()})
+    with pytest.raises(disk.EpisodesError, match="is not JSON"):
+        Recorder(RecordConfig(str(folder)), POLICY)
+
+
 # The limits ---------------------------------------------------------------------------------------------------------
 
 

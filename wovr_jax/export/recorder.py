@@ -38,8 +38,9 @@ from typing import Any
 import numpy as np
 
 from wovr_jax.core.config import Count, checked
-from wovr_jax.core.disk import CLOSED, FULL, not_written, read_json
-from wovr_jax.data.episodes import MANIFEST, EpisodeSource, EpisodeWriter
+from wovr_jax.core.disk import CLOSED, FULL, not_written
+from wovr_jax.data.episodes import MANIFEST, EpisodeSource, EpisodeWriter, manifest
+from wovr_jax.data.records import EpisodesError
 from wovr_jax.types import Episode
 
 LOG = logging.getLogger(__name__)
@@ -130,12 +131,17 @@ class Recorder:
 
     Raises:
       OSError: the folder cannot be made or written to.
+      EpisodesError: a recording that is there cannot be read.
     """
 
     def __init__(self, cfg: RecordConfig, policy: Mapping[str, Any], tell: Callable[[str], None] = LOG.info):
         self.cfg, self.policy, self.tell = cfg, dict(policy), tell
         self.folder = pathlib.Path(cfg.folder).expanduser().absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._tasks: dict[str, int] = {}
+        self._read: set[str] = set()
+        # Now, where nobody waits: there may be thousands of recordings.
+        self._read_tasks()
         self._token = secrets.token_hex(3)
         remove_leftovers(self.folder)
         self._unfinished = self.folder / f"{UNFINISHED}{socket.gethostname()}-{self._token}"
@@ -145,8 +151,6 @@ class Recorder:
         self._held = _hold(fresh)
         fresh.rename(self._unfinished)
         self._count = itertools.count()
-        self._tasks: dict[str, int] = {}
-        self._read: set[str] = set()
         self._waiting, self._lock = 0, threading.Lock()
         # One thread: frames of one episode are written in their order, and the disk is asked for one thing at a time.
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
@@ -194,7 +198,10 @@ class Recorder:
         """
         if instruction not in self._tasks:
             # Another server may have written here meanwhile.
-            self._read_tasks()
+            try:
+                self._read_tasks()
+            except EpisodesError as error:
+                raise RecordError(f"start: {error}") from error
         known = {number: text for text, number in self._tasks.items()}
         if number is None:
             number = self._tasks.get(instruction, 1 + max(known, default=-1))
@@ -250,9 +257,9 @@ class Recorder:
         """Learns what the recordings that are there call their tasks."""
         for path in sorted(self.folder.glob(f"*/{MANIFEST}")):
             if path.parent.name not in self._read:
-                self._read.add(path.parent.name)
-                for number, facts in read_json(path).get("tasks", {}).items():
+                for number, facts in manifest(path.parent)["tasks"].items():
                     self._tasks.setdefault(facts["instruction"], int(number))
+                self._read.add(path.parent.name)
 
 
 def number_layout(name: str) -> int:
