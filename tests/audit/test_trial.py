@@ -22,8 +22,9 @@ from wovr_jax.run.bind import improvement
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.run.stages.reward import Judge
-from wovr_jax.sim.arena import Actor, Played
+from wovr_jax.sim.arena import Actor
 from wovr_jax.sim.tabletop.table import TabletopConfig
+from wovr_jax.sim.witness import Played
 from wovr_jax.types import Array, Imagined, Params, Start
 from wovr_jax.world.model import WorldConfig
 

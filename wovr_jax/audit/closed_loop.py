@@ -31,7 +31,7 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.stages.episodes import Keys
 from wovr_jax.run.stages.reward import Judge
-from wovr_jax.sim.arena import Arena
+from wovr_jax.sim.witness import Witness
 from wovr_jax.types import Array, Imagined, Params, Start
 from wovr_jax.world import model as world_model
 from wovr_jax.world.model import WorldConfig
@@ -41,7 +41,7 @@ def close_loop(
     run: Run,
     round_: int,
     world_round: int,
-    arena: Arena,
+    witness: Witness,
     count: int,
     batch: int,
     cfg: Improvement,
@@ -63,7 +63,7 @@ def close_loop(
     Args:
       run: the run.
       round_, world_round: rounds of the policy and of the world model.
-      arena: the true environment.
+      witness: the true environment.
       count: rollouts from episode starts, and from keyframes, each from another one; fewer where there are fewer.
       batch: rollouts at once.
       cfg: the policy and the judge, chunks of a rollout and temperature; the learned world and the learned reward are
@@ -93,9 +93,9 @@ def close_loop(
         rollout = join(parts, len(row_K))
         # (K, N, T, ...) -> (K, S, ...)
         action_KSA, prob_KS = (x.reshape(len(row_K), -1, *x.shape[3:]) for x in (rollout.action_BNTA, rollout.prob_BNT))
-        left_K = arena.steps - np.asarray(table.step_K)[row_K]
+        left_K = witness.steps - np.asarray(table.step_K)[row_K]
         live_KS = np.arange(prob_KS.shape[1]) < left_K[:, None]
-        true_KS, frame_KSHWC = arena.follow(table, row_K, np.asarray(action_KSA), film=True)
+        true_KS, frame_KSHWC = witness.follow(table, row_K, np.asarray(action_KSA), film=True)
         assert frame_KSHWC is not None
         replay = programs.replay(vae.value[0], cfg.reward)
         forced_KS = _force(
@@ -107,10 +107,10 @@ def close_loop(
         won = (prob_KS > judge.threshold, true_KS, forced_KS > judge.threshold)
         imagined_K, true_K, forced_K = (np.any(won_KS & live_KS, axis=1) for won_KS in won)
         # Those that brought the simulator to a keyframe are true steps too; those after the end of an episode are none.
-        steps = int((arena.steps - left_K + live_KS.sum(axis=1)).sum())
+        steps = int((witness.steps - left_K + live_KS.sum(axis=1)).sum())
         return summarize_closed_loop(imagined_K, true_K, forced_K, row_K >= table.initials) | {
             "episodes": len(row_K),
-            "true_steps": steps * arena.hold,
+            "true_steps": steps * witness.hold,
             "imagined_frames": 2 * prob_KS.size,
         }
 

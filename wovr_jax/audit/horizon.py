@@ -20,7 +20,8 @@ from wovr_jax.evaluate import summarize_outcomes
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.stages.episodes import Keys
-from wovr_jax.sim.arena import Actor, Arena
+from wovr_jax.sim.arena import Actor
+from wovr_jax.sim.witness import Witness
 from wovr_jax.types import Array, Params
 from wovr_jax.world import fidelity
 from wovr_jax.world.model import WorldConfig
@@ -36,7 +37,7 @@ SURVIVING = 0.9
 def measure_horizon(
     run: Run,
     world_round: int,
-    arena: Arena,
+    witness: Witness,
     count: int,
     actor: Actor,
     vae: Product[tuple[WorldConfig, Params]],
@@ -48,7 +49,7 @@ def measure_horizon(
     Args:
       run: the folder that the stage ``horizon-in-world-<round>`` is kept in.
       world_round: round of the world model.
-      arena: the true environment.
+      witness: the true environment.
       count: episodes, from the first start states of the evaluation.
       actor: the policy.
       vae: the world model's settings, and its VAE.
@@ -61,7 +62,7 @@ def measure_horizon(
         del folder  # numbers alone, which are facts
         cfg, vae_params = vae.value
         play, frames, latents = programs.replay(cfg), [], []
-        for i, played in enumerate(arena.play(count, actor)):
+        for i, played in enumerate(witness.play(count, actor)):
             action_BNTA, start = jnp.asarray(played.rollout.action_BNTA), played.start
             seen = play(world.value, None, start, action_BNTA, key(name, i)).video_BNTHWC
             assert seen is not None and played.rollout.video_BNTHWC is not None
@@ -73,11 +74,11 @@ def measure_horizon(
         joined = {part: np.concatenate([frame[part] for frame in frames]) for part in frames[0]}
         weights = [n for n, _ in latents]
         mean = {part: np.average([x[part] for _, x in latents], axis=0, weights=weights) for part in latents[0][1]}
-        length_B = np.full(len(joined["error"]), arena.steps)
+        length_B = np.full(len(joined["error"]), witness.steps)
         facts = summarize_horizon(**joined, length_B=length_B, chunk=cfg.chunk)
         facts |= {"latent": mean["latent"].tolist(), "psnr_vae": stats.psnr(mean["vae"]).tolist()}
-        steps = count * arena.steps
-        return facts | {"episodes": count, "true_steps": steps * arena.hold, "imagined_frames": steps}
+        steps = count * witness.steps
+        return facts | {"episodes": count, "true_steps": steps * witness.hold, "imagined_frames": steps}
 
     return run.stage(name, make, lambda folder: None)
 

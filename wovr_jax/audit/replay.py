@@ -23,7 +23,8 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import EvaluateConfig
 from wovr_jax.run.stages.episodes import Keys
 from wovr_jax.run.stages.reward import Judge
-from wovr_jax.sim.arena import Actor, Arena
+from wovr_jax.sim.arena import Actor
+from wovr_jax.sim.witness import Witness
 from wovr_jax.types import NULL_ACTION, Array, Imagined, Params, Start
 from wovr_jax.world.model import WorldConfig
 
@@ -34,7 +35,7 @@ def replay(
     run: Run,
     round_: int,
     world_round: int,
-    arena: Arena,
+    witness: Witness,
     cfg: EvaluateConfig,
     actor: Actor,
     reward_cfg: RewardConfig,
@@ -51,7 +52,7 @@ def replay(
     Args:
       run: the run.
       round_, world_round: rounds of the policy and of the world model.
-      arena: the true environment.
+      witness: the true environment.
       cfg: how many episodes, and films of them.
       actor: the policy.
       reward_cfg: the classifier's network.
@@ -65,7 +66,7 @@ def replay(
         judge, play = reward.value, programs.replay(vae.value[0], reward_cfg)
         pairs, loose = [], collections.defaultdict(list)
         # True rollouts first, then the same actions in the learned world: only the world differs.
-        for played in arena.play(cfg.compare, actor):
+        for played in witness.play(cfg.compare, actor):
 
             def imagine(action_BNTA: Any, start: Start = played.start) -> Imagined:
                 return play(world.value, judge.params, start, jnp.asarray(action_BNTA), key(name))
@@ -80,12 +81,12 @@ def replay(
         films = [f"episode-{i}.mp4" for i in range(min(cfg.videos, cfg.compare))]
         for i, film in enumerate(films):
             pixels.video(folder / film, draw_film(true, imagined, i), fps=FILM_FPS)
-        frames = cfg.compare * arena.steps
+        frames = cfg.compare * witness.steps
         loose_BNT = {how: np.concatenate(parts)[: cfg.compare] for how, parts in loose.items()}
         return compare_verdicts(true, imagined, loose_BNT, judge.threshold) | {
             "videos": films,
             "episodes": cfg.compare,
-            "true_steps": frames * arena.hold,
+            "true_steps": frames * witness.hold,
             "imagined_frames": 3 * frames,  # as played, and with the two ways of loosening
         }
 

@@ -18,6 +18,7 @@ from wovr_jax.audit import trust
 from wovr_jax.audit.closed_loop import close_loop
 from wovr_jax.audit.replay import replay
 from wovr_jax.audit.trust import TrustConfig
+from wovr_jax.audit.witnesses import open_witness
 from wovr_jax.core import config, history, keys, machine, processes, sharding
 from wovr_jax.core.disk import read_json, write_json
 from wovr_jax.core.sharding import MeshConfig
@@ -85,7 +86,7 @@ def audit(
 def audit_policies(recipe: Recipe, run: Run, made: Products) -> None:
     """Has every policy of a run, whose true success was measured, meet every world that it had to do with."""
     do, rl, key = bind_stages(recipe, run, made), improvement(recipe), functools.partial(keys.key, recipe.seed)
-    arena, prompt_KL, asked = do.env.arena, do.env.prompt_KL, recipe.evaluate
+    witness, prompt_KL, asked = open_witness(do.env.arena), do.env.prompt_KL, recipe.evaluate
     assert made.vae is not None
     unknown = [k for k in range(len(made.policies)) if f"evaluate-{k}" not in run.facts]
     if unknown:
@@ -94,9 +95,9 @@ def audit_policies(recipe: Recipe, run: Run, made: Products) -> None:
         if k in unknown:
             continue
         learned = (made.vae, made.worlds[w], made.rewards[w])
-        replay(run, k, w, arena, asked, do.act(k, "evaluate"), recipe.reward, *learned, key)
+        replay(run, k, w, witness, asked, do.act(k, "evaluate"), recipe.reward, *learned, key)
         if asked.closed:
-            how = (arena, asked.closed, recipe.collect.batch, rl, do.codec, prompt_KL)
+            how = (witness, asked.closed, recipe.collect.batch, rl, do.codec, prompt_KL)
             close_loop(run, k, w, *how, made.policies[k], _starts_in(w, recipe, made), *learned, key)
 
 

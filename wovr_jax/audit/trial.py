@@ -21,7 +21,8 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.stages.episodes import Keys
 from wovr_jax.run.stages.reward import Judge
-from wovr_jax.sim.arena import Actor, Arena
+from wovr_jax.sim.arena import Actor
+from wovr_jax.sim.witness import Witness
 from wovr_jax.types import Params
 from wovr_jax.world.model import WorldConfig
 
@@ -29,7 +30,7 @@ from wovr_jax.world.model import WorldConfig
 def try_policy(
     run: Run,
     name: str,
-    arena: Arena,
+    witness: Witness,
     count: int,
     act: Callable[[float], Actor],
     cfg: Improvement,
@@ -47,7 +48,7 @@ def try_policy(
     Args:
       run: the folder that the stage ``trial-<name>`` is kept in.
       name: of the policy.
-      arena: the true environment.
+      witness: the true environment.
       count: start states, the first of the evaluation.
       act: gives the policy at a temperature.
       cfg: the policy's and the judge's networks, and the temperature of training.
@@ -62,7 +63,7 @@ def try_policy(
         dream = dataclasses.replace(cfg.dream, chunks=chunks)
         roll = roll_in_world(dataclasses.replace(cfg, temperature=temperature, dream=dream), codec(), vae.value[0])
         true, begun = [], []
-        for played in arena.play(count, actor):
+        for played in witness.play(count, actor):
             true.append(np.any(sharding.host(read_verdict(played.rollout)), axis=(1, 2))[: played.count])
             # On the host: the first frames of all episodes need not lie beside the networks.
             begun.append((sharding.host(played.start), played.count))
@@ -77,13 +78,13 @@ def try_policy(
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         del folder  # outcomes alone, which are facts
-        chunks = arena.steps // cfg.policy.chunk
+        chunks = witness.steps // cfg.policy.chunk
         levels = [try_at(t, chunks) for t in (cfg.temperature, 0.0)]
         return {
             "levels": levels,
             "episodes": count * len(levels),
-            "true_steps": count * len(levels) * arena.steps * arena.hold,
-            "imagined_frames": count * len(levels) * len(worlds) * arena.steps,
+            "true_steps": count * len(levels) * witness.steps * witness.hold,
+            "imagined_frames": count * len(levels) * len(worlds) * witness.steps,
         }
 
     return run.stage(f"trial-{name}", make, lambda folder: None)

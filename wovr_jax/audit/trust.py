@@ -19,6 +19,7 @@ from wovr_jax.audit.horizon import measure_horizon
 from wovr_jax.audit.ladder import climb
 from wovr_jax.audit.ranking import Count
 from wovr_jax.audit.trial import try_policy
+from wovr_jax.audit.witnesses import open_witness
 from wovr_jax.core import config, keys, processes
 from wovr_jax.core.config import Between, Faults, checked
 from wovr_jax.core.disk import read_json, write_json
@@ -88,6 +89,7 @@ def ask(recipe: Recipe, run: Run, made: Products, asked: TrustConfig, *, ladder:
     do, key = bind_stages(recipe, inner, made), functools.partial(keys.key, recipe.seed)
     rungs = climb(recipe, do.fine_tune, made.demonstrations, asked.shares) if ladder else []
     rl, learned = improvement(recipe), (made.vae, made.worlds, made.rewards)
+    witness = open_witness(do.env.arena)
 
     def act_as(name: str, policy: Product[Params]) -> Callable[[float], Actor]:
         # Common draws: all policies are tried as the base is.
@@ -96,10 +98,10 @@ def ask(recipe: Recipe, run: Run, made: Products, asked: TrustConfig, *, ladder:
     names = ["base", *(f"grpo-{k}" for k in range(1, len(made.policies)))]
     policies = {rung.policy.name: rung.policy for rung in rungs} | dict(zip(names, made.policies, strict=True))
     for name, policy in policies.items():
-        try_policy(inner, name, do.env.arena, asked.episodes, act_as(name, policy), rl, do.codec, *learned, key)
+        try_policy(inner, name, witness, asked.episodes, act_as(name, policy), rl, do.codec, *learned, key)
     for w, world in enumerate(made.worlds):
         actor = act_as(names[-1], made.policies[-1])(recipe.temperature)
-        measure_horizon(inner, w, do.env.arena, asked.episodes, actor, made.vae, world, key)
+        measure_horizon(inner, w, witness, asked.episodes, actor, made.vae, world, key)
     trust = summarize(recipe, run.facts, inner.facts, asked.episodes)
     if processes.first():
         write_json(inner.folder / FILE, trust | {"ledger": inner.ledger()})

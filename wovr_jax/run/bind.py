@@ -24,12 +24,11 @@ from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
-from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, no_demonstrations
+from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, measure, no_demonstrations
 from wovr_jax.run.stages.improve import Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward, start_reward
 from wovr_jax.run.stages.starts import choose_starts, read_starts
-from wovr_jax.run.stages.truth import measure
 from wovr_jax.run.stages.vae import VAE, count_pretraining, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
 from wovr_jax.sim.arena import Acting, Actor, Arena, layouts

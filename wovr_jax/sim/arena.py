@@ -11,14 +11,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from wovr_jax.core.sharding import Axes
-from wovr_jax.data.starts import Starts
-from wovr_jax.types import Array, Imagined, Params, Start
+from wovr_jax.types import Array, Imagined, Params
 
 SPAN = 10_000_000
 """Layout seeds of one run: demonstrations, collections, online RL and evaluation have disjoint parts of this range."""
@@ -115,19 +114,11 @@ class Measured(NamedTuple):
     kind_B: Sequence[str] = ()
 
 
-class Played(NamedTuple):
-    """A batch of true rollouts with every frame; rows from ``count`` on are padding.
-
-    Attributes:
-      start: where they began; without the state of a simulator, as imagination knows it.
-      rollout: what happened.
-      count: of the rows that were asked for.
-    """
-
-    # Padded to one size, since what replays them is one compiled program.
-    start: Start
-    rollout: Imagined
-    count: int
+def true_rollout(*, prompt_KL: np.ndarray, task_B: np.ndarray, success_BNT: np.ndarray, **columns: Any) -> Imagined:
+    """Returns a rollout of an environment on the host; its judge is the truth."""
+    columns |= {"prompt_BL": prompt_KL[task_B], "task_B": task_B}
+    columns |= {"prob_BNT": success_BNT.astype(np.float32), "success_BNT": success_BNT, "truth_BNT": success_BNT}
+    return Imagined(**columns)
 
 
 class Groups(NamedTuple):
@@ -145,7 +136,7 @@ class Groups(NamedTuple):
 
 
 class Arena(Protocol):
-    """A true environment and its tasks.
+    """A true environment and its tasks, as a training needs it; what an audit asks besides is ``sim.witness``.
 
     Attributes:
       name: of the tasks, for manifests and statistics.
@@ -153,7 +144,9 @@ class Arena(Protocol):
       steps: of an episode, a multiple of the chunk. Scripted ones may be shorter.
       hold: control steps of the simulator in each of them.
       explore: ``explore(number, actor, groups)``: true rollouts for that iteration of online RL. None where the
-        environment is a compiled program, and part of the one that imagines.
+        environment is a compiled program, and part of the one that imagines, or where nobody plays them.
+      follow: ``follow(table, row_K, action_KSA)``, as of ``sim.witness.Witness``, for trainings that are watched. None
+        where that takes more than a compiled program.
     """
 
     # Written out and no base class: arenas share no code, only what a stage may ask of them.
@@ -167,6 +160,11 @@ class Arena(Protocol):
         """See above; a method of the arena, or None."""
         ...
 
+    @property
+    def follow(self) -> Callable[..., Course] | None:
+        """See above; a method of the arena, or None."""
+        ...
+
     def demonstrate(self, folder: pathlib.Path, key: Array, count: int, validation: int) -> dict[str, Any]:
         """Writes ``folder/episodes`` and ``folder/validation``; facts as of ``collect``, of both."""
         ...
@@ -177,26 +175,4 @@ class Arena(Protocol):
 
     def measure(self, folder: pathlib.Path, count: int, actor: Actor) -> Measured:
         """Success from the first ``count`` start states of the evaluation; ``folder`` may keep what is done so far."""
-        ...
-
-    def play(self, count: int, actor: Actor) -> Iterator[Played]:
-        """Rollouts from the first ``count`` start states of the evaluation, batch by batch."""
-        ...
-
-    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray, film: bool = False) -> Course:
-        """True success of actions that were chosen elsewhere, played from the very states of start-state rows.
-
-        The simulator is brought to each state as the episode came there: reset by ``seed_K``, then ``played_KSA`` up to
-        ``step_K``. From there it plays the actions, a policy step each.
-
-        Args:
-          table: start states; its seeds are of layouts of this arena (``layouts``), whatever their purpose.
-          row_K: rows of the table, some of them perhaps more than once.
-          action_KSA: (K, S, A) environment actions from each of these rows.
-          film: whether frames are wanted.
-
-        Returns:
-          Success, and frames if wanted. What comes after the first success, or after the
-          episode's own end (step ``steps``, counted from its reset), nobody looks at: it need not be played.
-        """
         ...

@@ -8,7 +8,6 @@ the simulator as the world; this file gives it its start states and turns what i
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import pathlib
@@ -24,7 +23,7 @@ from wovr_jax.core import sharding
 from wovr_jax.core.pixels import to_uint8
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.starts import Starts
-from wovr_jax.sim.arena import Actor, Course, Groups, Measured, Played, add_halves, layouts
+from wovr_jax.sim.arena import Actor, Course, Groups, Measured, add_halves, layouts
 from wovr_jax.sim.relay import expert as relay_expert
 from wovr_jax.sim.relay import table as relay
 from wovr_jax.sim.relay.table import RelayConfig
@@ -195,7 +194,7 @@ class Embedded:
 
     def collect(self, folder: pathlib.Path, purpose: str, count: int, actor: Actor) -> dict[str, Any]:
         """Writes rollouts from fresh layouts."""
-        parts = self._roll(layouts(self.seed, purpose, count), actor)
+        parts = self.roll(layouts(self.seed, purpose, count), actor)
         split = functools.partial(split_episodes, actor=actor.name, instructions=self.instructions)
         episodes = (episode for seeds, rollout in parts for episode in split(rollout, seeds))
         facts = self._write(folder, episodes)
@@ -205,19 +204,11 @@ class Embedded:
         """Returns success, and sub-goals by replaying what was done."""
         del folder  # a minute's work, and nothing to keep of it
         seeds = layouts(self.seed, "evaluate", count)
-        parts = [sharding.host(rollout) for _, rollout in self._roll(seeds, actor)]
+        parts = [sharding.host(rollout) for _, rollout in self.roll(seeds, actor)]
         rollout = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)  # without the last padding
         rates = measure_subgoals(rollout.action_BNTA, jnp.asarray(seeds), self.sim)
         rates = {name: float(rate) for name, rate in rates.items()}
         return Measured(rollout.truth_BNT.any(axis=(1, 2)), rates, count * self.steps)
-
-    def play(self, count: int, actor: Actor) -> Iterator[Played]:
-        """Yields rollouts on the device."""
-        for seeds, rollout in self._roll(layouts(self.seed, "evaluate", count), actor):
-            padded_B = jnp.asarray(np.resize(seeds, self.batch))
-            start = make_starts(padded_B, self.prompt_KL, self.sim, self.memory)
-            # Imagination begins from what a camera sees, not from the simulator's state.
-            yield Played(dataclasses.replace(start, sim=None), rollout, len(seeds))
 
     def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray, film: bool = False) -> Course:
         """Returns true success after each action, all rows in one program."""
@@ -225,7 +216,7 @@ class Embedded:
         success_KS, frame_KSHWC = _follow(*reached, action_KSA, self.sim, film)
         return np.asarray(success_KS), to_uint8(frame_KSHWC) if film else None
 
-    def _roll(self, seeds: np.ndarray, actor: Actor) -> Iterator[tuple[np.ndarray, Imagined]]:
+    def roll(self, seeds: np.ndarray, actor: Actor) -> Iterator[tuple[np.ndarray, Imagined]]:
         """Yields rollouts in equal batches of seeds, so that one program does; rows beyond the seeds are padding."""
         for low in range(0, len(seeds), self.batch):
             part = seeds[low : low + self.batch]

@@ -27,6 +27,7 @@ from wovr_jax.run.bind import open_environment
 from wovr_jax.sim.arena import Actor, Groups
 from wovr_jax.sim.libero import arena as libero
 from wovr_jax.sim.libero import collect
+from wovr_jax.sim.libero.witness import LiberoWitness
 
 
 def main(folder: pathlib.Path, mesh: MeshConfig) -> None:
@@ -46,12 +47,12 @@ def main(folder: pathlib.Path, mesh: MeshConfig) -> None:
         said |= {"collected": arena.collect(folder / "made", "collect-0", 8, policy)}
         said |= {"hash": [_hash(folder / name) for name in ("episodes", "validation", "made")]}
         said |= {"measured": np.asarray(arena.measure(folder / "sampled", 6, policy).success_B).tolist()}
-        said |= {"played": [_sums((part.start, part.rollout)) for part in arena.play(6, policy)]}
+        said |= {"played": [_sums((part.start, part.rollout)) for part in LiberoWitness(arena).play(6, policy)]}
         groups = Groups(groups=2, size=4, chunks=2)
         said |= {"explored": [_sums(arena.explore(number, policy, groups)) for number in range(2)]}
         table = start_states.initial(disk.read(folder / "made"))
         pushes = np.tile(np.linspace(0, 1, 8, dtype=np.float32)[:, None, None], (1, 8, 7))
-        said |= {"followed": arena.follow(table, np.arange(8), pushes)[0].tolist()}
+        said |= {"followed": LiberoWitness(arena).follow(table, np.arange(8), pushes)[0].tolist()}
     print(json.dumps(said))
 
 

@@ -27,14 +27,14 @@ from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run.bind import open_environment
 from wovr_jax.run.recipe import CollectConfig, DreamConfig, EvaluateConfig, Recipe
-from wovr_jax.run.stages import truth
-from wovr_jax.run.stages.episodes import read_in_turn
+from wovr_jax.run.stages.episodes import read_in_turn, summarize_kinds
 from wovr_jax.sim.arena import Acting, Actor, Groups
 from wovr_jax.sim.libero import arena as libero_arena
 from wovr_jax.sim.libero import rollout
 from wovr_jax.sim.libero.arena import Libero
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import DRAWN, LiberoConfig, SceneConfig, Trial, draw_seed
+from wovr_jax.sim.libero.witness import LiberoWitness
 from wovr_jax.world.model import WorldConfig
 
 WORDS = Tokenizer.libero()
@@ -125,7 +125,7 @@ def test_a_greedy_policy_is_not_counted_twice_from_one_state(fake_libero, tmp_pa
     greedy = dataclasses.replace(policy, temperature=0.0)
     measured = arena.measure(tmp_path / "greedy", 10, greedy)
     assert measured.kind_B == ["official"] * 6 + ["drawn"] * 4
-    kinds = truth.summarize_kinds({"sampled": measured, "greedy": measured})
+    kinds = summarize_kinds({"sampled": measured, "greedy": measured})
     assert {kind: rates["greedy"]["n"] for kind, rates in kinds.items()} == {"official": 6, "drawn": 4}
     assert sum(rates["sampled"]["successes"] for rates in kinds.values()) == measured.success_B.sum()
     # Published evaluations begin again in the same states; where a seed moves nothing, greedy trials are then equal.
@@ -303,7 +303,7 @@ def test_interventions_take_the_gripper_in_their_share_of_a_collection_only(fake
         gripper, first, end = one[1:] if one else (0.0, 0, 0)
         assert np.array_equal(action_SA[:, 6], np.where((step_S >= first) & (step_S < end), gripper, 0.0))
         assert (action_SA[:, 0] > 0).all()  # the arm stays the policy's
-    (part,) = list(arena.play(4, policy))[:1]
+    (part,) = list(LiberoWitness(arena).play(4, policy))[:1]
     assert not np.asarray(part.rollout.action_BNTA)[..., 6].any()  # what is measured and compared is the policy alone
     with pytest.raises(ValueError, match="intervened_share.*1.5"):
         recipe(intervened_share=1.5)
@@ -347,13 +347,13 @@ def test_actions_followed_from_a_start_state_do_what_they_did(fake_libero, tmp_p
     for action_SA, (episode, step) in zip(actions, sources, strict=True):
         action_SA[: STEPS - step] = episode.action_SA[step:]
     fake_libero.losing = {(0, episodes[0].origin["init"], episodes[0].seed)}
-    success_KS, frame_KSHWC = arena.follow(table, row_K, actions, film=True)
+    success_KS, frame_KSHWC = LiberoWitness(arena).follow(table, row_K, actions, film=True)
     assert not fake_libero.losing  # a worker was lost, and its row begun again
     # The square only goes right: a success holds on. What would be played after the end of an episode is not.
     truth_KS = np.stack([np.pad(episode.success_S[step + 1 :], (0, step), "edge") for episode, step in sources])
     np.testing.assert_array_equal(success_KS, truth_KS)
     assert success_KS.dtype == bool and success_KS.any() and not success_KS.all()
-    np.testing.assert_array_equal(arena.follow(table, row_K, actions)[0], success_KS)
+    np.testing.assert_array_equal(LiberoWitness(arena).follow(table, row_K, actions)[0], success_KS)
     # Filmed from the start state on to the first success, where the film stands still.
     for frame_SHWC, won_S, (episode, step) in zip(frame_KSHWC, success_KS, sources, strict=True):
         length = min(int(won_S.argmax()) + 1 if won_S.any() else STEPS, STEPS - step)
@@ -367,11 +367,11 @@ def test_a_start_state_of_unknown_origin_is_not_followed(fake_libero, tmp_path):
     # As tables of before say it, and as those of others do.
     old = dataclasses.replace(table, init_K=np.full(4, start_states.BY_SEED, np.int32))
     actions = np.zeros((1, 8, 7), np.float32)
-    assert open_libero().follow(old, np.array([1]), actions)[0].shape == (1, 8)  # the seed says it all
+    assert LiberoWitness(open_libero()).follow(old, np.array([1]), actions)[0].shape == (1, 8)  # the seed says it all
     foreign = dataclasses.replace(table, init_K=np.full(4, start_states.UNKNOWN, np.int32))
     for arena, rows in ((open_libero(train_inits=(4, 7)), old), (open_libero(), foreign)):
         with pytest.raises(LiberoError, match="start state 1 does not say from which initial state"):
-            arena.follow(rows, np.array([1]), actions)
+            LiberoWitness(arena).follow(rows, np.array([1]), actions)
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_alike(fake_libero, tmp_path):
@@ -421,7 +421,7 @@ def test_rollouts_for_imagination_are_the_measured_ones_to_the_end(fake_libero, 
     fake_libero.losing = {(0, 1, 0)}
     measured = arena.measure(tmp_path / "sampled", 6, policy)
     fake_libero.losing = {(1, 0, 0)}
-    first, last = arena.play(6, policy)
+    first, last = LiberoWitness(arena).play(6, policy)
     assert (first.count, last.count) == (4, 2) and last.rollout.task_B.shape == (4,)  # padded to one compiled shape
     truth = np.concatenate([first.rollout.truth_BNT, last.rollout.truth_BNT[:2]])
     assert np.array_equal(truth.any((1, 2)), measured.success_B)
@@ -435,4 +435,4 @@ def test_a_trial_that_no_worker_finishes_stops_the_comparison(fake_libero, monke
     monkeypatch.setattr(fake_libero, "losing", type("Always", (set,), {"discard": lambda self, _: None})({(0, 1, 0)}))
     arena, (policy, _) = open_libero(), actor()
     with pytest.raises(LiberoError, match="was lost 3 times: it died"):
-        list(arena.play(6, policy))
+        list(LiberoWitness(arena).play(6, policy))

@@ -27,6 +27,7 @@ from wovr_jax.sim.libero import setup
 from wovr_jax.sim.libero.pool import Pool
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import DRAWN, Trial, protocol, tasks
+from wovr_jax.sim.libero.witness import LiberoWitness
 from wovr_jax.world.vae.train import VAETraining
 
 
@@ -108,6 +109,7 @@ def test_collection_and_measurement_on_the_real_libero(tmp_path):
     libero = dataclasses.replace(tiny.libero, steps=16, workers=2, intervened_share=0.0)
     tiny = dataclasses.replace(tiny, libero=libero, starts=StartsConfig())
     arena, (policy, _) = open_environment(tiny).arena, actor()
+    witness = LiberoWitness(arena)
     facts = arena.collect(tmp_path / "made", "collect-0", 2, policy)
     assert facts == {"episodes": 2, "successes": 0, "true_steps": 2 * 16 * 2}
     first, second = disk.read(tmp_path / "made")
@@ -117,16 +119,16 @@ def test_collection_and_measurement_on_the_real_libero(tmp_path):
     table = start_states.join(table, start_states.keyframes([first], StartsConfig(rule="uniform"), steps=16))
     row_K = np.arange(len(table))
     went = [np.pad(e.action_SA[s:], ((0, s), (0, 0))) for e, s in zip((first, second, first, first), table.step_K)]
-    success_KS, frame_KSHWC = arena.follow(table, row_K, np.stack(went), film=True)
+    success_KS, frame_KSHWC = witness.follow(table, row_K, np.stack(went), film=True)
     assert not success_KS.any() and frame_KSHWC is not None
     assert np.array_equal(frame_KSHWC[0], first.frame_SHWC[1:]), "the same pictures, from other workers"
-    assert not arena.follow(table, row_K, np.stack(went))[0].any()
+    assert not witness.follow(table, row_K, np.stack(went))[0].any()
     jobs = [(tasks("libero_object")[7], e.seed, e.action_SA) for e in (first, second)]
     with Pool(2, dataclasses.replace(tiny.libero.scene, size=0)) as pool:
         for number, state_SD in pool.map(states_on_the_way, jobs):
             assert np.array_equal(state_SD, (first, second)[number].state_SD)
     measured = arena.measure(tmp_path / "sampled", 2, policy)
-    (played,) = arena.play(2, policy)
+    (played,) = witness.play(2, policy)
     assert np.array_equal(measured.success_B, np.asarray(played.rollout.truth_BNT).any((1, 2)))
     assert played.rollout.video_BNTHWC.shape == (2, 2, 8, 64, 64, 3)
 

@@ -186,6 +186,7 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
     if cfg.dream.world != "learned" or not cfg.dream.watch:
         return lambda params, i, key: roll(params, key)[1]
     follow, starts = given.arena.follow, given.starts.value
+    assert follow is not None
     every = cfg.dream.watch_every(cfg.dream.groups * cfg.learner.grpo.group)
 
     def dream_watched(params: Params, i: Array, key: Array) -> Imagined:

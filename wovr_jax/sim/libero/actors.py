@@ -21,11 +21,11 @@ from jax.sharding import AxisType, Mesh
 from wovr_jax.core import processes, sharding
 from wovr_jax.core.pixels import to_float
 from wovr_jax.core.sharding import Axes
-from wovr_jax.sim.arena import Actor
+from wovr_jax.sim.arena import Actor, true_rollout
 from wovr_jax.sim.libero.collect import PATIENCE_S
 from wovr_jax.sim.libero.rollout import Act, Outcome, View
 from wovr_jax.sim.libero.tasks import Trial, draw_seed
-from wovr_jax.types import Array, Episode, Imagined
+from wovr_jax.types import Array, Imagined
 
 
 @contextlib.contextmanager
@@ -171,7 +171,7 @@ class RolloutRecorder:
         # A success holds from its step on; without one the end lies behind the last step.
         end_B = np.array([outcome.steps if outcome.success else steps + 1 for outcome in outcomes])
         success_BS = np.arange(1, steps + 1) >= end_B[:, None]
-        return _rollout(
+        return true_rollout(
             frame_BNHWC=to_float(frame_BNHWC),
             task_B=np.array([outcome.trial.task.index for outcome in outcomes], np.int32),
             prompt_KL=self._prompt_KL,
@@ -180,32 +180,3 @@ class RolloutRecorder:
             action_BNTA=action_BNTA,
             success_BNT=success_BS.reshape(token_BNTA.shape[:3]),
         )
-
-
-def stack_episodes(episodes: Sequence[Episode], prompt_KL: np.ndarray, chunk: int) -> Imagined:
-    """Returns episodes of one length as a batch of rollouts, with video.
-
-    To be looked at, not learnt from: episodes do not keep tokens, which are zero here as their log-probabilities are.
-    """
-    frame_BSHWC = to_float(np.stack([episode.frame_SHWC for episode in episodes]))
-    action_BSA = np.stack([episode.action_SA for episode in episodes])
-    # (B, S, A) -> (B, N, T, A); of the S + 1 frames the first of each chunk is what the policy saw.
-    action_BNTA = action_BSA.reshape(len(episodes), -1, chunk, action_BSA.shape[-1])
-    success_BS = np.stack([episode.success_S[1:] for episode in episodes])
-    return _rollout(
-        frame_BNHWC=frame_BSHWC[:, :-1:chunk],
-        task_B=np.array([episode.task for episode in episodes], np.int32),
-        prompt_KL=prompt_KL,
-        token_BNTA=np.zeros(action_BNTA.shape, np.int32),
-        logp_BNTA=np.zeros(action_BNTA.shape, np.float32),
-        action_BNTA=action_BNTA,
-        success_BNT=success_BS.reshape(action_BNTA.shape[:3]),
-        video_BNTHWC=frame_BSHWC[:, 1:].reshape(*action_BNTA.shape[:3], *frame_BSHWC.shape[2:]),
-    )
-
-
-def _rollout(*, prompt_KL: np.ndarray, task_B: np.ndarray, success_BNT: np.ndarray, **columns: Any) -> Imagined:
-    """Returns a true rollout, whose judge is the truth."""
-    columns |= {"prompt_BL": prompt_KL[task_B], "task_B": task_B}
-    columns |= {"prob_BNT": success_BNT.astype(np.float32), "success_BNT": success_BNT, "truth_BNT": success_BNT}
-    return Imagined(**columns)

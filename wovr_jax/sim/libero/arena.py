@@ -20,22 +20,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from wovr_jax.core import config, processes, sharding
 from wovr_jax.data import episodes as disk
-from wovr_jax.data import starts as start_states
-from wovr_jax.data.starts import Starts
-from wovr_jax.sim.arena import Actor, Course, Groups, Measured, Played, add_halves, layouts
-from wovr_jax.sim.libero import collect, rollout, setup, worker
-from wovr_jax.sim.libero.actors import RolloutRecorder, make_act, on_own_devices, stack_episodes
-from wovr_jax.sim.libero.pool import Lost, Pool
+from wovr_jax.sim.arena import Actor, Groups, Measured, add_halves, layouts
+from wovr_jax.sim.libero import collect, rollout, setup
+from wovr_jax.sim.libero.actors import RolloutRecorder, make_act, on_own_devices
+from wovr_jax.sim.libero.pool import Pool
 from wovr_jax.sim.libero.rollout import Outcome
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, draws_fixtures, protocol, tasks
-from wovr_jax.types import Array, Episode, Imagined, Start
+from wovr_jax.types import Array, Episode, Imagined
 
 DEMONSTRATE = pathlib.Path(__file__).resolve().parents[3] / "launch" / "tools" / "demonstrate_libero.py"
 """The program of the scripted expert, which is not part of training."""
@@ -45,7 +42,7 @@ Play = Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]
 
 
 class Libero:
-    """A suite of LIBERO; see ``sim.arena.Arena``.
+    """A suite of LIBERO; see ``sim.arena.Arena``. What an audit asks of it besides is ``sim.libero.witness``.
 
     Args:
       cfg: suite, tasks, scene, workers, where episodes begin.
@@ -59,11 +56,13 @@ class Libero:
       LiberoError: LIBERO is not installed, or a task that the suite does not have.
     """
 
+    follow = None
+
     def __init__(self, cfg: LiberoConfig, *, seed: int, batch: int, chunk: int, memory: int, prompt_KL: np.ndarray):
         self.cfg, self.seed, self.batch, self.chunk, self.memory = cfg, seed, batch, chunk, memory
         # Manifests and statistics go by the suite: its tasks have their own indices.
         self.name, self.steps, self.hold = cfg.suite, cfg.steps, cfg.scene.hold
-        suite = tasks(cfg.suite)
+        self.suite = suite = tasks(cfg.suite)
         if wrong := [index for index in cfg.tasks if not 0 <= index < len(suite)]:
             raise LiberoError(f"{cfg.suite} has tasks 0 to {len(suite) - 1}, and {wrong[0]} was asked for.")
         self.tasks = [suite[index] for index in cfg.tasks] or list(suite)
@@ -108,7 +107,8 @@ class Libero:
         """Returns the settings' protocol; ``stops`` where nothing after the first success matters."""
         return dataclasses.replace(protocol(self.cfg.protocol), horizons={self.name: steps or self.steps}, stops=stops)
 
-    def _pool(self, trials: int, **scene: Any) -> Pool:
+    def pool(self, trials: int, **scene: Any) -> Pool:
+        """Opens workers for so many trials; ``scene`` are changes of how their environments are built."""
         # A worker takes a gigabyte, and one without a trial would take it for nothing.
         return Pool(min(self.cfg.workers, trials), dataclasses.replace(self.cfg.scene, **scene))
 
@@ -177,7 +177,7 @@ class Libero:
     def collect(self, folder: pathlib.Path, purpose: str, count: int, actor: Actor) -> dict[str, Any]:
         """Writes rollouts of the whole horizon with every frame; in a share of them the gripper is not the policy's."""
         with on_own_devices(actor) as own:
-            play = self._roll_whole(own, self.cfg.intervened_share)
+            play = self.roll_whole(own, self.cfg.intervened_share)
             facts = self.record(folder, self.trials(purpose, count), play)
         steps = facts["steps"] * self.cfg.scene.hold
         return {"episodes": facts["episodes"], "successes": facts["successes"], "true_steps": steps}
@@ -193,10 +193,10 @@ class Libero:
         asked = json.dumps([self._settings(), actor.temperature])
         folder = folder.with_name(f"{folder.name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}")
         folder.mkdir(parents=True, exist_ok=True)
-        with on_own_devices(actor) as own, self._progress(count, folder.parent.name) as bar:
+        with on_own_devices(actor) as own, self.progress(count, folder.parent.name) as bar:
 
             def play(left: Sequence[Trial]) -> Iterator[Outcome]:
-                with self._pool(len(left)) as pool:
+                with self.pool(len(left)) as pool:
                     act = make_act(own, self.prompt_KL, len(pool))
                     yield from rollout.rollouts(pool, act, left, self.rules(stops=True), draw="last")
 
@@ -206,41 +206,7 @@ class Libero:
         kinds = ["drawn" if trial.init == DRAWN else "official" for trial in wanted]
         return Measured(np.array([bool(line["success"]) for line in lines]), {}, steps, kinds)
 
-    def play(self, count: int, actor: Actor) -> Iterator[Played]:
-        """Yields the trials of ``measure`` again, to the end and with every frame; each process plays its rows."""
-        batch, wanted = self.batch, self.trials("evaluate", count)
-        row_B, put = sharding.rows(batch)
-        parts = [wanted[low : low + batch] for low in range(0, count, batch)]
-        # The last batch is filled up with its own trials again.
-        mine = [[part[row % len(part)] for row in row_B] for part in parts]
-        turn = -(-self.cfg.workers // len(row_B))  # batches that keep all workers busy
-        with self._progress(count, "comparison") as bar, self._pool(min(count, turn * len(row_B))) as pool:
-            for low in range(0, len(parts), turn):
-                batches = self._play_batches(pool, actor, mine[low : low + turn])
-                for part, rows in zip(parts[low:], batches, strict=False):
-                    start, rolled = put(rows) if processes.count() > 1 else rows
-                    yield Played(start, rolled, len(part))
-                    bar.update(len(part))
-
-    def _play_batches(
-        self, pool: Pool, actor: Actor, batches: Sequence[Sequence[Trial]]
-    ) -> Iterator[tuple[Start, Imagined]]:
-        """Yields the rows of some batches, on the host; trials that fill a batch up are played once."""
-        wanted = list(dict.fromkeys(itertools.chain(*batches)))
-        with on_own_devices(actor) as own:
-            outcomes = self._finish(self._roll_whole(own)(pool, wanted), wanted)
-            episode_of = {outcome.trial: outcome.episode for outcome in outcomes if outcome.episode is not None}
-            episodes = [[episode_of[trial] for trial in batch] for batch in batches]
-            # In here, as they are computed: by the devices of this process alone.
-            starts = [self._starts(batch) for batch in episodes]
-        for start, batch in zip(starts, episodes, strict=True):
-            yield start, stack_episodes(batch, self.prompt_KL, self.chunk)
-
-    def _starts(self, episodes: Sequence[Episode]) -> Start:
-        table = start_states.initial(episodes, memory=self.memory, intervened=True)
-        return sharding.host(start_states.gather(table, jnp.arange(len(episodes)), jnp.asarray(self.prompt_KL)))
-
-    def _roll_whole(self, actor: Actor, share: float = 0.0) -> Play:
+    def roll_whole(self, actor: Actor, share: float = 0.0) -> Play:
         """Returns what rolls ``actor`` out to the horizon with every frame, ``share`` of the trials intervened in."""
 
         def play(pool: Pool, trials: Sequence[Trial]) -> Iterable[Outcome]:
@@ -249,53 +215,6 @@ class Libero:
             return rollout.rollouts(pool, act, trials, rules, **how)
 
         return play
-
-    def follow(self, table: Starts, row_K: np.ndarray, action_KSA: np.ndarray, film: bool = False) -> Course:
-        """Returns the true success after each of S actions that are played on from K start states.
-
-        What was played up to a start state brings the simulator there, so it has to be of an episode of this suite. A
-        success holds on; nothing is played after it, nor after the end of the episode.
-
-        Args:
-          table: start states.
-          row_K: rows of the table.
-          action_KSA: (K, S, 7) actions from there on.
-          film: whether it is drawn; what is not played has the last frame that was.
-
-        Raises:
-          LiberoError: a row that does not say where its episode began, or one that was lost as often as it was begun.
-        """
-        step_K, played_KSA = np.asarray(table.step_K), np.asarray(table.played_KSA)
-        jobs = []
-        for row, action_SA in zip(row_K.tolist(), np.asarray(action_KSA), strict=True):
-            whole_SA = np.concatenate([played_KSA[row, : step_K[row]], action_SA])
-            jobs.append((self._trial_of(table, row), self.rules(stops=True), whole_SA, int(step_K[row]), film))
-        # Task by task: a worker that changes its task builds another scene.
-        order = sorted(range(len(jobs)), key=lambda k: jobs[k][0].task.index)
-        # Frames are too many to be sent around: where they are wanted each process plays all rows.
-        mine, flags, frames = order if film else order[processes.index() :: processes.count()], [], {}
-        size = self.cfg.scene.size if film else 0
-        with self._progress(len(mine), "true course") as bar, self._pool(len(mine), size=size) as pool:
-            for number, played in pool.map(worker.replay, [jobs[k] for k in mine], tries=3):
-                if isinstance(played, Lost):
-                    raise LiberoError(f"{jobs[mine[number]][0]} was lost every time: {played.reason}")
-                frames[mine[number]] = played[1]
-                flags.append((mine[number], played[0].tolist()))
-                bar.update()
-        every = dict(itertools.chain(*processes.gather(flags, "follow their rows", wait_s=collect.PATIENCE_S)))
-        success_KS = np.array([every[k] for k in range(len(jobs))], bool)
-        return success_KS, np.array([frames[k] for k in range(len(jobs))]) if film else None
-
-    def _trial_of(self, table: Starts, row: int) -> Trial:
-        """Returns the trial that the episode of a start state was."""
-        task, init, seed = (int(np.asarray(column)[row]) for column in (table.task_K, table.init_K, table.seed_K))
-        # Tables of before initial states were kept say BY_SEED of every row.
-        if init == start_states.UNKNOWN or (init == DRAWN and self.cfg.train_inits):
-            raise LiberoError(
-                f"start state {row} does not say from which initial state its episode began, so nothing can be played "
-                "from there. It has to be of an episode that this suite recorded; choose start states anew."
-            )
-        return Trial(tasks(self.cfg.suite)[task], init, seed)
 
     # --- online RL --------------------------------------------------------------------------
 
@@ -311,14 +230,14 @@ class Libero:
         rules = self.rules(stops=True, steps=groups.chunks * self.chunk)
         row_B, put = sharding.rows(len(repeats))
         mine = [repeats[row] for row in row_B]
-        with on_own_devices(actor) as own, self._pool(len(mine)) as pool:
+        with on_own_devices(actor) as own, self.pool(len(mine)) as pool:
             recorder = RolloutRecorder(own, self.prompt_KL, len(pool))
-            outcomes = self._finish(rollout.rollouts(pool, recorder.act, mine, rules), mine)
+            outcomes = self.finish(rollout.rollouts(pool, recorder.act, mine, rules), mine)
             rolled = recorder.stack(outcomes, groups.chunks)
         return put(rolled)
 
     @staticmethod
-    def _finish(outcomes: Iterable[Outcome], wanted: Sequence[Trial]) -> list[Outcome]:
+    def finish(outcomes: Iterable[Outcome], wanted: Sequence[Trial]) -> list[Outcome]:
         """Runs to the end and returns the outcomes in the order of the trials, of which none may be missing."""
         ended = list(collect.in_order(outcomes, wanted))
         if lost := [outcome for outcome in ended if outcome.success is None]:
@@ -326,7 +245,8 @@ class Libero:
         return ended
 
     @staticmethod
-    def _progress(count: int, what: str) -> tqdm:
+    def progress(count: int, what: str) -> tqdm:
+        """Opens a bar over trials."""
         return tqdm(total=count, desc=what, unit="trial", disable=not processes.first())
 
     # --- onto the disk ----------------------------------------------------------------------
@@ -339,7 +259,7 @@ class Libero:
             names = {line["trial"] for line in known["meta"]["outcomes"]}
             if known["meta"]["libero"] == meta["libero"] and names == {trial.name for trial in wanted}:
                 return known
-        with self._pool(len(wanted)) as pool:
+        with self.pool(len(wanted)) as pool:
             meta |= {"fingerprint": setup.fingerprint(pool.renderer), "keep": "all"}
             return collect.collect(lambda part: play(pool, part), wanted, folder, meta=meta)
 
