@@ -296,5 +296,6 @@ def prompt_length(recipe: Recipe) -> int:
     """Returns the tokens of an instruction, begin and padding included."""
     if recipe.libero is not None:
         return PROMPT
-    suite = suite_of(recipe.embedded)
-    return getattr(Tokenizer, suite.name)().prompts(suite.instructions).shape[1]
+    suite, robot = suite_of(recipe.embedded), recipe.recorded
+    words, instructions = (robot.words, robot.instructions) if robot else (suite.name, suite.instructions)
+    return getattr(Tokenizer, words)().prompts(instructions).shape[1]

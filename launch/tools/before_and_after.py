@@ -58,7 +58,7 @@ def main() -> None:
         recipe = read_recipe(read_json(args.run / "config.json"))
         # Opened for more than it has, a run would begin to train.
         last = args.run / "stages" / f"grpo-{recipe.rounds}" / "done.json"
-        if recipe.libero or recipe.relay or not last.exists():
+        if recipe.outside or recipe.relay or not last.exists():
             command.refuse(f"{args.run}: expected a run on the embedded table with all its rounds finished.")
         run = Run(args.run, config.to_dict(recipe))
         made = pace.pace(recipe, run, pace.Job(f"grpo-{recipe.rounds}", measured=()))

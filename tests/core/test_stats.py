@@ -95,6 +95,15 @@ def test_pairing_narrows_and_covers():
     assert 0.92 < covered / 400 <= 1.0
 
 
+def test_without_pairs_the_interval_is_that_of_two_independent_rates():
+    won, base = ([True] * n + [False] * (70 - n) for n in (56, 48))
+    independent = pytest.approx(difference(56, 70, 48, 70))
+    # Whoever stands beside whom.
+    assert stats.paired_difference(won, base, paired=False) == independent
+    assert stats.paired_difference(won, base[::-1], paired=False) == independent
+    assert stats.paired_difference(won, base)[1] > difference(56, 70, 48, 70)[1]
+
+
 def test_paired_difference_edges():
     assert stats.paired_difference([], []) == (0.0, -1.0, 1.0)
     gain, low, high = stats.paired_difference([True] * 20, [False] * 20)

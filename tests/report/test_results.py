@@ -7,7 +7,7 @@ import json
 import pytest
 
 from wovr_jax.core import stats
-from wovr_jax.report import comparisons, results
+from wovr_jax.report import comparisons, results, tables
 
 ABOUT = {"name": "a", "job": "pace", "seed": 3, "rounds": 2, "pace": True, "online": False}
 OUTCOMES = {0: [0, 0, 1, 0], 1: [1, 0, 1, 0], 2: [1, 1, 1, 0]}
@@ -138,3 +138,45 @@ def test_a_run_that_has_finished_nothing_has_a_head_only():
         made[part] for part in ("phases", "comparison", "closed_loop", "reward", "keyframes", "remarks", "ledger")
     )
     assert made | results.describe_run(ABOUT) == made and made["seconds"] == 0.0
+
+
+def greedy(outcomes: list[int], starts: list[list[int]] | None) -> dict:
+    """The evaluation of a robot, which is measured at one temperature."""
+    rate = {"rate": sum(outcomes) / 4, "n": 4}
+    ends = {"true_success": rate, "greedy": rate, "subgoals": {}, "outcomes": outcomes, "starts": starts}
+    return ends | {"temperatures": [{"temperature": 0.0, "outcomes": outcomes, **rate}]}
+
+
+def test_recorded_evaluations_are_pairs_only_where_both_began_alike():
+    begun = {"evaluate-0": [[0, 1], [0, 2]], "evaluate-1": [[0, 1], [0, 2]], "evaluate-2": [[0, 1], [0, 3]]}
+    made = facts() | {name: greedy(OUTCOMES[int(name[-1])], starts) for name, starts in begun.items()}
+    _, once, twice = results.summarize(ABOUT, made, ledger(), 7.0)["phases"]
+    assert once["paired"] and once["gain"] == stats.gain(OUTCOMES[1], OUTCOMES[0])
+    assert not twice["paired"] and twice["gain"] == stats.gain(OUTCOMES[2], OUTCOMES[0], paired=False)
+    said = tables.state_findings({"phases": [once, twice], "ledger": {}})[0]
+    assert said.startswith("True success (greedy) went from 50.0%") and "which were not the same ones" in said
+    assert "With its most likely actions" not in said, "there is one temperature"
+    assert not tables.temperature_rows([once, twice])
+
+
+def test_success_that_nobody_measured_is_not_claimed():
+    measures = ("evaluate", "compare", "closed")
+    unmeasured = {name: fact for name, fact in facts().items() if not name.startswith(measures)}
+    made = comparisons.add_comparisons(results.summarize(ABOUT, unmeasured, ledger(), 7.0), ABOUT, unmeasured)
+    assert made["phases"] == []
+    said = tables.render_text(made)
+    assert "True success was not measured (evaluate.episodes=0), so nothing is claimed about it." in said
+    assert "true success" not in said, "and there is no table in which imagined success could stand in its place"
+
+
+def test_a_robots_minutes_are_said_in_the_place_of_simulator_steps():
+    minutes = {"demonstrations": 1.5, "collect-0": 2.25, "evaluate-0": 3.0, "grpo-1": 0.0}
+    account = {
+        name: {"true_steps": 9, "imagined_frames": 70, "robot_minutes": m, "seconds": 1.0}
+        for name, m in minutes.items()
+    }
+    said = tables.state_findings({"ledger": account, "phases": []})[-1]
+    assert said.startswith("The robot moved for 6.8 minutes (1.5 in demonstrations, 2.2 in collect, 3.0 in evaluate).")
+    assert "simulator" not in said
+    head, *rows = tables.cost_rows(account)
+    assert [row[head.index("robot minutes")] for row in rows] == ["1.5", "2.25", "3.0", "0.0", "6.75"]

@@ -173,7 +173,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("learner__grpo__clip_high", NAN, "at least 0"),
     ("learner__grpo__dual_clip", 0.5, "0 or above 1"),
     ("learner__grpo__kl", -0.1, "at least 0"),
-    ("evaluate__episodes", 0, "at least 1"),
+    ("evaluate__episodes", -1, "at least 0"),
     ("evaluate__videos", -1, "at least 0"),
 ]
 
@@ -275,7 +275,8 @@ PAIRS: list[tuple[dict[str, Any], str]] = [
     ({"mesh__fsdp": 4, "learner__microbatch": 6}, r"learner\.microbatch: expected a multiple of 4.*got 6"),
     ({"mesh__data": 2, "dream__groups": 3, "learner__grpo__group": 3}, r"dream\.groups: .*got 9 rollouts of 3 a group"),
     ({"mesh__data": -1, "mesh__fsdp": -1}, r"mesh: expected -1 once at most"),
-    ({"evaluate__compare": 513}, r"evaluate\.compare: expected at most episodes=512, got 513"),
+    ({"evaluate__compare": 513}, r"evaluate\.compare: expected at least 1 and at most episodes=512, got 513"),
+    ({"evaluate__episodes": 0, "evaluate__compare": 0}, r"evaluate\.episodes: expected at least 1 where a simulator"),
     ({"collect__validation": 0}, r"collect\.validation: expected at least 1"),
     (
         {"collect__demonstrations": 0},
@@ -338,8 +339,11 @@ PAIRS_ON_LIBERO: list[tuple[dict[str, Any], str]] = [
     ),
     ({"libero__suite": "libero_90", "libero__tasks": ()}, r"reward\.tasks: expected at least the 90 tasks"),
     ({"libero__demonstrations": "some"}, r"libero\.scene\.hold: .*use hold=1, or the expert"),
-    ({"dream__world": "shadow"}, r"dream\.world: .*which LIBERO is not"),
-    ({"dream__select": "closed_loop"}, r"dream\.world: .*select='closed_loop' need a .*LIBERO is not.*select='last'"),
+    ({"dream__world": "shadow"}, r"dream\.world: .*which LIBERO and a robot are not"),
+    (
+        {"dream__select": "closed_loop"},
+        r"dream\.world: .*select='closed_loop' need a .*LIBERO and a robot are not.*select='last'",
+    ),
 ]
 
 

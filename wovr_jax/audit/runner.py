@@ -86,7 +86,7 @@ def audit(
 def audit_policies(recipe: Recipe, run: Run, made: Products) -> None:
     """Has every policy of a run, whose true success was measured, meet every world that it had to do with."""
     do, rl, key = bind_stages(recipe, run, made), improvement(recipe), functools.partial(keys.key, recipe.seed)
-    witness, prompt_KL, asked = open_witness(do.env.arena), do.env.prompt_KL, recipe.evaluate
+    witness, prompt_KL, asked = open_witness(recipe, do.env), do.env.prompt_KL, recipe.evaluate
     assert made.vae is not None
     unknown = [k for k in range(len(made.policies)) if f"evaluate-{k}" not in run.facts]
     if unknown:

@@ -81,15 +81,20 @@ def ask(recipe: Recipe, run: Run, made: Products, asked: TrustConfig, *, ladder:
 
     Raises:
       ConfigError: a ladder where there is nothing to imitate.
-      RunError: answers to another question are there.
+      RunError: answers to another question are there, or a robot that nobody simulates.
     """
     assert made.vae is not None
+    if recipe.recorded:
+        raise RunError(
+            f"{run.folder}: --rank and --ladder try policies on a simulator, and of a robot there are recordings only. "
+            "The replay of its recorded evaluation is part of every audit."
+        )
     inner = _Asked(run.folder / FOLDER, config.to_dict(asked))
     # Under other names than those of the run, in the folder of the question, and with the keys of the run.
     do, key = bind_stages(recipe, inner, made), functools.partial(keys.key, recipe.seed)
     rungs = climb(recipe, do.fine_tune, made.demonstrations, asked.shares) if ladder else []
     rl, learned = improvement(recipe), (made.vae, made.worlds, made.rewards)
-    witness = open_witness(do.env.arena)
+    witness = open_witness(recipe, do.env)
 
     def act_as(name: str, policy: Product[Params]) -> Callable[[float], Actor]:
         # Common draws: all policies are tried as the base is.

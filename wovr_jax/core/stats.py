@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+Outcomes = Sequence[bool] | np.ndarray
 
 # ---------------------------------------------------------------- masked means
 
@@ -46,9 +47,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_difference(
-    success: Sequence[bool] | np.ndarray, base: Sequence[bool] | np.ndarray
-) -> tuple[float, float, float]:
+def paired_difference(success: Outcomes, base: Outcomes, paired: bool = True) -> tuple[float, float, float]:
     """Returns the gain in success rate over a base that ran from the same start states: (gain, low, high).
 
     Newcombe's hybrid score interval for paired proportions (Statistics in Medicine 17:2635, 1998, method 10). It joins
@@ -57,6 +56,8 @@ def paired_difference(
 
     Args:
       success, base: outcomes; ``success[i]`` and ``base[i]`` are of the same start.
+      paired: without, they are not, and the interval is that of two independent rates (method 10 of Newcombe's other
+        paper, Statistics in Medicine 17:873, 1998).
 
     Raises:
       ValueError: for lists of unequal length.
@@ -75,7 +76,7 @@ def paired_difference(
     excess = both * neither - gained * lost
     # Newcombe's continuity correction, applied to a positive correlation only.
     excess = max(excess - n / 2, 0.0) if excess > 0 else excess
-    correlation = excess / math.sqrt(margins) if margins else 0.0
+    correlation = excess / math.sqrt(margins) if margins and paired else 0.0
 
     rate, base_rate = (both + gained) / n, (both + lost) / n
     low, high = wilson(both + gained, n)
@@ -91,9 +92,9 @@ def paired_difference(
     return difference, max(-1.0, difference - down), min(1.0, difference + up)
 
 
-def gain(success: Sequence[bool] | np.ndarray, base: Sequence[bool] | np.ndarray) -> dict[str, float]:
+def gain(success: Outcomes, base: Outcomes, paired: bool = True) -> dict[str, float]:
     """Returns ``paired_difference`` as results keep it: ``gain``, and ``low`` and ``high`` of its 95 % interval."""
-    return dict(zip(("gain", "low", "high"), paired_difference(success, base), strict=True))
+    return dict(zip(("gain", "low", "high"), paired_difference(success, base, paired), strict=True))
 
 
 # ---------------------------------------------------------------- pictures

@@ -111,13 +111,13 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
     """
     folder = pathlib.Path(folder).expanduser().absolute()
     settings = _read_settings(folder)
-    stage = _find_stage(folder, round_)
+    stage = find_stage(folder, round_)
     # Only the parts that are needed are read of config.json, so that a run of an older recipe can still be exported.
     cfg = config.from_dict(VLAConfig, settings["policy"], f"{folder / 'config.json'}: policy")
-    # The vocabulary depends on the simulator, and so does the entry's name in the statistics.
-    suite = (settings.get("libero") or {}).get("suite", "")
-    key = suite or ("relay" if settings.get("relay") else "tabletop")
-    words = Tokenizer.libero() if suite else getattr(Tokenizer, key)()
+    # The vocabulary depends on the environment, and so does the entry's name in the statistics.
+    suite, robot = (settings.get("libero") or {}).get("suite", ""), settings.get("recorded") or {}
+    key = suite or robot.get("name") or ("relay" if settings.get("relay") else "tabletop")
+    words = getattr(Tokenizer, "libero" if suite else robot.get("words", key))()
     # A run that began with a release has the release's tokenizer, whose files are with the import.
     if words.vocab_size != cfg.vocab_size:
         raise SourceError(
@@ -244,7 +244,7 @@ def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
     return settings
 
 
-def _find_stage(folder: pathlib.Path, round_: int | None) -> str:
+def find_stage(folder: pathlib.Path, round_: int | None) -> str:
     """Returns the name of the stage that made the policy of a round, by default of the last one."""
     # Only finished stages count: a stage in the making has a policy of some step in the middle.
     done = {mark.parent.name for mark in folder.glob("stages/*/done.json")}

@@ -252,4 +252,4 @@ def latent_size(recipe: Recipe) -> tuple[int, int]:
 
 def pixels(recipe: Recipe) -> int:
     """Returns height and width of a frame, which is square."""
-    return recipe.embedded.size if recipe.libero is None else recipe.libero.scene.size
+    return recipe.size

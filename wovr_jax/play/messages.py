@@ -61,7 +61,8 @@ def describe(source: Source, most_chunks: int) -> dict[str, Any]:
 def _list_moves(source: Source) -> dict[str, list[float]]:
     """Returns the action that moves the hand in each direction of the picture; the fingers are the last number."""
     # LIBERO's camera faces the robot: away from its base is down in the picture, and to its left is right.
-    axes = {"right": 0, "down": 1} if source.recipe.libero is None else {"right": 1, "down": 0, "up_high": 2}
+    table = source.suite in ("tabletop", "relay")  # which may stand in for a robot, too
+    axes = {"right": 0, "down": 1} if table else {"right": 1, "down": 0, "up_high": 2}
     opposite = {"right": "left", "down": "up", "up_high": "down_low"}
     moves = {}
     for name, axis in axes.items():

@@ -109,7 +109,7 @@ def open_run(folder: str | os.PathLike, round_: int | None = None, world_round: 
         suite=_name_suite(recipe),
         instructions=instructions,
         prompt_KL=prompt_KL,
-        sim=None if recipe.libero else recipe.embedded,
+        sim=None if recipe.outside else recipe.embedded,
         codec=codec,
         policy=policy,
         policy_stage=policy_stage,
@@ -134,6 +134,8 @@ def _read_recipe(folder: pathlib.Path) -> Recipe:
 
 
 def _name_suite(recipe: Recipe) -> str:
+    if recipe.recorded:
+        return recipe.recorded.name
     return recipe.libero.suite if recipe.libero else suite_of(recipe.embedded).name
 
 
@@ -207,9 +209,10 @@ def _read_policy(folder: pathlib.Path, recipe: Recipe, round_: int | None, key: 
 
 def _read_starts(folder: pathlib.Path, recipe: Recipe, world_round: int) -> tuple[Starts, tuple[str, ...]]:
     """Returns start states of when the world model was trained, and the instructions of the environment."""
-    names = None if recipe.libero else suite_of(recipe.embedded).instructions
+    known = recipe.recorded or suite_of(recipe.embedded)
+    names = None if recipe.libero else known.instructions
     if recipe.start_states and names is not None:
-        given = read_starts(recipe.start_states, 0.0, recipe.world.slots, recipe.embedded.size, names)
+        given = read_starts(recipe.start_states, 0.0, recipe.world.slots, recipe.size, names)
         assert given is not None
         return given, names
     where = pathlib.Path(recipe.start_states).expanduser() if recipe.start_states else None
@@ -251,7 +254,7 @@ def _read_words(folder: pathlib.Path, recipe: Recipe, instructions: Sequence[str
         statistics = normalize.load(libero.release, libero.suite)
         return released.prompts(tuple(instructions)), Codec.from_statistics(statistics["action"])
     name = _name_suite(recipe)
-    words = Tokenizer.libero() if libero else getattr(Tokenizer, name)()
+    words = getattr(Tokenizer, recipe.recorded.words if recipe.recorded else "libero" if libero else name)()
     # Computed again as the run did it: from the demonstrations, never from later episodes.
     demonstrations = disk.read(folder / "stages" / "demonstrations" / "episodes")
     codec = Codec.from_statistics(normalize.statistics(demonstrations, name)[name]["action"])

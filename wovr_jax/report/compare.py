@@ -264,7 +264,9 @@ def _judge(folder: pathlib.Path) -> str | None:
 
 
 def _name_suite(settings: Mapping[str, Any]) -> str:
-    # A run has one environment; LIBERO and relay are chosen by settings of their own.
+    # A run has one environment; LIBERO, relay and a robot are chosen by settings of their own.
+    if robot := settings.get("recorded"):
+        return str(robot["name"])
     if libero := settings.get("libero"):
         return str(libero["suite"])
     return "relay" if settings.get("relay") else "tabletop"
@@ -306,7 +308,7 @@ def _outcomes(entry: Entry, kind: str) -> Sequence[bool] | None:
 
 
 def _arena(entry: Entry) -> tuple[Any, ...]:
-    return tuple(entry.settings.get(name) for name in ("sim", "relay", "libero"))
+    return tuple(entry.settings.get(name) for name in ("sim", "relay", "libero", "recorded"))
 
 
 def _rate(rate: Results) -> tuple[str, str]:

@@ -88,10 +88,12 @@ def _summarize_policy(round_: int, facts: Facts, about: Mapping[str, Any]) -> Re
     # The base has nothing to gain over itself.
     if round_:
         base = facts["evaluate-0"]
-        phase["gain"] = stats.gain(evaluation["outcomes"], base["outcomes"])
+        # Recorded episodes began where somebody put the things, which may have been elsewhere for every policy.
+        paired = phase["paired"] = evaluation.get("starts") == base.get("starts")
+        phase["gain"] = stats.gain(evaluation["outcomes"], base["outcomes"], paired)
         if levels and (its := base.get("temperatures")):
-            phase["greedy_gain"] = stats.gain(levels[-1]["outcomes"], its[-1]["outcomes"])
-            phase["best_gain"] = stats.gain(best_level(levels)["outcomes"], best_level(its)["outcomes"])
+            phase["greedy_gain"] = stats.gain(levels[-1]["outcomes"], its[-1]["outcomes"], paired)
+            phase["best_gain"] = stats.gain(best_level(levels)["outcomes"], best_level(its)["outcomes"], paired)
     return phase
 
 

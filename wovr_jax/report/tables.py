@@ -26,6 +26,8 @@ STARTS = {"all": "all", "episode_start": "episode starts", "keyframe": "keyframe
 """The kinds of start of a closed loop, and what a reader calls them."""
 FORCED = "on true frames"
 """What a reader calls failures that are paid where each chunk is imagined from the true frames before it."""
+UNMEASURED = "True success was not measured (evaluate.episodes=0), so nothing is claimed about it."
+"""What is said of a policy that learned and that nobody tried."""
 COUNTS = {"tp": "both", "fp": "imagined only", "fn": "true only", "tn": "neither"}
 """The four counts of two verdicts on the same rollouts: success in which world."""
 
@@ -50,11 +52,15 @@ def render_text(results: Results) -> str:
 def state_findings(results: Results) -> list[str]:
     """Says what was reached, whether imagination can be believed and what it cost, one sentence or two each."""
     phases, ledger, remarks = results.get("phases"), results.get("ledger") or {}, results.get("remarks") or []
-    sentences = [_state_success(phases)] if phases else []
+    learned = any(stage.startswith(LEARNER) for stage in ledger)
+    # A robot whose evaluation nobody recorded: what imagination says of its policies is not put in the place of that.
+    # A study has tables of its own.
+    unknown = [UNMEASURED] if learned and not results.get("tables") else []
+    sentences = [_state_success(phases)] if phases else unknown
     # The last of either is that of the final policy, in the newest world that it was held against.
     sentences += [_state_closed_loop(results["closed_loop"][-1])] if results.get("closed_loop") else []
     sentences += [_state_agreement(results["comparison"][-1])] if results.get("comparison") else []
-    sentences += [_state_cost(ledger)] if any(stage.startswith(LEARNER) for stage in ledger) else []
+    sentences += [_state_cost(ledger)] if learned else []
     return [*sentences, *remarks]
 
 
@@ -83,6 +89,11 @@ def _state_success(phases: Sequence[Results]) -> str:
         return f"True success is {now}, {where}."
     verdict = _judge(gain, "The policy truly got better.", "The policy truly got worse.", "That may be chance.")
     before = f"{phases[0]['true_success']['rate']:.1%} ({phases[0]['name']})"
+    if last.get("paired") is False:
+        where = f"over {last['true_success']['n']} start states each, which were not the same ones"
+    if len(last.get("temperatures") or ()) == 1:  # a robot, which is measured as it is used
+        how = name_temperature(last["temperatures"][0]["temperature"])
+        return f"True success ({how}) went from {before} to {now}: {_state_difference(gain)}, {where}. {verdict}"
     # Sampling is how it acts in training; the most likely actions are what a robot would run.
     likely = f"With its most likely actions: {phases[0]['greedy']['rate']:.1%}, then {last['greedy']['rate']:.1%}"
     said = f"True success went from {before} to {now}: {_state_difference(gain)}, {where}. {verdict} {likely}"
@@ -133,7 +144,14 @@ def _state_cost(ledger: Mapping[str, Results]) -> str:
         return sum(account.get(what, 0) for stage, account in ledger.items() if stage.startswith(kind))
 
     watched, expert = total(LEARNER, "watched_steps"), total("demonstrations", "true_steps")
-    seen = total("pretrained", "pretrained_frames")
+    seen, minutes = total("pretrained", "pretrained_frames"), total("", "robot_minutes")
+    if minutes:
+        parts = {kind: total(kind, "robot_minutes") for kind in ("demonstrations", "collect-", "evaluate-")}
+        shares = ", ".join(f"{part:.1f} in {kind.rstrip('-')}" for kind, part in parts.items())
+        return (
+            f"The robot moved for {minutes:.1f} minutes ({shares}). The learner moved it not at all; it learnt from "
+            f"{total(LEARNER, 'imagined_frames'):,} imagined frames."
+        )
     before = f" Before that the expert took {expert:,} true steps, and pretrained parts had seen {seen:,} frames."
     return (
         f"The collections took {total('collect-', 'true_steps'):,} steps of the true simulator. The learner took "
@@ -162,7 +180,8 @@ def policy_rows(phases: Sequence[Results]) -> Rows:
 
 def temperature_rows(phases: Sequence[Results]) -> Rows:
     """Returns a row for each policy: true success at each temperature; nothing where runs did not measure it."""
-    shown = [phase for phase in phases if phase.get("temperatures")]
+    # Where a robot is measured at one, the table of policies has it.
+    shown = [phase for phase in phases if len(phase.get("temperatures") or ()) > 1]
     heads = [name_temperature(level["temperature"]) for phase in shown[:1] for level in phase["temperatures"]]
     rows = [(phase["name"], *(format_rate(level["rate"]) for level in phase["temperatures"])) for phase in shown]
     return [("true success at", *heads), *rows] if shown else []
@@ -213,11 +232,11 @@ def cost_rows(ledger: Mapping[str, Results]) -> Rows:
     """Returns what each stage took, and what all of them took together."""
     # Earlier versions counted less; and most stages do without some of it.
     often = ("true_steps", "imagined_frames")
-    names = ("episodes", "true_steps", "watched_steps", "pretrained_frames", "imagined_frames")
+    names = ("episodes", "true_steps", "robot_minutes", "watched_steps", "pretrained_frames", "imagined_frames")
     names = [name for name in names if name in often or any(account.get(name) for account in ledger.values())]
     total = {name: sum(account.get(name, 0) for account in ledger.values()) for name in (*names, "seconds")}
     rows = [
-        (stage, *(f"{account.get(name, 0):,}" for name in names), format_duration(account["seconds"]))
+        (stage, *(f"{round(account.get(name, 0), 2):,}" for name in names), format_duration(account["seconds"]))
         for stage, account in ({**ledger, "all": total} if ledger else {}).items()
     ]
     return [("stage", *(name.replace("_", " ") for name in names), "time"), *rows]

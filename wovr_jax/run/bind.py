@@ -33,7 +33,7 @@ from wovr_jax.run.stages.vae import VAE, count_pretraining, open_vae
 from wovr_jax.run.stages.world import fit_world, start_world
 from wovr_jax.sim.arena import Acting, Actor, Arena, layouts
 from wovr_jax.sim.embedded import Embedded, begin_episodes, suite_of
-from wovr_jax.sim.libero.tasks import LiberoConfig
+from wovr_jax.sim.recorded.arena import Recorded
 from wovr_jax.types import Array, Episode, Params
 from wovr_jax.weights import native
 from wovr_jax.world import model as world_model
@@ -76,7 +76,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     check_weights(recipe)
     # Every draw of a run has a key of its own, by name and not by turn: a stage that is passed over, because it is
     # finished, must not shift what the stages after it draw.
-    env, key = open_environment(recipe), functools.partial(keys.key, recipe.seed)
+    env, key = open_environment(recipe, run.folder), functools.partial(keys.key, recipe.seed)
     arena, prompt_KL, memory = env.arena, env.prompt_KL, recipe.world.slots
     # Episodes that a training streams are larger than memory, so no other stage may take them there either.
     folder, lazily = assets_folder(recipe), recipe.world_train.latents == "stream"
@@ -125,15 +125,17 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         choose_starts=functools.partial(
             choose_starts, run, recipe.starts, given, memory, arena.steps, recipe.seed, arena.instructions
         ),
-        measure=functools.partial(measure, run, arena, recipe.evaluate, recipe.temperature, act),
+        # A robot is measured greedily alone, as it is used: its episodes are a person's time.
+        measure=functools.partial(
+            measure, run, arena, recipe.evaluate, 0.0 if recipe.recorded else recipe.temperature, act
+        ),
         improve=functools.partial(improve, run, rl, made.policies, imagination, key),
     )
 
 
 def open_starts(recipe: Recipe, arena: Arena) -> Starts | None:
     """The start states from outside that a recipe names, if it does; see ``run.stages.starts.read_starts``."""
-    size = recipe.libero.scene.size if recipe.libero else recipe.embedded.size
-    fits = (recipe.starts.share, recipe.world.slots, size, arena.instructions)
+    fits = (recipe.starts.share, recipe.world.slots, recipe.size, arena.instructions)
     return read_starts(recipe.start_states, *fits, followed=bool(recipe.libero and recipe.evaluate.closed))
 
 
@@ -146,8 +148,8 @@ def begin_online(recipe: Recipe) -> Product[Sequence[Episode]]:
 def improvement(recipe: Recipe) -> Improvement:
     """What reinforcement learning has to know of a recipe."""
     return Improvement(
-        # Whatever steps on the host cannot follow a compiled program.
-        recipe.dream if recipe.libero is None else dataclasses.replace(recipe.dream, watch=0),
+        # Whatever steps on the host, or nowhere, cannot follow a compiled program.
+        dataclasses.replace(recipe.dream, watch=0) if recipe.outside else recipe.dream,
         recipe.learner,
         recipe.starts.share,
         recipe.temperature,
@@ -182,55 +184,58 @@ def assets_folder(recipe: Recipe) -> pathlib.Path:
     return pathlib.Path(recipe.assets).expanduser() if recipe.assets else native.FOLDER
 
 
-def open_environment(recipe: Recipe) -> Environment:
-    """Opens the true environment of a recipe, an embedded simulator or LIBERO.
+def open_environment(recipe: Recipe, folder: pathlib.Path = pathlib.Path()) -> Environment:
+    """Opens the true environment of a recipe: an embedded simulator, LIBERO, or what is recorded of a robot.
+
+    Args:
+      recipe: the settings.
+      folder: of the run, into which policies for a robot are exported.
 
     Raises:
       LiberoError: LIBERO is not installed, or a task that the suite does not have.
       ConfigError: a policy whose vocabulary is not that of the instructions.
       ShardingError: several processes whose devices do not suit simulators of their own, see ``sim.libero.actors``.
     """
-    cfg, policy = recipe.libero, recipe.policy
+    cfg, policy, robot = recipe.libero, recipe.policy, recipe.recorded
     how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
     if cfg is None:
         suite = suite_of(recipe.embedded)
-        words = getattr(Tokenizer, suite.name)()
-        _check_words(policy, words, suite.name)
-        prompt_KL = jnp.asarray(words.prompts(suite.instructions))
+        words, instructions = (robot.words, robot.instructions) if robot else (suite.name, suite.instructions)
+        prompt_KL = jnp.asarray(_read_words(policy, words, instructions))
+        if robot:
+            return Environment(Recorded(robot, folder), prompt_KL, None)
         return Environment(Embedded(recipe.embedded, recipe.expert, **how, prompt_KL=prompt_KL), prompt_KL, None)
     # Imported here, so that whoever runs an embedded one need not have LIBERO.
     from wovr_jax.sim.libero import actors
     from wovr_jax.sim.libero import arena as libero
 
-    prompt_KL, codec = _libero_words(cfg, policy, libero.instructions(cfg.suite))
+    prompt_KL = _read_words(policy, "libero", libero.instructions(cfg.suite), cfg.release)
     arena = libero.Libero(cfg, chunk=policy.chunk, prompt_KL=prompt_KL, **how)
     # What would end the run hours later: trials that are not distinct, and a mesh that does not allow each process to
     # step simulators of its own.
     arena.check_evaluation(recipe.evaluate.episodes)
     actors.check_mesh(vla.network(policy).shapes(), vla.AXES)
-    return Environment(arena, jnp.asarray(prompt_KL), codec)
+    # A released policy knows what its actions are like.
+    scale = normalize.load(cfg.release, cfg.suite)["action"] if cfg.release else None
+    return Environment(arena, jnp.asarray(prompt_KL), scale and Codec.from_statistics(scale))
 
 
-def _libero_words(
-    cfg: LiberoConfig, policy: VLAConfig, instructions: tuple[str, ...]
-) -> tuple[np.ndarray, Codec | None]:
-    """Prompts and action statistics of the released policy, or prompts in the package's own words."""
-    if cfg.release:
-        released = ReleaseTokenizer(cfg.release, policy.vocab_size, stop=policy.stop, pad=policy.pad)
-        statistics = normalize.load(cfg.release, cfg.suite)
-        return released.prompts(instructions), Codec.from_statistics(statistics["action"])
-    words = Tokenizer.libero()
-    _check_words(policy, words, "libero_small", ", or name the folder of its own tokenizer with libero.release=...")
-    return words.prompts(instructions), None
+def _read_words(policy: VLAConfig, name: str, instructions: Sequence[str], release: str = "") -> np.ndarray:
+    """Prompts in the words of a released policy's folder, or else in the package's own of that name.
 
-
-def _check_words(policy: VLAConfig, words: Tokenizer, size: str, otherwise: str = "") -> None:
-    """Refuses a policy that reads other words than the environment says."""
+    Raises:
+      ConfigError: a policy that reads other words.
+    """
+    if release:
+        words = ReleaseTokenizer(release, policy.vocab_size, stop=policy.stop, pad=policy.pad)
+        return words.prompts(tuple(instructions))
+    words, own = getattr(Tokenizer, name)(), "'libero_small', or name its tokenizer's folder: libero.release=..."
     if (policy.vocab_size, policy.pad) != (words.vocab_size, words.pad):
         raise ConfigError(
             f"config.policy: vocab_size {policy.vocab_size} and pad {policy.pad} are not those of the environment's "
-            f"words, {words.vocab_size} and {words.pad}; use size={size!r}{otherwise}"
+            f"words, {words.vocab_size} and {words.pad}; use size={own if name == 'libero' else repr(name)}"
         )
+    return words.prompts(tuple(instructions))
 
 
 def check_weights(recipe: Recipe) -> None:

@@ -240,15 +240,19 @@ class Run:
     def ledger(self) -> dict[str, dict[str, Any]]:
         """Returns what every finished stage consumed: true episodes and simulator steps, frames, seconds.
 
+        With a robot there are ``robot_minutes`` too, from its steps and ``recorded.hz``.
         ``pretrained_frames`` are those that parts from outside were trained on before the run.
 
         The claim "the learner used no true simulator step" is ``ledger()["grpo-1"]["true_steps"] == 0``.
         """
         # Of stages that another command finished too: a result has cost what all tries together have cost.
-        return {
-            name: {count: facts.get(count, 0) for count in COUNTED} | {"seconds": facts["seconds"]}
-            for name, facts in self.facts.items()
-        }
+        costs: dict[str, dict[str, Any]] = {}
+        for name, facts in self.facts.items():
+            cost = costs[name] = {count: facts.get(count, 0) for count in COUNTED}
+            if robot := self.settings.get("recorded"):  # whose steps are a person's time as well
+                cost["robot_minutes"] = round(cost["true_steps"] / robot["hz"] / 60, 3)
+            cost["seconds"] = facts["seconds"]
+        return costs
 
 
 @contextlib.contextmanager

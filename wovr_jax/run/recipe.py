@@ -23,6 +23,7 @@ from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.reward.train import RewardTrainConfig
 from wovr_jax.sim.embedded import Simulator, suite_of
 from wovr_jax.sim.libero.tasks import LiberoConfig
+from wovr_jax.sim.recorded.arena import RecordedConfig
 from wovr_jax.sim.relay.table import RelayConfig
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
@@ -139,7 +140,8 @@ class EvaluateConfig:
     """True success on start states that no training stage ever sees.
 
     Attributes:
-      episodes: per policy, on the same layouts for every policy of the run.
+      episodes: per policy, on the same layouts for every policy of the run. 0, for a robot alone: nothing is measured,
+        and nothing claimed.
       compare: the first so many of them are replayed in the world model, to hold its verdict against the truth.
       videos: side-by-side videos kept of each comparison, at most one an episode.
       closed: rollouts from episode starts, and as many from keyframes, that each policy plays in the learned world and
@@ -148,16 +150,17 @@ class EvaluateConfig:
         lower temperature repairs without any training is no merit of training.
     """
 
-    episodes: SomeLayouts = 512
-    compare: SomeLayouts = 256
+    episodes: Layouts = 512
+    compare: Layouts = 256
     videos: Natural = 3
     closed: Natural = 128
     temperatures: tuple[Positive, ...] = (0.5, 0.3)
 
     def faults(self) -> Faults:
-        """Yields a comparison with episodes that were not measured."""
-        if self.compare > self.episodes:
-            yield "compare", f"expected at most episodes={self.episodes}, got {self.compare}"
+        """Yields a comparison with episodes that were not measured, or with none of those that were."""
+        low = min(self.episodes, 1)
+        if not low <= self.compare <= self.episodes:
+            yield "compare", f"expected at least {low} and at most episodes={self.episodes}, got {self.compare}"
 
 
 @checked
@@ -190,6 +193,7 @@ class Recipe:
       sim: the embedded table, the true environment where neither of the next two is one.
       relay: the embedded simulator with a long horizon as the true environment.
       libero: LIBERO as the true environment.
+      recorded: a robot as the true environment, whose episodes people record.
       expert: who demonstrates in an embedded simulator.
       pace: whether a round after the first collects again and refreshes world model, reward and start
         states (PACE); without, every round dreams in the first ones.
@@ -221,6 +225,7 @@ class Recipe:
     expert: ExpertConfig = ExpertConfig()
     relay: RelayConfig | None = None
     libero: LiberoConfig | None = None
+    recorded: RecordedConfig | None = None
     collect: CollectConfig = CollectConfig()
     sft: SFTConfig = SFTConfig()
     vae_train: VAETraining = VAETraining()
@@ -246,18 +251,28 @@ class Recipe:
 
     @property
     def embedded(self) -> Simulator:
-        """The embedded simulator in use, where ``libero`` is None."""
+        """The embedded simulator in use, where ``outside`` is None."""
         return self.sim if self.relay is None else self.relay
+
+    @property
+    def outside(self) -> LiberoConfig | RecordedConfig | None:
+        """The true environment where no compiled program holds it."""
+        return self.libero or self.recorded
 
     @property
     def steps(self) -> int:
         """Steps of a policy in an episode of the true environment."""
-        return self.embedded.horizon if self.libero is None else self.libero.steps
+        return self.outside.steps if self.outside else self.embedded.horizon
+
+    @property
+    def size(self) -> int:
+        """Pixels of its pictures, on a side."""
+        return self.outside.size if self.outside else self.embedded.size
 
 
 def _fit_networks(recipe: Recipe) -> Faults:
     """Yields where policy, world model, classifier and environment do not speak of the same things."""
-    policy, world, libero = recipe.policy, recipe.world, recipe.libero
+    policy, world, outside = recipe.policy, recipe.world, recipe.outside
     # The actions of a chunk are what the world model turns into the frames of a chunk.
     if policy.chunk != world.chunk:
         # One imagines what the other does.
@@ -272,18 +287,18 @@ def _fit_networks(recipe: Recipe) -> Faults:
         yield "sft.frozen", f"expected parts of the policy, {', '.join(vla.PARTS)}, got {', '.join(sorted(unknown))}"
 
     # Rollouts are made of whole chunks, and what is left of an episode would be cut off without a word.
-    where, sim = ("sim" if recipe.relay is None else "relay"), recipe.embedded
-    name, steps = (f"{where}.horizon", sim.horizon) if libero is None else ("libero.steps", libero.steps)
-    if steps % policy.chunk:
-        yield name, f"expected a multiple of the policy's chunk, {policy.chunk}, got {steps}"
-    name, size = (f"{where}.size", sim.size) if libero is None else ("libero.scene.size", libero.scene.size)
+    where = next((name for name in ("libero", "recorded", "relay") if getattr(recipe, name) is not None), "sim")
+    if recipe.steps % policy.chunk:
+        name = f"{where}.{'steps' if outside else 'horizon'}"
+        yield name, f"expected a multiple of the policy's chunk, {policy.chunk}, got {recipe.steps}"
     # A token of the transformer is a square of latents, and a latent one of pixels.
     side = world.vae.space * world.dit.patch
-    if not size or size % side:
-        yield name, f"expected a multiple of {side} pixels, the side of a token of the world model, got {size}"
+    if not recipe.size or recipe.size % side:
+        name = f"{where}.{'scene.size' if recipe.libero else 'size'}"
+        yield name, f"expected a multiple of {side} pixels, the side of a token of the world model, got {recipe.size}"
 
     # The classifier embeds the index of a task; on LIBERO it is the index in the suite, whichever tasks are in use.
-    tasks = len(suite_of(sim).instructions) if libero is None else libero.last_task + 1
+    tasks = outside.last_task + 1 if outside else len(suite_of(recipe.embedded).instructions)
     if recipe.reward.head == "task" and recipe.reward.tasks < tasks:
         yield "reward.tasks", f"expected at least the {tasks} tasks of the environment, got {recipe.reward.tasks}"
     if recipe.reward_train.swap and recipe.reward.head != "task":
@@ -368,24 +383,32 @@ def _fit_beginnings(recipe: Recipe) -> Faults:
 
 
 def _fit_environment(recipe: Recipe) -> Faults:
-    """Yields what LIBERO, which no compiled program can hold, cannot do, and what relay's expert cannot."""
-    if recipe.relay is not None:
-        if recipe.libero is not None:
-            yield "relay", "expected one true environment, got two: leave out libero or relay"
-        if recipe.expert.flaw != "none" and recipe.expert.flawed_share:
-            what = f"expected 0, since the expert of relay has no flaws, got {recipe.expert.flawed_share}"
-            yield "expert.flawed_share", f"{what}; fewer demonstrations (collect.demonstrations) make a weaker policy"
+    """Yields what LIBERO and a robot, which no compiled program can hold, cannot do, and what relay's expert cannot."""
+    asked = [name for name in ("relay", "libero", "recorded") if getattr(recipe, name) is not None]
+    if len(asked) > 1:
+        yield asked[0], f"expected one true environment, got {len(asked)}: leave out {' or '.join(asked)}"
+    if recipe.relay is not None and recipe.expert.flaw != "none" and recipe.expert.flawed_share:
+        what = f"expected 0, since the expert of relay has no flaws, got {recipe.expert.flawed_share}"
+        yield "expert.flawed_share", f"{what}; fewer demonstrations (collect.demonstrations) make a weaker policy"
     # Keyframes start in the middle of an episode, which a simulator on the host cannot be put into.
-    kinds, select = (recipe.dream.world, recipe.dream.reward), recipe.dream.select
-    share = recipe.starts.share
-    possible = kinds in (("learned",) * 2, ("true",) * 2) and not ("true" in kinds and share) and select == "last"
-    if recipe.libero and not possible:
+    dream, settings, share = recipe.dream, recipe.evaluate, recipe.starts.share
+    online = (dream.world, dream.reward) == ("true", "true") and not share and recipe.libero is not None
+    possible = (online or (dream.world, dream.reward) == ("learned", "learned")) and dream.select == "last"
+    if recipe.outside and not possible:
         yield (
             "dream.world",
-            f"dream.world={kinds[0]!r}, dream.reward={kinds[1]!r}, starts.share={share}, select={select!r} need a "
-            "simulator that a compiled program can hold, which LIBERO is not; use 'learned' for both, 'true' for "
-            "both with starts.share=0 (online RL), select='last', or the embedded table",
+            f"dream.world={dream.world!r}, dream.reward={dream.reward!r}, starts.share={share}, "
+            f"select={dream.select!r} need a simulator that a compiled program can hold, which LIBERO and a robot are "
+            "not; use 'learned' for both, on LIBERO 'true' for both with starts.share=0 (online RL), select='last', or "
+            "the embedded table",
         )
+    if not (recipe.recorded or settings.episodes):
+        yield "evaluate.episodes", "expected at least 1 where a simulator can play them, got 0"
+    if recipe.recorded and (settings.closed or settings.temperatures):
+        what = f"expected closed=0 and temperatures=(), got {settings.closed} and {settings.temperatures}"
+        yield "evaluate", f"{what}: no robot follows what was chosen in imagination, and it is measured greedily alone"
+    if recipe.recorded and not recipe.sft.steps:
+        yield "sft.steps", "expected at least 1 with recorded episodes: the base policy is exported from its stage"
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -46,6 +49,26 @@ def add_halves(manifests: Sequence[Mapping[str, Any]], hold: int = 1) -> dict[st
     """Returns the facts of demonstrations from the manifests of their two folders; ``hold`` as of an arena."""
     episodes, successes, steps = (sum(one[name] for one in manifests) for name in ("episodes", "successes", "steps"))
     return {"episodes": episodes, "successes": successes, "true_steps": steps * hold}
+
+
+def call_program(program: pathlib.Path, *words: str) -> tuple[int, str]:
+    """Runs a program of ours, which an arena has for what is not part of training.
+
+    Args:
+      program: it reads from its standard input only that it is closed, which it is however this process ends; then the
+        program ends too.
+      words: its arguments.
+
+    Returns:
+      Its exit status, and what it printed; what it says on standard error is seen at once.
+    """
+    # It computes on the host; an accelerator is this process's.
+    how: dict[str, Any] = {"text": True, "env": os.environ | {"JAX_PLATFORMS": "cpu"}}
+    command, pipe = [sys.executable, str(program), *words], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, **how) as running:
+        assert running.stdout is not None
+        said = running.stdout.read().strip()
+        return running.wait(), said
 
 
 Course = tuple[np.ndarray, np.ndarray | None]
@@ -105,6 +128,8 @@ class Measured(NamedTuple):
       subgoals: share of the episodes that reached each of them; empty where the environment knows none.
       steps: simulator steps that it took.
       kind_B: what kind of start state each was, where the environment has several; else empty.
+      starts: where they began, where not every policy of the run begins alike; else None. Outcomes of two policies are
+        paired where this is equal.
     """
 
     # Single outcomes and no rate, so that policies can be compared layout by layout.
@@ -112,6 +137,7 @@ class Measured(NamedTuple):
     subgoals: dict[str, float]
     steps: int
     kind_B: Sequence[str] = ()
+    starts: Any = None
 
 
 def true_rollout(*, prompt_KL: np.ndarray, task_B: np.ndarray, success_BNT: np.ndarray, **columns: Any) -> Imagined:

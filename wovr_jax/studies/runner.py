@@ -99,8 +99,8 @@ def probe(folder: pathlib.Path, stage: str | None, starts: int) -> tuple[str, Re
             f"{folder} is not a run folder: there is no config.json in it. Runs are made by launch/train.py."
         ) from error
     recipe = read_recipe(settings)
-    if recipe.libero or recipe.relay:
-        where = "LIBERO" if recipe.libero else "relay"
+    if recipe.outside or recipe.relay:
+        where = "LIBERO" if recipe.libero else "a robot" if recipe.recorded else "relay"
         raise RunError(f"{folder} is a run on {where}; only the embedded table can be asked where its gripper is.")
     # Before anything is compiled: a misspelt stage is answered at once.
     stage = _choose_model(folder, recipe.job, stage)

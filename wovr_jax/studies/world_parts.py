@@ -62,8 +62,8 @@ def study(recipe: Recipe, run: Run, keep: Callable[[dict[str, Any]], None] = lam
     Raises:
       ConfigError: when the episodes are too short for the last chunk of the table.
     """
-    if recipe.libero or recipe.relay:
-        where = "libero" if recipe.libero else "relay"
+    if recipe.outside or recipe.relay:
+        where = next(name for name in ("libero", "recorded", "relay") if getattr(recipe, name))
         raise config.ConfigError(f"config.{where}: this study plays episodes of the embedded table only")
     needed = max(CHUNKS) * recipe.world.chunk
     if recipe.sim.horizon < needed or recipe.sim.horizon % recipe.world.chunk:

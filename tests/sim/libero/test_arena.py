@@ -151,9 +151,9 @@ def test_a_greedy_policy_is_not_counted_twice_from_one_state(fake_libero, tmp_pa
 def test_what_libero_cannot_do_is_refused_in_words(fake_libero):
     settings = to_dict(recipe())
     for change, says in (
-        ({"dream": to_dict(DreamConfig(world="true"))}, "which LIBERO is not; use 'learned' for both"),
+        ({"dream": to_dict(DreamConfig(world="true"))}, "which LIBERO and a robot are not; use 'learned' for both"),
         ({"dream": to_dict(DreamConfig(world="true", reward="true"))}, "'true' for both with starts.share=0"),
-        ({"dream": to_dict(DreamConfig(world="shadow", reward="true"))}, "which LIBERO is not"),
+        ({"dream": to_dict(DreamConfig(world="shadow", reward="true"))}, "which LIBERO and a robot are not"),
         ({"libero": settings["libero"] | {"steps": 20}}, "libero.steps: expected a multiple of the policy's chunk, 8"),
         ({"libero": settings["libero"] | {"suite": "spatial"}}, "expected one of .libero_spatial"),
         ({"sft": to_dict(SFTConfig(steps=0))}, "name its weights with policy_weights"),

@@ -74,7 +74,7 @@ def collect(
 
 def measure(
     run: Run, arena: Arena, cfg: EvaluateConfig, temperature: float, act: Callable[..., Actor], round_: int
-) -> Product[None]:
+) -> None:
     """True success of the policy of a round on start states that no stage trains on, temperature by temperature.
 
     Args:
@@ -85,6 +85,8 @@ def measure(
       act: ``act(round_, purpose, temperature)`` gives the policy.
       round_: the round.
     """
+    if not cfg.episodes:  # nothing is measured, and nothing claimed
+        return
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
         # As it was trained, which is what RL improves, and greedy, as a robot would run it; and between the two, for
@@ -103,10 +105,11 @@ def measure(
             "temperatures": [{"temperature": t, **rates[t], "outcomes": outcomes[t]} for t in levels],
             "episodes": cfg.episodes * len(levels),
             "true_steps": sum(measured.steps for measured in found.values()),
+            "starts": found[temperature].starts,
             "kinds": summarize_kinds({names[t]: measured for t, measured in found.items()}),
         }
 
-    return run.stage(f"evaluate-{round_}", make, lambda folder: None)
+    run.stage(f"evaluate-{round_}", make, lambda folder: None)
 
 
 def summarize_kinds(found: Mapping[str, Measured]) -> dict[str, dict[str, Any]]:

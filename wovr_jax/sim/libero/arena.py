@@ -13,10 +13,7 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +22,7 @@ from tqdm import tqdm
 
 from wovr_jax.core import config, processes, sharding
 from wovr_jax.data import episodes as disk
-from wovr_jax.sim.arena import Actor, Groups, Measured, add_halves, layouts
+from wovr_jax.sim.arena import Actor, Groups, Measured, add_halves, call_program, layouts
 from wovr_jax.sim.libero import collect, rollout, setup
 from wovr_jax.sim.libero.actors import RolloutRecorder, make_act, on_own_devices
 from wovr_jax.sim.libero.pool import Pool
@@ -134,12 +131,7 @@ class Libero:
     def _call_expert(self, folder: pathlib.Path, count: int, validation: int) -> None:
         """Has the expert's own program write the demonstrations."""
         asked = {"cfg": config.to_dict(self.cfg), "seed": self.seed, "count": count, "validation": validation}
-        command = [sys.executable, str(DEMONSTRATE), "--for-run", json.dumps(asked), "--out", str(folder)]
-        # It simulates; an accelerator is this process's.
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        # The program reads from the pipe only that it is closed, which it is however this process ends: it ends too.
-        with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as program:
-            status = program.wait()
+        status, _ = call_program(DEMONSTRATE, "--for-run", json.dumps(asked), "--out", str(folder))
         if status:
             raise LiberoError(
                 f"{DEMONSTRATE} ended with exit status {status}; what it said stands above. Episodes that are there "

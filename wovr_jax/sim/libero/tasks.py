@@ -135,6 +135,11 @@ class LiberoConfig:
         """The largest index of a task in use."""
         return max(self.tasks, default=89 if self.suite == "libero_90" else 9)
 
+    @property
+    def size(self) -> int:
+        """Pixels of a square frame's side."""
+        return self.scene.size
+
     def faults(self) -> Faults:
         """Yields demonstrations of another rate, and ranges of initial states that are empty or shared."""
         # The frames of a folder are one control step apart, and the policy's would be `hold` steps apart.
