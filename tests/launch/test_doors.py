@@ -48,6 +48,10 @@ DOORS = {
     "tools/ranking_chart.py": 2,
     "tools/before_and_after.py": 2,
     "tools/demonstrate_libero.py": 2,
+    "tools/read_recordings.py": 2,
+    "tools/table_robot.py show": 2,
+    "tools/table_robot.py drive": 2,
+    "tools/table_robot.py measure": 2,
 }
 """Door -> exit status of a misspelt flag. It is 1 where a script begins again whatever ends with another status."""
 
@@ -100,6 +104,10 @@ def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path:
         "tools/study_chart.py": ["x", "--out=x"],
         "tools/ranking_chart.py": ["x", "--out=x"],
         "tools/before_and_after.py": ["x", "--out=x"],
+        "tools/read_recordings.py": ["--for-run={}"],
+        "tools/table_robot.py show": ["x"],
+        "tools/table_robot.py drive": ["x", "--wanted=x"],
+        "tools/table_robot.py measure": ["x"],
     }
     done = run(door, *required.get(door, []), "--hlep", cwd=tmp_path)
     assert done.returncode == status
@@ -145,6 +153,8 @@ def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path:
         ("benchmark.py libero", ["--workers=1,x"], 2, "expected a whole number above 0, got x"),
         ("tools/kill_test.py", ["--kills=0"], 2, "expected a whole number above 0, got 0"),
         ("tools/pretrain_tabletop.py", ["dinov2", "--kl=1"], 2, "--kl is of the VAE"),
+        ("tools/read_recordings.py", ["--for-run=x"], 2, "argument --for-run: invalid"),
+        ("tools/table_robot.py", ["show", "x", "--episodes=0"], 2, "expected a whole number above 0, got 0"),
         ("tools/demonstrate_libero.py", [], 2, "give either --out FOLDER to record episodes, or --measure"),
     ],
 )

@@ -1,0 +1,65 @@
+"""A robot that nobody simulates: recorded demonstrations in, a better policy out.
+
+The run stops where it wants episodes of a policy, and says which, how many and into which folder; the same command goes
+on when they are there (docs/robot_lab.md).
+
+Command:   python launch/train.py --config=configs/robot.py:tabletop
+Hardware:  as the preset's
+Presets:   tabletop (the embedded table plays the robot, so that the way can be tried without one), tiny after it
+           (networks too small to learn). A robot of your own begins as a copy of tabletop with its own ``recorded``.
+"""
+
+from configs import common, pace
+
+
+def get_config(preset: str = ""):
+    settings = pace.get_config()
+    settings.name = "robot"
+    settings.recorded = common.settings(
+        folder="recordings",  # demonstrations, collect-0, evaluate-0 and so on lie in it
+        name="robot",
+        instructions=(),  # what the robot may be asked to do
+        success="",  # what counts as a success, in a sentence
+        words="libero",
+        size=256,
+        steps=512,
+        hz=10.0,
+        last=1,
+    )
+    # A person's time: one collection for the first world, a smaller one for its refresh, greedy evaluations.
+    settings.collect.update(demonstrations=24, validation=4, first=100, again=50)
+    settings.dream.update(updates=(8, 8))
+    settings.evaluate = common.settings(episodes=30, compare=30, videos=3, closed=0, temperatures=())
+    return common.with_preset(settings, preset, {"tabletop": tabletop, "tiny": tiny})
+
+
+def tabletop(settings):
+    """The embedded table in the place of a robot; launch/tools/table_robot.py moves it and calls the policy server.
+
+    Command:   python launch/train.py --config=configs/robot.py:tabletop
+    Hardware:  two CPU cores, 6 GB of memory; no downloads
+    """
+    settings.recorded.update(
+        folder="recordings/tabletop",
+        name="tabletop",
+        instructions=tuple(
+            f"pick up the {colour} block and put it on the plate" for colour in ("red", "green", "blue")
+        ),
+        success="the block lies on the plate, and the fingers are open",
+        words="tabletop",
+        size=32,
+        steps=24,
+    )
+    settings.collect.update(first=192, again=192)
+    settings.evaluate.update(episodes=64, compare=64)
+
+
+def tiny(settings):
+    """After tabletop: networks too small to learn, and few episodes; every stage in a minute or two."""
+    closed = settings.evaluate
+    pace.tiny(settings)
+    settings.evaluate = closed
+    settings.recorded.update(folder="recordings/tiny", size=16, steps=16)
+    settings.collect.update(demonstrations=12, validation=4, first=8, again=8, retold=8, batch=8)
+    settings.dream.update(updates=(2, 2))
+    settings.evaluate.update(episodes=8, compare=8, videos=1)
