@@ -9,7 +9,6 @@ import pathlib
 import runpy
 import signal
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -62,7 +61,7 @@ def call_here(program: pathlib.Path, *words: str) -> tuple[int, str]:
 
 
 @pytest.fixture(autouse=True)
-def no_simulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop must not touch the table: whatever plays on it is forbidden while ``pace.run`` runs."""
     run = pace.run
 
@@ -84,7 +83,6 @@ def no_simulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(pace, "run", guarded)
     monkeypatch.setattr(arena, "call_program", call_here)
-    return
 
 
 def go_on(settings: dict[str, Any], run: pathlib.Path, job: str = "pace") -> dict[str, Any] | RecordedError:
