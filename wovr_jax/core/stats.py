@@ -47,7 +47,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_difference(success: Outcomes, base: Outcomes, paired: bool = True) -> tuple[float, float, float]:
+def paired_difference(success: Outcomes, base: Outcomes, *, paired: bool = True) -> tuple[float, float, float]:
     """Returns the gain in success rate over a base that ran from the same start states: (gain, low, high).
 
     Newcombe's hybrid score interval for paired proportions (Statistics in Medicine 17:2635, 1998, method 10). It joins
@@ -92,9 +92,9 @@ def paired_difference(success: Outcomes, base: Outcomes, paired: bool = True) ->
     return difference, max(-1.0, difference - down), min(1.0, difference + up)
 
 
-def gain(success: Outcomes, base: Outcomes, paired: bool = True) -> dict[str, float]:
+def gain(success: Outcomes, base: Outcomes, *, paired: bool = True) -> dict[str, float]:
     """Returns ``paired_difference`` as results keep it: ``gain``, and ``low`` and ``high`` of its 95 % interval."""
-    return dict(zip(("gain", "low", "high"), paired_difference(success, base, paired), strict=True))
+    return dict(zip(("gain", "low", "high"), paired_difference(success, base, paired=paired), strict=True))
 
 
 # ---------------------------------------------------------------- pictures

@@ -90,10 +90,10 @@ def _summarize_policy(round_: int, facts: Facts, about: Mapping[str, Any]) -> Re
         base = facts["evaluate-0"]
         # Recorded episodes began where somebody put the things, which may have been elsewhere for every policy.
         paired = phase["paired"] = evaluation.get("starts") == base.get("starts")
-        phase["gain"] = stats.gain(evaluation["outcomes"], base["outcomes"], paired)
+        phase["gain"] = stats.gain(evaluation["outcomes"], base["outcomes"], paired=paired)
         if levels and (its := base.get("temperatures")):
-            phase["greedy_gain"] = stats.gain(levels[-1]["outcomes"], its[-1]["outcomes"], paired)
-            phase["best_gain"] = stats.gain(best_level(levels)["outcomes"], best_level(its)["outcomes"], paired)
+            phase["greedy_gain"] = stats.gain(levels[-1]["outcomes"], its[-1]["outcomes"], paired=paired)
+            phase["best_gain"] = stats.gain(best_level(levels)["outcomes"], best_level(its)["outcomes"], paired=paired)
     return phase
 
 
