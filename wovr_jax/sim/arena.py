@@ -14,6 +14,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -51,21 +52,23 @@ def add_halves(manifests: Sequence[Mapping[str, Any]], hold: int = 1) -> dict[st
     return {"episodes": episodes, "successes": successes, "true_steps": steps * hold}
 
 
-def call_program(program: pathlib.Path, *words: str) -> tuple[int, str]:
+def call_program(name: str, *words: str) -> tuple[int, str]:
     """Runs a program of ours, which an arena has for what is not part of training.
 
     Args:
-      program: it reads from its standard input only that it is closed, which it is however this process ends; then the
-        program ends too.
+      name: of its file in ``launch/tools``. It reads from its standard input only that it is closed, which it is
+        however this process ends; then the program ends too.
       words: its arguments.
 
     Returns:
       Its exit status, and what it printed; what it says on standard error is seen at once.
     """
+    # In a clone it stands beside the package, of a wheel among the environment's shared files.
+    tools = pathlib.Path(__file__).resolve().parents[2] / "launch" / "tools"
+    tools = tools if tools.is_dir() else pathlib.Path(sysconfig.get_path("data"), "share/wovr_jax/launch/tools")
     # It computes on the host; an accelerator is this process's.
-    how: dict[str, Any] = {"text": True, "env": os.environ | {"JAX_PLATFORMS": "cpu"}}
-    command, pipe = [sys.executable, str(program), *words], subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, **how) as running:
+    how: dict[str, Any] = {"text": True, "stdin": subprocess.PIPE, "env": os.environ | {"JAX_PLATFORMS": "cpu"}}
+    with subprocess.Popen([sys.executable, str(tools / name), *words], stdout=subprocess.PIPE, **how) as running:
         assert running.stdout is not None
         said = running.stdout.read().strip()
         return running.wait(), said

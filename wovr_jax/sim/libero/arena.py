@@ -31,7 +31,7 @@ from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import DRAWN, EvaluationProtocol, LiberoConfig, Trial, draws_fixtures, protocol, tasks
 from wovr_jax.types import Array, Episode, Imagined
 
-DEMONSTRATE = pathlib.Path(__file__).resolve().parents[3] / "launch" / "tools" / "demonstrate_libero.py"
+DEMONSTRATE = "demonstrate_libero.py"
 """The program of the scripted expert, which is not part of training."""
 
 Play = Callable[[Pool, Sequence[Trial]], Iterable[Outcome]]

@@ -22,7 +22,7 @@ from wovr_jax.data import episodes as disk
 from wovr_jax.sim.arena import Actor, Measured, add_halves, call_program
 from wovr_jax.types import Array
 
-READ = pathlib.Path(__file__).resolve().parents[3] / "launch" / "tools" / "read_recordings.py"
+READ = "read_recordings.py"
 """The program that knows recordings and their labels, which are not part of training."""
 PATIENCE_S = 3600
 """How long the processes of a run wait for the one that reads, which may export a policy first."""
