@@ -28,6 +28,7 @@ from wovr_jax.sim.recorded import arena
 from wovr_jax.sim.recorded.arena import RecordedConfig, RecordedError
 from wovr_jax.sim.tabletop import table as tabletop
 
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 EVALUATE = EvaluateConfig(episodes=8, compare=8, videos=1, closed=0, temperatures=())
 
 
@@ -44,9 +45,9 @@ def settings_of(parts: pathlib.Path, folder: pathlib.Path, **changes: Any) -> di
     return small_settings(parts, recorded=robot, **{"evaluate": EVALUATE} | changes)
 
 
-def call_here(program: pathlib.Path, *words: str) -> tuple[int, str]:
-    """Runs the program that reads recordings in this process: importing all anew is most of what it costs."""
-    said = io.StringIO()
+def call_here(name: str, *words: str) -> tuple[int, str]:
+    """``arena.call_program`` in this process: importing all anew is most of what a program costs."""
+    program, said = ROOT / "launch" / "tools" / name, io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setattr(sys, "argv", [str(program), *words])
         patch.setattr(sys, "path", [""] + sys.path)
