@@ -33,7 +33,13 @@ KINDS = {
 
 
 def place(text: str) -> pathlib.Path:
-    """Returns the path of a flag, with the home folder for its ``~``, which a shell leaves alone in --name=value."""
+    """Returns the path of a flag, with the home folder for its ``~``, which a shell leaves alone in --name=value.
+
+    Raises:
+      ArgumentTypeError: an address such as gs://bucket/data, or no home folder.
+    """
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"expected a path on this machine, got the address {text} (docs/scaling.md)")
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError as error:  # a container's user without an entry in /etc/passwd

@@ -24,7 +24,7 @@ import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -49,13 +49,11 @@ class Parser(argparse.ArgumentParser):
         # added tomorrow change what a script of today means.
         shape = argparse.RawDescriptionHelpFormatter
         super().__init__(description=doc, formatter_class=shape, allow_abbrev=False, **options)
+        self.register("type", pathlib.Path, read_path)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # pyright: ignore
-        """Parses as argparse does, but names the nearest flag where one is unknown; ``~`` is the home folder."""
+        """Parses as argparse does, but names the nearest flag where one is unknown."""
         options, unknown = self.parse_known_args(args, namespace)
-        for name, value in vars(options).items():
-            if isinstance(value, pathlib.Path):
-                setattr(options, name, expand_home(value, self.error))
         if unknown and not unknown[0].startswith("-"):
             self.error(f"expected only --name=value, got {unknown[0]}")
         if unknown:
@@ -119,15 +117,13 @@ def read(parser: Parser, argv: Sequence[str] | None = None, *, door: str = "") -
     if not options.config:
         refuse(f"Expected --config=configs/<job>.py, got none. {_list_configs()}")
     file, _, preset = options.config.partition(":")
-    file = str(expand_home(pathlib.Path(file), refuse))
-    settings = load_config(file, preset)
+    settings = load_config(os.path.expanduser(file), preset)
     # In the order in which they were written, so that the last one counts.
     for path, text in changes:
         put(settings, path, text)
     if "job" not in settings:
         refuse('The config file names no job: its settings need job="pace" or the like.')
-    owner = DOORS.get(settings["job"], "train")
-    if door and owner != door:
+    if door and (owner := DOORS.get(settings["job"], "train")) != door:
         refuse(f"config.job={settings['job']} belongs to launch/{owner}.py, which takes the same flags.")
     return Request(settings, getattr(options, "run", None) or default_run(file, preset, settings), options)
 
@@ -150,12 +146,19 @@ def split_changes(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]
     return changes, rest
 
 
-def expand_home(path: pathlib.Path, refuse: Callable[[str], NoReturn]) -> pathlib.Path:
-    """Returns ``path`` with the home folder for its ``~``, which a shell leaves alone in --name=value."""
+def read_path(text: str) -> pathlib.Path:
+    """Returns the path of a flag, with the home folder for its ``~``, which a shell leaves alone in --name=value.
+
+    Raises:
+      ArgumentTypeError: an address such as gs://bucket/run, of which a path would make a folder named ``gs:``.
+    """
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"expected a path on this machine, got the address {text} (docs/scaling.md)")
     try:
-        return path.expanduser()
-    except RuntimeError:  # a container's user without an entry in /etc/passwd
-        refuse(f"{path}: there is no home folder for ~ ($HOME is not set); write the whole path")
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:  # a container's user without an entry in /etc/passwd
+        what = f"{text}: there is no home folder for ~ ($HOME is not set); write the whole path"
+        raise argparse.ArgumentTypeError(what) from error
 
 
 def load_config(file: str, preset: str) -> dict[str, Any]:

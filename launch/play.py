@@ -1,5 +1,6 @@
 """Opens a page on which you drive the gripper in the true simulator and in the world model side by side.
 
+    python launch/play.py                            networks that come with the package; the first time takes a minute
     python launch/play.py runs/pace                  a run folder, finished or still going
     python launch/play.py runs/pace --open           and shows the page in a browser
     python launch/play.py runs/pace --round 0 --world 0 --port 0
@@ -23,6 +24,8 @@ sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 from launch import command, flags
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+SHIPPED = {"policy_weights": "tabletop_policy"}
+"""Where nobody names a run: ``configs/pace.py:pretrained``, but with the policy that has learned already."""
 
 
 def main() -> None:
@@ -45,8 +48,11 @@ def main() -> None:
         cfg = config.from_dict(PlayConfig, settings, "play")
         # Before the run, whose opening takes a while: a port that is taken is said at once.
         sockets = [] if args.measure else [held.enter_context(one) for one in reserve(cfg.host, cfg.port)]
-        source = open_run(args.run, args.round, args.world)
-        machine.enable_compile_cache(args.run.absolute().parent / ".jax_cache")
+        folder = args.run or command.default_run("play", "", {})
+        machine.enable_compile_cache(folder.absolute().parent / ".jax_cache")
+        if not args.run:
+            make_run(folder)
+        source = open_run(folder, args.round, args.world)
         print(f"{source.name}: {source.policy_stage} in world-{source.world_round}", file=sys.stderr)
         if source.sim is None:
             what = "the true simulator of LIBERO cannot be played in this version; the world model can"
@@ -67,10 +73,24 @@ def main() -> None:
     print("stopped", file=sys.stderr)
 
 
+def make_run(folder: pathlib.Path) -> None:
+    """Begins a run with the networks that come with the package, as far as somebody can play in it."""
+    from wovr_jax import pace
+    from wovr_jax.core import config
+    from wovr_jax.run.folder import Run
+    from wovr_jax.run.recipe import Recipe
+
+    recipe = config.from_dict(Recipe, command.load_config("pace", "pretrained") | SHIPPED)
+    with contextlib.closing(Run(folder, config.to_dict(recipe))) as run:
+        # The policy plays true episodes, whose failures are where it is interesting to begin.
+        pace.pace(recipe, run, pace.Job("starts-0", measured=()))
+
+
 def parse() -> argparse.Namespace:
     """Reads the command line."""
     parser = command.Parser(__doc__)
-    parser.add_argument("run", type=pathlib.Path, help="the run folder")
+    text = "the run folder; default: one of what comes with the package, made in runs/play"
+    parser.add_argument("run", type=pathlib.Path, nargs="?", help=text)
     parser.add_argument("--round", type=int, metavar="K", help="of the policy: 0 is the base policy; default the last")
     parser.add_argument("--world", type=int, metavar="K", help="round of the world model, from 0; default the newest")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")

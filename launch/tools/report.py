@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="page of a comparison (default: comparison.html, here)")
     parser.add_argument("--json", action="store_true", help="of one run, for a program: nothing but JSON on stdout")
     options = parser.parse_args()
-    runs = [command.expand_home(run, parser.error) for run in options.runs]
+    runs = options.runs
     if len(runs) > 1:
         if options.json:
             parser.error("--json is for one run; what several have is in the results.json of each")

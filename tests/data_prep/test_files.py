@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
 pytest.importorskip("pyarrow")
@@ -9,7 +11,7 @@ pytest.importorskip("h5py")
 
 from data_prep import libero_hdf5
 from data_prep.demos import SourceError
-from data_prep.files import check, unreadable
+from data_prep.files import check, place, unreadable
 from tests.data_prep import test_lerobot as sets
 from tests.data_prep.test_libero_hdf5 import BOWL
 from tests.data_prep.test_libero_hdf5 import run as run_hdf5
@@ -84,3 +86,10 @@ def test_another_kind_of_data_is_named(tmp_path):
     (tmp_path / "x_demo.hdf5").write_bytes(b"PAR1 and more")
     with pytest.raises(SourceError, match="expected an HDF5 file, this is a parquet file"):
         list(libero_hdf5.read(tmp_path / "x_demo.hdf5"))
+
+
+def test_a_path_may_begin_at_home_and_is_no_address(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert place("~/data") == tmp_path / "data"
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a path on this machine, got the address gs://b/x"):
+        place("gs://b/x")

@@ -290,6 +290,23 @@ def test_a_user_without_a_home_is_told_to_write_whole_paths(monkeypatch, opened,
     assert "there is no home folder for ~ ($HOME is not set); write the whole path" in err
 
 
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        ("train.py", ["--config=configs/pace.py:tiny", "--run=gs://bucket/x"]),
+        ("serve.py", ["gs://bucket/robot"]),
+        ("export.py", ["--run=x", "--to=jax", "--out=s3://bucket/y"]),
+        ("tools/report.py", ["x", "gs://bucket/y"]),  # one of several
+    ],
+)
+def test_the_address_of_a_bucket_makes_no_folder_of_that_name(monkeypatch, opened, tmp_path, door, words):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = opened(door, *words)
+    assert status == command.Parser.misuse_status or (door == "train.py" and status == 1)
+    assert f"expected a path on this machine, got the address {words[-1].partition('=')[2] or words[-1]}" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_result_that_is_a_link_stays_one(tmp_path):
     """Files and folders: a larger disk is often behind a link, and a rename would put the new one before it."""
     (tmp_path / "disk" / "robot").mkdir(parents=True)

@@ -118,9 +118,8 @@ def save_asset(
     about = {"training": config.to_dict(training), "scores": dict(scores)}
     if frames:
         about["seen"] = {"steps": training.steps, "frames": training.steps * training.batch * frames}
-    parameters = sum(leaf.size for leaf in half.values())
     # All at once, by the library: the parts that come with the package are small.
-    return write(folder, name, cfg, parameters, about, lambda fresh: save_file(half, fresh))
+    return write(folder, name, cfg, sum(x.size for x in half.values()), about, lambda fresh: save_file(half, fresh))
 
 
 # ---------------------------------------------------------------- reading
@@ -210,19 +209,25 @@ def read_config(path: pathlib.Path, about: Mapping[str, Any]) -> Any:
 # ---------------------------------------------------------------- for a run
 
 
+def locate(where: str) -> pathlib.Path:
+    """Returns the path that a setting names; a bare name that is no path here is that of a part of the package."""
+    path, part = pathlib.Path(where).expanduser(), FOLDER / f"{where}.json"
+    return path if path.exists() or not part.is_file() else part
+
+
 def check_weights(setting: str, where: str, shapes: Params) -> None:
     """Refuses what :func:`load_weights` would refuse, before hours are spent on the way to it; reads headers only.
 
     Args:
       setting: name of the setting, with which the message begins.
-      where: a checkpoint's folder or a json.
+      where: a checkpoint's folder, a json, or the name of a part of the package.
       shapes: ``jax.ShapeDtypeStruct`` of every parameter of the network.
 
     Raises:
       config.ConfigError: nothing there, or weights of another network.
     """
     # Existence first: the usual fault is a path of another machine, and its message says how to make what is missing.
-    path = pathlib.Path(where).expanduser()
+    path = locate(where)
     is_card = path.suffix == ".json"
     if not (path.is_file() if is_card else checkpoint.exists(path)):
         fault = f"{path} is missing" if is_card else f"no checkpoint at {path}"
@@ -242,7 +247,8 @@ def load_weights(setting: str, where: str, shapes: Params, axes: sharding.Axes) 
 
     Args:
       setting: name of the setting, with which a message begins.
-      where: a checkpoint's folder, or the json of our own form, whose leaves are cast as they are read.
+      where: a checkpoint's folder, or the json of our own form, whose leaves are cast as they are read; or the name of
+        a part of the package.
       shapes: ``jax.ShapeDtypeStruct`` of every parameter.
       axes: of the network, see ``core.sharding``.
 
@@ -252,7 +258,7 @@ def load_weights(setting: str, where: str, shapes: Params, axes: sharding.Axes) 
     Raises:
       config.ConfigError: nothing there, damaged, or weights of another network.
     """
-    path = pathlib.Path(where).expanduser()
+    path = locate(where)
     # Of a checkpoint each process and device reads its own pieces only, for Orbax is told where they lie.
     like = sharding.describe(shapes, axes)
     try:
@@ -263,7 +269,6 @@ def load_weights(setting: str, where: str, shapes: Params, axes: sharding.Axes) 
 
 def _read_card(path: pathlib.Path, like: Params) -> Params:
     """Reads our own form leaf by leaf, each to the dtype and place of that leaf in ``like``."""
-    read_config(path, describe(path))  # of a class and with fields that this version knows
     _refuse_another_network(path, like)
     wanted = flatten(like)
 
