@@ -24,8 +24,8 @@ sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 from launch import command, flags
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-SHIPPED = {"policy_weights": "tabletop_policy"}
-"""Where nobody names a run: ``configs/pace.py:pretrained``, but with the policy that has learned already."""
+EPISODES = 64
+"""True episodes out of which start states are chosen where nobody names a run."""
 
 
 def main() -> None:
@@ -74,13 +74,18 @@ def main() -> None:
 
 
 def make_run(folder: pathlib.Path) -> None:
-    """Begins a run with the networks that come with the package, as far as somebody can play in it."""
+    """Begins a run with the networks that come with the package, as far as somebody can play in it.
+
+    It is that of ``configs/pace.py:pretrained``, but with the policy that has learned already.
+    """
     from wovr_jax import pace
     from wovr_jax.core import config
     from wovr_jax.run.folder import Run
     from wovr_jax.run.recipe import Recipe
 
-    recipe = config.from_dict(Recipe, command.load_config("pace", "pretrained") | SHIPPED)
+    settings = command.load_config("pace", "pretrained")
+    settings["policy_weights"], settings["collect"]["first"] = "tabletop_policy", EPISODES
+    recipe = config.from_dict(Recipe, settings)
     with contextlib.closing(Run(folder, config.to_dict(recipe))) as run:
         # The policy plays true episodes, whose failures are where it is interesting to begin.
         pace.pace(recipe, run, pace.Job("starts-0", measured=()))

@@ -395,7 +395,7 @@ def test_the_notebook_of_the_whole_loop_runs(
     reference: Reference, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the finished run of the smallest size."""
-    monkeypatch.setattr("configs.pace.get_config", lambda: ConfigDict(reference.settings))
+    monkeypatch.setattr("configs.pace.get_config", lambda preset: ConfigDict(reference.settings))
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "pace").symlink_to(reference.folder)
     names = run_cells("01_pace_on_a_laptop.ipynb", tmp_path, monkeypatch)
