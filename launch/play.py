@@ -53,7 +53,7 @@ def main() -> None:
         if not args.run:
             make_run(folder)
         source = open_run(folder, args.round, args.world)
-        print(f"{source.name}: {source.policy_stage} in world-{source.world_round}", file=sys.stderr)
+        print(f"{source.name}: {source.policy_stage} in {source.world_name}", file=sys.stderr)
         if source.sim is None:
             what = "the true simulator of LIBERO cannot be played in this version; the world model can"
             print(f"{source.name}: {what}", file=sys.stderr)

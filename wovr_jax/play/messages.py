@@ -41,7 +41,7 @@ def describe(source: Source, most_chunks: int) -> dict[str, Any]:
         "run": source.name,
         "suite": source.suite,
         "policy": source.policy_stage,
-        "world": f"world-{source.world_round}",
+        "world": source.world_name,
         "threshold": None if judge is None else judge.threshold,
         "apart": APART,
         "chunk": source.world_cfg.chunk,

@@ -63,7 +63,8 @@ async function greet(hello) {
   }
   $("keys-high").hidden = !("up_high" in hello.moves);
   $("temperature").max = Math.max(2, hello.temperature);
-  const learned = hello.policy === "sft" ? "imitates demonstrations; it samples" : "learned on imagined frames, sampling";
+  const made = { sft: "imitates demonstrations; it samples", grpo: "learned on imagined frames; it samples" };
+  const learned = made[hello.policy.split("-")[0]] || "samples";
   $("about-policy").textContent = `${hello.policy} ${learned} at temperature ${hello.temperature}. A robot would be greedy.`;
   const judged = hello.threshold === null ? "no judge yet" : `the judge's threshold is ${hello.threshold.toFixed(2)}`;
   $("facts").textContent = `Run ${hello.run}, ${hello.suite}. Policy ${hello.policy}, world model ${hello.world}; ${judged}. ` +

@@ -89,7 +89,7 @@ class Rollouts:
         if source.judge is None:
             raise PlayError(f"{source.name}: --rows needs a success classifier, and none is trained yet.")
         self.source, self.rows, self._judge = source, rows, source.judge
-        self.name, self.starts = f"world-{source.world_round}", len(source.starts)
+        self.name, self.starts = source.world_name, len(source.starts)
         self.threshold = float(source.judge.threshold)
         self._step = jax.jit(self._step_rows)
 

@@ -60,7 +60,7 @@ class Source:
       prompt_KL: (tasks, L) int32 prompt tokens of every instruction.
       sim: the true simulator; None where it is no compiled program (LIBERO).
       codec: between action tokens and environment actions.
-      policy, policy_stage: plain weights, and the stage that made them.
+      policy, policy_stage: plain weights, and the stage that made them; the name of those that the run was given.
       world_cfg, world, world_round: the world model with its VAE's statistics, its weights, the round of its training.
       judge: the success classifier that was trained on it; None where that is not finished yet.
       starts: where episodes may begin, host arrays.
@@ -80,6 +80,12 @@ class Source:
     world_round: int
     judge: Judge | None
     starts: Starts
+
+    @property
+    def world_name(self) -> str:
+        """The stage that made the world model, or the name of the weights that the run was given."""
+        given = not self.recipe.world_train.steps
+        return pathlib.Path(self.recipe.world_weights).stem if given else f"world-{self.world_round}"
 
 
 def open_run(folder: str | os.PathLike, round_: int | None = None, world_round: int | None = None) -> Source:
@@ -200,11 +206,11 @@ def _read_policy(folder: pathlib.Path, recipe: Recipe, round_: int | None, key: 
         has = ", ".join(f"round {k} ({stages[k]})" for k in sorted(stages)) or "none yet"
         raise PlayError(f"{folder}: expected {wanted}, found {has}. Let the run go on, or choose one with --round.")
     chosen = max(stages) if round_ is None else round_
+    name, use = stages[chosen], vla.for_use(recipe.policy)
     if chosen == 0 and not recipe.sft.steps:
         params = start_policy(recipe.policy, recipe.policy_weights, recipe.towers, assets_folder(recipe), key)
-    else:
-        params = load_policy(recipe.policy, folder / "stages" / stages[chosen])
-    return vla.for_use(recipe.policy)(params), stages[chosen]
+        return use(params), pathlib.Path(recipe.policy_weights).stem
+    return use(load_policy(recipe.policy, folder / "stages" / name)), name
 
 
 def _read_starts(folder: pathlib.Path, recipe: Recipe, world_round: int) -> tuple[Starts, tuple[str, ...]]:
