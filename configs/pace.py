@@ -127,14 +127,15 @@ def tiny(settings):
 
 
 def pretrained(settings):
-    """For the impatient: base policy, world model and classifier as a run of an hour left them; only the policy learns.
+    """For the impatient: base policy, newest world model and classifier of another run; only the policy learns.
 
     The parts come with the package, from ``--config=configs/pace.py --config.seed=20``. Its 576 true episodes, of which
     the world model was made, are not in this run's budget.
 
     Command:   python launch/train.py --config=configs/pace.py:pretrained
     Hardware:  two CPU cores, 3 GB of memory; no downloads
-    Expect:    EXPECT
+    Expect:    the base at 0.50 and 0.57, then 0.58 and 0.60, sampled and greedy (512 layouts, one run); 9 min 20 s on
+               one busy core, of which the eight updates took 7 min 30 s
     """
     settings.seed = 20  # the statistics of these demonstrations say what the policy's tokens mean
     settings.update(policy_weights="tabletop_base", world_weights="tabletop_world", reward_weights="tabletop_reward")
