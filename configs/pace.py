@@ -130,7 +130,7 @@ def pretrained(settings):
     """For the impatient: base policy, newest world model and classifier of another run; only the policy learns.
 
     The parts come with the package, from ``--config=configs/pace.py --config.seed=20``. Its 576 true episodes, of which
-    the world model was made, are not in this run's budget.
+    the world model was made, are not in this run's ledger.
 
     Command:   python launch/train.py --config=configs/pace.py:pretrained
     Hardware:  two CPU cores, 3 GB of memory; no downloads

@@ -157,8 +157,7 @@ def read_path(text: str) -> pathlib.Path:
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError as error:  # a container's user without an entry in /etc/passwd
-        what = f"{text}: there is no home folder for ~ ($HOME is not set); write the whole path"
-        raise argparse.ArgumentTypeError(what) from error
+        raise argparse.ArgumentTypeError(f"{text}: ~ needs $HOME, which is not set; write the whole path") from error
 
 
 def load_config(file: str, preset: str) -> dict[str, Any]:

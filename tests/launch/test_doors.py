@@ -289,7 +289,7 @@ def test_a_user_without_a_home_is_told_to_write_whole_paths(monkeypatch, opened,
     monkeypatch.setattr(pathlib.Path, "expanduser", no_home)
     status, _, err = opened(door, *words)
     assert status == command.Parser.misuse_status or (door == "train.py" and status == 1)
-    assert "there is no home folder for ~ ($HOME is not set); write the whole path" in err
+    assert "~ needs $HOME, which is not set; write the whole path" in err
 
 
 @pytest.mark.parametrize(

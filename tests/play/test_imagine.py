@@ -34,7 +34,9 @@ def test_films_begin_with_the_recording_and_follow_its_actions(
     session.begin(2, 0, 3)
     np.testing.assert_array_equal(programs.source.starts.anchor_KHWC[2], before.frame_SHWC[0])
     chunk = session.step(before.action_SA[: programs.chunk])
-    np.testing.assert_array_equal(film.frame_SHWC[1 : programs.chunk + 1], chunk.imagined_THWC)
+    # Another program, whose last digits may round to the next of 256 levels.
+    apart = film.frame_SHWC[1 : programs.chunk + 1].astype(int) - chunk.imagined_THWC
+    assert np.abs(apart).max() <= 1 and (apart != 0).mean() < 0.01
     assert chunk.prob_T is not None
     np.testing.assert_array_equal(film.success_S[1 : programs.chunk + 1], chunk.prob_T > THRESHOLD)
     # And a person says from where it lies.

@@ -104,8 +104,10 @@ def test_weights_beyond_float16_are_refused(tmp_path):
 
 def test_the_assets_of_a_suite_are_small():
     for suite in ("tabletop", "relay"):
-        sizes = [path.stat().st_size for path in native.FOLDER.glob(f"{suite}_*.safetensors")]
-        assert len(sizes) == 3 and sum(sizes) < 3e6
+        parts = [native.FOLDER / f"{suite}_{name}.safetensors" for name in ("vae", "dinov2", "siglip")]
+        assert sum(path.stat().st_size for path in parts) < 3e6
+    # With what a run of the table has learned, which play and the impatient begin with.
+    assert sum(path.stat().st_size for path in native.FOLDER.glob("*.safetensors")) < 14e6
 
 
 # Leaf by leaf ----------------------------------------------------------------------------------------------------

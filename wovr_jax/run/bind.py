@@ -100,9 +100,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
 
     # A policy that begins with weights of its own brings its towers.
-    parts = [*filter(None, [recipe.vae]), *(() if recipe.policy_weights else recipe.towers)]
-    weights = filter(None, (recipe.policy_weights, recipe.world_weights, recipe.reward_weights))
-    pretrained = [*(folder / f"{name}.json" for name in parts), *map(native.locate, weights)]
+    pretrained = [*filter(None, [recipe.vae]), *(() if recipe.policy_weights else recipe.towers)]
 
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
@@ -115,7 +113,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         env=env,
         codec=codec,
         act=act,
-        count_pretraining=functools.partial(count_pretraining, run, pretrained),
+        count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
         begin=functools.partial(begin_online, recipe),
         explore=arena.explore if recipe.dream.world == "true" else None,
         demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),

@@ -269,6 +269,7 @@ def load_weights(setting: str, where: str, shapes: Params, axes: sharding.Axes) 
 
 def _read_card(path: pathlib.Path, like: Params) -> Params:
     """Reads our own form leaf by leaf, each to the dtype and place of that leaf in ``like``."""
+    read_config(path, describe(path))  # of a class and with fields that this version knows
     _refuse_another_network(path, like)
     wanted = flatten(like)
 

@@ -131,10 +131,14 @@ def draw(key: Array, data: Source, size: int, train: WorldTrainConfig) -> Batch:
     return data.take(sample_rows(k_row, size, data.starts, data.count, train.start_share), static_B)
 
 
-@functools.cache
 def network(cfg: WorldConfig, adapters: DiTLoRA | None) -> Pure:
     """The transformer as training runs it: with ``adapters`` beside its layers, if any."""
-    return Pure(lambda rngs: lora.adapt(DiT(cfg.dit, rngs=rngs), adapters)) if adapters else networks(cfg)[0]
+    return networks(cfg)[0] if adapters is None else _adapted(cfg, adapters)
+
+
+@functools.cache
+def _adapted(cfg: WorldConfig, adapters: DiTLoRA) -> Pure:
+    return Pure(lambda rngs: lora.adapt(DiT(cfg.dit, rngs=rngs), adapters))
 
 
 def loss(

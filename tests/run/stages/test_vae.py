@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from wovr_jax.core import disk
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.stages import vae as stage
 from wovr_jax.run.stages.episodes import Demonstrations
@@ -48,8 +47,7 @@ def test_a_vae_of_ones_own(tmp_path):
 
 def test_the_package_says_what_its_parts_have_seen(tmp_path: pathlib.Path) -> None:
     run = Run(tmp_path / "run", {})
-    names = ("tabletop_vae", "tabletop_dinov2", "tabletop_siglip")
-    facts = stage.count_pretraining(run, [native.FOLDER / f"{name}.json" for name in names]).facts
+    facts = stage.count_pretraining(run, native.FOLDER, ["tabletop_vae", "tabletop_dinov2", "tabletop_siglip"]).facts
     assert facts["parts"]["tabletop_vae"] == {"steps": 1600, "frames": 1600 * 8 * 13}
     assert facts["parts"]["tabletop_siglip"] == {"steps": 2500, "frames": 2500 * 64}
     for name, per in (("vae", 13), ("dinov2", 1), ("siglip", 1)):
@@ -57,13 +55,3 @@ def test_the_package_says_what_its_parts_have_seen(tmp_path: pathlib.Path) -> No
         train, seen = about["training"], about["seen"]
         assert seen == {"steps": train["steps"], "frames": train["steps"] * train["batch"] * per}
     assert run.ledger()["pretrained"]["pretrained_frames"] == 166_400 + 2 * 160_000 and not facts["said"]
-
-
-def test_what_weights_from_outside_have_seen_is_counted_or_said_to_be_unknown(tmp_path: pathlib.Path) -> None:
-    run = Run(tmp_path / "run", {})
-    paths = [native.locate("tabletop_vae"), native.locate(str(tmp_path / "dit.json")), tmp_path / "policy"]
-    disk.write_json(tmp_path / "dit.json", {"config_class": "", "config": {}, "sha256": ""})
-    (tmp_path / "dit.safetensors").touch()
-    facts = stage.count_pretraining(run, paths).facts
-    assert facts["pretrained_frames"] == 166_400
-    assert facts["said"] == "what dit, policy saw in pretraining is not written beside it and not counted"

@@ -80,12 +80,11 @@ def open_vae(
     return run.stage(NAME, make, lambda folder: _load(cfg, NAME, folder))
 
 
-def count_pretraining(run: Run, paths: Sequence[pathlib.Path]) -> Product[None]:
-    """Writes down what the networks at ``paths`` saw before the run, as their files say: steps and frames."""
+def count_pretraining(run: Run, folder: pathlib.Path, names: Sequence[str]) -> Product[None]:
+    """Writes down what the pretrained parts ``names`` in ``folder`` have seen, as their files say: steps and frames."""
 
     def make(_: pathlib.Path) -> dict[str, Any]:
-        # Only our own form says it; a checkpoint of another run does not.
-        parts = {path.stem: native.describe(path).get("seen") if path.suffix == ".json" else None for path in paths}
+        parts = {name: native.describe(folder / f"{name}.json").get("seen") for name in names}
         unknown = ", ".join(name for name, seen in parts.items() if not seen)
         return {
             "parts": parts,
