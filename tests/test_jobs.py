@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from configs import pace as presets
 from tests.small_run import save_parts, small_settings
 from wovr_jax import pace
 from wovr_jax.core.config import from_dict
@@ -99,3 +100,15 @@ def test_a_job_whose_last_stage_these_settings_do_not_have_is_refused(
     settings = small_settings(parts, pace=False)
     with pytest.raises(RunError, match="with these settings no stage is called 'world-1', which should be last"):
         pace.pace(from_dict(Recipe, settings), Run(tmp_path / "run", settings), pace.Job("world-1", ()))
+
+
+@pytest.mark.parametrize("stage", ["world-0", "reward-0"])
+def test_a_job_that_waits_for_a_part_that_is_given_is_refused_before_its_first_stage(
+    pretended: None, parts: pathlib.Path, tmp_path: pathlib.Path, stage: str
+) -> None:
+    """It would run the whole loop and only then find that there is no such stage."""
+    settings = presets.get_config("pretrained").to_dict()
+    run = Run(tmp_path / "run", settings)
+    with pytest.raises(RunError, match=f"no stage is called '{stage}', which should be last"):
+        pace.pace(from_dict(Recipe, settings), run, pace.Job(stage, ()))
+    assert not run.facts

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import gc
 import json
 import pathlib
 import shutil
@@ -31,6 +32,7 @@ from wovr_jax.data import starts as start_states
 from wovr_jax.data.batches import NoDataError
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.nn.functional import Pure
+from wovr_jax.policy import vla
 from wovr_jax.report import page, tables
 from wovr_jax.run.bind import Products, bind_stages
 from wovr_jax.run.folder import MARK, Run, RunError
@@ -41,6 +43,7 @@ from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.studies.variants import merge_settings
 from wovr_jax.train import loop
 from wovr_jax.weights import native
+from wovr_jax.world.model import networks
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +57,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The uninterrupted run: settings, folder, results, and what each stage compiled."""
+    """The uninterrupted run: settings, folder, results, what each stage compiled, and networks that lay idle then."""
 
     settings: dict[str, Any]
     folder: pathlib.Path
     results: dict[str, Any]
     compiled: dict[str, collections.Counter[str]]
+    idle: dict[str, int]
 
     @functools.cached_property
     def made(self) -> Products:
@@ -73,26 +77,41 @@ def reference(parts: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> 
     settings, folder = small_settings(parts), tmp_path_factory.mktemp("reference") / "run"
     jax.clear_caches()  # programs are kept for the whole process, whichever test had them compiled
     with pytest.MonkeyPatch.context() as patch:
-        compiled = _count_by_stage(patch)
+        compiled, idle = _count_by_stage(patch)
         results = run_whole(settings, folder)
-    return Reference(settings, folder, results, compiled)
+    return Reference(settings, folder, results, compiled, idle)
 
 
-def _count_by_stage(patch: pytest.MonkeyPatch) -> dict[str, collections.Counter[str]]:
-    """Fills the dictionary that it returns; what a stage asks of an earlier one counts there only."""
+def _count_kernels() -> int:
+    """Returns how many of the largest kernels of policy and transformer lie on the devices."""
+    recipe = from_dict(Recipe, small_settings(pathlib.Path()))
+    shapes = (vla.network(recipe.policy).shapes(), networks(recipe.world)[0].shapes())
+    largest = {max(jax.tree.leaves(one), key=lambda leaf: leaf.size).shape for one in shapes}
+    return sum(leaf.shape in largest for leaf in jax.live_arrays())
+
+
+def _count_by_stage(patch: pytest.MonkeyPatch) -> tuple[dict[str, collections.Counter[str]], dict[str, int]]:
+    """Fills the dictionaries that it returns: programs compiled, where what a stage asks of an earlier one counts there
+    only; and large kernels on the devices when the stage begins, that were not there before the run."""
     compiled: dict[str, collections.Counter[str]] = {}
+    idle: dict[str, int] = {}
     outer = [collections.Counter[str]()]
-    make_stage = Run._make
+    make_stage, before = Run._make, _count_kernels()
 
     def counting(run: Run, name: str, make: Callable, folder: pathlib.Path) -> None:
+        def begin(folder: pathlib.Path) -> Any:
+            gc.collect()
+            idle[name] = _count_kernels() - before
+            return make(folder)
+
         outer.append(collections.Counter())
         with count_compiles() as seen:
-            make_stage(run, name, make, folder)
+            make_stage(run, name, begin, folder)
         compiled[name] = seen - outer.pop()
         outer[-1] += seen
 
     patch.setattr(Run, "_make", counting)
-    return compiled
+    return compiled, idle
 
 
 def test_the_whole_loop_runs_and_reports(reference: Reference) -> None:
@@ -160,6 +179,12 @@ def test_a_stage_compiles_its_programs_once_and_a_round_reuses_them(reference: R
         # too, but by a program of their own: imagination and update are compiled once.
         "reward-1": {"step": 1},
     }
+
+
+def test_no_idle_network_lies_on_the_devices_when_a_stage_begins(reference: Reference) -> None:
+    """On one device the 15 GB of a full-size policy are what the training of the world model does not have."""
+    assert len(reference.idle) > 15
+    assert {stage: count for stage, count in reference.idle.items() if count} == {}
 
 
 # --- interruptions --------------------------------------------------------------------------

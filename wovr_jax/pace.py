@@ -23,7 +23,7 @@ from wovr_jax.core import config, history, machine, sharding
 from wovr_jax.core.disk import write_json
 from wovr_jax.report.results import Results, summarize
 from wovr_jax.run.bind import Products, bind_stages
-from wovr_jax.run.folder import Run
+from wovr_jax.run.folder import Run, RunError
 from wovr_jax.run.recipe import Recipe
 
 
@@ -71,12 +71,12 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
     asked = job.until.partition("-")[0]
     judges = recipe.dream.reward == "learned" or asked == "reward"
     imagines = judges or recipe.dream.world != "true" or asked == "world"
+    judged, imagined = judges and recipe.reward_train.steps, imagines and recipe.world_train.steps
     # True episodes are for whoever learns from them; where all of imagination is given, nobody does.
-    collects = asked == "collect" or bool(
-        (imagines and recipe.world_train.steps)
-        or (judges and recipe.reward_train.steps)
-        or not (online or recipe.start_states)
-    )
+    collects = asked == "collect" or bool(imagined or judged or not (online or recipe.start_states))
+    # What is given has no stage, and a run that waits for its end would do everything else first.
+    if not {"world": imagined, "reward": judged, "sft": recipe.sft.steps}.get(asked, True):
+        raise RunError(f"{run.folder}: with these settings no stage is called {job.until!r}, which should be last.")
 
     with run.stop_after(job.until):
         # What comes from outside was paid for as well.

@@ -13,10 +13,12 @@ import pytest
 
 from tests.bridge import openvla_reference as torch_policy
 from tests.bridge.layouts import openvla_folder, same
-from tests.export.robots import KEY, TASKS, imported
+from tests.export.robots import KEY, TASKS, episode, imported
 from tests.launch.test_export import door  # noqa: F401 (a fixture)
 from wovr_jax.bridge import importer, torch_io
 from wovr_jax.bridge.sources import find, open_source
+from wovr_jax.core import checkpoint, config
+from wovr_jax.data import episodes as disk
 from wovr_jax.data import normalize
 from wovr_jax.export import contract, source, torch_folder
 from wovr_jax.export.robot import BundleError, Robot
@@ -61,6 +63,51 @@ def test_a_bundle_of_a_release_acts_as_the_release(door, ours, tmp_path):  # noq
     assert np.ptp(got, axis=0).max() > 0.1  # frames and instructions matter
     with pytest.raises(BundleError, match=r"'juggle': this policy was exported for 3: .*open the top drawer"):
         robot.act(frames.frame_KHWC[:1], ["juggle"])
+
+
+def begun_with(card, folder, **environment):
+    """A run folder whose policy began with an imported release and learned on, in ``environment``."""
+    cfg, params = native.load(card, put=lambda _, leaf: np.asarray(leaf, np.float32))
+    settings = {"policy": config.to_dict(cfg), "temperature": 1.6} | environment
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(settings))
+    learned = jax.tree.map(lambda leaf: leaf * np.float32(1.01), params)
+    checkpoint.save(folder / "stages" / "grpo-1" / "policy", learned)
+    for stage, seeds in (("demonstrations", range(6)), ("collect-0", range(10, 14))):
+        disk.write(folder / "stages" / stage / "episodes", (episode(i, 16, (12, 20)) for i in seeds))
+    for stage in (folder / "stages").iterdir():
+        (stage / "done.json").write_text('{"seconds": 1.0}')
+    return folder
+
+
+@pytest.mark.parametrize("where", ["libero", "recorded"])
+def test_a_run_that_began_with_a_release_goes_to_the_robot(door, ours, tmp_path, where):  # noqa: F811
+    """It reads instructions with the release's tokenizer, which a robot asks for more than the episodes show."""
+    card, episodes = ours
+    files = card.with_name("policy.rest") / "files"
+    libero = {"suite": "libero_goal", "release": str(files)}
+    robot = {"name": "mine", "instructions": [TASKS[0], "close the top drawer"], "release": str(files)}
+    run = begun_with(card, tmp_path / "run", **{where: libero if where == "libero" else robot})
+    found = source.from_run(run)
+    taught = source.from_import(card, episodes, key=KEY, instructions=["close the top drawer"])
+    for text in (TASKS[0], *(["close the top drawer"] if where == "recorded" else [TASKS[1]])):
+        ours_L, theirs_L = found.tokens(text), taught.tokens(text)
+        assert [*ours_L[ours_L != found.cfg.pad]] == [*theirs_L[theirs_L != found.cfg.pad]]
+    if where == "libero":  # scaled as the release's actions are
+        assert found.key == KEY and found.statistics[KEY] == taught.statistics[KEY]
+    else:  # a robot's own, as its policy was fine-tuned on them
+        assert found.key == "mine" and list(found.statistics) == ["mine"]
+    status, out, _ = door("--run", run, "--to", "jax", "--out", tmp_path / "robot", "--frames", 4)
+    assert status == 0 and "4 recorded frames, greedy: every action equal" in out
+    assert Robot.load(tmp_path / "robot").recipe["prompt"]["kind"] == "table"
+
+
+def test_a_run_whose_release_is_gone_says_so(ours, tmp_path):
+    card, _ = ours
+    libero = {"suite": "libero_goal", "release": "weights/goal/policy.rest/files"}
+    run = begun_with(card, tmp_path / "run", libero=libero)
+    with pytest.raises(source.SourceError, match=r"lies in weights/goal/policy\.rest/files, and that folder is not here"):
+        source.from_run(run)
 
 
 CARD = """

@@ -31,11 +31,11 @@ def test_episodes_take_their_best_frame():
 def test_reliability_by_hand():
     result = calibrate.reliability(np.array([0.1, 0.3, 0.4, 1.0]), np.array([0, 0, 1, 1]), bins=2)
     # below 0.5: mean 0.8 / 3, observed 1/3; above: 1.0 (which must not fall off the end) and 1
-    assert result.count == (3, 1) and result.edges == (0.0, 0.5, 1.0)
-    np.testing.assert_allclose(result.predicted, [0.8 / 3, 1.0])
-    np.testing.assert_allclose(result.observed, [1 / 3, 1.0])
-    np.testing.assert_allclose(result.error, (3 * (1 / 3 - 0.8 / 3) + 0) / 4)
-    assert calibrate.reliability(np.array([0.9]), np.array([1])).count[-1] == 1
+    assert result["count"] == [3, 1] and result["edges"] == [0.0, 0.5, 1.0]
+    np.testing.assert_allclose(result["predicted"], [0.8 / 3, 1.0])
+    np.testing.assert_allclose(result["observed"], [1 / 3, 1.0])
+    np.testing.assert_allclose(result["error"], (3 * (1 / 3 - 0.8 / 3) + 0) / 4)
+    assert calibrate.reliability(np.array([0.9]), np.array([1]))["count"][-1] == 1
 
 
 def test_rules_by_hand():

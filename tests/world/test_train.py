@@ -191,9 +191,11 @@ def test_only_adapters_are_trained_and_kept_and_folded_in_for_use():
     before, data, key = jax.device_get(params), latents(), jax.random.key(5)
     state, step = train.make(CFG, settings, params, data, key)
     held = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]}
-    assert all("lora_" in name for name in held if "kernel" in name or "lora" in name)
-    whole = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < whole  # adapters and two moments, less than one network
+    # Adapters, and the layers that read actions: a video model brings none, and nothing else is held.
+    assert all("lora_" in name or "'action_" in name for name in held if "kernel" in name or "bias" in name)
+    assert {name for name in params if name.startswith("action_")} == {"action_cross", "action_adaln"} < {*state.params}
+    held_blocks = sum(leaf.size for leaf in jax.tree.leaves(state.params["blocks"]))
+    assert held_blocks < 0.3 * sum(leaf.size for leaf in jax.tree.leaves(params["blocks"]))
 
     seen = []
     for i in range(30):
@@ -209,6 +211,43 @@ def test_only_adapters_are_trained_and_kept_and_folded_in_for_use():
     folded, old = (train.loss(CFG, plain, one, batch, k_loss)[0] for one in (merged, params))
     np.testing.assert_allclose(folded, beside, rtol=1e-4)
     assert abs(float(folded - old)) > 1e-3 * float(old)  # what was learned is in the merged weights
+    for name in ("action_cross", "action_adaln"):
+        jax.tree.map(np.testing.assert_array_equal, merged[name], state.result[name])
+        assert not np.array_equal(merged[name]["inner"]["kernel"], before[name]["inner"]["kernel"])
+
+
+def test_beside_adapters_a_transformer_learns_to_read_actions_that_it_never_saw():
+    """Fresh action layers beside released weights: with frozen ones the actions of a window would mean nothing."""
+    params = model.networks(CFG)[0].init(jax.random.key(0))
+    noise = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    # Whatever the action, the same comes out of layers that end in zeros.
+    zeros = {name: jax.tree.map(jnp.zeros_like, noise[name]["outer"]) for name in ("action_cross", "action_adaln")}
+    blind = noise | {name: noise[name] | {"outer": last} for name, last in zeros.items()}
+    settings = fake_world_train(steps=20, batch=8, lr=1e-2, static_share=0.0, lora=DiTLoRA.wan(rank=4))
+    state, step = train.make(CFG, settings, blind, latents(), jax.random.key(5))
+    for i in range(20):
+        state, _ = step(state, jnp.asarray(i, jnp.int32))
+    batch, plain = first_batch(), dataclasses.replace(settings, lora=None)
+    other = dataclasses.replace(batch, action_BFA=-batch.action_BFA)
+
+    def differs(params):
+        ours, theirs = (train.loss(CFG, plain, params, one, jax.random.key(9))[0] for one in (batch, other))
+        return abs(float(ours - theirs))
+
+    assert differs(blind) == 0.0
+    assert differs(train.merge_weights(settings, state.result, blind)) > 1e-4
+
+
+def test_adapters_of_every_layer_go_together_with_layers_that_are_trained_whole(dit_params):
+    settings = fake_world_train(steps=2, batch=8, lr=1e-2, lora=DiTLoRA(rank=2, targets=("action_*", "head")))
+    state, step = train.make(CFG, settings, dit_params, latents(), jax.random.key(5))
+    state, metrics = step(state, jnp.asarray(0, jnp.int32))
+    assert np.isfinite(float(metrics["loss"]))
+    assert {"kernel", "bias", "lora_a", "lora_b"} == set(state.params["action_cross"]["inner"])
+    merged = train.merge_weights(settings, state.result, dit_params)
+    batch, plain = first_batch(), dataclasses.replace(settings, lora=None)
+    beside = train.loss(CFG, settings, lora.join(dit_params, state.params), batch, jax.random.key(9))[0]
+    np.testing.assert_allclose(train.loss(CFG, plain, merged, batch, jax.random.key(9))[0], beside, rtol=1e-4)
 
 
 def test_adapters_without_a_layer_are_refused(dit_params):

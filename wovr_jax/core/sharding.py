@@ -293,11 +293,9 @@ def rows(size: int) -> tuple[np.ndarray, Callable[[Any], Any]]:
     mine = np.unique(np.concatenate([span(index) for index in cut.addressable_devices_indices_map((size,)).values()]))
 
     def put_leaf(leaf: np.ndarray) -> Any:
+        shape = (size, *leaf.shape[1:])
         # JAX asks for rows of the whole batch; ``leaf`` holds only ``mine``, in ascending order.
-        def rows_of(index: Any) -> np.ndarray:
-            return leaf[np.searchsorted(mine, span(index))]
-
-        return jax.make_array_from_callback((size, *leaf.shape[1:]), cut, rows_of)
+        return jax.make_array_from_callback(shape, cut, lambda index: leaf[np.searchsorted(mine, span(index))])
 
     return mine, lambda tree: jax.tree.map(put_leaf, tree)
 
@@ -320,7 +318,8 @@ def current() -> Mesh | None:
 def _spec(path: str, shape: tuple[int, ...], axes: Axes, over: Mesh | AbstractMesh) -> tuple[PartitionSpec, str]:
     """Returns where a leaf lies, and what is wrong with that (empty when nothing is)."""
     large = math.prod(shape) >= LARGE
-    names = next((names for pattern, names in axes if _fits(path, pattern)), None)
+    # The end of a path fits as well: the moments of a parameter are ``opt/0/mu/`` and the parameter's own path.
+    names = next((names for pattern, names in axes if fnmatch.fnmatchcase(f"/{path}", f"*/{pattern}")), None)
     if names is None:
         return PartitionSpec(), f"{path} {shape}: no line of AXES fits it" if large else ""
     if names and len(names) != len(shape):
@@ -332,11 +331,6 @@ def _spec(path: str, shape: tuple[int, ...], axes: Axes, over: Mesh | AbstractMe
         return PartitionSpec(), f"{path} {shape}: not divisible, {', '.join(sizes)}"
     # JAX wants even pieces. A small leaf costs nothing when an axis stays whole; a large one was refused above.
     return PartitionSpec(*(None if i in uneven else axis for i, axis in enumerate(mesh_axes))), ""
-
-
-def _fits(path: str, pattern: str) -> bool:
-    # The end of a path fits as well: the moments of a parameter are ``opt/0/mu/`` and the parameter's own path.
-    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}")
 
 
 def _uneven(size: int, pieces: int, shape: Any) -> str:

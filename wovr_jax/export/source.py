@@ -107,7 +107,7 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
       episodes: the episodes to replay; by default the newest that the run collected.
 
     Raises:
-      SourceError: when it is no run folder, or there is no such policy in it.
+      SourceError: when it is no run folder, there is no such policy in it, or the release that it began with is gone.
     """
     folder = pathlib.Path(folder).expanduser().absolute()
     settings = _read_settings(folder)
@@ -115,16 +115,23 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
     # Only the parts that are needed are read of config.json, so that a run of an older recipe can still be exported.
     cfg = config.from_dict(VLAConfig, settings["policy"], f"{folder / 'config.json'}: policy")
     # The vocabulary depends on the environment, and so does the entry's name in the statistics.
-    suite, robot = (settings.get("libero") or {}).get("suite", ""), settings.get("recorded") or {}
-    key = suite or robot.get("name") or ("relay" if settings.get("relay") else "tabletop")
-    words = getattr(Tokenizer, "libero" if suite else robot.get("words", key))()
-    # A run that began with a release has the release's tokenizer, whose files are with the import.
-    if words.vocab_size != cfg.vocab_size:
-        raise SourceError(
-            f"{folder}: its policy has {cfg.vocab_size} token ids, the embedded tokenizer {words.vocab_size}. "
-            "Only runs with the embedded tokenizer can be exported from their folder."
-        )
+    libero, robot = settings.get("libero") or {}, settings.get("recorded") or {}
+    key = libero.get("suite") or robot.get("name") or ("relay" if settings.get("relay") else "tabletop")
     demonstrations = folder / "stages" / DEMONSTRATIONS / "episodes"
+    recorded = pathlib.Path(episodes or _newest_rollouts(folder) or demonstrations).expanduser().absolute()
+    manifest = disk.manifest(recorded)
+    if release := libero.get("release") or robot.get("release"):
+        # A run that began with a release has its tokenizer; a task that no episode shows may be asked for all the same.
+        told = [task["instruction"] for task in manifest["tasks"].values()]
+        tokens, prompt = _make_table(_find_release(folder, release), cfg, [*robot.get("instructions", ()), *told])
+    else:
+        tokens, prompt = _use_words(folder, cfg, "libero" if libero else robot.get("words", key))
+    if libero.get("release"):
+        key, entry = _find_statistics(_find_release(folder, libero["release"]), key)
+        statistics = {key: entry}
+    else:
+        # Computed again as the run did it: from the demonstrations, never from later episodes.
+        statistics = normalize.statistics(disk.read(demonstrations), key)
     shapes = vla.network(cfg).shapes()
     facts = {name: Fact(tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in flatten_dotted(shapes).items()}
     # Numpy arrays as templates bring the checkpoint to the host; empty ones cost no memory until they are written.
@@ -141,16 +148,36 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
         cfg=cfg,
         facts=facts,
         leaves=leaves,
-        # Computed again as the run did it: from the demonstrations, never from later episodes.
-        statistics=normalize.statistics(disk.read(demonstrations), key),
+        statistics=statistics,
         key=key,
-        tokens=words.prompt,
-        prompt={"kind": "words", **dataclasses.asdict(words)},
-        frame=tuple(disk.manifest(demonstrations)["frame"]),
+        tokens=tokens,
+        prompt=prompt,
+        frame=tuple(manifest["frame"]),
         image=Processing.rlinf(cfg.dino.image),
         temperature=float(settings["temperature"]),
-        recorded=pathlib.Path(episodes or _newest_rollouts(folder) or demonstrations).expanduser().absolute(),
+        recorded=recorded,
     )
+
+
+def _find_release(folder: pathlib.Path, release: str) -> pathlib.Path:
+    """Returns the folder of the release that a run began with; a relative one begins where the command is given."""
+    if not (files := pathlib.Path(release).expanduser()).is_dir():
+        raise SourceError(
+            f"{folder} began with the release whose tokenizer lies in {release}, and that folder is not here. Give the "
+            "command where the run was started, or put the folder back."
+        )
+    return files
+
+
+def _use_words(folder: pathlib.Path, cfg: VLAConfig, name: str) -> tuple[Callable, dict[str, Any]]:
+    """Returns prompt tokens in the package's own words of that name, as a function and as a recipe has them."""
+    words = getattr(Tokenizer, name)()
+    if words.vocab_size != cfg.vocab_size:
+        raise SourceError(
+            f"{folder}: its policy has {cfg.vocab_size} token ids, the embedded tokenizer {words.vocab_size}, and its "
+            "settings name no release (libero.release, recorded.release) whose tokenizer has as many."
+        )
+    return words.prompt, {"kind": "words", **dataclasses.asdict(words)}
 
 
 def from_import(

@@ -126,13 +126,16 @@ def _draw(key: Array, shape: tuple[int, ...], cfg: LoRAConfig) -> Array:
 def merge(params: Params, adapters: Params, cfg: LoRAConfig) -> Params:
     """Returns the parameters of the plain network with the adapters folded in; other leaves are passed on.
 
+    What else lies in ``adapters``, layers that were trained whole beside them, takes the place of its own.
+
     The product and the sum are float32, whatever the dtype of the kernel, and rounded to it once.
 
     Raises:
       ValueError: when an adapter has no layer, or not its shape.
     """
     _check(params, adapters)
-    leaves, beside = _flatten(params), _flatten(adapters)
+    beside = _flatten(adapters)
+    leaves = _flatten(params) | {keys: leaf for keys, leaf in beside.items() if keys[-1] not in (DOWN, UP)}
     for (*above, name), down in beside.items():
         if name == DOWN:
             kernel = leaves[*above, "kernel"]

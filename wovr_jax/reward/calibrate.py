@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,25 +35,6 @@ class Rates:
     f1: float
     positives: int
     negatives: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Reliability:
-    """Predicted against observed success, bin by bin.
-
-    Attributes:
-      edges: bin edges from 0 to 1, one more than bins.
-      count: frames in each bin.
-      predicted: mean probability in each bin, 0 for an empty one.
-      observed: share of true successes in each bin, 0 for an empty one.
-      error: expected calibration error, ``|predicted - observed|`` weighted by count.
-    """
-
-    edges: tuple[float, ...]
-    count: tuple[int, ...]
-    predicted: tuple[float, ...]
-    observed: tuple[float, ...]
-    error: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +78,14 @@ def by_episode(prob_X: np.ndarray, label_X: np.ndarray, episode_X: np.ndarray) -
     return prob_E, label_E
 
 
-def reliability(prob_X: np.ndarray, label_X: np.ndarray, bins: int = 10) -> Reliability:
-    """Counts how often frames of a given probability are successes, in ``bins`` equal bins."""
+def reliability(prob_X: np.ndarray, label_X: np.ndarray, bins: int = 10) -> dict[str, Any]:
+    """Counts how often frames of a given probability are successes, in ``bins`` equal bins.
+
+    Returns:
+      plain numbers: ``edges`` of the bins, one more than bins; for each bin ``count``, its frames, ``predicted``, their
+      mean probability, and ``observed``, their share of true successes, both 0 where it is empty; ``error``, the
+      expected calibration error, ``|predicted - observed|`` weighted by count.
+    """
     prob_X, label_X = np.asarray(prob_X, np.float64), np.asarray(label_X, np.float64)
     edges = np.linspace(0.0, 1.0, bins + 1)
     count = np.histogram(prob_X, edges)[0]
@@ -106,9 +93,8 @@ def reliability(prob_X: np.ndarray, label_X: np.ndarray, bins: int = 10) -> Reli
     predicted, observed = (np.histogram(prob_X, edges, weights=x)[0] / np.maximum(count, 1) for x in (prob_X, label_X))
     # ECE: how far prediction and truth lie apart in a bin, over the frames. It says whether 0.7 means seven of ten.
     error = float((count * np.abs(predicted - observed)).sum() / max(count.sum(), 1))
-    # Plain numbers, so that the table goes into a JSON file as it is.
-    edges, count, predicted, observed = (tuple(column.tolist()) for column in (edges, count, predicted, observed))
-    return Reliability(edges, count, predicted, observed, error)
+    columns = {"edges": edges, "count": count, "predicted": predicted, "observed": observed}
+    return {name: column.tolist() for name, column in columns.items()} | {"error": error}
 
 
 def choose(

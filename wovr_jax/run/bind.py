@@ -66,6 +66,11 @@ class Products:
     rewards: list[Product[Judge]] = dataclasses.field(default_factory=list)
     starts: list[Product[Starts]] = dataclasses.field(default_factory=list)
 
+    def release(self) -> None:
+        """Gives up the networks that were read: each stage reads its own anew, and no idle one lies on the devices."""
+        for product in (*self.policies, *self.worlds, *self.rewards):
+            product.release()
+
 
 def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     """Gives every stage its own settings, and nothing else of the recipe; nothing is computed.
@@ -78,6 +83,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     # finished, must not shift what the stages after it draw.
     env, key = open_environment(recipe, run.folder), functools.partial(keys.key, recipe.seed)
     arena, prompt_KL, memory = env.arena, env.prompt_KL, recipe.world.slots
+    run.before_stage = made.release
     # Episodes that a training streams are larger than memory, so no other stage may take them there either.
     folder, lazily = assets_folder(recipe), recipe.world_train.latents == "stream"
     # Its statistics are read off the demonstrations, which need not be loaded before somebody acts.
@@ -100,7 +106,9 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
 
     # A policy that begins with weights of its own brings its towers.
-    pretrained = [*filter(None, [recipe.vae]), *(() if recipe.policy_weights else recipe.towers)]
+    names = filter(None, [recipe.vae, *(() if recipe.policy_weights else recipe.towers)])
+    weights = filter(None, [recipe.policy_weights, recipe.world_weights, recipe.reward_weights])
+    pretrained = [*(folder / f"{name}.json" for name in names), *map(native.locate, weights)]
 
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
@@ -113,7 +121,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         env=env,
         codec=codec,
         act=act,
-        count_pretraining=functools.partial(count_pretraining, run, folder, pretrained),
+        count_pretraining=functools.partial(count_pretraining, run, pretrained),
         begin=functools.partial(begin_online, recipe),
         explore=arena.explore if recipe.dream.world == "true" else None,
         demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
@@ -200,8 +208,8 @@ def open_environment(recipe: Recipe, folder: pathlib.Path = pathlib.Path()) -> E
     how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
     if cfg is None:
         suite = suite_of(recipe.embedded)
-        words, instructions = (robot.words, robot.instructions) if robot else (suite.name, suite.instructions)
-        prompt_KL = jnp.asarray(_read_words(policy, words, instructions))
+        asked = (robot.words, robot.instructions, robot.release) if robot else (suite.name, suite.instructions)
+        prompt_KL = jnp.asarray(_read_words(policy, *asked))
         if robot:
             return Environment(Recorded(robot, folder), prompt_KL, None)
         return Environment(Embedded(recipe.embedded, recipe.expert, **how, prompt_KL=prompt_KL), prompt_KL, None)

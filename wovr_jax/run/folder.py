@@ -68,6 +68,10 @@ class Product(Generic[T]):
         self._use = use
         return self
 
+    def release(self) -> None:
+        """Gives up ``value``; whoever asks for it again reads it again."""
+        self.__dict__.pop("value", None)
+
     @functools.cached_property
     def value(self) -> T:
         """The product, for whoever only uses it."""
@@ -94,6 +98,7 @@ class Run:
     """
 
     _lease: Any = None
+    before_stage: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], *, allow_change: bool = False):
         self.folder = pathlib.Path(folder).absolute()
@@ -222,6 +227,7 @@ class Run:
             # Tries that were interrupted have cost their seconds too.
             before = read_json(tried)["seconds"] if tried.exists() else 0.0
             processes.say(f"== {name}")
+            self.before_stage()
             begin, around_s, self._inside_s = time.perf_counter(), self._inside_s, 0.0
             try:
                 facts = dict(make(folder))

@@ -212,14 +212,11 @@ def replay(world: WorldConfig, reward: RewardConfig | None = None) -> Callable[.
     Without a classifier (``reward`` None, and None for its weights) the success probabilities are zero.
     """
 
-    # For the films of a world model's training, before which there is no judge.
-    def unscored(frame_BTHWC: Array, task_B: Array, truth_BT: Array | None) -> Array:
-        del task_B, truth_BT
-        return jnp.zeros(frame_BTHWC.shape[:2])
-
     @jax.jit
     def replay(params: Params, reward_params: Params | None, start: Start, action_BNTA: Array, key: Array) -> Imagined:
-        score = unscored if reward is None or reward_params is None else classifier.score(reward, reward_params)
+        # Zeros for the films of a world model's training, before which there is no judge.
+        judge = classifier.score(reward, reward_params) if reward and reward_params else None
+        score = judge or (lambda frame_BTHWC, *_: jnp.zeros(frame_BTHWC.shape[:2]))
         model = world_model.world(world, params)
         return imagine(action_BNTA, model, score, start, key, chunks=action_BNTA.shape[1], video=True)
 

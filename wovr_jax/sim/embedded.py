@@ -103,13 +103,10 @@ def roll(state: Any, action_SA: Array, sim: Simulator) -> Any:
 
 def replay(seed_B: Array, action_BSA: Array, step_B: Array, sim: Simulator) -> Any:
     """Returns the states after ``step_B`` actions of recorded episodes: how ``Start.sim`` is rebuilt."""
-    state = reset_batch(seed_B, sim)
-
-    def state_after(state: Any, action_SA: Array, count: Array) -> Any:
-        # All S + 1 states, then one of them: rows stop at different steps, and a program has one length.
-        return jax.tree.map(lambda leaf: leaf[count], _put_first(state, roll(state, action_SA, sim)))
-
-    return jax.vmap(state_after)(state, action_BSA, step_B)
+    # All S + 1 states, then one of them: rows stop at different steps, and a program has one length.
+    first_B = reset_batch(seed_B, sim)
+    state_BS = jax.vmap(lambda first, action_SA: _put_first(first, roll(first, action_SA, sim)))(first_B, action_BSA)
+    return jax.tree.map(lambda leaf: leaf[jnp.arange(len(step_B)), step_B], state_BS)
 
 
 def _put_first(first: Any, states_S: Any) -> Any:

@@ -5,7 +5,7 @@ noise to the memory latent and regresses the velocity of the future latents only
 schedule (WoVR, section 4.1; RLinf's DiffSynth-Studio fork, diffsynth/pipelines/wan_video_new.py
 ``training_loss`` and trainers/utils.py). A refresh (PACE) is the same training, started from
 the old weights, with part of each batch drawn from the old episodes. With ``lora`` only
-adapters are trained: state, gradient and checkpoint hold nothing else.
+adapters are trained, and the layers that read actions: state, gradient and checkpoint hold nothing else.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from wovr_jax.data.batches import sample_rows
 from wovr_jax.data.stream import StreamConfig
 from wovr_jax.nn import lora
 from wovr_jax.nn.functional import Pure
+from wovr_jax.train import optimizers
 from wovr_jax.train import step as train_step
-from wovr_jax.train.optimizers import TrainingConfig
 from wovr_jax.train.step import Objective, ReplayableStep, TrainState
 from wovr_jax.types import Array, Params
 from wovr_jax.world import flow, latents
@@ -37,7 +37,7 @@ from wovr_jax.world.model import WorldConfig, networks, sample
 
 @checked
 @dataclasses.dataclass(frozen=True)
-class WorldTrainConfig(TrainingConfig):
+class WorldTrainConfig(optimizers.TrainingConfig):
     """How the transformer is trained; a sample is a window.
 
     Attributes:
@@ -54,7 +54,8 @@ class WorldTrainConfig(TrainingConfig):
         on the same episodes; "fly" encodes each batch anew, where all latents would not fit; "stream" also
         reads its frames from disk, where they would not fit.
       stream: how it reads.
-      lora: trains these adapters only, beside weights that stay as they are; None trains everything.
+      lora: trains these adapters, beside weights that stay as they are, and the layers that read actions; None trains
+        everything.
       own_memory: steps of each round that follows, in which windows have a memory that the model imagined itself.
         At use every memory but the first is imagined, faults and all, and in the training proper none is: errors feed
         on themselves. So before each round the model imagines all episodes under their actions, and from what it then
@@ -211,11 +212,18 @@ def make(
 
 
 def pick_trained(train: WorldTrainConfig, dit_params: Params, key: Array) -> Params:
-    """Returns what is trained, before the first step: ``dit_params``, or adapters that change nothing yet."""
+    """Returns what is trained, before the first step: ``dit_params``, or adapters that change nothing yet.
+
+    Beside adapters the layers that read the actions, 1 % of a 5B transformer, are trained whole.
+    """
     if train.lora is None:
         return dit_params
     # Steps fold in 0 .. steps - 1, so this key is not a batch's.
-    return lora.init(jax.random.fold_in(key, train.steps), dit_params, train.lora)
+    adapters = lora.init(jax.random.fold_in(key, train.steps), dit_params, train.lora)
+    # In a video model that was never shown an action they begin at random, and no adapter mends that.
+    reads_actions = [name for name in dit_params if name.startswith("action_")]
+    whole = optimizers.split_frozen(dit_params, optimizers.find_frozen(dit_params, *reads_actions))[1]
+    return optimizers.merge_frozen(adapters, whole)
 
 
 def merge_weights(train: WorldTrainConfig, trained: Params, dit_params: Params) -> Params:

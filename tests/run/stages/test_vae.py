@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -47,7 +48,8 @@ def test_a_vae_of_ones_own(tmp_path):
 
 def test_the_package_says_what_its_parts_have_seen(tmp_path: pathlib.Path) -> None:
     run = Run(tmp_path / "run", {})
-    facts = stage.count_pretraining(run, native.FOLDER, ["tabletop_vae", "tabletop_dinov2", "tabletop_siglip"]).facts
+    names = ("tabletop_vae", "tabletop_dinov2", "tabletop_siglip")
+    facts = stage.count_pretraining(run, [native.FOLDER / f"{name}.json" for name in names]).facts
     assert facts["parts"]["tabletop_vae"] == {"steps": 1600, "frames": 1600 * 8 * 13}
     assert facts["parts"]["tabletop_siglip"] == {"steps": 2500, "frames": 2500 * 64}
     for name, per in (("vae", 13), ("dinov2", 1), ("siglip", 1)):
@@ -55,3 +57,17 @@ def test_the_package_says_what_its_parts_have_seen(tmp_path: pathlib.Path) -> No
         train, seen = about["training"], about["seen"]
         assert seen == {"steps": train["steps"], "frames": train["steps"] * train["batch"] * per}
     assert run.ledger()["pretrained"]["pretrained_frames"] == 166_400 + 2 * 160_000 and not facts["said"]
+
+
+def test_what_weights_from_outside_have_seen_is_counted_or_said(tmp_path: pathlib.Path) -> None:
+    """A released part says it, a card without that line is named, and a checkpoint has no card."""
+    silent = tmp_path / "dit.json"
+    card = native.describe(native.FOLDER / "tabletop_world.json")
+    silent.write_text(json.dumps({name: value for name, value in card.items() if name != "seen"}))
+    silent.with_suffix(".safetensors").write_bytes(b"")
+    cards = [native.FOLDER / "tabletop_world.json", silent, tmp_path / "stages" / "reward-0" / "reward"]
+    run = Run(tmp_path / "run", {})
+    facts = stage.count_pretraining(run, cards).facts
+    assert facts["parts"] == {"tabletop_world": card["seen"], "dit": None}
+    assert run.ledger()["pretrained"]["pretrained_frames"] == card["seen"]["frames"] == 1_920_000
+    assert facts["said"] == "what dit saw in pretraining is not written beside it and not counted"

@@ -128,9 +128,10 @@ def begin(
     """
     round_key = key(f"grpo-{round_ + 1}")
     network = cfg.network
+    # The policy first: for a moment it is there as it was stored and as it is held, and the world model need not be.
+    params = network.begin(policies[round_].load(), key("adapters", round_))
     # Without start states the arena itself begins its episodes.
     rollout = _explore(cfg, imagination) if imagination.starts is None else _dream(cfg, imagination)
-    params = network.begin(policies[round_].load(), key("adapters", round_))
     # The regulariser holds the policy to the base policy, not to the one that it was a round ago.
     reference = network.begin(policies[0].value, key("adapters", 0)) if cfg.learner.grpo.kl else None
     update = programs.update(cfg.learner, network.net, cfg.temperature)

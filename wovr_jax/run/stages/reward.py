@@ -8,8 +8,9 @@ on held-out episodes of both kinds.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -98,14 +99,17 @@ def fit_reward(
         # The program of the comparison, which scores as well; scores of the first weights, which nobody looks at.
         how = {"batch": collected.batch, "steps": steps, "judge": (cfg, first)}
         videos = programs.replay_episodes(world_cfg, world.value, episodes, prompt_KL, key("retold", round_), **how)
-        imagined = dict(zip(rows, _relabel(episodes, videos), strict=True))
+        # Imagined frames under the true labels of the episodes whose actions led to them: a classifier that sees them
+        # learns how far imagination is to be believed, not only what success looks like.
+        pairs, told = zip(rows, videos, strict=True), functools.partial(dataclasses.replace, actor="imagination")
+        imagined = {row: told(real[row], frame_SHWC=frames) for row, frames in pairs}
         params, facts = fit(cfg, train, first, real, imagined, key(name), name=name, log=run.log, folder=folder)
         checkpoint.save(folder / "reward", params)
         return facts | {"imagined_frames": sum(len(episode.action_SA) for episode in imagined.values())}
 
     # The threshold is a fact of the stage: a reader of the run folder needs no weights for it.
     params = run.stage(name, make, lambda folder: load_reward(cfg, folder))
-    return Product(lambda: Judge(params.value, params.facts["threshold"]), name, params.facts)
+    return Product(lambda: Judge(params.load(), params.facts["threshold"]), name, params.facts)
 
 
 def start_reward(cfg: RewardConfig, weights: str, instructions: Sequence[str], key: Keys) -> Params:
@@ -139,15 +143,6 @@ def start_reward(cfg: RewardConfig, weights: str, instructions: Sequence[str], k
 def load_reward(cfg: RewardConfig, folder: pathlib.Path) -> Params:
     """The classifier that a stage left in its folder."""
     return checkpoint.restore(folder / "reward", sharding.describe(classifier.network(cfg).shapes(), sharding.WHOLE))
-
-
-def _relabel(episodes: Sequence[Episode], videos: Iterable[np.ndarray]) -> list[Episode]:
-    """Imagined frames under the true labels of the episodes whose actions led to them.
-
-    A classifier that sees them learns how far imagination is to be believed, not only what success looks like.
-    """
-    pairs = zip(episodes, videos, strict=True)
-    return [dataclasses.replace(episode, frame_SHWC=frames, actor="imagination") for episode, frames in pairs]
 
 
 def fit(
@@ -246,6 +241,6 @@ def _judge(
         facts[kind] = {
             "frame": dataclasses.asdict(calibrate.rates(*pairs[kind], choice.threshold)),
             "episode": dataclasses.asdict(calibrate.rates(*whole[kind], choice.threshold)),
-            "reliability": dataclasses.asdict(calibrate.reliability(*pairs[kind])),
+            "reliability": calibrate.reliability(*pairs[kind]),
         }
     return facts

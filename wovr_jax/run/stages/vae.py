@@ -80,11 +80,11 @@ def open_vae(
     return run.stage(NAME, make, lambda folder: _load(cfg, NAME, folder))
 
 
-def count_pretraining(run: Run, folder: pathlib.Path, names: Sequence[str]) -> Product[None]:
-    """Writes down what the pretrained parts ``names`` in ``folder`` have seen, as their files say: steps and frames."""
+def count_pretraining(run: Run, cards: Sequence[pathlib.Path]) -> Product[None]:
+    """Writes down what pretrained parts have seen, as their ``cards`` say: steps and frames; a checkpoint has no card."""
 
     def make(_: pathlib.Path) -> dict[str, Any]:
-        parts = {name: native.describe(folder / f"{name}.json").get("seen") for name in names}
+        parts = {card.stem: native.describe(card).get("seen") for card in cards if card.suffix == ".json"}
         unknown = ", ".join(name for name, seen in parts.items() if not seen)
         return {
             "parts": parts,

@@ -94,7 +94,9 @@ def fit_world(
     Raises:
       NoDataError, ValueError: when the episodes give no window to train or to validate on.
     """
-    for_use = functools.partial(_for_use, vae)
+    def for_use(params: Params) -> Params:
+        return world_model.for_use(vae.value[0], params)
+
     if not train.steps:  # frozen: nothing is made, and weights from outside are not copied into the run
         return worlds[-1] if worlds else Product(lambda: {"dit": start(), "vae": vae.value[1]}).used_as(for_use)
     name = f"world-{round_}"
@@ -131,7 +133,7 @@ def fit_world(
             state, step = training.make(cfg, again, start_dit, recalled, key(own), replay=data)
             begun = dataclasses.replace(state, params=kept)  # where the training came to, not where it began
             kept = loop.fit(own, begun, step, steps, log=run.log, folder=folder / own).result
-        checkpoint.save(folder / ("dit" if train.lora is None else "adapters"), kept)  # adapters: 1 % of a 5B model
+        checkpoint.save(folder / ("dit" if train.lora is None else "adapters"), kept)  # adapters: 3 % of a 5B model
         final = _floats(measure(training.merge_weights(train, kept, start_dit)))  # of what is kept
         run.log.scalars(name, train.steps, final)
         return final | {"windows": data.count}
@@ -143,18 +145,13 @@ def fit_world(
     return run.stage(name, make, load).used_as(for_use)
 
 
-def _for_use(vae: Product[tuple[WorldConfig, Params]], params: Params) -> Params:
-    return world_model.for_use(vae.value[0], params)
-
-
 def load_world(cfg: WorldConfig, train: WorldTrainConfig, start: Callable[[], Params], folder: pathlib.Path) -> Params:
     """The transformer that a stage left in ``folder``, having started from ``start()``: adapters are folded in."""
     shapes = sharding.describe(world_model.networks(cfg)[0].shapes(), dit.AXES)
-    adapters = train.lora
-    if adapters is None:
+    if train.lora is None:
         return checkpoint.restore(folder / "dit", shapes)
     # By shapes: the weights that they sit beside are not read for that.
-    like = jax.eval_shape(lambda: lora.init(jax.random.key(0), shapes, adapters))
+    like = jax.eval_shape(functools.partial(training.pick_trained, train), shapes, jax.random.key(0))
     return training.merge_weights(train, checkpoint.restore(folder / "adapters", like), start())
 
 

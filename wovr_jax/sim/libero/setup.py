@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes.util
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -124,13 +123,13 @@ def download_assets() -> pathlib.Path:
     Raises:
       LiberoError: when the hub cannot be reached.
     """
+    import filelock
     from huggingface_hub import snapshot_download
 
     folder = downloaded()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name("assets.lock").open("w", encoding="utf-8") as lock:
-        # The system frees it when the process dies, whichever way.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # The system frees it when the process dies, whichever way.
+    with filelock.FileLock(folder.with_name("assets.lock")):
         # Another process may have downloaded them while this one waited for the lock.
         if all((folder / name).is_dir() for name in FOLDERS):
             return folder

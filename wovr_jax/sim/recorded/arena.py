@@ -44,7 +44,8 @@ class RecordedConfig:
       name: of the robot and its tasks, for manifests and action statistics.
       instructions: what the robot may be asked to do; a task's number is its place among them.
       success: what counts as a success, in a sentence for whoever labels.
-      words: the vocabulary in which the policy reads instructions (``policy.tokenizer``).
+      words: the vocabulary in which the policy reads instructions (``policy.tokenizer``), where there is no ``release``.
+      release: folder with the tokenizer of a released policy, for a run that starts from its weights.
       size: pixels of a square frame's side.
       steps: of the longest episode, a multiple of the policy's chunk.
       hz: actions in a second, from which minutes of robot time are counted.
@@ -56,6 +57,7 @@ class RecordedConfig:
     instructions: tuple[str, ...] = ()
     success: str = ""
     words: Literal["tabletop", "relay", "libero"] = "libero"
+    release: str = ""
     size: Count = 256
     steps: Count = 512
     hz: Positive = 10.0
