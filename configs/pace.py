@@ -7,7 +7,7 @@ Expect:    see docs/tabletop.md for times and success rates
 Presets: smoke and tiny (to check machines), pretrained (for the impatient: only the policy learns), relay (twelve
 chunks, four sub-goals), lora (RL of adapters), paper and rlinf (the two reference bundles); on the real LIBERO (make
 libero; docs/libero.md): libero_small, and from converted weights libero_spatial, libero_object, libero_goal, libero_10,
-with rlinf_release after it RLinf's world model as released.
+with rlinf_release after it RLinf's world model as released, and one_h100 or one_h200 last, for a single GPU.
 ``:libero_small,libero_smoke`` runs every stage of it with almost nothing in it. Each says below what it needs and
 what to expect.
 
@@ -62,7 +62,7 @@ def get_config(preset: str = ""):
     suites = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
     presets = {"smoke": smoke, "tiny": tiny, "lora": lora, "libero_small": libero_small, "libero_smoke": libero_smoke}
     presets |= {"relay": relay, "paper": paper, "rlinf": rlinf, "rlinf_release": rlinf_release}
-    presets["pretrained"] = pretrained
+    presets |= {"pretrained": pretrained, "one_h100": one_h100, "one_h200": one_h200}
     return common.with_preset(settings, preset, presets | {suite: on(suite) for suite in suites})
 
 
@@ -200,6 +200,41 @@ def rlinf(settings):
     settings.starts.deadline = False
 
 
+def one_h100(settings):
+    """After a suite or robot:franka, and after rlinf_release: all of it on one GPU of 80 GB, with adapters.
+
+    Policy and world model are trained by adapters of rank 32, the world model's action layers whole. Rates are those of
+    the trainers that adapters come from (RLinf's policy, DiffSynth-Studio's Wan), and there are half of the updates;
+    nothing else of the suite changes. Idle networks are not on the device when a stage begins.
+
+    Command:   python launch/train.py --config=configs/pace.py:libero_spatial,one_h100
+    Hardware:  one H100 of 80 GB, by the planner's account (docs/scaling.md); 128 GB of host memory; not run
+    Hours:     docs/scaling.md, by computation
+    """
+    _fit_one_gpu(settings, rows=8, microbatch=16)
+
+
+def one_h200(settings):
+    """As one_h100, in larger pieces: one GPU of 141 GB.
+
+    Command:   python launch/train.py --config=configs/pace.py:libero_spatial,one_h200
+    Hardware:  one H200 of 141 GB, by the planner's account (docs/scaling.md); 128 GB of host memory; not run
+    Hours:     docs/scaling.md, by computation
+    """
+    _fit_one_gpu(settings, rows=32, microbatch=32)
+
+
+def _fit_one_gpu(settings, rows, microbatch):
+    lora(settings)
+    settings.mesh = common.settings(data=1, fsdp=1)
+    settings.world.vae_rows = rows
+    settings.learner.microbatch = microbatch
+    settings.dream.updates = tuple(-(-count // 2) for count in settings.dream.updates)
+    if settings.world_train.steps:
+        settings.world_train.update(lora=common.settings(size="wan", rank=32), lr=1e-4)
+        settings.refresh.lr = 1e-4
+
+
 def rlinf_release(settings):
     """After libero_spatial, libero_object or libero_goal: what RLinf releases for the suite, and RLinf's own recipe.
 
@@ -301,41 +336,48 @@ def on(suite):
 
     def choose(settings):
         own = f"weights/{suite}"
-        settings.name, settings.temperature = suite, 1.6
+        full_size(settings)
+        settings.name = suite
         settings.libero = common.settings(
             suite=suite, steps=512, inits=(0, 50), train_inits=(), release=f"{own}/policy.rest/files", workers=32
         )
-        settings.policy.size, settings.policy_weights = "openvla_7b", f"{own}/policy.json"
-        settings.world.update(size="wan", vae_rows=32)
-        settings.world_weights = "weights/wan/dit.json"
-        settings.reward.size = "resnet18_task"
-        settings.assets, settings.vae, settings.towers = "weights/wan", "vae", ()
-        settings.mesh = common.settings(data=1, fsdp=8)
+        settings.policy_weights = f"{own}/policy.json"
         settings.collect.update(demonstrations=0, validation=0, first=1500, again=1000, retold=192, batch=16)
         settings.sft.steps = 0
-        settings.world_train.update(
-            optimizer="adamw",
-            steps=50_000,
-            batch=32,
-            lr=1e-5,
-            b2=0.999,
-            weighting="bump",
-            warmup=5,
-            schedule="constant",
-            start_share=0.05,
-            start_cap=250,
-            shift=0,
-            context_sigma=5 / 24,
-            latents="stream",
-        )
-        settings.refresh.update(steps=8_000, lr=1e-5)
-        settings.reward_train.update(steps=15_000, batch=256, lr=1e-4, stride=8, rule="fixed", threshold=0.5)
-        # Any change of the gripper: a sampled policy that failed goes on opening and closing until the horizon.
-        settings.starts.update(share=1 / 3, rule="gripper_event", before=24, least=8, each=1)
-        settings.dream.update(groups=32, chunks=32, updates=(400, 100), rates=(1.0,))
-        settings.online_groups = 0
-        settings.learner.update(lr=2e-5, warmup=0, minibatches=1, microbatch=32, weight_decay=0.01)
-        settings.learner.grpo = common.settings(size="rlinf", group=8)
         settings.evaluate.update(episodes=500, compare=64, closed=64, temperatures=(1.0,))
 
     return choose
+
+
+def full_size(settings):
+    """The released networks, and how they learn: what the suites of LIBERO and a robot share."""
+    settings.temperature = 1.6
+    settings.policy.size = "openvla_7b"
+    settings.world.update(size="wan", vae_rows=32)
+    settings.world_weights = "weights/wan/dit.json"
+    settings.reward.size = "resnet18_task"
+    settings.assets, settings.vae, settings.towers = "weights/wan", "vae", ()
+    settings.mesh = common.settings(data=1, fsdp=8)
+    settings.world_train.update(
+        optimizer="adamw",
+        steps=50_000,
+        batch=32,
+        lr=1e-5,
+        b2=0.999,
+        weighting="bump",
+        warmup=5,
+        schedule="constant",
+        start_share=0.05,
+        start_cap=250,
+        shift=0,
+        context_sigma=5 / 24,
+        latents="stream",
+    )
+    settings.refresh.update(steps=8_000, lr=1e-5)
+    settings.reward_train.update(steps=15_000, batch=256, lr=1e-4, stride=8, rule="fixed", threshold=0.5)
+    # Any change of the gripper: a sampled policy that failed goes on opening and closing until the horizon.
+    settings.starts.update(share=1 / 3, rule="gripper_event", before=24, least=8, each=1)
+    settings.dream.update(groups=32, chunks=32, updates=(400, 100), rates=(1.0,))
+    settings.online_groups = 0
+    settings.learner.update(lr=2e-5, warmup=0, minibatches=1, microbatch=32, weight_decay=0.01)
+    settings.learner.grpo = common.settings(size="rlinf", group=8)

@@ -1,16 +1,16 @@
 """Does it fit, and how long would it take? The programs of a run, compiled for devices that need not be there.
 
     python launch/plan.py --config=configs/pace.py:libero_spatial --topology=v5p:2x2x4 --config.mesh.fsdp=16
-    python launch/plan.py --config=configs/pace.py:libero_spatial,lora --topology=h200 --phases=update
+    python launch/plan.py --config=configs/pace.py:libero_spatial,one_h200 --topology=h200
     python launch/plan.py --config=configs/pace.py:libero_spatial --topology=v5e   on its smallest slice, found here
     python launch/plan.py --config=configs/pace.py --measure=5              on the devices that are here
     python launch/plan.py --config=configs/pace.py --json                   for a program: bytes and seconds
 
 It needs libtpu, which comes with "jax[tpu]" and compiles without a TPU; a program of the full-size networks takes it
-minutes. The phases are world (a step of the world model's training), imagine (the rollouts of one iteration of RL) and
-update (the policy's update on them). With one that does not fit comes what may be changed. Memory is what the compiler
-says; hours are computed from the operations of a phase at --efficiency of the devices' peak, and leave out the
-true simulator, data, and everything that is no matrix product.
+minutes. The phases are sft (a step of the base policy's imitation), world (a step of the world model's training),
+imagine (the rollouts of one iteration of RL) and update (the policy's update on them). With one that does not fit comes
+what may be changed. Memory is what the compiler says; hours are computed from the operations of a phase at --efficiency
+of the devices' peak, and leave out the true simulator, data, and everything that is no matrix product.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 ADVICE = {
+    "sft": "a larger mesh.fsdp, a smaller sft.batch, or adapters (configs/sft.py:lora_rlinf)",
     "world": "a larger mesh.fsdp, a smaller world_train.batch, or adapters (configs/world_model.py:lora)",
     "imagine": "a larger mesh.fsdp, fewer dream.groups, or a smaller world.vae_rows",
     "update": "a larger mesh.fsdp, a smaller learner.microbatch, or adapters (the preset lora)",
@@ -48,7 +49,7 @@ def main() -> None:
     parser = command.Parser(__doc__)
     command.add_config(parser, run=False)
     parser.add_argument("--topology", default="here", help="v5e:4x4, v5p:2x2x4, h200, h100:8; v5e: its smallest slice")
-    parser.add_argument("--phases", help="some of world,imagine,update; default all")
+    parser.add_argument("--phases", help="some of sft,world,imagine,update; default: what a run has")
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak for the hours (default 0.4)")
     parser.add_argument("--measure", type=int, default=0, metavar="N", help="run each phase N times on what is here")
     parser.add_argument("--json", action="store_true", help="for a program: nothing but JSON on stdout")
@@ -67,13 +68,14 @@ def main() -> None:
     with command.explain_errors("Stopped."):
         # Only now: importing jax takes seconds, a misspelt flag none.
         from wovr_jax.core import config
-        from wovr_jax.plan.phases import PHASES
+        from wovr_jax.plan.phases import PHASES, list_phases
         from wovr_jax.run.recipe import Recipe
 
-        phases = options.phases.split(",") if options.phases else list(PHASES)
+        recipe = config.from_dict(Recipe, request.settings)
+        phases = options.phases.split(",") if options.phases else list_phases(recipe)
         if unknown := set(phases) - set(PHASES):
             parser.error(f"--phases: expected some of {', '.join(PHASES)}, got {', '.join(sorted(unknown))}")
-        plan(config.from_dict(Recipe, request.settings), phases, options)
+        plan(recipe, phases, options)
 
 
 def plan(recipe: Recipe, phases: list[str], options: Any) -> None:

@@ -1,8 +1,9 @@
 """Describes the programs of a run and the shapes of what they are given, on a mesh; no number is computed.
 
 They are those that run, taken from where the run takes them (``train.step``, ``run.programs``) and lowered for shapes:
-the step that trains the world model, the imagination of one iteration of RL, the update of the policy on it. The size
-of data sets on the devices follows from the settings: as many episodes as are collected, each as long as it may be.
+the step that fine-tunes the base policy, the step that trains the world model, the imagination of one iteration of RL,
+the update of the policy on it. The size of data sets on the devices follows from the settings: as many episodes as are
+collected, each as long as it may be.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from wovr_jax.nn import lora
 from wovr_jax.nn.functional import narrow
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.train import RLPolicy, make_rl_policy
+from wovr_jax.policy.train import Demonstrations, RLPolicy, SFTObjective, make_rl_policy
 from wovr_jax.reward import classifier
 from wovr_jax.run import programs
 from wovr_jax.run.bind import improvement
@@ -84,6 +85,26 @@ class Placement:
     def key(self) -> Any:
         """Returns a random key."""
         return self.whole(jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def sft(recipe: Recipe, on: Placement) -> Phase:
+    """Describes a step of the base policy's imitation, on every step of the demonstrations."""
+    cfg, train, side = recipe.policy, recipe.sft, pixels(recipe)
+    objective = SFTObjective(cfg, train)
+
+    def begin(plain: Params) -> tuple[Params, train_step.TrainState]:
+        fixed, trained = objective.split(plain, jax.random.key(0))
+        return fixed, train_step.create(objective, trained)
+
+    fixed, state = on.place(jax.eval_shape(begin, vla.network(cfg).shapes()), vla.AXES)
+    # A sample begins at every step, and those of the first half chunk are there several times.
+    count = recipe.collect.demonstrations * (recipe.steps + (train.early - 1) * cfg.chunk // 2)
+    columns = (((side, side, 3), jnp.uint8), ((cfg.chunk, ACTION_DIM), jnp.int32), ((PROMPT,), jnp.int32))
+    data = Demonstrations(*(on.whole(jax.ShapeDtypeStruct((count, *shape), dtype)) for shape, dtype in columns))
+    number = on.whole(jax.ShapeDtypeStruct((), jnp.int32))
+    held = {"parameters": (state.params, state.ema, fixed), "optimizer": state.opt_state, "data": data}
+    program = train_step.compile_programs(objective).step
+    return Phase(program, (state, number, fixed, data, on.key()), held, {}, train.steps)
 
 
 def world(recipe: Recipe, on: Placement) -> Phase:
@@ -153,7 +174,18 @@ def update(recipe: Recipe, on: Placement) -> Phase:
     return Phase(program, (state, rollouts, on.key(), base), held, beside, sum(recipe.dream.updates))
 
 
-PHASES: dict[str, Callable[[Recipe, Placement], Phase]] = {"world": world, "imagine": dream, "update": update}
+PHASES: dict[str, Callable[[Recipe, Placement], Phase]] = {
+    "sft": sft,
+    "world": world,
+    "imagine": dream,
+    "update": update,
+}
+
+
+def list_phases(recipe: Recipe) -> list[str]:
+    """Returns the names of the phases that a run of this recipe has: what is given is not trained."""
+    idle = {"sft": not recipe.sft.steps, "world": not recipe.world_train.steps}
+    return [name for name in PHASES if not idle.get(name)]
 
 
 def _policy(recipe: Recipe, on: Placement) -> tuple[RLPolicy, learner.PolicyState]:
