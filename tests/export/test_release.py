@@ -106,7 +106,9 @@ def test_a_run_whose_release_is_gone_says_so(ours, tmp_path):
     card, _ = ours
     libero = {"suite": "libero_goal", "release": "weights/goal/policy.rest/files"}
     run = begun_with(card, tmp_path / "run", libero=libero)
-    with pytest.raises(source.SourceError, match=r"lies in weights/goal/policy\.rest/files, and that folder is not here"):
+    with pytest.raises(
+        source.SourceError, match=r"lies in weights/goal/policy\.rest/files, and that folder is not here"
+    ):
         source.from_run(run)
 
 

@@ -17,13 +17,16 @@ import pytest
 
 from tests.sizes import draw_world, fake_learner, fake_world_train
 from wovr_jax.core.sharding import ShardingError, mesh
+from wovr_jax.data import batches
 from wovr_jax.data import starts as start_states
 from wovr_jax.plan import chips, flops, measure
 from wovr_jax.plan import need as plan
 from wovr_jax.plan.need import GIB, _exhausted, need
-from wovr_jax.plan.phases import PHASES, Phase, Placement
+from wovr_jax.plan.phases import PHASES, PROMPT, Phase, Placement, list_phases
+from wovr_jax.policy import train as sft
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
+from wovr_jax.policy.train import SFTObjective
 from wovr_jax.policy.vla import VLAConfig
 from wovr_jax.reward.classifier import RewardConfig
 from wovr_jax.run import programs
@@ -55,8 +58,33 @@ def test_what_is_planned_are_the_programs_that_run() -> None:
     on, net = Placement(mesh(RECIPE.mesh)), vla.network(RECIPE.policy)
     objective = train.WorldObjective(RECIPE.world, RECIPE.world_train, (4,))
     assert PHASES["world"](RECIPE, on).program is train_step.compile_programs(objective).step
+    imitation = SFTObjective(RECIPE.policy, RECIPE.sft)
+    assert PHASES["sft"](RECIPE, on).program is train_step.compile_programs(imitation).step
     assert PHASES["update"](RECIPE, on).program is programs.update(RECIPE.learner, net, RECIPE.temperature)
     assert PHASES["imagine"](RECIPE, on).program is programs.dream(improvement(RECIPE), Codec(), RECIPE.world)
+
+
+def test_what_is_given_is_not_planned() -> None:
+    assert list_phases(RECIPE) == ["sft", "world", "imagine", "update"]
+    frozen = {"sft": dataclasses.replace(RECIPE.sft, steps=0), "policy_weights": "given"}
+    assert list_phases(dataclasses.replace(RECIPE, **frozen)) == ["world", "imagine", "update"]
+
+
+def test_the_planned_step_of_imitation_has_the_shapes_of_what_runs() -> None:
+    cfg, how, side = RECIPE.policy, dataclasses.replace(RECIPE.sft, early=3), RECIPE.size
+    seeds = np.arange(RECIPE.collect.demonstrations)
+    made = list(embedded.play_demonstrations(seeds, jax.random.key(0), RECIPE.expert, RECIPE.sim))
+    chunks = batches.sft_chunks(made, cfg.chunk, early=how.early)
+    data = sft.demonstrations(chunks, Codec(), np.zeros((3, PROMPT), np.int32))
+    state, _ = sft.make(cfg, how, vla.network(cfg).init(jax.random.key(0)), data, jax.random.key(1))
+    planned = PHASES["sft"](dataclasses.replace(RECIPE, sft=how), Placement(mesh(RECIPE.mesh)))
+
+    def describe(tree):
+        return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+
+    assert data.frame_BHWC.shape[1] == side
+    assert describe(planned.args[0]) == describe(state)
+    assert describe(planned.held["data"]) == describe(data)  # every episode of this table is as long as it may be
 
 
 def test_what_is_planned_has_the_shapes_of_what_runs() -> None:

@@ -17,12 +17,14 @@ import pytest
 from configs import grpo as grpo_job
 from configs import online_grpo as online_job
 from configs import pace as presets
+from configs import robot as robot_job
 from configs import world_model as world_job
 from configs import world_study as study_job
 from tests.run.asked import changed
 from wovr_jax import pace
 from wovr_jax.core import config, keys
 from wovr_jax.core.config import Between, ConfigError
+from wovr_jax.core.sharding import MeshConfig
 from wovr_jax.export.server import ServerConfig
 from wovr_jax.grpo import GRPOConfig
 from wovr_jax.play.server import PlayConfig
@@ -426,6 +428,29 @@ def test_the_released_parts_of_rlinf_are_a_preset(suite: str, head: str) -> None
     assert recipe.start_states and recipe.reward_weights and recipe.world_weights and recipe.rounds == 1
     assert recipe.reward == RewardConfig(head=head) and recipe.learner.grpo == GRPOConfig.rlinf(group=8)
     assert (recipe.reward_train.rule, recipe.reward_train.threshold, recipe.starts.share) == ("fixed", 0.5, 1 / 3)
+
+
+@pytest.mark.parametrize("gpu", ["one_h100", "one_h200"])
+@pytest.mark.parametrize("preset", ["libero_spatial", "libero_10", "libero_goal,rlinf,rlinf_release", "franka"])
+def test_one_gpu_is_a_preset_after_everything_of_full_size(preset: str, gpu: str) -> None:
+    """Nothing but adapters, pieces and the number of updates differs from what eight of them do."""
+    job = robot_job if preset == "franka" else presets
+    whole, one = (config.from_dict(Recipe, job.get_config(name).to_dict()) for name in (preset, f"{preset},{gpu}"))
+    assert one.mesh == MeshConfig() and one.learner.lora and one.learner.lora.rank == 32
+    assert bool(one.world_train.lora) == bool(whole.world_train.steps)
+    assert sum(one.dream.updates) * 2 == sum(whole.dream.updates)
+    changed = set(config.diff(config.to_dict(whole), config.to_dict(one)))
+    assert {name.partition(".")[0] for name in changed} <= {
+        "mesh",
+        "learner",
+        "world",
+        "world_train",
+        "refresh",
+        "dream",
+    }
+    assert {name for name in changed if name.startswith("world.")} <= {"world.vae_rows"}
+    # No GPU of a smaller kind is left with the pieces of a larger one.
+    assert one.world.vae_rows == {"one_h100": 8, "one_h200": 32}[gpu]
 
 
 def test_a_whole_rollout_from_a_keyframe_is_rlinfs_way_and_named() -> None:

@@ -208,7 +208,7 @@ def open_environment(recipe: Recipe, folder: pathlib.Path = pathlib.Path()) -> E
     how = {"seed": recipe.seed, "batch": recipe.collect.batch, "memory": recipe.world.slots}
     if cfg is None:
         suite = suite_of(recipe.embedded)
-        asked = (robot.words, robot.instructions, robot.release) if robot else (suite.name, suite.instructions)
+        asked = (robot.words, robot.instructions, robot.release) if robot else (suite.name, suite.instructions, "")
         prompt_KL = jnp.asarray(_read_words(policy, *asked))
         if robot:
             return Environment(Recorded(robot, folder), prompt_KL, None)

@@ -241,7 +241,7 @@ def merge_settings(settings: Mapping[str, Any], change: Mapping[str, Any]) -> Se
     # A copy: several variants are made from one reference.
     out = copy.deepcopy(dict(settings))
     for name, value in change.items():
-        out[name] = merge_settings(out.get(name, {}), value) if isinstance(value, Mapping) else value
+        out[name] = merge_settings(out.get(name) or {}, value) if isinstance(value, Mapping) else value
     return out
 
 

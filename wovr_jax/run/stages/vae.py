@@ -81,7 +81,7 @@ def open_vae(
 
 
 def count_pretraining(run: Run, cards: Sequence[pathlib.Path]) -> Product[None]:
-    """Writes down what pretrained parts have seen, as their ``cards`` say: steps and frames; a checkpoint has no card."""
+    """Writes down what pretrained parts have seen, steps and frames, as their ``cards`` say; a checkpoint has none."""
 
     def make(_: pathlib.Path) -> dict[str, Any]:
         parts = {card.stem: native.describe(card).get("seen") for card in cards if card.suffix == ".json"}

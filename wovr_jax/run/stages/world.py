@@ -20,7 +20,6 @@ from wovr_jax.core import checkpoint, pixels, sharding
 from wovr_jax.data import batches, stream
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.batches import Layout
-from wovr_jax.nn import lora
 from wovr_jax.run import programs
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import RefreshConfig
@@ -94,6 +93,7 @@ def fit_world(
     Raises:
       NoDataError, ValueError: when the episodes give no window to train or to validate on.
     """
+
     def for_use(params: Params) -> Params:
         return world_model.for_use(vae.value[0], params)
 

@@ -44,7 +44,7 @@ class RecordedConfig:
       name: of the robot and its tasks, for manifests and action statistics.
       instructions: what the robot may be asked to do; a task's number is its place among them.
       success: what counts as a success, in a sentence for whoever labels.
-      words: the vocabulary in which the policy reads instructions (``policy.tokenizer``), where there is no ``release``.
+      words: the vocabulary in which the policy reads instructions (``policy.tokenizer``) where it is of no ``release``.
       release: folder with the tokenizer of a released policy, for a run that starts from its weights.
       size: pixels of a square frame's side.
       steps: of the longest episode, a multiple of the policy's chunk.
