@@ -64,6 +64,7 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
       RunError: a job whose last stage these settings do not have.
     """
     made = Products()
+    run.before_stage = made.release
     do = bind_stages(recipe, run, made)
     # Online RL needs no learned world, unless the job is to make one; without keyframes it needs layouts only, and its
     # whole budget is for the learner.

@@ -83,7 +83,6 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     # finished, must not shift what the stages after it draw.
     env, key = open_environment(recipe, run.folder), functools.partial(keys.key, recipe.seed)
     arena, prompt_KL, memory = env.arena, env.prompt_KL, recipe.world.slots
-    run.before_stage = made.release
     # Episodes that a training streams are larger than memory, so no other stage may take them there either.
     folder, lazily = assets_folder(recipe), recipe.world_train.latents == "stream"
     # Its statistics are read off the demonstrations, which need not be loaded before somebody acts.
@@ -105,11 +104,6 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     )
     imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
 
-    # A policy that begins with weights of its own brings its towers.
-    names = filter(None, [recipe.vae, *(() if recipe.policy_weights else recipe.towers)])
-    weights = filter(None, [recipe.policy_weights, recipe.world_weights, recipe.reward_weights])
-    pretrained = [*(folder / f"{name}.json" for name in names), *map(native.locate, weights)]
-
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
         """The policy of a round on its way to the true environment; it samples as in training unless told otherwise."""
@@ -121,7 +115,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         env=env,
         codec=codec,
         act=act,
-        count_pretraining=functools.partial(count_pretraining, run, pretrained),
+        count_pretraining=functools.partial(count_pretraining, run, list_given(recipe)),
         begin=functools.partial(begin_online, recipe),
         explore=arena.explore if recipe.dream.world == "true" else None,
         demonstrate=functools.partial(demonstrate, run, arena, recipe.collect, key, lazily=lazily),
@@ -139,6 +133,14 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
         ),
         improve=functools.partial(improve, run, rl, made.policies, imagination, key),
     )
+
+
+def list_given(recipe: Recipe) -> list[pathlib.Path]:
+    """Where the networks that a run begins with lie: pretrained parts, and weights from outside."""
+    # A policy that begins with weights of its own brings its towers.
+    parts = filter(None, [recipe.vae, *(() if recipe.policy_weights else recipe.towers)])
+    weights = filter(None, [recipe.policy_weights, recipe.world_weights, recipe.reward_weights])
+    return [*(assets_folder(recipe) / f"{part}.json" for part in parts), *map(native.locate, weights)]
 
 
 def open_starts(recipe: Recipe, arena: Arena) -> Starts | None:

@@ -93,10 +93,7 @@ def fit_world(
     Raises:
       NoDataError, ValueError: when the episodes give no window to train or to validate on.
     """
-
-    def for_use(params: Params) -> Params:
-        return world_model.for_use(vae.value[0], params)
-
+    for_use = functools.partial(_for_use, vae)
     if not train.steps:  # frozen: nothing is made, and weights from outside are not copied into the run
         return worlds[-1] if worlds else Product(lambda: {"dit": start(), "vae": vae.value[1]}).used_as(for_use)
     name = f"world-{round_}"
@@ -143,6 +140,10 @@ def fit_world(
         return {"dit": load_world(cfg, train, start, folder), "vae": vae_params}
 
     return run.stage(name, make, load).used_as(for_use)
+
+
+def _for_use(vae: Product[tuple[WorldConfig, Params]], params: Params) -> Params:
+    return world_model.for_use(vae.value[0], params)
 
 
 def load_world(cfg: WorldConfig, train: WorldTrainConfig, start: Callable[[], Params], folder: pathlib.Path) -> Params:
