@@ -29,7 +29,8 @@ def get_config(preset: str = ""):
 
 
 def lora(settings):
-    """Adapters of rank 32 on attention and feed-forward, nothing else is trained; needs world_weights."""
+    """Adapters of rank 32 on attention and feed-forward; needs world_weights. The layers that read actions are trained
+    whole, since a video model brings none; nothing else is trained."""
     settings.world_train.update(lora=common.settings(size="wan", rank=32), optimizer="adamw", lr=1e-3)
 
 

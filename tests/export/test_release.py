@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.bridge import openvla_reference as torch_policy
-from tests.bridge.layouts import openvla_folder, same
+from tests.bridge.layouts import openvla_folder, read, same
 from tests.export.robots import KEY, TASKS, episode, imported
 from tests.launch.test_export import door  # noqa: F401 (a fixture)
 from wovr_jax.bridge import importer, torch_io
@@ -100,6 +100,27 @@ def test_a_run_that_began_with_a_release_goes_to_the_robot(door, ours, tmp_path,
     status, out, _ = door("--run", run, "--to", "jax", "--out", tmp_path / "robot", "--frames", 4)
     assert status == 0 and "4 recorded frames, greedy: every action equal" in out
     assert Robot.load(tmp_path / "robot").recipe["prompt"]["kind"] == "table"
+
+
+def test_a_run_without_an_episode_of_its_own_goes_to_torch(ours, tmp_path, monkeypatch):
+    """As where RLinf's start states are given: nothing is demonstrated or collected."""
+    card, _ = ours
+    release = str(card.with_name("policy.rest") / "files")
+    libero = {"suite": "libero_goal", "release": release, "scene": {"size": 12}}
+    run = begun_with(card, tmp_path / "run", libero=libero)
+    for stage in ("demonstrations", "collect-0"):
+        shutil.rmtree(run / "stages" / stage)
+    monkeypatch.setattr(source, "_list_instructions", lambda suite: [TASKS[1], "close the top drawer"])
+    found = source.from_run(run)
+    assert found.frame == (12, 12, 3) and list(found.prompt["rows"]) == [TASKS[1], "close the top drawer"]
+    torch_folder.write(card, tmp_path / "robot", trained=found)
+    folders = (card.parents[1] / "release", tmp_path / "robot")
+    files = [[*folder.glob("model*.safetensors")] for folder in folders]
+    theirs, written = ({name: leaf for file in some for name, leaf in read(file).items()} for some in files)
+    assert theirs.keys() == written.keys()
+    name = next(name for name in theirs if name.endswith("q_proj.weight"))
+    np.testing.assert_allclose(written[name].astype(np.float32), 1.01 * theirs[name].astype(np.float32), rtol=1e-2)
+    assert (written[name] != theirs[name]).mean() > 0.5
 
 
 def test_a_run_whose_release_is_gone_says_so(ours, tmp_path):

@@ -119,11 +119,13 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
     key = libero.get("suite") or robot.get("name") or ("relay" if settings.get("relay") else "tabletop")
     demonstrations = folder / "stages" / DEMONSTRATIONS / "episodes"
     recorded = pathlib.Path(episodes or _newest_rollouts(folder) or demonstrations).expanduser().absolute()
-    manifest = disk.manifest(recorded)
+    # Without a simulator's or a person's episode, as where start states are given, the suite says what is asked for.
+    manifest = disk.manifest(recorded) if recorded.is_dir() or not libero else None
+    frame = tuple(manifest["frame"]) if manifest else (libero["scene"]["size"],) * 2 + (3,)
     if release := libero.get("release") or robot.get("release"):
         # A run that began with a release has its tokenizer; a task that no episode shows may be asked for all the same.
-        told = [task["instruction"] for task in manifest["tasks"].values()]
-        tokens, prompt = _make_table(_find_release(folder, release), cfg, [*robot.get("instructions", ()), *told])
+        shown = [task["instruction"] for task in manifest["tasks"].values()] if manifest else _list_instructions(key)
+        tokens, prompt = _make_table(_find_release(folder, release), cfg, [*robot.get("instructions", ()), *shown])
     else:
         tokens, prompt = _use_words(folder, cfg, "libero" if libero else robot.get("words", key))
     if libero.get("release"):
@@ -152,11 +154,17 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
         key=key,
         tokens=tokens,
         prompt=prompt,
-        frame=tuple(manifest["frame"]),
+        frame=frame,
         image=Processing.rlinf(cfg.dino.image),
         temperature=float(settings["temperature"]),
         recorded=recorded,
     )
+
+
+def _list_instructions(suite: str) -> Sequence[str]:
+    from wovr_jax.sim.libero import tasks  # whoever exports a robot's policy need not have LIBERO
+
+    return tasks.instructions(suite)
 
 
 def _find_release(folder: pathlib.Path, release: str) -> pathlib.Path:
