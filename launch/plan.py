@@ -49,7 +49,7 @@ def main() -> None:
     parser = command.Parser(__doc__)
     command.add_config(parser, run=False)
     parser.add_argument("--topology", default="here", help="v5e:4x4, v5p:2x2x4, h200, h100:8; v5e: its smallest slice")
-    parser.add_argument("--phases", help="some of sft,world,imagine,update; default: what a run has")
+    parser.add_argument("--phases", help="some of sft,world,imagine,update; default: all but those of what is given")
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak for the hours (default 0.4)")
     parser.add_argument("--measure", type=int, default=0, metavar="N", help="run each phase N times on what is here")
     parser.add_argument("--json", action="store_true", help="for a program: nothing but JSON on stdout")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from configs import pace as presets
+from configs import robot as robots
 from tests.small_run import save_parts, small_settings
 from wovr_jax import pace
 from wovr_jax.core.config import from_dict
@@ -111,4 +112,16 @@ def test_a_job_that_waits_for_a_part_that_is_given_is_refused_before_its_first_s
     run = Run(tmp_path / "run", settings)
     with pytest.raises(RunError, match=f"no stage is called '{stage}', which should be last"):
         pace.pace(from_dict(Recipe, settings), run, pace.Job(stage, ()))
+    assert not run.facts
+
+
+def test_a_job_that_ends_with_a_measurement_nobody_asked_for_is_refused(
+    pretended: None, tmp_path: pathlib.Path
+) -> None:
+    """A robot may be left unmeasured, and then its imitation ends with no evaluation."""
+    settings = robots.get_config("tabletop").to_dict()
+    settings["evaluate"] |= {"episodes": 0, "compare": 0}
+    run = Run(tmp_path / "run", settings)
+    with pytest.raises(RunError, match="no stage is called 'evaluate-0'"):
+        pace.pace(from_dict(Recipe, settings), run, pace.JOBS["sft"])
     assert not run.facts

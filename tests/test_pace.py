@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import gc
 import json
 import pathlib
 import shutil
@@ -100,7 +99,6 @@ def _count_by_stage(patch: pytest.MonkeyPatch) -> tuple[dict[str, collections.Co
 
     def counting(run: Run, name: str, make: Callable, folder: pathlib.Path) -> None:
         def begin(folder: pathlib.Path) -> Any:
-            gc.collect()
             idle[name] = _count_kernels() - before
             return make(folder)
 

@@ -76,7 +76,7 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
     # True episodes are for whoever learns from them; where all of imagination is given, nobody does.
     collects = asked == "collect" or bool(imagined or judged or not (online or recipe.start_states))
     # What is given has no stage, and a run that waits for its end would do everything else first.
-    if not {"world": imagined, "reward": judged, "sft": recipe.sft.steps}.get(asked, True):
+    if not {"world": imagined, "reward": judged, "evaluate": recipe.evaluate.episodes}.get(asked, True):
         raise RunError(f"{run.folder}: with these settings no stage is called {job.until!r}, which should be last.")
 
     with run.stop_after(job.until):

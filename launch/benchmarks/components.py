@@ -294,7 +294,7 @@ WHOLE: dict[str, Callable[[Maker], Part]] = {
 
 def prompt_length(recipe: Recipe) -> int:
     """Returns the tokens of an instruction, begin and padding included."""
-    if recipe.libero is not None:
+    if recipe.libero is not None or (recipe.recorded and recipe.recorded.release):
         return PROMPT
     suite, robot = suite_of(recipe.embedded), recipe.recorded
     words, instructions = (robot.words, robot.instructions) if robot else (suite.name, suite.instructions)

@@ -24,6 +24,9 @@ from wovr_jax.export import contract, source, torch_folder
 from wovr_jax.export.robot import BundleError, Robot
 from wovr_jax.policy import processing, vla
 from wovr_jax.policy.tokenizer import ReleaseTokenizer
+from wovr_jax.sim.libero import arena, setup
+from wovr_jax.sim.libero.setup import LiberoError
+from wovr_jax.sim.libero.tasks import Task
 from wovr_jax.weights import native
 
 
@@ -86,7 +89,7 @@ def test_a_run_that_began_with_a_release_goes_to_the_robot(door, ours, tmp_path,
     card, episodes = ours
     files = card.with_name("policy.rest") / "files"
     libero = {"suite": "libero_goal", "release": str(files)}
-    robot = {"name": "mine", "instructions": [TASKS[0], "close the top drawer"], "release": str(files)}
+    robot = {"name": "mine", "instructions": [*TASKS, "close the top drawer"], "release": str(files)}
     run = begun_with(card, tmp_path / "run", **{where: libero if where == "libero" else robot})
     found = source.from_run(run)
     taught = source.from_import(card, episodes, key=KEY, instructions=["close the top drawer"])
@@ -110,7 +113,14 @@ def test_a_run_without_an_episode_of_its_own_goes_to_torch(ours, tmp_path, monke
     run = begun_with(card, tmp_path / "run", libero=libero)
     for stage in ("demonstrations", "collect-0"):
         shutil.rmtree(run / "stages" / stage)
-    monkeypatch.setattr(source, "_list_instructions", lambda suite: [TASKS[1], "close the top drawer"])
+    with pytest.raises(LiberoError, match="not installed"):  # then nobody knows what it may be asked for
+        monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None)
+        source.from_run(run)
+    told = [
+        Task("libero_goal", i, text.replace(" ", "_"), text)
+        for i, text in enumerate((TASKS[1], "close the top drawer"))
+    ]
+    monkeypatch.setattr(arena, "tasks", lambda suite: told)
     found = source.from_run(run)
     assert found.frame == (12, 12, 3) and list(found.prompt["rows"]) == [TASKS[1], "close the top drawer"]
     torch_folder.write(card, tmp_path / "robot", trained=found)

@@ -119,13 +119,14 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
     key = libero.get("suite") or robot.get("name") or ("relay" if settings.get("relay") else "tabletop")
     demonstrations = folder / "stages" / DEMONSTRATIONS / "episodes"
     recorded = pathlib.Path(episodes or _newest_rollouts(folder) or demonstrations).expanduser().absolute()
-    # Without a simulator's or a person's episode, as where start states are given, the suite says what is asked for.
-    manifest = disk.manifest(recorded) if recorded.is_dir() or not libero else None
-    frame = tuple(manifest["frame"]) if manifest else (libero["scene"]["size"],) * 2 + (3,)
+    # A run that begins with a release need not have demonstrations, nor any episode where its start states are given.
+    if demonstrations.is_dir():
+        height, width, channels = disk.manifest(demonstrations)["frame"]
+    else:
+        height, width, channels = libero["scene"]["size"], libero["scene"]["size"], 3
     if release := libero.get("release") or robot.get("release"):
-        # A run that began with a release has its tokenizer; a task that no episode shows may be asked for all the same.
-        shown = [task["instruction"] for task in manifest["tasks"].values()] if manifest else _list_instructions(key)
-        tokens, prompt = _make_table(_find_release(folder, release), cfg, [*robot.get("instructions", ()), *shown])
+        asked = robot["instructions"] if robot else _list_instructions(libero["suite"], recorded)
+        tokens, prompt = _make_table(_find_release(folder, release), cfg, asked)
     else:
         tokens, prompt = _use_words(folder, cfg, "libero" if libero else robot.get("words", key))
     if libero.get("release"):
@@ -154,17 +155,24 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
         key=key,
         tokens=tokens,
         prompt=prompt,
-        frame=frame,
+        frame=(height, width, channels),
         image=Processing.rlinf(cfg.dino.image),
         temperature=float(settings["temperature"]),
         recorded=recorded,
     )
 
 
-def _list_instructions(suite: str) -> Sequence[str]:
-    from wovr_jax.sim.libero import tasks  # whoever exports a robot's policy need not have LIBERO
+def _list_instructions(suite: str, recorded: pathlib.Path) -> Sequence[str]:
+    """Returns the instructions of a suite; where LIBERO is not installed, those that recorded episodes show."""
+    from wovr_jax.sim.libero.arena import instructions  # whoever exports a robot's policy need not have all of it
+    from wovr_jax.sim.libero.setup import LiberoError
 
-    return tasks.instructions(suite)
+    try:
+        return instructions(suite)
+    except LiberoError:
+        if not recorded.is_dir():
+            raise
+        return [task["instruction"] for task in disk.manifest(recorded)["tasks"].values()]
 
 
 def _find_release(folder: pathlib.Path, release: str) -> pathlib.Path:

@@ -25,8 +25,8 @@ from wovr_jax.data import starts as start_states
 from wovr_jax.data.starts import Starts
 from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
-from wovr_jax.policy.tokenizer import ReleaseTokenizer, Tokenizer
-from wovr_jax.run.bind import assets_folder
+from wovr_jax.policy.tokenizer import Tokenizer
+from wovr_jax.run.bind import assets_folder, read_words
 from wovr_jax.run.folder import MARK
 from wovr_jax.run.reader import read_recipe
 from wovr_jax.run.recipe import Recipe
@@ -254,14 +254,16 @@ def _list_tasks(folder: pathlib.Path) -> tuple[str, ...]:
 
 def _read_words(folder: pathlib.Path, recipe: Recipe, instructions: Sequence[str]) -> tuple[np.ndarray, Codec]:
     """Returns the prompt tokens of every instruction, and the codec between the policy's tokens and actions."""
-    libero, policy = recipe.libero, recipe.policy
+    libero, robot, name = recipe.libero, recipe.recorded, _name_suite(recipe)
+    words = robot.words if robot else "libero" if libero else name
+    if release := recipe.outside and recipe.outside.release:
+        prompt_KL = read_words(recipe.policy, words, instructions, release)
+    else:
+        prompt_KL = getattr(Tokenizer, words)().prompts(tuple(instructions))
     if libero and libero.release:
-        released = ReleaseTokenizer(libero.release, policy.vocab_size, stop=policy.stop, pad=policy.pad)
         statistics = normalize.load(libero.release, libero.suite)
-        return released.prompts(tuple(instructions)), Codec.from_statistics(statistics["action"])
-    name = _name_suite(recipe)
-    words = getattr(Tokenizer, recipe.recorded.words if recipe.recorded else "libero" if libero else name)()
+        return prompt_KL, Codec.from_statistics(statistics["action"])
     # Computed again as the run did it: from the demonstrations, never from later episodes.
     demonstrations = disk.read(folder / "stages" / "demonstrations" / "episodes")
     codec = Codec.from_statistics(normalize.statistics(demonstrations, name)[name]["action"])
-    return words.prompts(tuple(instructions)), codec
+    return prompt_KL, codec

@@ -211,7 +211,7 @@ def open_environment(recipe: Recipe, folder: pathlib.Path = pathlib.Path()) -> E
     if cfg is None:
         suite = suite_of(recipe.embedded)
         asked = (robot.words, robot.instructions, robot.release) if robot else (suite.name, suite.instructions, "")
-        prompt_KL = jnp.asarray(_read_words(policy, *asked))
+        prompt_KL = jnp.asarray(read_words(policy, *asked))
         if robot:
             return Environment(Recorded(robot, folder), prompt_KL, None)
         return Environment(Embedded(recipe.embedded, recipe.expert, **how, prompt_KL=prompt_KL), prompt_KL, None)
@@ -219,7 +219,7 @@ def open_environment(recipe: Recipe, folder: pathlib.Path = pathlib.Path()) -> E
     from wovr_jax.sim.libero import actors
     from wovr_jax.sim.libero import arena as libero
 
-    prompt_KL = _read_words(policy, "libero", libero.instructions(cfg.suite), cfg.release)
+    prompt_KL = read_words(policy, "libero", libero.instructions(cfg.suite), cfg.release)
     arena = libero.Libero(cfg, chunk=policy.chunk, prompt_KL=prompt_KL, **how)
     # What would end the run hours later: trials that are not distinct, and a mesh that does not allow each process to
     # step simulators of its own.
@@ -230,7 +230,7 @@ def open_environment(recipe: Recipe, folder: pathlib.Path = pathlib.Path()) -> E
     return Environment(arena, jnp.asarray(prompt_KL), scale and Codec.from_statistics(scale))
 
 
-def _read_words(policy: VLAConfig, name: str, instructions: Sequence[str], release: str = "") -> np.ndarray:
+def read_words(policy: VLAConfig, name: str, instructions: Sequence[str], release: str = "") -> np.ndarray:
     """Prompts in the words of a released policy's folder, or else in the package's own of that name.
 
     Raises:
@@ -238,8 +238,10 @@ def _read_words(policy: VLAConfig, name: str, instructions: Sequence[str], relea
     """
     if release:
         words = ReleaseTokenizer(release, policy.vocab_size, stop=policy.stop, pad=policy.pad)
+        # RLinf pads to 128 tokens, which the network masks: a fifth of its work for nothing.
+        words.length = max(len(words.encode(text)) for text in instructions)
         return words.prompts(tuple(instructions))
-    words, own = getattr(Tokenizer, name)(), "'libero_small', or name its tokenizer's folder: libero.release=..."
+    words, own = getattr(Tokenizer, name)(), "'libero_small', or say where its tokenizer lies: libero/recorded.release"
     if (policy.vocab_size, policy.pad) != (words.vocab_size, words.pad):
         raise ConfigError(
             f"config.policy: vocab_size {policy.vocab_size} and pad {policy.pad} are not those of the environment's "

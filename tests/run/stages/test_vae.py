@@ -60,7 +60,7 @@ def test_the_package_says_what_its_parts_have_seen(tmp_path: pathlib.Path) -> No
 
 
 def test_what_weights_from_outside_have_seen_is_counted_or_said(tmp_path: pathlib.Path) -> None:
-    """A released part says it, a card without that line is named, and a checkpoint has no card."""
+    """A released part says it; a card without that line is named, and so is a checkpoint, which has no card."""
     silent = tmp_path / "dit.json"
     card = native.describe(native.FOLDER / "tabletop_world.json")
     silent.write_text(json.dumps({name: value for name, value in card.items() if name != "seen"}))
@@ -68,6 +68,6 @@ def test_what_weights_from_outside_have_seen_is_counted_or_said(tmp_path: pathli
     cards = [native.FOLDER / "tabletop_world.json", silent, tmp_path / "stages" / "reward-0" / "reward"]
     run = Run(tmp_path / "run", {})
     facts = stage.count_pretraining(run, cards).facts
-    assert facts["parts"] == {"tabletop_world": card["seen"], "dit": None}
+    assert facts["parts"] == {"tabletop_world": card["seen"], "dit": None, "reward": None}
     assert run.ledger()["pretrained"]["pretrained_frames"] == card["seen"]["frames"] == 1_920_000
-    assert facts["said"] == "what dit saw in pretraining is not written beside it and not counted"
+    assert facts["said"] == "what dit, reward saw in pretraining is not written beside it and not counted"

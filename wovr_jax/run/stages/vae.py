@@ -84,7 +84,7 @@ def count_pretraining(run: Run, cards: Sequence[pathlib.Path]) -> Product[None]:
     """Writes down what pretrained parts have seen, steps and frames, as their ``cards`` say; a checkpoint has none."""
 
     def make(_: pathlib.Path) -> dict[str, Any]:
-        parts = {card.stem: native.describe(card).get("seen") for card in cards if card.suffix == ".json"}
+        parts = {card.stem: native.describe(card).get("seen") if card.suffix == ".json" else None for card in cards}
         unknown = ", ".join(name for name, seen in parts.items() if not seen)
         return {
             "parts": parts,

@@ -153,7 +153,8 @@ def load_world(cfg: WorldConfig, train: WorldTrainConfig, start: Callable[[], Pa
         return checkpoint.restore(folder / "dit", shapes)
     # By shapes: the weights that they sit beside are not read for that.
     like = jax.eval_shape(functools.partial(training.pick_trained, train), shapes, jax.random.key(0))
-    return training.merge_weights(train, checkpoint.restore(folder / "adapters", like), start())
+    kept = checkpoint.restore(folder / "adapters", sharding.describe(like, dit.AXES))
+    return training.merge_weights(train, kept, start())
 
 
 def windows(
