@@ -87,8 +87,9 @@ class History:
     def _steps(self) -> list[int]:
         if not self.folder.is_dir():
             return []
-        steps = (path for path in self.folder.iterdir() if path.name.isdigit())  # no ``<step>.broken``
-        return sorted(int(path.name) for path in steps if checkpoint.exists(path))
+        # Earlier versions renamed a step into its place, and a kill may have left ``<step>.new`` or ``<step>.old``.
+        names = {path.name.split(".")[0] for path in self.folder.iterdir() if not path.name.endswith(".broken")}
+        return sorted(int(name) for name in names if name.isdigit() and checkpoint.exists(self.folder / name))
 
     def path(self, step: int) -> pathlib.Path:
         """Returns the folder of the checkpoint of a step."""

@@ -241,7 +241,7 @@ def read_words(policy: VLAConfig, name: str, instructions: Sequence[str], releas
         # RLinf pads to 128 tokens, which the network masks: a fifth of its work for nothing.
         words.length = max(len(words.encode(text)) for text in instructions)
         return words.prompts(tuple(instructions))
-    words, own = getattr(Tokenizer, name)(), "'libero_small', or say where its tokenizer lies: libero/recorded.release"
+    words, own = getattr(Tokenizer, name)(), "'libero_small', or name its tokenizer's folder: libero/recorded.release"
     if (policy.vocab_size, policy.pad) != (words.vocab_size, words.pad):
         raise ConfigError(
             f"config.policy: vocab_size {policy.vocab_size} and pad {policy.pad} are not those of the environment's "
