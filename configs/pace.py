@@ -203,9 +203,9 @@ def rlinf(settings):
 def one_h100(settings):
     """After a suite or robot:franka, and after rlinf_release: all of it on one GPU of 80 GB, with adapters.
 
-    Policy and world model are trained by adapters of rank 32, the world model's action layers whole. Rates are those of
-    the trainers that adapters come from (RLinf's policy, DiffSynth-Studio's Wan), and there are half of the updates;
-    nothing else of the suite changes. Idle networks are not on the device when a stage begins.
+    Policy and world model are trained by adapters of rank 32, the world model's action layers whole. The world model's
+    rate is ten times the suite's, as adapters want; that it is the best one was not measured. There are half of the
+    updates; rollouts, budgets and losses are the suite's.
 
     Command:   python launch/train.py --config=configs/pace.py:libero_spatial,one_h100
     Hardware:  one H100 of 80 GB, by the planner's account (docs/scaling.md); 128 GB of host memory; not run
