@@ -4,6 +4,8 @@
     python launch/audit.py runs/pace --config.mesh.data=4     over other devices than the run began on
     python launch/audit.py runs/pace --rank                   do its worlds rank its policies, and how far do they go?
     python launch/audit.py runs/pace --ladder                 the same, with policies of a part of its data too
+    python launch/audit.py runs/pace --signs                  and what tells where they lie, before the truth is known?
+    python launch/audit.py runs/pace --twins                  the same, and each world model is trained a second time
     python launch/audit.py --foreign rollouts                 rollouts that any program wrote: docs/trust.md
 
 Every run of the whole loop ends with the first of these. Each policy meets the world model that taught it, and the one
@@ -13,8 +15,8 @@ many rollouts, the settings of the run say: evaluate.compare, evaluate.videos, e
 results.json and the page. What is there already is not made again, and the same command continues an audit that was
 interrupted. A run by several processes is audited by several, started as those of launch/train.py.
 
---rank and --ladder are asked for, because they take minutes: their stages lie in <run>/trust/ and their answers in
-results.json and on the page. docs/trust.md says how to read them.
+--rank, --ladder, --signs and --twins are asked for, because they take minutes: their stages lie in <run>/trust/ and
+their answers in results.json and on the page. docs/trust.md says how to read them.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def main() -> None:
     parser.add_argument("run", type=pathlib.Path, nargs="?", help="the run folder")
     parser.add_argument("--rank", action="store_true", help="try every policy of the run in every world of it")
     parser.add_argument("--ladder", action="store_true", help="and policies that imitate a part of its demonstrations")
-    words = "start states of each policy for --rank and --ladder (default 256)"
+    parser.add_argument("--signs", action="store_true", help="and look for signs by which a lie is known")
+    parser.add_argument("--twins", action="store_true", help="and train every world model a second time, and ask that")
+    words = "start states of each policy for --rank, --ladder, --signs and --twins (default 256)"
     parser.add_argument("--episodes", type=flags.positive, help=words)
     words = "percent of the demonstrations for --ladder (default 10,20,30,50,100)"
     parser.add_argument("--shares", type=read_shares, help=words)
@@ -72,14 +76,19 @@ def read_shares(text: str) -> list[float]:
 
 def check_flags(parser: command.Parser, options: Any) -> None:
     """Refuses flags that belong to another question."""
-    of_run, of_rollouts = ("rank", "ladder", "episodes", "shares"), ("out", "chunk")
+    of_run, of_rollouts = ("rank", "ladder", "signs", "twins", "episodes", "shares"), ("out", "chunk")
     for name in of_run if options.foreign else of_rollouts:
         if getattr(options, name):
             parser.error(f"--{name} is of {'a run' if options.foreign else '--foreign FOLDER'}")
-    if options.episodes and not (options.rank or options.ladder):
-        parser.error("--episodes is of --rank and --ladder")
+    if options.episodes and not is_asked(options):
+        parser.error("--episodes is of --rank, --ladder, --signs and --twins")
     if options.shares and not options.ladder:
         parser.error("--shares is of --ladder")
+
+
+def is_asked(options: Any) -> bool:
+    """Whether more is asked than the audit that every run ends with."""
+    return options.rank or options.ladder or options.signs or options.twins
 
 
 def audit_run(options: Any, mesh: dict[str, int] | None) -> None:
@@ -96,8 +105,8 @@ def audit_run(options: Any, mesh: dict[str, int] | None) -> None:
             from wovr_jax.audit.trust import TrustConfig
             from wovr_jax.core import config
 
-            wanted = config.from_dict(TrustConfig, asked) if options.rank or options.ladder else None
-            runner.audit(run, mesh, wanted, ladder=options.ladder)
+            wanted = config.from_dict(TrustConfig, asked) if is_asked(options) else None
+            runner.audit(run, mesh, wanted, ladder=options.ladder, signs=options.signs, twins=options.twins)
             first = processes.first()  # asked here: outside, every process is on its own again
     if first:
         command.become("tools/report.py", run)

@@ -9,7 +9,8 @@ import pytest
 
 from tests.sizes import draw_world
 from tests.small_run import save_parts, small_settings
-from wovr_jax.audit import trust
+from wovr_jax.audit import known, signs, trust
+from wovr_jax.audit.lies import FILE, Rollouts
 from wovr_jax.audit.trust import TrustConfig
 from wovr_jax.core.config import from_dict
 from wovr_jax.evaluate import summarize_outcomes
@@ -20,6 +21,7 @@ from wovr_jax.run.bind import Products, bind_stages
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import CollectConfig, EvaluateConfig, Recipe
 from wovr_jax.run.stages.reward import Judge
+from wovr_jax.train.optimizers import TrainingConfig
 
 EPISODES = 6
 
@@ -32,7 +34,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return from_dict(Recipe, small_settings(parts, collect=collect, evaluate=evaluate, temperature=1.0))
 
 
-def test_what_is_asked_is_answered_from_first_to_last(recipe: Recipe, tmp_path: pathlib.Path) -> None:
+def test_what_is_asked_is_answered_from_first_to_last(
+    recipe: Recipe, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "TRAINING", TrainingConfig(steps=3, batch=4))
     key, run, made = jax.random.key(0), Run(tmp_path / "run", {}), Products()
     params, cfg = draw_world(recipe.world, key), recipe.world
     judge = classifier.network(recipe.reward).init(key)
@@ -43,9 +48,10 @@ def test_what_is_asked_is_answered_from_first_to_last(recipe: Recipe, tmp_path: 
     do = bind_stages(recipe, run, made)
     made.demonstrations = do.demonstrate()
     do.measure(0)
+    made.rollouts = [do.collect(0, do.act(0, "collect-0"))]
 
     asked = TrustConfig(episodes=EPISODES, shares=(0.5,))
-    trust.ask(recipe, run, made, asked, ladder=True)
+    trust.ask(recipe, run, made, asked, ladder=True, twins=True)
     answers = trust.read(run.folder)["trust"]
     names = [policy["name"] for policy in answers["policies"]]
     assert names == ["imitation of 50 % (2 demonstrations)", "base", "after imagined GRPO"]
@@ -60,8 +66,20 @@ def test_what_is_asked_is_answered_from_first_to_last(recipe: Recipe, tmp_path: 
     assert answers["ledger"]["trial-base"]["true_steps"] == 2 * EPISODES * recipe.sim.horizon
     assert "Can it rank policies?" in words.render_text(answers)
 
+    # Six episode starts, at most six keyframes; every frame is paid, so a lie is whatever fails in truth.
+    lies = answers["worlds"][0]["lies"]
+    assert lies["rollouts"] == lies["paid"] >= EPISODES and lies["precision"] == 1 - lies["lies"] / lies["paid"]
+    whole = {"margin", "second_noise", "twin_verdict"}
+    assert set(lies["signs"]) - {"mix"} == {*signs.NAMES, *whole, "twin_frames"}
+    assert all((lies["signs"][name]["astray"] is None) == (name in whole) for name in (*signs.NAMES, *whole))
+    # The twin is another world, trained in a folder of its own, and the run knows nothing of it.
+    told = Rollouts.load(run.folder / trust.FOLDER / "stages" / "lies-1-in-world-0-with-twin" / FILE)
+    assert told.sign["twin_frames"].min() > 0 and (told.sign["margin"] != told.sign["twin_verdict"]).any()
+    assert (run.folder / trust.FOLDER / trust.TWINS / "stages" / "world-0").exists()
+    assert "world-0" not in run.facts and "Does anything tell a lie" in words.render_text(answers)
+
     # Asked again, every stage is passed over: what it would load is not there any more.
     made.policies = [Product(lambda: pytest.fail("loaded"))] * 2
     run.close()
-    trust.ask(recipe, Run(tmp_path / "run", {}), made, asked, ladder=True)
+    trust.ask(recipe, Run(tmp_path / "run", {}), made, asked, ladder=True, twins=True)
     assert trust.read(run.folder)["trust"] == answers

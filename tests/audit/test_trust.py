@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.audit.test_lies import make as told
 from tests.audit.test_runner import OUTCOMES
 from tests.small_run import save_parts, small_settings
 from wovr_jax import pace
-from wovr_jax.audit import ladder, runner, trust
+from wovr_jax.audit import ladder, lies, runner, trust
 from wovr_jax.audit.horizon import summarize_horizon
 from wovr_jax.audit.trust import TrustConfig
 from wovr_jax.core.config import ConfigError, from_dict
@@ -57,6 +58,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def mark(run: Run, name: str, make: Callable, folder: pathlib.Path) -> None:
         names.append(name)
         folder.mkdir(parents=True, exist_ok=True)
+        if name.startswith("lies-"):
+            told(seed=int(name.removesuffix("-with-twin")[-1])).save(folder / lies.FILE)
         facts = pretend(name) if run.folder.name == trust.FOLDER else OUTCOMES.get(name.split("-")[0], {})
         write_json(folder / MARK, facts | {"seconds": 1.0})
 
@@ -123,6 +126,44 @@ def test_the_answers_stand_in_the_results_and_on_the_page(finished: pathlib.Path
     section = text[text.index('id="trust"') : text.index("MMRV is SIMPLER's")]
     assert section.count("<svg") == 5, "a scatter for each world and temperature, and a curve"
     assert "after PACE: 40.0% across" in section and "36.5" in section
+
+
+def test_signs_are_read_world_by_world_and_kept(finished: pathlib.Path, made: list[str]) -> None:
+    runner.audit(finished, asked=ASKED, signs=True)
+    assert made[5:] == ["known-0", "lies-1-in-world-0", "known-1", "lies-2-in-world-1"]
+    answers = read_json(finished / "results.json")["trust"]
+    first, second = (world["lies"] for world in answers["worlds"])
+    assert (first["paid"], first["lies"]) == (100, 40) and first["signs"]["loud"]["paid"]["value"] > 0.9
+    assert "mix_before" in second["signs"] and "mix_before" not in first["signs"]
+    # Asked less, nothing is forgotten; asked for a twin too, what has one says more.
+    runner.audit(finished, asked=ASKED)
+    assert read_json(finished / "results.json")["trust"]["worlds"][1]["lies"] == second
+    del made[:]
+    runner.audit(finished, asked=ASKED, twins=True)
+    assert made == ["world-0", "world-1", "lies-1-in-world-0-with-twin", "lies-2-in-world-1-with-twin"]
+
+
+def test_what_tells_a_lie_is_said_and_shown(
+    finished: pathlib.Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "SIGNS", words.SIGNS | {"loud": "a loud sign", "quiet": "a quiet sign"})
+    runner.audit(finished, asked=ASKED, signs=True)
+    answers = read_json(finished / "results.json")["trust"]
+    said = words.state_answers(answers)[3]
+    assert said.startswith("Does anything tell a lie before the truth is known? Yes. Of 100 paid rollouts 40 fail")
+    assert "(a loud sign)" in said and "and not 60.0%." in said
+    rows = words.sign_rows(answers)
+    assert rows[1][:4] == ("world 1, all", f"{answers['worlds'][0]['lies']['astray']} of 550", "40 of 100", "60.0%")
+    assert [row[0] for row in rows].count("world 2, the mix of the world before") == 1
+    assert all(row[1] == "-" for row in rows if row[0].endswith("how sure the judge is"))
+    section = page.render({"name": "run", "trust": answers})
+    assert "world 2, a loud sign" in section and "Does anything tell a lie" in section
+    lies = answers["worlds"][-1]["lies"]
+    for value, low, verdict in ((0.9, 0.8, "Yes"), (0.7, 0.6, "Partly"), (0.6, 0.45, "No")):
+        lies["signs"]["mix"]["paid"] = {"value": value, "low": low, "high": 0.95}
+        assert f"is known? {verdict}." in words.state_answers(answers)[3]
+    del lies["signs"]["mix"]
+    assert words.state_answers(answers)[3].endswith("Not known: of 100 paid rollouts 40 fail, too few of one kind.")
 
 
 def test_another_question_is_refused_in_words(finished: pathlib.Path, made: list[str]) -> None:

@@ -27,9 +27,11 @@ from wovr_jax.policy import vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.reward import classifier
 from wovr_jax.run import programs
+from wovr_jax.run.bind import Products
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
-from wovr_jax.run.stages.episodes import Keys
+from wovr_jax.run.recipe import Recipe
+from wovr_jax.run.stages.episodes import Keys, join_rounds
 from wovr_jax.run.stages.reward import Judge
 from wovr_jax.sim.witness import Witness
 from wovr_jax.types import Array, Imagined, Params, Start
@@ -83,7 +85,7 @@ def close_loop(
         table, judge = starts.value, reward.value
         roll = roll_in_world(cfg, codec(), vae.value[0])
         # By the world and not by the policy: all that meet in one world begin alike.
-        row_K = _draw_distinct(table, key(f"closed-in-world-{world_round}"), count)
+        row_K = draw_distinct(table, key(f"closed-in-world-{world_round}"), count)
         parts = []
         for low in range(0, len(row_K), batch):
             # The last batch is filled up with its own rows, so that one program does.
@@ -172,7 +174,16 @@ def _force(
     return np.concatenate(prob_NKT, axis=1)
 
 
-def _draw_distinct(table: Starts, key: Array, count: int) -> np.ndarray:
+def find_starts(world: int, recipe: Recipe, made: Products) -> Product[Starts]:
+    """Returns the newest start states of when a world was made."""
+    if made.starts:
+        return made.starts[world]
+    # An arena that explores has no start states of its own; what was collected for its world model began somewhere.
+    begun = made.rollouts[: world + 1]
+    return Product(lambda: start_states.initial(join_rounds(begun), memory=recipe.world.slots))
+
+
+def draw_distinct(table: Starts, key: Array, count: int) -> np.ndarray:
     """Draws ``count`` rows that are episode starts and as many that are keyframes, or all there are, none twice."""
     places = ((0, table.initials), (table.initials, len(table)))
     keys = jax.random.split(key)

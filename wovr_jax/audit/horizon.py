@@ -103,15 +103,7 @@ def summarize_horizon(
     # (B, S) -> (B, N, T), the last chunk filled up with steps that are not live.
     live_BNT = (np.arange(chunks * chunk) < length_B[:, None]).reshape(batch, chunks, chunk)
     live_BN = np.asarray(live_BNT.any(axis=2))
-
-    def mean(value_BS: np.ndarray) -> np.ndarray:
-        padded_BS = np.zeros((batch, chunks * chunk))
-        width = min(value_BS.shape[1], chunks * chunk)
-        padded_BS[:, :width] = value_BS[:, :width]
-        total_BN = np.where(live_BNT, padded_BS.reshape(live_BNT.shape), 0.0).sum(axis=2)
-        return total_BN / np.maximum(live_BNT.sum(axis=2), 1)
-
-    error_BN, still_BN, ssim_BN = mean(error), mean(still), mean(ssim)
+    error_BN, still_BN, ssim_BN = (average_chunks(value_BS, live_BNT) for value_BS in (error, still, ssim))
     first_B = find_divergence(error_BN, still_BN, live_BN)
     n_N = live_BN.sum(axis=0)
     survivals = [summarize_outcomes(first_B[live_BN[:, n]] > n) for n in range(chunks)]
@@ -131,15 +123,30 @@ def summarize_horizon(
     }
 
 
+def average_chunks(value_BS: np.ndarray, live_BNT: np.ndarray) -> np.ndarray:
+    """Returns (B, N), the mean over the live steps of each chunk, 0 where there are none; S may end inside a chunk."""
+    batch, chunks, chunk = live_BNT.shape
+    padded_BS = np.zeros((batch, chunks * chunk))
+    width = min(value_BS.shape[1], chunks * chunk)
+    padded_BS[:, :width] = value_BS[:, :width]
+    total_BN = np.where(live_BNT, padded_BS.reshape(live_BNT.shape), 0.0).sum(axis=2)
+    return total_BN / np.maximum(live_BNT.sum(axis=2), 1)
+
+
 def find_divergence(error_BN: np.ndarray, still_BN: np.ndarray, live_BN: np.ndarray) -> np.ndarray:
-    """Returns (B,) the first chunk in which each rollout has diverged, from 0; N where it never does.
+    """Returns (B,) the first chunk in which each rollout has diverged, from 0; N where it never does."""
+    astray_BN = is_astray(error_BN, still_BN, live_BN)
+    return np.where(astray_BN.any(axis=1), astray_BN.argmax(axis=1), astray_BN.shape[1])
+
+
+def is_astray(error_BN: np.ndarray, still_BN: np.ndarray, live_BN: np.ndarray) -> np.ndarray:
+    """Returns (B, N), which chunks have diverged.
 
     Args:
       error_BN, still_BN: mean squared errors of imagination, and of the first frame held still.
       live_BN: which chunks a rollout has.
     """
-    astray_BN = (error_BN > (1 - SKILL) * still_BN) & (stats.psnr(error_BN) < EQUAL_DB) & live_BN
-    return np.where(astray_BN.any(axis=1), astray_BN.argmax(axis=1), astray_BN.shape[1])
+    return (error_BN > (1 - SKILL) * still_BN) & (stats.psnr(error_BN) < EQUAL_DB) & live_BN
 
 
 def _measure_latents(cfg: WorldConfig, vae: Params, first: Array, true: Array, seen: Array) -> dict[str, np.ndarray]:

@@ -15,21 +15,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from wovr_jax.audit import trust
-from wovr_jax.audit.closed_loop import close_loop
+from wovr_jax.audit.closed_loop import close_loop, find_starts
 from wovr_jax.audit.replay import replay
 from wovr_jax.audit.trust import TrustConfig
 from wovr_jax.audit.witnesses import open_witness
 from wovr_jax.core import config, history, keys, machine, processes, sharding
 from wovr_jax.core.disk import read_json, write_json
 from wovr_jax.core.sharding import MeshConfig
-from wovr_jax.data import starts as start_states
 from wovr_jax.pace import JOBS, pace, summarize_run
 from wovr_jax.report.comparisons import add_comparisons, training_world
 from wovr_jax.run.bind import Products, bind_stages, improvement
-from wovr_jax.run.folder import Product, Run, RunError
+from wovr_jax.run.folder import Run, RunError
 from wovr_jax.run.reader import read_recipe
 from wovr_jax.run.recipe import Recipe
-from wovr_jax.run.stages.episodes import join_rounds
 
 STAGES = ("compare-", "closed-")
 """How the names of an audit's stages begin."""
@@ -41,6 +39,8 @@ def audit(
     asked: TrustConfig | None = None,
     *,
     ladder: bool = False,
+    signs: bool = False,
+    twins: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Holds the imagination of a finished run against the truth; what is there already is not made again.
 
@@ -48,7 +48,7 @@ def audit(
       folder: the run folder.
       mesh: devices along each axis, see ``core.sharding.MeshConfig``; by default as the run began.
       asked: whether the worlds can rank policies and how far they can be followed, see ``trust``; None: not asked.
-      ladder: see ``trust.ask``.
+      ladder, signs, twins: see ``trust.ask``.
 
     Returns:
       The facts of the audit's stages, by their names; none for a run without a learned world and its judge.
@@ -69,7 +69,7 @@ def audit(
         if made.worlds and made.rewards:
             audit_policies(recipe, run, made)
             if asked is not None:
-                trust.ask(recipe, run, made, asked, ladder=ladder)
+                trust.ask(recipe, run, made, asked, ladder=ladder, signs=signs, twins=twins)
             about = {"rounds": recipe.rounds, "pace": recipe.pace, "online": recipe.dream.world == "true"}
             results = add_comparisons(summarize_run(recipe, run, time.perf_counter() - begin), about, run.facts)
             # The training may have needed more than the audit of it.
@@ -98,7 +98,7 @@ def audit_policies(recipe: Recipe, run: Run, made: Products) -> None:
         replay(run, k, w, witness, asked, do.act(k, "evaluate"), recipe.reward, *learned, key)
         if asked.closed:
             how = (witness, asked.closed, recipe.collect.batch, rl, do.codec, prompt_KL)
-            close_loop(run, k, w, *how, made.policies[k], _starts_in(w, recipe, made), *learned, key)
+            close_loop(run, k, w, *how, made.policies[k], find_starts(w, recipe, made), *learned, key)
 
 
 def list_meetings(policies: int, worlds: int, pace: bool) -> list[tuple[int, int]]:
@@ -137,12 +137,3 @@ def _pass_stages(recipe: Recipe, run: Run) -> Products:
     # A study measures some of its policies only.
     measured = tuple(k for k in range(recipe.rounds + 1) if f"evaluate-{k}" in run.facts)
     return pace(recipe, run, dataclasses.replace(JOBS[recipe.job], measured=measured))
-
-
-def _starts_in(world: int, recipe: Recipe, made: Products) -> Product[start_states.Starts]:
-    """Returns the newest start states of when a world was made."""
-    if made.starts:
-        return made.starts[world]
-    # An arena that explores has no start states of its own; what was collected for its world model began somewhere.
-    begun = made.rollouts[: world + 1]
-    return Product(lambda: start_states.initial(join_rounds(begun), memory=recipe.world.slots))

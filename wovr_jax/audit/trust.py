@@ -1,8 +1,8 @@
 """Can a run's world models be trusted: to rank policies, to pay them, and up to which horizon?
 
-Asked on request (``launch/audit.py RUN --rank`` or ``--ladder``), for it takes true and imagined episodes of many
-policies. What is made lies in a run folder of its own, ``<run>/trust/``: the stages of the run stay as they are, and
-what the ladder costs is not what the run cost. ``trust.json`` in it is the part ``trust`` of the run's results.
+Asked on request (``launch/audit.py RUN --rank``, ``--ladder`` or ``--signs``), for it takes true and imagined episodes
+of many policies. What is made lies in a run folder of its own, ``<run>/trust/``: the stages of the run stay as they
+are, and what the ladder costs is not what the run cost. ``trust.json`` in it is the part ``trust`` of the results.
 """
 
 from __future__ import annotations
@@ -12,26 +12,35 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Annotated, Any
 
-from wovr_jax.audit import ranking
+from wovr_jax.audit import lies, ranking
+from wovr_jax.audit.closed_loop import find_starts
 from wovr_jax.audit.horizon import measure_horizon
+from wovr_jax.audit.known import know
 from wovr_jax.audit.ladder import climb
+from wovr_jax.audit.lies import Rollouts, find_lies, summarize_lies
 from wovr_jax.audit.ranking import Count
 from wovr_jax.audit.trial import try_policy
 from wovr_jax.audit.witnesses import open_witness
 from wovr_jax.core import config, keys, processes
 from wovr_jax.core.config import Between, Faults, checked
 from wovr_jax.core.disk import read_json, write_json
+from wovr_jax.data import episodes as disk
 from wovr_jax.evaluate import summarize_outcomes
+from wovr_jax.report.comparisons import training_world
 from wovr_jax.report.results import name_policy
 from wovr_jax.run.bind import Products, bind_stages, improvement
 from wovr_jax.run.folder import Product, Run, RunError
 from wovr_jax.run.recipe import Recipe, SomeLayouts
+from wovr_jax.run.stages.episodes import join_rounds
 from wovr_jax.sim.arena import Actor
-from wovr_jax.types import Params
+from wovr_jax.sim.witness import Witness
+from wovr_jax.types import Episode, Params
 
 FOLDER, FILE = "trust", "trust.json"
+TWINS = "twins"
 LEVELS = ("sampled", "greedy")
 CLOSE = 0.1
 """Policies whose true success differs by less are hard to tell apart; their pairs are counted by themselves."""
@@ -69,7 +78,16 @@ class _Asked(Run):
             )
 
 
-def ask(recipe: Recipe, run: Run, made: Products, asked: TrustConfig, *, ladder: bool) -> None:
+def ask(
+    recipe: Recipe,
+    run: Run,
+    made: Products,
+    asked: TrustConfig,
+    *,
+    ladder: bool,
+    signs: bool = False,
+    twins: bool = False,
+) -> None:
     """Tries every policy of a finished run in every world of it, and measures how far each world can be followed.
 
     Args:
@@ -78,6 +96,8 @@ def ask(recipe: Recipe, run: Run, made: Products, asked: TrustConfig, *, ladder:
       made: what it made.
       asked: how many episodes, and which shares.
       ladder: whether policies that imitate shares of the demonstrations are made, and ranked too.
+      signs: whether it is asked what tells a lie of each world, see ``lies``.
+      twins: the same, and a second world model of each round, of other draws, is asked too.
 
     Raises:
       ConfigError: a ladder where there is nothing to imitate.
@@ -86,8 +106,8 @@ def ask(recipe: Recipe, run: Run, made: Products, asked: TrustConfig, *, ladder:
     assert made.vae is not None
     if recipe.recorded:
         raise RunError(
-            f"{run.folder}: --rank and --ladder try policies on a simulator, and of a robot there are recordings only. "
-            "The replay of its recorded evaluation is part of every audit."
+            f"{run.folder}: --rank, --ladder and --signs try policies on a simulator, and of a robot there are "
+            "recordings only. The replay of its recorded evaluation is part of every audit."
         )
     inner = _Asked(run.folder / FOLDER, config.to_dict(asked))
     # Under other names than those of the run, in the folder of the question, and with the keys of the run.
@@ -107,10 +127,59 @@ def ask(recipe: Recipe, run: Run, made: Products, asked: TrustConfig, *, ladder:
     for w, world in enumerate(made.worlds):
         actor = act_as(names[-1], made.policies[-1])(recipe.temperature)
         measure_horizon(inner, w, witness, asked.episodes, actor, made.vae, world, key)
+    if signs or twins:
+        _look_for_lies(recipe, made, inner, witness, asked.episodes, do, twins=twins)
     trust = summarize(recipe, run.facts, inner.facts, asked.episodes)
+    if answers := _summarize_lies(inner, len(made.worlds)):
+        for world, answer in zip(trust["worlds"], answers, strict=True):
+            world["lies"] = answer
     if processes.first():
         write_json(inner.folder / FILE, trust | {"ledger": inner.ledger()})
     inner.close()
+
+
+def _look_for_lies(
+    recipe: Recipe, made: Products, inner: Run, witness: Witness, count: int, do: SimpleNamespace, *, twins: bool
+) -> None:
+    """Has the last policy that learned in each world play there, and reads the signs of its rollouts."""
+    assert made.vae is not None
+    key, retold = functools.partial(keys.key, recipe.seed), {}
+    if twins:
+        retold = dict(enumerate(train_twins(recipe, made, inner.folder / TWINS)))
+    for w, world in enumerate(made.worlds):
+        taught = [k for k in range(len(made.policies)) if k and training_world(k, recipe.pace) == w] or [0]
+
+        def read_truth(rounds: int = w + 1) -> Sequence[Episode]:
+            return disk.join([made.demonstrations.value.train, join_rounds(made.rollouts[:rounds])])
+
+        known = know(inner, w, made.vae, read_truth, key)
+        others = {lies.TWIN: retold[w]} if twins else {}
+        others |= {lies.REFRESHED: made.worlds[w + 1]} if w + 1 < len(made.worlds) else {}
+        how = (witness, count, recipe.collect.batch, improvement(recipe), do.codec, do.env.prompt_KL)
+        learned = (find_starts(w, recipe, made), made.vae, world, made.rewards[w])
+        find_lies(inner, taught[-1], w, *how, made.policies[taught[-1]], *learned, known, others, key)
+
+
+def train_twins(recipe: Recipe, made: Products, folder: pathlib.Path) -> list[Product[Params]]:
+    """Trains every world model of a run again, on the same episodes and from other draws, in a folder of their own."""
+    other = dataclasses.replace(recipe, seed=recipe.seed ^ 1)
+    run = Run(folder, config.to_dict(other))
+    do, twins = bind_stages(other, run, made), []
+    for w in range(len(made.worlds)):
+        twins.append(do.fit_world(w, made.vae, twins, made.rollouts[: w + 1], made.demonstrations))
+    run.close()
+    return twins
+
+
+def _summarize_lies(inner: Run, worlds: int) -> list[dict[str, Any]]:
+    """Returns what tells a lie of each world; nothing where that was never asked."""
+    # Those with a twin come later in the order of names, and say more.
+    names = sorted(name for name in inner.facts if name.startswith("lies-"))
+    asked = {name.removesuffix("-with-twin").rsplit("-", 1)[-1]: name for name in names}
+    if len(asked) < worlds:
+        return []
+    told = [Rollouts.load(inner.folder / "stages" / asked[str(w)] / lies.FILE) for w in range(worlds)]
+    return [summarize_lies(rollouts, before) for rollouts, before in zip(told, [None, *told], strict=False)]
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:

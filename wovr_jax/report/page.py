@@ -160,7 +160,8 @@ def _render_trust(answers: Results) -> str:
     parts = [said, f'<p class="key">{key}</p>' * mixed, side_by_side(drawn)]
     parts += map(render_table, filter(None, (trust.policy_rows(answers), trust.ranking_rows(answers))))
     parts += [figures.draw_rates(lines, "chunk", what="with the truth")] if lines else []
-    return "\n".join([*parts, *map(render_table, filter(None, [trust.horizon_rows(answers)]))])
+    tables = filter(None, [trust.horizon_rows(answers), trust.sign_rows(answers)])
+    return "\n".join([*parts, *map(render_table, tables)])
 
 
 def _render_closed_loop(closed_loop: Sequence[Results]) -> str:

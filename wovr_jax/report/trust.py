@@ -28,6 +28,25 @@ MEASURES = {
     "inverted": "pairs inverted",
 }
 """A number of a ranking -> its head in the table."""
+SIGNS = {
+    "round_trip": "round trip through the VAE",
+    "by_motion": "the same over how far the latents moved",
+    "seeds": "variance over four noises",
+    "one_step": "one Euler step against all of them",
+    "distance": "distance from true latents",
+    "inverse": "inverse dynamics against the command",
+    "margin": "how sure the judge is",
+    "second_noise": "how sure it is under a second noise",
+    "twin_frames": "frames of a twin of the world",
+    "twin_verdict": "how sure the judge is in the twin",
+    "refreshed_frames": "frames of the next world, in hindsight",
+    "refreshed_verdict": "how sure the judge is there, in hindsight",
+    "mix": "all but hindsight, mixed",
+    "mix_before": "the mix of the world before",
+}
+"""A sign of a lie -> its row in the table."""
+TELLS = 0.85
+"""A sign tells lies where its AUROC is at least this; in part where the interval lies above a half."""
 IN_POINTS = ("mmrv", "gap", "inverted")
 """Those of them that are shares, and written in hundredths."""
 KINDS = {1: "policies of the run", 2: "imitation of a part of its demonstrations"}
@@ -36,17 +55,19 @@ KINDS = {1: "policies of the run", 2: "imitation of a part of its demonstrations
 
 def render_text(trust: Answers) -> str:
     """Returns the tables and the answers as plain text, for the end of a program."""
-    tables = (policy_rows(trust), ranking_rows(trust), horizon_rows(trust))
+    tables = (policy_rows(trust), ranking_rows(trust), horizon_rows(trust), sign_rows(trust))
     sentences = [textwrap.fill(sentence, 110) for sentence in state_answers(trust)]
     return "\n\n".join([text_table(rows) for rows in tables if rows] + sentences)
 
 
 def state_answers(trust: Answers) -> list[str]:
-    """Answers the three questions for the newest world, a sentence or two each, and says what was not asked."""
+    """Answers the questions for the newest world, a sentence or two each, and says what was not asked."""
     world = trust["worlds"][-1]
     sentences = [_state_ranking(trust, world), _state_paid(world), _state_horizon(world["horizon"])]
     newest = f" Of {len(trust['worlds'])} world models this is the newest." if len(trust["worlds"]) > 1 else ""
     sentences[0] += newest
+    if lies := world.get("lies"):
+        sentences.append(_state_lies(lies))
     return [*sentences, *(f"Not asked: {what}." for what in trust.get("not_asked", ()))]
 
 
@@ -100,6 +121,23 @@ def _state_horizon(horizon: Answers | None) -> str:
     return f"{said} From the first to the last chunk PSNR goes from {psnr} dB and SSIM from {ssim}."
 
 
+def _state_lies(lies: Answers) -> str:
+    asked = "Does anything tell a lie before the truth is known?"
+    found = {name: sign["paid"] for name, sign in lies["signs"].items() if sign["paid"] and sign["paid"]["value"]}
+    if "mix" not in found:
+        return f"{asked} Not known: of {lies['paid']} paid rollouts {lies['lies']} fail, too few of one kind."
+    alone = [name for name in found if not name.startswith(("mix", "refreshed"))]
+    mix, best = found["mix"], max(alone, key=lambda name: found[name]["value"])
+    verdict = "Yes" if mix["value"] >= TELLS else "Partly" if mix["low"] > 0.5 else "No"
+    half = lies["signs"]["mix"]["gates"][lies["coverages"].index(0.5)]
+    return (
+        f"{asked} {verdict}. Of {lies['paid']} paid rollouts {lies['lies']} fail in truth. In {_say(mix)} of the pairs "
+        f"of a lie and a truth the mix of all signs suspects the lie more (yes is from {TELLS}, chance is 0.5), and "
+        f"the best single one ({SIGNS[best]}) in {found[best]['value']:.2f}. If only the less suspicious half were "
+        f"paid, {format_rate(half)} of it would be true, and not {format_rate(lies['precision'])}."
+    )
+
+
 # ---------------------------------------------------------------- tables
 
 
@@ -142,6 +180,23 @@ def horizon_rows(trust: Answers) -> Rows:
             row += (f"{horizon['psnr_still'][n]:.1f}", "-" if vae is None else f"{vae:.1f}")
             rows.append((*row, f"{horizon['ssim'][n]:.3f}", "-" if latent is None else f"{latent:.3f}"))
     return rows if len(rows) > 1 else []
+
+
+def sign_rows(trust: Answers) -> Rows:
+    """Returns a row for each world and sign: AUROC for chunks and for payments, and what a gate by it would pay."""
+    rows: Rows = []
+    for world, name in zip(trust["worlds"], _world_names(trust), strict=True):
+        if not (lies := world.get("lies")):
+            continue
+        kept = [f"true, {coverage:.0%} paid" for coverage in lies["coverages"]]
+        rows = rows or [("world, sign", "AUROC, chunk gone astray", "AUROC, paid in vain", *kept)]
+        counts = [f"{lies['astray']} of {lies['chunks']}", f"{lies['lies']} of {lies['paid']}"]
+        rows.append((f"{name}, all", *counts, *[format_rate(lies["precision"])] * len(kept)))
+        for sign, row in lies["signs"].items():
+            areas = [_say(row[of], short=True) if row[of] else "-" for of in ("astray", "paid")]
+            gates = map(format_rate, row["gates"] or [None] * len(kept))
+            rows.append((f"{name}, {SIGNS[sign]}", *areas, *gates))
+    return rows
 
 
 # ---------------------------------------------------------------- points of figures
