@@ -128,7 +128,7 @@ def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path:
         ("audit.py", ["--foreign=y", "--ladder"], 2, "--ladder is of a run"),
         ("audit.py", ["--foreign=y", "--config.mesh.data=1"], 2, "a finished run keeps its settings"),
         ("audit.py", ["x", "--chunk=4"], 2, "--chunk is of --foreign FOLDER"),
-        ("audit.py", ["x", "--episodes=4"], 2, "--episodes is of --rank and --ladder"),
+        ("audit.py", ["x", "--episodes=4"], 2, "--episodes is of --rank, --ladder, --signs and --twins"),
         ("audit.py", ["x", "--rank", "--shares=10"], 2, "--shares is of --ladder"),
         ("audit.py", ["x", "--ladder", "--shares=10,x"], 2, "expected percents with commas between them, got 10,x"),
         ("audit.py", ["x", "--ladder", "--shares=50,10"], 2, "in ascending order, got 50,10"),
@@ -198,7 +198,7 @@ def test_a_report_is_made_again_of_a_run_folder_and_of_nothing_else(opened, tmp_
     # And for a program: where the page lies, and the numbers.
     status, out, err = opened("tools/report.py", tmp_path, "--json")
     assert status in (0, None) and not err
-    assert json.loads(out) == {"page": str(tmp_path / "report.html"), "results": results}
+    assert json.loads(out) == {"page": str(tmp_path / "report.html"), "tables": [], "results": results}
 
 
 def test_several_runs_are_compared_on_one_page(opened, tmp_path):
