@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from wovr_jax.audit import inverse, signs
@@ -14,9 +14,9 @@ from wovr_jax.audit.inverse import InverseConfig, InverseObjective
 from wovr_jax.audit.signs import Known
 from wovr_jax.core import checkpoint, config, sharding
 from wovr_jax.data import batches
-from wovr_jax.data.batches import Layout
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.stages.episodes import Keys
+from wovr_jax.run.stages.vae import cut_windows
 from wovr_jax.train import loop
 from wovr_jax.train import step as train_step
 from wovr_jax.train.optimizers import TrainingConfig
@@ -73,13 +73,12 @@ def know(
 
 def _encode(cfg: WorldConfig, vae: Params, episodes: Sequence[Episode]) -> np.ndarray:
     """Returns (X, D), the latents of true chunks of episodes that are not held out."""
-    cut = batches.windows(episodes, Layout(cfg.slots, cfg.chunk, partial=True))
-    row_I2 = np.asarray(cut.train_I2)
+    data, gather = cut_windows(cfg, episodes), jax.jit(batches.gather_windows)
+    row_I2 = sharding.host(data.train_I2)
     row_X2 = row_I2[np.random.default_rng(0).permutation(len(row_I2))[:WINDOWS]]
     latents = []
     for low in range(0, len(row_X2), BATCH):
         # The last batch is filled up with its own rows, so that one program does.
         row_B2 = np.resize(row_X2[low : low + BATCH], (BATCH, 2))
-        frame_BFHWC = batches.gather_windows(cut, jnp.asarray(row_B2))[0]
-        latents.append(sharding.host(signs.encode_chunks(cfg, vae, frame_BFHWC)))
+        latents.append(sharding.host(signs.encode_chunks(cfg, vae, gather(data, row_B2)[0])))
     return np.concatenate(latents)[: len(row_X2)]

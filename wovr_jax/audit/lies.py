@@ -24,7 +24,8 @@ from wovr_jax.audit.horizon import average_chunks, is_astray
 from wovr_jax.audit.inverse import InverseConfig
 from wovr_jax.audit.pictures import compare_frames
 from wovr_jax.audit.signs import Known
-from wovr_jax.core import sharding
+from wovr_jax.core import processes, sharding
+from wovr_jax.core.disk import replace_file
 from wovr_jax.core.pixels import to_float
 from wovr_jax.data import starts as start_states
 from wovr_jax.data.starts import Starts
@@ -74,10 +75,13 @@ class Rollouts:
     episode_K: np.ndarray
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes all of it, a column each."""
+        """Writes all of it, a column each; of several processes the first one does."""
+        if not processes.first():
+            return
         columns: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "sign"}
         columns |= {f"sign_{name}": value for name, value in self.sign.items()}
-        np.savez_compressed(path, **columns)
+        with replace_file(path) as fresh, fresh.open("wb") as file:
+            np.savez_compressed(file, **columns)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> Rollouts:
