@@ -51,9 +51,11 @@ def main() -> None:
         folder = args.run or command.default_run("play", "", {})
         machine.enable_compile_cache(folder.absolute().parent / ".jax_cache")
         if not args.run:
+            if not (folder / "stages" / "starts-0" / "done.json").exists():
+                print("The first time some episodes are played to begin from: a minute or two.", file=sys.stderr)
             make_run(folder)
         source = open_run(folder, args.round, args.world)
-        print(f"{source.name}: {source.policy_stage} in {source.world_name}", file=sys.stderr)
+        print(f"{source.name}: policy {source.policy_stage}, world model {source.world_name}", file=sys.stderr)
         if source.sim is None:
             what = "the true simulator of LIBERO cannot be played in this version; the world model can"
             print(f"{source.name}: {what}", file=sys.stderr)
@@ -65,7 +67,7 @@ def main() -> None:
         host = f"[{host}]" if ":" in host else host
 
         def tell(port: int) -> None:
-            print(f"playing at http://{host}:{port}", flush=True)
+            print(f"playing at http://{host}:{port} until Ctrl-C", flush=True)
             if args.open and not webbrowser.open(f"http://{host}:{port}"):
                 print("found no browser to open; go to the address above", file=sys.stderr)
 

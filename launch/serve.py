@@ -6,7 +6,7 @@
     python launch/serve.py robot --record recordings      and writes the episodes that clients record there
 
 Clients: openpi's own (pip install openpi-client), or notebooks/robot_client.py, which needs no JAX. They send
-``observation/image`` (uint8, of the size that the server tells) and ``prompt``, and get ``actions`` (steps, 7).
+observation/image (uint8, of the size that the server tells) and prompt, and get actions (steps, 7).
 Only this machine can connect unless --host says otherwise; GET /healthz answers OK. See docs/robot.md, and for
 --record docs/recording.md.
 """

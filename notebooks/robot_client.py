@@ -11,6 +11,7 @@ plays the chunk, or its first steps, and asks again. What the actions mean is in
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from typing import Any
 
@@ -152,4 +153,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, RuntimeError) as error:  # no server there yet (it takes a while to start), or one that refuses
+        sys.exit(f"{error}")

@@ -1,4 +1,4 @@
-"""The command ``wovr``: every door of the project under one name, from any folder, out of a clone or a wheel.
+"""The command wovr: every door of the project under one name, from any folder, out of a clone or a wheel.
 
     wovr demo                                    the whole loop on the embedded table, on a laptop's CPU
     wovr demo --smoke                            every stage of it with almost nothing in it, to see that it runs here

@@ -2,10 +2,11 @@
 
     python launch/tools/before_and_after.py runs/pace --out docs/before_and_after.png
 
-Two layouts of the evaluation in which the base policy fails: the first one in which the last policy succeeds, in
-imagination and in truth, and the first one in which it succeeds in imagination only. Three rows of frames each, every
-second step: the base in the true simulator; the last policy in the last world model, where it sees imagined frames
-only; and the truth under the actions that it chose there.
+Two layouts of the evaluation in which the base policy fails: one in which the last policy succeeds, in imagination and
+in truth, and one in which it succeeds in imagination only. Of all such layouts those are drawn whose difference is the
+easiest to see: the true ends of the two policies, or what was imagined and what was true. Three rows of frames each,
+every second step: the base in the true simulator; the last policy in the last world model, where it sees imagined
+frames only; and the truth under the actions that it chose there.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def main() -> None:
 def choose(
     run: pathlib.Path, seeds: Any, start: Start, threshold: float, base: Imagined, after: Imagined, followed: Imagined
 ) -> list[Any]:
-    """Returns rows of frames: the first layout of each of ``KINDS``, before, imagined and true."""
+    """Returns rows of frames: a layout of each of ``KINDS``, before, imagined and true."""
     import numpy as np
 
     from wovr_jax.core import pixels
@@ -100,9 +101,12 @@ def choose(
     failed_B = ~np.asarray(base.success_BNT).any((1, 2))
     believed_B = (np.asarray(after.prob_BNT) > threshold).any((1, 2))
     true_B = np.asarray(followed.success_BNT).any((1, 2))
-    rows = []
+    rows, end_B = [], [np.asarray(film.video_BNTHWC)[:, -1, -1] for film in (base, after, followed)]
     for kind, (believed, true) in KINDS.items():
         found = np.flatnonzero(failed_B & (believed_B == believed) & (true_B == true))
+        # What the last frames differ in: between the policies where both are true, between the worlds where one is not.
+        apart_B = np.square(end_B[2] - end_B[0 if true else 1]).mean(axis=(1, 2, 3))
+        found = found[np.argsort(-apart_B[found], kind="stable")]
         if not found.size:
             command.refuse(f"{run}: of {AMONG} layouts none is {kind}.")
         print(f"{kind}: {found.size} of {failed_B.sum()} layouts in which the base fails; drawn: {seeds[found[0]]}")

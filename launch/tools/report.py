@@ -1,4 +1,4 @@
-"""Makes the page of a run from what lies in its folder, also while the run goes on; every training ends with it.
+"""Makes the page of a run from what lies in its folder; every training ends with it.
 
     python launch/tools/report.py runs/pace
     python launch/tools/report.py runs/pace --json     results.json and the page's path for a program, no tables

@@ -25,13 +25,13 @@ def test_it_tells_the_address_serves_the_page_and_ends_well(run: pathlib.Path, p
     pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, text=True, **pipes) as process:
         assert process.stdout is not None and process.stderr is not None
-        told = re.fullmatch(r"playing at (http://127.0.0.1:\d+)\n", process.stdout.readline())
+        told = re.fullmatch(r"playing at (http://127.0.0.1:\d+) until Ctrl-C\n", process.stdout.readline())
         assert told, process.stderr.read()
         with urllib.request.urlopen(told[1], timeout=60) as reply:
             assert b"<title>Two worlds</title>" in reply.read()
         process.send_signal(signal.SIGINT)
         rest, said = process.communicate(timeout=60)
-    assert process.returncode == 0 and rest == "" and said == "small: grpo-1 in world-1\nstopped\n"
+    assert process.returncode == 0 and rest == "" and said == "small: policy grpo-1, world model world-1\nstopped\n"
 
 
 def test_what_it_cannot_open_is_said(opened, run: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -24,7 +24,7 @@ RESERVED = ("stage", "step", "time")
 """What every line says of itself, so no metric may have such a name."""
 LINE_EVERY_S = 20.0
 """Seconds between progress lines when standard error is not a terminal."""
-SHOWN = 4
+SHOWN = 3
 """Metrics beside the bar or on a line."""
 
 
@@ -52,8 +52,7 @@ class Log:
         Raises:
           ValueError: for a name in ``RESERVED``.
         """
-        taken = [name for name in values if name in RESERVED]
-        if taken:
+        if taken := [name for name in values if name in RESERVED]:
             raise ValueError(f"metric names {taken} are reserved: every line has {', '.join(RESERVED)} of its own.")
         if not self._writes:
             return
@@ -143,4 +142,6 @@ class Progress:
             processes.say(f"{self.name} {done}/{self.steps}, {rate:.2f} steps/s, {left} left, {self._metrics_text()}")
 
     def _metrics_text(self) -> str:
-        return ", ".join(f"{metric} {value:.4g}" for metric, value in list(self.metrics.items())[:SHOWN])
+        # What a reader looks for comes first; the others as they are.
+        names = sorted(self.metrics, key=lambda name: name not in ("success", "true_success", "loss"))
+        return ", ".join(f"{name} {self.metrics[name]:.4g}" for name in names[:SHOWN])

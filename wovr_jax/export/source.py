@@ -280,7 +280,9 @@ def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
     try:
         settings = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
-        raise SourceError(f"{folder} is not a run folder: its config.json cannot be read ({error}).") from error
+        raise SourceError(
+            f"{folder} is not a run folder: its config.json cannot be read ({error}). A bundle has a manifest.json."
+        ) from error
     # Any config.json parses; a run's has these two.
     if not isinstance(settings, dict) or not {"policy", "temperature"} <= settings.keys():
         raise SourceError(f"{folder / 'config.json'} is not the configuration of a run: it has no policy in it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import re
 from collections.abc import Sequence
@@ -93,10 +94,12 @@ def _describe_slice(name: str) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # libtpu raises whatever it likes
-        raise ShardingError(
-            f"topology: the TPU compiler does not know {name}, or is not there ({error}). It needs no TPU: "
-            'pip install "jax[tpu]"'
-        ) from error
+        if importlib.util.find_spec("libtpu") is None:
+            raise ShardingError(
+                f"topology: plans for {name} are made by the TPU compiler, which is not installed. It needs no TPU: "
+                'pip install "jax[tpu]"'
+            ) from error
+        raise ShardingError(f"topology: the TPU compiler does not know {name} ({error}).") from error
 
 
 def _find_chip(kind: str) -> Chip:

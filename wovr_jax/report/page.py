@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -100,7 +101,9 @@ def _render_play(ledger: Mapping[str, Results], folder: pathlib.Path) -> str:
     """The line that opens this run to play in, where it has trained a world model and the page knows its folder."""
     if not folder.name or not any(stage.startswith("world-") for stage in ledger):
         return ""
-    line = html.escape(f"wovr play {shlex.quote(str(folder))} --open")
+    # The one command is there where the package is installed; a clone has its script.
+    command = "wovr play" if shutil.which("wovr") else "python launch/play.py"
+    line = html.escape(f"{command} {shlex.quote(str(folder))} --open")
     return f'<p class="play">Drive its world model yourself, beside the truth: <code>{line}</code></p>\n'
 
 

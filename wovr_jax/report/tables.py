@@ -6,6 +6,7 @@ that single jobs and studies use the same functions as the whole loop.
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ def render_text(results: Results) -> str:
         policy_rows(results.get("phases") or ()),
         temperature_rows(results.get("phases") or ()),
         *(table["rows"] for table in results.get("tables") or ()),
-        closed_rows(results.get("closed_loop") or ()),
+        closed_rows(results.get("closed_loop") or (), brief=True),
         world_rows(results.get("comparison") or ()),
         cost_rows(results.get("ledger") or {}),
     )
@@ -149,13 +150,13 @@ def _state_cost(ledger: Mapping[str, Results]) -> str:
         parts = {kind: total(kind, "robot_minutes") for kind in ("demonstrations", "collect-", "evaluate-")}
         shares = ", ".join(f"{part:.1f} in {kind.rstrip('-')}" for kind, part in parts.items())
         return (
-            f"The robot moved for {minutes:.1f} minutes ({shares}). The learner moved it not at all; it learnt from "
+            f"The robot moved for {minutes:.1f} minutes ({shares}). The learner moved it not at all; it learned from "
             f"{total(LEARNER, 'imagined_frames'):,} imagined frames."
         )
     before = f" Before that the expert took {expert:,} true steps, and pretrained parts had seen {seen:,} frames."
     return (
         f"The collections took {total('collect-', 'true_steps'):,} steps of the true simulator. The learner took "
-        f"{total(LEARNER, 'true_steps'):,}; it learnt from {total(LEARNER, 'imagined_frames'):,} imagined frames."
+        f"{total(LEARNER, 'true_steps'):,}; it learned from {total(LEARNER, 'imagined_frames'):,} imagined frames."
         + (f" Another {watched:,} true steps only drew its curves and decided nothing." if watched else "")
         + (before if expert or seen else "")
     )
@@ -198,10 +199,23 @@ def subgoal_rows(phases: Sequence[Results]) -> Rows:
     return [("episodes with", *(name.replace("_", " ") for name in names)), *rows]
 
 
-def closed_rows(closed_loop: Sequence[Results]) -> Rows:
-    """Returns a row for each policy in each world and kind of start: four counts, and what was paid, with intervals."""
+def closed_rows(closed_loop: Sequence[Results], *, brief: bool = False) -> Rows:
+    """Returns a row for each policy in each world and kind of start: four counts, and what was paid, with intervals.
+
+    ``brief`` leaves out the kinds, the counts and the true frames, for a terminal.
+    """
     shares = {"false_success": "failures paid", "forced_false_success": FORCED, "precision": "paid ones true"}
-    title = ("policy, world of", "starts", *COUNTS.values(), "imagined", "true")
+    if brief:
+        rows: Rows = [
+            ("closed loop: policy; world", "imagined", "true", "failures paid", "95%", "paid ones true", "95%")
+        ]
+        for row in filter(lambda row: row["all"], closed_loop):
+            part = row["all"]
+            rates = (format_rate(part[name]["rate"]) for name in ("imagined", "true"))
+            cells = (_rate_cells(part[name]) if part[name] else ("-", "-") for name in ("false_success", "precision"))
+            rows.append((name_pair(row), *rates, *itertools.chain(*cells)))
+        return rows
+    title = ("policy; world", "starts", *COUNTS.values(), "imagined", "true")
     rows: Rows = [(*title, *(cell for words in shares.values() for cell in (words, "95%")))]
     for row in closed_loop:
         for kind, words in STARTS.items():
@@ -216,7 +230,7 @@ def closed_rows(closed_loop: Sequence[Results]) -> Rows:
 
 def world_rows(comparison: Sequence[Results]) -> Rows:
     """Returns a row for each comparison: the four counts of two verdicts, their bias and the frames' PSNR."""
-    title = ("policy, world of", *COUNTS.values(), "bias", "95%", *FINGERS.values())
+    title = ("replay: policy; world", *COUNTS.values(), "bias", "95%", *FINGERS.values())
     rows: Rows = [(*title, "PSNR by chunk")]
     for row in comparison:
         values = [f"{value:.1f}" for value in row.get("psnr") or ()]
@@ -278,7 +292,7 @@ def format_duration(seconds: float) -> str:
 
 def name_pair(row: Results) -> str:
     """Returns which policy met which world, in few words."""
-    return f"{row['policy']}, {row['world'].removeprefix('world model of ')}"
+    return f"{row['policy']}; {row['world'].replace('world model of round', 'world')}"
 
 
 def _rate_cells(rate: Results) -> tuple[str, str]:
