@@ -113,8 +113,7 @@ def entry(table: Mapping[str, Any], key: str | None, where: str) -> dict[str, An
 def check(entry: Mapping[str, Any], where: str) -> None:
     """Raises a StatisticsError unless ``entry`` has every field, of one length, finite and in order."""
     # All at once: a file from elsewhere mostly lacks several.
-    lacking = [name for name in FIELDS if name not in entry]
-    if lacking:
+    if lacking := [name for name in FIELDS if name not in entry]:
         raise StatisticsError(f"{where}: action statistics lack {', '.join(lacking)}.")
     # The mask is OpenVLA's addition to an older form and may be missing.
     lengths = {name: len(entry[name]) for name in (*FIELDS, *(["mask"] if "mask" in entry else []))}

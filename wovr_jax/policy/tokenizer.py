@@ -99,8 +99,7 @@ class Tokenizer:
         # Refused, not mapped to "unknown": a policy would be trained on an instruction that it cannot read.
         index = {word: i for i, word in enumerate(self.words)}
         pieces = _PIECE.findall(PROMPT.format(task=task.lower())) + [SPACE]
-        unknown = sorted({piece for piece in pieces if piece not in index})
-        if unknown:
+        if unknown := sorted({piece for piece in pieces if piece not in index}):
             raise ValueError(
                 f"instruction {task!r}: expected words of the policy's vocabulary, got unknown {unknown}; "
                 "reword it or add the words to wovr_jax/policy/tokenizer.py (this changes the token ids)"

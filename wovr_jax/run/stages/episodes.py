@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wovr_jax import evaluate
+from wovr_jax.core import processes
 from wovr_jax.data import episodes as disk
 from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.recipe import CollectConfig, EvaluateConfig
@@ -97,6 +98,7 @@ def measure(
         found = {t: arena.measure(folder / names[t], cfg.episodes, act(round_, "evaluate", t)) for t in levels}
         rates = {t: evaluate.summarize_outcomes(measured.success_B) for t, measured in found.items()}
         outcomes = {t: measured.success_B.astype(int).tolist() for t, measured in found.items()}
+        processes.say(", ".join(f"true success {names[t]} {rates[t]['rate']:.1%}" for t in sorted({temperature, 0.0})))
         return {
             "true_success": rates[temperature],
             "greedy": rates[0.0],
