@@ -192,7 +192,8 @@ def sign_rows(trust: Answers) -> Rows:
         rows = rows or [("world, sign", "AUROC, chunk gone astray", "AUROC, paid in vain", *kept)]
         counts = [f"{lies['astray']} of {lies['chunks']}", f"{lies['lies']} of {lies['paid']}"]
         rows.append((f"{name}, all", *counts, *[format_rate(lies["precision"])] * len(kept)))
-        for sign, row in lies["signs"].items():
+        for sign in filter(lies["signs"].get, SIGNS):  # in this order
+            row = lies["signs"][sign]
             areas = [_say(row[of], short=True) if row[of] else "-" for of in ("astray", "paid")]
             gates = map(format_rate, row["gates"] or [None] * len(kept))
             rows.append((f"{name}, {SIGNS[sign]}", *areas, *gates))
