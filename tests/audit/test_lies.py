@@ -67,6 +67,11 @@ def test_hindsight_is_shown_and_no_part_of_the_mix() -> None:
 def test_a_mix_of_the_world_before_judges_this_one() -> None:
     signs = lies.summarize_lies(make(seed=1), make(seed=2))["signs"]
     assert signs["mix_before"]["paid"]["value"] > 0.85 and signs["mix_before"]["astray"] is None
+    # What only one of the two worlds has is no part of it.
+    more = make(seed=1)
+    with_twin = make(seed=1, sign={**more.sign, "twin_verdict": more.sign["margin"]})
+    again = lies.summarize_lies(with_twin, make(seed=2))["signs"]
+    assert again["mix_before"] == signs["mix_before"] and "twin_verdict" in again
     # Of the one before nothing was learned if all that it paid was true.
     honest = make(true_K=np.ones(200, bool))
     assert "mix_before" not in lies.summarize_lies(make(seed=1), honest)["signs"]

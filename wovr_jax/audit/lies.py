@@ -234,11 +234,13 @@ def summarize_lies(rollouts: Rollouts, before: Rollouts | None = None) -> dict[s
     if _enough(astray_X):
         chunks[MIX] = detection.mix_held_out(_stack(chunks), astray_X, episode_X)
     if _enough(lie_P):
-        signs_PC = _stack(whole)
-        whole[MIX] = detection.mix_held_out(signs_PC, lie_P, episode_P)
+        alone = dict(whole)
+        whole[MIX] = detection.mix_held_out(_stack(alone), lie_P, episode_P)
         if before and _enough(lies_before := ~before.true_K[before.paid_K]):
-            fitted = _stack({name: score_rollouts(before, name)[before.paid_K] for name in whole if name != MIX})
-            whole[MIX_BEFORE] = Mix(fitted, lies_before)(signs_PC)
+            # Of one world there may be a twin, and of the other none yet.
+            both = [name for name in alone if name in before.sign]
+            fitted = _stack({name: score_rollouts(before, name)[before.paid_K] for name in both})
+            whole[MIX_BEFORE] = Mix(fitted, lies_before)(_stack({name: alone[name] for name in both}))
 
     def describe(name: str) -> dict[str, Any]:
         score_P = whole.get(name)
