@@ -7,10 +7,16 @@ import pathlib
 import numpy as np
 import pytest
 
-from wovr_jax.audit import lies
+from wovr_jax.audit import detection, lies
 from wovr_jax.audit.lies import Rollouts
 
 CHUNKS = 3
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of fewer resamples, which are as good for what is asked here."""
+    monkeypatch.setattr(detection, "DRAWS", 50)
 
 
 def make(count: int = 200, seed: int = 0, **changes: np.ndarray) -> Rollouts:

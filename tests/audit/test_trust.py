@@ -13,7 +13,7 @@ from tests.audit.test_lies import make as told
 from tests.audit.test_runner import OUTCOMES
 from tests.small_run import save_parts, small_settings
 from wovr_jax import pace
-from wovr_jax.audit import ladder, lies, runner, trust
+from wovr_jax.audit import detection, ladder, lies, runner, trust
 from wovr_jax.audit.horizon import summarize_horizon
 from wovr_jax.audit.trust import TrustConfig
 from wovr_jax.core.config import ConfigError, from_dict
@@ -75,6 +75,12 @@ def finished(made: list[str], parts: pathlib.Path, tmp_path: pathlib.Path) -> pa
     runner.audit(tmp_path / "run")
     made.clear()
     return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of fewer resamples, which are as good for what is asked here."""
+    monkeypatch.setattr(detection, "DRAWS", 50)
 
 
 ASKED = TrustConfig(episodes=20, shares=(0.2, 0.5, 1.0))

@@ -56,7 +56,11 @@ def test_without_a_run_folder_it_begins_with_networks_of_the_package(
     monkeypatch.setattr(command, "default_run", lambda *_: tmp_path / "runs" / "play")
     for _ in range(2):  # the second time everything is there
         status, out, err = opened("play.py", "--measure", 2)
-        assert status == 0 and "frames a second" in out and "play: tabletop_policy in tabletop_world" in err
+        assert (
+            status == 0
+            and "frames a second" in out
+            and "play: policy tabletop_policy, world model tabletop_world" in err
+        )
     source = open_run(tmp_path / "runs" / "play")
     there = native.load_asset("tabletop_policy", parts)[1]
     for ours, theirs in zip(jax.tree.leaves(source.policy), jax.tree.leaves(there), strict=True):
