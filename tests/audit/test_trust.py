@@ -198,6 +198,14 @@ def test_shares_are_nested_whole_and_none_comes_twice() -> None:
         TrustConfig(shares=(0.0, 0.1))
 
 
+def test_a_world_model_that_was_given_has_no_twin(parts: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    settings = small_settings(parts)
+    recipe = from_dict(Recipe, settings | {"world_train": settings["world_train"] | {"steps": 0}, "world_weights": "w"})
+    with pytest.raises(ConfigError, match="was given its world model and trained none .* ask with --signs"):
+        trust.train_twins(recipe, None, tmp_path / "twins")
+    assert not (tmp_path / "twins").exists()
+
+
 def test_a_ladder_needs_demonstrations(parts: pathlib.Path) -> None:
     weights = small_settings(parts) | {"policy_weights": "policy", "sft": {"steps": 0}}
     recipe = from_dict(Recipe, weights)

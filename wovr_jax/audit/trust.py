@@ -25,7 +25,7 @@ from wovr_jax.audit.ranking import Count
 from wovr_jax.audit.trial import try_policy
 from wovr_jax.audit.witnesses import open_witness
 from wovr_jax.core import config, keys, processes
-from wovr_jax.core.config import Between, Faults, checked
+from wovr_jax.core.config import Between, ConfigError, Faults, checked
 from wovr_jax.core.disk import read_json, write_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.evaluate import summarize_outcomes
@@ -161,7 +161,16 @@ def _look_for_lies(
 
 
 def train_twins(recipe: Recipe, made: Products, folder: pathlib.Path) -> list[Product[Params]]:
-    """Trains every world model of a run again, on the same episodes and from other draws, in a folder of their own."""
+    """Trains every world model of a run again, on the same episodes and from other draws, in a folder of their own.
+
+    Raises:
+      ConfigError: a run that trained none, whose twin would be the world model itself.
+    """
+    if not recipe.world_train.steps:
+        raise ConfigError(
+            "--twins trains the world models of a run a second time, and this run was given its world model and "
+            "trained none (world_train.steps is 0); ask with --signs."
+        )
     other = dataclasses.replace(recipe, seed=recipe.seed ^ 1)
     run = Run(folder, config.to_dict(other))
     do, twins = bind_stages(other, run, made), []
