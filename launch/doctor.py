@@ -271,14 +271,14 @@ def libero_line() -> str:
 
 def libero_is_there() -> bool:
     """Whether any of it is installed."""
-    from wovr_jax.sim.libero import setup
+    from wovr_jax.sim.libero import machine
 
-    return setup.installed()["hf-libero"] is not None
+    return machine.installed()["hf-libero"] is not None
 
 
 def libero() -> str:
     """Checks that the tested versions are there, on a tested Python."""
-    from wovr_jax.sim.libero import setup
+    from wovr_jax.sim.libero import machine
 
     # Before the packages: on another Python their pins cannot be installed at all.
     if sys.version_info[:2] > (3, 12):
@@ -291,32 +291,32 @@ def libero() -> str:
         raise FaultError(
             f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}\n{libero_line()}"
         )
-    return ", ".join(f"{name} {version}" for name, version in setup.installed().items())
+    return ", ".join(f"{name} {version}" for name, version in machine.installed().items())
 
 
 def assets() -> str:
     """Checks that meshes and textures are there."""
-    from wovr_jax.sim.libero import setup
+    from wovr_jax.sim.libero import machine
 
     with faults():
-        folder = setup.assets_folder()
+        folder = machine.assets_folder()
     if folder is None:
         raise FaultError(
-            f"no assets; they are downloaded on first use, or lie in a folder named by ${setup.ASSETS}\n"
-            f"{sys.executable} -c 'from wovr_jax.sim.libero import setup; setup.download_assets()'"
+            f"no assets; they are downloaded on first use, or lie in a folder named by ${machine.ASSETS}\n"
+            f"{sys.executable} -c 'from wovr_jax.sim.libero import machine; machine.download_assets()'"
         )
     # The hash tells two machines apart that draw different pictures from the same code.
-    return f"{folder}, sha256 {setup.hash_folder(folder)[:12]}"
+    return f"{folder}, sha256 {machine.hash_folder(folder)[:12]}"
 
 
 def renderer() -> str:
     """Checks that EGL or OSMesa draws."""
-    from wovr_jax.sim.libero import setup
+    from wovr_jax.sim.libero import machine
 
     with faults():
-        renderer = setup.choose_renderer()
+        renderer = machine.choose_renderer()
     # What else was tried is shown too: a slow renderer that works may hide a fast one that does not.
-    others = [f"{name}: {problem}" for name in setup.LIBRARIES if (problem := setup.try_renderer(name))]
+    others = [f"{name}: {problem}" for name in machine.LIBRARIES if (problem := machine.try_renderer(name))]
     return f"{renderer}{f' ({others[0]})' if others else ''}"
 
 

@@ -62,8 +62,8 @@ def measure(cfg: LiberoEvaluation, folder: pathlib.Path) -> str:
 
     from wovr_jax.run.folder import Run
     from wovr_jax.sim.libero import collect, evaluate
+    from wovr_jax.sim.libero.machine import fingerprint
     from wovr_jax.sim.libero.runner import TrialRunner
-    from wovr_jax.sim.libero.setup import fingerprint
     from wovr_jax.sim.libero.tasks import tasks
 
     wanted = evaluate.trials(cfg.suite, range(*cfg.inits), only=list(cfg.tasks) or None, seed=cfg.seed)

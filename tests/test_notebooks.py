@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from tests.notebooks import ROOT, run_cells
 from tests.small_run import save_parts, small_settings
-from wovr_jax.sim.libero import setup
+from wovr_jax.sim.libero import machine, setup
 
 NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 STORED_BYTES = 250_000
@@ -60,8 +60,8 @@ def test_libero_is_demonstrated_read_and_measured(
 ) -> None:
     try:
         setup.package_folder()
-        setup.choose_renderer()
-        if setup.assets_folder() is None:
+        machine.choose_renderer()
+        if machine.assets_folder() is None:
             raise setup.LiberoError("no assets")
     except setup.LiberoError as error:
         pytest.skip(f"the real LIBERO does not run here: {error}")

@@ -15,17 +15,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import signal
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
 
-from launch import command, flags
+from launch import called, command, flags
 
 if TYPE_CHECKING:
     from wovr_jax.sim.libero.rollout import Outcome
@@ -110,8 +107,8 @@ def record(args: argparse.Namespace) -> str:
     from wovr_jax.sim.libero.collect import collect
     from wovr_jax.sim.libero.demonstrate import demonstrations
     from wovr_jax.sim.libero.evaluate import table, trials
+    from wovr_jax.sim.libero.machine import fingerprint
     from wovr_jax.sim.libero.pool import Pool
-    from wovr_jax.sim.libero.setup import fingerprint
     from wovr_jax.sim.libero.tasks import SceneConfig, protocol, tasks
 
     folder = args.out.expanduser().absolute()
@@ -137,9 +134,7 @@ def record(args: argparse.Namespace) -> str:
 
 def record_for_run(args: argparse.Namespace) -> None:
     """Records the demonstrations of a training run, which has called this program, waits for it and tells the rest."""
-    # Ctrl-C reaches both, and the run answers it: this program ends when the run does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_run, daemon=True).start()
+    called.end_with_run()
 
     from wovr_jax.core import config
     from wovr_jax.sim.libero.demonstrate import demonstrate_run
@@ -148,14 +143,6 @@ def record_for_run(args: argparse.Namespace) -> None:
     asked = json.loads(args.for_run)
     cfg = config.from_dict(LiberoConfig, asked.pop("cfg"), "libero")
     demonstrate_run(args.out.absolute(), cfg, **asked)
-
-
-def end_with_run() -> None:
-    """Ends this process when the run closes its end of the pipe, which the system does for a run that was killed."""
-    # Not sys.stdin: a thread that holds its lock at the end would break the exit.
-    os.read(sys.__stdin__.fileno(), 1)
-    # Parts are written whole or not at all, and workers end when their line breaks.
-    os._exit(1)
 
 
 def drop_failures(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:

@@ -9,19 +9,15 @@ the episode folders of the stage, and the exit status is 0. If not, the policy t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import pathlib
-import signal
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
 
-from launch import command
+from launch import called, command
 
 if TYPE_CHECKING:
     from wovr_jax.sim.recorded.gather import Policy
@@ -37,20 +33,9 @@ def main() -> None:
     words = "what is wanted; a run gives it"
     parser.add_argument("--for-run", type=json.loads, required=True, metavar="JSON", help=words)
     asked = parser.parse_args().for_run
-    # Ctrl-C reaches both, and the run answers it: this program ends when the run does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_run, daemon=True).start()
-    # A refusal goes to the run, which ends with it; the standard error is for the way there.
-    try:
-        with command.explain_errors("stopped"), contextlib.redirect_stdout(sys.stderr):
-            missing = look(asked)
-    except SystemExit as end:
-        if not isinstance(end.code, str):
-            raise
-        missing = end.code
-    if missing:
-        print(missing)
-        sys.exit(1)
+    with called.answer_run():
+        if missing := look(asked):
+            command.refuse(missing)
 
 
 def look(asked: dict[str, Any]) -> str:
@@ -95,13 +80,6 @@ def export(run: pathlib.Path, round_: int, name: str, temperature: float) -> Pol
         known = {"made": made, "weights": Robot.load(place).hash_weights()}
         write_json(note, known)
     return Policy(name, place, known["weights"], temperature)
-
-
-def end_with_run() -> None:
-    """Ends this process when the run closes its end of the pipe, which the system does for a run that was killed."""
-    os.read(0, 1)
-    # Episode folders and bundles are written whole or not at all.
-    os._exit(1)
 
 
 if __name__ == "__main__":

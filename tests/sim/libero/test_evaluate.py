@@ -106,7 +106,7 @@ def test_the_door_tells_a_program_the_results_and_the_gain(tmp_path, monkeypatch
 
     runner = type("Runner", (), {"renderer": "egl", "__call__": play})
     monkeypatch.setattr("wovr_jax.sim.libero.runner.TrialRunner", lambda *_: runner())
-    monkeypatch.setattr("wovr_jax.sim.libero.setup.fingerprint", lambda renderer: {"renderer": renderer})
+    monkeypatch.setattr("wovr_jax.sim.libero.machine.fingerprint", lambda renderer: {"renderer": renderer})
     monkeypatch.setattr("wovr_jax.sim.libero.tasks.tasks", lambda suite: TASKS)
     monkeypatch.setattr(evaluate, "trials", lambda *_, **__: WANTED)
     monkeypatch.setattr(evaluate, "explain_twins", lambda *_: "")

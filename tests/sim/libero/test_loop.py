@@ -23,7 +23,7 @@ from wovr_jax.policy import vla
 from wovr_jax.run.bind import Products, bind_stages, open_environment
 from wovr_jax.run.folder import Run
 from wovr_jax.run.recipe import DreamConfig, EvaluateConfig, Recipe, RefreshConfig, StartsConfig
-from wovr_jax.sim.libero import setup
+from wovr_jax.sim.libero import machine, setup
 from wovr_jax.sim.libero.pool import Pool
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import DRAWN, Trial, protocol, tasks
@@ -100,8 +100,8 @@ def states_on_the_way(state, task, seed, action_SA):
 def test_collection_and_measurement_on_the_real_libero(tmp_path):
     """Ten minutes and more is what the loop takes there; this is what of it touches the simulator."""
     try:
-        setup.package_folder(), setup.choose_renderer()
-        if setup.assets_folder() is None:
+        setup.package_folder(), machine.choose_renderer()
+        if machine.assets_folder() is None:
             raise LiberoError("no assets")
     except LiberoError as error:
         pytest.skip(f"the real LIBERO does not run here: {error}")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from wovr_jax.data import episodes as disk
-from wovr_jax.sim.libero import rollout, setup, worker
+from wovr_jax.sim.libero import machine, rollout, setup, worker
 from wovr_jax.sim.libero.demonstrate import demonstrations
 from wovr_jax.sim.libero.evaluate import trials
 from wovr_jax.sim.libero.pool import Lost, Pool
@@ -44,8 +44,8 @@ ACTION_SA = np.random.default_rng(0).uniform(-1, 1, (12, 7))
 def needs_libero():
     try:
         setup.package_folder()
-        setup.choose_renderer()
-        if setup.assets_folder() is None:
+        machine.choose_renderer()
+        if machine.assets_folder() is None:
             raise LiberoError("no assets")
     except LiberoError as error:
         pytest.skip(f"the real LIBERO does not run here: {error}")
@@ -276,10 +276,17 @@ def test_every_task_of_a_suite_is_built_reset_and_played(suite: str, rules: str)
 # ---------------------------------------------------------------- assets with a hole
 
 
-def test_a_mesh_that_is_missing_is_named(tmp_path, monkeypatch):
+@pytest.fixture
+def settle_anew():
+    setup.settle.cache_clear()
+    yield
+    setup.settle.cache_clear()
+
+
+def test_a_mesh_that_is_missing_is_named(tmp_path, monkeypatch, settle_anew):
     """At once and with the task's name: a worker that tried again and again would fail again and again."""
     (trial, *_) = trials("libero_object", [0], only=[7])
-    whole = setup.assets_folder()
+    whole = machine.assets_folder()
     assert whole
     thing = pathlib.Path("stable_hope_objects") / "milk"
     for folder in (pathlib.Path(), thing.parent, thing):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 from wovr_jax.data.episodes import instruction_of
-from wovr_jax.sim.libero import setup, tasks
+from wovr_jax.sim import arena
+from wovr_jax.sim.libero import machine, setup, tasks
 from wovr_jax.sim.libero.setup import LiberoError
 from wovr_jax.sim.libero.tasks import LiberoExpertConfig, SceneConfig
 
@@ -95,34 +97,34 @@ def test_protocols_and_their_horizons():
 
 @pytest.fixture
 def fresh_choice():
-    setup.choose_renderer.cache_clear()
+    machine.choose_renderer.cache_clear()
     yield
-    setup.choose_renderer.cache_clear()
+    machine.choose_renderer.cache_clear()
 
 
 def test_no_renderer_names_the_debian_package(monkeypatch, fresh_choice):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(setup.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(machine.ctypes.util, "find_library", lambda name: None)
     with pytest.raises(LiberoError, match=r"libEGL is missing.*libOSMesa is missing|libOSMesa.*libEGL") as caught:
-        setup.choose_renderer()
+        machine.choose_renderer()
     assert str(caught.value).splitlines()[-1].strip() == "sudo apt-get install -y libosmesa6"
 
 
 def test_a_renderer_that_was_asked_for_is_checked(monkeypatch, fresh_choice):
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    monkeypatch.setattr(setup, "try_renderer", lambda name: "it hangs")
+    monkeypatch.setattr(machine, "try_renderer", lambda name: "it hangs")
     with pytest.raises(LiberoError, match=r"egl: it hangs\.\n  sudo apt-get install -y libegl1"):
-        setup.choose_renderer()
+        machine.choose_renderer()
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     with pytest.raises(LiberoError, match="without a screen it is egl or osmesa"):
-        setup.choose_renderer()
+        machine.choose_renderer()
 
 
 def test_the_first_renderer_that_draws_is_chosen(monkeypatch, fresh_choice):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(setup, "renderers", lambda: ("egl", "osmesa"))
-    monkeypatch.setattr(setup, "try_renderer", lambda name: "broken" if name == "egl" else None)
-    assert setup.choose_renderer() == "osmesa"
+    monkeypatch.setattr(machine, "renderers", lambda: ("egl", "osmesa"))
+    monkeypatch.setattr(machine, "try_renderer", lambda name: "broken" if name == "egl" else None)
+    assert machine.choose_renderer() == "osmesa"
 
 
 @pytest.mark.parametrize(
@@ -131,55 +133,57 @@ def test_the_first_renderer_that_draws_is_chosen(monkeypatch, fresh_choice):
     + [("GPU-5a1b", None, ["0"]), ("3", "0", ["0"]), ("", "2", ["2"])],
 )
 def test_the_card_to_draw_on_is_not_the_one_to_compute_on(monkeypatch, cuda, named, tried):
-    for name, value in {setup.CUDA: cuda, setup.CARD: named}.items():
+    for name, value in {machine.CUDA: cuda, machine.CARD: named}.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     asked = []
 
     def draw(command, *, env, **_):
-        assert setup.CUDA not in env and "EGLGLContext" in command[-1]
-        asked.append(env[setup.CARD])
-        return subprocess.CompletedProcess(command, 0, "drawn" if env[setup.CARD] == tried[-1] else "", "no such card")
+        assert machine.CUDA not in env and "EGLGLContext" in command[-1]
+        asked.append(env[machine.CARD])
+        return subprocess.CompletedProcess(
+            command, 0, "drawn" if env[machine.CARD] == tried[-1] else "", "no such card"
+        )
 
-    monkeypatch.setattr(setup.ctypes.util, "find_library", lambda name: name)
-    monkeypatch.setattr(setup.subprocess, "run", draw)
-    assert setup.try_renderer("egl") is None and asked == tried
-    assert os.environ[setup.CARD] == tried[-1]  # workers inherit it
+    monkeypatch.setattr(machine.ctypes.util, "find_library", lambda name: name)
+    monkeypatch.setattr(machine.subprocess, "run", draw)
+    assert machine.try_renderer("egl") is None and asked == tried
+    assert os.environ[machine.CARD] == tried[-1]  # workers inherit it
     tried.append("none of them")
-    os.environ.pop(setup.CARD)
-    assert setup.try_renderer("egl") == "no such card"
+    os.environ.pop(machine.CARD)
+    assert machine.try_renderer("egl") == "no such card"
 
 
 def test_a_user_without_a_home_is_told_to_name_the_assets(tmp_path, monkeypatch):
-    monkeypatch.setattr(setup.os.path, "expanduser", lambda path: path)  # as where nobody knows the home
-    monkeypatch.delenv(setup.ASSETS, raising=False)
+    monkeypatch.setattr(machine.os.path, "expanduser", lambda path: path)  # as where nobody knows the home
+    monkeypatch.delenv(machine.ASSETS, raising=False)
     with pytest.raises(LiberoError, match=r"\$HOME is not set, .*\n  export LIBERO_ASSETS=<folder>"):
-        setup.downloaded()
-    monkeypatch.setattr(setup, "package_folder", lambda: tmp_path)
-    for name in setup.FOLDERS:
+        machine.downloaded()
+    monkeypatch.setattr(machine, "package_folder", lambda: tmp_path)
+    for name in machine.FOLDERS:
         (tmp_path / "assets" / name).mkdir(parents=True)
-    assert setup.assets_folder() == tmp_path / "assets"  # what needs no home runs
+    assert machine.assets_folder() == tmp_path / "assets"  # what needs no home runs
 
 
 def test_a_folder_that_lacks_assets_is_named(tmp_path, monkeypatch):
-    for name in setup.FOLDERS[1:]:
+    for name in machine.FOLDERS[1:]:
         (tmp_path / name).mkdir()
     monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path))
     with pytest.raises(LiberoError, match="there is no articulated_objects in it"):
-        setup.assets_folder()
-    (tmp_path / setup.FOLDERS[0]).mkdir()
-    assert setup.assets_folder() == tmp_path
+        machine.assets_folder()
+    (tmp_path / machine.FOLDERS[0]).mkdir()
+    assert machine.assets_folder() == tmp_path
 
 
 def test_assets_have_a_hash_of_their_content(tmp_path):
-    for name in setup.FOLDERS:
+    for name in machine.FOLDERS:
         (tmp_path / name).mkdir()
     (tmp_path / "scenes" / "a.xml").write_text("<a/>")
     (tmp_path / "README.md").write_text("not an asset")
-    first = setup.hash_folder(tmp_path)
+    first = machine.hash_folder(tmp_path)
     (tmp_path / "README.md").write_text("changed")
-    assert setup.hash_folder(tmp_path) == first
+    assert machine.hash_folder(tmp_path) == first
     (tmp_path / "scenes" / "a.xml").write_text("<b/>")
-    assert setup.hash_folder(tmp_path) != first
+    assert machine.hash_folder(tmp_path) != first
 
 
 def test_a_download_that_fails_says_what_else_there_is(tmp_path, monkeypatch):
@@ -191,23 +195,58 @@ def test_a_download_that_fails_says_what_else_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(LiberoError, match=r"no route to host\).\n  export LIBERO_ASSETS="):
-        setup.download_assets()
-    assert not setup.downloaded().exists()
+        machine.download_assets()
+    assert not machine.downloaded().exists()
 
 
 def test_a_download_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     import huggingface_hub
 
     def arrive(name, repo_type, local_dir):
-        assert (name, repo_type) == ("lerobot/libero-assets", "dataset") and not setup.downloaded().exists()
-        for folder in setup.FOLDERS:
+        assert (name, repo_type) == ("lerobot/libero-assets", "dataset") and not machine.downloaded().exists()
+        for folder in machine.FOLDERS:
             (local_dir / folder).mkdir(parents=True)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", arrive)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert (setup.download_assets() / "scenes").is_dir()
-    setup.download_assets()  # as of a process that waited while another one downloaded
-    assert sorted(path.name for path in setup.downloaded().parent.iterdir()) == ["assets", "assets.lock"]
+    assert (machine.download_assets() / "scenes").is_dir()
+    machine.download_assets()  # as of a process that waited while another one downloaded
+    assert sorted(path.name for path in machine.downloaded().parent.iterdir()) == ["assets", "assets.lock"]
+
+
+@pytest.fixture
+def settle_anew():
+    setup.settle.cache_clear()
+    yield
+    setup.settle.cache_clear()
+
+
+def test_a_run_hands_what_a_program_settled_to_its_workers(monkeypatch, settle_anew):
+    asked, answer = [], {"renderer": "egl", "environment": {machine.CARD: "1", machine.ASSETS: "meshes"}}
+    for name in answer["environment"]:
+        monkeypatch.setenv(name, "of before")
+    monkeypatch.setattr(arena, "call_program", lambda *words: asked.append(words) or (0, json.dumps(answer)))
+    assert setup.settle(True) == setup.settle(True) == "egl" and asked == [(setup.SETTLE, "settle", "--draw")]
+    assert {name: os.environ[name] for name in answer["environment"]} == answer["environment"]
+
+
+def test_a_program_that_settles_nothing_says_why(monkeypatch, settle_anew):
+    monkeypatch.setattr(arena, "call_program", lambda *_: (1, ""))
+    with pytest.raises(LiberoError, match=r"settle_libero\.py ended with exit status 1; what it said stands above"):
+        setup.settle(False)
+
+
+def test_the_program_refuses_and_answers_as_the_machine_does(monkeypatch, settle_anew):
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    with pytest.raises(LiberoError, match=r"^MUJOCO_GL is 'glfw'; .*\.\n  unset MUJOCO_GL$"):
+        setup.settle(True)
+    monkeypatch.setenv(machine.ASSETS, "nowhere")
+    with pytest.raises(LiberoError, match="there is no articulated_objects"):
+        setup.fingerprint(None)
+    monkeypatch.delenv(machine.ASSETS)
+    if machine.installed()["hf-libero"] is None:
+        with pytest.raises(LiberoError, match="LIBERO is not installed"):
+            setup.settle(False)
 
 
 def test_configs_refuse_what_they_do_not_know():

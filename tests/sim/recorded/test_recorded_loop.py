@@ -7,12 +7,12 @@ import dataclasses
 import io
 import pathlib
 import runpy
-import signal
 import sys
 from typing import Any
 
 import pytest
 
+from launch import called
 from tests.sim.recorded import lab
 from tests.small_run import save_parts, small_settings
 from wovr_jax import pace
@@ -52,8 +52,7 @@ def call_here(name: str, *words: str) -> tuple[int, str]:
         patch.setattr(sys, "argv", [str(program), *words])
         patch.setattr(sys, "path", [""] + sys.path)
         tool = runpy.run_path(str(program))
-        patch.setitem(tool["main"].__globals__, "end_with_run", lambda: None)
-        patch.setattr(signal, "signal", lambda *_: None)
+        patch.setattr(called, "end_with_run", lambda: None)
         try:
             tool["main"]()
         except SystemExit as end:

@@ -144,7 +144,7 @@ def results(
     Args:
       lines: of ``collect.measure``.
       settings: what was measured.
-      fingerprint: of ``setup.fingerprint``.
+      fingerprint: of ``machine.fingerprint``.
     """
     return {
         "settings": dict(settings),

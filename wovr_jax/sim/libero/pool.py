@@ -46,9 +46,8 @@ class Pool:
 
     def __init__(self, workers: int, cfg: SceneConfig | None, *, timeout: float = 300.0):
         self.cfg, self.timeout = cfg, timeout
-        self.renderer = setup.choose_renderer() if cfg and cfg.size else None
-        if cfg:
-            setup.prepare()  # downloads once, not in every worker
+        # Once and here, not in every worker: it may download.
+        self.renderer = setup.settle(bool(cfg.size)) if cfg else None
         # A renderer's state does not survive a fork.
         self._context = multiprocessing.get_context("spawn")
         # All start at once; each takes seconds to import the simulator.

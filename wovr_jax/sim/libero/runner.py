@@ -12,9 +12,9 @@ import numpy as np
 from wovr_jax.core import config, pixels
 from wovr_jax.sim.libero.demonstrate import demonstrations
 from wovr_jax.sim.libero.evaluate import LiberoEvaluation
+from wovr_jax.sim.libero.machine import choose_renderer
 from wovr_jax.sim.libero.pool import Pool
 from wovr_jax.sim.libero.rollout import Act, Outcome, View, rollouts
-from wovr_jax.sim.libero.setup import choose_renderer
 from wovr_jax.sim.libero.tasks import SceneConfig, Task, Trial, draw_seed, protocol
 from wovr_jax.types import Episode
 
