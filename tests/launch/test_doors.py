@@ -50,6 +50,7 @@ DOORS = {
     "tools/release_run.py": 2,
     "tools/demonstrate_libero.py": 2,
     "tools/read_recordings.py": 2,
+    "tools/settle_libero.py": 2,
     "tools/table_robot.py show": 2,
     "tools/table_robot.py drive": 2,
     "tools/table_robot.py measure": 2,
@@ -73,7 +74,7 @@ def run(door: str, *words: str, cwd: pathlib.Path | None = None) -> subprocess.C
 
 def test_these_are_the_doors() -> None:
     names = {path.relative_to(LAUNCH).as_posix() for path in (*LAUNCH.glob("*.py"), *LAUNCH.glob("tools/*.py"))}
-    assert names == {door.split()[0] for door in DOORS} | {"command.py", "flags.py", "terminal.py"}
+    assert names == {door.split()[0] for door in DOORS} | {"called.py", "command.py", "flags.py", "terminal.py"}
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -107,6 +108,7 @@ def test_a_misspelt_flag_is_answered_in_a_line(door: str, status: int, tmp_path:
         "tools/before_and_after.py": ["x", "--out=x"],
         "tools/release_run.py": ["x", "--out=x"],
         "tools/read_recordings.py": ["--for-run={}"],
+        "tools/settle_libero.py": ["settle"],
         "tools/table_robot.py show": ["x"],
         "tools/table_robot.py drive": ["x", "--wanted=x"],
         "tools/table_robot.py measure": ["x"],
