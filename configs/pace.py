@@ -61,7 +61,7 @@ def get_config(preset: str = ""):
     )
     suites = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
     presets = {"smoke": smoke, "tiny": tiny, "lora": lora, "libero_small": libero_small, "libero_smoke": libero_smoke}
-    presets |= {"relay": relay, "paper": paper, "rlinf": rlinf, "rlinf_release": rlinf_release}
+    presets |= {"senses": senses, "relay": relay, "paper": paper, "rlinf": rlinf, "rlinf_release": rlinf_release}
     presets |= {"pretrained": pretrained, "one_h100": one_h100, "one_h200": one_h200}
     return common.with_preset(settings, preset, presets | {suite: on(suite) for suite in suites})
 
@@ -110,7 +110,8 @@ def tiny(settings):
     settings.vae, settings.towers = "", ()
     for part in (settings.policy, settings.world, settings.reward):
         part.size = "fake"
-    settings.sim = common.settings(size=16, horizon=16)
+    settings.sim = common.settings(**settings.get("sim", {}))
+    settings.sim.update(size=16, horizon=16)
     settings.expert.update(flaw="early_release", flawed_share=0.5)
     settings.collect.update(demonstrations=32, validation=4, first=8, again=8, retold=8, batch=8)
     settings.vae_train = common.settings(steps=8, batch=4)
@@ -124,6 +125,19 @@ def tiny(settings):
     # All rollouts of a group end alike at this size; the entropy bonus moves the policy all the same.
     settings.learner.update(microbatch=8, grpo=common.settings(group=4, entropy=0.1))
     settings.evaluate.update(episodes=8, compare=8, videos=1)
+
+
+def senses(settings):
+    """A second camera, in the hand, and the robot's state: world model and policy have both. Before tiny too.
+
+    Command:   python launch/train.py --config=configs/pace.py:senses
+    Hardware:  two CPU cores, 6 GB of memory; no downloads
+    Expect:    see docs/tabletop.md
+    """
+    settings.sim = common.settings(wrist=True, strip=16)
+    settings.policy.update(images=2, proprio=3)
+    settings.world.update(views=2, state=3)
+    settings.vae = "tabletop_wrist_vae"
 
 
 def pretrained(settings):

@@ -22,7 +22,7 @@ def get_config(preset: str = ""):
     settings.evaluate.compare = 32
     # The noise whose worth is asked is WoVR's, and nothing that WoVR does not have stands beside it.
     settings.world_train.update(steps=500, start_share=0.1, stride=2, latents="disk", shift=0, context_sigma=5 / 24)
-    return common.with_preset(settings, preset, {"strolls": strolls, "smoke": smoke})
+    return common.with_preset(settings, preset, {"strolls": strolls, "senses": senses, "smoke": smoke})
 
 
 def strolls(settings):
@@ -32,6 +32,13 @@ def strolls(settings):
     settings.expert.stroll_share = 0.7
     settings.collect.demonstrations = 192
     settings.world_train.steps = 1500
+
+
+def senses(settings):
+    """Another table: one model for two cameras and the robot's state, beside one for each camera."""
+    pace.senses(settings)
+    settings.job = settings.name = "senses_study"
+    settings.sim.horizon = 128
 
 
 def smoke(settings):

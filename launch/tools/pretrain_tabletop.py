@@ -1,6 +1,6 @@
 """Makes the small pretrained parts that come with the package, for the embedded simulators.
 
-    python launch/tools/pretrain_tabletop.py vae        the causal video VAE of the world model
+    python launch/tools/pretrain_tabletop.py vae        the causal video VAE of the world model (--wrist: two cameras)
     python launch/tools/pretrain_tabletop.py dinov2     the policy's first vision tower: where every object is
     python launch/tools/pretrain_tabletop.py siglip     the second: where every object is, seen from the gripper
 
@@ -26,6 +26,7 @@ def main() -> None:
     parser = command.Parser(__doc__)
     parser.add_argument("part", choices=("vae", "dinov2", "siglip"))
     parser.add_argument("--suite", choices=("tabletop", "relay"), default="tabletop", help="default %(default)s")
+    parser.add_argument("--wrist", action="store_true", help="a VAE for both cameras of the table")
     parser.add_argument("--out", type=pathlib.Path, help="where the asset is written; default wovr_jax/assets")
     parser.add_argument("--name", help="name of the asset; default <suite>_<part>")
     parser.add_argument("--run", type=pathlib.Path, help="folder for checkpoint and metrics")
@@ -38,6 +39,8 @@ def main() -> None:
     # The other flags are settings of every training here.
     if args.kl is not None and args.part != "vae":
         parser.error("--kl is of the VAE")
+    if args.wrist and (args.part, args.suite) != ("vae", "tabletop"):
+        parser.error("--wrist is of the table's VAE")
     with command.explain_errors("Stopped. With --run the same command continues."):
         # Only now: importing jax takes seconds, a misspelt flag none.
         from wovr_jax.core.log import Log
@@ -47,7 +50,7 @@ def main() -> None:
         enable_compile_cache(command.ROOT / ".jax_cache")
         args.log = Log(args.run) if args.run else None
         args.out = args.out or native.FOLDER
-        args.name = args.name or f"{args.suite}_{args.part}"
+        args.name = args.name or f"{args.suite}{'_wrist' * args.wrist}_{args.part}"
         pretrain_vae(args) if args.part == "vae" else pretrain_tower(args)
 
 
@@ -63,6 +66,7 @@ def pretrain_vae(args: argparse.Namespace) -> None:
     from wovr_jax.world.vae.net import VAEConfig
 
     sim, cfg = simulator(args.suite), VAEConfig.tabletop()
+    sim = dataclasses.replace(sim, wrist=True) if args.wrist else sim
     training = change(vae_train.VAETraining(), args)
     state, step = vae_train.make(cfg, training, lambda key, batch: draw_windows(key, batch, sim))
     state = loop.fit("vae", state, step, training.steps, log=args.log, folder=args.run)
@@ -72,7 +76,8 @@ def pretrain_vae(args: argparse.Namespace) -> None:
     # Seed 1 draws other scenes than the training, whose seed is 0 unless the command line says otherwise.
     cfg = vae_train.with_latent_statistics(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
     unseen = [draw(key(1, "held out", i), 64, sim) for i in range(8)]
-    scores, frames = vae_train.scores(cfg, params, unseen), unseen[0].shape[1]
+    # Of every scene that is drawn there are as many windows as there are cameras.
+    scores, frames = vae_train.scores(cfg, params, unseen), len(unseen[0]) // 64 * unseen[0].shape[1]
     path = native.save_asset(args.name, cfg, params, training=training, scores=scores, frames=frames, folder=args.out)
     print(f"{path}: {scores}")
 

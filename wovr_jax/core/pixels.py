@@ -2,6 +2,11 @@
 
 On the device pixels are float32 in [-1, 1], on the disk and in films uint8; the first pair of functions here is the
 only way from one to the other.
+
+A robot with several senses is one wide picture everywhere in a run, a mosaic: its V square views side by side, then a
+strip that shows the R numbers of its state as R grey bands, one below another. So whatever takes a picture takes all of
+it: episodes, start states, films, the judge. World model and policy take it apart again (``split_views``,
+``read_state``).
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import os
 import pathlib
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +41,38 @@ def to_float(frame: Any) -> Any:
 def to_uint8(frame: Any) -> np.ndarray:
     """Returns pixels in [-1, 1] as uint8 on the host: clipped, and rounded, for cutting off would darken them."""
     return np.clip(np.round((np.asarray(frame, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def make_mosaic(views: Sequence[Any], state_R: Any = None, strip: int = 0) -> Any:
+    """Joins square views (..., H, H, 3) in [-1, 1] to a mosaic (..., H, V * H + strip, 3).
+
+    Args:
+      views: V of them.
+      state_R: (..., R) numbers in [-1, 1], at most H; a picture of bytes holds each to 1/255 of its range, as an action
+        token does.
+      strip: pixels of their strip's width; 0 shows no state.
+    """
+    xp, height = views[0].__array_namespace__(), views[0].shape[-3]
+    if not strip:
+        return xp.concatenate(views, axis=-2)
+    band_RH = xp.repeat(xp.clip(state_R, -1.0, 1.0), height // state_R.shape[-1], axis=-1)
+    rest = [(0, 0)] * (band_RH.ndim - 1) + [(0, height - band_RH.shape[-1])]
+    strip_HWC = xp.broadcast_to(xp.pad(band_RH, rest)[..., None, None], (*band_RH.shape[:-1], height, strip, 3))
+    return xp.concatenate([*views, strip_HWC], axis=-2)
+
+
+def split_views(frame: Any, views: int) -> Any:
+    """Returns the views of mosaics (..., H, W, 3) as (..., V, H, H, 3)."""
+    height = frame.shape[-3]
+    apart = frame[..., : views * height, :].reshape(*frame.shape[:-2], views, height, 3)
+    return apart.swapaxes(-4, -3)  # (..., H, V, H, 3) -> (..., V, H, H, 3)
+
+
+def read_state(frame: Any, views: int, numbers: int) -> Any:
+    """Returns the state that mosaics (..., H, W, 3) in [-1, 1] show, (..., R): the mean of each band."""
+    height = frame.shape[-3]
+    band = frame[..., : height // numbers * numbers, views * height :, :]
+    return band.reshape(*frame.shape[:-3], numbers, -1).mean(axis=-1)
 
 
 def side_by_side(left_SHWC: np.ndarray, right_SHWC: np.ndarray) -> np.ndarray:

@@ -259,10 +259,15 @@ def gather_windows(data: Windows, row_B2: Array) -> tuple[Array, Array]:
 
 
 def shift_frames(frame_FHWC: Any, by_2: Any, take: Callable = np.take) -> Any:
-    """Returns frames that show what lies ``by_2`` pixels further down and right; the border is repeated."""
+    """Returns frames that show what lies ``by_2`` pixels further down and right; the border is repeated.
+
+    Of a mosaic (``core.pixels``) the first view alone is moved, whose camera does not go with the hand.
+    """
+    height = frame_FHWC.shape[1]
+    view_FHHC, rest_FHWC = frame_FHWC[:, :, :height], frame_FHWC[:, :, height:]
     for axis, by in zip((1, 2), by_2, strict=True):
-        frame_FHWC = take(frame_FHWC, np.arange(frame_FHWC.shape[axis]) + by, axis=axis, mode="clip")
-    return frame_FHWC
+        view_FHHC = take(view_FHHC, np.arange(height) + by, axis=axis, mode="clip")
+    return view_FHHC.__array_namespace__().concatenate([view_FHHC, rest_FHWC], axis=2)
 
 
 # ---------------------------------------------------------------- chunks for imitation

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wovr_jax.core.config import Count, DType, Faults, Natural, checked
+from wovr_jax.core.pixels import read_state, split_views
 from wovr_jax.nn.functional import Pure, narrow
 from wovr_jax.nn.lora import LoRAConfig
 from wovr_jax.policy import actions
@@ -186,9 +187,10 @@ class VLA(nnx.Module):
         """Returns logits (B, T, A, 256), float32, in slice coordinates (index 0 is the largest action).
 
         Args:
-          frame_BHWC: float32 in [-1, 1], any size; (B, V, H, W, 3) for a policy of several pictures.
+          frame_BHWC: float32 in [-1, 1], any size; (B, V, H, W, 3) for a policy of several pictures, or a mosaic of
+            them (``core.pixels``), which shows the state too.
           prompt_BL: int32, the begin id in column 0; pads anywhere after it.
-          state_BR: float32 in [-1, 1] (``processing.proprio``), for a policy that takes it.
+          state_BR: float32 in [-1, 1] (``processing.proprio``), for a policy that takes it; None beside a mosaic.
 
         Raises:
           ValueError: inputs that are not those of the config.
@@ -196,6 +198,15 @@ class VLA(nnx.Module):
         """
         # Bytes of 0 to 255 would run, and mean nothing: frames come as floats, from ``processing.frames`` or the world.
         chex.assert_type(frame_BHWC, float, custom_message="policy: frame_BHWC, in [-1, 1]")
+        images, proprio = self.cfg.images, self.cfg.proprio if state_BR is None else 0
+        if frame_BHWC.ndim == 4 and (images > 1 or proprio):
+            _, height, width, _ = frame_BHWC.shape
+            if width < images * height or (width > images * height) != bool(proprio):
+                what = f"a mosaic of {images} square pictures and the robot's {proprio} numbers"
+                raise ValueError(f"policy: expected {what}, got frames of shape {frame_BHWC.shape}")
+            state_BR = read_state(frame_BHWC, images, proprio) if proprio else state_BR
+            frame_BHWC = split_views(frame_BHWC, images)
+            frame_BHWC = frame_BHWC if images > 1 else frame_BHWC[:, 0]
         return self.from_features(self.features(frame_BHWC), prompt_BL, state_BR)
 
     def features(self, frame_BHWC: Array) -> Array:

@@ -269,6 +269,12 @@ class Recipe:
         """Pixels of its pictures, on a side."""
         return self.outside.size if self.outside else self.embedded.size
 
+    @property
+    def senses(self) -> tuple[int, int, int]:
+        """What its frames show as mosaics (``core.pixels``): views, numbers of a state, pixels of their strip."""
+        shown = self.outside or self.embedded
+        return getattr(shown, "views", 1), getattr(shown, "state", 0), getattr(shown, "strip", 0)
+
 
 def _fit_networks(recipe: Recipe) -> Faults:
     """Yields where policy, world model, classifier and environment do not speak of the same things."""
@@ -280,9 +286,12 @@ def _fit_networks(recipe: Recipe) -> Faults:
     for name, dim in (("policy.action_dim", policy.action_dim), ("world.dit.action_dim", world.dit.action_dim)):
         if dim != ACTION_DIM:
             yield name, f"expected the {ACTION_DIM} numbers of an action of both environments, got {dim}"
-    for name, count, expected in (("images", policy.images, 1), ("proprio", policy.proprio, 0)):
-        if count != expected:
-            yield f"policy.{name}", f"expected {expected}: a run shows one picture and no state, got {count}"
+    views, state, strip = recipe.senses
+    seen = {"policy.images": views, "policy.proprio": state, "world.views": views, "world.state": state}
+    for name, expected in seen.items():
+        part, _, field = name.partition(".")
+        if (count := getattr(getattr(recipe, part), field)) != expected:
+            yield name, f"expected {expected}: that is what the environment shows, got {count}"
     if unknown := set(recipe.sft.frozen) - set(vla.PARTS):
         yield "sft.frozen", f"expected parts of the policy, {', '.join(vla.PARTS)}, got {', '.join(sorted(unknown))}"
 
@@ -293,9 +302,10 @@ def _fit_networks(recipe: Recipe) -> Faults:
         yield name, f"expected a multiple of the policy's chunk, {policy.chunk}, got {recipe.steps}"
     # A token of the transformer is a square of latents, and a latent one of pixels.
     side = world.vae.space * world.dit.patch
-    if not recipe.size or recipe.size % side:
-        name = f"{where}.{'scene.size' if recipe.libero else 'size'}"
-        yield name, f"expected a multiple of {side} pixels, the side of a token of the world model, got {recipe.size}"
+    for name, pixels in (("scene.size" if recipe.libero else "size", recipe.size), ("strip", strip or side)):
+        if not pixels or pixels % side:
+            what = f"expected a multiple of {side} pixels, the side of a token of the world model"
+            yield f"{where}.{name}", f"{what}, got {pixels}"
 
     # The classifier embeds the index of a task; on LIBERO it is the index in the suite, whichever tasks are in use.
     tasks = outside.last_task + 1 if outside else len(suite_of(recipe.embedded).instructions)

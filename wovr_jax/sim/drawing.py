@@ -17,7 +17,7 @@ BLOCKS = jnp.array([[0.86, 0.20, 0.18], [0.20, 0.66, 0.30], [0.20, 0.36, 0.85]])
 OPEN = jnp.array([0.12, 0.12, 0.14])
 CLOSED = jnp.array([0.98, 0.80, 0.16])
 _TABLE = jnp.array([0.62, 0.54, 0.45])
-_PLATE = jnp.array([0.96, 0.96, 0.94])
+PLATE = jnp.array([0.96, 0.96, 0.94])
 
 BLOCK, HELD = 0.085, 0.105
 """Half-width of a block; of one that is held, which is nearer to the camera."""
@@ -26,14 +26,22 @@ GRIPPER = 0.065
 
 
 class Canvas:
-    """A picture that is painted from the back to the front; it begins as the empty table."""
+    """A picture that is painted from the back to the front; it begins as the empty table.
 
-    def __init__(self, size: int):
-        axis = (jnp.arange(size) + 0.5) / size
-        self.y_HW, self.x_HW = jnp.meshgrid(axis, axis, indexing="ij")
-        self.sharp = 1.6 * size  # of the sigmoids: from a tenth to nine tenths within 2.7 pixels
-        # A little darker towards the viewer.
-        self.image_HWC = _TABLE * (1.0 - 0.12 * self.y_HW[..., None])
+    Args:
+      size: pixels of its side.
+      centre: what it looks at.
+      extent: how much of the table it shows, in table widths; all of it is 1.
+    """
+
+    def __init__(self, size: int, centre: Array | tuple[float, float] = (0.5, 0.5), extent: float = 1.0):
+        axis = ((jnp.arange(size) + 0.5) / size - 0.5) * extent
+        self.y_HW, self.x_HW = jnp.meshgrid(axis + centre[1], axis + centre[0], indexing="ij")
+        self.sharp = 1.6 * size / extent  # of the sigmoids: from a tenth to nine tenths within 2.7 pixels
+        # A little darker towards the viewer, and as dark as the floor beside the table.
+        on_HW = jnp.maximum(jnp.abs(self.x_HW - 0.5), jnp.abs(self.y_HW - 0.5)) <= 0.5
+        shade_HW = jnp.where(on_HW, 1.0 - 0.12 * self.y_HW, 0.5)
+        self.image_HWC = _TABLE * shade_HW[..., None]
 
     def draw_disc(self, centre: Array, radius: float, colour: Array) -> None:
         """Paints a disc."""
@@ -48,8 +56,8 @@ class Canvas:
 
     def draw_plate(self, centre: Array, radius: float) -> None:
         """Paints a plate with its rim."""
-        self.draw_disc(centre, radius, _PLATE)
-        self.draw_disc(centre, 0.7 * radius, 0.93 * _PLATE)
+        self.draw_disc(centre, radius, PLATE)
+        self.draw_disc(centre, 0.7 * radius, 0.93 * PLATE)
 
     def draw_gripper(self, centre: Array, closed: Array) -> None:
         """Paints the gripper in the colour of its jaws."""

@@ -23,13 +23,15 @@ from wovr_jax.run.reader import read_recipe
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.sim.arena import layouts
 from wovr_jax.studies import probe as probing
-from wovr_jax.studies import variants, world_parts
+from wovr_jax.studies import senses, variants, world_parts
 from wovr_jax.types import Params
 from wovr_jax.world.model import WorldConfig
 
 Results = dict[str, Any]
 
-JOBS = (*variants.STUDIES, world_parts.JOB)
+WORLDS = {world_parts.JOB: world_parts.study, senses.JOB: senses.study}
+"""The studies of a world model alone."""
+JOBS = (*variants.STUDIES, *WORLDS)
 
 
 def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, allow_change: bool = False) -> Results:
@@ -67,8 +69,8 @@ def run(job: str, settings: Mapping[str, Any], folder: str | os.PathLike, *, all
             write_json(opened.folder / "results.json", complete(tables))
             page.write(opened.folder)
 
-        if job == world_parts.JOB:
-            tables = world_parts.study(recipe, opened, keep)
+        if job in WORLDS:
+            tables = WORLDS[job](recipe, opened, keep)
         else:
             tables = variants.study(job, recipe, opened.folder, keep)
         results = complete(tables) | {"seconds": time.perf_counter() - begin}

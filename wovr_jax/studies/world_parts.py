@@ -75,7 +75,7 @@ def study(recipe: Recipe, run: Run, keep: Callable[[dict[str, Any]], None] = lam
     errors: Errors = {name: {} for name in (*(variant.name for variant in variants), *REFERENCES)}
     # Seed by seed, so that whatever is there at any time compares all variants on the same episodes.
     for seed in recipe.seeds:
-        one_seed = _Seed(dataclasses.replace(recipe, seed=seed), run)
+        one_seed = Seed(dataclasses.replace(recipe, seed=seed), run)
         for name in errors:
             facts = one_seed.measure(name)
             errors[name][str(seed)] = {key: facts[key] for key in ("latent", "psnr")}
@@ -89,12 +89,12 @@ def _results(errors: Errors) -> dict[str, Any]:
 
 def load(recipe: Recipe, run: Run, name: str, seed: str | int) -> tuple[Recipe, WorldConfig, Params]:
     """Returns recipe, settings and weights of a finished variant on a seed."""
-    trained = _Seed(dataclasses.replace(recipe, seed=int(seed)), run)
+    trained = Seed(dataclasses.replace(recipe, seed=int(seed)), run)
     # Its stage is marked as done, so this reads and does not train.
     return trained.recipe, *trained.train(next(variant for variant in VARIANTS if variant.name == name))
 
 
-class _Seed:
+class Seed:
     """The episodes of one seed, and what each variant makes of them."""
 
     def __init__(self, recipe: Recipe, run: Run):
@@ -153,15 +153,19 @@ class _Seed:
         folder = pathlib.Path(self.recipe.assets).expanduser() if self.recipe.assets else native.FOLDER
         return open_vae(self.run, world, self.recipe.vae, folder, self.recipe.vae_train, episodes).value
 
-    def train(self, variant: Variant) -> tuple[WorldConfig, Params]:
-        """Trains a variant's world model, or reads it; returns its settings and weights."""
-        changed = config.from_dict(Recipe, merge_settings(config.to_dict(self.recipe), {"world": variant.change})).world
+    def train(self, variant: Variant, cut: Callable[[Any], Any] = lambda frame: frame) -> tuple[WorldConfig, Params]:
+        """Trains a variant's world model, or reads it; returns its settings and weights.
+
+        ``cut`` makes of the episodes' frames (S, H, W, 3) what this variant is shown.
+        """
+        changed = config.from_dict(WorldConfig, merge_settings(config.to_dict(self.recipe.world), variant.change))
         train, name = self.recipe.world_train, self._name(variant.name)
         cfg, vae_params = self.vae(changed)
 
         def make(folder: pathlib.Path) -> Settings:
             start = start_world(cfg, self.recipe.world_weights, self.key)
-            data, _ = windows(cfg, train, vae_params, self.episodes, self.run.folder / "latents", held_out=0.0)
+            shown = [dataclasses.replace(episode, frame_SHWC=cut(episode.frame_SHWC)) for episode in self.episodes]
+            data, _ = windows(cfg, train, vae_params, shown, self.run.folder / "latents", held_out=0.0)
             # The key does not depend on the variant: all draw the same windows and the same noise.
             state, step = training.make(cfg, train, start, data, self.key("world study"))
             state = loop.fit(name, state, step, train.steps, log=self.run.log, folder=folder)

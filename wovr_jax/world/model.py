@@ -54,6 +54,8 @@ class WorldConfig:
       eight_bit: rounding of generated frames to 256 levels, "none", "round" or "floor".
       noise: "folded": fresh for every trajectory and chunk, from its own key. "fixed": the
         same in every chunk, by row of the batch.
+      views, state: what a frame shows, if it is a mosaic (``core.pixels``): V square views, and R numbers of the robot's
+        state, which the model then imagines together, as further latents beside those of the first view.
       vae_rows: trajectories of a rollout that the VAE takes at once, 0 for all; its activations are most of the memory.
         Best a multiple of the devices along data and fsdp: pieces that these do not divide are gathered.
     """
@@ -67,6 +69,8 @@ class WorldConfig:
     noisy_context: bool = True
     eight_bit: Literal["none", "round", "floor"] = "none"
     noise: Literal["folded", "fixed"] = "folded"
+    views: Count = 1
+    state: Natural = 0
     vae_rows: Natural = 0
 
     def faults(self) -> Faults:
@@ -141,7 +145,8 @@ class WorldState:
 def networks(cfg: WorldConfig) -> tuple[Pure, Pure]:
     """Returns the transformer and the VAE, without weights."""
     # Cached: a program is compiled for these very objects, and new ones would compile it anew.
-    return Pure(lambda rngs: DiT(cfg.dit, rngs=rngs)), Pure(lambda rngs: VAE(cfg.vae, rngs=rngs))
+    vae = Pure(lambda rngs: VAE(cfg.vae, cfg.views, cfg.state, rngs=rngs))
+    return Pure(lambda rngs: DiT(cfg.dit, rngs=rngs)), vae
 
 
 def for_use(cfg: WorldConfig, params: Params) -> Params:

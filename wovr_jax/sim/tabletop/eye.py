@@ -34,15 +34,25 @@ class Sight(NamedTuple):
 def locate_gripper(frame_HWC: Array) -> Sight:
     """Measures the gripper in frames (..., H, W, 3) in [-1, 1]."""
     open_HW, closed_HW = (_match(frame_HWC, colour) for colour in (drawing.OPEN, drawing.CLOSED))
-    weight_HW = open_HW + closed_HW
-    height, width = frame_HWC.shape[-3:-1]
+    xy, mass, area = _locate(open_HW + closed_HW)
+    return Sight(xy, closed_HW.sum((-2, -1)) / mass, area)
+
+
+def locate_plate(frame_HWC: Array) -> Array:
+    """Returns (..., 2), the middle of what is seen of the plate in frames (..., H, W, 3), in widths of the picture."""
+    return _locate(_match(frame_HWC, drawing.PLATE))[0]
+
+
+def _locate(weight_HW: Array) -> tuple[Array, Array, Array]:
+    """Returns the mean position of the weights, their sum, and its share of the picture."""
+    height, width = weight_HW.shape[-2:]
     # Centres of the pixels, as the simulator renders them; the position is the mean over them, weighted by likeness.
     y_H1 = ((jnp.arange(height) + 0.5) / height)[:, None]
     x_1W = ((jnp.arange(width) + 0.5) / width)[None, :]
     # Where no gripper is seen at all the mean is 0 / 1e-6 and not NaN; ``area`` says that it means nothing.
     mass = jnp.maximum(weight_HW.sum((-2, -1)), 1e-6)
     xy = jnp.stack([(weight_HW * axis).sum((-2, -1)) / mass for axis in (x_1W, y_H1)], axis=-1)
-    return Sight(xy, closed_HW.sum((-2, -1)) / mass, mass / (height * width))
+    return xy, mass, mass / (height * width)
 
 
 def _match(frame_HWC: Array, colour: Array) -> Array:

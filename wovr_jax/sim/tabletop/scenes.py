@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wovr_jax.core.pixels import split_views
 from wovr_jax.sim import drawing, embedded
 from wovr_jax.sim.embedded import Simulator, suite_of
 from wovr_jax.sim.tabletop import table as tabletop
@@ -25,7 +26,9 @@ ACTORS = (0.45, 0.35, 0.2)
 
 
 def draw_windows(key: Array, batch: int, sim: Simulator, frames: int = 13, memory: int = 4) -> Array:
-    """(batch, frames, size, size, 3): the anchor, ``memory`` frames up to a random moment, and those after it.
+    """(batch * V, frames, size, size, 3): the anchor, ``memory`` frames up to a random moment, and those after it.
+
+    V is 2, one view behind the other, where the table has a second camera, else 1.
 
     Three actors, as a policy in training does a bit of each. Half of the tables are cluttered. A sixth of the windows
     begin at the episode's start, where the memory is copies of the anchor.
@@ -48,7 +51,9 @@ def draw_windows(key: Array, batch: int, sim: Simulator, frames: int = 13, memor
         window = jax.tree.map(lambda leaf: leaf[index_F], states)
         return jax.vmap(lambda state: suite_of(sim).render(state, sim))(window)
 
-    return jax.vmap(draw)(seed_B, jax.random.split(k_actor, batch), kind_B, at_B)
+    frame_BFHWC = jax.vmap(draw)(seed_B, jax.random.split(k_actor, batch), kind_B, at_B)
+    view_BVFHHC = split_views(frame_BFHWC, getattr(sim, "views", 1)).swapaxes(1, 2)
+    return view_BVFHHC.reshape(-1, *view_BVFHHC.shape[2:])
 
 
 def _variants(sim: Simulator) -> list[Simulator]:

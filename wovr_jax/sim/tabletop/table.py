@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from wovr_jax.core.config import Count, Positive, Share, checked
+from wovr_jax.core.config import Count, Natural, Positive, Share, checked
+from wovr_jax.core.pixels import make_mosaic
 from wovr_jax.sim import drawing
 from wovr_jax.sim.drawing import Canvas
 from wovr_jax.types import Array
@@ -27,6 +28,10 @@ COLOURS = ("red", "green", "blue")
 INSTRUCTIONS = tuple(f"pick up the {colour} block and put it on the plate" for colour in COLOURS)
 """The tasks of this simulator; a task index is an index into this tuple."""
 
+STATE = 3
+"""Numbers of the robot's state: x, y, fingers."""
+WRIST = 0.5
+"""Part of the table that the camera in the hand sees."""
 _AWAY = 10.0
 """Added to the position of a block that is not on the table."""
 
@@ -46,6 +51,9 @@ class TabletopConfig:
       plate_radius: of the plate, as it is drawn.
       clutter: whether a block of another colour lies in the other slot. Without, the instruction
         names the only block, and the policy need not bind a word to a picture to succeed.
+      wrist: whether a second camera, in the hand, shows ``WRIST`` of a table width around the gripper.
+      strip: pixels of a third picture's width, which shows the robot's state: where the gripper is, and how far its
+        fingers are open (1 open, 0 closed on a block, -1 closed on nothing). 0 for none.
       jitter: half-widths of the uniform layout noise: gripper x, y; blocks x, y; plate x, y.
     """
 
@@ -57,7 +65,19 @@ class TabletopConfig:
     success_radius: Positive = 0.14
     plate_radius: Positive = 0.17
     clutter: bool = False
+    wrist: bool = False
+    strip: Natural = 0
     jitter: tuple[Share, Share, Share, Share, Share, Share] = (0.30, 0.08, 0.08, 0.07, 0.16, 0.05)
+
+    @property
+    def views(self) -> int:
+        """Pictures of a mosaic."""
+        return 1 + self.wrist
+
+    @property
+    def state(self) -> int:
+        """Numbers that its strip shows."""
+        return STATE if self.strip else 0
 
     @classmethod
     def fake(cls) -> TabletopConfig:
@@ -142,8 +162,21 @@ def success(state: TabletopState, cfg: TabletopConfig) -> Array:
 
 
 def render(state: TabletopState, cfg: TabletopConfig) -> Array:
-    """Renders (size, size, 3) float32 in [-1, 1], seen from above; see ``sim.drawing``."""
-    canvas = Canvas(cfg.size)
+    """Renders a mosaic (``core.pixels``) of what the robot senses, (size, V * size + strip, 3) float32 in [-1, 1]."""
+    views = [_draw(state, cfg, Canvas(cfg.size))]
+    if cfg.wrist:
+        views.append(_draw(state, cfg, Canvas(cfg.size, state.gripper, WRIST)))
+    return make_mosaic(views, sense(state), cfg.strip)
+
+
+def sense(state: TabletopState) -> Array:
+    """Returns the robot's state, (3,) float32 in [-1, 1]: x, y, fingers; see ``TabletopConfig.strip``."""
+    fingers = jnp.where(state.closed, jnp.where(state.held < 0, -1.0, 0.0), 1.0)
+    return jnp.append(2.0 * state.gripper - 1.0, fingers)
+
+
+def _draw(state: TabletopState, cfg: TabletopConfig, canvas: Canvas) -> Array:
+    """Paints the scene, seen from above; see ``sim.drawing``."""
     canvas.draw_plate(state.plate, cfg.plate_radius)
     for k in (1, 0):  # the target last, above the other
         half = jnp.where(state.held == k, drawing.HELD, drawing.BLOCK)
