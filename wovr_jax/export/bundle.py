@@ -60,7 +60,7 @@ def _write(policy: Policy, folder: pathlib.Path, frames: int, overwrite: bool, p
     """Writes and checks the bundle beside its place, and puts it there."""
     check_vacant(folder, overwrite)
     # Read first: a folder without episodes is noticed before gigabytes are written.
-    replayed = contract.choose_frames(policy.recorded, frames, policy.cfg.chunk)
+    replayed = contract.choose_frames(policy.recorded, frames, policy.cfg.chunk, policy.senses)
     fresh = fresh_folder(folder)
     # Whatever fails from here on, nothing is left beside the place either.
     try:

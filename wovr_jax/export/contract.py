@@ -21,9 +21,11 @@ import safetensors
 
 from wovr_jax.core.disk import read_json
 from wovr_jax.data.episodes import EpisodeSource
+from wovr_jax.data.senses import Senses
+from wovr_jax.export.program import look
 from wovr_jax.export.robot import RECIPE, STATISTICS, WEIGHTS, Answer, Robot
 from wovr_jax.export.source import Policy
-from wovr_jax.policy import processing, vla
+from wovr_jax.policy import vla
 from wovr_jax.weights import native
 
 CLOSE = 1e-5
@@ -52,18 +54,25 @@ class Recorded:
     where_K: tuple[str, ...]
 
 
-def choose_frames(folder: str | os.PathLike, count: int, chunk: int) -> Recorded:
+def choose_frames(folder: str | os.PathLike, count: int, chunk: int, senses: Senses = Senses()) -> Recorded:
     """Returns ``count`` frames from the beginnings of chunks, spread over a folder's episodes and their length.
 
     Args:
-      folder: the episodes.
+      folder: the episodes; those of a run are mosaics already, where it has several senses.
       count: how many frames.
       chunk: actions of a chunk.
+      senses: what the policy takes.
+
+    Raises:
+      EpisodesError: episodes without what the policy senses.
     """
     source = EpisodeSource(folder)
     frames, instructions, where = [], [], []
     for i, index in enumerate(np.linspace(0, len(source) - 1, count).round().astype(int)):
         episode = source[index]
+        height, width = episode.frame_SHWC.shape[1:3]
+        if width != senses.width(height):
+            episode = senses.compose_episode(episode, f"{folder}, episode {index}")
         # The i-th frame is from the i-th chunk, in turn, so that grasps and releases occur and not only first frames.
         step = chunk * (i % max(len(episode.action_SA) // chunk, 1))
         frames.append(episode.frame_SHWC[step])
@@ -148,7 +157,8 @@ def _by_policy(policy: Policy, frames: Recorded, temperature: float, batch: int)
     @jax.jit
     def act(params: Any, frame_BHWC: Any, prompt_BL: Any, seed_B: Any) -> Any:
         run = vla.policy(policy.cfg, params, policy.codec, temperature)
-        return run(processing.frames(policy.image, frame_BHWC), prompt_BL, jax.vmap(jax.random.key)(seed_B))
+        seen, state_BR = look(policy.cfg, policy.image, frame_BHWC)
+        return run(seen, prompt_BL, jax.vmap(jax.random.key)(seed_B), state_BR)
 
     def answer(frame_BHWC: np.ndarray, instructions: tuple[str, ...], seed_B: np.ndarray) -> Answer:
         # By the policy's own tokenizer, not by the recipe's table, so that the table is checked too.

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 from jax import export as jax_export
 
-from wovr_jax.export.robot import BundleError, Program, Robot
+from wovr_jax.core.pixels import read_state, split_views, to_float
+from wovr_jax.export.robot import Program, Robot
 from wovr_jax.export.source import Policy
 from wovr_jax.policy import actions, processing, vla
 from wovr_jax.policy.actions import Codec
@@ -34,7 +35,7 @@ def make(cfg: VLAConfig, image: Processing, gripper: int) -> Program:
     The program's arguments:
       weights: dotted path -> leaf.
       statistics: ``q01``, ``q99`` (A,) float32 and ``mask`` (A,) bool.
-      frame_BHWC: uint8 camera frames.
+      frame_BHWC: uint8 camera frames, or mosaics of several (``core.pixels``).
       prompt_BL: int32 prompt tokens.
       seed_B: uint32; a row's tokens depend on its own seed only.
       temperature: float32; 0 takes the likeliest tokens, and logp is then of temperature 1.
@@ -45,16 +46,7 @@ def make(cfg: VLAConfig, image: Processing, gripper: int) -> Program:
       cfg: the network.
       image: what is done to a camera frame before the network.
       gripper: index of the gripper dimension, -1 for none.
-
-    Raises:
-      BundleError: for a policy that takes several pictures or the robot's state.
     """
-    # openpi's clients would send more, but what a program takes is fixed when it is lowered.
-    if cfg.images != 1 or cfg.proprio:
-        raise BundleError(
-            f"this policy takes {cfg.images} pictures and {cfg.proprio} numbers of the robot's state; bundle and "
-            "server are for one picture and no state. Export it to torch instead."
-        )
     # A network of plain functions: the parameters come in with each call.
     net = vla.network(cfg)
 
@@ -68,7 +60,8 @@ def make(cfg: VLAConfig, image: Processing, gripper: int) -> Program:
     ) -> dict[str, Array]:
         # Flat names keep the program's signature a plain dictionary, which needs no class of this package to be called.
         params = native.unflatten({name.replace(".", "/"): leaf for name, leaf in weights.items()})
-        logits = net(params, processing.frames(image, frame_BHWC), prompt_BL)
+        seen, state_BR = look(cfg, image, frame_BHWC)
+        logits = net(params, seen, prompt_BL, state_BR)
         # The temperature is an argument, so both branches are computed and one is chosen: one program does for all
         # temperatures, and greedy decoding does not divide by zero.
         sampling = temperature > 0.0
@@ -79,6 +72,15 @@ def make(cfg: VLAConfig, image: Processing, gripper: int) -> Program:
         return {"action": codec.decode(token), "token": token, "logp": actions.log_prob(logits, token, scale)}
 
     return program
+
+
+def look(cfg: VLAConfig, image: Processing, frame_BHWC: Array) -> tuple[Array, Array | None]:
+    """Returns what the network takes of uint8 frames: processed pictures, (B, V, H, W, 3) of several, and the state."""
+    if cfg.images == 1 and not cfg.proprio:
+        return processing.frames(image, frame_BHWC), None
+    view_BVHWC = processing.frames(image, split_views(frame_BHWC, cfg.images))
+    state_BR = read_state(to_float(frame_BHWC), cfg.images, cfg.proprio) if cfg.proprio else None
+    return view_BVHWC if cfg.images > 1 else view_BVHWC[:, 0], state_BR
 
 
 def serialise(

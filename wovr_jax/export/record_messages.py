@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.export.observation import IMAGE, LONGEST_PROMPT, PROMPT
+from wovr_jax.export.observation import IMAGE, LONGEST_PROMPT, PROMPT, STATE, WRIST
 from wovr_jax.export.recorder import RecordError
 from wovr_jax.types import ACTION_DIM
 
-WRIST = ("observation/wrist_image", "wrist_image")
-STATE = ("observation/state", "state")
 TIME, ACTION = ("time",), ("action",)
 ENDS = ("success", "failure")
 KINDS = ("start", "step", *ENDS, "discard")

@@ -152,7 +152,7 @@ class PolicyServer:
     async def _converse(self, connection: ServerConnection) -> None:
         """Answers one client's messages until it leaves."""
         self._clients += 1
-        previous, recording = None, Recording(self.recorder, self.robot.frame_shape) if self.recorder else None
+        previous, recording = None, Recording(self.recorder, self.robot.camera_shape) if self.recorder else None
         try:
             await connection.send(self._metadata)
             async for message in connection:
@@ -190,7 +190,7 @@ class PolicyServer:
 
     def _act(self, message: Any, previous: float | None) -> dict[str, Any]:
         """Returns the reply to an observation."""
-        observed = observation.read(message, self.robot.frame_shape)
+        observed = observation.read(message, self.robot.camera_shape, self.robot.senses)
         began = time.perf_counter()
         seed = next(self._seeds) % 2**32 if observed.seed is None else observed.seed
         answer = self.robot.act(
@@ -208,7 +208,7 @@ def metadata(robot: Robot, temperature: float) -> dict[str, Any]:
     action, (steps, dim) = robot.recipe["action"], robot.chunk_shape
     return {
         "policy": robot.about["policy"],
-        "observation": observation.describe(robot.frame_shape),
+        "observation": observation.describe(robot.camera_shape, robot.senses),
         "image": robot.recipe["image"],
         "chunk": steps,
         "action_dim": dim,

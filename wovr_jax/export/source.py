@@ -22,6 +22,7 @@ from wovr_jax.core import checkpoint, config
 from wovr_jax.core.disk import read_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import normalize
+from wovr_jax.data.senses import Senses, make_senses
 from wovr_jax.policy import processing, vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.processing import Processing
@@ -52,10 +53,11 @@ class Policy:
       key: the entry of ``statistics`` that the policy was trained with.
       tokens: instruction -> (L,) int32 prompt tokens.
       prompt: ``tokens`` as the recipe describes it, see ``robot.make_prompter``.
-      frame: (H, W, 3), the shape of the camera's uint8 frames.
+      frame: (H, W, 3), the shape of the uint8 frames that it takes, a camera's or mosaics of its senses.
       image: what is done to a frame before the network.
       temperature: temperature of the sampling in training.
       recorded: folder of episodes to replay.
+      senses: what it takes of a robot.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Policy:
     image: Processing
     temperature: float
     recorded: pathlib.Path
+    senses: Senses = Senses()
 
     @property
     def codec(self) -> Codec:
@@ -95,7 +98,7 @@ class Policy:
                 "convention": "environment: six deltas, then the gripper, -1 open and +1 closed",
             },
             "trained_at_temperature": self.temperature,
-        }
+        } | ({} if self.senses.plain else {"senses": dataclasses.asdict(self.senses)})
 
 
 def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str | os.PathLike | None = None) -> Policy:
@@ -120,10 +123,13 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
     demonstrations = folder / "stages" / DEMONSTRATIONS / "episodes"
     recorded = pathlib.Path(episodes or _newest_rollouts(folder) or demonstrations).expanduser().absolute()
     # A run that begins with a release need not have demonstrations, nor any episode where its start states are given.
+    bounds = None
     if demonstrations.is_dir():
-        height, width, channels = disk.manifest(demonstrations)["frame"]
+        manifest = disk.manifest(demonstrations)
+        (height, width, channels), bounds = manifest["frame"], manifest["meta"].get("proprio")
     else:
         height, width, channels = libero["scene"]["size"], libero["scene"]["size"], 3
+    senses = make_senses(cfg.images, cfg.proprio, width - cfg.images * height if cfg.proprio else 0, bounds)
     if release := libero.get("release") or robot.get("release"):
         asked = robot["instructions"] if robot else _list_instructions(libero["suite"], recorded)
         tokens, prompt = _make_table(_find_release(folder, release), cfg, asked)
@@ -159,6 +165,7 @@ def from_run(folder: str | os.PathLike, round_: int | None = None, episodes: str
         image=Processing.rlinf(cfg.dino.image),
         temperature=float(settings["temperature"]),
         recorded=recorded,
+        senses=senses,
     )
 
 
@@ -231,6 +238,8 @@ def from_import(
     # An instruction that no episode has can be added; others are refused by the bundle.
     tokens, prompt = _make_table(files, cfg, asked)
     name, entry = _find_statistics(files, key)
+    height, width, channels = manifest["frame"]
+    senses = make_senses(cfg.images, cfg.proprio, height // 8 if cfg.proprio else 0, entry.get("proprio"))
     return Policy(
         name=f"{card.parent.name}/{card.name}",
         cfg=cfg,
@@ -241,10 +250,11 @@ def from_import(
         key=name,
         tokens=tokens,
         prompt=prompt,
-        frame=tuple(manifest["frame"]),
+        frame=(height, width if senses.plain else senses.width(height), channels),
         image=processing.of_recipe(cfg.recipe, cfg.dino.image),
         temperature=temperature,
         recorded=pathlib.Path(episodes).expanduser().absolute(),
+        senses=senses,
     )
 
 

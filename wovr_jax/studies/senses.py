@@ -74,7 +74,7 @@ def _results(found: dict[str, dict[str, Settings]]) -> dict[str, Any]:
 
 
 def measure(seed: Seed, variant: Variant) -> Settings:
-    """Returns what a variant shows, chunk by chunk: ``psnr_<view>`` in dB, and where it has them, see :func:`compare`."""
+    """Returns what a variant shows, chunk by chunk: ``psnr_<view>`` in dB, and, of both, what :func:`compare` does."""
     size = seed.recipe.size
     # What it is shown of a mosaic: from which pixel to which.
     low, high = {"hand": (size, 2 * size), "above": (0, size), "no_state": (0, 2 * size)}.get(variant.name, (0, None))

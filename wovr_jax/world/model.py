@@ -54,8 +54,8 @@ class WorldConfig:
       eight_bit: rounding of generated frames to 256 levels, "none", "round" or "floor".
       noise: "folded": fresh for every trajectory and chunk, from its own key. "fixed": the
         same in every chunk, by row of the batch.
-      views, state: what a frame shows, if it is a mosaic (``core.pixels``): V square views, and R numbers of the robot's
-        state, which the model then imagines together, as further latents beside those of the first view.
+      views, state: what a frame shows, if it is a mosaic (``core.pixels``): V square views, and R numbers of the
+        robot's state, which the model then imagines together, as further latents beside those of the first view.
       vae_rows: trajectories of a rollout that the VAE takes at once, 0 for all; its activations are most of the memory.
         Best a multiple of the devices along data and fsdp: pieces that these do not divide are gathered.
     """

@@ -12,12 +12,12 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from wovr_jax.core import config, processes
-from wovr_jax.core.config import Count, Faults, Positive, checked
+from wovr_jax.core.config import Between, Count, Faults, Natural, Positive, checked
 from wovr_jax.data import episodes as disk
 from wovr_jax.sim.arena import Actor, Measured, add_halves, call_program
 from wovr_jax.types import Array
@@ -47,6 +47,10 @@ class RecordedConfig:
       words: the vocabulary in which the policy reads instructions (``policy.tokenizer``) where it is of no ``release``.
       release: folder with the tokenizer of a released policy, for a run that starts from its weights.
       size: pixels of a square frame's side.
+      views: cameras that the run uses, 1, or 2 with the one in the hand, whose frames are as large.
+      state: numbers of the robot's state that it uses, 0 for none; the demonstrations' quantiles scale them.
+      strip: pixels in width of the strip that shows them beside the cameras' pictures (``core.pixels``), a multiple of
+        the side of a token of the world model.
       steps: of the longest episode, a multiple of the policy's chunk.
       hz: actions in a second, from which minutes of robot time are counted.
       last: frames from the end of an episode that show its success, where nobody marked the first one.
@@ -59,6 +63,9 @@ class RecordedConfig:
     words: Literal["tabletop", "relay", "libero"] = "libero"
     release: str = ""
     size: Count = 256
+    views: Annotated[int, Between(1, 2)] = 1
+    state: Natural = 0
+    strip: Natural = 0
     steps: Count = 512
     hz: Positive = 10.0
     last: Count = 1
@@ -73,6 +80,8 @@ class RecordedConfig:
         for name in ("folder", "instructions", "success"):
             if not getattr(self, name):
                 yield name, "expected one of the laboratory's own, got none"
+        if bool(self.strip) != bool(self.state):
+            yield "strip", f"expected pixels for the {self.state} numbers of the state, and 0 without, got {self.strip}"
 
 
 class Recorded:

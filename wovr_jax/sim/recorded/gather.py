@@ -11,17 +11,20 @@ import dataclasses
 import itertools
 import pathlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.recordings import Place, Recordings, plain, read_recordings
 from wovr_jax.data.records import EpisodesError
+from wovr_jax.data.senses import make_senses, measure_bounds
 from wovr_jax.sim.recorded.arena import RecordedConfig
 from wovr_jax.types import Episode
 
 EVALUATE = "evaluate"
 """Begins the names of the stages that measure."""
+BOUNDS = "proprio"
+"""What of the robot's state its manifests keep: ``data.senses.measure_bounds``."""
 ACTOR = "demonstration"
 """Who acted in a demonstration, whoever it was."""
 
@@ -129,6 +132,12 @@ def _check_fits(place: Place, cfg: RecordedConfig) -> None:
     where, side = f"{place.folder}, episode {place.number}", place.header["frame"][1:3]
     if side != [cfg.size, cfg.size]:
         raise EpisodesError(f"{where}: frames of {side} pixels, the run has {cfg.size} (recorded.size).")
+    wrist, numbers = place.header.get("wrist", [0])[1:], place.header.get("state", [0, 0])[1]
+    if cfg.views > 1 and wrist != place.header["frame"][1:]:
+        has = f"frames of {wrist[:2]} pixels of it" if wrist else "none"
+        raise EpisodesError(f"{where}: the run sees a camera in the hand too (recorded.views), and there are {has}.")
+    if cfg.state and numbers != cfg.state:
+        raise EpisodesError(f"{where}: a state of {numbers} numbers, the run has {cfg.state} (recorded.state).")
     if place.steps > cfg.steps:
         raise EpisodesError(
             f"{where} has {place.steps} steps, the longest episode of the run {cfg.steps} (recorded.steps). Label it "
@@ -162,11 +171,14 @@ def write(wanted: Wanted, found: Found) -> None:
     # Seeds tell placements apart; where nobody noted any, all would be taken for one.
     same = len({place.header["seed"] for place in places}) == 1
 
+    bounds = _find_bounds(wanted, places)
+    senses = make_senses(wanted.cfg.views, wanted.cfg.state, wanted.cfg.strip, bounds)
+
     def episodes(low: int, high: int) -> Iterator[Episode]:
         for row, episode in enumerate(Recordings(places[low:high], wanted.cfg.last), low):
-            task = number[places[row].task]
+            task, where = number[places[row].task], f"{places[row].folder}, episode {places[row].number}"
             yield dataclasses.replace(
-                episode,
+                senses.compose_episode(episode, where),
                 instruction=wanted.cfg.instructions[task],
                 task=task,
                 seed=row if same else episode.seed,
@@ -180,8 +192,18 @@ def write(wanted: Wanted, found: Found) -> None:
         meta: dict[str, Any] = {"sim": wanted.cfg.name, "outcomes": [int(place.won) for place in part]}
         # Without noted placements two policies never begin alike.
         meta["starts"] = [wanted.stage] if same and count > 1 else starts
+        meta |= {BOUNDS: bounds} if bounds else {}
         disk.write(folder, episodes(low, low + count), meta=meta, overwrite=True)
         low += count
+
+
+def _find_bounds(wanted: Wanted, places: Sequence[Place]) -> Mapping[str, Any] | None:
+    """Returns what scales the state: measured on demonstrations, and kept for all that comes after them."""
+    if not wanted.cfg.state:
+        return None
+    if wanted.policy is None:
+        return measure_bounds([episode.state_SD for episode in Recordings(places, 1) if episode.state_SD is not None])
+    return disk.manifest(wanted.run / "stages" / "demonstrations" / "episodes")["meta"][BOUNDS]
 
 
 def describe(wanted: Wanted, found: Found) -> str:
