@@ -84,6 +84,10 @@ class Senses:
         return dataclasses.replace(episode, frame_SHWC=mosaic, wrist_SHWC=None)
 
 
+ONE_CAMERA = Senses()
+"""What a policy of one picture takes."""
+
+
 def measure_bounds(states: Sequence[np.ndarray]) -> dict[str, list[float]]:
     """Returns ``q01`` and ``q99`` of the numbers of states, each (S, D)."""
     low_D, high_D = np.quantile(np.concatenate(states).astype(np.float64), [0.01, 0.99], axis=0)
@@ -91,6 +95,6 @@ def measure_bounds(states: Sequence[np.ndarray]) -> dict[str, list[float]]:
 
 
 def make_senses(views: int, state: int, strip: int, bounds: Mapping[str, Any] | None) -> Senses:
-    """Returns the senses with ``bounds`` as :func:`measure_bounds` has them; None where states are in [-1, 1] already."""
+    """Returns the senses with bounds as :func:`measure_bounds` has them; None where states are in [-1, 1] already."""
     bounds = bounds or {"q01": [-1.0] * state, "q99": [1.0] * state}
     return Senses(views, state, strip, tuple(bounds["q01"]), tuple(bounds["q99"]))

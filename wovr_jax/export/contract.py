@@ -21,7 +21,7 @@ import safetensors
 
 from wovr_jax.core.disk import read_json
 from wovr_jax.data.episodes import EpisodeSource
-from wovr_jax.data.senses import Senses
+from wovr_jax.data.senses import ONE_CAMERA, Senses
 from wovr_jax.export.program import look
 from wovr_jax.export.robot import RECIPE, STATISTICS, WEIGHTS, Answer, Robot
 from wovr_jax.export.source import Policy
@@ -54,7 +54,7 @@ class Recorded:
     where_K: tuple[str, ...]
 
 
-def choose_frames(folder: str | os.PathLike, count: int, chunk: int, senses: Senses = Senses()) -> Recorded:
+def choose_frames(folder: str | os.PathLike, count: int, chunk: int, senses: Senses = ONE_CAMERA) -> Recorded:
     """Returns ``count`` frames from the beginnings of chunks, spread over a folder's episodes and their length.
 
     Args:

@@ -6,8 +6,9 @@
     observation/wrist_image  uint8 of the same shape, the camera in the hand     also: wrist_image
     observation/state        numbers, as the demonstrations have them            also: state
 
-The last two are wanted by a policy that was trained with them, and accepted and not used by any other. The first names are those of openpi's LIBERO clients (openpi: examples/libero/main.py). Any other key is refused, so
-that a misspelt one is noticed.
+The last two are wanted by a policy that was trained with them, and accepted and not used by any other. The first names
+are those of openpi's LIBERO clients (openpi: examples/libero/main.py). Any other key is refused, so that a misspelt one
+is noticed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from wovr_jax.data.senses import Senses
+from wovr_jax.data.senses import ONE_CAMERA, Senses
 
 IMAGE = ("observation/image", "image")
 PROMPT = ("prompt", "instruction")
@@ -48,7 +49,7 @@ class Observation:
     seed: int | None
 
 
-def read(message: Any, frame: tuple[int, int, int], senses: Senses = Senses()) -> Observation:
+def read(message: Any, frame: tuple[int, int, int], senses: Senses = ONE_CAMERA) -> Observation:
     """Returns the observation in a message.
 
     Args:
@@ -86,7 +87,7 @@ def read(message: Any, frame: tuple[int, int, int], senses: Senses = Senses()) -
     return Observation(mosaic, text, seed)
 
 
-def describe(frame: tuple[int, int, int], senses: Senses = Senses()) -> str:
+def describe(frame: tuple[int, int, int], senses: Senses = ONE_CAMERA) -> str:
     """Returns in words what an observation holds."""
     wrist = f"{WRIST[0]!r} (as large), " if senses.views > 1 else ""
     state = f"{STATE[0]!r} ({senses.state} numbers), " if senses.state else ""

@@ -122,7 +122,7 @@ class Robot:
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
-        """(H, W, 3), the shape of the uint8 frames that the policy takes, mosaics of ``senses`` where it has several."""
+        """(H, W, 3), the shape of the uint8 frames that the policy takes: a camera's, or mosaics of its senses."""
         image = self.recipe["image"]
         return image["height"], image["width"], 3
 

@@ -22,7 +22,7 @@ from wovr_jax.core import checkpoint, config
 from wovr_jax.core.disk import read_json
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import normalize
-from wovr_jax.data.senses import Senses, make_senses
+from wovr_jax.data.senses import ONE_CAMERA, Senses, make_senses
 from wovr_jax.policy import processing, vla
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.processing import Processing
@@ -72,7 +72,7 @@ class Policy:
     image: Processing
     temperature: float
     recorded: pathlib.Path
-    senses: Senses = Senses()
+    senses: Senses = ONE_CAMERA
 
     @property
     def codec(self) -> Codec:

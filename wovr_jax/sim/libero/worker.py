@@ -282,7 +282,7 @@ def replay(
     success_S, frames = np.zeros(len(action_SA), bool), []
     for step, action_A in enumerate(action_SA[: protocol.horizons[trial.task.suite]]):
         success_S[step:] = scene.step(action_A, film) and step >= first
-        frames += [scene.pictures[CAMERA]] * (film and step >= first)
+        frames += [scene.pictures[CAMERA]] if film and step >= first else []
         if success_S[step]:
             break
         state.heartbeat()
