@@ -5,9 +5,9 @@ on when they are there (docs/robot_lab.md).
 
 Command:   python launch/train.py --config=configs/robot.py:tabletop
 Hardware:  as the preset's
-Presets:   tabletop (the embedded table plays the robot, so that the way can be tried without one), tiny after it
-           (networks too small to learn); franka (released networks), one_h100 or one_h200 after it. A robot of your own
-           begins as franka with its own ``recorded``.
+Presets:   tabletop (the embedded table plays the robot, so that the way can be tried without one), senses after it (a
+           camera in the hand and the robot's state), tiny last (networks too small to learn); franka (released
+           networks), one_h100 or one_h200 after it. A robot of your own begins as franka with its own ``recorded``.
 """
 
 from configs import common, pace
@@ -31,7 +31,7 @@ def get_config(preset: str = ""):
     settings.collect.update(demonstrations=24, validation=4, first=100, again=50)
     settings.dream.update(updates=(8, 8))
     settings.evaluate = common.settings(episodes=30, compare=30, videos=3, closed=0, temperatures=())
-    presets = {"tabletop": tabletop, "tiny": tiny, "franka": franka}
+    presets = {"tabletop": tabletop, "senses": senses, "tiny": tiny, "franka": franka}
     return common.with_preset(settings, preset, presets | {"one_h100": pace.one_h100, "one_h200": pace.one_h200})
 
 
@@ -86,6 +86,16 @@ def tabletop(settings):
     )
     settings.collect.update(first=192, again=192)
     settings.evaluate.update(episodes=64, compare=64)
+
+
+def senses(settings):
+    """After tabletop: world model and policy have a second camera, in the hand, and the robot's state.
+
+    launch/tools/table_robot.py moves that table with --senses.
+    """
+    table = settings.recorded
+    pace.senses(settings)
+    table.update(folder=f"{table.folder}-senses", views=2, state=3, strip=16)
 
 
 def tiny(settings):

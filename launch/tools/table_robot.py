@@ -9,12 +9,13 @@ server for actions, moves, and has the server record (launch/serve.py --record),
 ``wanted.json`` says; then somebody who sees the table labels each episode, ``--wrong`` of them wrongly. Evaluations
 begin in the same placements for every policy, collections in new ones. ``measure`` rolls policies out in placements of
 its own, which no recording has: how good they truly are. Sizes are those of configs/robot.py:tabletop
-unless --size and --horizon say otherwise.
+unless --size and --horizon say otherwise; with --senses the table has a camera in the hand and tells its state too.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import functools
 import json
@@ -33,10 +34,13 @@ if TYPE_CHECKING:
 
     from notebooks.robot_client import Client
     from wovr_jax.sim.tabletop.table import TabletopConfig
+    from wovr_jax.types import Episode
 
 LAYOUTS = {"demonstrations": 0, "collect": 1_000_000, "evaluate": 9_000_000, "measure": 9_500_000}
 """First placement of each purpose; each collection has a hundred thousand of its own."""
 BATCH = 64
+TOLD_FROM, TOLD_BY = (1.0, 1.0, 0.0), (0.4, 0.4, 1.0)
+"""From the state that the table's own strip shows to that of ``sense``."""
 
 
 def main() -> None:
@@ -65,6 +69,8 @@ def parse() -> argparse.Namespace:
     for one in parsers.values():
         one.add_argument("--size", type=flags.positive, default=32, help="pixels of a frame (default 32)")
         one.add_argument("--horizon", type=flags.positive, default=24, help="steps of an episode (default 24)")
+        words = "a second camera and the state, for configs/robot.py:tabletop,senses"
+        one.add_argument("--senses", action="store_true", help=words)
         one.add_argument("--seed", type=int, default=0, help="of placements and of wrong labels (default 0)")
     return parser.parse_args()
 
@@ -73,7 +79,16 @@ def table(args: argparse.Namespace) -> TabletopConfig:
     """Returns the table that plays the robot."""
     from wovr_jax.sim.tabletop.table import TabletopConfig
 
-    return TabletopConfig(size=args.size, horizon=args.horizon)
+    return TabletopConfig(size=args.size, horizon=args.horizon, wrist=args.senses)
+
+
+def sense(state: Any) -> Any:
+    """Returns the robot's state as a robot tells it: x and y in metres of a table of 0.8 m, fingers from -1 to 1."""
+    import jax.numpy as jnp
+
+    from wovr_jax.sim.tabletop import table as tabletop
+
+    return (tabletop.sense(state) + jnp.asarray(TOLD_FROM)) * jnp.asarray(TOLD_BY)
 
 
 def show(args: argparse.Namespace) -> None:
@@ -87,8 +102,26 @@ def show(args: argparse.Namespace) -> None:
 
     seeds = LAYOUTS["demonstrations"] + args.seed + np.arange(args.episodes)
     shown = embedded.play_demonstrations(seeds, jax.random.key(args.seed), ExpertConfig(flawed_share=0.0), table(args))
-    facts = disk.write(args.folder, shown, meta={"robot": "the embedded table"})
+    recorded = (take_apart(episode, args) for episode in shown) if args.senses else shown
+    facts = disk.write(args.folder, recorded, meta={"robot": "the embedded table"})
     print(f"{args.folder}: {facts['episodes']} demonstrations, {facts['successes']} of them succeed")
+
+
+def take_apart(episode: Episode, args: argparse.Namespace) -> Episode:
+    """Returns an episode as a robot records it: each camera by itself, and the state beside them."""
+    import jax
+    import numpy as np
+
+    from wovr_jax.sim import embedded
+
+    first = embedded.reset_batch(np.array([episode.seed]), table(args))
+    later = embedded.roll(jax.tree.map(operator.itemgetter(0), first), episode.action_SA, table(args))
+    states = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, later)
+    pictures = {
+        "frame_SHWC": episode.frame_SHWC[:, :, : args.size],
+        "wrist_SHWC": episode.frame_SHWC[:, :, args.size :],
+    }
+    return dataclasses.replace(episode, **pictures, state_SD=np.asarray(jax.vmap(sense)(states), np.float32))
 
 
 def drive(args: argparse.Namespace) -> None:
@@ -147,15 +180,17 @@ def play(client: Client, args: argparse.Namespace, layout: int, state: Any) -> t
     from wovr_jax.sim.tabletop import table as tabletop
 
     move, look = moves(table(args))
-    prompt, frame, first, done = tabletop.INSTRUCTIONS[int(tabletop.task_of(state))], look(state)[0], None, 0
-    client.start(frame, prompt, layout=layout, by="the embedded table")
+    prompt, first, done = tabletop.INSTRUCTIONS[int(tabletop.task_of(state))], None, 0
+    frame, more, _ = look(state)
+    client.start(frame, prompt, layout=layout, by="the embedded table", **more)
     while done < args.horizon:
         # Draws of an episode depend on its placement alone, however often the server is started.
-        for action in client.act(frame, prompt, seed=(layout * 1000 + done) % 2**32)[: args.horizon - done]:
+        actions = client.act(frame, prompt, seed=(layout * 1000 + done) % 2**32, **more)
+        for action in actions[: args.horizon - done]:
             state = move(state, np.asarray(action))
-            frame, success = look(state)
+            frame, more, success = look(state)
             done += 1
-            client.step(frame, action)
+            client.step(frame, action, **more)
             first = done if first is None and success else first
     written = client.end("failure" if first is None else "success") == "written"
     return client.recorded["name"] if written else "", first
@@ -163,18 +198,21 @@ def play(client: Client, args: argparse.Namespace, layout: int, state: Any) -> t
 
 @functools.cache
 def moves(cfg: TabletopConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns ``move(state, action)`` and ``look(state) -> (uint8 frame, success)``."""
+    """Returns ``move(state, action)`` and ``look(state) -> (uint8 frame, other senses by their names, success)``."""
     import jax
+    import numpy as np
 
     from wovr_jax.core.pixels import to_uint8
     from wovr_jax.sim.tabletop import table as tabletop
 
     step = jax.jit(lambda state, action_A: tabletop.step(state, action_A, cfg))
-    see = jax.jit(lambda state: (tabletop.render(state, cfg), tabletop.success(state, cfg)))
+    see = jax.jit(lambda state: (tabletop.render(state, cfg), sense(state), tabletop.success(state, cfg)))
 
-    def look(state: Any) -> tuple[np.ndarray, bool]:
-        frame_HWC, success = see(state)
-        return to_uint8(frame_HWC), bool(success)
+    def look(state: Any) -> tuple[np.ndarray, dict[str, np.ndarray], bool]:
+        mosaic_HWC, told_D, success = see(state)
+        frame_HWC, wrist_HWC = np.split(to_uint8(mosaic_HWC), [cfg.size], axis=1)
+        more = {"wrist_image": wrist_HWC, "state": np.asarray(told_D)} if cfg.wrist else {}
+        return frame_HWC, more, bool(success)
 
     return step, look
 
@@ -225,21 +263,26 @@ def roll_out(bundle: pathlib.Path, args: argparse.Namespace) -> np.ndarray:
     import numpy as np
 
     from wovr_jax.core.pixels import to_uint8
+    from wovr_jax.data.senses import read_senses
     from wovr_jax.export.robot import Robot
     from wovr_jax.sim import embedded
     from wovr_jax.sim.tabletop import table as tabletop
 
     robot, cfg = Robot.load(bundle), table(args)
+    senses = read_senses(robot.recipe)
     layout_B = LAYOUTS["measure"] + args.seed + np.arange(args.episodes, dtype=np.int32)
     state = embedded.reset_batch(layout_B, cfg)
     texts = [tabletop.INSTRUCTIONS[task] for task in np.asarray(tabletop.task_of(state)).tolist()]
     roll = jax.jit(jax.vmap(lambda state, action_TA: embedded.roll(state, action_TA, cfg)))
-    see = jax.jit(jax.vmap(lambda state: tabletop.render(state, cfg)))
+    see = jax.jit(jax.vmap(lambda state: (tabletop.render(state, cfg), sense(state))))
     succeed = jax.jit(jax.vmap(jax.vmap(lambda state: tabletop.success(state, cfg))))
     won_B, chunk = np.zeros(args.episodes, bool), robot.chunk_shape[0]
     for done in range(0, args.horizon, chunk):
         seed_B = (layout_B.astype(np.int64) * 1000 + done) % 2**32
-        answer = robot.act(to_uint8(see(state)), texts, seeds=seed_B, temperature=args.temperature)
+        frame_BHWC, told_BD = see(state)
+        views = np.split(to_uint8(frame_BHWC), [args.size], axis=2)
+        seen_BHWC = senses.compose(*views, np.asarray(told_BD)) if args.senses else views[0]
+        answer = robot.act(seen_BHWC, texts, seeds=seed_B, temperature=args.temperature)
         states_BT = roll(state, answer.action_BTA[:, : args.horizon - done])
         won_B |= np.asarray(succeed(states_BT)).any(axis=1)
         state = jax.tree.map(lambda leaf: leaf[:, -1], states_BT)

@@ -81,15 +81,25 @@ def test_windows_to_learn_from_are_moved_and_those_that_judge_are_not():
     np.testing.assert_array_equal(moved.val_I2, plain.val_I2)
     # What is seen is the same scene from elsewhere, in all frames of a window alike; actions stay as they are.
     rng = np.random.default_rng(0)
-    drawn = [dataclasses.replace(e, frame_SHWC=rng.integers(0, 256, (25, 5, 6, 3), np.uint8)) for e in episodes]
+    drawn = [dataclasses.replace(e, frame_SHWC=rng.integers(0, 256, (25, 5, 5, 3), np.uint8)) for e in episodes]
     moved = batches.windows(drawn, Layout(partial=True, shift=2))
     row_B4 = jnp.asarray(moved.train_I2)[:16]
     frame_BFHWC, action_BFA = batches.gather_windows(moved, row_B4)
     still_BFHWC, same_BFA = batches.gather_windows(moved, row_B4[:, :2])
     np.testing.assert_array_equal(action_BFA, same_BFA)
     for frame_FHWC, still_FHWC, (_, _, down, right) in zip(frame_BFHWC, still_BFHWC, np.asarray(row_B4), strict=True):
-        rows, columns = np.clip(np.arange(5) + down, 0, 4), np.clip(np.arange(6) + right, 0, 5)
+        rows, columns = np.clip(np.arange(5) + down, 0, 4), np.clip(np.arange(5) + right, 0, 4)
         np.testing.assert_array_equal(frame_FHWC, np.asarray(still_FHWC)[:, rows][:, :, columns])
+
+
+def test_of_a_mosaic_only_the_camera_above_is_moved():
+    rng = np.random.default_rng(0)
+    frame_FHWC, by_2 = rng.integers(0, 256, (3, 6, 15, 3), np.uint8), np.array([2, -1])
+    moved = batches.shift_frames(frame_FHWC, by_2)
+    np.testing.assert_array_equal(moved[:, :, :6], batches.shift_frames(frame_FHWC[:, :, :6], by_2))
+    assert (moved[:, :, :6] != frame_FHWC[:, :, :6]).any()
+    np.testing.assert_array_equal(moved[:, :, 6:], frame_FHWC[:, :, 6:])
+    np.testing.assert_array_equal(batches.shift_frames(jnp.asarray(frame_FHWC), by_2, jnp.take), moved)
 
 
 def test_unequal_lengths_never_reach_padding():

@@ -152,12 +152,6 @@ def test_the_released_size_is_lowered_without_weights_or_devices():
     assert {str(leaf) for leaf in exported.out_avals} == {"float32[batch,8,7]", "int32[batch,8,7]"}
 
 
-@pytest.mark.parametrize("more", [{"images": 2}, {"proprio": 8}])
-def test_a_policy_with_more_inputs_than_a_bundle_has(more):
-    with pytest.raises(BundleError, match="one picture and no state. Export it to torch"):
-        program.make(dataclasses.replace(CFG, **more), processing.of_recipe("rlinf", 16), 6)
-
-
 ALONE = """
 import sys
 class Refuse:

@@ -88,6 +88,12 @@ ONE_CAMERA = Senses()
 """What a policy of one picture takes."""
 
 
+def read_senses(recipe: Mapping[str, Any]) -> Senses:
+    """Returns the senses of a bundle's ``recipe.json``; an older one knows none."""
+    said = recipe.get("senses", {})
+    return Senses(**said | {name: tuple(said[name]) for name in ("q01", "q99") if said})
+
+
 def measure_bounds(states: Sequence[np.ndarray]) -> dict[str, list[float]]:
     """Returns ``q01`` and ``q99`` of the numbers of states, each (S, D)."""
     low_D, high_D = np.quantile(np.concatenate(states).astype(np.float64), [0.01, 0.99], axis=0)

@@ -30,7 +30,6 @@ import numpy as np
 import safetensors
 from jax import export as jax_export
 
-from wovr_jax.data.senses import Senses
 from wovr_jax.policy.tokenizer import Tokenizer
 
 # A change of any of these names, or of a key in a JSON file, is a new SCHEMA: bundles lie on robots for years.
@@ -127,16 +126,11 @@ class Robot:
         return image["height"], image["width"], 3
 
     @property
-    def senses(self) -> Senses:
-        """What the policy takes of a robot: of an older bundle, one camera's picture."""
-        said = self.recipe.get("senses", {})
-        return Senses(**said | {name: tuple(said[name]) for name in ("q01", "q99") if said})
-
-    @property
     def camera_shape(self) -> tuple[int, int, int]:
         """(H, W, 3), the shape of a camera's uint8 frames."""
         height, width, _ = self.frame_shape
-        return (height, width, 3) if self.senses.plain else (height, height, 3)
+        # Of several senses they are a part of a mosaic, and square.
+        return height, (height if "senses" in self.recipe else width), 3
 
     @property
     def chunk_shape(self) -> tuple[int, int]:

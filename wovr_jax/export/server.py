@@ -32,6 +32,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from wovr_jax.core.config import Between, Count, NonNegative, Seed, checked
+from wovr_jax.data.senses import read_senses
 from wovr_jax.export import observation, wire
 from wovr_jax.export.listen import listen, reserve, run_until_signal
 from wovr_jax.export.observation import ObservationError
@@ -92,7 +93,7 @@ class PolicyServer:
             raise BundleError(f"episodes have {ACTION_DIM} numbers an action, this policy's {robot.chunk_shape[1]}.")
         self.robot, self.cfg, self.sockets, self.recorder = robot, cfg, sockets, recorder
         self._metadata = wire.pack(metadata(robot, cfg.temperature) | {"record": list(KINDS) if recorder else None})
-        self._seeds = itertools.count(cfg.seed)
+        self._senses, self._seeds = read_senses(robot.recipe), itertools.count(cfg.seed)
         # One thread: the accelerator serves one observation at a time, and the event loop stays free.
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
         self._clients = 0
@@ -190,7 +191,7 @@ class PolicyServer:
 
     def _act(self, message: Any, previous: float | None) -> dict[str, Any]:
         """Returns the reply to an observation."""
-        observed = observation.read(message, self.robot.camera_shape, self.robot.senses)
+        observed = observation.read(message, self.robot.camera_shape, self._senses)
         began = time.perf_counter()
         seed = next(self._seeds) % 2**32 if observed.seed is None else observed.seed
         answer = self.robot.act(
@@ -208,7 +209,7 @@ def metadata(robot: Robot, temperature: float) -> dict[str, Any]:
     action, (steps, dim) = robot.recipe["action"], robot.chunk_shape
     return {
         "policy": robot.about["policy"],
-        "observation": observation.describe(robot.camera_shape, robot.senses),
+        "observation": observation.describe(robot.camera_shape, read_senses(robot.recipe)),
         "image": robot.recipe["image"],
         "chunk": steps,
         "action_dim": dim,

@@ -24,8 +24,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
+from flax import nnx, struct
 
+from wovr_jax.core import pixels
 from wovr_jax.core.config import Count, Faults, Natural, checked
 from wovr_jax.nn.functional import Pure, narrow
 from wovr_jax.types import NULL_ACTION, Array, Params, Start, World
@@ -145,8 +146,61 @@ class WorldState:
 def networks(cfg: WorldConfig) -> tuple[Pure, Pure]:
     """Returns the transformer and the VAE, without weights."""
     # Cached: a program is compiled for these very objects, and new ones would compile it anew.
-    vae = Pure(lambda rngs: VAE(cfg.vae, cfg.views, cfg.state, rngs=rngs))
+    mosaic = cfg.views > 1 or cfg.state
+    vae = Pure(lambda rngs: MosaicVAE(cfg, rngs=rngs) if mosaic else VAE(cfg.vae, rngs=rngs))
     return Pure(lambda rngs: DiT(cfg.dit, rngs=rngs)), vae
+
+
+class MosaicVAE(VAE):
+    """The VAE before mosaics (``core.pixels``), with the same weights.
+
+    Each view is encoded and decoded by itself, as the network has learned to, and their latents stand side by side. The
+    robot's state is no picture: beside the views its numbers fill latent columns of their own, exactly, each as often
+    as there is room (as Cosmos Policy does it, arXiv 2601.16163).
+    """
+
+    def __init__(self, cfg: WorldConfig, *, rngs: nnx.Rngs):
+        super().__init__(cfg.vae, rngs=rngs)
+        self.views, self.state = cfg.views, cfg.state
+
+    def encode(self, frame_BFHWC: Array) -> Array:
+        """Encodes (B, 1 + 4n, H, V * H + strip, 3) to (B, 1 + n, h, V * h + columns, c), float32."""
+        view_BVFHHC = pixels.split_views(frame_BFHWC, self.views).swapaxes(1, 2)
+        # (B, V, F, H, H, 3) -> (B * V, F, H, H, 3) -> (B, V, f, h, h, c)
+        latent = super().encode(view_BVFHHC.reshape(-1, *view_BVFHHC.shape[2:]))
+        latent = latent.reshape(*view_BVFHHC.shape[:2], *latent.shape[1:])
+        latents = [latent[:, v] for v in range(self.views)]
+        if self.state:
+            B, f, h, _, c = latents[0].shape
+            columns = frame_BFHWC.shape[3] // self.cfg.space - self.views * h
+            state_BFR = pixels.read_state(frame_BFHWC, self.views, self.state)
+            # The first latent frame is of one frame, every other one of ``time`` of them.
+            state_BFR = jnp.concatenate([jnp.repeat(state_BFR[:, :1], self.cfg.time - 1, axis=1), state_BFR], axis=1)
+            column = state_BFR.reshape(B, f, -1)[..., self._slots(h * columns * c)]
+            latents.append(column.reshape(B, f, h, columns, c))
+        return jnp.concatenate(latents, axis=3)
+
+    def decode(self, latent_Bfhwc: Array) -> Array:
+        """Decodes what :meth:`encode` gives; a number of the state is the mean over its copies."""
+        B, f, h, w, c = latent_Bfhwc.shape
+        # (B, f, h, V * h, c) -> (B * V, f, h, h, c) -> (B, V, F, H, H, 3)
+        view_BVfhhc = jnp.moveaxis(latent_Bfhwc[:, :, :, : self.views * h].reshape(B, f, h, self.views, h, c), 3, 1)
+        frame = super().decode(view_BVfhhc.reshape(-1, f, h, h, c))
+        frame_BVFHHC = frame.reshape(B, self.views, *frame.shape[1:])
+        views, columns = [frame_BVFHHC[:, v] for v in range(self.views)], w - self.views * h
+        if not self.state:
+            return pixels.make_mosaic(views)
+        slot_S, copies_BfS = self._slots(h * columns * c), latent_Bfhwc[:, :, :, self.views * h :].reshape(B, f, -1)
+        total = jnp.zeros((B, f, self.cfg.time * self.state)).at[..., slot_S].add(copies_BfS)
+        state_BFR = (total / np.bincount(slot_S)).reshape(B, f * self.cfg.time, self.state)
+        # The first latent frame holds its only frame ``time`` times.
+        return pixels.make_mosaic(views, state_BFR[:, self.cfg.time - 1 :], columns * self.cfg.space)
+
+    def _slots(self, room: int) -> np.ndarray:
+        """Returns which of a latent frame's numbers, ``time`` states of them, each of ``room`` latent ones holds."""
+        if room < (numbers := self.cfg.time * self.state):
+            raise ValueError(f"VAE: a state of {self.state} numbers needs {numbers} latent ones, the strip has {room}")
+        return np.arange(room) % numbers
 
 
 def for_use(cfg: WorldConfig, params: Params) -> Params:

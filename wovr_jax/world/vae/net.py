@@ -22,11 +22,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from wovr_jax.core.config import Count, DType, Faults, Finite, Positive, checked
-from wovr_jax.core.pixels import make_mosaic, read_state, split_views
 from wovr_jax.nn.conv import CausalConv3D, Conv2D, Implementation
 from wovr_jax.nn.transformer import attention
 from wovr_jax.types import Array
@@ -300,20 +298,10 @@ class Decoder(nnx.Module):
 
 
 class VAE(nnx.Module):
-    """Frames in [-1, 1] to normalised latents and back.
+    """Frames in [-1, 1] to normalised latents and back."""
 
-    Args:
-      cfg: sizes.
-      views: V square views of a mosaic (``core.pixels``), each of which is encoded and decoded by itself, as the
-        network has learned to; their latents stand side by side.
-      state: numbers of the robot's state that a mosaic shows, 0 for none. They are no picture: beside the views'
-        latents they fill columns of their own, exactly, each as often as there is room (as Cosmos Policy does it, arXiv
-        2601.16163).
-      rngs: of the weights.
-    """
-
-    def __init__(self, cfg: VAEConfig, views: int = 1, state: int = 0, *, rngs: nnx.Rngs):
-        self.cfg, self.views, self.state = cfg, views, state
+    def __init__(self, cfg: VAEConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
         self.encoder = Encoder(cfg, rngs)
         self.quant = _conv(2 * cfg.z_dim, 2 * cfg.z_dim, cfg, rngs, kernel=(1, 1, 1))
         self.post_quant = _conv(cfg.z_dim, cfg.z_dim, cfg, rngs, kernel=(1, 1, 1))
@@ -323,51 +311,12 @@ class VAE(nnx.Module):
         """Encodes (B, 1 + 4n, H, W, 3) to the normalised posterior mean (B, 1 + n, h, w, c), float32."""
         # The mean and no draw from the posterior, in training too: a window has one encoding, which can be kept.
         mean, std = self._statistics()
-        if self.views == 1 and not self.state:
-            return (self.moments(frame_BFHWC)[0] - mean) / std
-        # (B, F, V, H, H, 3) -> (B * V, F, H, H, 3): the network sees one view at a time.
-        view_BVFHHC = split_views(frame_BFHWC, self.views).swapaxes(1, 2)
-        latent = (self.moments(view_BVFHHC.reshape(-1, *view_BVFHHC.shape[2:]))[0] - mean) / std
-        # (B * V, f, h, h, c) -> (B, f, h, V * h, c)
-        latent = latent.reshape(len(frame_BFHWC), self.views, *latent.shape[1:])
-        latent_Bfhwc = jnp.concatenate([latent[:, v] for v in range(self.views)], axis=3)
-        if not self.state:
-            return latent_Bfhwc
-        state_BFR = read_state(frame_BFHWC, self.views, self.state)
-        B, f, h, w, c = latent_Bfhwc.shape
-        columns = frame_BFHWC.shape[3] // self.cfg.space - w
-        # The first latent frame is of one frame, every other one of ``time`` of them.
-        state_BFR = jnp.concatenate([jnp.repeat(state_BFR[:, :1], self.cfg.time - 1, axis=1), state_BFR], axis=1)
-        slot_S = self._slots(h * columns * c)
-        column = state_BFR.reshape(B, f, -1)[..., slot_S].reshape(B, f, h, columns, c)
-        return jnp.concatenate([latent_Bfhwc, column], axis=3)
+        return (self.moments(frame_BFHWC)[0] - mean) / std
 
     def decode(self, latent_Bfhwc: Array) -> Array:
         """Decodes normalised latents (B, 1 + n, h, w, c) to frames (B, 1 + 4n, H, W, 3), float32, not clamped."""
         mean, std = self._statistics()
-        if self.views == 1 and not self.state:
-            return self.decode_raw(latent_Bfhwc * std + mean)
-        B, f, h, w, c = latent_Bfhwc.shape
-        # (B, f, h, V * h, c) -> (B * V, f, h, h, c), and back behind the network.
-        view_BfhVhc = latent_Bfhwc[:, :, :, : self.views * h].reshape(B, f, h, self.views, h, c)
-        frame = self.decode_raw(jnp.moveaxis(view_BfhVhc, 3, 1).reshape(-1, f, h, h, c) * std + mean)
-        view_BVFHHC = frame.reshape(B, self.views, *frame.shape[1:])
-        views = [view_BVFHHC[:, v] for v in range(self.views)]
-        if not self.state:
-            return make_mosaic(views)
-        columns = w - self.views * h
-        slot_S = self._slots(h * columns * c)
-        copies_BfS = latent_Bfhwc[:, :, :, self.views * h :].reshape(B, f, -1)
-        # The mean over the copies of each number; of the first latent frame, which repeats its only frame, the last.
-        total = jnp.zeros((B, f, self.cfg.time * self.state)).at[..., slot_S].add(copies_BfS)
-        state_BFR = (total / np.bincount(slot_S)).reshape(B, f * self.cfg.time, self.state)[:, self.cfg.time - 1 :]
-        return make_mosaic(views, state_BFR, columns * self.cfg.space)
-
-    def _slots(self, room: int) -> np.ndarray:
-        """Returns for each of ``room`` latent numbers which of a latent frame's ``time`` states' numbers it holds."""
-        if room < (numbers := self.cfg.time * self.state):
-            raise ValueError(f"VAE: a state of {self.state} numbers needs {numbers} latent ones, the strip has {room}")
-        return np.arange(room) % numbers
+        return self.decode_raw(latent_Bfhwc * std + mean)
 
     def moments(self, frame_BFHWC: Array) -> tuple[Array, Array]:
         """Returns mean and log-variance of the posterior, float32, as the network gives them (not normalised).
