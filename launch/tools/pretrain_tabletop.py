@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("part", choices=("vae", "dinov2", "siglip"))
     parser.add_argument("--suite", choices=("tabletop", "relay"), default="tabletop", help="default %(default)s")
     parser.add_argument("--wrist", action="store_true", help="a VAE for both cameras of the table")
+    parser.add_argument("--start", metavar="NAME", help="of a VAE of the package to begin with, in place of chance")
     parser.add_argument("--out", type=pathlib.Path, help="where the asset is written; default wovr_jax/assets")
     parser.add_argument("--name", help="name of the asset; default <suite>_<part>")
     parser.add_argument("--run", type=pathlib.Path, help="folder for checkpoint and metrics")
@@ -37,8 +38,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     args = parser.parse_args()
     # The other flags are settings of every training here.
-    if args.kl is not None and args.part != "vae":
-        parser.error("--kl is of the VAE")
+    if (args.kl is not None or args.start) and args.part != "vae":
+        parser.error("--kl and --start are of the VAE")
     if args.wrist and (args.part, args.suite) != ("vae", "tabletop"):
         parser.error("--wrist is of the table's VAE")
     with command.explain_errors("Stopped. With --run the same command continues."):
@@ -57,6 +58,7 @@ def main() -> None:
 def pretrain_vae(args: argparse.Namespace) -> None:
     """Trains the VAE, measures its latent statistics and its reconstruction of unseen windows, saves it."""
     import jax
+    import jax.numpy as jnp
 
     from wovr_jax.core.keys import key
     from wovr_jax.sim.tabletop.scenes import draw_windows
@@ -69,6 +71,9 @@ def pretrain_vae(args: argparse.Namespace) -> None:
     sim = dataclasses.replace(sim, wrist=True) if args.wrist else sim
     training = change(vae_train.VAETraining(), args)
     state, step = vae_train.make(cfg, training, lambda key, batch: draw_windows(key, batch, sim))
+    if args.start:
+        # A copy, for the step gives its state's memory away.
+        state = dataclasses.replace(state, params=jax.tree.map(jnp.array, native.load_asset(args.start)[1]))
     state = loop.fit("vae", state, step, training.steps, log=args.log, folder=args.run)
     params = state.params
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wovr_jax.core.pixels import make_mosaic
 from wovr_jax.policy import actions
 from wovr_jax.policy.actions import Codec
 from wovr_jax.policy.tokenizer import Tokenizer
@@ -154,3 +155,23 @@ def test_bytes_and_prompts_without_a_batch_are_refused_while_tracing():
     ):
         with pytest.raises(AssertionError, match=f"policy: .*{word}"):
             jax.eval_shape(net, net.shapes(), frames, prompts)
+
+
+def test_a_mosaic_is_the_pictures_and_the_state_that_it_shows():
+    cfg = dataclasses.replace(CFG, images=2, proprio=3)
+    net, hand = network(cfg), FRAME[::-1]
+    params, state = net.init(jax.random.key(0)), jax.random.uniform(jax.random.key(2), (2, 3), minval=-1.0)
+    want = net(params, jnp.stack([FRAME, hand], axis=1), PROMPT, state)
+    mosaic = make_mosaic([FRAME, hand], state, 4)
+    np.testing.assert_allclose(net(params, mosaic, PROMPT), want, atol=1e-5)
+    # One picture with the state, and two without it.
+    one = network(dataclasses.replace(CFG, proprio=3))
+    weights = one.init(jax.random.key(0))
+    seen = make_mosaic([FRAME], state, 4)
+    np.testing.assert_allclose(one(weights, seen, PROMPT), one(weights, FRAME, PROMPT, state), atol=1e-5)
+    for lacking in (FRAME, mosaic[:, :, :32]):
+        with pytest.raises(ValueError, match="a mosaic of 2 square pictures and the robot's 3 numbers"):
+            net(params, lacking, PROMPT)
+    two = network(dataclasses.replace(CFG, images=2))
+    with pytest.raises(ValueError, match="a mosaic of 2 square pictures and the robot's 0 numbers"):
+        two(two.init(jax.random.key(0)), mosaic, PROMPT)

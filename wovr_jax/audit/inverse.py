@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx, struct
 
 from wovr_jax.core import sharding
-from wovr_jax.core.config import Count, checked
+from wovr_jax.core.config import Count, Natural, checked
 from wovr_jax.core.pixels import to_float
 from wovr_jax.data import batches
 from wovr_jax.nn.functional import Pure
@@ -35,13 +35,15 @@ class InverseConfig:
     """Sizes of the network.
 
     Attributes:
-      size: pixels on a side of the frames.
+      size: pixels of the frames' height.
+      columns: of their width; 0 for as many.
       actions: A, dimensions of an action.
       width: channels of the first convolution; each further one doubles them, up to eight times.
       hidden: width of the head.
     """
 
     size: Count = 32
+    columns: Natural = 0
     actions: Count = 7
     width: Count = 32
     hidden: Count = 128
@@ -58,12 +60,12 @@ class Inverse(nnx.Module):
     def __init__(self, cfg: InverseConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
         self.layers = nnx.Dict()
-        width, side = 6, cfg.size
+        width, height, columns = 6, cfg.size, cfg.columns or cfg.size
         for stage in range(cfg.stages):
             wider = cfg.width * min(2**stage, 8)
             self.layers[f"conv{stage}"] = nnx.Conv(width, wider, (3, 3), strides=(2, 2), rngs=rngs)
-            width, side = wider, -(-side // 2)
-        self.hidden = nnx.Linear(width * side * side, cfg.hidden, rngs=rngs)
+            width, height, columns = wider, -(-height // 2), -(-columns // 2)
+        self.hidden = nnx.Linear(width * height * columns, cfg.hidden, rngs=rngs)
         self.out = nnx.Linear(cfg.hidden, cfg.actions, rngs=rngs)
 
     def __call__(self, before_BHWC: Array, after_BHWC: Array) -> Array:

@@ -52,7 +52,7 @@ def know(
     def make(folder: pathlib.Path) -> dict[str, Any]:
         newest = episodes()[-EPISODES:]
         steps = inverse.collect_steps(newest)
-        cfg = InverseConfig(size=steps.frame_XHWC.shape[1], actions=steps.action_XA.shape[-1])
+        cfg = InverseConfig(*steps.frame_XHWC.shape[1:3], actions=steps.action_XA.shape[-1])
         first = inverse.network(cfg).init(key(name, "weights"))
         objective = InverseObjective(cfg, TRAINING)
         state, step = train_step.make(objective, first, train_step.resident(steps), key(name))

@@ -89,7 +89,7 @@ class Placement:
 
 def sft(recipe: Recipe, on: Placement) -> Phase:
     """Describes a step of the base policy's imitation, on every step of the demonstrations."""
-    cfg, train, side = recipe.policy, recipe.sft, pixels(recipe)
+    cfg, train = recipe.policy, recipe.sft
     objective = SFTObjective(cfg, train)
 
     def begin(plain: Params) -> tuple[Params, train_step.TrainState]:
@@ -99,7 +99,7 @@ def sft(recipe: Recipe, on: Placement) -> Phase:
     fixed, state = on.place(jax.eval_shape(begin, vla.network(cfg).shapes()), vla.AXES)
     # A sample begins at every step, and those of the first half chunk are there several times.
     count = recipe.collect.demonstrations * (recipe.steps + (train.early - 1) * cfg.chunk // 2)
-    columns = (((side, side, 3), jnp.uint8), ((cfg.chunk, ACTION_DIM), jnp.int32), ((PROMPT,), jnp.int32))
+    columns = (((*recipe.frame, 3), jnp.uint8), ((cfg.chunk, ACTION_DIM), jnp.int32), ((PROMPT,), jnp.int32))
     data = Demonstrations(*(on.whole(jax.ShapeDtypeStruct((count, *shape), dtype)) for shape, dtype in columns))
     number = on.whole(jax.ShapeDtypeStruct((), jnp.int32))
     held = {"parameters": (state.params, state.ema, fixed), "optimizer": state.opt_state, "data": data}
@@ -147,12 +147,12 @@ def dream(recipe: Recipe, on: Placement) -> Phase:
 
 def update(recipe: Recipe, on: Placement) -> Phase:
     """Describes the update of the policy on the rollouts of one iteration."""
-    cfg, side = recipe.learner, pixels(recipe)
+    cfg = recipe.learner
     network, state = _policy(recipe, on)
     count, chunks = recipe.dream.groups * cfg.grpo.group, recipe.dream.chunks
     acted = (count, chunks, recipe.policy.chunk, ACTION_DIM)
     rollouts = Imagined(
-        frame_BNHWC=on.rows(count, chunks, side, side, 3),
+        frame_BNHWC=on.rows(count, chunks, *recipe.frame, 3),
         prompt_BL=on.rows(count, PROMPT, dtype=jnp.int32),
         task_B=on.rows(count, dtype=jnp.int32),
         token_BNTA=on.rows(*acted, dtype=jnp.int32),
@@ -209,11 +209,11 @@ def _for_use(recipe: Recipe) -> Params:
 
 def _windows(recipe: Recipe, on: Placement) -> Any:
     """Returns what the batches of a first training of the world model are drawn from."""
-    cfg, train, side = recipe.world, recipe.world_train, pixels(recipe)
+    cfg, train = recipe.world, recipe.world_train
     vae = world_model.networks(cfg)[1]
     if train.latents in ("fly", "stream"):
         # Held or streamed, pixels are encoded batch by batch; the data set itself stays out of this account.
-        frames = on.rows(train.batch, cfg.frames, side, side, 3, dtype=jnp.uint8)
+        frames = on.rows(train.batch, cfg.frames, *recipe.frame, 3, dtype=jnp.uint8)
         held = jax.eval_shape(lambda params: narrow(params, cfg.vae.dtype), vae.shapes())
         return HostBatch(frames, on.rows(train.batch, cfg.frames, ACTION_DIM), on.whole(held), cfg)
     episodes = recipe.collect.first + recipe.collect.demonstrations
@@ -232,7 +232,7 @@ def _windows(recipe: Recipe, on: Placement) -> Any:
 
 def _starts(recipe: Recipe, on: Placement) -> dict[str, Any]:
     """Returns what the start of an iteration is drawn from, in the order in which ``programs.begin`` takes it."""
-    cfg, side = recipe.world, pixels(recipe)
+    cfg = recipe.world
     # At most as many keyframes as are wanted of every episode of the first collection.
     count = recipe.collect.first * (1 + (recipe.starts.each if recipe.starts.share else 0))
 
@@ -240,8 +240,8 @@ def _starts(recipe: Recipe, on: Placement) -> dict[str, Any]:
         return on.whole(jax.ShapeDtypeStruct((count, *shape), dtype))
 
     starts = Starts(
-        anchor_KHWC=column(side, side, 3, dtype=jnp.uint8),
-        memory_KMHWC=column(cfg.slots, side, side, 3, dtype=jnp.uint8),
+        anchor_KHWC=column(*recipe.frame, 3, dtype=jnp.uint8),
+        memory_KMHWC=column(cfg.slots, *recipe.frame, 3, dtype=jnp.uint8),
         action_KMA=column(cfg.slots, ACTION_DIM, dtype=jnp.float32),
         played_KSA=column(recipe.steps, ACTION_DIM, dtype=jnp.float32),
         task_K=column(),
@@ -276,12 +276,7 @@ def _parts(recipe: Recipe, on: Placement) -> dict[str, Any]:
 
 def latent_size(recipe: Recipe) -> tuple[int, int]:
     """Returns height and width of a frame's latents."""
-    side, vae = pixels(recipe), world_model.networks(recipe.world)[1]
-    pixel_B1HWC = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32)
+    vae = world_model.networks(recipe.world)[1]
+    pixel_B1HWC = jax.ShapeDtypeStruct((1, 1, *recipe.frame, 3), jnp.float32)
     latent = jax.eval_shape(lambda params, frames: vae(params, frames, method="encode"), vae.shapes(), pixel_B1HWC)
     return latent.shape[2:4]
-
-
-def pixels(recipe: Recipe) -> int:
-    """Returns height and width of a frame, which is square."""
-    return recipe.size

@@ -218,7 +218,7 @@ def _read_starts(folder: pathlib.Path, recipe: Recipe, world_round: int) -> tupl
     known = recipe.recorded or suite_of(recipe.embedded)
     names = None if recipe.libero else known.instructions
     if recipe.start_states and names is not None:
-        given = read_starts(recipe.start_states, 0.0, recipe.world.slots, recipe.size, names)
+        given = read_starts(recipe.start_states, 0.0, recipe.world.slots, recipe.frame, names)
         assert given is not None
         return given, names
     where = pathlib.Path(recipe.start_states).expanduser() if recipe.start_states else None

@@ -145,7 +145,7 @@ def list_given(recipe: Recipe) -> list[pathlib.Path]:
 
 def open_starts(recipe: Recipe, arena: Arena) -> Starts | None:
     """The start states from outside that a recipe names, if it does; see ``run.stages.starts.read_starts``."""
-    fits = (recipe.starts.share, recipe.world.slots, recipe.size, arena.instructions)
+    fits = (recipe.starts.share, recipe.world.slots, recipe.frame, arena.instructions)
     return read_starts(recipe.start_states, *fits, followed=bool(recipe.libero and recipe.evaluate.closed))
 
 

@@ -275,6 +275,12 @@ class Recipe:
         shown = self.outside or self.embedded
         return getattr(shown, "views", 1), getattr(shown, "state", 0), getattr(shown, "strip", 0)
 
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height and width of its frames."""
+        views, _, strip = self.senses
+        return self.size, views * self.size + strip
+
 
 def _fit_networks(recipe: Recipe) -> Faults:
     """Yields where policy, world model, classifier and environment do not speak of the same things."""

@@ -84,7 +84,8 @@ def _look(cfg: WorldConfig, params: Params, sim: TabletopConfig, seeds: np.ndarr
     """Looks at the first frames, the last true ones and the last imagined ones."""
     first_BHWC, true_BTHWC, dream_BTHWC = frames(cfg, params, sim, seeds, actions, key)
     moments = (first_BHWC, true_BTHWC[:, -1], dream_BTHWC[:, -1])
-    return jax.device_get([eye.locate_gripper(frame) for frame in moments])
+    # Of a mosaic, the camera above: there the gripper is where it is.
+    return jax.device_get([eye.locate_gripper(frame[..., : sim.size, :]) for frame in moments])
 
 
 def _score_pushes(seen: list[eye.Sight], place: int, push_B: np.ndarray, size: int) -> dict[str, float]:

@@ -102,7 +102,7 @@ def measure(seed: Seed, variant: Variant) -> Settings:
     return seed.run.stage(name, make, lambda folder: None).facts
 
 
-def compare(seen_BNTHWC: Array, true_BNTR: Array, numbers: int) -> dict[str, list[float]]:
+def compare(seen_BNTHWC: Array, true_BNTR: Array, numbers: int) -> dict[str, list[float | None]]:
     """Returns how well the senses of imagined mosaics agree, chunk by chunk, in thousandths of the table's width.
 
     Args:
@@ -131,7 +131,9 @@ def compare(seen_BNTHWC: Array, true_BNTR: Array, numbers: int) -> dict[str, lis
         found["eye"] = jnp.median(jnp.linalg.norm(place - gripper, axis=-1), axis=(0, 2))
         right = jnp.round(jnp.clip(state[..., 2], -1.0, 1.0)) == jnp.round(true_BNTR[..., 2])
         found["fingers"] = right.mean(axis=(0, 2)) / MILLE
-    return {name: (MILLE * np.asarray(jax.device_get(value))).tolist() for name, value in found.items()}
+    host = {name: MILLE * np.asarray(jax.device_get(value)) for name, value in found.items()}
+    # NaN where no frame of a chunk could be asked, which JSON has no number for.
+    return {name: [None if np.isnan(x) else float(x) for x in value_N] for name, value_N in host.items()}
 
 
 ROWS = {
@@ -155,7 +157,8 @@ def table(found: dict[str, dict[str, Settings]]) -> dict[str, Any]:
             values = [facts[measured] for facts in seeds.values() if measured in facts]
             # Of true frames there is one truth, whichever model is asked.
             if values and not (measured.startswith("true") and name != REFERENCE):
-                rows.append([what, says[name], *(_format([value[n - 1] for value in values], digits) for n in CHUNKS)])
+                cells = [[value[n - 1] for value in values if value[n - 1] is not None] for n in CHUNKS]
+                rows.append([what, says[name], *(_format(cell, digits) for cell in cells)])
     return {
         "title": "Two cameras and the robot's state",
         "why": "Recorded actions of held-out episodes, played from the first frame. Positions in thousandths of the "
@@ -165,5 +168,7 @@ def table(found: dict[str, dict[str, Settings]]) -> dict[str, Any]:
 
 
 def _format(values: list[float], digits: int) -> str:
+    if not values:
+        return "-"
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wovr_jax.core import pixels
 from wovr_jax.core.config import ConfigError, from_dict
 from wovr_jax.data import episodes as disk
 from wovr_jax.data.episodes import EpisodesError
@@ -168,3 +169,44 @@ def test_recordings_that_do_not_fit_the_settings_are_refused(tmp_path: pathlib.P
 def test_a_robot_says_what_only_its_laboratory_knows() -> None:
     with pytest.raises(ConfigError, match=r"folder(.|\n)*instructions(.|\n)*success"):
         from_dict(RecordedConfig, {})
+
+
+def test_cameras_and_state_become_mosaics_on_one_scale(tmp_path: pathlib.Path) -> None:
+    """The demonstrations say what -1 and 1 are, for everything that comes after them."""
+    cfg = dataclasses.replace(ROBOT, views=2, state=2, strip=2)
+
+    def sensing(seed: int, reach: float, **origin: Any) -> Episode:
+        one = episode(0, seed, **origin)
+        state_SD = np.linspace([0.0, -reach], [reach, reach], 5).astype(np.float32)
+        return dataclasses.replace(one, wrist_SHWC=255 - one.frame_SHWC, state_SD=state_SD)
+
+    for stage, reach in (("demonstrations", 1.0), ("collect-0", 3.0)):
+        asked = wanted(tmp_path, stage, count=2)
+        asked = dataclasses.replace(asked, cfg=dataclasses.replace(cfg, folder=asked.cfg.folder))
+        record(asked.folder, sensing(7, reach), sensing(8, reach))
+        gather.write(asked, gather.find(asked))
+        (folder,) = asked.parts
+        made = disk.read(folder)[0]
+        assert made.frame_SHWC.shape == (5, 4, 10, 3) and made.wrist_SHWC is None
+        assert (made.frame_SHWC[:, :, :4] == 7).all() and (made.frame_SHWC[:, :, 4:8] == 248).all()
+        seen = pixels.read_state(pixels.to_float(made.frame_SHWC), 2, 2)
+        want = np.clip(np.linspace([-1.0, -reach], [2 * reach - 1, reach], 5), -1, 1)
+        np.testing.assert_allclose(seen, want, atol=0.03)
+        np.testing.assert_allclose(disk.manifest(folder)["meta"]["proprio"]["q99"], [1.0, 1.0], atol=0.05)
+        np.testing.assert_allclose(made.state_SD[-1], [reach, reach], err_msg="the robot's own units stay beside it")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, r"the run sees a camera in the hand too \(recorded.views\), and there are none"),
+        ({"wrist_SHWC": np.zeros((5, 2, 2, 3), np.uint8)}, r"there are frames of \[2, 2\] pixels of it"),
+        ({"wrist_SHWC": np.zeros((5, 4, 4, 3), np.uint8)}, r"a state of 0 numbers, the run has 2 \(recorded.state\)"),
+    ],
+)
+def test_recordings_without_a_sense_are_refused(tmp_path: pathlib.Path, change: dict[str, Any], said: str) -> None:
+    asked = wanted(tmp_path)
+    asked = dataclasses.replace(asked, cfg=dataclasses.replace(asked.cfg, views=2, state=2, strip=2))
+    record(asked.folder, dataclasses.replace(episode(), **change))
+    with pytest.raises(EpisodesError, match=said):
+        gather.find(asked)

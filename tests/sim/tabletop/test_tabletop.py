@@ -13,6 +13,7 @@ from wovr_jax.core import pixels
 from wovr_jax.data import starts
 from wovr_jax.data.starts import StartsConfig
 from wovr_jax.sim import embedded
+from wovr_jax.sim.tabletop import eye
 from wovr_jax.sim.tabletop import table as tabletop
 from wovr_jax.sim.tabletop.expert import ExpertConfig
 from wovr_jax.sim.tabletop.table import TabletopConfig
@@ -138,3 +139,28 @@ def test_episodes_refuse_a_rollout_without_video() -> None:
     empty = Imagined(*([jnp.zeros(1)] * 8))
     with pytest.raises(ValueError, match="video=True"):
         list(embedded.split_episodes(empty, [0], "base", tabletop.INSTRUCTIONS))
+
+
+def test_a_second_camera_and_the_state_stand_beside_the_same_picture() -> None:
+    full = dataclasses.replace(CFG, wrist=True, strip=16)
+    assert (full.views, full.state, CFG.views, CFG.state) == (2, 3, 1, 0)
+    state = _over_target(0.05)
+    mosaic = tabletop.render(state, full)
+    assert mosaic.shape == (32, 80, 3)
+    np.testing.assert_array_equal(mosaic[:, :32], tabletop.render(state, CFG))
+    # The hand sees itself in the middle, wherever it is, and the block beside it at twice the size.
+    for x in (0.0, 0.3):
+        moved = state.replace(gripper=state.gripper + jnp.array([x, 0.0]))
+        seen = eye.locate_gripper(tabletop.render(moved, full)[:, 32:64])
+        np.testing.assert_allclose(seen.xy, 0.5, atol=0.02)
+    alone = state.replace(gripper=jnp.array([0.5, 0.5]))  # of the whole table the hand sees no edge
+    above, hand = (eye.locate_gripper(tabletop.render(alone, full)[:, low : low + 32]).area for low in (0, 32))
+    np.testing.assert_allclose(hand / above, 4.0, rtol=0.3)
+
+
+def test_fingers_tell_a_block_from_nothing() -> None:
+    open_, held, empty = (
+        tabletop.step(_over_target(x), _action(grip=grip), CFG) for x, grip in ((0.0, -1.0), (0.0, 1.0), (0.3, 1.0))
+    )
+    assert [float(tabletop.sense(state)[2]) for state in (open_, held, empty)] == [1.0, 0.0, -1.0]
+    np.testing.assert_allclose(tabletop.sense(held)[:2], 2 * held.gripper - 1)

@@ -69,7 +69,7 @@ def choose_starts(
 
 
 def read_starts(
-    where: str, share: float, memory: int, size: int, instructions: Sequence[str], *, followed: bool = False
+    where: str, share: float, memory: int, frame: tuple[int, int], instructions: Sequence[str], followed: bool = False
 ) -> Starts | None:
     """Start states from outside the run, under the task numbers of its environment.
 
@@ -77,7 +77,7 @@ def read_starts(
       where: a folder that ``data.starts.save`` wrote: of another run, or of ``data_prep.rlinf_starts``; empty for none.
       share: of the groups, to begin at keyframes.
       memory: M, memory frames of the world model.
-      size: pixels of the environment's pictures, on a side.
+      frame: height and width of the environment's frames.
       instructions: of the environment, in the order of its task numbers.
       followed: whether a simulator that knows its episodes by their initial states plays on from them (``audit``).
 
@@ -98,8 +98,8 @@ def read_starts(
     keyframes = len(table) - table.initials
     faults = {
         f"expected {memory} memory frames, as the world model has (world.memory), got {shape[0]}": shape[0] != memory,
-        f"expected pictures of {size} pixels on a side, as the environment draws them, got {shape[1:3]}": (
-            {*shape[1:3], *table.anchor_KHWC.shape[1:3]} != {size}
+        f"expected frames of {frame} pixels, as the environment draws them, got {shape[1:3]}": (
+            {shape[1:3], table.anchor_KHWC.shape[1:3]} != {frame}
         ),
         f"expected tasks of the environment, got {[names[t] if 0 <= t < len(names) else t for t in strange]}": strange,
         f"expected keyframes for starts.share={share}, got episode starts only; use starts.share=0": (
