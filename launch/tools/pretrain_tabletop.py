@@ -60,6 +60,7 @@ def pretrain_vae(args: argparse.Namespace) -> None:
     import jax
     import jax.numpy as jnp
 
+    from wovr_jax.core.disk import read_json, write_json
     from wovr_jax.core.keys import key
     from wovr_jax.sim.tabletop.scenes import draw_windows
     from wovr_jax.train import loop
@@ -84,6 +85,11 @@ def pretrain_vae(args: argparse.Namespace) -> None:
     # Of every scene that is drawn there are as many windows as there are cameras.
     scores, frames = vae_train.scores(cfg, params, unseen), len(unseen[0]) // 64 * unseen[0].shape[1]
     path = native.save_asset(args.name, cfg, params, training=training, scores=scores, frames=frames, folder=args.out)
+    if args.start:
+        # What it began with has been paid for as well.
+        card, before = read_json(path), native.describe(native.FOLDER / f"{args.start}.json")["seen"]
+        seen = {name: count + before[name] for name, count in card["seen"].items()}
+        write_json(path, card | {"began_with": args.start, "seen": seen})
     print(f"{path}: {scores}")
 
 
