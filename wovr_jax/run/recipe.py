@@ -272,7 +272,7 @@ class Recipe:
     @property
     def senses(self) -> tuple[int, int, int]:
         """What its frames show as mosaics (``core.pixels``): views, numbers of a state, pixels of their strip."""
-        shown = self.outside or self.embedded
+        shown = self.outside or self.embedded  # LIBERO and relay show one camera
         return getattr(shown, "views", 1), getattr(shown, "state", 0), getattr(shown, "strip", 0)
 
     @property
@@ -312,6 +312,10 @@ def _fit_networks(recipe: Recipe) -> Faults:
         if not pixels or pixels % side:
             what = f"expected a multiple of {side} pixels, the side of a token of the world model"
             yield f"{where}.{name}", f"{what}, got {pixels}"
+    # Its bands are at least a pixel high, and its numbers of a latent's frames fill the latents of the strip.
+    room = min(recipe.size, recipe.size * strip // world.vae.space**2 * world.vae.z_dim // world.vae.time)
+    if state > room:
+        yield f"{where}.strip", f"expected room for a state of {state} numbers, {strip} pixels have it for {room}"
 
     # The classifier embeds the index of a task; on LIBERO it is the index in the suite, whichever tasks are in use.
     tasks = outside.last_task + 1 if outside else len(suite_of(recipe.embedded).instructions)

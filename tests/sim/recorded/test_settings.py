@@ -29,6 +29,9 @@ def test_the_preset_is_a_run_of_a_robot() -> None:
     assert environment.arena.explore is None and environment.arena.follow is None
     tiny = from_dict(Recipe, command.load_config("robot", "tabletop,tiny"))
     assert (tiny.steps, tiny.size, tiny.evaluate.closed) == (16, 16, 0)
+    sensing = from_dict(Recipe, command.load_config("robot", "tabletop,senses"))
+    assert sensing.senses == (2, 3, 16) and sensing.frame == (32, 80) and recipe.frame == (32, 32)
+    assert sensing.recorded and sensing.recorded.folder == "recordings/tabletop-senses"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,15 @@ def test_the_preset_is_a_run_of_a_robot() -> None:
         ({"recorded__steps": "20"}, "recorded.steps: expected a multiple of the policy's chunk, 8, got 20"),
         ({"recorded__size": "30"}, "recorded.size: expected a multiple of"),
         ({"recorded__success": ""}, "recorded.success: expected one of the laboratory's own, got none"),
+        ({"recorded__views": "2"}, "policy.images: expected 2: that is what the environment shows, got 1"),
+        (
+            {"recorded__state": "3"},
+            "recorded.strip: expected pixels for the 3 numbers of the state, and 0 without, got 0",
+        ),
+        (
+            {"recorded__state": "40", "recorded__strip": "16"},
+            "room for a state of 40 numbers, 16 pixels have it for 32",
+        ),
         ({"evaluate__compare": "0"}, "compare: expected at least 1 and at most episodes=64, got 0"),
     ],
 )
