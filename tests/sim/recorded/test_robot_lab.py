@@ -36,9 +36,9 @@ def finish(program: subprocess.Popen[str]) -> tuple[int, str]:
     return program.returncode, said
 
 
-def train(folder: pathlib.Path, run: str, draw: random.Random | None = None) -> tuple[int, str]:
+def train(folder: pathlib.Path, run: str, preset: str, draw: random.Random | None = None) -> tuple[int, str]:
     """Runs the one command of a run; with ``draw`` it is killed at a random time first, or not."""
-    words = ("train.py", f"--config={ROOT}/configs/robot.py:tabletop,tiny", f"--run={folder / run}")
+    words = ("train.py", f"--config={ROOT}/configs/robot.py:{preset}", f"--run={folder / run}")
     if draw and draw.random() < 0.7:
         program = start(folder, *words)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -63,29 +63,33 @@ def served(folder: pathlib.Path, command: list[str]) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrong", [0.0, 0.05])
-def test_a_laboratory_takes_a_run_from_demonstrations_to_its_last_policy(tmp_path: pathlib.Path, wrong: float) -> None:
+@pytest.mark.parametrize(("preset", "wrong"), [("tabletop,tiny", 0.0), ("tabletop,senses,tiny", 0.125)])
+def test_a_laboratory_takes_a_run_from_demonstrations_to_its_last_policy(
+    tmp_path: pathlib.Path, preset: str, wrong: float
+) -> None:
+    """With one camera and right labels; and with two, the robot's state, and one label in eight wrong."""
     draw, stages, shown = random.Random(int(100 * wrong)), [], tmp_path / "recordings" / "tiny" / "demonstrations"
-    status, said = train(tmp_path, "run")
+    sizes = (*SIZES, *["--senses"] * ("senses" in preset))
+    status, said = train(tmp_path, "run", preset)
     assert status == 1 and "waits for 16 of 16 recorded demonstrations" in said
-    assert finish(start(tmp_path, "tools/table_robot.py", "show", shown, "--episodes", 16, *SIZES))[0] == 0
-    while (outcome := train(tmp_path, "run", draw))[0]:
+    assert finish(start(tmp_path, "tools/table_robot.py", "show", shown, "--episodes", 16, *sizes))[0] == 0
+    while (outcome := train(tmp_path, "run", preset, draw))[0]:
         status, said = outcome
         wanted = read_json(tmp_path / "run" / "wanted.json")
         stages.append(wanted["stage"])
         assert status == 1 and " ".join(wanted["command"]) in said and "The same command goes on" in said, said
         with served(tmp_path, wanted["command"]) as url:
-            words = ("drive", url, "--wanted", tmp_path / "run" / "wanted.json", "--wrong", wrong, *SIZES)
+            words = ("drive", url, "--wanted", tmp_path / "run" / "wanted.json", "--wrong", wrong, *sizes)
             assert (drove := finish(start(tmp_path, "tools/table_robot.py", *words)))[0] == 0, drove[1]
         assert len(read_json(pathlib.Path(wanted["folder"]) / LABELS)["labels"]) == wanted["episodes"]
     assert stages == ["evaluate-0", "collect-0", "evaluate-1", "collect-1", "evaluate-2"]
     assert "True success (greedy) went from" in outcome[1] and (tmp_path / "run" / "report.html").is_file()
     # Left alone, on the same recordings: the same weights bit for bit, or it would wait for others.
-    status, said = train(tmp_path, "again")
+    status, said = train(tmp_path, "again", preset)
     assert status == 0, said
     for name in ("base", "grpo-1", "grpo-2"):
         first, second = (read_json(tmp_path / run / "policies" / f"{name}.json") for run in ("run", "again"))
         assert first["weights"] == second["weights"], name
     bundles = [tmp_path / "run" / "policies" / name for name in ("base", "grpo-2")]
-    status, said = finish(start(tmp_path, "tools/table_robot.py", "measure", *bundles, "--episodes", 32, *SIZES))
+    status, said = finish(start(tmp_path, "tools/table_robot.py", "measure", *bundles, "--episodes", 32, *sizes))
     assert status == 0 and "grpo-2" in said, said

@@ -54,11 +54,11 @@ def test_the_preset_is_a_run_of_a_robot() -> None:
         ({"recorded__views": "2"}, "policy.images: expected 2: that is what the environment shows, got 1"),
         (
             {"recorded__state": "3"},
-            "recorded.strip: expected pixels for the 3 numbers of the state, and 0 without, got 0",
+            "strip: expected pixels for the 3 numbers of the state, and 0 without, got 0",
         ),
         (
             {"recorded__state": "40", "recorded__strip": "16"},
-            "room for a state of 40 numbers, 16 pixels have it for 32",
+            "a state of 40 numbers, 16 pixels have it for 32",
         ),
         ({"evaluate__compare": "0"}, "compare: expected at least 1 and at most episodes=64, got 0"),
     ],
