@@ -14,7 +14,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -86,14 +85,16 @@ def measure(seed: Seed, variant: Variant) -> Settings:
         seen = open_loop.play(*world, first, action_BNTA, seed.key("senses study"))
         views = world[0].views
         names = VIEWS if views > 1 else (variant.name,)
+        shown = read_state(true_BNTHWC, 2, 3)
         said: Settings = {"imagined_frames": int(np.prod(seen.shape[:3]))}
         # (B, N, T, V, H, H, 3)
         apart = zip(names, *(jnp.moveaxis(split_views(x, views), 3, 0) for x in (seen, true)), strict=True)
         for name, mine, theirs in apart:
             said[f"psnr_{name}"] = psnr(jnp.square(mine - theirs).mean(axis=(0, 2, 3, 4, 5))).tolist()
+            if name == "above":
+                said["gripper"] = _distance(eye.locate_gripper(mine).xy, place(shown))
         if views > 1:
             # The same measured on the true frames says how well the eye sees.
-            shown = read_state(true_BNTHWC, 2, 3)
             said |= compare(seen, shown, world[0].state)
             said |= {f"true_{name}": value for name, value in compare(true, shown, 0).items()}
         return said
@@ -112,7 +113,7 @@ def compare(seen_BNTHWC: Array, true_BNTR: Array, numbers: int) -> dict[str, lis
 
     Returns:
       ``views``, the median distance of the gripper from the plate seen from above, against the same seen from the hand,
-      in frames in which the hand sees the plate; with a state, ``state``, the mean error of the imagined position,
+      in frames in which the hand sees the plate; with a state, ``state``, the median error of the imagined position,
       ``eye``, the median distance of the imagined position from where the gripper is seen from above, and ``fingers``,
       the share of the frames in which the fingers are nearest to the true one of their three states.
     """
@@ -120,25 +121,33 @@ def compare(seen_BNTHWC: Array, true_BNTR: Array, numbers: int) -> dict[str, lis
     above, hand = view[..., 0, :, :, :], view[..., 1, :, :, :]
     gripper = eye.locate_gripper(above).xy
     offset = eye.locate_plate(above) - gripper
-    apart = jnp.linalg.norm(offset - (eye.locate_plate(hand) - 0.5) * WRIST, axis=-1)
     near = jnp.max(jnp.abs(offset), axis=-1) < NEAR
-    found = {"views": jnp.nanmedian(jnp.where(near, apart, jnp.nan), axis=(0, 2))}
+    found = {"views": _distance(offset, (eye.locate_plate(hand) - 0.5) * WRIST, near)}
     if numbers:
         state = read_state(seen_BNTHWC, 2, numbers)
-        place = (state[..., :2] + 1.0) / 2.0
-        error = jnp.linalg.norm(place - (true_BNTR[..., :2] + 1.0) / 2.0, axis=-1)
-        found["state"] = error.mean(axis=(0, 2))
-        found["eye"] = jnp.median(jnp.linalg.norm(place - gripper, axis=-1), axis=(0, 2))
         right = jnp.round(jnp.clip(state[..., 2], -1.0, 1.0)) == jnp.round(true_BNTR[..., 2])
-        found["fingers"] = right.mean(axis=(0, 2)) / MILLE
-    host = {name: MILLE * np.asarray(jax.device_get(value)) for name, value in found.items()}
+        found["state"] = _distance(place(state), place(true_BNTR))
+        found["eye"] = _distance(place(state), gripper)
+        found["fingers"] = np.asarray(right.mean(axis=(0, 2))).tolist()
+    return found
+
+
+def place(state: Array) -> Array:
+    """Returns (..., 2), where in table widths a state (..., R) says that the gripper is."""
+    return (state[..., :2] + 1.0) / 2.0
+
+
+def _distance(a: Array, b: Array, where: Array | bool = True) -> list[float | None]:
+    """Returns the median distance (N,) of places (B, N, T, 2), in thousandths of the table's width."""
+    apart_BNT = jnp.where(where, jnp.linalg.norm(a - b, axis=-1), jnp.nan)
     # NaN where no frame of a chunk could be asked, which JSON has no number for.
-    return {name: [None if np.isnan(x) else float(x) for x in value_N] for name, value_N in host.items()}
+    return [None if np.isnan(x) else MILLE * float(x) for x in np.asarray(jnp.nanmedian(apart_BNT, axis=(0, 2)))]
 
 
 ROWS = {
     "psnr_above": ("view from above, PSNR in dB", 1),
     "psnr_hand": ("view from the hand, PSNR in dB", 1),
+    "gripper": ("gripper seen from above against the true one", 1),
     "views": ("gripper to plate, the two views apart", 1),
     "true_views": ("the same in true frames", 1),
     "state": ("imagined position against the true one", 1),

@@ -276,7 +276,7 @@ def digest(cfg: WorldConfig, vae_params: Params, windows: Windows) -> str:
     """Returns the SHA-256 of the VAE, the frames and actions, the rows, and the layout of a window."""
     # The transformer is not in it: another one trains on the same latents.
     layout = {"vae": cfg.vae, "anchor": cfg.anchor, "memory": cfg.memory, "slots": windows.memory, "new": windows.new}
-    layout |= {"starts": [windows.train_starts, windows.val_starts]}
+    layout |= {"starts": [windows.train_starts, windows.val_starts], "views": cfg.views, "state": cfg.state}
     arrays = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(vae_params)[0]}
     arrays |= {name: column for name, column in vars(windows).items() if isinstance(column, np.ndarray)}
     total = hashlib.sha256(json.dumps([SCHEMA, config.to_dict(layout)]).encode())
