@@ -80,7 +80,10 @@ def pretrain_vae(args: argparse.Namespace) -> None:
 
     draw = jax.jit(draw_windows, static_argnums=(1, 2))
     # Seed 1 draws other scenes than the training, whose seed is 0 unless the command line says otherwise.
-    cfg = vae_train.with_latent_statistics(cfg, params, (draw(key(1, "statistics", i), 64, sim) for i in range(16)))
+    # Of the camera above alone: scaled by a second one too, which moves and sees more change, its latents would be
+    # small, and the noise that a world model leaves in them the larger for it.
+    seen = (draw(key(1, "statistics", i), 64, sim)[:: 1 + args.wrist] for i in range(16))
+    cfg = vae_train.with_latent_statistics(cfg, params, seen)
     unseen = [draw(key(1, "held out", i), 64, sim) for i in range(8)]
     # Of every scene that is drawn there are as many windows as there are cameras.
     scores, frames = vae_train.scores(cfg, params, unseen), len(unseen[0]) // 64 * unseen[0].shape[1]

@@ -45,15 +45,15 @@ def test_the_state_goes_through_exactly_and_fills_its_columns():
     np.testing.assert_allclose(pixels.read_state(VAE(PARAMS, latent, method="decode"), 2, 3), STATE, atol=1e-6)
     # Twelve numbers a latent frame, the first frame's four times the same; 16 places.
     column = latent[:, :, :, 4:].reshape(2, 4, -1)
-    np.testing.assert_allclose(column[:, 0, :12], jnp.tile(STATE[:, 0], 4), atol=1e-6)
-    np.testing.assert_allclose(column[:, 1, :12], STATE[:, 1:5].reshape(2, 12), atol=1e-6)
+    np.testing.assert_allclose(column[:, 0, :12], model.STATE_SCALE * jnp.tile(STATE[:, 0], 4), atol=1e-6)
+    np.testing.assert_allclose(column[:, 1, :12], model.STATE_SCALE * STATE[:, 1:5].reshape(2, 12), atol=1e-6)
     np.testing.assert_array_equal(column[..., 12:], column[..., :4])
 
 
 def test_copies_that_disagree_are_averaged():
     latent = VAE(PARAMS, MOSAIC, method="encode")
     # The first number of the second latent frame stands in places 0 and 12.
-    moved = latent.at[:, 1, 1, 5, 0].add(0.5)
+    moved = latent.at[:, 1, 1, 5, 0].add(0.5 * model.STATE_SCALE)
     got = pixels.read_state(VAE(PARAMS, moved, method="decode"), 2, 3)
     want = np.array(STATE)
     want[:, 1, 0] += 0.25

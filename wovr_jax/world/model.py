@@ -37,6 +37,8 @@ from wovr_jax.world.vae.net import VAE, VAEConfig
 
 AXES = (*((f"dit/{pattern}", names) for pattern, names in dit.AXES), ("vae/*", ()))
 """What the axes of the parameters mean (``sharding``). The VAE, 1.4 GB in bfloat16, sits whole on every device."""
+STATE_SCALE = 2.0
+"""Of a state in [-1, 1] among latents of deviation 1: what is small among them drowns in the noise of sampling."""
 
 
 @checked
@@ -155,8 +157,8 @@ class MosaicVAE(VAE):
     """The VAE before mosaics (``core.pixels``), with the same weights.
 
     Each view is encoded and decoded by itself, as the network has learned to, and their latents stand side by side. The
-    robot's state is no picture: beside the views its numbers fill latent columns of their own, exactly, each as often
-    as there is room (as Cosmos Policy does it, arXiv 2601.16163).
+    robot's state is no picture: beside the views its numbers, times ``STATE_SCALE``, fill latent columns of their own,
+    exactly, each as often as there is room (as Cosmos Policy does it, arXiv 2601.16163).
     """
 
     def __init__(self, cfg: WorldConfig, *, rngs: nnx.Rngs):
@@ -173,7 +175,7 @@ class MosaicVAE(VAE):
         if self.state:
             B, f, h, _, c = latents[0].shape
             columns = frame_BFHWC.shape[3] // self.cfg.space - self.views * h
-            state_BFR = pixels.read_state(frame_BFHWC, self.views, self.state)
+            state_BFR = STATE_SCALE * pixels.read_state(frame_BFHWC, self.views, self.state)
             # The first latent frame is of one frame, every other one of ``time`` of them.
             state_BFR = jnp.concatenate([jnp.repeat(state_BFR[:, :1], self.cfg.time - 1, axis=1), state_BFR], axis=1)
             column = state_BFR.reshape(B, f, -1)[..., self._slots(h * columns * c)]
@@ -194,7 +196,7 @@ class MosaicVAE(VAE):
         total = jnp.zeros((B, f, self.cfg.time * self.state)).at[..., slot_S].add(copies_BfS)
         state_BFR = (total / np.bincount(slot_S)).reshape(B, f * self.cfg.time, self.state)
         # The first latent frame holds its only frame ``time`` times.
-        return pixels.make_mosaic(views, state_BFR[:, self.cfg.time - 1 :], columns * self.cfg.space)
+        return pixels.make_mosaic(views, state_BFR[:, self.cfg.time - 1 :] / STATE_SCALE, columns * self.cfg.space)
 
     def _slots(self, room: int) -> np.ndarray:
         """Returns which of a latent frame's numbers, ``time`` states of them, each of ``room`` latent ones holds."""
