@@ -57,7 +57,7 @@ class Maker:
         self.recipe = dataclasses.replace(recipe, mesh=MeshConfig())
         self.store, self.frozen = store, frozen
         self.mesh = sharding.mesh(MeshConfig(), jax.devices()[:1])
-        self.side, self.prompt = phases.pixels(recipe), prompt_length(recipe)
+        self.frame, self.prompt = (*recipe.frame, 3), prompt_length(recipe)
 
     def make(self, name: str, batch: int | None) -> Part:
         """Returns a part ready to be compiled; ``batch`` is for those of ``BATCHED`` only."""
@@ -90,7 +90,7 @@ class Maker:
         return compute_dtypes(net) if self.frozen == "compute" else {}
 
     def _frames(self, *lead: int) -> Array:
-        return fill({"frame": jax.ShapeDtypeStruct((*lead, self.side, self.side, 3), jnp.float32)})["frame"]
+        return fill({"frame": jax.ShapeDtypeStruct((*lead, *self.frame), jnp.float32)})["frame"]
 
     def _latents(self, batch: int, frames: int) -> Array:
         shape = (batch, frames, *phases.latent_size(self.recipe), self.recipe.world.dit.channels)
@@ -246,7 +246,7 @@ class Maker:
         fixed = cast(fixed, self._dtypes(net))
         acted = (recipe.policy.chunk, recipe.policy.action_dim)
         columns: dict[str, Any] = {
-            "frame_BHWC": jax.ShapeDtypeStruct((CHUNKS, self.side, self.side, 3), jnp.uint8),
+            "frame_BHWC": jax.ShapeDtypeStruct((CHUNKS, *self.frame), jnp.uint8),
             "token_BTA": jax.ShapeDtypeStruct((CHUNKS, *acted), jnp.int32),
             "prompt_BL": jax.ShapeDtypeStruct((CHUNKS, self.prompt), jnp.int32),
         }

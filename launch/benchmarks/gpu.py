@@ -197,7 +197,6 @@ def measure_update(session: Session, args: argparse.Namespace) -> None:
 def measure_beside(session: Session, args: argparse.Namespace) -> None:
     """diffusers' transformer and VAE on the same shapes."""
     from launch.benchmarks import rival
-    from wovr_jax.plan import phases
 
     if missing := rival.find_missing(args.dry):
         session.note(f"left out, beside: {missing}")
@@ -206,7 +205,7 @@ def measure_beside(session: Session, args: argparse.Namespace) -> None:
     recipe = session.maker().recipe
     rows = rival.measure(
         recipe.world,
-        phases.pixels(recipe),
+        recipe.size,  # of one camera
         batches(args)[1],
         repeats=session.repeats,
         seconds=session.seconds,

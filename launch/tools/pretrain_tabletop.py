@@ -39,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     # The other flags are settings of every training here.
     if (args.kl is not None or args.start) and args.part != "vae":
-        parser.error("--kl and --start are of the VAE")
+        parser.error("--kl is of the VAE, and so is --start")
     if args.wrist and (args.part, args.suite) != ("vae", "tabletop"):
         parser.error("--wrist is of the table's VAE")
     with command.explain_errors("Stopped. With --run the same command continues."):
