@@ -1,10 +1,10 @@
-"""One world model for two cameras and the robot's state, or one for each camera: three trainings a seed, one table.
+"""One world model for two cameras and the robot's state, or one for each camera: four trainings a seed, one table.
 
 Scripted episodes of the table that never come to rest are shown as mosaics (``core.pixels``): the camera above, the
-camera in the hand, the robot's state. One model learns all of it together; two others learn a camera alone, with as
-many steps, so that the two of them cost about what the one does. All play the recorded actions of held-out episodes
-from their first frames. How far is each view from the truth after chunk 1, 4 and 16? Do the views of the one model
-show the same gripper, and how far off is the state that it imagines?
+camera in the hand, the robot's state. One model learns all of it together, one both cameras without the state; two
+others learn a camera alone, with as many steps, so that the two of them cost about what the first one does. All play
+the recorded actions of held-out episodes from their first frames. How far is each view from the truth after chunk 1, 4
+and 16? Do the views of one model show the same gripper, and how far off is the state that it imagines?
 """
 
 from __future__ import annotations
