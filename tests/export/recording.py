@@ -26,7 +26,7 @@ POLICY = {"policy": "pace, grpo-1", "weights": "ab12", "temperature": 0.0}
 class FakeRobot:
     """Acts by the mean of the picture and nothing else."""
 
-    frame_shape, chunk_shape = FRAME, (CHUNK, 7)
+    frame_shape, camera_shape, chunk_shape = FRAME, FRAME, (CHUNK, 7)
     about = {"policy": POLICY["policy"]}  # noqa: RUF012
     recipe = {  # noqa: RUF012
         "image": {"height": FRAME[0], "width": FRAME[1], "dtype": "uint8"},

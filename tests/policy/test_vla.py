@@ -170,8 +170,8 @@ def test_a_mosaic_is_the_pictures_and_the_state_that_it_shows():
     seen = make_mosaic([FRAME], state, 4)
     np.testing.assert_allclose(one(weights, seen, PROMPT), one(weights, FRAME, PROMPT, state), atol=1e-5)
     for lacking in (FRAME, mosaic[:, :, :32]):
-        with pytest.raises(ValueError, match="a mosaic of 2 square pictures and the robot's 3 numbers"):
+        with pytest.raises(ValueError, match="or a mosaic of so many squares and the robot's 3 numbers"):
             net(params, lacking, PROMPT)
     two = network(dataclasses.replace(CFG, images=2))
-    with pytest.raises(ValueError, match="a mosaic of 2 square pictures and the robot's 0 numbers"):
+    with pytest.raises(ValueError, match="or a mosaic of so many squares and the robot's 0 numbers"):
         two(two.init(jax.random.key(0)), mosaic, PROMPT)

@@ -106,8 +106,8 @@ def test_the_assets_of_a_suite_are_small():
     for suite in ("tabletop", "relay"):
         parts = [native.FOLDER / f"{suite}_{name}.safetensors" for name in ("vae", "dinov2", "siglip")]
         assert sum(path.stat().st_size for path in parts) < 3e6
-    # With what a run of the table has learned, which play and the impatient begin with.
-    assert sum(path.stat().st_size for path in native.FOLDER.glob("*.safetensors")) < 14e6
+    # With what a run of the table has learned, which play and the impatient begin with, and a VAE for two cameras.
+    assert sum(path.stat().st_size for path in native.FOLDER.glob("*.safetensors")) < 14.5e6
 
 
 # Leaf by leaf ----------------------------------------------------------------------------------------------------

@@ -202,8 +202,8 @@ class VLA(nnx.Module):
         if frame_BHWC.ndim == 4 and (images > 1 or proprio):
             _, height, width, _ = frame_BHWC.shape
             if width < images * height or (width > images * height) != bool(proprio):
-                what = f"a mosaic of {images} square pictures and the robot's {proprio} numbers"
-                raise ValueError(f"policy: expected {what}, got frames of shape {frame_BHWC.shape}")
+                what = f"(B, {images}, H, W, 3), or a mosaic of so many squares and the robot's {proprio} numbers"
+                raise ValueError(f"policy of {images} pictures: expected frames {what}, got shape {frame_BHWC.shape}")
             state_BR = read_state(frame_BHWC, images, proprio) if proprio else state_BR
             frame_BHWC = split_views(frame_BHWC, images)
             frame_BHWC = frame_BHWC if images > 1 else frame_BHWC[:, 0]
