@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ STATE = RNG.uniform(-1, 1, (2, 5, 3)).astype(np.float32)
 
 
 @pytest.mark.parametrize("xp", [np, jnp])
-def test_what_is_joined_is_taken_apart_again(xp: object) -> None:
-    views, state = [xp.asarray(view) for view in VIEWS], xp.asarray(STATE)  # type: ignore[attr-defined]
+def test_what_is_joined_is_taken_apart_again(xp: Any) -> None:
+    views, state = [xp.asarray(view) for view in VIEWS], xp.asarray(STATE)
     mosaic = pixels.make_mosaic(views, state, 4)
     assert mosaic.shape == (2, 5, 8, 20, 3) and type(mosaic) is type(views[0]), "numpy gives numpy"
     apart = pixels.split_views(mosaic, 2)
