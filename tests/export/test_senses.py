@@ -153,5 +153,10 @@ def test_bounds_are_quantiles_and_what_is_beyond_is_cut_off() -> None:
     np.testing.assert_allclose(senses.scale(np.array([[bounds["q01"][0], 99.0]])), [[-1, 1]], atol=1e-6)
     # Without bounds a state is in [-1, 1] already.
     np.testing.assert_allclose(make_senses(1, 2, 4, None).scale(np.array([0.25, -0.5])), [0.25, -0.5], atol=1e-6)
+    masked = make_senses(1, 3, 4, {"q01": [-1.0, 0.0, 0.0], "q99": [3.0, 2.0, 1.0], "mask": [True, True, False]})
+    got = masked.scale(np.array([[1.0, 5.0, 0.3], [3.0, 0.0, -2.0]]))
+    np.testing.assert_allclose(got, [[0.0, 1.0, 0.3], [1.0, -1.0, -1.0]], atol=1e-6)
+    with pytest.raises(ValueError, match="expected 3 values, as the policy takes, got bounds of 2"):
+        make_senses(1, 3, 4, bounds)
     with pytest.raises(ValueError, match="expected 1 or 2 views, and bounds and a strip for a state"):
         Senses(2, 3, 0, (0.0,) * 3, (1.0,) * 3)

@@ -169,17 +169,6 @@ def test_recipes_by_name():
         processing.of_recipe("openvla")
 
 
-# Robot state --------------------------------------------------------------------------------------------------
-
-
-def test_proprio_is_scaled_by_quantiles_and_clipped():
-    entry = {"q01": [-1.0, 0.0, 0.0], "q99": [3.0, 2.0, 1.0], "mask": [True, True, False]}
-    got = processing.proprio(entry, jnp.array([[1.0, 5.0, 0.3], [3.0, 0.0, -2.0]]))
-    np.testing.assert_allclose(got, [[0.0, 1.0, 0.3], [1.0, -1.0, -1.0]], atol=1e-6)
-    with pytest.raises(ValueError, match=r"expected 3 values.*\(1, 8\)"):
-        processing.proprio(entry, jnp.zeros((1, 8)))
-
-
 # Refusals -------------------------------------------------------------------------------------------------------
 
 

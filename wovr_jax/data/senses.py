@@ -51,8 +51,9 @@ class Senses:
 
     def scale(self, state_D: np.ndarray) -> np.ndarray:
         """Returns a state (..., D) in [-1, 1]."""
+        # Quantiles, not extremes: one wild reading would press all others together. As actions are scaled
+        # (``policy.actions``), but cut off: a joint may go beyond what training saw.
         low, high = np.asarray(self.q01, np.float32), np.asarray(self.q99, np.float32)
-        # The 1e-8 is upstream's, against a number that never changes.
         return np.clip(2.0 * (state_D - low) / (high - low + 1e-8) - 1.0, -1.0, 1.0).astype(np.float32)
 
     def compose(self, frame_HWC: np.ndarray, wrist_HWC: np.ndarray | None, state_D: np.ndarray | None) -> np.ndarray:
@@ -101,6 +102,21 @@ def measure_bounds(states: Sequence[np.ndarray]) -> dict[str, list[float]]:
 
 
 def make_senses(views: int, state: int, strip: int, bounds: Mapping[str, Any] | None) -> Senses:
-    """Returns the senses with bounds as :func:`measure_bounds` has them; None where states are in [-1, 1] already."""
+    """Returns the senses with bounds as :func:`measure_bounds`, or a release's statistics of the state, have them.
+
+    None where states are in [-1, 1] already; so are the numbers for which a release's ``mask`` is False.
+
+    Raises:
+      ValueError: bounds of another number of values.
+    """
     bounds = bounds or {"q01": [-1.0] * state, "q99": [1.0] * state}
-    return Senses(views, state, strip, tuple(bounds["q01"]), tuple(bounds["q99"]))
+    if len(bounds["q01"]) != state:
+        raise ValueError(
+            f"robot state: expected {state} values, as the policy takes, got bounds of {len(bounds['q01'])}"
+        )
+    mask = bounds.get("mask", [True] * state)
+    low, high = (
+        tuple(float(x) if scaled else end for x, scaled in zip(bounds[name], mask, strict=True))
+        for name, end in (("q01", -1.0), ("q99", 1.0))
+    )
+    return Senses(views, state, strip, low, high)

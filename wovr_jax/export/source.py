@@ -238,6 +238,10 @@ def from_import(
     # An instruction that no episode has can be added; others are refused by the bundle.
     tokens, prompt = _make_table(files, cfg, asked)
     name, entry = _find_statistics(files, key)
+    if cfg.proprio and "proprio" not in entry:
+        raise SourceError(
+            f"{files}: the policy takes the robot's state, and the statistics {name!r} have no 'proprio'."
+        )
     height, width, channels = manifest["frame"]
     senses = make_senses(cfg.images, cfg.proprio, height // 8 if cfg.proprio else 0, entry.get("proprio"))
     return Policy(

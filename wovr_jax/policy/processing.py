@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,23 +136,3 @@ def _interpolate(x_BHWC: Array, place: Array, axis: int) -> Array:
     part = (place - low).reshape([-1 if i == axis else 1 for i in range(4)])  # along its axis, of length 1 elsewhere
     below, above = (jnp.take(x_BHWC, low + i, axis=axis, mode="clip") for i in (0, 1))
     return below + (above - below) * part
-
-
-def proprio(statistics: Mapping[str, Any], state: Array) -> Array:
-    """Scales a robot's state for the network: q01 and q99 onto -1 and 1, clipped (OFT, ``BOUNDS_Q99``).
-
-    Args:
-      statistics: the ``proprio`` entry of a ``dataset_statistics.json``; a missing mask means all True.
-      state: (..., R) in the units of the data set.
-
-    Raises:
-      ValueError: another number of values than the statistics have.
-    """
-    # Quantiles, not extremes: one wild reading would press all others together.
-    low, high = (jnp.asarray(statistics[name], jnp.float32) for name in ("q01", "q99"))
-    if state.shape[-1:] != low.shape:
-        raise ValueError(f"robot state: expected {len(low)} values, as in the statistics, got shape {state.shape}")
-    mask = jnp.asarray(statistics.get("mask", [True] * len(low)))
-    # As actions are scaled (``actions.Codec.normalise``), but clipped: a joint may go beyond what training saw.
-    scaled = 2.0 * (state - low) / (high - low + 1e-8) - 1.0
-    return jnp.clip(jnp.where(mask, scaled, state), -1.0, 1.0)

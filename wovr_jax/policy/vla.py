@@ -190,7 +190,7 @@ class VLA(nnx.Module):
           frame_BHWC: float32 in [-1, 1], any size; (B, V, H, W, 3) for a policy of several pictures, or a mosaic of
             them (``core.pixels``), which shows the state too.
           prompt_BL: int32, the begin id in column 0; pads anywhere after it.
-          state_BR: float32 in [-1, 1] (``processing.proprio``), for a policy that takes it; None beside a mosaic.
+          state_BR: float32 in [-1, 1] (``data.senses`` scales it), for a policy that takes it; None beside a mosaic.
 
         Raises:
           ValueError: inputs that are not those of the config.

@@ -46,6 +46,28 @@ def test_a_vae_of_ones_own(tmp_path):
     assert np.abs(np.asarray(z).mean()) < 0.3 and 0.6 < np.asarray(z).std() < 1.5
 
 
+def test_of_mosaics_the_vae_learns_every_view_by_itself(tmp_path: pathlib.Path, monkeypatch) -> None:
+    class SeenError(Exception):
+        """Ends the stage where its training would begin."""
+
+    def look(cfg, train, draw, data):
+        raise SeenError(data)
+
+    monkeypatch.setattr(vae_train, "make", look)
+    plain = [episode(seed) for seed in range(3)]
+    strip = np.full((13, 16, 16, 3), 77, np.uint8)
+    made = [
+        dataclasses.replace(e, frame_SHWC=np.concatenate([e.frame_SHWC, 255 - e.frame_SHWC, strip], 2)) for e in plain
+    ]
+    demos = Product(lambda: Demonstrations(made, []))
+    cfg = WorldConfig.fake(views=2, state=3)
+    with pytest.raises(SeenError) as seen:
+        _ = stage.open_vae(Run(tmp_path / "run", {}), cfg, "", tmp_path, VAETraining(steps=1), demos).value
+    frame_ESHWC = np.asarray(seen.value.args[0].frame_ESHWC)
+    want = [x for e in plain for x in (e.frame_SHWC, 255 - e.frame_SHWC)]
+    np.testing.assert_array_equal(frame_ESHWC, np.stack(want))
+
+
 def test_the_package_says_what_its_parts_have_seen(tmp_path: pathlib.Path) -> None:
     run = Run(tmp_path / "run", {})
     names = ("tabletop_vae", "tabletop_dinov2", "tabletop_siglip")

@@ -5,15 +5,16 @@ And the account of what pretrained parts have seen before the run.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from wovr_jax.core import sharding
+from wovr_jax.core.pixels import split_views
 from wovr_jax.data import batches
 from wovr_jax.data.batches import Layout, Windows
 from wovr_jax.nn.functional import narrow
@@ -61,7 +62,11 @@ def open_vae(
         return Product(lambda: _load(cfg, name, folder))
 
     def make(folder: pathlib.Path) -> dict[str, Any]:
-        data = cut_windows(cfg, demonstrations.value.train)
+        shown = demonstrations.value.train
+        if cfg.views > 1 or cfg.state:  # of mosaics the VAE sees every view by itself, and no state
+            apart = ((episode, split_views(episode.frame_SHWC, cfg.views)) for episode in shown)
+            shown = [replace(episode, frame_SHWC=x[:, v]) for episode, x in apart for v in range(cfg.views)]
+        data = cut_windows(cfg, shown)
         state, step = vae_train.make(cfg.vae, train, draw_windows, data)
         state = loop.fit(NAME, state, step, train.steps, log=run.log, folder=folder)
         params, key = state.params, jax.random.key(train.seed)
@@ -98,7 +103,7 @@ def count_pretraining(run: Run, cards: Sequence[pathlib.Path]) -> Product[None]:
 def _load(cfg: WorldConfig, name: str, folder: pathlib.Path) -> VAE:
     vae_cfg, params = native.load_asset(name, folder)
     # Nothing trains it any more.
-    return dataclasses.replace(cfg, vae=vae_cfg), sharding.whole(narrow(params, vae_cfg.dtype))
+    return replace(cfg, vae=vae_cfg), sharding.whole(narrow(params, vae_cfg.dtype))
 
 
 def cut_windows(cfg: WorldConfig, episodes: Any) -> Windows:
