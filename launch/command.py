@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-STUDIES = ("ladder", "ablations", "baselines", "refreshes", "budget", "world_study", "senses_study")
+STUDIES = ("ladder", "ablations", "baselines", "refreshes", "budget", "gates", "world_study", "senses_study")
 DOORS = {"evaluate": "evaluate"} | dict.fromkeys(STUDIES, "study")
 """Jobs that have a door of their own; every other job belongs to launch/train.py."""
 

@@ -22,7 +22,7 @@ from typing import Any
 from wovr_jax.core import config, history, machine, sharding
 from wovr_jax.core.disk import write_json
 from wovr_jax.report.results import Results, summarize
-from wovr_jax.run.bind import Products, bind_stages
+from wovr_jax.run.bind import OpenGate, Products, bind_stages
 from wovr_jax.run.folder import Run, RunError
 from wovr_jax.run.recipe import Recipe
 
@@ -51,13 +51,14 @@ JOBS = {
 }
 
 
-def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
+def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"], gate: OpenGate = None) -> Products:
     """Runs Algorithm 1 and returns what it made.
 
     Args:
       recipe: the settings of all stages.
       run: the open run folder.
       job: how far to go, and what to measure on the way.
+      gate: of imagined rollouts, see ``audit.gates``.
 
     Raises:
       ConfigError: weights that are not there, or of another network.
@@ -65,7 +66,7 @@ def pace(recipe: Recipe, run: Run, job: Job = JOBS["pace"]) -> Products:
     """
     made = Products()
     run.before_stage = made.release
-    do = bind_stages(recipe, run, made)
+    do = bind_stages(recipe, run, made, gate)
     # Online RL needs no learned world, unless the job is to make one; without keyframes it needs layouts only, and its
     # whole budget is for the learner.
     online = recipe.dream.world == "true" and not recipe.starts.share

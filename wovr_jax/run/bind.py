@@ -25,7 +25,7 @@ from wovr_jax.run.folder import Product, Run
 from wovr_jax.run.programs import Improvement
 from wovr_jax.run.recipe import DreamConfig, Recipe
 from wovr_jax.run.stages.episodes import Demonstrations, collect, demonstrate, measure, no_demonstrations
-from wovr_jax.run.stages.improve import Imagination, improve
+from wovr_jax.run.stages.improve import Gate, Imagination, improve
 from wovr_jax.run.stages.policy import fine_tune, fit_codec, start_policy
 from wovr_jax.run.stages.reward import Judge, fit_reward, start_reward
 from wovr_jax.run.stages.starts import choose_starts, read_starts
@@ -72,7 +72,11 @@ class Products:
             product.release()
 
 
-def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
+OpenGate = Callable[[Products], Gate] | None
+"""``gate(made)``: what looks at the rollouts of the newest world before the policy is paid for them; None: nothing."""
+
+
+def bind_stages(recipe: Recipe, run: Run, made: Products, gate: OpenGate = None) -> SimpleNamespace:
     """Gives every stage its own settings, and nothing else of the recipe; nothing is computed.
 
     What a caller still has to say is what the loop decides: the round, and the products that a stage begins with.
@@ -102,7 +106,7 @@ def bind_stages(recipe: Recipe, run: Run, made: Products) -> SimpleNamespace:
     acting = programs.acting(
         recipe.policy, rl.network.net, codec, prompt_KL, recipe.temperature, recipe.embedded, memory
     )
-    imagination = functools.partial(newest, recipe.dream, made, env, codec, acting)
+    imagination = functools.partial(newest, recipe.dream, made, env, codec, acting, gate)
 
     # What follows asks ``made`` when it is called: the loop goes on adding to it.
     def act(round_: int, purpose: str, temperature: float = recipe.temperature) -> Actor:
@@ -172,7 +176,7 @@ def improvement(recipe: Recipe) -> Improvement:
 
 
 def newest(
-    dream: DreamConfig, made: Products, env: Environment, codec: Callable[[], Codec], acting: Acting
+    dream: DreamConfig, made: Products, env: Environment, codec: Callable[[], Codec], acting: Acting, gate: OpenGate
 ) -> Imagination:
     """The newest of what imagination is made of; what a true world does not need is left out."""
     # A product that is left out is never loaded: online RL holds no world model in memory.
@@ -186,6 +190,7 @@ def newest(
         vae=made.vae if reads_world else None,
         world=made.worlds[-1] if reads_world else None,
         reward=made.rewards[-1] if reads_reward else None,
+        gate=gate and gate(made),
     )
 
 

@@ -159,7 +159,7 @@ def begin(cfg: Improvement, starts: Starts, prompt_KL: Array, sim: Any, key: Arr
 
 @functools.cache
 def dream(
-    cfg: Improvement, codec: Codec, world: WorldConfig | None
+    cfg: Improvement, codec: Codec, world: WorldConfig | None, video: bool = False
 ) -> Callable[[Params, dict[str, Any], Start, Array], Imagined]:
     """``dream(policy, parts, start, key)``: the rollouts of one iteration of RL.
 
@@ -169,6 +169,7 @@ def dream(
       cfg: settings; of the learner's only the size of a group matters here.
       codec: between actions and tokens.
       world: the learned world, its VAE's statistics filled in; None where ``cfg.dream.world`` is "true".
+      video: whether every frame is kept, for whoever looks at them before the policy is paid.
     """
     net = cfg.network.net
 
@@ -183,7 +184,7 @@ def dream(
         else:
             model = world_model.world(world, parts["world"])
             simulator = model if cfg.dream.world == "learned" else shadow(model, embedded.world(cfg.sim))
-        how = {"chunks": cfg.dream.chunks, "threshold": parts["threshold"], "steps": cfg.steps}
+        how = {"chunks": cfg.dream.chunks, "threshold": parts["threshold"], "steps": cfg.steps, "video": video}
         return imagine(act, simulator, score, start, key, **how)
 
     return dream

@@ -10,6 +10,7 @@ reference variant of the same seed by a link, so they are made once and are the 
 * the baselines: is there a cheaper way to the same success, or a better use of the same true episodes?
 * the refreshes: how often is the world model best trained again, at the same true budget, steps and updates?
 * the budget: from how many true episodes on is imagination no longer ahead of online RL?
+* the gates: does a policy learn better if payments that look like a lie are withheld?
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from wovr_jax.audit import gates
+from wovr_jax.audit.gates import GateConfig
 from wovr_jax.core import config
 from wovr_jax.pace import Job, pace
 from wovr_jax.run.folder import MARK, Run
@@ -51,6 +54,7 @@ class Variant:
       of: the variant whose run this is a round of; empty for a run of its own.
       curve: the line of the picture that it is a point of, if it is of one.
       imitates: whether its policy imitates its own successes (``imitation``) instead of learning by RL.
+      gate: which payments are withheld in imagination; None withholds none.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Variant:
     of: str = ""
     curve: str = ""
     imitates: bool = False
+    gate: GateConfig | None = None
 
 
 COLLECTED = (*BASE, "collect-0")
@@ -111,12 +116,23 @@ BASELINES = (
     Variant("online_4", "online GRPO, four times the true budget", ONLINE),
 )
 
+GATES = (
+    Variant(REFERENCE, "every payment of the judge", {}),
+    Variant("familiar", "the less suspicious half of them", {}, STARTED, gate=GateConfig()),
+    Variant("random", "half of them, drawn at random", {}, STARTED, gate=GateConfig(signs=())),
+    # What no gate can beat by what it withholds: the frames are imagined, the payments true.
+    Variant(
+        "true", "those that the true simulator would pay", {"dream": {"world": "shadow", "reward": "true"}}, STARTED
+    ),
+)
+
 STUDIES: dict[str, tuple[Variant, ...] | None] = {
     "ladder": LADDER,
     "ablations": ABLATIONS,
     "baselines": BASELINES,
     "refreshes": None,
     "budget": None,
+    "gates": GATES,
 }
 """Variants by the name of their study; those of None depend on the recipe."""
 
@@ -292,7 +308,8 @@ def study(
             imitate(variant_recipe, run)
         else:
             # Success before and after is asked for; what lies between costs true steps.
-            pace(variant_recipe, run, Job(f"evaluate-{last}", measured=(0, last)))
+            gate = variant.gate and gates.prepare(variant.gate, variant_recipe, run)
+            pace(variant_recipe, run, Job(f"evaluate-{last}", measured=(0, last)), gate)
         final = seeds.read_outcomes(run.facts[f"evaluate-{last}"])
         # A base that trains longer is held against the one that the reference began with.
         own = variant.name == REFERENCE

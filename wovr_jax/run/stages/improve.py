@@ -30,8 +30,14 @@ from wovr_jax.run.stages.reward import Judge
 from wovr_jax.sim.arena import Acting, Actor, Arena, Groups
 from wovr_jax.train import loop, optimizers
 from wovr_jax.train.step import ReplayableStep
-from wovr_jax.types import Array, Imagined, Params
+from wovr_jax.types import Array, Imagined, Params, Start
 from wovr_jax.world.model import WorldConfig
+
+Gate = Callable[[Mapping[str, Any], Start, Imagined, Array], Imagined]
+"""``gate(parts, start, imagined, key)``: rollouts with every frame, as the policy is to be paid for them.
+
+``parts`` are those of ``programs.dream``, ``key`` is the rollouts'. The frames are given up in the result.
+"""
 
 SMOOTHING = 0.5
 """Weight of the past in the smoothed share of paid failures: an iteration has some forty of them, too few to go by."""
@@ -50,6 +56,7 @@ class Imagination:
       vae: the world model's settings, and its VAE; None, as ``world``, in a true world.
       world: the world model.
       reward: the judge; None where the true predicate judges.
+      gate: what looks at imagined rollouts before they are paid, if anything does.
     """
 
     arena: Arena
@@ -60,6 +67,7 @@ class Imagination:
     vae: Product[tuple[WorldConfig, Params]] | None
     world: Product[Params] | None
     reward: Product[Judge] | None
+    gate: Gate | None = None
 
 
 def improve(
@@ -168,7 +176,7 @@ def begin(
 def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Array], Imagined]:
     """Rollouts of one compiled program, policy, world and judge in one scan."""
     assert given.starts is not None
-    dream = programs.dream(cfg, given.codec(), None if given.vae is None else given.vae.value[0])
+    dream = programs.dream(cfg, given.codec(), None if given.vae is None else given.vae.value[0], bool(given.gate))
     table = sharding.whole(jax.device_put(given.starts.value))
     # Arguments of the compiled program, not constants in it.
     parts: dict[str, Any] = {"threshold": jnp.float32(0.5)}
@@ -181,7 +189,8 @@ def _dream(cfg: Improvement, given: Imagination) -> Callable[[Params, Array, Arr
     def roll(params: Params, key: Array) -> tuple[Array, Imagined]:
         k_draw, k_roll = jax.random.split(key)
         row_B, start = programs.begin(cfg, table, given.prompt_KL, states, k_draw)
-        return row_B, dream(params, parts, start, k_roll)
+        imagined = dream(params, parts, start, k_roll)
+        return row_B, given.gate(parts, start, imagined, k_roll) if given.gate else imagined
 
     # The number of the iteration is for simulators on the host, which take new layouts with it.
     if cfg.dream.world != "learned" or not cfg.dream.watch:
