@@ -6,13 +6,18 @@
     no refresh, as many updates             all updates in the first world
     no refresh, whole budget first          the same; the episodes of all collections and the steps of all
                                             trainings go into that world
+    as WMPO                                 the same budget in one frozen world: no anchor, no keyframes, no mask,
+                                            advantages over the deviation, groups that agree left out; judge and
+                                            world model are ours
+    as RISE                                 the same budget in one frozen world: a chunk at a time from anywhere in an
+                                            episode, valued by a model of progress (wovr_jax/studies/progress.py)
     no keyframe starts                      PACE from episode starts only
     online GRPO at 1, 2 and 4 times         true rollouts of the learner instead of collections
 
 Every policy is measured as sampled, greedy and between the two, and each row says how many true episodes it took.
 
 Command:   python launch/study.py --config=configs/baselines.py[:preset of configs/pace.py]
-Expect:    about six runs of configs/pace.py for each seed; every run is resumable, and stages that a variant cannot
+Expect:    about eight runs of configs/pace.py for each seed; every run is resumable, and stages that a variant cannot
            change are made once for each seed
 """
 

@@ -9,8 +9,8 @@ The whole loop ends with launch/audit.py, which holds imagination against the tr
 same command continues a run that was interrupted. Ctrl-C and SIGTERM (a scheduler that takes the machine away) save
 first; the exit status is then 130 or 143, 128 and the signal's number. A run folder belongs to the settings that made
 it: other settings are refused, so that no result mixes two experiments, unless --allow_config_change says that this is
-wanted; finished stages then stay as they are. Studies (configs/baselines.py, budget.py, refreshes.py, ladder.py,
-ablations.py, world_study.py) have a door of their own, launch/study.py. Works without installation, from any directory.
+wanted; finished stages then stay as they are. Studies (configs/baselines.py, budget.py, refreshes.py, gates.py,
+ladder.py, ablations.py, world_study.py) have a door of their own, launch/study.py. Works without installation, from any directory.
 """
 
 from __future__ import annotations

@@ -186,6 +186,23 @@ def test_loss_and_metrics_equal_numpy():
     np.testing.assert_allclose(metrics["length"], np.mean(ends) / (N * T), rtol=1e-6)
 
 
+def test_a_gate_may_say_what_each_chunk_is_worth():
+    params, cfg = make_params(), fake_learner(grpo=GRPOConfig(group=4))
+    imagined = make_imagined(params)
+    worth_B = grpo.signal(imagined.success_BNT, cfg.grpo).advantage_B
+    same = dataclasses.replace(imagined, advantage_BN=jnp.repeat(worth_B[:, None], N, axis=1))
+    assert_same(run(cfg, imagined=same)[0].params, run(cfg, imagined=imagined)[0].params)
+    # Of rollouts that are worth nothing by their groups, one chunk alone is learned from, in both directions.
+    lost = make_imagined(params, success=np.zeros((B, N, T), bool))
+    told = {sign: np.zeros((B, N), np.float32) for sign in (1, -1)}
+    before = log_probs_of(params, lost.frame_BNHWC, lost.prompt_BL, lost.token_BNTA, 1.0)[2, 1].sum()
+    for sign, advantage_BN in told.items():
+        advantage_BN[2, 1] = sign
+        state, metrics = run(cfg, imagined=dataclasses.replace(lost, advantage_BN=jnp.asarray(advantage_BN)))
+        after = log_probs_of(state.params, lost.frame_BNHWC, lost.prompt_BL, lost.token_BNTA, 1.0)[2, 1].sum()
+        assert metrics["skipped"] == 0 and sign * (after - before) > 0
+
+
 def test_temperature_must_be_the_actors():
     params = make_params()
     imagined = make_imagined(params, temperature=1.6)

@@ -237,12 +237,14 @@ def _cut_chunks(imagined: Imagined, signal: grpo.Signal) -> _Samples:
     def flatten(x: Array) -> Array:
         return x.reshape(rows * chunks, *x.shape[2:])  # (B, N, ...) -> (X, ...)
 
+    told_BN = imagined.advantage_BN
+
     return _Samples(
         frame_XHWC=flatten(imagined.frame_BNHWC),
         row_X=jnp.repeat(jnp.arange(rows), chunks),
         token_XTA=flatten(imagined.token_BNTA),
         logp_XTA=flatten(imagined.logp_BNTA),
-        advantage_X=jnp.repeat(signal.advantage_B, chunks),
+        advantage_X=jnp.repeat(signal.advantage_B, chunks) if told_BN is None else flatten(told_BN),
         weight_XT=flatten(signal.weight_BNT),
     )
 

@@ -122,6 +122,8 @@ class Imagined:
       video_BNTHWC: float32, the new frames, or None when not asked for.
       live_BNT: bool, steps before the deadline, which is the end of the true episode; None where all of them are.
       keyframe_B: bool, which rollouts began at a keyframe; None where nobody says.
+      advantage_BN: float32, what each chunk is worth where a gate says so (``audit.gates``); None: its return against
+        that of its group.
     """
 
     frame_BNHWC: Array
@@ -137,6 +139,7 @@ class Imagined:
     video_BNTHWC: Array | None = None
     live_BNT: Array | None = None
     keyframe_B: Array | None = None
+    advantage_BN: Array | None = None
 
 
 class World(NamedTuple):

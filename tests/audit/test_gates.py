@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from wovr_jax.audit.gates import GateConfig, keep_least
+from wovr_jax.audit.gates import GateConfig, drop, keep_least
 from wovr_jax.core.config import ConfigError
+from wovr_jax.grpo import GRPOConfig, advantages, signal
+from wovr_jax.types import Imagined
 
 
 @pytest.mark.parametrize("coverage", [0.0, 0.25, 0.5, 1.0])
@@ -34,3 +37,30 @@ def test_what_is_not_paid_changes_nothing() -> None:
 def test_a_sign_that_there_is_none_of_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"distance.*got nearness"):
         GateConfig(signs=("nearness",))
+
+
+@pytest.mark.parametrize("normalise", ["mean", "mean_std"])
+def test_what_is_dropped_is_no_part_of_its_group(normalise: str) -> None:
+    cfg = GRPOConfig(group=4, normalise=normalise)
+    flags_BNT = np.zeros((12, 2, 3), bool)
+    flags_BNT[[0, 1, 4, 5, 6, 8], 1, 0] = True
+    dropped_B = np.zeros(12, bool)
+    # One success of the first group; both failures, so that the rest agree; all but one of the third.
+    dropped_B[[0, 7, 9, 10, 11]] = True
+    some: dict = dict.fromkeys(Imagined.__dataclass_fields__)
+    told = drop(Imagined(**some | {"success_BNT": jnp.asarray(flags_BNT)}), jnp.asarray(dropped_B), cfg)
+    advantage_BN, live_BNT = np.asarray(told.advantage_BN), np.asarray(told.live_BNT)
+    assert (advantage_BN[:, 0] == advantage_BN[:, 1]).all() and (live_BNT.any(axis=(1, 2)) == ~dropped_B).all()
+    # What GRPO itself makes of the three that are left of the first group.
+    alone = advantages(jnp.array([1.0, 0.0, 0.0]), 3, normalise)
+    np.testing.assert_allclose(advantage_BN[1:4, 0], alone, rtol=1e-5)
+    assert not advantage_BN[[0, *range(4, 12)]].any()
+
+
+def test_without_anything_dropped_the_advantage_is_grpos() -> None:
+    rng = np.random.default_rng(0)
+    flags_BNT, cfg = jnp.asarray(rng.random((16, 2, 3)) < 0.2), GRPOConfig(group=8, gamma=0.9, normalise="mean_std")
+    some: dict = dict.fromkeys(Imagined.__dataclass_fields__)
+    told = drop(Imagined(**some | {"success_BNT": flags_BNT}), jnp.zeros(16, bool), cfg)
+    its = signal(flags_BNT, cfg)
+    np.testing.assert_allclose(np.asarray(told.advantage_BN)[:, 0], its.advantage_B, rtol=1e-5)

@@ -10,14 +10,13 @@ import pytest
 from tests.sizes import fake_reward_train
 from tests.small_run import save_parts, small_settings
 from wovr_jax.audit import gates
-from wovr_jax.audit.gates import GateConfig
 from wovr_jax.core.config import ConfigError, from_dict
 from wovr_jax.core.log import read_metrics
 from wovr_jax.run.folder import Run
 from wovr_jax.run.recipe import Recipe
 from wovr_jax.studies import runner
 
-ROWS = ("full", "familiar", "random", "true")
+ROWS = ("full", "familiar", "dropped", "random", "true")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def test_every_gate_has_a_row_and_shares_what_it_cannot_change(study: pathlib.Pa
         stages = study / f"{name}-seed0" / "stages"
         assert all((stages / shared).is_symlink() for shared in ("collect-0", "world-0", "reward-0", "starts-0"))
         # What the signs compare with is made anew for each world, and only where signs are read.
-        assert (stages / "known-0").exists() == (stages / "known-1").exists() == (name == "familiar")
+        assert (stages / "known-0").exists() == (stages / "known-1").exists() == (name in ("familiar", "dropped"))
         assert not (stages / "grpo-1").is_symlink()
 
 
@@ -52,4 +51,4 @@ def test_half_of_the_payments_are_left(study: pathlib.Path) -> None:
 def test_a_gate_is_refused_where_nothing_is_imagined(tmp_path: pathlib.Path) -> None:
     settings = small_settings(save_parts(tmp_path / "assets"), dream={"world": "true", "reward": "true"})
     with pytest.raises(ConfigError, match="expected a learned world"):
-        gates.prepare(GateConfig(), from_dict(Recipe, settings), Run(tmp_path / "run", settings))
+        gates.prepare(from_dict(Recipe, settings), Run(tmp_path / "run", settings))

@@ -129,6 +129,11 @@ def test_baselines_get_the_true_budget_of_the_loop_or_a_multiple_of_it() -> None
     assert rows["imitation"].change["collect"] == rows["at_once"].change["collect"] == {"first": 400}
     steps = RECIPE.world_train.steps + (RECIPE.rounds - 1) * RECIPE.refresh.steps
     assert rows["at_once"].change["pace"] is False and rows["at_once"].change["world_train"] == {"steps": steps}
+    # The rivals with a frozen world get it in the same way, and as many imagined frames.
+    for rival in ("wmpo", "rise"):
+        assert {name: rows[rival].change[name] for name in rows["at_once"].change} == rows["at_once"].change
+    rise, dream = rows["rise"].change["dream"], RECIPE.dream
+    assert rise["groups"] * rise["chunks"] == dream.groups * dream.chunks and rise["chunks"] == 1
     assert rows["sft_more"].change == {"sft": {"steps": 2 * RECIPE.sft.steps, "patience": 0}}
     assert rows["sft_more"].after == 0
     assert (rows["imagined"].of, rows["imagined"].after) == (studies.REFERENCE, 1)

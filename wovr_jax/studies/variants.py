@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -28,9 +29,10 @@ from wovr_jax.audit import gates
 from wovr_jax.audit.gates import GateConfig
 from wovr_jax.core import config
 from wovr_jax.pace import Job, pace
+from wovr_jax.run.bind import OpenGate
 from wovr_jax.run.folder import MARK, Run
 from wovr_jax.run.recipe import Recipe
-from wovr_jax.studies import outcomes, seeds
+from wovr_jax.studies import outcomes, progress, seeds
 from wovr_jax.studies.imitation import imitate
 from wovr_jax.studies.seeds import Ends
 
@@ -54,7 +56,7 @@ class Variant:
       of: the variant whose run this is a round of; empty for a run of its own.
       curve: the line of the picture that it is a point of, if it is of one.
       imitates: whether its policy imitates its own successes (``imitation``) instead of learning by RL.
-      gate: which payments are withheld in imagination; None withholds none.
+      gate: ``gate(recipe, run)`` gives what looks at imagined rollouts before they are paid; None: nothing does.
     """
 
     name: str
@@ -65,7 +67,7 @@ class Variant:
     of: str = ""
     curve: str = ""
     imitates: bool = False
-    gate: GateConfig | None = None
+    gate: Callable[[Recipe, Run], OpenGate] | None = None
 
 
 COLLECTED = (*BASE, "collect-0")
@@ -102,6 +104,23 @@ ABLATIONS = (
     SAME_BUDGET,
 )
 
+# As far as its choices are settings of this loop: WMPO:README and paper, its VideoMAE judge and world model are not.
+WMPO = Variant(
+    "wmpo",
+    "as WMPO: no anchor, keyframes, mask or refresh; groups that agree left out",
+    {
+        "world": {"anchor": False},
+        "starts": {"share": 0.0},
+        "learner": {"grpo": {"granularity": "none", "normalise": "mean_std", "filter": True}},
+    },
+)
+RISE = Variant(
+    "rise",
+    "as RISE: one chunk from anywhere, progress instead of a judge, no refresh",
+    {"dream": {"chunks": 1}, "starts": {"share": 0.75, "rule": "uniform"}},
+    gate=progress.prepare,
+)
+
 BASELINES = (
     Variant(REFERENCE, "PACE", {}),
     Variant("sft_more", "the base, trained twice as long", {}, ("pretrained", "demonstrations"), after=0),
@@ -109,6 +128,8 @@ BASELINES = (
     Variant("imagined", "imagined GRPO, first round", {}, after=1, of=REFERENCE),
     NO_PACE,
     AT_ONCE,
+    WMPO,
+    RISE,
     NO_KIR,
     SAME_BUDGET,
     # Runs of their own and no later rounds of one: a round begins with a fresh optimizer and warms up again.
@@ -116,10 +137,16 @@ BASELINES = (
     Variant("online_4", "online GRPO, four times the true budget", ONLINE),
 )
 
+
+def _gate(**changes: Any) -> Callable[[Recipe, Run], OpenGate]:
+    return functools.partial(gates.prepare, cfg=GateConfig(**changes))
+
+
 GATES = (
     Variant(REFERENCE, "every payment of the judge", {}),
-    Variant("familiar", "the less suspicious half of them", {}, STARTED, gate=GateConfig()),
-    Variant("random", "half of them, drawn at random", {}, STARTED, gate=GateConfig(signs=())),
+    Variant("familiar", "the less suspicious half of them", {}, STARTED, gate=gates.prepare),
+    Variant("dropped", "that half; the others are left out of their groups", {}, STARTED, gate=_gate(drop=True)),
+    Variant("random", "half of them, drawn at random", {}, STARTED, gate=_gate(signs=())),
     # What no gate can beat by what it withholds: the frames are imagined, the payments true.
     Variant(
         "true", "those that the true simulator would pay", {"dream": {"world": "shadow", "reward": "true"}}, STARTED
@@ -159,7 +186,10 @@ def variants(name: str, recipe: Recipe) -> list[Variant]:
     fill["sft_more"] = {"sft": {"steps": 2 * recipe.sft.steps, "patience": 0}}
     # All of them from the base: what it succeeds in is what it imitates.
     fill["imitation"] = {"collect": {"first": budget}}
-    fill["at_once"] = _train_world_once(recipe, budget)
+    for each in ("at_once", "wmpo", "rise"):
+        fill[each] = _train_world_once(recipe, budget)
+    # As many imagined frames: shorter rollouts, and more of them.
+    fill["rise"] |= {"dream": {"groups": recipe.dream.groups * recipe.dream.chunks}}
     return [
         dataclasses.replace(one, change=merge_settings(one.change, fill.get(one.name, {})))
         for one in choose_variants(STUDIES[name] or _list_budgets(recipe), recipe.variants)
@@ -308,7 +338,7 @@ def study(
             imitate(variant_recipe, run)
         else:
             # Success before and after is asked for; what lies between costs true steps.
-            gate = variant.gate and gates.prepare(variant.gate, variant_recipe, run)
+            gate = variant.gate and variant.gate(variant_recipe, run)
             pace(variant_recipe, run, Job(f"evaluate-{last}", measured=(0, last)), gate)
         final = seeds.read_outcomes(run.facts[f"evaluate-{last}"])
         # A base that trains longer is held against the one that the reference began with.
