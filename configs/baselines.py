@@ -13,11 +13,12 @@
                                             episode, valued by a model of progress (wovr_jax/studies/progress.py)
     no keyframe starts                      PACE from episode starts only
     online GRPO at 1, 2 and 4 times         true rollouts of the learner instead of collections
+    as VLA-RL                               PPO on as many: a critic, and sub-goals pay (wovr_jax/studies/ppo.py)
 
 Every policy is measured as sampled, greedy and between the two, and each row says how many true episodes it took.
 
 Command:   python launch/study.py --config=configs/baselines.py[:preset of configs/pace.py]
-Expect:    about eight runs of configs/pace.py for each seed; every run is resumable, and stages that a variant cannot
+Expect:    about nine runs of configs/pace.py for each seed; every run is resumable, and stages that a variant cannot
            change are made once for each seed
 """
 

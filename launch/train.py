@@ -10,7 +10,8 @@ same command continues a run that was interrupted. Ctrl-C and SIGTERM (a schedul
 first; the exit status is then 130 or 143, 128 and the signal's number. A run folder belongs to the settings that made
 it: other settings are refused, so that no result mixes two experiments, unless --allow_config_change says that this is
 wanted; finished stages then stay as they are. Studies (configs/baselines.py, budget.py, refreshes.py, gates.py,
-ladder.py, ablations.py, world_study.py) have a door of their own, launch/study.py. Works without installation, from any directory.
+ladder.py, ablations.py, world_study.py) have a door of their own, launch/study.py. Works without installation, from any
+directory.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from wovr_jax.studies import outcomes, runner, variants
 from wovr_jax.studies.imitation import add_successes, imitate
 from wovr_jax.types import Episode
 
-ROWS = ("full", "sft_more", "imitation", "imagined", "online")
+ROWS = ("full", "sft_more", "imitation", "imagined", "wmpo", "rise", "online", "vla_rl")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,13 @@ def test_every_row_says_what_it_took_and_what_came_of_it(study: tuple[dict, path
     rows = {row["variant"]: row for row in results["study"]}
     assert tuple(rows) == ROWS
     # Collections of 8 and 8; the learner of online RL gets the same 16 episodes, an iteration.
-    assert [row["episodes"] for row in rows.values()] == [[16], [0], [16], [8], [16]]
+    episodes = {name: row["episodes"] for name, row in rows.items()}
+    assert episodes == dict.fromkeys(ROWS, [16]) | {"sft_more": [0], "imagined": [8]}
     for row in rows.values():
         for how in ("sampled", "greedy", "best"):
             assert row[how]["gain"]["n"] == 1 and row[how]["gain"]["low"] is None
     bases = [row["sampled"]["base"] for row in rows.values()]
-    assert bases == bases[:1] * 5, "all are held against the base that the loop began with"
+    assert bases == bases[:1] * len(ROWS), "all are held against the base that the loop began with"
     page = (folder / "report.html").read_text()
     assert "imitation of its own successes" in page and "no interval over seeds" in page
     assert json.loads((folder / "results.json").read_text())["study"] == results["study"]
@@ -70,7 +71,10 @@ def test_runs_share_what_a_variant_cannot_change(study: tuple[dict, pathlib.Path
     }
     assert made["sft_more-seed0"] == ["evaluate-0", "sft"]
     assert made["imitation-seed0"] == ["collect-0", "evaluate-1", "imitate-1"]
-    assert made["online-seed0"] == ["evaluate-1", "grpo-1", "starts-0"]
+    assert made["online-seed0"] == made["vla_rl-seed0"] == ["evaluate-1", "grpo-1", "starts-0"]
+    # A frozen world of its own, and a model of progress where there is no judge.
+    assert "world-1" not in made["wmpo-seed0"] + made["rise-seed0"]
+    assert "progress-0" in made["rise-seed0"] and "progress-0" not in made["wmpo-seed0"]
     assert "imagined-seed0" not in made and "evaluate-1" in made["full-seed0"]
 
 

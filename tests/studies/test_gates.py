@@ -13,7 +13,7 @@ from wovr_jax.audit import gates
 from wovr_jax.core.config import ConfigError, from_dict
 from wovr_jax.core.log import read_metrics
 from wovr_jax.run.folder import Run
-from wovr_jax.run.recipe import Recipe
+from wovr_jax.run.recipe import DreamConfig, Recipe
 from wovr_jax.studies import runner
 
 ROWS = ("full", "familiar", "dropped", "random", "true")
@@ -49,6 +49,7 @@ def test_half_of_the_payments_are_left(study: pathlib.Path) -> None:
 
 
 def test_a_gate_is_refused_where_nothing_is_imagined(tmp_path: pathlib.Path) -> None:
-    settings = small_settings(save_parts(tmp_path / "assets"), dream={"world": "true", "reward": "true"})
+    dream = DreamConfig(groups=4, chunks=2, updates=(1,), world="true", reward="true")
+    settings = small_settings(save_parts(tmp_path / "assets"), dream=dream)
     with pytest.raises(ConfigError, match="expected a learned world"):
         gates.prepare(from_dict(Recipe, settings), Run(tmp_path / "run", settings))

@@ -32,7 +32,7 @@ from wovr_jax.pace import Job, pace
 from wovr_jax.run.bind import OpenGate
 from wovr_jax.run.folder import MARK, Run
 from wovr_jax.run.recipe import Recipe
-from wovr_jax.studies import outcomes, progress, seeds
+from wovr_jax.studies import outcomes, ppo, progress, seeds
 from wovr_jax.studies.imitation import imitate
 from wovr_jax.studies.seeds import Ends
 
@@ -121,6 +121,13 @@ RISE = Variant(
     gate=progress.prepare,
 )
 
+VLA_RL = Variant(
+    "vla_rl",
+    "as VLA-RL: PPO with a critic, sub-goals pay too, same true budget",
+    ONLINE | {"learner": {"grpo": {"group": 1}}},
+    gate=ppo.prepare,
+)
+
 BASELINES = (
     Variant(REFERENCE, "PACE", {}),
     Variant("sft_more", "the base, trained twice as long", {}, ("pretrained", "demonstrations"), after=0),
@@ -132,6 +139,7 @@ BASELINES = (
     RISE,
     NO_KIR,
     SAME_BUDGET,
+    VLA_RL,
     # Runs of their own and no later rounds of one: a round begins with a fresh optimizer and warms up again.
     Variant("online_2", "online GRPO, twice the true budget", ONLINE),
     Variant("online_4", "online GRPO, four times the true budget", ONLINE),
@@ -183,6 +191,8 @@ def variants(name: str, recipe: Recipe) -> list[Variant]:
     for each, times in online.items():
         count = max(times * budget // (online_groups * group), 1)
         fill[each] = {"dream": {"updates": [count], "groups": online_groups}}
+    # A critic needs no groups: as many rollouts, each from a layout of its own.
+    fill["vla_rl"] = {"dream": fill["online"]["dream"] | {"groups": online_groups * group}}
     fill["sft_more"] = {"sft": {"steps": 2 * recipe.sft.steps, "patience": 0}}
     # All of them from the base: what it succeeds in is what it imitates.
     fill["imitation"] = {"collect": {"first": budget}}
