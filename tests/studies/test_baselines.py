@@ -43,7 +43,7 @@ def test_every_row_says_what_it_took_and_what_came_of_it(study: tuple[dict, path
     assert tuple(rows) == ROWS
     # Collections of 8 and 8; the learner of online RL gets the same 16 episodes, an iteration.
     episodes = {name: row["episodes"] for name, row in rows.items()}
-    assert episodes == dict.fromkeys(ROWS, [16]) | {"sft_more": [0], "imagined": [8]}
+    assert episodes == {name: [16] for name in ROWS} | {"sft_more": [0], "imagined": [8]}
     for row in rows.values():
         for how in ("sampled", "greedy", "best"):
             assert row[how]["gain"]["n"] == 1 and row[how]["gain"]["low"] is None

@@ -21,6 +21,7 @@ from typing import Any
 from wovr_jax.core.disk import read_json, replace_file
 from wovr_jax.core.log import RESERVED, read_metrics
 from wovr_jax.report import figures, tables, trust
+from wovr_jax.report.meanings import explain
 from wovr_jax.report.pieces import fill, render_table, side_by_side
 from wovr_jax.report.tables import Results, Rows
 
@@ -226,7 +227,7 @@ def _render_stage_curves(stage: str, curves: Mapping[str, list[tuple[float, floa
     # By name and not by order of writing, which differs from stage to stage.
     first = [name for name in FIRST_CURVES if name in curves]
     drawn = [
-        f"<figure>{svg}<figcaption>{html.escape(name)}</figcaption></figure>"
+        f"<figure>{svg}<figcaption>{html.escape(name)}<small>{html.escape(explain(name))}</small></figcaption></figure>"
         for name in (*first, *(name for name in curves if name not in first))
         if len(curves[name]) > 1 and (svg := figures.draw_curve(curves[name], f"{stage}: {name}"))
     ]
