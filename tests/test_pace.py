@@ -25,7 +25,7 @@ from tests.small_run import run_whole, save_parts, small_settings
 from wovr_jax import pace
 from wovr_jax.core import checkpoint
 from wovr_jax.core.config import ConfigError, from_dict, to_dict
-from wovr_jax.core.log import read_metrics
+from wovr_jax.core.log import RESERVED, read_metrics
 from wovr_jax.data import episodes as disk
 from wovr_jax.data import starts as start_states
 from wovr_jax.data.batches import NoDataError
@@ -33,6 +33,7 @@ from wovr_jax.grpo import GRPOConfig
 from wovr_jax.nn.functional import Pure
 from wovr_jax.policy import vla
 from wovr_jax.report import page, tables
+from wovr_jax.report.meanings import explain
 from wovr_jax.run.bind import Products, bind_stages
 from wovr_jax.run.folder import MARK, Run, RunError
 from wovr_jax.run.recipe import Recipe
@@ -387,6 +388,13 @@ def test_a_reward_that_never_or_always_says_success_leaves_the_policy_and_says_s
     assert json.loads((stages / "grpo-1" / MARK).read_text())["skipped"] == 2
     curve = [line for line in read_metrics(stages.parent) if line["stage"] == "grpo-1"]
     assert [(line["skipped"], line["kept_groups"]) for line in curve] == [(1.0, 0.0), (1.0, 0.0)]
+
+
+def test_every_curve_of_the_page_is_explained(reference: Reference) -> None:
+    names = {name for line in read_metrics(reference.folder) for name in line if name not in RESERVED}
+    assert len(names) > 30 and not {name for name in names if not explain(name)}
+    assert explain("won_keyframe") == explain("won") + ", of those that begin at a keyframe"
+    assert explain("what nobody measures") == explain("nothing_start") == ""
 
 
 # --- mistakes -------------------------------------------------------------------------------
