@@ -73,27 +73,27 @@ def prepare(recipe: Recipe, run: Run, cfg: GateConfig | None = None) -> Callable
             return disk.join([made.demonstrations.value.train, join_rounds(made.rollouts)])
 
         if not cfg.signs:
-            return _compile(cfg, grpo, lambda *_: {})
+            return functools.partial(_compile(cfg, grpo, _read_nothing), None)
         known_cfg, known = know(run, len(made.worlds) - 1, made.vae, read_truth, key).value
-        read = signs.read(made.vae.value[0], known_cfg)
-
-        def read_signs(parts: Mapping[str, Any], *rolled: Any) -> dict[str, Array]:
-            return read(parts["world"], known, *rolled)
-
-        return _compile(cfg, grpo, read_signs)
+        return functools.partial(_compile(cfg, grpo, signs.read(made.vae.value[0], known_cfg)), known)
 
     return open_gate
 
 
-def _compile(cfg: GateConfig, grpo: GRPOConfig, read: Callable[..., dict[str, Array]]) -> Gate:
-    """One program a round: what the signs that are not asked for alone would cost, the compiler leaves out."""
+def _read_nothing(*_: Any) -> dict[str, Array]:
+    return {}
+
+
+@functools.cache
+def _compile(cfg: GateConfig, grpo: GRPOConfig, read: Callable[..., dict[str, Array]]) -> Callable[..., Imagined]:
+    """One program for all rounds: what the signs that are not asked for alone would cost, the compiler leaves out."""
 
     @jax.jit
-    def gate(parts: Mapping[str, Any], start: Start, imagined: Imagined, key: Array) -> Imagined:
+    def gate(known: Any, parts: Mapping[str, Any], start: Start, imagined: Imagined, key: Array) -> Imagined:
         paid_BN = imagined.success_BNT.any(axis=2)
         # A rollout is as suspicious as its worst chunk up to the first payment.
         counts_BN = jnp.cumsum(paid_BN, axis=1) - paid_BN == 0
-        sign_BN = read(parts, start, imagined.action_BNTA, imagined.video_BNTHWC, key)
+        sign_BN = read(parts["world"], known, start, imagined.action_BNTA, imagined.video_BNTHWC, key)
         sign_CB = [jnp.where(counts_BN, sign_BN[name], -jnp.inf).max(axis=1) for name in cfg.signs]
         # Not the key of the rollouts itself, from which their noise comes.
         drawn_B = jax.random.uniform(jax.random.fold_in(key, len(paid_BN)), (len(paid_BN),))
