@@ -125,6 +125,15 @@ def test_imitation_begins_with_the_base(study: tuple[dict, pathlib.Path], monkey
         np.testing.assert_array_equal(ours, its)
 
 
+def test_a_rival_that_needs_an_embedded_simulator_is_refused_before_anything_runs(tmp_path: pathlib.Path) -> None:
+    settings = small_settings(save_parts(tmp_path / "assets"), job="baselines", seeds=(0,))
+    reward = {**settings["reward"], "tasks": 10}
+    recipe = from_dict(Recipe, settings | {"libero": {}, "reward": reward})
+    with pytest.raises(ConfigError, match=r"vla_rl is paid by the sub-goals .*--config.variants=sft_more,imitation,"):
+        variants.study("baselines", recipe, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
 def test_imitation_needs_steps_to_learn_by(tmp_path: pathlib.Path) -> None:
     settings = small_settings(tmp_path) | {"policy_weights": "somewhere"}
     settings["sft"]["steps"] = 0

@@ -328,7 +328,13 @@ def study(
         for variant in rows
     }
     for variant in rows:  # what cannot be is said before anything runs
-        config.from_dict(Recipe, merge_settings(settings, variant.change))
+        asked = config.from_dict(Recipe, merge_settings(settings, variant.change))
+        if variant.gate is ppo.prepare and asked.outside:
+            others = ",".join(row.name for row in rows if row not in (variant, rows[0]))
+            raise config.ConfigError(
+                f"config.variants: {variant.name} is paid by the sub-goals of an embedded simulator, and this one is "
+                f"outside; name the others: --config.variants={others}"
+            )
     # The reference first: the others link its stages, and its base policy is what all of them began with.
     order = sorted(rows, key=lambda variant: variant.name != REFERENCE)
     for count, (seed, variant) in enumerate(itertools.product(recipe.seeds, order), 1):
