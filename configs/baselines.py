@@ -9,8 +9,9 @@
     as WMPO                                 the same budget in one frozen world: no anchor, no keyframes, no mask,
                                             advantages over the deviation, groups that agree left out; judge and
                                             world model are ours
-    as RISE                                 the same budget in one frozen world: a chunk at a time from anywhere in an
-                                            episode, valued by a model of progress (wovr_jax/studies/progress.py)
+    as RISE                                 the same budget in one frozen world: a chunk at a time, from starts and from
+                                            anywhere in failed episodes, valued by a model of progress
+                                            (wovr_jax/studies/progress.py)
     no keyframe starts                      PACE from episode starts only
     online GRPO at 1, 2 and 4 times         true rollouts of the learner instead of collections
     as VLA-RL                               PPO on as many: a critic, and sub-goals pay (wovr_jax/studies/ppo.py)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import pathlib
+from types import SimpleNamespace
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.sizes import fake_reward_train
+from wovr_jax.core.config import ConfigError
 from wovr_jax.reward import classifier
 from wovr_jax.reward.classifier import RewardConfig
+from wovr_jax.run.folder import Run
+from wovr_jax.run.recipe import Recipe
 from wovr_jax.studies import progress
 from wovr_jax.studies.progress import GAMMA, ProgressObjective
 from wovr_jax.train import step as train_step
@@ -52,6 +59,12 @@ def test_the_loss_by_hand() -> None:
     target_B = np.array([GAMMA * next_B[0], 1.0, GAMMA * next_B[2], 0.0])
     by_hand = ((value_B[0] - 0.5) ** 2 + (value_B[1] - 1.0) ** 2) / 4 + np.mean((np.asarray(value_B) - target_B) ** 2)
     np.testing.assert_allclose(loss, by_hand, rtol=1e-5)
+
+
+def test_a_judge_that_is_not_trained_is_refused(tmp_path: pathlib.Path) -> None:
+    made = SimpleNamespace(reward=RewardConfig.fake(), reward_train=fake_reward_train(steps=0), seed=0)
+    with pytest.raises(ConfigError, match="by which progress is learned"):
+        progress.prepare(cast(Recipe, made), Run(tmp_path / "run", {}))
 
 
 def test_it_learns_that_brighter_is_further() -> None:

@@ -1,14 +1,15 @@
 """A baseline without a judge: how much further along does each imagined chunk look, by a model of progress? (RISE.)
 
-As in RISE (February 2026) imagination is one chunk long, begins wherever true episodes have been, and a chunk is worth
-how far the value of what it shows lies above that of where it began::
+As in RISE (February 2026) imagination is one chunk long, and a chunk is worth how far the value of what it shows lies
+above that of where it began::
 
     A = 1/T sum_k V(o_{t+k}) - V(o_t)
 
 V is trained on the true episodes alone, half by progress, the share of a successful episode that is over, and half by
 temporal differences, which failures take part in: a frame is worth ``GAMMA`` times the next one, a success 1, the end
-of a failure 0. What is not RISE's: the policy is improved by the clipped loss of GRPO and not by regression on binned
-advantages, the world model is this package's, and V a network as small as the judge's.
+of a failure 0. What is not RISE's: in the middle of an episode a chunk begins only if that episode failed; the policy
+is improved by the clipped loss of GRPO and not by regression on binned advantages; the world model is this package's, and V
+a network as small as the judge's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from flax import struct
 
 from wovr_jax.core import checkpoint, keys, sharding
+from wovr_jax.core.config import ConfigError
 from wovr_jax.core.pixels import to_float
 from wovr_jax.data import batches
 from wovr_jax.data import episodes as disk
@@ -110,7 +112,13 @@ class ProgressObjective(RewardObjective):
 
 
 def prepare(recipe: Recipe, run: Run) -> Callable[[Products], Gate]:
-    """Returns what gives the advantages of the newest world's rollouts; the model of progress is a stage of the run."""
+    """Returns what gives the advantages of the newest world's rollouts; the model of progress is a stage of the run.
+
+    Raises:
+      ConfigError: a judge that is not trained, whose settings the model of progress has.
+    """
+    if not recipe.reward_train.steps:
+        raise ConfigError("config.reward_train.steps: expected at least 1, by which progress is learned, got 0.")
     cfg, training, key = recipe.reward, recipe.reward_train, functools.partial(keys.key, recipe.seed)
 
     def open_gate(made: Products) -> Gate:

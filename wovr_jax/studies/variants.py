@@ -116,7 +116,7 @@ WMPO = Variant(
 )
 RISE = Variant(
     "rise",
-    "as RISE: one chunk from anywhere, progress instead of a judge, no refresh",
+    "as RISE: one chunk, also out of failures, progress instead of a judge, no refresh",
     {"dream": {"chunks": 1}, "starts": {"share": 0.75, "rule": "uniform"}},
     gate=progress.prepare,
 )
