@@ -8,8 +8,8 @@ above that of where it began::
 V is trained on the true episodes alone, half by progress, the share of a successful episode that is over, and half by
 temporal differences, which failures take part in: a frame is worth ``GAMMA`` times the next one, a success 1, the end
 of a failure 0. What is not RISE's: in the middle of an episode a chunk begins only if that episode failed; the policy
-is improved by the clipped loss of GRPO and not by regression on binned advantages; the world model is this package's, and V
-a network as small as the judge's.
+is improved by the clipped loss of GRPO and not by regression on binned advantages; the world model is this package's,
+and V a network as small as the judge's.
 """
 
 from __future__ import annotations
